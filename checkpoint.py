@@ -1,0 +1,238 @@
+"""A checkpoint is a folder that explains itself: what sampling and scoring need is in it, and they take only its path.
+
+    config.json, model.safetensors     the network, as save_pretrained writes it: stock transformers opens the folder
+    tokenizer.json, ...                the tokenizer
+    process.json                       which process, all of its settings, time conditioning, length histogram, metrics
+    word_freq.json                     {token: count} of the training corpus
+    time_conditioning.safetensors      only with time conditioning
+    README.md                          how to use it
+
+Nothing here is ever unpickled: safetensors and JSON only.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from dataloader import load_tokenizer
+from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion_word_freq_released import ReleasedWordFreqDiffusion
+from models.bert import BertDenoiser, load_network
+from process import Process, UserError
+from runtime import folder_written_whole, written_whole
+
+FORMAT = 1
+PROCESS_NAME = "word_freq"
+
+
+@dataclass
+class Run:
+    """Everything that belongs to one trained (or about to be trained) model."""
+
+    denoiser: BertDenoiser
+    process: Process
+    process_args: WordFreqArgs
+    tokenizer: PreTrainedTokenizerBase
+    token_counts: Tensor
+    """int64 [V], occurrences in the training corpus."""
+    length_histogram: list[int]
+    """Entry n: training sentences with n target tokens."""
+    max_length: int
+    """Longest training sentence allowed, special tokens included."""
+    facts: dict = field(default_factory=dict)
+    """Step, validation metrics and the like; for people, not read back by any computation."""
+
+    def to(self, device: torch.device) -> "Run":
+        """Move network and schedule; returns self."""
+        self.denoiser.to(device)
+        self.process.to(device)
+        return self
+
+
+def build_process(
+    args: WordFreqArgs, token_counts: Tensor, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+) -> WordFreqDiffusion:
+    """The process that `args` name. Text never contains special tokens, so p_theta rules them out; [UNK] is scored only.
+
+    Args:
+        args: the settings.
+        token_counts: int64 [V].
+        tokenizer: gives the special ids.
+        vocab_size: rows of the network's output; ids the tokenizer does not know are ruled out too.
+    """
+    kind = ReleasedWordFreqDiffusion if args.posterior == "released" else WordFreqDiffusion
+    unknown = tokenizer.unk_token_id
+    special = {i for i in tokenizer.all_special_ids if i != unknown} - {tokenizer.mask_token_id}
+    return kind(
+        args,
+        token_counts,
+        mask_id=tokenizer.mask_token_id,
+        excluded_ids=(*sorted(special), *range(len(tokenizer), vocab_size)),
+        unsampled_ids=() if unknown is None else (unknown,),
+    )
+
+
+# ---- word frequencies ------------------------------------------------------------------------------------------------
+
+
+def write_word_freq(path: Path, token_counts: Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
+    """{token: count} as JSON, most frequent first, tokens that never occur left out."""
+    order = torch.argsort(token_counts, descending=True, stable=True).tolist()
+    seen = {tokenizer.convert_ids_to_tokens(i): int(token_counts[i]) for i in order if token_counts[i] > 0}
+    with written_whole(path) as file:
+        json.dump(seen, file, ensure_ascii=False, indent=0)
+
+
+def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
+    """Counts (or relative frequencies, scaled so that the rarest counts once) from {token: number} JSON, float64 [V].
+
+    Raises:
+        UserError: if the file is no such JSON or names tokens that this tokenizer lacks.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"word frequencies {path}: cannot be read ({error.strerror}); make them with word_freq.py") from error
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"word frequencies {path}: not JSON ({error}); make them with word_freq.py") from error
+    numbers = entries.values() if isinstance(entries, dict) else [None]
+    if not entries or not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in numbers):
+        raise UserError(f"word frequencies {path}: must map tokens to counts of 0 or more; make them with word_freq.py")
+    vocabulary = tokenizer.get_vocab()
+    strangers = [token for token in entries if token not in vocabulary]
+    if strangers:
+        raise UserError(
+            f"word frequencies {path}: of another vocabulary: {len(strangers)} of {len(entries)} tokens, "
+            f"e.g. {strangers[0]!r}, are not in this tokenizer; count again with word_freq.py --tokenizer"
+        )
+    counts = torch.zeros(vocab_size, dtype=torch.float64)
+    for token, number in entries.items():
+        counts[vocabulary[token]] = number
+    if 0 < counts.max() <= 1:
+        counts = (counts / counts[counts > 0].min()).round()
+    return counts
+
+
+# ---- save and load ---------------------------------------------------------------------------------------------------
+
+
+def save(path: Path, run: Run) -> None:
+    """Write a run beside `path` and rename it there; an earlier checkpoint of that name is replaced at once."""
+    with folder_written_whole(path) as folder:
+        run.denoiser.network.save_pretrained(folder)
+        run.tokenizer.save_pretrained(folder)
+        if run.denoiser.time is not None:
+            state = {name: tensor.contiguous() for name, tensor in run.denoiser.time.state_dict().items()}
+            save_file(state, folder / "time_conditioning.safetensors")
+        write_word_freq(folder / "word_freq.json", run.token_counts, run.tokenizer)
+        description = {
+            "format": FORMAT,
+            "process": PROCESS_NAME,
+            "process_args": asdict(run.process_args),
+            "time_conditioning": run.denoiser.time_conditioning,
+            "max_length": run.max_length,
+            "length_histogram": run.length_histogram,
+            "facts": run.facts,
+        }
+        (folder / "process.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
+        (folder / "README.md").write_text(_model_card(run), encoding="utf-8")
+
+
+def load(name: str, device: torch.device, *, posterior: str = "") -> Run:
+    """A run from its folder; needs nothing but the path.
+
+    Args:
+        name: the folder, or an output folder of main.py that holds one.
+        device: where to put it.
+        posterior: replaces the checkpoint's own choice (exact or released) if given.
+
+    Raises:
+        UserError: if the folder is missing, truncated, or of another process.
+    """
+    path = find_checkpoint(name)
+    description = _read_description(path)
+    try:
+        process_args = WordFreqArgs(**{**description["process_args"], **({"posterior": posterior} if posterior else {})})
+        time_conditioning, histogram = description["time_conditioning"], description["length_histogram"]
+        max_length = description["max_length"]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {path}: process.json does not fit this version ({error})") from error
+    tokenizer = load_tokenizer(str(path))
+    denoiser = BertDenoiser(load_network(str(path), whole=True), time_conditioning, process_args.num_steps)
+    if denoiser.time is not None:
+        _load_time_conditioning(denoiser.time, path / "time_conditioning.safetensors")
+    counts = read_word_freq(path / "word_freq.json", tokenizer, denoiser.vocab_size)
+    process = build_process(process_args, counts, tokenizer, denoiser.vocab_size)
+    facts = description.get("facts", {})
+    run = Run(denoiser.eval(), process, process_args, tokenizer, counts, histogram, max_length, facts)
+    return run.to(device)
+
+
+def find_checkpoint(name: str) -> Path:
+    """The checkpoint folder meant by `name`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise UserError(f"checkpoint {path}: is a file; a checkpoint is a folder made by main.py (no pickle is ever loaded)")
+    if not path.is_dir():
+        raise UserError(f"checkpoint {path}: no such folder; train one with main.py --output_dir, or `bash run.sh demo`")
+    if not (path / "process.json").exists() and (path / "checkpoint" / "process.json").exists():
+        return path / "checkpoint"
+    if not (path / "process.json").exists():
+        raise UserError(f"checkpoint {path}: not a DiffusionBERT checkpoint (it has no process.json)")
+    return path
+
+
+def _read_description(path: Path) -> dict:
+    try:
+        description = json.loads((path / "process.json").read_text(encoding="utf-8"))
+        found = description["process"], description["format"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f"checkpoint {path}: process.json is truncated or damaged ({error})") from error
+    if found[0] != PROCESS_NAME:
+        raise UserError(f"checkpoint {path}: of another process, {found[0]!r}; this script knows {PROCESS_NAME!r}")
+    if found[1] != FORMAT:
+        raise UserError(f"checkpoint {path}: format {found[1]}, this version reads format {FORMAT}")
+    return description
+
+
+def _load_time_conditioning(module: torch.nn.Module, file: Path) -> None:
+    try:
+        module.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"checkpoint {file.parent}: {file.name} is missing, truncated or of another size ({reason})") from error
+
+
+def _model_card(run: Run) -> str:
+    settings = "\n".join(f"| {f.name} | {getattr(run.process_args, f.name)} |" for f in fields(run.process_args))
+    facts = "\n".join(f"| {name} | {value} |" for name, value in run.facts.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [diffusion, masked-diffusion, diffusionbert]
+---
+# A DiffusionBERT checkpoint
+
+Sample: `python predict.py --checkpoint <this folder>`. Score: `python compute_elbo.py --checkpoint <this folder> --data FILE`.
+The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`.
+
+| setting of the process | value |
+|---|---|
+{settings}
+| time_conditioning | {run.denoiser.time_conditioning} |
+
+| fact | value |
+|---|---|
+{facts}
+"""

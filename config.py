@@ -1,0 +1,151 @@
+"""Command lines: every setting is declared once, in a dataclass beside its consumer, and parsed here.
+
+Both published DiffusionBERT command lines run as written: aliases stand beside each field, values that changed their
+form are rewritten by `_MODERNISED`, and flags that mean nothing any more are accepted with a word of explanation.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from transformers import HfArgumentParser
+
+from process import UserError
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """How long to train, on what, and where the results go."""
+
+    output_dir: str = field(metadata={"help": "a new folder: checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png"})
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps; 0: as many as num_train_epochs takes"})
+    num_train_epochs: float = field(default=3.0, metadata={"aliases": ["--epochs"], "help": "passes over the data"})
+    max_minutes: float = field(default=0.0, metadata={"help": "end after this time, the schedule with it; 0: no limit"})
+    accumulation_steps: int = field(
+        default=1, metadata={"aliases": ["--gradient_accumulation_steps"], "help": "micro-steps per optimizer step"}
+    )
+    warm_start: float = field(default=0.0, metadata={"help": "share of the training spent as a masked LM first"})
+    warm_start_rates: str = field(default="0.1,0.4", metadata={"help": "range of its mask rates"})
+    precision: str = field(
+        default="auto", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network; the maths is fp32+"}
+    )
+    fp16: bool = field(default=False, metadata={"help": "the same as --precision fp16"})
+    eval_steps: int = field(default=0, metadata={"aliases": ["--eval_interval"], "help": "0: ten times in all"})
+    eval_step_size: int = field(default=64, metadata={"help": "steps of T per window of the validation bound"})
+    eval_sequences: int = field(default=256, metadata={"help": "validation sentences scored during training; 0: all"})
+    logging_steps: int = field(default=50, metadata={"help": "steps between lines of the log (the first come sooner)"})
+    seed: int = field(default=42, metadata={"help": "of weights, data order and noise"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
+    fitlog: bool = field(default=True, metadata={"help": "also log with fitlog"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the run in output_dir"})
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 0 or (self.max_steps == 0 and not 0 < self.num_train_epochs < float("inf")):
+            raise UserError(
+                f"max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}: give one of them above 0"
+            )
+        for name, least in (("accumulation_steps", 1), ("eval_step_size", 1), ("logging_steps", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        for name in ("max_minutes", "eval_steps", "eval_sequences", "threads", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} must be 0 or more")
+        if not 0 <= self.warm_start <= 1:
+            raise UserError(f"warm_start={self.warm_start} must lie in [0, 1], a share of the training")
+        low, high = self.rates
+        if not 0 < low <= high <= 1:
+            raise UserError(f"warm_start_rates={self.warm_start_rates!r} must be two rates, 0 < low <= high <= 1")
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The warm start's lowest and highest mask rate."""
+        try:
+            low, high = (float(rate) for rate in self.warm_start_rates.split(","))
+        except ValueError as error:
+            raise UserError(f"warm_start_rates={self.warm_start_rates!r} must look like 0.1,0.4") from error
+        return low, high
+
+
+_MODERNISED = {
+    ("--spindle_schedule", "true"): ("--spindle", "paper"),
+    ("--spindle_schedule", "false"): ("--spindle", "none"),
+}
+"""Published flags whose value changed its form."""
+
+MEANINGLESS = {
+    "--num_workers": "batches are cut from a memory-mapped array; no worker processes are needed",
+    "--local_rank": "torchrun tells each process its rank",
+    "--load_step": "a checkpoint is given by its folder",
+    "--predict_x0": "the network always predicts x0",
+    "--sample_strategy": "tokens are always drawn from the prediction; see --temperature, --top_k, --top_p",
+    "--eval_step": "use --eval_steps",
+    "--log_space": "all arithmetic is done in log space where it matters",
+}
+"""Published flags that no longer mean anything, each taking one value."""
+
+FROM_CHECKPOINT = {
+    "--model_type": "the checkpoint says which network it holds",
+    "--model_name_or_path": "the checkpoint says which network it holds",
+    "--vocab_size": "the checkpoint says which vocabulary it uses",
+    "--schedule": "the checkpoint says which schedule it was trained with",
+    "--noise_schedule": "the checkpoint says which schedule it was trained with",
+    "--word_freq_lambda": "the checkpoint says which spindle it was trained with",
+    "--timestep": "the checkpoint says how it is told the time",
+    "--name": "the checkpoint is given by its folder",
+}
+"""More of them, for the scripts that read a checkpoint."""
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (--help lists every setting)")
+
+
+def parse(kinds: list[type], description: str, *, meaningless: dict[str, str] | None = None, argv: list[str] | None = None) -> tuple:
+    """One frozen dataclass of each kind from the command line.
+
+    Args:
+        kinds: dataclasses; their fields are the flags.
+        description: what --help says first.
+        meaningless: flags that are accepted and explained on stderr, by name.
+        argv: the words; default the process's own.
+
+    Raises:
+        UserError: if a flag is unknown or a value is out of range.
+    """
+    words = _modernise(sys.argv[1:] if argv is None else argv, {**MEANINGLESS, **(meaningless or {})})
+    parser = _Parser(kinds, description=description.split("\n")[0], allow_abbrev=False)
+    try:
+        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _modernise(argv: list[str], meaningless: dict[str, str]) -> list[str]:
+    words: list[str] = []
+    rest = iter(_split_equals(argv))
+    for word in rest:
+        if word in meaningless:
+            next(rest, None)
+            print(f"note: {word} has no effect: {meaningless[word]}", file=sys.stderr)
+        elif word == "--spindle_schedule":
+            value = next(rest, "").lower()
+            if (word, value) not in _MODERNISED:
+                raise UserError(f"{word} {value!r}: use --spindle paper, released or none")
+            words += _MODERNISED[word, value]
+        else:
+            words.append(word)
+    return words
+
+
+def _split_equals(argv: list[str]) -> list[str]:
+    split: list[str] = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        split += [flag, value] if word.startswith("--") and equals else [word]
+    return split

@@ -1,0 +1,188 @@
+"""Where text comes from: files, folders and hub data sets, one sentence at a time, each with its place of origin."""
+
+import gzip
+import hashlib
+import json
+import lzma
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from process import UserError
+
+SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz")
+SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
+LM1B = (("dvruette/lm1b", None), ("billion-word-benchmark/lm1b", "refs/convert/parquet"), ("FrankCCCCC/lm1b", None))
+"""LM1B's own entry is a loading script, which `datasets` no longer runs; these hold the same text as parquet."""
+
+Keep = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a corpus: either local files or a hub data set."""
+
+    files: tuple[Path, ...] = ()
+    hub_name: str = ""
+    hub_split: str = ""
+
+    def __str__(self) -> str:
+        return self.hub_name or ", ".join(str(file) for file in self.files)
+
+
+def find_source(data: str, split: str = "train") -> Source | None:
+    """The files or hub data set that hold `split` of `data`; None if `data` exists but has no such split.
+
+    Args:
+        data: a file, a folder with train / valid / test files (or unnamed files: all training data), or a hub name.
+        split: train, valid or test.
+
+    Raises:
+        UserError: if `data` is nothing that can be read.
+    """
+    path = Path(data).expanduser()
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"{path}: cannot read this kind of file; use one of {', '.join(SUFFIXES)}")
+        return Source((path,)) if split == "train" else None
+    if path.is_dir():
+        return _find_in_folder(path, split)
+    looks_like_path = data.startswith((".", "/", "~")) or data.endswith(SUFFIXES)
+    if not data or looks_like_path or data.count("/") > 1:
+        raise UserError(f"{data or '(no path)'}: no such file or folder")
+    hub_split = _hub_split(data, split)
+    return Source(hub_name=data, hub_split=hub_split) if hub_split else None
+
+
+def _find_in_folder(folder: Path, split: str) -> Source | None:
+    readable = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(SUFFIXES))
+    if not readable:
+        raise UserError(f"{folder}: no text in this folder; it should hold train.txt (or any {', '.join(SUFFIXES)})")
+    by_split = {name: [p for p in readable if p.name.split(".")[0] in SPLIT_NAMES[name]] for name in SPLIT_NAMES}
+    unnamed = [p for p in readable if all(p not in named for named in by_split.values())]
+    if split == "train" and not by_split["train"]:
+        by_split["train"] = unnamed
+    found = by_split[split]
+    if len(found) > 1 and split != "train":
+        raise UserError(f"{folder}: {split} is ambiguous: {', '.join(p.name for p in found)}; keep one")
+    if not found and split == "train":
+        raise UserError(f"{folder}: it has {', '.join(p.name for p in readable)} but no training text (train.txt)")
+    return Source(tuple(found)) if found else None
+
+
+def read_sentences(source: Source, *, keep: Keep | None = None, description: str = "reading") -> Iterator[str]:
+    """Every non-empty sentence of a source, stripped, with a progress bar.
+
+    Raises:
+        UserError: naming file and line, if a line is not UTF-8, not JSON, or lacks "text"; or if there is none.
+    """
+    found = False
+    for sentence in _read_hub(source, description) if source.hub_name else _read_files(source.files, description):
+        found = True
+        if keep is None or keep(sentence):
+            yield sentence
+    if not found:
+        raise UserError(f"{source}: no text in it; one sentence a line is expected")
+
+
+def _read_files(files: tuple[Path, ...], description: str) -> Iterator[str]:
+    size = sum(file.stat().st_size for file in files)
+    with tqdm(total=size, unit="B", unit_scale=True, desc=description, leave=False, disable=None) as bar:
+        for file in files:
+            done = bar.n
+            for number, (line, position) in enumerate(_read_lines(file), start=1):
+                if number % 1000 == 0:
+                    bar.update(done + position - bar.n)
+                sentence = _parse(line, file, number).strip()
+                if sentence:
+                    yield sentence
+
+
+def _read_lines(file: Path) -> Iterator[tuple[bytes, int]]:
+    """Lines of a possibly compressed file, each with the position reached in the file as it lies on disk."""
+    try:
+        with open(file, "rb") as raw:
+            opener = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix)
+            with opener(raw, "rb") if opener else raw as stream:
+                for line in stream:
+                    yield line, raw.tell()
+    except (OSError, EOFError, lzma.LZMAError) as error:
+        raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def _parse(line: bytes, file: Path, number: int) -> str:
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
+        raise UserError(f"{file}:{number}: not UTF-8 ({where}); convert the file, e.g. with iconv") from error
+    if ".jsonl" not in file.name or not text.strip():
+        return text
+    try:
+        record = json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{file}:{number}: not JSON ({error}); every line must be an object") from error
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        keys = f"its keys are {sorted(record)}" if isinstance(record, dict) else f"it is a {type(record).__name__}"
+        raise UserError(f'{file}:{number}: every line must be an object with a string "text"; {keys}')
+    return record["text"]
+
+
+def _hub_candidates(name: str) -> tuple[tuple[str, str | None], ...]:
+    return LM1B if name == "lm1b" else ((name, None),)
+
+
+def _hub_split(name: str, split: str) -> str | None:
+    from datasets import get_dataset_split_names
+
+    names = _first_reachable(name, lambda repo, revision: get_dataset_split_names(repo, revision=revision))
+    wanted = SPLIT_NAMES[split]
+    return next((candidate for candidate in wanted if candidate in names), None)
+
+
+def _read_hub(source: Source, description: str) -> Iterator[str]:
+    from datasets import load_dataset
+
+    def load(repo: str, revision: str | None) -> object:
+        return load_dataset(repo, split=source.hub_split, revision=revision)
+
+    dataset = _first_reachable(source.hub_name, load)
+    if "text" not in dataset.column_names:
+        raise UserError(f'data set {source.hub_name}: no column "text"; it has {", ".join(dataset.column_names)}')
+    for row in tqdm(dataset, desc=description, unit="sentence", leave=False, disable=None):
+        sentence = row["text"].strip()
+        if sentence:
+            yield sentence
+
+
+def _first_reachable(name: str, call: Callable[[str, str | None], object]) -> object:
+    tried = []
+    for repo, revision in _hub_candidates(name):
+        try:
+            return call(repo, revision)
+        except Exception as error:  # the hub fails in many ways, of many types; each is a reason to try the next name
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            tried.append(f"{repo}: {reason[0]}")
+    raise UserError(
+        f"{name}: no such file or folder, and the hub did not give a data set of that name ({'; '.join(tried)}). "
+        "Offline: give --train_data a .txt or .jsonl file, or a folder with train.txt"
+    )
+
+
+def held_out(fraction: float) -> Keep:
+    """Whether a sentence belongs to the held-out part: a stable hash of its text, so equal sentences never part."""
+    limit = int(fraction * 2**64)
+    return lambda sentence: int.from_bytes(hashlib.blake2b(sentence.encode(), digest_size=8).digest(), "big") < limit
+
+
+def fingerprint(source: Source) -> str:
+    """A hash of a source's content (for a hub data set: its name and split, which the hub's cache keys by content)."""
+    digest = hashlib.blake2b(f"{source.hub_name}:{source.hub_split}".encode(), digest_size=16)
+    for file in source.files:
+        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+        with open(file, "rb") as stream:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()

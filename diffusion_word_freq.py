@@ -1,0 +1,351 @@
+"""DiffusionBERT: absorbing-state text diffusion whose noise follows how informative each token is.
+
+The whole process on one page, in reading order: schedule, corrupt, posterior, loss, nll_bound, sample.
+Source: He et al. 2023, "DiffusionBERT", arXiv 2211.15029 (equation numbers below are theirs); the absorbing process
+is D3PM's (Austin et al. 2021). t runs over 0..T: x_0 is clean, x_T is all [MASK]. alpha_bar(t) is the probability
+that a token is still itself at step t.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Generator, Tensor
+
+from process import (
+    Batch,
+    Bound,
+    Denoiser,
+    Generators,
+    Loss,
+    SampleArgs,
+    StepCallback,
+    UserError,
+    filter_logits,
+    sample_categorical,
+    step_windows,
+    stratified_timesteps,
+    uniform,
+)
+
+
+@dataclass(frozen=True)
+class WordFreqArgs:
+    """Everything that defines the process; saved with the checkpoint, so that sampling and scoring agree with it."""
+
+    num_steps: int = field(default=2048, metadata={"aliases": ["--diffusion_steps"], "help": "T, forward steps"})
+    schedule: str = field(
+        default="mutual",
+        metadata={"aliases": ["--noise_schedule"], "choices": ["mutual", "cosine", "linear"], "help": "base schedule"},
+    )
+    spindle: str = field(
+        default="paper",
+        metadata={"choices": ["paper", "released", "none"], "help": "how informative a token is: Eq. 12, code, or not"},
+    )
+    word_freq_lambda: float = field(default=0.3, metadata={"help": "lambda of Eq. 11, amplitude of the spindle"})
+    posterior: str = field(
+        default="exact",
+        metadata={"choices": ["exact", "released"], "help": "Bayes' posterior, or the released program's arithmetic"},
+    )
+    loss_weighting: str = field(
+        default="elbo",
+        metadata={"choices": ["elbo", "uniform"], "help": "train on the bound itself, or on unweighted cross-entropy"},
+    )
+    hybrid_lambda: float = field(default=0.0, metadata={"help": "weight of the auxiliary cross-entropy (released 0.01)"})
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_steps <= 1_000_000:
+            raise UserError(f"num_steps={self.num_steps} (T) must lie in 1..1000000")
+        if not 0 <= self.word_freq_lambda <= 10:
+            raise UserError(f"word_freq_lambda={self.word_freq_lambda} must lie in [0, 10]; 0 switches the spindle off")
+        if not 0 <= self.hybrid_lambda < math.inf:
+            raise UserError(f"hybrid_lambda={self.hybrid_lambda} must be 0 or more")
+        if self.posterior == "released" and self.loss_weighting == "uniform":
+            raise UserError("posterior=released has no uniform weighting; use hybrid_lambda for its cross-entropy term")
+
+
+# ---- schedule (Eqs. 9-12) --------------------------------------------------------------------------------------------
+
+
+def base_alpha_bar(schedule: str, num_steps: int) -> Tensor:
+    """alpha_bar(0..T) of a token of average information, float64 [T + 1]: exactly 1 at t = 0 and 0 at t = T.
+
+    mutual: 1 - t/T (beta of the transition t-1 -> t is 1/(T-t+1)); cosine and linear: D3PM's, as in the released code.
+    """
+    t = torch.arange(num_steps + 1, dtype=torch.float64)
+    if schedule == "mutual":
+        alpha_bar = 1 - t / num_steps
+    elif schedule == "cosine":
+        alpha_bar = torch.cos((t / num_steps + 0.008) / 1.008 * math.pi / 2) / math.cos(0.008 / 1.008 * math.pi / 2)
+    else:
+        beta = 1e-3 + (1e-1 - 1e-3) * t[:-1] / num_steps
+        alpha_bar = torch.cat([torch.ones(1, dtype=torch.float64), torch.cumprod(1 - beta, 0)])
+    alpha_bar[0], alpha_bar[-1] = 1, 0
+    return alpha_bar
+
+
+def entropy(token_counts: Tensor) -> Tensor:
+    """H(w) = -log p(w), nats, float64 [V]; p is the corpus frequency with one added to every count (p > 0)."""
+    counts = token_counts.double()
+    return math.log(counts.sum().item() + len(counts)) - torch.log(counts + 1)
+
+
+def log_frequency(token_counts: Tensor) -> Tensor:
+    """f(w) = log(count + 1) / max log(count + 1), in [0, 1], float64 [V]: the released code's measure."""
+    logs = torch.log(token_counts.double() + 1)
+    return logs / logs.max().clamp(min=math.log(2))
+
+
+class WordFreqDiffusion:
+    """The exact process: a Bayes posterior, and a p_theta that sees x_t only. Satisfies `process.Process`."""
+
+    def __init__(
+        self,
+        args: WordFreqArgs,
+        token_counts: Tensor,
+        *,
+        mask_id: int,
+        excluded_ids: tuple[int, ...] = (),
+        unsampled_ids: tuple[int, ...] = (),
+    ) -> None:
+        """Prepare the schedule.
+
+        Args:
+            args: the settings.
+            token_counts: [V], how often each token occurs in the training corpus.
+            mask_id: the absorbing state.
+            excluded_ids: tokens that cannot be a clean target; p_theta gives them, and [MASK], probability 0.
+            unsampled_ids: tokens that may be scored but are never drawn ([UNK]).
+        """
+        self.args = args
+        self.mask_id = mask_id
+        self.num_steps = args.num_steps
+        self.flat = args.spindle == "none" or args.word_freq_lambda == 0
+        self.amplitude = 0.0 if self.flat else args.word_freq_lambda
+        self.base = base_alpha_bar(args.schedule, args.num_steps)
+        self.statistic = log_frequency(token_counts) if args.spindle == "released" else entropy(token_counts)
+        self.support = torch.zeros(len(token_counts))
+        self.support[[mask_id, *excluded_ids]] = -math.inf
+        self.sampling_support = self.support.clone()
+        self.sampling_support[list(unsampled_ids)] = -math.inf
+
+    def to(self, device: torch.device) -> "WordFreqDiffusion":
+        """Move the tables; returns self."""
+        for name in ("base", "statistic", "support", "sampling_support"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def sentence_mean(self, x0: Tensor, target_mask: Tensor) -> Tensor:
+        """Mean of the statistic over the target tokens of each sentence, float64 [B]."""
+        total = torch.where(target_mask, self.statistic[x0], 0.0).sum(1)
+        return total / target_mask.sum(1).clamp(min=1)
+
+    def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
+        """h: above 0 for tokens more informative than their sentence, which are masked earlier and recovered later.
+
+        paper: h = 1 - mean_j H_j / H_i (Eq. 12); released: h = mean_j f_j - f_i. Held just inside |h| <= 1/(lambda pi),
+        where alpha_bar is strictly decreasing for every token: beyond it the process would not be absorbing.
+        """
+        contrast = mean - statistic if self.args.spindle == "released" else 1 - mean / statistic
+        return contrast.clamp(-self._limit, self._limit)
+
+    @property
+    def _limit(self) -> float:
+        return math.inf if self.amplitude == 0 else 0.999 / (self.amplitude * math.pi)
+
+    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
+        """alpha_bar = a - lambda sin(pi a) h, with a the base schedule at t (Eqs. 10, 11).
+
+        The paper writes sin(pi t/T), the same thing for its schedule a = 1 - t/T; written in a, Eq. 9 and the bound on
+        h hold for every base schedule.
+
+        Args:
+            t: int64, broadcastable to h.
+            h: informativeness.
+        """
+        base = self.base[t]
+        return base - self.amplitude * torch.sin(math.pi * base) * h
+
+    def alpha_bar(self, t: Tensor, x0: Tensor, target_mask: Tensor) -> Tensor:
+        """Probability that each token is still itself at step t, float64 [B, L]; 1 at t = 0 and 0 at t = T.
+
+        Args:
+            t: int64 [B], in 0..T.
+            x0: int64 [B, L], clean tokens.
+            target_mask: bool [B, L]; the sentence mean runs over these tokens only.
+        """
+        h = self.informativeness(self.statistic[x0], self.sentence_mean(x0, target_mask)[:, None])
+        return self.keep_probability(t[:, None], h)
+
+    # ---- corrupt (Eq. 7) and posterior (Eq. 5) -----------------------------------------------------------------------
+
+    def corrupt(self, x0: Tensor, t: Tensor, target_mask: Tensor, *, generator: Generators = None) -> Tensor:
+        """x_t ~ q(x_t | x0), int64 [B, L]: each target token is masked with probability 1 - alpha_bar(t)."""
+        masked = uniform(target_mask, generator) < 1 - self.alpha_bar(t, x0, target_mask)
+        return x0.masked_fill(masked & target_mask, self.mask_id)
+
+    def reveal_probability(self, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """u = (alpha_bar(s) - alpha_bar(t)) / (1 - alpha_bar(t)): a token masked at t is itself at s < t (Bayes)."""
+        at_t = self.keep_probability(t, h)
+        return (self.keep_probability(s, h) - at_t) / (1 - at_t)
+
+    def posterior(self, x0: Tensor, s: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:
+        """q(x_s = x0 | x_t = [MASK], x0), float64 [B, L]; a masked token stays masked otherwise.
+
+        Args:
+            x0: int64 [B, L], clean tokens.
+            s, t: int64 [B], 0 <= s < t <= T.
+            target_mask: bool [B, L].
+        """
+        h = self.informativeness(self.statistic[x0], self.sentence_mean(x0, target_mask)[:, None])
+        return self.reveal_probability(h, s[:, None], t[:, None])
+
+    # ---- the reverse process p_theta(x_s | x_t) ----------------------------------------------------------------------
+
+    def estimated_mean(self, probs: Tensor, xt: Tensor, masked: Tensor, target_mask: Tensor) -> Tensor:
+        """The sentence mean as p_theta can know it: visible targets as they are, masked ones by their expectation.
+
+        Args:
+            probs: [n, V], p(x0 | xt) at the n masked positions, row by row.
+            xt, masked, target_mask: [B, L].
+
+        Returns:
+            float64 [B].
+        """
+        visible = torch.where(target_mask & ~masked, self.statistic[xt], 0.0).sum(1)
+        expected = probs @ self.statistic.to(probs.dtype)
+        hidden = torch.zeros_like(visible).index_add(0, masked.nonzero()[:, 0], expected.double())
+        return (visible + hidden) / target_mask.sum(1).clamp(min=1)
+
+    def candidate_reveal(
+        self, probs: Tensor, xt: Tensor, masked: Tensor, s: Tensor, t: Tensor, target_mask: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """u of every candidate token under the estimated mean, and its expectation at each masked position.
+
+        Returns:
+            u^(k), float64 [B, V], and sum_k probs(k) u^(k), [n]: the probability that the position is revealed.
+        """
+        mean = self.estimated_mean(probs, xt, masked, target_mask)
+        table = self.reveal_probability(self.informativeness(self.statistic, mean[:, None]), s[:, None], t[:, None])
+        per_row = probs.split(masked.sum(1).tolist())  # one matrix-vector product a sentence: no [n, V] copy of u
+        expected = [p @ u for p, u in zip(per_row, table.to(probs.dtype), strict=True)]
+        return table, torch.cat(expected)
+
+    # ---- loss and nll_bound (Eq. 3) ----------------------------------------------------------------------------------
+
+    def token_terms(
+        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of every token, each float64 [B, L], nats.
+
+        At a masked position, with u the posterior of x0, pi the prediction and u^(k) the u of candidate k,
+        KL = u log(u / (pi(x0) u^(x0))) + (1 - u) log((1 - u) / (1 - sum_k pi(k) u^(k))).
+        Without spindle u^(k) = u and KL = -u log pi(x0). Visible positions cost nothing and reach no softmax.
+        """
+        masked = xt.eq(self.mask_id) & batch.target_mask
+        row = masked.nonzero()[:, 0]
+        logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask)[masked])
+        log_probs = (_at_least_float32(logits) + self.support).log_softmax(-1)
+        x0 = batch.input_ids[masked]
+        cross_entropy = -log_probs.gather(-1, x0[:, None]).squeeze(-1).double()
+        kl = torch.zeros_like(cross_entropy)
+        if with_kl:
+            u = self.posterior(batch.input_ids, s, t, batch.target_mask)[masked]
+            kl = u * cross_entropy
+        if with_kl and not self.flat:
+            table, expected = self.candidate_reveal(log_probs.exp(), xt, masked, s, t, batch.target_mask)
+            last = s[row] == 0  # everything is revealed: there is no "stays masked" branch
+            log_stay = torch.log1p(-expected.double().masked_fill(last, 0).clamp(max=1 - 1e-12))
+            kl = kl + u * (u.log() - table[row, x0].log()) + torch.special.xlog1py(1 - u, -u) - (1 - u) * log_stay
+        zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
+        return zeros.masked_scatter(masked, kl), zeros.masked_scatter(masked, cross_entropy)
+
+    def loss(self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None) -> Loss:
+        """An unbiased estimate of the bound over all T steps (one t per sentence), or its unweighted cousin.
+
+        elbo: T * KL of one step; its mean over t is the bound. uniform: cross-entropy of the masked tokens over the
+        mean mask rate, so that a token's expected weight is one, as it is in the bound (sum_t (1 - alpha_bar) u = 1).
+        hybrid_lambda adds that multiple of T * cross-entropy, the released code's auxiliary term at masked positions.
+        """
+        t = stratified_timesteps(len(batch.input_ids), self.num_steps, generator).to(batch.input_ids.device)
+        xt = self.corrupt(batch.input_ids, t, batch.target_mask, generator=generator)
+        on_bound = self.args.loss_weighting == "elbo"
+        kl, cross_entropy = self.token_terms(denoiser, batch, xt, t - 1, t, with_kl=on_bound)
+        mean_mask_rate = 1 - self.base[1:].mean()
+        total = self.num_steps * kl.sum() if on_bound else cross_entropy.sum() / mean_mask_rate
+        total = total + self.args.hybrid_lambda * self.num_steps * cross_entropy.sum()
+        return Loss(total, batch.target_mask.sum(), {"cross_entropy": cross_entropy.detach().sum() / mean_mask_rate})
+
+    def bound(self, denoiser: Denoiser, batch: Batch, num_steps: int, *, generator: Generators = None) -> Bound:
+        """The bound's terms over every one of `num_steps` windows (t, s); x_t is drawn afresh for each.
+
+        An expectation over x_t, so one draw is an unbiased estimate. The prior term is exactly 0.
+        """
+        terms = []
+        for t, s in step_windows(self.num_steps, num_steps):
+            t, s = (torch.full_like(batch.input_ids[:, 0], step) for step in (t, s))
+            xt = self.corrupt(batch.input_ids, t, batch.target_mask, generator=generator)
+            terms.append(self.token_terms(denoiser, batch, xt, s, t)[0].sum(1))
+        zero = torch.zeros_like(terms[0])
+        return Bound(self.prior(batch), sum(terms[:-1], start=zero), terms[-1])
+
+    def prior(self, batch: Batch) -> Tensor:
+        """KL(q(x_T | x0) || all [MASK]), [B] nats: 0, since alpha_bar(T) = 0."""
+        return torch.zeros(len(batch.input_ids), dtype=torch.float64, device=batch.input_ids.device)
+
+    def nll_bound(self, denoiser: Denoiser, batch: Batch, num_steps: int, *, generator: Generators = None) -> Tensor:
+        """[B], nats per sentence: an unbiased estimate of an upper bound of -log p_theta(x0) at `num_steps` steps."""
+        return self.bound(denoiser, batch, num_steps, generator=generator).total
+
+    # ---- sample ------------------------------------------------------------------------------------------------------
+
+    def sample(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        args: SampleArgs,
+        *,
+        generator: Generators = None,
+        on_step: StepCallback | None = None,
+    ) -> Tensor:
+        """Ancestral sampling in `args.num_steps` steps, int64 [B, L]; the last step reveals whatever is left.
+
+        Two decisions a step: whether a masked token is revealed (a Bernoulli), then as what. Temperature, top-k and
+        top-p act on p(x0 | xt), never on the posterior, whose largest entry is [MASK].
+        """
+        xt = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
+        for done, (t, s) in enumerate(step_windows(self.num_steps, args.num_steps), start=1):
+            draws = uniform(batch.target_mask, generator), uniform(batch.target_mask, generator)
+            xt = self.reverse_step(denoiser, batch, xt, s, t, args, draws)
+            if on_step is not None:
+                on_step(done, s, xt)
+        return xt
+
+    def reverse_step(
+        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: int, t: int, args: SampleArgs, draws: tuple[Tensor, ...]
+    ) -> Tensor:
+        """x_s ~ p_theta(x_s | x_t), int64 [B, L]; `draws` are the uniforms of the two decisions, float64 [B, L]."""
+        u_reveal, u_token = draws
+        t, s = (torch.full_like(xt[:, 0], step) for step in (t, s))
+        scored = xt.eq(self.mask_id) & batch.target_mask
+        if self.flat:  # the reveal does not look at the prediction: only revealed positions need one
+            scored &= u_reveal < self.reveal_probability(torch.zeros_like(u_reveal[:, :1]), s[:, None], t[:, None])
+        if not scored.any():
+            return xt
+        logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask)[scored])
+        weights = filter_logits(_at_least_float32(logits) + self.sampling_support, args).softmax(-1)
+        position = scored.nonzero()
+        if not self.flat:
+            table, expected = self.candidate_reveal(weights, xt, scored, s, t, batch.target_mask)
+            kept = (u_reveal[scored] < expected) | (s[0] == 0)
+            position = position[kept]
+            weights = weights[kept] * table[position[:, 0]]
+        row, column = position.unbind(1)
+        xs = xt.clone()
+        xs[row, column] = sample_categorical(weights, u_token[row, column])
+        return xs
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

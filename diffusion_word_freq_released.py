@@ -1,0 +1,127 @@
+"""The arithmetic of the released DiffusionBERT, kept so that its numbers can be reproduced: `--posterior released`.
+
+Three differences from the exact process of diffusion_word_freq.py, each a defect with a name:
+1. the posterior mixes the spindle marginals with the spindle-free kernel, so it is not Bayes' posterior;
+2. p_theta is given the true sentence's word frequencies, which no sampler has, so the spindle ELBO is no bound;
+3. the prediction may be [MASK], and sampling filters the posterior instead of the prediction.
+Source: the released diffusion_word_freq.py (github.com/Hzfinfdu/Diffusion-BERT). Positions that are already visible
+cost exactly 0 here; there they could turn into 0/0.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from process import Batch, Denoiser, SampleArgs, filter_logits, sample_categorical
+
+EPSILON = 1e-20  # inside the released program's logarithms
+
+
+class ReleasedWordFreqDiffusion(WordFreqDiffusion):
+    """The process as released. Everything it does not override is the exact process."""
+
+    def __init__(
+        self,
+        args: WordFreqArgs,
+        token_counts: Tensor,
+        *,
+        mask_id: int,
+        excluded_ids: tuple[int, ...] = (),
+        unsampled_ids: tuple[int, ...] = (),
+    ) -> None:
+        """As WordFreqDiffusion, but the released softmax leaves nothing out, [MASK] included."""
+        super().__init__(args, token_counts, mask_id=mask_id)
+        self.support = torch.zeros_like(self.support)
+
+    def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
+        """h, not held within the bound that makes the process absorbing."""
+        return mean - statistic if self.args.spindle == "released" else 1 - mean / statistic
+
+    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
+        """clip(base(t) - lambda sin(pi t/T) h, 0, 0.999) for t > 0, and 1 at t = 0."""
+        spindle = self.amplitude * torch.sin(math.pi * t / self.num_steps) * h
+        return torch.where(t == 0, 1.0, (self.base[t] - spindle).clamp(0, 0.999))
+
+    def base_kernel(self, s: Tensor, t: Tensor) -> Tensor:
+        """Probability that a token visible at s is masked at t, by the base schedule alone, [B, 1]."""
+        return (1 - self.base[t] / self.base[s])[:, None]
+
+    def posterior(self, x0: Tensor, s: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:
+        """The released q(x_s = x0 | x_t = [MASK], x0), float64 [B, L]; not Bayes' unless lambda = 0."""
+        keep = self.alpha_bar(s, x0, target_mask)
+        visible = self.base_kernel(s, t) * keep
+        return visible / (visible + (1 - keep))  # bracketed: exactly 1 at s = 0
+
+    def soft_marginal(self, probs: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """q(x_t) of a token that is v with probability probs[v], [B, L, V]; everything lost goes to [MASK]."""
+        if int(t.max()) == 0:
+            return probs
+        noisy = probs * self.keep_probability(t[:, None], h)[..., None]
+        noisy[..., self.mask_id] = 0
+        noisy[..., self.mask_id] = 1 - noisy.sum(-1)
+        return noisy
+
+    def transition(self, xt: Tensor, s: Tensor, t: Tensor, vocab_size: int) -> Tensor:
+        """Likelihood of the observed x_t given each x_s, by the base schedule alone, [B, L, V]."""
+        kernel = self.base_kernel(s, t)[..., None].expand(*xt.shape, 1)
+        stays = torch.nn.functional.one_hot(xt, vocab_size).double()
+        from_any = kernel.expand(*xt.shape, vocab_size).clone()
+        from_any[..., self.mask_id] = 1
+        return torch.where(xt.eq(self.mask_id)[..., None], from_any, stays * (1 - kernel))
+
+    def reverse_probs(self, probs: Tensor, xt: Tensor, s: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """p_theta(x_s | x_t) of a prediction `probs`: transition times soft marginal, normalised, [B, L, V]."""
+        joint = self.transition(xt, s, t, probs.shape[-1]) * self.soft_marginal(probs, s, h)
+        return joint / joint.sum(-1, keepdim=True)
+
+    def token_terms(
+        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """The released KL and cross-entropy of every target token, each [B, L], nats; the latter at visible ones too.
+
+        KL of `posterior` against `reverse_probs` with the same h, that of the true sentence, in both. Closed form with
+        k = keep probability at s, b = base kernel, m = pi([MASK]), a = posterior, Z0 = b k + 1 - k and
+        Z = b k (1 - m) + 1 - k (1 - m):  -a log pi(x0) + (1 - a) log((1 - k) / (1 - k (1 - m))) + log(Z / Z0).
+        """
+        target = batch.target_mask
+        hidden = denoiser.encode(xt, t, batch.attention_mask)[target]
+        log_probs = denoiser.decode(hidden).float().log_softmax(-1)
+        cross_entropy = -log_probs.gather(-1, batch.input_ids[target][:, None]).squeeze(-1).double()
+        not_mask = 1 - log_probs[:, self.mask_id].exp().double()
+        keep = self.alpha_bar(s, batch.input_ids, target)[target]
+        kernel = self.base_kernel(s, t).expand(xt.shape)[target]
+        reveal = self.posterior(batch.input_ids, s, t, target)[target]
+        stays = torch.special.xlogy(1 - reveal, (1 - keep) / (1 - keep * not_mask).clamp(min=EPSILON))
+        evidence = (kernel * keep * not_mask + (1 - keep * not_mask)) / (kernel * keep + (1 - keep))
+        kl = (reveal * cross_entropy + stays + evidence.log()).clamp(min=0) * xt.eq(self.mask_id)[target]
+        zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
+        return zeros.masked_scatter(target, kl), zeros.masked_scatter(target, cross_entropy)
+
+    def sampling_probs(self, logits: Tensor, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, args: SampleArgs) -> Tensor:
+        """The released reverse step as a distribution, [B, L, V]: temperature and top-k on the posterior itself.
+
+        h comes from the likeliest sentence, centred over the targets.
+        """
+        probs = logits.double().softmax(-1)
+        guess = probs.argmax(-1)
+        mean = self.sentence_mean(guess, batch.target_mask)[:, None]
+        h = self.informativeness(self.statistic[guess], mean)
+        score = (self.soft_marginal(probs, s, h) + EPSILON).log()
+        score = score + (self.transition(xt, s, t, logits.shape[-1]) + EPSILON).log()
+        return filter_logits(score.flatten(0, 1), args).softmax(-1).view_as(score)
+
+    def reverse_step(
+        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: int, t: int, args: SampleArgs, draws: tuple[Tensor, ...]
+    ) -> Tensor:
+        """x_s drawn from `sampling_probs`; at s = 0 [MASK] is barred, where the released program may keep it."""
+        masked = xt.eq(self.mask_id) & batch.target_mask
+        if not masked.any():
+            return xt
+        t, s = (torch.full_like(xt[:, 0], step) for step in (t, s))
+        logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask))
+        if int(s[0]) == 0:
+            logits = logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -math.inf)
+        probs = self.sampling_probs(logits, batch, xt, s, t, args)
+        return xt.masked_scatter(masked, sample_categorical(probs[masked], draws[0][masked]))

@@ -1,0 +1,312 @@
+"""Train DiffusionBERT.
+
+python main.py --train_data lm1b --output_dir out/lm1b
+python main.py --train_data my_text.txt --tokenizer wordpiece --model_name_or_path modernbert-small \
+    --from_scratch true --output_dir out/mine --max_steps 5000
+torchrun --nproc_per_node 4 main.py ...
+"""
+
+import dataclasses
+import math
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from tqdm import tqdm
+
+import checkpoint
+import dataloader
+import likelihood
+import runtime
+from config import TrainArgs, parse
+from corpus import find_source, read_sentences
+from diffusion_word_freq import WordFreqArgs
+from models.bert import BertArgs, build
+from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
+from process import Batch, Loss, UserError, masked_lm_loss
+from tracking import Tracker
+
+Settings = tuple[TrainArgs, dataloader.DataArgs, BertArgs, WordFreqArgs, OptimArgs]
+OUTPUTS = ("checkpoint", "checkpoint-last", "log.jsonl", "curve.png", "fitlog")
+
+
+def main() -> None:
+    """Read the settings, build the run, train it, say what was written."""
+    settings: Settings = parse([TrainArgs, dataloader.DataArgs, BertArgs, WordFreqArgs, OptimArgs], __doc__)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    args = settings[0]
+    runtime.set_threads(args.threads)
+    device = runtime.pick_device(args.device)
+    with runtime.process_group(device):
+        refuse_another_run(args)
+        run, train_text, valid_text = prepare(settings, device)
+        train(settings, run, train_text, valid_text, device)
+
+
+def refuse_another_run(args: TrainArgs) -> None:
+    """An output folder belongs to one run.
+
+    Raises:
+        UserError: if it holds one already and may not be overwritten.
+    """
+    present = [name for name in OUTPUTS if (Path(args.output_dir) / name).exists()]
+    if present and not args.overwrite:
+        raise UserError(
+            f"output_dir={args.output_dir} holds another run ({', '.join(present)}); "
+            "give another folder, or --overwrite true to replace it"
+        )
+
+
+def prepare(
+    settings: Settings, device: torch.device
+) -> tuple[checkpoint.Run, dataloader.TokenizedText, dataloader.TokenizedText]:
+    """Tokenizer, texts, network and process: everything that exists before the first step."""
+    args, data, network, noise, _ = settings
+    torch.manual_seed(args.seed)
+    tokenizer = prepare_tokenizer(data, network)
+    train_text, valid_text = dataloader.load_splits(data, tokenizer)
+    denoiser = build(network, tokenizer, noise.num_steps)
+    if data.max_length > denoiser.max_length:
+        raise UserError(
+            f"max_length={data.max_length} is more than the {denoiser.max_length} positions of "
+            f"{network.model_name_or_path}; lower it"
+        )
+    if data.word_freq_file:
+        counts = checkpoint.read_word_freq(Path(data.word_freq_file), tokenizer, denoiser.vocab_size)
+    else:
+        counts = train_text.counts(denoiser.vocab_size)
+    process = checkpoint.build_process(noise, counts, tokenizer, denoiser.vocab_size)
+    histogram = np.bincount(train_text.lengths).tolist()
+    run = checkpoint.Run(denoiser, process, noise, tokenizer, counts, histogram, data.max_length)
+    return run.to(device), train_text, valid_text
+
+
+def prepare_tokenizer(data: dataloader.DataArgs, network: BertArgs) -> transformers.PreTrainedTokenizerBase:
+    """The named tokenizer, or a WordPiece learnt from the training text."""
+    if data.tokenizer == "wordpiece":
+        sentences = read_sentences(find_source(data.train_data), description="learning a vocabulary")
+        return dataloader.train_wordpiece(sentences, data.vocab_size or 8192)
+    tokenizer = dataloader.load_tokenizer(data.tokenizer or network.model_name_or_path)
+    if data.vocab_size not in (0, len(tokenizer)):
+        raise UserError(f"vocab_size={data.vocab_size}, but the tokenizer has {len(tokenizer)} tokens; leave it out")
+    return tokenizer
+
+
+def train(
+    settings: Settings,
+    run: checkpoint.Run,
+    train_text: dataloader.TokenizedText,
+    valid_text: dataloader.TokenizedText,
+    device: torch.device,
+) -> None:
+    """The loop: learning rate, accumulate, clip, step, average, log, evaluate, save."""
+    args, data, _, _, optim = settings
+    model, rank, world_size = run.denoiser, runtime.rank(), runtime.world_size()
+    precision = "fp16" if args.fp16 else runtime.pick_precision(args.precision, device)
+    model.autocast = runtime.autocast(device, precision)
+    optimizers = make_optimizers(optim, model, model.network.get_output_embeddings())
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+    average = AveragedWeights(model, optim.ema_decay)
+
+    per_step = data.batch_size * args.accumulation_steps * world_size
+    total_steps = args.max_steps or max(1, round(args.num_train_epochs * len(train_text) / per_step))
+    warmup_steps = optim.warmup_steps or max(1, total_steps // 100)
+    eval_steps = args.eval_steps or max(1, total_steps // 10)
+    stream = dataloader.endless_batches(
+        train_text, data.batch_size, run.tokenizer, seed=args.seed, rank=rank, world_size=world_size
+    )
+    noise_stream = torch.Generator().manual_seed(args.seed + rank)
+    book = Bookkeeper(settings, run, valid_text, average, device)
+    book.announce(train_text, precision, total_steps, per_step)
+
+    for step in tqdm(range(1, total_steps + 1), desc="training", unit="step", disable=None if rank == 0 else True):
+        progress = book.progress(step, total_steps)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = learning_rate(optim, step, progress, warmup_steps)
+
+        model.train()
+        micro_batches = [next(stream) for _ in range(args.accumulation_steps)]
+        num_tokens = sum(batch.target_mask.sum() for _, batch in micro_batches).to(device)
+        runtime.sum_over_ranks(num_tokens)
+        for epoch, batch in micro_batches:
+            loss = training_loss(run, batch.to(device), args, progress, noise_stream)
+            scaler.scale(loss.total / num_tokens).backward()
+            book.add(loss, epoch)
+
+        runtime.sum_over_ranks(*(p.grad for p in model.parameters() if p.grad is not None))
+        clip(model, optim, optimizers, scaler)
+        for optimizer in optimizers:
+            scaler.step(optimizer)
+            optimizer.zero_grad()
+        scaler.update()
+        average.update()
+
+        last = step == total_steps or book.time_is_up()
+        if last or step in (1, 2, 5, 10, 20) or step % args.logging_steps == 0:
+            book.log(step, optimizers[-1].param_groups[0]["lr"])
+        if last or step % eval_steps == 0:
+            book.evaluate_and_save(step)
+        if last:
+            break
+    book.close(step)
+
+
+def training_loss(
+    run: checkpoint.Run, batch: Batch, args: TrainArgs, progress: float, generator: torch.Generator
+) -> Loss:
+    """The process's own loss, after a share `warm_start` of plain masked language modelling."""
+    if progress >= args.warm_start:
+        return run.process.loss(run.denoiser, batch, generator=generator)
+    return masked_lm_loss(
+        run.denoiser,
+        batch,
+        mask_id=run.tokenizer.mask_token_id,
+        num_steps=run.process_args.num_steps,
+        rates=args.rates,
+        generator=generator,
+    )
+
+
+def clip(
+    model: torch.nn.Module, optim: OptimArgs, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
+) -> None:
+    """By value, as released, and by norm, as usual; whichever is on."""
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    if optim.max_grad_value:
+        torch.nn.utils.clip_grad_value_(model.parameters(), optim.max_grad_value)
+    if optim.max_grad_norm:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
+
+
+class Bookkeeper:
+    """What surrounds the loop: the clock, the log, evaluation, checkpoints, and the words for the person waiting."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        run: checkpoint.Run,
+        valid_text: dataloader.TokenizedText,
+        average: AveragedWeights,
+        device: torch.device,
+    ) -> None:
+        """Opens the log; from here on the output folder holds a run."""
+        args = settings[0]
+        self.args, self.run, self.valid_text, self.average, self.device = args, run, valid_text, average, device
+        self.batch_size = settings[1].batch_size
+        self.output, self.leads = Path(args.output_dir), runtime.rank() == 0
+        if self.leads:
+            for name in OUTPUTS:
+                path = self.output / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        values = {name: value for part in settings for name, value in dataclasses.asdict(part).items()}
+        self.tracker = Tracker(self.output, values, active=self.leads, use_fitlog=args.fitlog)
+        self.eval_indices = likelihood.pick(valid_text, args.eval_sequences)
+        self.started = self.logged_at = time.monotonic()
+        self.nats, self.tokens, self.all_tokens, self.epoch, self.best = 0.0, 0, 0, 0, math.inf
+
+    def progress(self, step: int, total_steps: int) -> float:
+        """The share of the training that is done before `step`: by steps, or by the clock if that is further on."""
+        by_clock = self.seconds() / (60 * self.args.max_minutes) if self.args.max_minutes else 0.0
+        return min(1.0, max((step - 1) / total_steps, by_clock))
+
+    def seconds(self) -> float:
+        """Since the loop began."""
+        return time.monotonic() - self.started
+
+    def time_is_up(self) -> bool:
+        """Whether --max_minutes have passed (on the leading process's clock)."""
+        over = torch.tensor(float(bool(self.args.max_minutes) and self.seconds() >= 60 * self.args.max_minutes and self.leads))
+        over = over.to(self.device)
+        runtime.sum_over_ranks(over)
+        return bool(over)
+
+    def add(self, loss: Loss, epoch: int) -> None:
+        """Count a micro-step."""
+        nats = loss.total.item()
+        if not math.isfinite(nats):
+            raise UserError("the training loss is not finite; lower --learning_rate, or use --precision fp32")
+        self.nats, self.tokens, self.epoch = self.nats + nats, self.tokens + int(loss.num_tokens), epoch
+
+    def log(self, step: int, rate: float) -> None:
+        """Training figures since the last line of the log."""
+        now = time.monotonic()
+        self.all_tokens += self.tokens
+        values = {
+            "bits_per_token": self.nats / self.tokens / math.log(2),
+            "learning_rate": rate,
+            "epoch": self.epoch,
+            "tokens_per_second": self.tokens / (now - self.logged_at),
+        }
+        self.tracker.train(step, values)
+        self.say(
+            f"step {step}: training loss {values['bits_per_token']:.3f} bits/token, "
+            f"{values['tokens_per_second']:,.0f} tokens/s, epoch {self.epoch + 1}"
+        )
+        self.nats, self.tokens, self.logged_at = 0.0, 0, now
+
+    def evaluate_and_save(self, step: int) -> None:
+        """The bound on the validation sentences with the averaged weights; they are saved, twice if the best so far."""
+        args, run = self.args, self.run
+        run.denoiser.eval()
+        with self.average.in_place():
+            report = likelihood.score(
+                run,
+                self.valid_text,
+                self.eval_indices,
+                num_steps=max(1, run.process_args.num_steps // args.eval_step_size),
+                batch_size=self.batch_size,
+                seed=args.seed,
+                device=self.device,
+                rank=runtime.rank(),
+                world_size=runtime.world_size(),
+            ).report()
+            is_best = report["bits_per_token"] < self.best
+            self.best = min(self.best, report["bits_per_token"])
+            self.tracker.valid(step, report, best=is_best)
+            self.say(f"step {step}: validation bound{' (best)' if is_best else ''}: {likelihood.describe(report)}")
+            run.facts = {"step": step, "training_minutes": round(self.seconds() / 60, 2), **report}
+            if self.leads:
+                checkpoint.save(self.output / "checkpoint-last", run)
+                if is_best:
+                    checkpoint.save(self.output / "checkpoint", run)
+        self.logged_at = time.monotonic()
+
+    def announce(self, train_text: dataloader.TokenizedText, precision: str, total_steps: int, per_step: int) -> None:
+        """What is about to happen."""
+        run = self.run
+        parameters = sum(p.numel() for p in run.denoiser.parameters())
+        cut = train_text.num_truncated
+        self.say(
+            f"{len(train_text):,} training and {len(self.valid_text):,} validation sentences"
+            + (f" ({cut:,} cut to {run.max_length} tokens)" if cut else "")
+            + f"; {parameters / 1e6:.1f} M parameters, {len(run.tokenizer):,} tokens in the vocabulary\n"
+            f"{total_steps:,} steps of {per_step} sentences on {self.device} in {precision}"
+            + (f", at most {self.args.max_minutes:g} minutes" if self.args.max_minutes else "")
+        )
+
+    def close(self, step: int) -> None:
+        """Finish the logs; say where everything is and what to type next."""
+        self.tracker.note({"steps": step, "minutes": self.seconds() / 60, "target_tokens": self.all_tokens})
+        self.tracker.close()
+        best = self.output / "checkpoint"
+        self.say(
+            f"\ntrained {step:,} steps in {self.seconds() / 60:.1f} minutes; best validation bound {self.best:.3f} bits/token\n"
+            f"  checkpoint  {best}  (the last one: {best}-last)\n"
+            f"  log         {self.output / 'log.jsonl'}, {self.output / 'curve.png'}, fitlog log {self.output / 'fitlog'}\n"
+            f"next: python predict.py --checkpoint {best}\n"
+            f"      python compute_elbo.py --checkpoint {best} --data FILE"
+        )
+
+    def say(self, text: str) -> None:
+        """Print once, above any progress bar."""
+        if self.leads:
+            tqdm.write(text)
+
+
+if __name__ == "__main__":
+    runtime.run_script(main)

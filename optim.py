@@ -1,0 +1,124 @@
+"""The moving parts of a training step that are not the process: learning rate, optimizers, averaged weights."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+
+from process import UserError
+
+
+@dataclass(frozen=True)
+class OptimArgs:
+    """How the weights move."""
+
+    optimizer: str = field(
+        default="adamw", metadata={"choices": ["adamw", "muon"], "help": "muon: for the matrices, AdamW for the rest"}
+    )
+    learning_rate: float = field(default=5e-5, metadata={"aliases": ["--lr"], "help": "peak learning rate"})
+    lr_schedule: str = field(
+        default="cosine",
+        metadata={
+            "choices": ["constant", "cosine", "linear", "inverse_sqrt"],
+            "help": "after the warm-up; inverse_sqrt is the released one",
+        },
+    )
+    warmup_steps: int = field(default=0, metadata={"help": "steps of linear warm-up; 0: a hundredth of the training"})
+    weight_decay: float = field(default=0.01, metadata={"help": "on matrices only"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "clip the gradient's norm; 0: do not"})
+    max_grad_value: float = field(default=0.0, metadata={"help": "clip each gradient (released: 5); 0: do not"})
+    ema_decay: float = field(default=0.0, metadata={"help": "average of the weights that is scored and saved; 0: none"})
+
+    def __post_init__(self) -> None:
+        if not 0 < self.learning_rate < math.inf:
+            raise UserError(f"learning_rate={self.learning_rate} must be above 0")
+        if not 0 <= self.ema_decay < 1:
+            raise UserError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0.999 is usual, 0 switches it off")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "max_grad_value"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}={getattr(self, name)} must be 0 or more")
+
+
+def learning_rate(args: OptimArgs, step: int, progress: float, warmup_steps: int) -> float:
+    """The rate at `step` (from 1), when a share `progress` in [0, 1] of the training is done.
+
+    inverse_sqrt is the released schedule, scaled so that its peak is args.learning_rate:
+    (step / warmup + 1e-3) up to the end of the warm-up, then sqrt(warmup / step).
+    """
+    if args.lr_schedule == "inverse_sqrt":
+        factor = step / warmup_steps + 1e-3 if step < warmup_steps else math.sqrt(warmup_steps / step)
+        return args.learning_rate * factor
+    if step < warmup_steps:
+        return args.learning_rate * step / warmup_steps
+    if args.lr_schedule == "cosine":
+        return args.learning_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * min(progress, 1))) / 2)
+    if args.lr_schedule == "linear":
+        return args.learning_rate * max(1 - progress, 0.02)
+    return args.learning_rate
+
+
+def make_optimizers(args: OptimArgs, model: nn.Module, head: nn.Module | None) -> list[torch.optim.Optimizer]:
+    """AdamW alone, or Muon for the weights of linear maps and AdamW for everything else.
+
+    Muon makes every update of a matrix a near-orthogonal one; embeddings and the vocabulary head (`head`) are tables
+    of rows, not maps, and stay with AdamW. match_rms_adamw scales Muon's steps so that one learning rate serves both.
+    """
+    fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+    table = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    table |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in table]
+    matrix_ids = {id(p) for p in matrices}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in matrix_ids]
+    tables = [p for p in others if p.ndim >= 2]
+    vectors = [p for p in others if p.ndim < 2]
+    muon = args.optimizer == "muon"
+    groups = [
+        {"params": tables if muon else matrices + tables, "weight_decay": args.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    adamw = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=fused)
+    if not muon or not matrices:
+        return [adamw]
+    extra = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    return [torch.optim.Muon(matrices, **extra), adamw]
+
+
+class AveragedWeights:
+    """An exponential moving average of the weights, with a warm-up: decay_n = min(decay, (1 + n) / (10 + n))."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Starts at the current weights; decay 0 means the weights themselves."""
+        self.decay = decay
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.shadow = [p.detach().clone() for p in self.parameters] if decay else []
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the weights as they are now."""
+        if self.decay:
+            self.updates += 1
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            torch._foreach_lerp_(self.shadow, self.parameters, 1 - decay)
+
+    @contextlib.contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block, the model holds the average."""
+        if not self.decay:
+            yield
+            return
+        current = [p.detach().clone() for p in self.parameters]
+        self._load(self.shadow)
+        try:
+            yield
+        finally:
+            self._load(current)
+
+    @torch.no_grad()
+    def _load(self, tensors: list[torch.Tensor]) -> None:
+        for parameter, tensor in zip(self.parameters, tensors, strict=True):
+            parameter.copy_(tensor)

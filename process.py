@@ -1,0 +1,241 @@
+"""What every diffusion process shares: the data it sees, the network it calls, the numbers it returns.
+
+Letters: B sentences in a batch, L tokens in a sentence, V entries in the vocabulary, T noise steps, D hidden units.
+A process (diffusion_*.py) knows networks only as a `Denoiser`; a network (models/*.py) knows nothing of noise.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+Generators = Generator | Sequence[Generator] | None
+"""One stream for the whole batch, or one stream per sentence (then a sentence's draws do not depend on its batch)."""
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the message names the value, the bound and the remedy."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sentences padded to one length. Conditioning is data: what is not in `target_mask` is given."""
+
+    input_ids: Tensor
+    """int64 [B, L], clean tokens x0, special tokens included."""
+    attention_mask: Tensor
+    """bool [B, L], True where a token may be attended to."""
+    target_mask: Tensor
+    """bool [B, L], True where a token is noised and scored: all text, or the target side of a pair."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on another device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Sums and counts of one batch, never means: dividing is left to whoever knows the whole step."""
+
+    total: Tensor
+    """Scalar to back-propagate, in nats summed over target tokens."""
+    num_tokens: Tensor
+    """Scalar int64, target tokens in the batch."""
+    terms: dict[str, Tensor]
+    """Detached scalar sums for the log, in nats."""
+
+
+@dataclass(frozen=True)
+class Bound:
+    """The three terms of an upper bound of -log p(x0), each [B] in nats per sentence (D3PM, Eq. 1)."""
+
+    prior: Tensor
+    """KL(q(x_T | x0) || p(x_T)); zero whenever everything is masked at step T."""
+    diffusion: Tensor
+    """Sum of KL(q(x_s | x_t, x0) || p(x_s | x_t)) over the steps that end at s > 0."""
+    reconstruction: Tensor
+    """-log p(x0 | x_t) of the step that ends at s = 0."""
+
+    @property
+    def total(self) -> Tensor:
+        """[B], nats per sentence."""
+        return self.prior + self.diffusion + self.reconstruction
+
+
+@dataclass(frozen=True)
+class SampleArgs:
+    """How to draw from the reverse process."""
+
+    num_steps: int = field(default=128, metadata={"aliases": ["--diffusion_steps"], "help": "reverse steps, 1 to T"})
+    temperature: float = field(default=1.0, metadata={"help": "divides the logits of p(x0 | xt); above 0"})
+    top_k: int = field(default=0, metadata={"aliases": ["--topk"], "help": "keep the k likeliest tokens; 0: all"})
+    top_p: float = field(default=1.0, metadata={"help": "keep the likeliest tokens that hold this mass; in (0, 1]"})
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1:
+            raise UserError(f"num_steps={self.num_steps} must be at least 1")
+        if not 0 < self.temperature < float("inf"):
+            raise UserError(f"temperature={self.temperature} must be above 0 and finite (use top_k=1 for the mode)")
+        if self.top_k < 0:
+            raise UserError(f"top_k={self.top_k} must be 0 (keep all) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
+
+
+class Denoiser(Protocol):
+    """A network p_theta(x0 | xt), split in two so that the vocabulary is touched only where it is needed."""
+
+    time_conditioned: bool
+    """Whether the output depends on t at all."""
+
+    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+        """int64 [B, L], int64 [B] in 1..T, bool [B, L] -> hidden states [B, L, D]."""
+        ...
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        """Hidden states [..., D] -> logits [..., V]."""
+        ...
+
+
+StepCallback = Callable[[int, int, Tensor], None]
+"""on_step(reveals done so far in steps, s, xs): called with xs, int64 [B, L], after every reverse step."""
+
+
+class Process(Protocol):
+    """The verbs that scripts may call."""
+
+    def loss(self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None) -> Loss:
+        """An unbiased training loss of the batch."""
+        ...
+
+    def bound(self, denoiser: Denoiser, batch: Batch, num_steps: int, *, generator: Generators = None) -> Bound:
+        """The terms of the likelihood bound over `num_steps` reverse steps."""
+        ...
+
+    def nll_bound(self, denoiser: Denoiser, batch: Batch, num_steps: int, *, generator: Generators = None) -> Tensor:
+        """[B], nats per sentence: an upper bound of -log p(x0), the sum of `bound`."""
+        ...
+
+    def sample(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        args: SampleArgs,
+        *,
+        generator: Generators = None,
+        on_step: StepCallback | None = None,
+    ) -> Tensor:
+        """int64 [B, L]: the batch with every target token drawn anew."""
+        ...
+
+
+def uniform(where: Tensor, generator: Generators = None) -> Tensor:
+    """Independent U[0, 1) numbers at the True positions of `where`, 1 elsewhere.
+
+    With one generator per sentence, sentence b takes exactly as many numbers from its own stream as it has True
+    positions: its draws are the same whatever else is in the batch and however far the batch is padded.
+
+    Args:
+        where: bool [B, L].
+        generator: CPU generators (so that a seed means the same on every device), or one on `where`'s device.
+
+    Returns:
+        float64 [B, L].
+    """
+    values = torch.ones(where.shape, dtype=torch.float64, device=where.device)
+    if isinstance(generator, Sequence):
+        counts = where.sum(1).tolist()
+        draws = [torch.rand(n, generator=g, dtype=torch.float64) for n, g in zip(counts, generator, strict=True)]
+        values[where] = torch.cat(draws).to(where.device)
+        return values
+    device = where.device if generator is None else generator.device
+    drawn = torch.rand(where.shape, generator=generator, dtype=torch.float64, device=device)
+    return torch.where(where, drawn.to(where.device), values)
+
+
+def stratified_timesteps(batch_size: int, num_steps: int, generator: Generator | None = None) -> Tensor:
+    """One step in 1..T per sentence: uniform for each of them, evenly spread over the batch.
+
+    Each sentence gets one of B equal slices of 1..T, dealt at random (were sentence b always given slice b, a batch
+    sorted by length would noise its long sentences more), and a uniform place inside its slice.
+
+    Returns:
+        int64 [B] on the generator's device.
+    """
+    device = "cpu" if generator is None else generator.device
+    slices = torch.randperm(batch_size, generator=generator, device=device)
+    place = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=device)
+    return ((slices + place) / batch_size * num_steps).long().clamp(max=num_steps - 1) + 1
+
+
+def step_windows(total_steps: int, num_steps: int) -> Iterator[tuple[int, int]]:
+    """The reverse steps (t, s), s < t, that lead from T to 0 in `num_steps` windows, as equal as whole steps allow.
+
+    Raises:
+        UserError: if num_steps is not in 1..T.
+    """
+    if not 1 <= num_steps <= total_steps:
+        raise UserError(f"num_steps={num_steps} must lie in 1..{total_steps}, the T this process was made with")
+    grid = [total_steps * i // num_steps for i in range(num_steps, -1, -1)]
+    yield from zip(grid, grid[1:], strict=False)
+
+
+def sample_categorical(weights: Tensor, u: Tensor) -> Tensor:
+    """Index drawn with probability proportional to `weights`, by inverting the cumulative sum in float64.
+
+    Float32 Gumbel noise has a largest value of 16.6 and so never picks small weights often enough; this does.
+
+    Args:
+        weights: [N, V], not negative, each row with a positive sum.
+        u: float64 [N] in [0, 1).
+
+    Returns:
+        int64 [N]; never an index of weight 0.
+    """
+    cumulative = weights.double().cumsum(-1)
+    threshold = u.unsqueeze(-1) * cumulative[:, -1:]
+    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    last_positive = weights.shape[-1] - 1 - weights.flip(-1).gt(0).int().argmax(-1)
+    return torch.minimum(index, last_positive)
+
+
+def filter_logits(logits: Tensor, args: SampleArgs) -> Tensor:
+    """Temperature, then top-k, then top-p, on the logits of p(x0 | xt), [N, V]; what is cut becomes -inf."""
+    logits = logits / args.temperature
+    if 0 < args.top_k < logits.shape[-1]:
+        kth = logits.topk(args.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    if args.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
+        cut = torch.zeros_like(mass_before, dtype=torch.bool).scatter(-1, order, mass_before >= args.top_p)
+        logits = logits.masked_fill(cut, -torch.inf)
+    return logits
+
+
+def masked_lm_loss(
+    denoiser: Denoiser,
+    batch: Batch,
+    *,
+    mask_id: int,
+    num_steps: int,
+    rates: tuple[float, float],
+    generator: Generator | None = None,
+) -> Loss:
+    """Cross-entropy of tokens masked at a rate drawn per sentence from `rates`: BERT's own task, a warm start.
+
+    Divided by the mean rate, so that a target token weighs one in expectation, as it does in a process's loss.
+    """
+    low, high = rates
+    device = batch.input_ids.device
+    t = stratified_timesteps(len(batch.input_ids), num_steps, generator).to(device)
+    rate = low + (high - low) * t / num_steps
+    masked = batch.target_mask & (uniform(batch.target_mask, generator) < rate[:, None])
+    xt = batch.input_ids.masked_fill(masked, mask_id)
+    hidden = denoiser.encode(xt, (rate * num_steps).long().clamp(min=1), batch.attention_mask)
+    logits = denoiser.decode(hidden[masked]).float()
+    total = F.cross_entropy(logits, batch.input_ids[masked], reduction="sum") / ((low + high) / 2)
+    return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})

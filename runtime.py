@@ -1,0 +1,142 @@
+"""The machine: ranks, device, threads, precision, files that are never half-written, errors in one line."""
+
+import contextlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from process import UserError
+
+
+def rank() -> int:
+    """This process's number under torchrun, else 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """How many processes train together: torchrun's WORLD_SIZE, else 1."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextlib.contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Joins torchrun's processes for the duration of a block; does nothing for a single process."""
+    if world_size() == 1:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(*tensors: Tensor) -> None:
+    """Adds each tensor over all processes, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device called `name`; auto: this rank's GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: if that device does not exist here.
+    """
+    if name == "auto":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={name!r} cannot be used here ({reason}); use cpu, cuda, cuda:N or auto") from error
+    return device
+
+
+def set_threads(threads: int) -> None:
+    """CPU threads for torch; 0 leaves torch's choice.
+
+    Raises:
+        UserError: if negative.
+    """
+    if threads < 0:
+        raise UserError(f"threads={threads} must be 0 (torch decides) or more")
+    if threads:
+        torch.set_num_threads(threads)
+
+
+def pick_precision(name: str, device: torch.device) -> str:
+    """fp32, bf16 or fp16; auto takes bf16 where the hardware multiplies it natively, else fp32."""
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    # torch has no public question for this one; where it cannot be asked, float32 is always right
+    return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which the network runs; weights and losses stay in float32."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[IO[str]]:
+    """A text file opened beside `path` and renamed onto it when the block ends well; otherwise nothing is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+@contextlib.contextmanager
+def folder_written_whole(path: Path) -> Iterator[Path]:
+    """A folder filled beside `path` and renamed onto it when the block ends well; otherwise nothing is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        if path.exists():
+            previous = temporary.with_name(temporary.name + ".old")
+            path.rename(previous)
+            temporary.rename(path)
+            shutil.rmtree(previous)
+        else:
+            temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Calls `main`; what the user got wrong ends in one line on stderr and exit code 2, never a traceback."""
+    try:
+        main()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,388 @@
+"""The process's theorems, by enumeration in float64 on vocabularies of 3 to 5 tokens and sentences of 2 to 3."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import OracleDenoiser, TableDenoiser, all_sentences, text_batch
+from scipy.stats import chisquare
+from torch import Tensor
+
+import diffusion_word_freq
+from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion, base_alpha_bar, entropy
+from process import Batch, SampleArgs, step_windows
+
+MASK = 3  # not the last index, so that an off-by-one cannot hide
+COUNTS = torch.tensor([40, 7, 1, 0, 15])
+TOKENS = [0, 1, 2, 4]
+SCHEDULES = ["mutual", "cosine", "linear"]
+SPINDLES = ["paper", "released", "none"]
+
+
+def make(num_steps: int = 4, spindle: str = "paper", lam: float = 0.3, schedule: str = "mutual", **kwargs) -> WordFreqDiffusion:
+    args = WordFreqArgs(num_steps=num_steps, schedule=schedule, spindle=spindle, word_freq_lambda=lam, **kwargs)
+    return WordFreqDiffusion(args, COUNTS, mask_id=MASK)
+
+
+def steps(n: int, value: int) -> Tensor:
+    return torch.full((n,), value)
+
+
+def every(x: Tensor) -> Tensor:
+    return torch.ones_like(x, dtype=torch.bool)
+
+
+# ---- schedule --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("spindle", ["paper", "released"])
+@pytest.mark.parametrize("lam", [0.1, 0.3, 0.5, 3.0])
+def test_alpha_bar_falls_from_1_to_0_for_every_token_of_a_zipf_vocabulary(schedule: str, spindle: str, lam: float) -> None:
+    counts = (1e6 / torch.arange(1, 2001)).long()  # from 1,000,000 down to 500
+    counts[-50:] = 0
+    args = WordFreqArgs(num_steps=512, schedule=schedule, spindle=spindle, word_freq_lambda=lam)
+    process = WordFreqDiffusion(args, counts, mask_id=0)
+    x0 = torch.stack([torch.arange(2000), torch.randint(0, 20, (2000,))])  # a mean that is typical, and one that is low
+    x0[1, :5] = torch.arange(1995, 2000)
+    table = torch.stack([process.alpha_bar(steps(2, t), x0, every(x0)) for t in range(513)])
+    assert (table[0] == 1).all() and (table[-1] == 0).all()
+    assert (table.diff(dim=0) < 0).all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_equation_9_holds_for_the_paper_spindle(schedule: str) -> None:
+    """The expected share of information left at t is the base schedule, wherever h is not held back by its bound."""
+    process = make(num_steps=16, schedule=schedule, lam=0.1)
+    x0 = torch.tensor([[0, 1, 2, 4, 4], [0, 0, 0, 2, 1]])
+    h = 1 - process.sentence_mean(x0, every(x0))[:, None] / process.statistic[x0]
+    assert h.abs().max() < process._limit
+    for t in range(17):
+        information = process.statistic[x0]
+        left = (process.alpha_bar(steps(2, t), x0, every(x0)) * information).sum(1) / information.sum(1)
+        torch.testing.assert_close(left, process.base[t].expand(2))
+
+
+def test_informative_tokens_are_masked_earlier() -> None:
+    for spindle in ("paper", "released"):
+        process = make(num_steps=8, spindle=spindle)
+        common_to_rare = torch.tensor([[0, 4, 1, 2]])
+        keep = process.alpha_bar(steps(1, 4), common_to_rare, every(common_to_rare))
+        assert (keep.diff() < 0).all()
+
+
+def test_an_unseen_token_has_finite_entropy_and_probabilities_sum_to_1() -> None:
+    assert entropy(COUNTS).isfinite().all()
+    assert entropy(COUNTS).neg().exp().sum() == pytest.approx(1)
+
+
+def test_the_sentence_mean_runs_over_the_targets_only() -> None:
+    process = make()
+    x0 = torch.tensor([[0, 1, 2, 2]])
+    target = torch.tensor([[True, True, False, False]])
+    other = torch.tensor([[0, 1, 4, 0]])
+    t = steps(1, 2)
+    torch.testing.assert_close(process.alpha_bar(t, x0, target)[target], process.alpha_bar(t, other, target)[target])
+    short = process.alpha_bar(t, x0[:, :2], target[:, :2])
+    torch.testing.assert_close(process.alpha_bar(t, x0, target)[:, :2], short)
+
+
+# ---- marginals and posteriors against products of transition matrices ------------------------------------------------
+
+
+def transition_matrix(process: WordFreqDiffusion, x0: Tensor, i: int, s: int, t: int) -> Tensor:
+    """q(x_t | x_s) of token i as a 2 x 2 matrix over (itself, [MASK]), from one-step betas only."""
+    product = torch.eye(2, dtype=torch.float64)
+    for step in range(s + 1, t + 1):
+        before, after = (process.alpha_bar(steps(1, k), x0, every(x0))[0, i] for k in (step - 1, step))
+        keep = (after / before).item()
+        product = product @ torch.tensor([[keep, 1 - keep], [0, 1]], dtype=torch.float64)
+    return product
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_marginals_and_posteriors_equal_products_of_transition_matrices(schedule: str, spindle: str) -> None:
+    process = make(num_steps=5, schedule=schedule, spindle=spindle)
+    for x0 in (torch.tensor([[0, 2, 4]]), torch.tensor([[1, 1, 2]])):
+        for i, (s, t) in itertools.product(range(3), itertools.combinations(range(6), 2)):
+            to_s, s_to_t, to_t = (transition_matrix(process, x0, i, a, b) for a, b in ((0, s), (s, t), (0, t)))
+            marginal = process.alpha_bar(steps(1, t), x0, every(x0))[0, i]
+            torch.testing.assert_close(marginal, to_t[0, 0])
+            bayes = to_s[0, 0] * s_to_t[0, 1] / to_t[0, 1]  # q(x_s = x0) q(x_t = M | x_s = x0) / q(x_t = M)
+            torch.testing.assert_close(process.posterior(x0, steps(1, s), steps(1, t), every(x0))[0, i], bayes)
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_the_posterior_composes(spindle: str) -> None:
+    """From t to s to r is from t to r: staying masked is a product, being revealed a sum."""
+    process = make(num_steps=9, spindle=spindle)
+    x0 = torch.tensor([[0, 1, 2, 4]])
+
+    def reveal(s: int, t: int) -> Tensor:
+        return process.posterior(x0, steps(1, s), steps(1, t), every(x0))
+
+    for r, s, t in itertools.combinations(range(10), 3):
+        torch.testing.assert_close(reveal(s, t) + (1 - reveal(s, t)) * reveal(r, s), reveal(r, t))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("num_windows", [1, 3, 7, 64])
+def test_the_weights_of_a_tokens_cross_entropy_sum_to_1(schedule: str, num_windows: int) -> None:
+    process = make(num_steps=64, schedule=schedule)
+    h = torch.linspace(-1, 1, 21, dtype=torch.float64) * process._limit
+    total = torch.zeros_like(h)
+    for t, s in step_windows(64, num_windows):
+        t, s = torch.tensor([t]), torch.tensor([s])
+        total += (1 - process.keep_probability(t, h)) * process.reveal_probability(h, s, t)
+    torch.testing.assert_close(total, torch.ones_like(total))
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_corrupt_masks_at_the_stated_rate_and_touches_nothing_else(spindle: str) -> None:
+    process = make(num_steps=8, spindle=spindle)
+    sentence, target = torch.tensor([0, 1, 2, 4, 4]), torch.tensor([True, True, True, True, False])
+    n = 40_000
+    x0, targets = sentence.expand(n, -1), target.expand(n, -1)
+    for t in (0, 1, 5, 8):
+        xt = process.corrupt(x0, steps(n, t), targets)
+        masked = xt.eq(MASK)
+        assert torch.equal(xt[~masked], x0[~masked]) and not masked[:, 4].any()
+        rate = 1 - process.alpha_bar(steps(1, t), x0[:1], targets[:1])[0, :4]
+        error = (masked[:, :4].double().mean(0) - rate).abs()
+        assert (error <= 4 * (rate * (1 - rate) / n).sqrt() + 1e-12).all()
+
+
+# ---- the bound -------------------------------------------------------------------------------------------------------
+
+
+def reverse_probability(process: WordFreqDiffusion, denoiser: TableDenoiser, xt: Tensor, xs: Tensor, s: int, t: int) -> float:
+    """p_theta(x_s | x_t) of one pair of states, multiplied out from its definition with Python numbers."""
+    length = len(xt)
+    logits = denoiser.encode(xt[None], steps(1, t), every(xt[None]))[0].clone()
+    logits[:, MASK] = -math.inf
+    pi = logits.softmax(-1)
+    mean = sum(
+        (pi[i] * process.statistic).sum() if xt[i] == MASK else process.statistic[xt[i]] for i in range(length)
+    ) / length
+    probability = 1.0
+    for i in range(length):
+        if xt[i] != MASK:
+            probability *= float(xs[i] == xt[i])
+            continue
+        u = [process.reveal_probability(process.informativeness(process.statistic[k], mean), torch.tensor(s), torch.tensor(t)) for k in range(5)]
+        revealed = [float(pi[i, k] * u[k]) for k in range(5)]
+        probability *= 1 - sum(revealed) if xs[i] == MASK else revealed[xs[i]]
+    return probability
+
+
+def true_likelihoods(process: WordFreqDiffusion, denoiser: TableDenoiser, length: int, num_windows: int) -> dict[tuple, float]:
+    """p_theta(x0) of every sentence, by propagating the whole distribution over all (V ** L) states."""
+    states = [tuple(s) for s in all_sentences([0, 1, 2, 3, 4], length).tolist()]
+    law = {tuple([MASK] * length): 1.0}
+    for t, s in step_windows(process.num_steps, num_windows):
+        following: dict[tuple, float] = {}
+        for xt, mass in law.items():
+            for xs in states:
+                step = reverse_probability(process, denoiser, torch.tensor(xt), torch.tensor(xs), s, t)
+                if step > 1e-12:  # the last step leaves 1 - sum = rounding
+                    following[xs] = following.get(xs, 0.0) + mass * step
+        law = following
+    return law
+
+
+def exact_bound(process: WordFreqDiffusion, denoiser: TableDenoiser, x0: Tensor, num_windows: int) -> float:
+    """E over x_t of the public `token_terms`, by enumerating every pattern of masks at every window."""
+    total = 0.0
+    length = len(x0)
+    for t, s in step_windows(process.num_steps, num_windows):
+        keep = process.alpha_bar(steps(1, t), x0[None], every(x0[None]))[0]
+        for pattern in itertools.product([False, True], repeat=length):
+            masked = torch.tensor(pattern)
+            weight = torch.where(masked, 1 - keep, keep).prod().item()
+            if masked.any() and weight > 0:
+                batch = text_batch(x0[None])
+                xt = x0.masked_fill(masked, MASK)[None]
+                kl, _ = process.token_terms(denoiser, batch, xt, steps(1, s), steps(1, t))
+                total += weight * kl.sum().item()
+    return total
+
+
+@pytest.mark.parametrize(
+    ("spindle", "lam", "schedule", "num_steps", "num_windows"),
+    [("none", 0.0, "mutual", 4, 4), ("paper", 0.3, "mutual", 4, 4), ("released", 0.3, "mutual", 4, 3), ("paper", 0.6, "cosine", 5, 2), ("released", 0.3, "linear", 3, 3)],
+)
+def test_the_bound_is_one(spindle: str, lam: float, schedule: str, num_steps: int, num_windows: int) -> None:
+    """bound(x0) >= -log p_theta(x0) for every x0, p_theta sums to 1, and so exp(-bound) sums to at most 1."""
+    process = make(num_steps=num_steps, spindle=spindle, lam=lam, schedule=schedule)
+    denoiser = TableDenoiser(5)
+    law = true_likelihoods(process, denoiser, 2, num_windows)
+    assert sum(law.values()) == pytest.approx(1) and not any(MASK in x for x in law)
+    bounds = {x: exact_bound(process, denoiser, torch.tensor(x), num_windows) for x in law}
+    assert len(bounds) == len(TOKENS) ** 2
+    for x, bound in bounds.items():
+        assert bound >= -math.log(law[x]) - 1e-9
+    assert sum(math.exp(-b) for b in bounds.values()) <= 1 + 1e-9
+
+
+def test_the_bound_is_tight_for_one_step_and_for_one_token() -> None:
+    """With a single window, or a single token and no spindle, q's path is p's path and the gap vanishes."""
+    denoiser = TableDenoiser(5)
+    for process, length, windows in ((make(num_steps=4), 2, 1), (make(num_steps=4, lam=0), 1, 4)):
+        law = true_likelihoods(process, denoiser, length, windows)
+        for x, probability in law.items():
+            assert exact_bound(process, denoiser, torch.tensor(x), windows) == pytest.approx(-math.log(probability))
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_an_oracle_pays_nothing(spindle: str) -> None:
+    x0 = torch.tensor([[0, 1, 2, 4], [4, 4, 0, 0]])
+    process = make(num_steps=16, spindle=spindle)
+    bound = process.nll_bound(OracleDenoiser(x0, 5), text_batch(x0), 16)
+    torch.testing.assert_close(bound, torch.zeros_like(bound), atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_nll_bound_is_an_unbiased_estimate_of_the_enumerated_bound(spindle: str) -> None:
+    process, denoiser = make(num_steps=6, spindle=spindle), TableDenoiser(5)
+    x0 = torch.tensor([0, 2, 1])
+    expected = exact_bound(process, denoiser, x0, 4)
+    draws = process.nll_bound(denoiser, text_batch(x0.expand(20_000, -1)), 4)
+    assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_the_training_loss_is_an_unbiased_estimate_of_the_bound(spindle: str) -> None:
+    process, denoiser = make(num_steps=6, spindle=spindle), TableDenoiser(5)
+    x0 = torch.tensor([0, 2, 1])
+    expected = exact_bound(process, denoiser, x0, 6)
+    batch = text_batch(x0.expand(32, -1))
+    draws = torch.stack([process.loss(denoiser, batch).total / 32 for _ in range(600)])
+    assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
+
+
+def test_without_spindle_the_bound_is_the_plain_absorbing_process() -> None:
+    """lambda = 0 switches either spindle off; a step's KL is u times the cross-entropy, u = 1/t for one-step windows."""
+    x0 = torch.tensor([[0, 1, 2, 4]])
+    xt = torch.tensor([[MASK, 1, MASK, MASK]])
+    denoiser = TableDenoiser(5)
+    plain = make(num_steps=10, spindle="none")
+    for spindle in ("paper", "released"):
+        silent = make(num_steps=10, spindle=spindle, lam=0.0)
+        tiny = make(num_steps=10, spindle=spindle, lam=1e-9)  # through the spindle's own formulas
+        for t in (1, 4, 10):
+            kl, cross_entropy = plain.token_terms(denoiser, text_batch(x0), xt, steps(1, t - 1), steps(1, t))
+            torch.testing.assert_close(kl, cross_entropy / t)
+            for other in (silent, tiny):
+                again, _ = other.token_terms(denoiser, text_batch(x0), xt, steps(1, t - 1), steps(1, t))
+                torch.testing.assert_close(again, kl, rtol=1e-6, atol=1e-9)
+
+
+def test_at_large_T_the_plain_bound_is_the_weighted_cross_entropy() -> None:
+    """As T grows the bound tends to sum over masked sets, MDLM's integral of 1/t times the cross-entropy."""
+    denoiser, x0 = TableDenoiser(5), torch.tensor([0, 2, 4])
+    limit = 0.0
+    for pattern in itertools.product([False, True], repeat=3):
+        masked = torch.tensor(pattern)
+        k = int(masked.sum())
+        if k == 0:
+            continue
+        logits = denoiser.encode(x0.masked_fill(masked, MASK)[None], steps(1, 1), every(x0[None]))[0]
+        logits[:, MASK] = -math.inf
+        cross_entropy = -logits.log_softmax(-1)[masked, x0[masked]].sum().item()
+        limit += math.gamma(k) * math.gamma(4 - k) / math.gamma(4) * cross_entropy  # int t^(k-1) (1-t)^(L-k) dt
+    gaps = [exact_bound(make(num_steps=n, spindle="none"), denoiser, x0, n) - limit for n in (32, 64, 128)]
+    assert abs(gaps[-1]) < 0.02 * limit
+    assert gaps[0] / gaps[1] == pytest.approx(2, rel=0.1) and gaps[1] / gaps[2] == pytest.approx(2, rel=0.1)
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_extreme_logits_give_finite_losses_and_gradients(spindle: str) -> None:
+    x0 = torch.tensor([[0, 1, 2, 4]])
+    process = make(num_steps=2048, spindle=spindle)
+    for token in (0, 4):
+        wrong = OracleDenoiser(torch.full_like(x0, token), 5)
+        wrong.logits = wrong.logits.float().requires_grad_()
+        for t in (1, 2, 1000, 2048):
+            xt = torch.full_like(x0, MASK)
+            kl, _ = process.token_terms(wrong, text_batch(x0), xt, steps(1, t - 1), steps(1, t))
+            (gradient,) = torch.autograd.grad(kl.sum(), wrong.logits)
+            assert kl.isfinite().all() and gradient.isfinite().all() and (kl >= -1e-9).all()
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+@pytest.mark.parametrize("weighting", ["elbo", "uniform"])
+def test_padding_and_given_tokens_change_nothing(spindle: str, weighting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    process, denoiser = make(num_steps=8, spindle=spindle, loss_weighting=weighting), TableDenoiser(5)
+    monkeypatch.setattr(diffusion_word_freq, "uniform", lambda where, generator=None: where.double() * 0.3 + (~where))
+    monkeypatch.setattr(diffusion_word_freq, "stratified_timesteps", lambda n, total, generator=None: steps(n, 6))
+    plain = text_batch(torch.tensor([[0, 1, 2]]))
+    on = torch.tensor([[True, True, True, False, False]])
+    padded = Batch(torch.tensor([[0, 1, 2, 4, 4]]), on, on)
+    for measure in (lambda b: process.loss(denoiser, b).total, lambda b: process.nll_bound(denoiser, b, 4)):
+        torch.testing.assert_close(measure(padded), measure(plain))
+
+
+# ---- sampling --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("spindle", "num_steps", "num_windows"), [("none", 4, 4), ("paper", 4, 4), ("released", 5, 3), ("paper", 5, 2)])
+def test_samples_follow_the_exact_distribution_of_a_known_denoiser(spindle: str, num_steps: int, num_windows: int) -> None:
+    process, denoiser = make(num_steps=num_steps, spindle=spindle), TableDenoiser(5)
+    law = true_likelihoods(process, denoiser, 2, num_windows)
+    n = 40_000
+    batch = text_batch(torch.zeros(n, 2, dtype=torch.long))
+    drawn = process.sample(denoiser, batch, SampleArgs(num_steps=num_windows))
+    counts = torch.bincount(drawn[:, 0] * 5 + drawn[:, 1], minlength=25)
+    expected = [law.get((i // 5, i % 5), 0.0) * n for i in range(25)]
+    possible = [i for i in range(25) if expected[i] > 0]
+    assert counts.sum() == sum(counts[i] for i in possible)
+    assert chisquare([counts[i].item() for i in possible], [expected[i] for i in possible]).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+@pytest.mark.parametrize("num_windows", [1, 3, 7, 16])
+def test_nothing_is_left_masked_and_given_tokens_stay(spindle: str, num_windows: int) -> None:
+    process = make(num_steps=16, spindle=spindle)
+    target = torch.tensor([[False, True, True, True, False]]).expand(64, -1)
+    batch = Batch(torch.tensor([[2, 4, 4, 4, 1]]).expand(64, -1), every(target), target)
+    seen = []
+    drawn = process.sample(
+        TableDenoiser(5), batch, SampleArgs(num_steps=num_windows, temperature=0.1, top_k=2, top_p=0.5),
+        on_step=lambda done, s, xs: seen.append((done, s, xs)),
+    )
+    assert not drawn.eq(MASK).any()
+    assert torch.equal(drawn[~target], batch.input_ids[~target])
+    assert [done for done, _, _ in seen] == list(range(1, num_windows + 1)) and seen[-1][1] == 0
+    for (_, _, earlier), (_, _, later) in itertools.pairwise(seen):
+        revealed = ~earlier.eq(MASK)
+        assert torch.equal(earlier[revealed], later[revealed])
+
+
+def test_temperature_acts_on_the_prediction_not_on_the_reveal() -> None:
+    """The released code cools the posterior, whose largest entry is [MASK]: at 0.1 almost nothing is revealed early."""
+    process, batch = make(num_steps=16, spindle="none"), text_batch(torch.zeros(500, 8, dtype=torch.long))
+    masks_left = {}
+    for temperature in (1.0, 0.1):
+        left = []
+        process.sample(TableDenoiser(5), batch, SampleArgs(num_steps=16, temperature=temperature),
+                       on_step=lambda done, s, xs, left=left: left.append(xs.eq(MASK).double().mean().item()))
+        masks_left[temperature] = left
+    assert masks_left[0.1][7] == pytest.approx(0.5, abs=0.03) == masks_left[1.0][7]
+
+
+def test_excluded_tokens_are_never_predicted_and_unsampled_ones_never_drawn() -> None:
+    args = WordFreqArgs(num_steps=4)
+    process = WordFreqDiffusion(args, COUNTS, mask_id=MASK, excluded_ids=(0,), unsampled_ids=(1,))
+    drawn = process.sample(TableDenoiser(5), text_batch(torch.zeros(2000, 3, dtype=torch.long)), SampleArgs(num_steps=4))
+    assert set(drawn.unique().tolist()) == {2, 4}
+    bound = process.nll_bound(TableDenoiser(5), text_batch(torch.tensor([[1, 2, 4]])), 4)
+    assert bound.isfinite().all()
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_base_schedules_start_at_1_end_at_0_and_fall(schedule: str) -> None:
+    for num_steps in (1, 2, 8, 2048):
+        alpha_bar = base_alpha_bar(schedule, num_steps)
+        assert alpha_bar[0] == 1 and alpha_bar[-1] == 0 and (alpha_bar.diff() < 0).all()

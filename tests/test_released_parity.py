@@ -1,0 +1,204 @@
+"""The `released` mode against numbers recorded from the released program (tests/golden/official_*.json).
+
+Each file states its formula (`what`), its inputs and the tolerance at which a float64 re-implementation agreed.
+"""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import diffusion_word_freq
+from diffusion_word_freq import WordFreqArgs, base_alpha_bar, log_frequency
+from diffusion_word_freq_released import EPSILON, ReleasedWordFreqDiffusion
+from process import Batch, SampleArgs
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def load(name: str) -> dict:
+    return json.loads((GOLDEN / f"official_{name}.json").read_text())
+
+
+STATE, WORD_FREQ = load("state"), load("word_freq")
+NOISE, POSTERIOR, KL, ELBO, SAMPLING = (load(n) for n in ("noise", "posterior", "kl", "elbo", "sampling_step"))
+V, MASK = 8, 3
+COUNTS = torch.tensor(WORD_FREQ["inputs"]["counts"]).index_fill(0, torch.tensor([WORD_FREQ["inputs"]["pad_id"]]), 0)
+X0 = torch.tensor(KL["inputs"]["x0"])
+TARGET = torch.tensor(KL["inputs"]["target_mask"]).bool()
+BATCH = Batch(X0, TARGET, TARGET)
+
+
+class Toy:
+    """The recorded denoisers A and B; `decode` is the identity."""
+
+    time_conditioned = True
+
+    def __init__(self, name: str, num_steps: int) -> None:
+        self.name, self.num_steps = name, num_steps
+
+    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+        b, position, v = (torch.arange(1, 1 + n, dtype=torch.float64) for n in (*xt.shape, V))
+        phase = 0.1 * b[:, None, None] * position[None, :, None] + 0.37 * (v - 1)
+        if self.name == "B":
+            phase = phase + 0.05 * xt[..., None] + 0.2 * t[:, None, None] / self.num_steps
+        return phase.sin()
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+def process_of(case: dict) -> ReleasedWordFreqDiffusion:
+    args = WordFreqArgs(
+        num_steps=case["T"],
+        schedule=case.get("kind", "mutual"),
+        spindle="released",
+        word_freq_lambda=case.get("spindle_lambda", 0.3),
+        posterior="released",
+    )
+    return ReleasedWordFreqDiffusion(args, COUNTS, mask_id=MASK)
+
+
+def close(ours: Tensor | float, recorded: list | float, rtol: float, atol: float) -> None:
+    ours = torch.as_tensor(ours, dtype=torch.float64)
+    torch.testing.assert_close(ours, torch.tensor(recorded, dtype=torch.float64).reshape(ours.shape), rtol=rtol, atol=atol)
+
+
+def rows(step: int) -> Tensor:
+    return torch.full((2,), step)
+
+
+@pytest.mark.parametrize("name", STATE["cases"])
+def test_schedule_state_and_betas(name: str) -> None:
+    case = STATE["cases"][name]
+    alpha_bar = base_alpha_bar(case["kind"], case["T"])
+    rtol = 5e-4 if name == "cosine_T2048" else 5e-5
+    close(alpha_bar[case["index"]], case["alpha_bar"], rtol, 2e-6)
+    index = torch.tensor(case["beta_index"])
+    beta = 1 - alpha_bar[index + 1] / alpha_bar[index]
+    final = index == case["T"] - 1  # recorded before the state at T is forced to 0: beta there is the formula's
+    close(beta[~final], [b for b, last in zip(case["beta"], final, strict=True) if not last], 5e-4, 2e-6)
+    assert beta[-1] == 1 or not final[-1]
+
+
+@pytest.mark.parametrize("name", STATE["cases"])
+def test_spindle_amplitude(name: str) -> None:
+    case = STATE["cases"][name]
+    process = process_of({"T": case["T"], "kind": "mutual"})
+    t = torch.tensor(case["index"])
+    one = torch.tensor(1.0, dtype=torch.float64)
+    rise = process.keep_probability(t, -0.001 * one) - process.keep_probability(t, 0.001 * one)
+    inside = (process.base[t] < 0.998) & (t < case["T"])  # outside, the clip at 0.999 hides the amplitude
+    recorded = [a for a, keep in zip(case["spindle_lambda_at_0p3"], inside, strict=True) if keep]
+    close(rise[inside] / 0.002, recorded, 5e-5, 2e-6)
+
+
+def test_word_frequencies() -> None:
+    inputs, outputs = WORD_FREQ["inputs"], WORD_FREQ["outputs"]
+    close(log_frequency(torch.tensor(inputs["counts"])), outputs["w"], 5e-5, 5e-6)
+    close(log_frequency(COUNTS), outputs["w_pad_zero"], 5e-5, 5e-6)
+    length = max(map(len, inputs["sentences"]))
+    x = torch.tensor([s + [0] * (length - len(s)) for s in inputs["sentences"]])
+    target = torch.tensor([[i < len(s) for i in range(length)] for s in inputs["sentences"]])
+    process = process_of({"T": 8})
+    h = process.informativeness(process.statistic[x], process.sentence_mean(x, target)[:, None])
+    close(torch.where(target, -h, 0.0), outputs["word_freq_logits"], 5e-5, 5e-6)
+
+
+@pytest.mark.parametrize("case", NOISE["cases"], ids=lambda c: f"{c['T']}-{c['kind']}-{c['spindle_lambda']}-{c['t']}")
+def test_forward_marginals(case: dict) -> None:
+    process = process_of(case)
+    rtol, atol = (5e-4, 2e-5) if case["kind"] == "cosine" else (5e-5, 5e-6)
+    keep = process.alpha_bar(rows(case["t"]), X0, TARGET)
+    recorded = torch.tensor(case["prob_keep_x0"]).double()
+    close(keep[TARGET], recorded[TARGET].tolist(), rtol, atol)
+    if "full_table_soft_q0" in case:
+        probs = Toy("A", case["T"]).encode(X0, rows(1), TARGET).softmax(-1)
+        h = process.informativeness(process.statistic[X0], process.sentence_mean(X0, TARGET)[:, None])
+        close(process.soft_marginal(probs, rows(case["t"]), h)[0], case["full_table_soft_q0"], 5e-4, 2e-5)
+
+
+@pytest.mark.parametrize("case", POSTERIOR["cases"], ids=lambda c: f"{c['T']}-{c['t']}-{c['step_size']}")
+def test_posterior(case: dict) -> None:
+    process = process_of(case)
+    s, t, xt = rows(case["t"]), rows(case["t"] + case["step_size"]), torch.tensor(case["x_t_plus_step"])
+    masked = xt.eq(MASK) & TARGET
+    visible = ~xt.eq(MASK) & TARGET
+    recorded = torch.tensor(case["posterior_onehot_x0_at_x0"])
+    close(process.posterior(X0, s, t, TARGET)[masked], recorded[masked].tolist(), 5e-5, 5e-6)
+    assert (recorded[visible] == 1).all()  # and ours never asks
+    transition = process.transition(xt, s, t, V).gather(-1, X0[..., None]).squeeze(-1)
+    close(transition[TARGET], torch.tensor(case["transition_at_x0"])[TARGET].tolist(), 5e-5, 5e-6)
+    probs = Toy("A", case["T"]).encode(xt, t, TARGET).softmax(-1)
+    h = process.informativeness(process.statistic[X0], process.sentence_mean(X0, TARGET)[:, None])
+    close(process.reverse_probs(probs, xt, s, t, h)[0], case["posterior_soft_x0_full_b0"], 5e-5, 5e-6)
+
+
+@pytest.mark.parametrize("case", KL["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))
+def test_training_loss(case: dict) -> None:
+    process, toy = process_of(case), Toy(case["toy"], case["T"])
+    s, t, xt = rows(case["t"]), rows(case["t"] + case["step_size"]), torch.tensor(case["x_t_plus_step"])
+    kl, cross_entropy = process.token_terms(toy, BATCH, xt, s, t)
+    hybrid = KL["inputs"]["hybrid_lambda"] * cross_entropy.sum()
+    close(kl.sum(), case["base_loss"], 1e-4, 1e-5)
+    close(hybrid, case["hybrid_loss"], 1e-4, 1e-5)
+    close(kl.sum() + hybrid, case["loss"], 1e-4, 1e-5)
+    close(kl[TARGET], torch.tensor(case["kl_per_token"])[TARGET].tolist(), 1e-3, 5e-6)
+    close(cross_entropy[TARGET], torch.tensor(case["ce_x0_per_token"])[TARGET].tolist(), 1e-4, 1e-5)
+    h = process.informativeness(process.statistic[X0], process.sentence_mean(X0, TARGET)[:, None])
+    reverse = process.reverse_probs(toy.encode(xt, t, TARGET).softmax(-1), xt, s, t, h)
+    ce_pt = -(reverse.gather(-1, X0[..., None]).squeeze(-1) + EPSILON).log()
+    close(ce_pt[TARGET], torch.tensor(case["ce_pt_per_token"])[TARGET].tolist(), 1e-3, 1e-5)
+
+
+@pytest.mark.parametrize("case", ELBO["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))
+def test_elbo(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = torch.tensor(ELBO["inputs"]["u"], dtype=torch.float64)
+    monkeypatch.setattr(diffusion_word_freq, "uniform", lambda where, generator=None: fixed)
+    process = process_of(case)
+    num_steps = case["T"] // case["eval_step_size"]
+    bound = process.bound(Toy(case["toy"], case["T"]), BATCH, num_steps)
+    elbo = bound.total.sum()
+    close(elbo, case["elbo"], 3e-4, 1e-4)
+    close((bound.diffusion + bound.reconstruction).sum(), case["likelihood"], 3e-4, 1e-4)
+    close(bound.prior.sum(), case["prior"], 3e-4, 1e-4)
+    close(elbo / (torch.log(torch.tensor(2.0)) * TARGET.sum()), case["elbo_in_bits_per_dim"], 3e-4, 1e-4)
+    assert num_steps == case["network_evaluations"]
+
+
+@pytest.mark.parametrize("case", SAMPLING["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))
+def test_sampling_step(case: dict) -> None:
+    process = process_of(case)
+    xt = torch.tensor(SAMPLING["inputs"]["x_t"])
+    everything = torch.ones_like(TARGET)  # the released sampler centres over all positions
+    batch = Batch(xt, everything, everything)
+    args = SampleArgs(temperature=case["temperature"], top_k=case["top_k"])
+    s, t = rows(case["t"] - case["step_size"]), rows(case["t"])
+    probs = process.sampling_probs(Toy("A", case["T"]).encode(xt, t, everything), batch, xt, s, t, args)
+    close(probs[0], case["prob_b0"], 2e-4, 2e-5)
+    close(probs[1, 0], case["prob_b1_l0"], 2e-4, 2e-5)
+
+
+def test_a_visible_token_costs_zero_where_the_released_program_returns_nan() -> None:
+    """lambda 0, t = T - 1, a token still visible at T: 0/0 in the released posterior."""
+    process = process_of({"T": 8, "spindle_lambda": 0.0})
+    kl, _ = process.token_terms(Toy("A", 8), BATCH, X0, rows(7), rows(8))
+    assert torch.equal(kl, torch.zeros_like(kl))
+
+
+def test_sum_of_weights_shows_why_the_released_elbo_is_no_bound() -> None:
+    """sum_t (1 - alpha_bar(t)) u must be 1; the released posterior gives rare tokens less and common ones more."""
+    process = process_of({"T": 2048})
+    weights = []
+    for c in (-0.3, 0.0, 0.2):
+        h = torch.tensor(-c, dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64)
+        for s in range(0, 2048, 16):
+            s, t = torch.tensor([s]), torch.tensor([s + 16])
+            keep = process.keep_probability(s, h)
+            reveal = process.base_kernel(s, t)[0] * keep
+            total += ((1 - process.keep_probability(t, h)) * reveal / (reveal + 1 - keep)).item()
+        weights.append(total.item())
+    assert weights == pytest.approx([0.844, 1.000, 1.102], abs=2e-3)
