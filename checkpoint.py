@@ -59,7 +59,7 @@ class Run:
 def build_process(
     args: WordFreqArgs, token_counts: Tensor, tokenizer: PreTrainedTokenizerBase, vocab_size: int
 ) -> WordFreqDiffusion:
-    """The process that `args` name. Text never contains special tokens, so p_theta rules them out; [UNK] is scored only.
+    """The process that `args` name. Text holds no special tokens, so p_theta rules them out; [UNK] is scored only.
 
     Args:
         args: the settings.
@@ -99,11 +99,15 @@ def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: i
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"word frequencies {path}: cannot be read ({error.strerror}); make them with word_freq.py") from error
+        raise UserError(
+            f"word frequencies {path}: cannot be read ({error.strerror}); make them with word_freq.py"
+        ) from error
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"word frequencies {path}: not JSON ({error}); make them with word_freq.py") from error
     numbers = entries.values() if isinstance(entries, dict) else [None]
-    if not entries or not all(isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in numbers):
+    if not entries or not all(
+        isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in numbers
+    ):
         raise UserError(f"word frequencies {path}: must map tokens to counts of 0 or more; make them with word_freq.py")
     vocabulary = tokenizer.get_vocab()
     strangers = [token for token in entries if token not in vocabulary]
@@ -159,13 +163,16 @@ def load(name: str, device: torch.device, *, posterior: str = "") -> Run:
     path = find_checkpoint(name)
     description = _read_description(path)
     try:
-        process_args = WordFreqArgs(**{**description["process_args"], **({"posterior": posterior} if posterior else {})})
+        process_args = WordFreqArgs(
+            **{**description["process_args"], **({"posterior": posterior} if posterior else {})}
+        )
         time_conditioning, histogram = description["time_conditioning"], description["length_histogram"]
         max_length = description["max_length"]
     except (KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path}: process.json does not fit this version ({error})") from error
+    network = load_network(str(path), whole=True)
     tokenizer = load_tokenizer(str(path))
-    denoiser = BertDenoiser(load_network(str(path), whole=True), time_conditioning, process_args.num_steps)
+    denoiser = BertDenoiser(network, time_conditioning, process_args.num_steps)
     if denoiser.time is not None:
         _load_time_conditioning(denoiser.time, path / "time_conditioning.safetensors")
     counts = read_word_freq(path / "word_freq.json", tokenizer, denoiser.vocab_size)
@@ -183,9 +190,13 @@ def find_checkpoint(name: str) -> Path:
     """
     path = Path(name).expanduser()
     if path.is_file():
-        raise UserError(f"checkpoint {path}: is a file; a checkpoint is a folder made by main.py (no pickle is ever loaded)")
+        raise UserError(
+            f"checkpoint {path}: is a file; a checkpoint is a folder made by main.py (no pickle is ever loaded)"
+        )
     if not path.is_dir():
-        raise UserError(f"checkpoint {path}: no such folder; train one with main.py --output_dir, or `bash run.sh demo`")
+        raise UserError(
+            f"checkpoint {path}: no such folder; train one with main.py --output_dir, or `bash run.sh demo`"
+        )
     if not (path / "process.json").exists() and (path / "checkpoint" / "process.json").exists():
         return path / "checkpoint"
     if not (path / "process.json").exists():
@@ -211,7 +222,9 @@ def _load_time_conditioning(module: torch.nn.Module, file: Path) -> None:
         module.load_state_dict(load_file(file))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"checkpoint {file.parent}: {file.name} is missing, truncated or of another size ({reason})") from error
+        raise UserError(
+            f"checkpoint {file.parent}: {file.name} is missing, truncated or of another size ({reason})"
+        ) from error
 
 
 def _model_card(run: Run) -> str:
@@ -224,7 +237,7 @@ tags: [diffusion, masked-diffusion, diffusionbert]
 ---
 # A DiffusionBERT checkpoint
 
-Sample: `python predict.py --checkpoint <this folder>`. Score: `python compute_elbo.py --checkpoint <this folder> --data FILE`.
+Sample: `python predict.py --checkpoint DIR`. Score: `python compute_elbo.py --checkpoint DIR --data FILE`.
 The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`.
 
 | setting of the process | value |

@@ -17,7 +17,9 @@ from process import UserError
 class TrainArgs:
     """How long to train, on what, and where the results go."""
 
-    output_dir: str = field(metadata={"help": "a new folder: checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png"})
+    output_dir: str = field(
+        metadata={"help": "a new folder: checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png"}
+    )
     max_steps: int = field(default=0, metadata={"help": "optimizer steps; 0: as many as num_train_epochs takes"})
     num_train_epochs: float = field(default=3.0, metadata={"aliases": ["--epochs"], "help": "passes over the data"})
     max_minutes: float = field(default=0.0, metadata={"help": "end after this time, the schedule with it; 0: no limit"})
@@ -27,7 +29,8 @@ class TrainArgs:
     warm_start: float = field(default=0.0, metadata={"help": "share of the training spent as a masked LM first"})
     warm_start_rates: str = field(default="0.1,0.4", metadata={"help": "range of its mask rates"})
     precision: str = field(
-        default="auto", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network; the maths is fp32+"}
+        default="auto",
+        metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network; the maths is fp32+"},
     )
     fp16: bool = field(default=False, metadata={"help": "the same as --precision fp16"})
     eval_steps: int = field(default=0, metadata={"aliases": ["--eval_interval"], "help": "0: ten times in all"})
@@ -49,7 +52,7 @@ class TrainArgs:
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("max_minutes", "eval_steps", "eval_sequences", "threads", "seed"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise UserError(f"{name}={getattr(self, name)} must be 0 or more")
         if not 0 <= self.warm_start <= 1:
             raise UserError(f"warm_start={self.warm_start} must lie in [0, 1], a share of the training")
@@ -104,7 +107,9 @@ class _Parser(HfArgumentParser):
         raise UserError(f"{message} (--help lists every setting)")
 
 
-def parse(kinds: list[type], description: str, *, meaningless: dict[str, str] | None = None, argv: list[str] | None = None) -> tuple:
+def parse(
+    kinds: list[type], description: str, *, meaningless: dict[str, str] | None = None, argv: list[str] | None = None
+) -> tuple:
     """One frozen dataclass of each kind from the command line.
 
     Args:

@@ -32,22 +32,35 @@ class Source:
         return self.hub_name or ", ".join(str(file) for file in self.files)
 
 
-def find_source(data: str, split: str = "train") -> Source | None:
+def training_source(data: str) -> Source:
+    """Where the training text of `data` is: a file, a folder, or a data set on the hub.
+
+    Raises:
+        UserError: if there is none.
+    """
+    source = find_source(data, "train")
+    if source is None:
+        raise UserError(f"{data}: it has no training split")
+    return source
+
+
+def find_source(data: str, split: str) -> Source | None:
     """The files or hub data set that hold `split` of `data`; None if `data` exists but has no such split.
 
     Args:
-        data: a file, a folder with train / valid / test files (or unnamed files: all training data), or a hub name.
+        data: a file (all training data), a folder with train / valid / test files (unnamed ones are training data), or
+            the name of a data set on the hub.
         split: train, valid or test.
 
     Raises:
         UserError: if `data` is nothing that can be read.
     """
     path = Path(data).expanduser()
-    if path.is_file():
+    if data and path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{path}: cannot read this kind of file; use one of {', '.join(SUFFIXES)}")
         return Source((path,)) if split == "train" else None
-    if path.is_dir():
+    if data and path.is_dir():
         return _find_in_folder(path, split)
     looks_like_path = data.startswith((".", "/", "~")) or data.endswith(SUFFIXES)
     if not data or looks_like_path or data.count("/") > 1:
@@ -151,10 +164,10 @@ def _read_hub(source: Source, description: str) -> Iterator[str]:
     dataset = _first_reachable(source.hub_name, load)
     if "text" not in dataset.column_names:
         raise UserError(f'data set {source.hub_name}: no column "text"; it has {", ".join(dataset.column_names)}')
-    for row in tqdm(dataset, desc=description, unit="sentence", leave=False, disable=None):
-        sentence = row["text"].strip()
-        if sentence:
-            yield sentence
+    with tqdm(total=len(dataset), desc=description, unit="sentence", leave=False, disable=None) as bar:
+        for rows in dataset.iter(batch_size=1000):
+            yield from filter(None, (sentence.strip() for sentence in rows["text"]))
+            bar.update(len(rows["text"]))
 
 
 def _first_reachable(name: str, call: Callable[[str, str | None], object]) -> object:

@@ -20,13 +20,13 @@ from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from corpus import Keep, Source, fingerprint, find_source, held_out, read_sentences
+from corpus import Keep, Source, find_source, fingerprint, held_out, read_sentences, training_source
 from process import Batch, UserError
 from runtime import folder_written_whole
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CACHE_FORMAT = 1
-POOL = 100  # batches whose sentences are sorted by length together
+POOL = 200  # batches whose sentences are sorted by length together
 TOKENIZE_AT_ONCE = 2000
 
 
@@ -40,9 +40,12 @@ class DataArgs:
             "help": ".txt, .jsonl (.gz, .xz), a folder with train / valid files, or a data set on the hub (lm1b)",
         },
     )
-    valid_data: str = field(default="", metadata={"help": "the same kinds; default: the folder's own, else a part of train"})
+    valid_data: str = field(
+        default="", metadata={"help": "the same kinds; default: the folder's own, else a part of train"}
+    )
     valid_fraction: float = field(
-        default=0.02, metadata={"aliases": ["--dev_size"], "help": "share of train set aside when there is no valid set"}
+        default=0.02,
+        metadata={"aliases": ["--dev_size"], "help": "share of train set aside when there is no valid set"},
     )
     tokenizer: str = field(
         default="",
@@ -53,7 +56,9 @@ class DataArgs:
         default=128, metadata={"aliases": ["--block_size"], "help": "tokens a sentence, [CLS] and [SEP] included"}
     )
     batch_size: int = field(default=64, metadata={"help": "sentences per process and micro-step"})
-    word_freq_file: str = field(default="", metadata={"help": "{token: count} JSON from word_freq.py; default: count train"})
+    word_freq_file: str = field(
+        default="", metadata={"help": "{token: count} JSON from word_freq.py; default: count train"}
+    )
     cache_dir: str = field(default="out/cache", metadata={"help": "where tokenised text is kept"})
 
     def __post_init__(self) -> None:
@@ -82,11 +87,15 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
             tokenizer = _wordpiece_from_vocab(path / "vocab.txt")
         else:
             tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except (OSError, ValueError, KeyError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or missing tokenizer raises anything, down to bare Exception
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if path.exists():
+            raise UserError(f"cannot read the tokenizer in {path}: {reason}") from error
         raise UserError(
-            f"cannot load the tokenizer {name_or_path!r} ({reason}). Offline: --tokenizer FOLDER, a vocab.txt, "
-            "or `--tokenizer wordpiece --vocab_size 8192` to train one on the corpus"
+            f"cannot load the tokenizer {name_or_path!r}: it is no local folder and the hub gave none ({reason}). "
+            "Offline: --tokenizer FOLDER, a vocab.txt, or `--tokenizer wordpiece` to train one on the corpus"
         ) from error
     lacking = [name for name in ("mask", "pad", "cls", "sep") if getattr(tokenizer, f"{name}_token_id") is None]
     if lacking:
@@ -103,8 +112,21 @@ def _wordpiece_from_vocab(file: Path) -> PreTrainedTokenizerBase:
     entries = set(file.read_text(encoding="utf-8").splitlines())
     lacking = [token for token in SPECIAL_TOKENS if token not in entries]
     if lacking:
-        raise UserError(f"{file}: a WordPiece vocabulary must hold {', '.join(SPECIAL_TOKENS)}; missing: {', '.join(lacking)}")
+        raise UserError(
+            f"{file}: a WordPiece vocabulary must hold {', '.join(SPECIAL_TOKENS)}; missing: {', '.join(lacking)}"
+        )
     return BertTokenizerFast(vocab=str(file))
+
+
+def wordpiece_of(source: Source, vocab_size: int, cache_dir: str) -> PreTrainedTokenizerBase:
+    """A WordPiece tokenizer learnt from a source, from the cache if it was learnt before."""
+    recipe = f"{CACHE_FORMAT}:wordpiece:{fingerprint(source)}:{vocab_size}"
+    folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
+    if not (folder / "tokenizer_config.json").exists():
+        tokenizer = train_wordpiece(read_sentences(source, description="learning a vocabulary"), vocab_size)
+        with folder_written_whole(folder) as temporary:
+            tokenizer.save_pretrained(temporary)
+    return load_tokenizer(str(folder))
 
 
 def train_wordpiece(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
@@ -148,7 +170,13 @@ class TokenizedText:
 
 
 def tokenize(
-    source: Source, tokenizer: PreTrainedTokenizerBase, max_length: int, cache_dir: str, *, part: str = "", keep: Keep | None = None
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    cache_dir: str,
+    *,
+    part: str = "",
+    keep: Keep | None = None,
 ) -> TokenizedText:
     """Token ids of a source, from the cache if the same text was tokenised the same way before.
 
@@ -172,7 +200,9 @@ def tokenize(
             _write_tokens(source, tokenizer, max_length - 2, temporary, keep, part)
     meta = json.loads((folder / "meta.json").read_text())
     text = TokenizedText(
-        np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r") if meta["num_tokens"] else np.zeros(0, np.int32),
+        np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
+        if meta["num_tokens"]
+        else np.zeros(0, np.int32),
         np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False),
         np.load(folder / "num_words.npy", mmap_mode="r", allow_pickle=False),
         meta["num_truncated"],
@@ -193,7 +223,7 @@ def _write_tokens(
     dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
     offsets, num_words, num_truncated = array.array("q", [0]), array.array("i"), 0
     with open(folder / "tokens.bin", "wb") as file:
-        for sentences in _chunks(read_sentences(source, keep=keep, description=f"tokenizing {part}".strip())):
+        for sentences in chunks(read_sentences(source, keep=keep, description=f"tokenizing {part}".strip())):
             encoded = encode(tokenizer, sentences)
             for i, (sentence, ids) in enumerate(zip(sentences, encoded.input_ids, strict=True)):
                 if len(ids) > longest:
@@ -205,7 +235,12 @@ def _write_tokens(
                     num_words.append(len(sentence.split()))
     np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
     np.save(folder / "num_words.npy", np.asarray(num_words, dtype=np.int32))
-    meta = {"dtype": np.dtype(dtype).name, "num_tokens": offsets[-1], "num_truncated": num_truncated, "source": str(source)}
+    meta = {
+        "dtype": np.dtype(dtype).name,
+        "num_tokens": offsets[-1],
+        "num_truncated": num_truncated,
+        "source": str(source),
+    }
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
@@ -222,7 +257,8 @@ def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> dict:
     )
 
 
-def _chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
+def chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
+    """Lists of a few thousand sentences: what a fast tokenizer likes at once."""
     chunk: list[str] = []
     for sentence in sentences:
         chunk.append(sentence)
@@ -239,11 +275,10 @@ def load_splits(args: DataArgs, tokenizer: PreTrainedTokenizerBase) -> tuple[Tok
     Raises:
         UserError: if there are fewer training sentences than one batch holds.
     """
-    train, valid = find_source(args.train_data), None
-    if args.valid_data:
-        valid = find_source(args.valid_data, "valid") or find_source(args.valid_data)
-    else:
-        valid = find_source(args.train_data, "valid")
+    train = training_source(args.train_data)
+    valid = find_source(args.valid_data or args.train_data, "valid")
+    if args.valid_data and valid is None:
+        valid = training_source(args.valid_data)
     settings = tokenizer, args.max_length, args.cache_dir
     if valid is not None:
         texts = tokenize(train, *settings, part="train"), tokenize(valid, *settings, part="valid")
@@ -267,7 +302,7 @@ def load_splits(args: DataArgs, tokenizer: PreTrainedTokenizerBase) -> tuple[Tok
 def length_buckets(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
     """Index lists of at most `batch_size`, every sentence in exactly one, sentences of like length together.
 
-    A shuffled pool of 100 batches is sorted by length and cut; then the batches are shuffled. So batches are nearly
+    A shuffled pool of 200 batches is sorted by length and cut; then the batches are shuffled. So batches are nearly
     rectangular, and still differ from epoch to epoch.
     """
     order = rng.permutation(len(lengths))
@@ -280,7 +315,13 @@ def length_buckets(lengths: np.ndarray, batch_size: int, rng: np.random.Generato
 
 
 def endless_batches(
-    text: TokenizedText, batch_size: int, tokenizer: PreTrainedTokenizerBase, *, seed: int, rank: int = 0, world_size: int = 1
+    text: TokenizedText,
+    batch_size: int,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[int, Batch]]:
     """(epoch, batch) for ever: one epoch after another, each in an order of its own; rank r takes every W-th batch."""
     dealt, epoch = 0, 0
@@ -303,7 +344,7 @@ def sorted_batches(
 
 
 def collate(sentences: list[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """[CLS] text [SEP] [PAD]..., as long as the longest; only the text is a target, and all but [PAD] is attended to."""
+    """[CLS] text [SEP] [PAD]..., as long as the longest; the text alone is a target, all but [PAD] is attended to."""
     lengths = torch.tensor([len(sentence) for sentence in sentences])
     input_ids = torch.full((len(sentences), int(lengths.max()) + 2), tokenizer.pad_token_id)
     input_ids[:, 0] = tokenizer.cls_token_id

@@ -7,7 +7,6 @@ that a token is still itself at step t.
 """
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -52,7 +51,9 @@ class WordFreqArgs:
         default="elbo",
         metadata={"choices": ["elbo", "uniform"], "help": "train on the bound itself, or on unweighted cross-entropy"},
     )
-    hybrid_lambda: float = field(default=0.0, metadata={"help": "weight of the auxiliary cross-entropy (released 0.01)"})
+    hybrid_lambda: float = field(
+        default=0.0, metadata={"help": "weight of the auxiliary cross-entropy (released 0.01)"}
+    )
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_steps <= 1_000_000:
@@ -61,8 +62,6 @@ class WordFreqArgs:
             raise UserError(f"word_freq_lambda={self.word_freq_lambda} must lie in [0, 10]; 0 switches the spindle off")
         if not 0 <= self.hybrid_lambda < math.inf:
             raise UserError(f"hybrid_lambda={self.hybrid_lambda} must be 0 or more")
-        if self.posterior == "released" and self.loss_weighting == "uniform":
-            raise UserError("posterior=released has no uniform weighting; use hybrid_lambda for its cross-entropy term")
 
 
 # ---- schedule (Eqs. 9-12) --------------------------------------------------------------------------------------------
@@ -97,6 +96,24 @@ def log_frequency(token_counts: Tensor) -> Tensor:
     return logs / logs.max().clamp(min=math.log(2))
 
 
+def entropy_contrast(information: Tensor, mean: Tensor) -> Tensor:
+    """Eq. 12: h_i = 1 - mean_j H_j / H_i."""
+    return 1 - mean / information
+
+
+def frequency_contrast(frequency: Tensor, mean: Tensor) -> Tensor:
+    """The released code's: h_i = mean_j f_j - f_i."""
+    return mean - frequency
+
+
+SPINDLES = {
+    "paper": (entropy, entropy_contrast),
+    "released": (log_frequency, frequency_contrast),
+    "none": (entropy, entropy_contrast),
+}
+"""What is measured of a token, and how it is set against its sentence."""
+
+
 class WordFreqDiffusion:
     """The exact process: a Bayes posterior, and a p_theta that sees x_t only. Satisfies `process.Process`."""
 
@@ -123,8 +140,10 @@ class WordFreqDiffusion:
         self.num_steps = args.num_steps
         self.flat = args.spindle == "none" or args.word_freq_lambda == 0
         self.amplitude = 0.0 if self.flat else args.word_freq_lambda
+        self.largest_h = math.inf if self.flat else 0.999 / (self.amplitude * math.pi)
         self.base = base_alpha_bar(args.schedule, args.num_steps)
-        self.statistic = log_frequency(token_counts) if args.spindle == "released" else entropy(token_counts)
+        measure, self.contrast = SPINDLES[args.spindle]
+        self.statistic = measure(token_counts)
         self.support = torch.zeros(len(token_counts))
         self.support[[mask_id, *excluded_ids]] = -math.inf
         self.sampling_support = self.support.clone()
@@ -144,15 +163,10 @@ class WordFreqDiffusion:
     def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
         """h: above 0 for tokens more informative than their sentence, which are masked earlier and recovered later.
 
-        paper: h = 1 - mean_j H_j / H_i (Eq. 12); released: h = mean_j f_j - f_i. Held just inside |h| <= 1/(lambda pi),
-        where alpha_bar is strictly decreasing for every token: beyond it the process would not be absorbing.
+        Held just inside |h| <= 1 / (lambda pi), where alpha_bar is strictly decreasing for every token; beyond that
+        bound a masked token would have to come back, and the process would not be absorbing.
         """
-        contrast = mean - statistic if self.args.spindle == "released" else 1 - mean / statistic
-        return contrast.clamp(-self._limit, self._limit)
-
-    @property
-    def _limit(self) -> float:
-        return math.inf if self.amplitude == 0 else 0.999 / (self.amplitude * math.pi)
+        return self.contrast(statistic, mean).clamp(-self.largest_h, self.largest_h)
 
     def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
         """alpha_bar = a - lambda sin(pi a) h, with a the base schedule at t (Eqs. 10, 11).
@@ -186,7 +200,7 @@ class WordFreqDiffusion:
         return x0.masked_fill(masked & target_mask, self.mask_id)
 
     def reveal_probability(self, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """u = (alpha_bar(s) - alpha_bar(t)) / (1 - alpha_bar(t)): a token masked at t is itself at s < t (Bayes)."""
+        """Bayes: a token masked at t is itself at s < t with u = (alpha_bar(s) - alpha_bar(t)) / (1 - alpha_bar(t))."""
         at_t = self.keep_probability(t, h)
         return (self.keep_probability(s, h) - at_t) / (1 - at_t)
 
@@ -221,7 +235,7 @@ class WordFreqDiffusion:
     def candidate_reveal(
         self, probs: Tensor, xt: Tensor, masked: Tensor, s: Tensor, t: Tensor, target_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """u of every candidate token under the estimated mean, and its expectation at each masked position.
+        """Each candidate token's u under the estimated mean, and the expected u at each masked position.
 
         Returns:
             u^(k), float64 [B, V], and sum_k probs(k) u^(k), [n]: the probability that the position is revealed.

@@ -37,7 +37,7 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
 
     def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
         """h, not held within the bound that makes the process absorbing."""
-        return mean - statistic if self.args.spindle == "released" else 1 - mean / statistic
+        return self.contrast(statistic, mean)
 
     def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
         """clip(base(t) - lambda sin(pi t/T) h, 0, 0.999) for t > 0, and 1 at t = 0."""
@@ -93,13 +93,15 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         keep = self.alpha_bar(s, batch.input_ids, target)[target]
         kernel = self.base_kernel(s, t).expand(xt.shape)[target]
         reveal = self.posterior(batch.input_ids, s, t, target)[target]
-        stays = torch.special.xlogy(1 - reveal, (1 - keep) / (1 - keep * not_mask).clamp(min=EPSILON))
+        stays = (1 - reveal) * ((1 - keep).clamp(min=EPSILON).log() - (1 - keep * not_mask).clamp(min=EPSILON).log())
         evidence = (kernel * keep * not_mask + (1 - keep * not_mask)) / (kernel * keep + (1 - keep))
         kl = (reveal * cross_entropy + stays + evidence.log()).clamp(min=0) * xt.eq(self.mask_id)[target]
         zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
         return zeros.masked_scatter(target, kl), zeros.masked_scatter(target, cross_entropy)
 
-    def sampling_probs(self, logits: Tensor, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, args: SampleArgs) -> Tensor:
+    def sampling_probs(
+        self, logits: Tensor, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, args: SampleArgs
+    ) -> Tensor:
         """The released reverse step as a distribution, [B, L, V]: temperature and top-k on the posterior itself.
 
         h comes from the likeliest sentence, centred over the targets.

@@ -84,7 +84,9 @@ def score(
     totals = torch.zeros(8, dtype=torch.float64)
     mine = indices[rank::world_size]
     batches = sorted_batches(text, mine, batch_size, run.tokenizer)
-    with tqdm(total=len(mine), desc=f"scoring, {num_steps} steps", unit="sentence", leave=False, disable=not progress or None) as bar:
+    with tqdm(
+        total=len(mine), desc=f"scoring, {num_steps} steps", unit="sentence", leave=False, disable=not progress or None
+    ) as bar:
         for chosen, batch in batches:
             streams = [Generator().manual_seed(sentence_seed(seed, int(i))) for i in chosen]
             bound = run.process.bound(run.denoiser, batch.to(device), num_steps, generator=streams)
@@ -124,9 +126,8 @@ def describe(report: dict[str, float | int]) -> str:
     return (
         f"{report['bits_per_token']:.3f} bits/token (unigram {report['unigram_bits_per_token']:.3f}), "
         f"PPL {report['ppl_token']:.2f} per token, {report['ppl_word']:.2f} per word\n"
-        f"{report['nats_per_sequence']:.3f} nats/sequence, standard error {report['standard_error_nats']:.3f}; of these "
-        f"prior {report['prior_nats']:.3f}, reconstruction {report['reconstruction_nats']:.3f}\n"
+        f"{report['nats_per_sequence']:.3f} nats/sequence, standard error {report['standard_error_nats']:.3f}; "
+        f"of these prior {report['prior_nats']:.3f}, reconstruction {report['reconstruction_nats']:.3f}\n"
         f"{report['num_steps']} steps, {report['network_evaluations']} network evaluations a sequence; "
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"
     )
-

@@ -22,7 +22,7 @@ import dataloader
 import likelihood
 import runtime
 from config import TrainArgs, parse
-from corpus import find_source, read_sentences
+from corpus import training_source
 from diffusion_word_freq import WordFreqArgs
 from models.bert import BertArgs, build
 from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
@@ -66,9 +66,12 @@ def prepare(
 ) -> tuple[checkpoint.Run, dataloader.TokenizedText, dataloader.TokenizedText]:
     """Tokenizer, texts, network and process: everything that exists before the first step."""
     args, data, network, noise, _ = settings
+    if (noise.posterior, noise.loss_weighting) == ("released", "uniform"):
+        raise UserError("posterior=released trains on its own loss; use --hybrid_lambda for its cross-entropy term")
+    with runtime.leader_first():
+        tokenizer = prepare_tokenizer(data, network)
+        train_text, valid_text = dataloader.load_splits(data, tokenizer)
     torch.manual_seed(args.seed)
-    tokenizer = prepare_tokenizer(data, network)
-    train_text, valid_text = dataloader.load_splits(data, tokenizer)
     denoiser = build(network, tokenizer, noise.num_steps)
     if data.max_length > denoiser.max_length:
         raise UserError(
@@ -88,8 +91,7 @@ def prepare(
 def prepare_tokenizer(data: dataloader.DataArgs, network: BertArgs) -> transformers.PreTrainedTokenizerBase:
     """The named tokenizer, or a WordPiece learnt from the training text."""
     if data.tokenizer == "wordpiece":
-        sentences = read_sentences(find_source(data.train_data), description="learning a vocabulary")
-        return dataloader.train_wordpiece(sentences, data.vocab_size or 8192)
+        return dataloader.wordpiece_of(training_source(data.train_data), data.vocab_size or 8192, data.cache_dir)
     tokenizer = dataloader.load_tokenizer(data.tokenizer or network.model_name_or_path)
     if data.vocab_size not in (0, len(tokenizer)):
         raise UserError(f"vocab_size={data.vocab_size}, but the tokenizer has {len(tokenizer)} tokens; leave it out")
@@ -119,6 +121,7 @@ def train(
     stream = dataloader.endless_batches(
         train_text, data.batch_size, run.tokenizer, seed=args.seed, rank=rank, world_size=world_size
     )
+    torch.manual_seed(args.seed + rank)  # the weights are made, and equal everywhere; dropout may differ
     noise_stream = torch.Generator().manual_seed(args.seed + rank)
     book = Bookkeeper(settings, run, valid_text, average, device)
     book.announce(train_text, precision, total_steps, per_step)
@@ -145,7 +148,7 @@ def train(
         scaler.update()
         average.update()
 
-        last = step == total_steps or book.time_is_up()
+        last = step == total_steps or progress == 1
         if last or step in (1, 2, 5, 10, 20) or step % args.logging_steps == 0:
             book.log(step, optimizers[-1].param_groups[0]["lr"])
         if last or step % eval_steps == 0:
@@ -207,23 +210,24 @@ class Bookkeeper:
         self.tracker = Tracker(self.output, values, active=self.leads, use_fitlog=args.fitlog)
         self.eval_indices = likelihood.pick(valid_text, args.eval_sequences)
         self.started = self.logged_at = time.monotonic()
+        self.aside = 0.0  # seconds spent on evaluation since the last line of the log
         self.nats, self.tokens, self.all_tokens, self.epoch, self.best = 0.0, 0, 0, 0, math.inf
 
     def progress(self, step: int, total_steps: int) -> float:
-        """The share of the training that is done before `step`: by steps, or by the clock if that is further on."""
-        by_clock = self.seconds() / (60 * self.args.max_minutes) if self.args.max_minutes else 0.0
+        """The share of the training that is done before `step`: by steps, or by the clock if that is further on.
+
+        The clock is the leading process's, so that all agree on the learning rate and on when to stop.
+        """
+        by_clock = 0.0
+        if self.args.max_minutes:
+            elapsed = torch.tensor(self.seconds() if self.leads else 0.0).to(self.device)
+            runtime.sum_over_ranks(elapsed)
+            by_clock = elapsed.item() / (60 * self.args.max_minutes)
         return min(1.0, max((step - 1) / total_steps, by_clock))
 
     def seconds(self) -> float:
         """Since the loop began."""
         return time.monotonic() - self.started
-
-    def time_is_up(self) -> bool:
-        """Whether --max_minutes have passed (on the leading process's clock)."""
-        over = torch.tensor(float(bool(self.args.max_minutes) and self.seconds() >= 60 * self.args.max_minutes and self.leads))
-        over = over.to(self.device)
-        runtime.sum_over_ranks(over)
-        return bool(over)
 
     def add(self, loss: Loss, epoch: int) -> None:
         """Count a micro-step."""
@@ -240,18 +244,18 @@ class Bookkeeper:
             "bits_per_token": self.nats / self.tokens / math.log(2),
             "learning_rate": rate,
             "epoch": self.epoch,
-            "tokens_per_second": self.tokens / (now - self.logged_at),
+            "tokens_per_second": self.tokens / (now - self.logged_at - self.aside),
         }
         self.tracker.train(step, values)
         self.say(
             f"step {step}: training loss {values['bits_per_token']:.3f} bits/token, "
             f"{values['tokens_per_second']:,.0f} tokens/s, epoch {self.epoch + 1}"
         )
-        self.nats, self.tokens, self.logged_at = 0.0, 0, now
+        self.nats, self.tokens, self.logged_at, self.aside = 0.0, 0, now, 0.0
 
     def evaluate_and_save(self, step: int) -> None:
         """The bound on the validation sentences with the averaged weights; they are saved, twice if the best so far."""
-        args, run = self.args, self.run
+        args, run, began = self.args, self.run, time.monotonic()
         run.denoiser.eval()
         with self.average.in_place():
             report = likelihood.score(
@@ -274,7 +278,7 @@ class Bookkeeper:
                 checkpoint.save(self.output / "checkpoint-last", run)
                 if is_best:
                     checkpoint.save(self.output / "checkpoint", run)
-        self.logged_at = time.monotonic()
+        self.aside += time.monotonic() - began
 
     def announce(self, train_text: dataloader.TokenizedText, precision: str, total_steps: int, per_step: int) -> None:
         """What is about to happen."""
@@ -295,9 +299,10 @@ class Bookkeeper:
         self.tracker.close()
         best = self.output / "checkpoint"
         self.say(
-            f"\ntrained {step:,} steps in {self.seconds() / 60:.1f} minutes; best validation bound {self.best:.3f} bits/token\n"
+            f"\ntrained {step:,} steps in {self.seconds() / 60:.1f} minutes; "
+            f"best validation bound {self.best:.3f} bits/token\n"
             f"  checkpoint  {best}  (the last one: {best}-last)\n"
-            f"  log         {self.output / 'log.jsonl'}, {self.output / 'curve.png'}, fitlog log {self.output / 'fitlog'}\n"
+            f"  log         {self.output / 'log.jsonl'}, {self.output / 'curve.png'}, {self.output / 'fitlog'}\n"
             f"next: python predict.py --checkpoint {best}\n"
             f"      python compute_elbo.py --checkpoint {best} --data FILE"
         )

@@ -101,7 +101,7 @@ class Denoiser(Protocol):
 
 
 StepCallback = Callable[[int, int, Tensor], None]
-"""on_step(reveals done so far in steps, s, xs): called with xs, int64 [B, L], after every reverse step."""
+"""on_step(done, s, xs): after each reverse step, how many are done, the step s that was reached, xs int64 [B, L]."""
 
 
 class Process(Protocol):

@@ -46,6 +46,16 @@ def sum_over_ranks(*tensors: Tensor) -> None:
             dist.all_reduce(tensor)
 
 
+@contextlib.contextmanager
+def leader_first() -> Iterator[None]:
+    """The first process runs the block alone, then the others: what it leaves on disk they find ready."""
+    if world_size() > 1 and rank() > 0:
+        dist.barrier()
+    yield
+    if world_size() > 1 and rank() == 0:
+        dist.barrier()
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """The device called `name`; auto: this rank's GPU if there is one, else the CPU.
 

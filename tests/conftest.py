@@ -2,15 +2,21 @@
 
 import itertools
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may wait for a network
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase  # noqa: E402
 
+import main  # noqa: E402
+from dataloader import train_wordpiece  # noqa: E402
 from process import Batch  # noqa: E402
+from runtime import run_script  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -68,3 +74,64 @@ def fixed_seed() -> Iterator[None]:
     """Every test starts from the same global seed."""
     torch.manual_seed(0)
     yield
+
+
+SUBJECTS = ["the cat", "a dog", "my bird", "the old man", "every small child", "no good friend of mine"]
+VERBS = ["sees", "likes", "follows", "never finds", "often talks to"]
+OBJECTS = [
+    "the house",
+    "a tree",
+    "the red ball",
+    "his sister",
+    "some water",
+    "the end of the long road",
+    "it",
+    "a fish",
+]
+SENTENCES = [f"{s} {v} {o}." for s, v, o in itertools.product(SUBJECTS, VERBS, OBJECTS)]
+"""240 distinct sentences with a grammar that a small network learns in seconds."""
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    """A WordPiece vocabulary of the sentences above."""
+    return train_wordpiece(SENTENCES, 300)
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """The sentences as a text file."""
+    file = tmp_path / "corpus.txt"
+    file.write_text("\n".join(SENTENCES) + "\n")
+    return file
+
+
+def call(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
+    """Run a script's main with these command-line words, as `python script.py` would; returns its exit code."""
+    monkeypatch.setattr(sys, "argv", ["script.py", *map(str, words)])
+    try:
+        run_script(main)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+TINY = [
+    "--tokenizer", "wordpiece", "--vocab_size", "300", "--model_name_or_path", "modernbert-small",
+    "--from_scratch", "true", "--num_steps", "64", "--threads", "1", "--precision", "fp32", "--eval_step_size", "8",
+    "--config_overrides", "hidden_size=64,intermediate_size=128,num_hidden_layers=2,num_attention_heads=2",
+    "--batch_size", "32", "--learning_rate", "3e-3", "--fitlog", "false",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a real, very small training run on the sentences above."""
+    folder = tmp_path_factory.mktemp("trained")
+    file = folder / "corpus.txt"
+    file.write_text("\n".join(SENTENCES) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        words = [*TINY, "--train_data", file, "--output_dir", folder / "run", "--cache_dir", folder / "cache"]
+        more = ["--max_steps", 500, "--valid_fraction", 0.1, "--optimizer", "muon", "--ema_decay", 0.9]
+        assert call(main.main, patch, *words, *more, "--warm_start", 0.2, "--loss_weighting", "uniform") == 0
+    return folder / "run"

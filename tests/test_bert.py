@@ -101,7 +101,13 @@ def test_sinusoids_are_the_released_ones() -> None:
 
 @pytest.mark.parametrize(
     ("name", "conditioning", "longest"),
-    [("bert", "none", 40), ("roberta", "none", 38), ("bert", "token", 39), ("mpnet", "none", 38), ("distilbert", "none", 40)],
+    [
+        ("bert", "none", 40),
+        ("roberta", "none", 38),
+        ("bert", "token", 39),
+        ("mpnet", "none", 38),
+        ("distilbert", "none", 40),
+    ],
 )
 def test_max_length_is_the_longest_sentence_that_works(name: str, conditioning: str, longest: int) -> None:
     denoiser = BertDenoiser(network(CONFIGS[name]), conditioning, num_steps=8).eval()
@@ -133,7 +139,9 @@ class Tokenizer:
 
 @pytest.mark.parametrize("preset", ["bert-small", "modernbert-small"])
 def test_presets_build_from_scratch_at_the_tokenizers_size(preset: str) -> None:
-    args = BertArgs(preset, from_scratch=True, config_overrides="hidden_size=32,num_hidden_layers=1,num_attention_heads=2")
+    args = BertArgs(
+        preset, from_scratch=True, config_overrides="hidden_size=32,num_hidden_layers=1,num_attention_heads=2"
+    )
     denoiser = build(args, Tokenizer(), 8)
     assert denoiser.vocab_size == 60
     assert denoiser.network.config.hidden_size == 32 and denoiser.network.config.pad_token_id == 1

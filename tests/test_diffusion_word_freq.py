@@ -20,7 +20,9 @@ SCHEDULES = ["mutual", "cosine", "linear"]
 SPINDLES = ["paper", "released", "none"]
 
 
-def make(num_steps: int = 4, spindle: str = "paper", lam: float = 0.3, schedule: str = "mutual", **kwargs) -> WordFreqDiffusion:
+def make(
+    num_steps: int = 4, spindle: str = "paper", lam: float = 0.3, schedule: str = "mutual", **kwargs
+) -> WordFreqDiffusion:
     args = WordFreqArgs(num_steps=num_steps, schedule=schedule, spindle=spindle, word_freq_lambda=lam, **kwargs)
     return WordFreqDiffusion(args, COUNTS, mask_id=MASK)
 
@@ -39,7 +41,9 @@ def every(x: Tensor) -> Tensor:
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("spindle", ["paper", "released"])
 @pytest.mark.parametrize("lam", [0.1, 0.3, 0.5, 3.0])
-def test_alpha_bar_falls_from_1_to_0_for_every_token_of_a_zipf_vocabulary(schedule: str, spindle: str, lam: float) -> None:
+def test_alpha_bar_falls_from_1_to_0_for_every_token_of_a_zipf_vocabulary(
+    schedule: str, spindle: str, lam: float
+) -> None:
     counts = (1e6 / torch.arange(1, 2001)).long()  # from 1,000,000 down to 500
     counts[-50:] = 0
     args = WordFreqArgs(num_steps=512, schedule=schedule, spindle=spindle, word_freq_lambda=lam)
@@ -57,7 +61,7 @@ def test_equation_9_holds_for_the_paper_spindle(schedule: str) -> None:
     process = make(num_steps=16, schedule=schedule, lam=0.1)
     x0 = torch.tensor([[0, 1, 2, 4, 4], [0, 0, 0, 2, 1]])
     h = 1 - process.sentence_mean(x0, every(x0))[:, None] / process.statistic[x0]
-    assert h.abs().max() < process._limit
+    assert h.abs().max() < process.largest_h
     for t in range(17):
         information = process.statistic[x0]
         left = (process.alpha_bar(steps(2, t), x0, every(x0)) * information).sum(1) / information.sum(1)
@@ -131,7 +135,7 @@ def test_the_posterior_composes(spindle: str) -> None:
 @pytest.mark.parametrize("num_windows", [1, 3, 7, 64])
 def test_the_weights_of_a_tokens_cross_entropy_sum_to_1(schedule: str, num_windows: int) -> None:
     process = make(num_steps=64, schedule=schedule)
-    h = torch.linspace(-1, 1, 21, dtype=torch.float64) * process._limit
+    h = torch.linspace(-1, 1, 21, dtype=torch.float64) * process.largest_h
     total = torch.zeros_like(h)
     for t, s in step_windows(64, num_windows):
         t, s = torch.tensor([t]), torch.tensor([s])
@@ -157,27 +161,37 @@ def test_corrupt_masks_at_the_stated_rate_and_touches_nothing_else(spindle: str)
 # ---- the bound -------------------------------------------------------------------------------------------------------
 
 
-def reverse_probability(process: WordFreqDiffusion, denoiser: TableDenoiser, xt: Tensor, xs: Tensor, s: int, t: int) -> float:
+def reverse_probability(
+    process: WordFreqDiffusion, denoiser: TableDenoiser, xt: Tensor, xs: Tensor, s: int, t: int
+) -> float:
     """p_theta(x_s | x_t) of one pair of states, multiplied out from its definition with Python numbers."""
     length = len(xt)
     logits = denoiser.encode(xt[None], steps(1, t), every(xt[None]))[0].clone()
     logits[:, MASK] = -math.inf
     pi = logits.softmax(-1)
-    mean = sum(
-        (pi[i] * process.statistic).sum() if xt[i] == MASK else process.statistic[xt[i]] for i in range(length)
-    ) / length
+    mean = (
+        sum((pi[i] * process.statistic).sum() if xt[i] == MASK else process.statistic[xt[i]] for i in range(length))
+        / length
+    )
     probability = 1.0
     for i in range(length):
         if xt[i] != MASK:
             probability *= float(xs[i] == xt[i])
             continue
-        u = [process.reveal_probability(process.informativeness(process.statistic[k], mean), torch.tensor(s), torch.tensor(t)) for k in range(5)]
+        u = [
+            process.reveal_probability(
+                process.informativeness(process.statistic[k], mean), torch.tensor(s), torch.tensor(t)
+            )
+            for k in range(5)
+        ]
         revealed = [float(pi[i, k] * u[k]) for k in range(5)]
         probability *= 1 - sum(revealed) if xs[i] == MASK else revealed[xs[i]]
     return probability
 
 
-def true_likelihoods(process: WordFreqDiffusion, denoiser: TableDenoiser, length: int, num_windows: int) -> dict[tuple, float]:
+def true_likelihoods(
+    process: WordFreqDiffusion, denoiser: TableDenoiser, length: int, num_windows: int
+) -> dict[tuple, float]:
     """p_theta(x0) of every sentence, by propagating the whole distribution over all (V ** L) states."""
     states = [tuple(s) for s in all_sentences([0, 1, 2, 3, 4], length).tolist()]
     law = {tuple([MASK] * length): 1.0}
@@ -211,7 +225,13 @@ def exact_bound(process: WordFreqDiffusion, denoiser: TableDenoiser, x0: Tensor,
 
 @pytest.mark.parametrize(
     ("spindle", "lam", "schedule", "num_steps", "num_windows"),
-    [("none", 0.0, "mutual", 4, 4), ("paper", 0.3, "mutual", 4, 4), ("released", 0.3, "mutual", 4, 3), ("paper", 0.6, "cosine", 5, 2), ("released", 0.3, "linear", 3, 3)],
+    [
+        ("none", 0.0, "mutual", 4, 4),
+        ("paper", 0.3, "mutual", 4, 4),
+        ("released", 0.3, "mutual", 4, 3),
+        ("paper", 0.6, "cosine", 5, 2),
+        ("released", 0.3, "linear", 3, 3),
+    ],
 )
 def test_the_bound_is_one(spindle: str, lam: float, schedule: str, num_steps: int, num_windows: int) -> None:
     """bound(x0) >= -log p_theta(x0) for every x0, p_theta sums to 1, and so exp(-bound) sums to at most 1."""
@@ -263,7 +283,7 @@ def test_the_training_loss_is_an_unbiased_estimate_of_the_bound(spindle: str) ->
 
 
 def test_without_spindle_the_bound_is_the_plain_absorbing_process() -> None:
-    """lambda = 0 switches either spindle off; a step's KL is u times the cross-entropy, u = 1/t for one-step windows."""
+    """lambda = 0 switches either spindle off; a step's KL is u times the cross-entropy, u = 1/t for one step."""
     x0 = torch.tensor([[0, 1, 2, 4]])
     xt = torch.tensor([[MASK, 1, MASK, MASK]])
     denoiser = TableDenoiser(5)
@@ -327,8 +347,12 @@ def test_padding_and_given_tokens_change_nothing(spindle: str, weighting: str, m
 # ---- sampling --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("spindle", "num_steps", "num_windows"), [("none", 4, 4), ("paper", 4, 4), ("released", 5, 3), ("paper", 5, 2)])
-def test_samples_follow_the_exact_distribution_of_a_known_denoiser(spindle: str, num_steps: int, num_windows: int) -> None:
+@pytest.mark.parametrize(
+    ("spindle", "num_steps", "num_windows"), [("none", 4, 4), ("paper", 4, 4), ("released", 5, 3), ("paper", 5, 2)]
+)
+def test_samples_follow_the_exact_distribution_of_a_known_denoiser(
+    spindle: str, num_steps: int, num_windows: int
+) -> None:
     process, denoiser = make(num_steps=num_steps, spindle=spindle), TableDenoiser(5)
     law = true_likelihoods(process, denoiser, 2, num_windows)
     n = 40_000
@@ -349,7 +373,9 @@ def test_nothing_is_left_masked_and_given_tokens_stay(spindle: str, num_windows:
     batch = Batch(torch.tensor([[2, 4, 4, 4, 1]]).expand(64, -1), every(target), target)
     seen = []
     drawn = process.sample(
-        TableDenoiser(5), batch, SampleArgs(num_steps=num_windows, temperature=0.1, top_k=2, top_p=0.5),
+        TableDenoiser(5),
+        batch,
+        SampleArgs(num_steps=num_windows, temperature=0.1, top_k=2, top_p=0.5),
         on_step=lambda done, s, xs: seen.append((done, s, xs)),
     )
     assert not drawn.eq(MASK).any()
@@ -366,8 +392,12 @@ def test_temperature_acts_on_the_prediction_not_on_the_reveal() -> None:
     masks_left = {}
     for temperature in (1.0, 0.1):
         left = []
-        process.sample(TableDenoiser(5), batch, SampleArgs(num_steps=16, temperature=temperature),
-                       on_step=lambda done, s, xs, left=left: left.append(xs.eq(MASK).double().mean().item()))
+        process.sample(
+            TableDenoiser(5),
+            batch,
+            SampleArgs(num_steps=16, temperature=temperature),
+            on_step=lambda done, s, xs, left=left: left.append(xs.eq(MASK).double().mean().item()),
+        )
         masks_left[temperature] = left
     assert masks_left[0.1][7] == pytest.approx(0.5, abs=0.03) == masks_left[1.0][7]
 
@@ -375,7 +405,9 @@ def test_temperature_acts_on_the_prediction_not_on_the_reveal() -> None:
 def test_excluded_tokens_are_never_predicted_and_unsampled_ones_never_drawn() -> None:
     args = WordFreqArgs(num_steps=4)
     process = WordFreqDiffusion(args, COUNTS, mask_id=MASK, excluded_ids=(0,), unsampled_ids=(1,))
-    drawn = process.sample(TableDenoiser(5), text_batch(torch.zeros(2000, 3, dtype=torch.long)), SampleArgs(num_steps=4))
+    drawn = process.sample(
+        TableDenoiser(5), text_batch(torch.zeros(2000, 3, dtype=torch.long)), SampleArgs(num_steps=4)
+    )
     assert set(drawn.unique().tolist()) == {2, 4}
     bound = process.nll_bound(TableDenoiser(5), text_batch(torch.tensor([[1, 2, 4]])), 4)
     assert bound.isfinite().all()

@@ -63,7 +63,9 @@ def process_of(case: dict) -> ReleasedWordFreqDiffusion:
 
 def close(ours: Tensor | float, recorded: list | float, rtol: float, atol: float) -> None:
     ours = torch.as_tensor(ours, dtype=torch.float64)
-    torch.testing.assert_close(ours, torch.tensor(recorded, dtype=torch.float64).reshape(ours.shape), rtol=rtol, atol=atol)
+    torch.testing.assert_close(
+        ours, torch.tensor(recorded, dtype=torch.float64).reshape(ours.shape), rtol=rtol, atol=atol
+    )
 
 
 def rows(step: int) -> Tensor:
@@ -137,7 +139,7 @@ def test_posterior(case: dict) -> None:
 
 
 @pytest.mark.parametrize("case", KL["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))
-def test_training_loss(case: dict) -> None:
+def test_training_loss(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     process, toy = process_of(case), Toy(case["toy"], case["T"])
     s, t, xt = rows(case["t"]), rows(case["t"] + case["step_size"]), torch.tensor(case["x_t_plus_step"])
     kl, cross_entropy = process.token_terms(toy, BATCH, xt, s, t)
@@ -151,6 +153,10 @@ def test_training_loss(case: dict) -> None:
     reverse = process.reverse_probs(toy.encode(xt, t, TARGET).softmax(-1), xt, s, t, h)
     ce_pt = -(reverse.gather(-1, X0[..., None]).squeeze(-1) + EPSILON).log()
     close(ce_pt[TARGET], torch.tensor(case["ce_pt_per_token"])[TARGET].tolist(), 1e-3, 1e-5)
+    logits = toy.encode(xt, t, TARGET).requires_grad_()
+    monkeypatch.setattr(toy, "encode", lambda xt, t, attention_mask: logits)
+    (gradient,) = torch.autograd.grad(process.token_terms(toy, BATCH, xt, s, t)[0].sum(), logits)
+    assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize("case", ELBO["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))

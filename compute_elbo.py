@@ -1,0 +1,94 @@
+"""The likelihood bound of a text under a checkpoint.
+
+python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt
+python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --num_steps 512 --json true
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+
+import transformers
+
+import checkpoint
+import dataloader
+import likelihood
+import runtime
+from config import FROM_CHECKPOINT, parse
+from corpus import Source, find_source, training_source
+from process import UserError
+
+
+@dataclass(frozen=True)
+class ElboArgs:
+    """What to score, and how finely."""
+
+    checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder written by main.py"})
+    data: str = field(metadata={"help": "a .txt or .jsonl file, a folder (its test split), or a data set on the hub"})
+    num_steps: int = field(default=0, metadata={"aliases": ["--diffusion_steps"], "help": "reverse steps; default 128"})
+    eval_step_size: int = field(default=0, metadata={"help": "the same, as steps of T per window"})
+    posterior: str = field(default="", metadata={"help": "exact or released; default: the checkpoint's"})
+    limit: int = field(default=0, metadata={"help": "score this many sentences, drawn once for a seed; 0: all"})
+    batch_size: int = field(default=64, metadata={"help": "sentences at a time; does not change the result"})
+    json: bool = field(default=False, metadata={"help": "print one JSON object and nothing else on stdout"})
+    precision: str = field(
+        default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network"}
+    )
+    seed: int = field(default=0, metadata={"help": "of the draws of x_t"})
+    cache_dir: str = field(default="out/cache", metadata={"help": "where tokenised text is kept"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_steps", 0), ("eval_step_size", 0), ("limit", 0), ("batch_size", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.num_steps and self.eval_step_size:
+            raise UserError("give --num_steps or --eval_step_size, not both: the one is T over the other")
+        if self.posterior not in ("", "exact", "released"):
+            raise UserError(f"posterior={self.posterior!r} must be exact or released")
+
+
+def main() -> None:
+    """Load, score, print."""
+    (args,) = parse([ElboArgs], __doc__, meaningless=FROM_CHECKPOINT)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    runtime.set_threads(args.threads)
+    device = runtime.pick_device(args.device)
+    run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
+    run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
+    text = dataloader.tokenize(find_text(args.data), run.tokenizer, run.max_length, args.cache_dir)
+    if text.num_truncated:
+        print(f"note: {text.num_truncated} sentences cut to {run.max_length} tokens", file=sys.stderr)
+    report = likelihood.score(
+        run,
+        text,
+        likelihood.pick(text, args.limit, args.seed),
+        num_steps=steps(args, run.process_args.num_steps),
+        batch_size=args.batch_size,
+        seed=args.seed,
+        device=device,
+    ).report()
+    if run.process_args.posterior == "released":
+        print("warning: the released posterior's figure is not a bound: it can lie below -log p(x0)", file=sys.stderr)
+    print(json.dumps(report) if args.json else likelihood.describe(report))
+
+
+def find_text(data: str) -> Source:
+    """The file itself, or a folder's or data set's test split, or failing that its validation or training split."""
+    return find_source(data, "test") or find_source(data, "valid") or training_source(data)
+
+
+def steps(args: ElboArgs, total: int) -> int:
+    """How many reverse steps: as asked for, else 128, or T if that is fewer."""
+    if args.eval_step_size > total or args.num_steps > total:
+        asked = args.eval_step_size or args.num_steps
+        raise UserError(f"num_steps or eval_step_size = {asked} must lie in 1..{total}, the T of this checkpoint")
+    if args.eval_step_size:
+        return -(-total // args.eval_step_size)
+    return args.num_steps or min(128, total)
+
+
+if __name__ == "__main__":
+    runtime.run_script(main)

@@ -1,0 +1,156 @@
+"""The embedded corpus: English prose from the documentation that every installation carries.
+
+    python demo_corpus.py --output out/demo/corpus
+
+Docstrings of Python and of the packages in requirements.txt are read with `ast` (nothing is imported or run), cut into
+sentences, cleaned, and split by a stable hash into train.txt, valid.txt and test.txt, one sentence a line. No sentence
+stands in two of them.
+"""
+
+import ast
+import re
+import sysconfig
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+
+from tqdm import tqdm
+
+from config import parse
+from corpus import held_out
+from process import UserError
+from runtime import run_script, written_whole
+
+REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+HEADING = re.compile(
+    r"(Args|Arguments|Parameters|Returns?|Raises|Examples?|Notes?|See Also|References|Yields|Attributes|Warnings?|Usage"
+    r"|Inputs?|Outputs?|Shape|Methods|Todo)\s*:?\s*$"
+)
+MARKUP = (">>>", "...", ".. ", ":", "@", "|", "+", "#", "=", "~", "`", "$")
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
+WORD = re.compile(r"(?:[A-Z]?[a-z]+(?:[-'][a-z]+)*|A|I)[,;:]?$")
+
+
+@dataclass(frozen=True)
+class CorpusArgs:
+    """What to keep."""
+
+    output: str = field(metadata={"help": "folder for train.txt, valid.txt, test.txt"})
+    min_words: int = field(default=5, metadata={"help": "shortest sentence"})
+    max_words: int = field(default=16, metadata={"help": "longest sentence"})
+    known_words: int = field(default=4000, metadata={"help": "keep sentences made of this many most frequent words"})
+    held_out_fraction: float = field(default=0.02, metadata={"help": "share of sentences in valid, and again in test"})
+    workers: int = field(default=2, metadata={"help": "processes that read source files"})
+
+
+def main() -> None:
+    """Write the corpus and say how large it is."""
+    (args,) = parse([CorpusArgs], __doc__)
+    sentences = collect(source_files(), args)
+    parts = split(sentences, args.held_out_fraction)
+    for name, part in parts.items():
+        with written_whole(Path(args.output) / f"{name}.txt") as file:
+            file.writelines(sentence + "\n" for sentence in part)
+    words = sum(len(sentence.split()) for sentence in sentences)
+    counts = ", ".join(f"{len(part):,} in {name}.txt" for name, part in parts.items())
+    print(f"{len(sentences):,} sentences, {words:,} words in {args.output}: {counts}")
+
+
+def source_files() -> list[Path]:
+    """Python files of the standard library and of requirements.txt's packages with all they depend on; no tests."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    files = [path for path in library.rglob("*.py") if "site-packages" not in path.parts]
+    pending = [line.split("#")[0] for line in REQUIREMENTS.read_text().splitlines()]
+    seen: set[str] = set()
+    while pending:
+        match = re.match(r"\s*([A-Za-z0-9._-]+)", pending.pop())
+        name = re.sub(r"[-_.]+", "-", match.group(1)).lower() if match else ""
+        if not name or name in seen:
+            continue
+        seen.add(name)
+        try:
+            package = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
+        pending += [need for need in package.requires or [] if "extra ==" not in need]
+        files += [Path(package.locate_file(file)) for file in package.files or [] if file.suffix == ".py"]
+    return sorted({path for path in files if not {"test", "tests", "testing", "idlelib"} & set(path.parts)})
+
+
+def collect(files: list[Path], args: CorpusArgs) -> list[str]:
+    """Clean, distinct sentences of all docstrings, in the order they are found.
+
+    Raises:
+        UserError: if there are none.
+    """
+    sentences: dict[str, str] = {}
+    with ProcessPoolExecutor(args.workers) as pool:
+        found = pool.map(sentences_of, files, chunksize=32)
+        for new in tqdm(found, total=len(files), desc="reading docstrings", unit="file", leave=False, disable=None):
+            for sentence in new:
+                if args.min_words <= sentence.count(" ") + 1 <= args.max_words:
+                    sentences.setdefault(sentence.lower(), sentence)
+    frequent = Counter(word for sentence in sentences for word in words_of(sentence))
+    known = {word for word, _ in frequent.most_common(args.known_words)}
+    kept = [original for lower, original in sentences.items() if known.issuperset(words_of(lower))]
+    if not kept:
+        raise UserError("no documentation found: is Python installed without its sources?")
+    return kept
+
+
+def sentences_of(file: Path) -> list[str]:
+    """Clean sentences of a source file's docstrings."""
+    try:
+        source = file.read_text(encoding="utf-8")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source)
+    except (OSError, UnicodeDecodeError, SyntaxError, ValueError, RecursionError):
+        return []  # not every installed .py file is meant for this Python
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
+    docs = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
+    return [s for doc in docs if doc for p in paragraphs(doc) for s in SENTENCE_END.split(p) if is_prose(s)]
+
+
+def paragraphs(doc: str) -> Iterator[str]:
+    """Runs of plain lines, joined; headings, code, tables and markup end a run."""
+    run: list[str] = []
+    for line in [*doc.splitlines(), ""]:
+        text = line.strip()
+        item = text.startswith(("- ", "* "))
+        if item or not text or text.startswith(MARKUP) or HEADING.match(text) or set(text) <= set("-=~^*_. "):
+            if run:
+                yield " ".join(run)
+            run = [text[2:].strip()] if item else []
+        else:
+            run.append(text)
+
+
+def is_prose(sentence: str) -> bool:
+    """A capital at the start, a full stop at the end, and nothing but plain words and commas between."""
+    return (
+        sentence[:1].isupper() and sentence.endswith(".") and all(WORD.match(word) for word in sentence[:-1].split(" "))
+    )
+
+
+def words_of(sentence: str) -> Iterable[str]:
+    """Lower-case words without punctuation."""
+    return re.findall(r"[a-z]+(?:[-'][a-z]+)*", sentence.lower())
+
+
+def split(sentences: list[str], fraction: float) -> dict[str, list[str]]:
+    """Train, valid and test by the hash of the lower-cased sentence: the same sentence falls in the same part."""
+    in_both, in_valid = held_out(2 * fraction), held_out(fraction)
+    parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
+    for sentence in sentences:
+        key = sentence.lower()
+        parts["valid" if in_valid(key) else "test" if in_both(key) else "train"].append(sentence)
+    return parts
+
+
+if __name__ == "__main__":
+    run_script(main)

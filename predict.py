@@ -1,0 +1,188 @@
+"""Sample sentences from a checkpoint, or fill the gaps of one.
+
+python predict.py --checkpoint out/demo/checkpoint --num_samples 20
+python predict.py --checkpoint out/demo/checkpoint --infill "the [MASK] [MASK] of the house"
+python predict.py --checkpoint out/demo/checkpoint --show true
+"""
+
+import json
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+import checkpoint
+import dataloader
+import runtime
+from config import FROM_CHECKPOINT, parse
+from process import Batch, SampleArgs, StepCallback, UserError
+
+FORMATS = (".txt", ".jsonl")
+MEANINGLESS = {**FROM_CHECKPOINT, "--block_size": "lengths come from the training text; use --length to fix one"}
+
+
+@dataclass(frozen=True)
+class PredictArgs:
+    """What to sample, and where to."""
+
+    checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder written by main.py"})
+    num_samples: int = field(default=20, metadata={"help": "how many (per --infill, how many ways to fill it)"})
+    length: int = field(default=0, metadata={"help": "tokens each; 0: lengths drawn as in the training text"})
+    infill: str = field(default="", metadata={"help": "text with [MASK]s to fill; the rest stays as it is"})
+    output: str = field(default="", metadata={"aliases": ["--output_file"], "help": "a .txt or .jsonl file"})
+    show: bool = field(default=False, metadata={"help": "watch one sentence being denoised"})
+    batch_size: int = field(default=64, metadata={"help": "sentences at a time; does not change the samples"})
+    posterior: str = field(default="", metadata={"help": "exact or released; default: the checkpoint's"})
+    precision: str = field(
+        default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network"}
+    )
+    seed: int = field(default=0, metadata={"help": "the same seed gives the same samples"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
+
+    def __post_init__(self) -> None:
+        for name, least in (("num_samples", 1), ("batch_size", 1), ("length", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.output and not self.output.endswith(FORMATS):
+            raise UserError(f"output={self.output}: must end in {' or '.join(FORMATS)}")
+        if self.posterior not in ("", "exact", "released"):
+            raise UserError(f"posterior={self.posterior!r} must be exact or released")
+        if self.length and self.infill:
+            raise UserError("give --length or --infill, not both: the infilled text has its own length")
+
+
+def main() -> None:
+    """Load, sample, print and write."""
+    args, sampling = parse([PredictArgs, SampleArgs], __doc__, meaningless=MEANINGLESS)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    runtime.set_threads(args.threads)
+    device = runtime.pick_device(args.device)
+    run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
+    run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
+    if args.show:
+        show(run, args, sampling, device)
+        return
+    texts = [decode(run, row) for row in samples(run, args, sampling, device)]
+    write(texts, args.output)
+
+
+def samples(
+    run: checkpoint.Run,
+    args: PredictArgs,
+    sampling: SampleArgs,
+    device: torch.device,
+    on_step: StepCallback | None = None,
+) -> list[Tensor]:
+    """Token ids of each sample, without padding, in the order of their numbers.
+
+    Sample i has a stream of random numbers of its own, so that neither the batch size nor the number of samples asked
+    for changes it; sentences of like length are drawn together.
+    """
+    seeds = [int(np.random.SeedSequence([args.seed, i]).generate_state(1)[0]) for i in range(args.num_samples)]
+    streams = [Generator().manual_seed(seed) for seed in seeds]
+    blanks = [blank(run, args, stream) for stream in streams]
+    order = sorted(range(args.num_samples), key=lambda i: len(blanks[i][0]))
+    drawn: list[Tensor] = [torch.empty(0)] * args.num_samples
+    with tqdm(total=len(order), desc="sampling", unit="sentence", leave=False, disable=None) as bar:
+        for start in range(0, len(order), args.batch_size):
+            chosen = order[start : start + args.batch_size]
+            batch = stack([blanks[i] for i in chosen], run.tokenizer.pad_token_id).to(device)
+            with torch.no_grad():
+                tokens = run.process.sample(
+                    run.denoiser, batch, sampling, generator=[streams[i] for i in chosen], on_step=on_step
+                )
+            for i, row in zip(chosen, tokens.cpu(), strict=True):
+                drawn[i] = row[: len(blanks[i][0])]
+            bar.update(len(chosen))
+    return drawn
+
+
+def blank(run: checkpoint.Run, args: PredictArgs, stream: Generator) -> tuple[Tensor, Tensor]:
+    """Token ids and target mask, each [L], of one sentence to be drawn."""
+    tokenizer = run.tokenizer
+    if args.infill:
+        text = parse_infill(run, args.infill)
+    else:
+        length = args.length or draw_length(run.length_histogram, stream)
+        text = [tokenizer.mask_token_id] * length
+    if len(text) + 2 > run.denoiser.max_length:
+        raise UserError(
+            f"{len(text)} tokens with [CLS] and [SEP] exceed the network's {run.denoiser.max_length} positions"
+        )
+    input_ids = torch.tensor([tokenizer.cls_token_id, *text, tokenizer.sep_token_id])
+    return input_ids, input_ids == tokenizer.mask_token_id
+
+
+def parse_infill(run: checkpoint.Run, text: str) -> list[int]:
+    """Ids of a text in which [MASK] (or the tokenizer's own mask token) stands for a token to fill."""
+    gap = re.escape(run.tokenizer.mask_token)
+    pieces = [piece.strip() for piece in re.split(rf"\[MASK\]|{gap}", text)]
+    if len(pieces) == 1:
+        raise UserError(f"infill={text!r}: no [MASK] in it; every [MASK] stands for one token to fill")
+    ids = dataloader.encode(run.tokenizer, [piece or "" for piece in pieces])["input_ids"]
+    return [token for piece in ids for token in (*piece, run.tokenizer.mask_token_id)][:-1]
+
+
+def draw_length(histogram: list[int], stream: Generator) -> int:
+    """A number of tokens, as often as in the training text."""
+    weights = torch.tensor(histogram, dtype=torch.float64)
+    return int(torch.multinomial(weights, 1, generator=stream))
+
+
+def stack(blanks: list[tuple[Tensor, Tensor]], pad_id: int) -> Batch:
+    """A batch of sentences of different lengths."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    input_ids = pad([ids for ids, _ in blanks], batch_first=True, padding_value=pad_id)
+    target_mask = pad([mask for _, mask in blanks], batch_first=True, padding_value=False)
+    attention_mask = pad([torch.ones_like(mask) for _, mask in blanks], batch_first=True, padding_value=False)
+    return Batch(input_ids, attention_mask, target_mask)
+
+
+def decode(run: checkpoint.Run, tokens: Tensor) -> str:
+    """Text of a sample without its [CLS] and [SEP]; anything else special in it would be shown, not hidden."""
+    return run.tokenizer.decode(tokens[1:-1]).strip()
+
+
+def write(texts: list[str], output: str) -> None:
+    """Print the samples, and write them to `output` if one is given."""
+    for text in texts:
+        print(text)
+    if not output:
+        return
+    path = Path(output)
+    with runtime.written_whole(path) as file:
+        for text in texts:
+            file.write(text + "\n" if path.suffix == ".txt" else json.dumps({"text": text}, ensure_ascii=False) + "\n")
+    print(f"{len(texts)} samples written to {path}", file=sys.stderr)
+
+
+def show(run: checkpoint.Run, args: PredictArgs, sampling: SampleArgs, device: torch.device) -> None:
+    """Print the sentence each time it changes; on a terminal, over itself."""
+    live, previous = sys.stdout.isatty(), ""
+    one = PredictArgs(**{**vars(args), "num_samples": 1})
+
+    def on_step(done: int, s: int, xs: Tensor) -> None:
+        nonlocal previous
+        text = decode(run, xs[0].cpu()).replace(run.tokenizer.mask_token, "·")
+        if text != previous:
+            print(
+                f"{chr(13)}\x1b[2K{done:>5}  {text}" if live else f"{done:>5}  {text}",
+                end="" if live else "\n",
+                flush=True,
+            )
+            previous = text
+
+    for _ in samples(run, one, sampling, device, on_step):
+        print()
+
+
+if __name__ == "__main__":
+    runtime.run_script(main)

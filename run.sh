@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# Train DiffusionBERT.
+#
+#   bash run.sh demo            ten minutes on two cores: embedded corpus, training, likelihood bound, samples
+#   bash run.sh                 LM1B with bert-base-uncased at the paper's settings (GPU and network)
+#   bash run.sh PATH [FLAGS]    your own text: a .txt or .jsonl file, or a folder with train.txt and valid.txt
+#
+# Further words are flags of main.py and win over the ones set here: bash run.sh lm1b --learning_rate 5e-5
+set -euo pipefail
+cd "$(dirname "$0")"
+SECONDS=0
+case "${1-}" in -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
+. ./setup.sh
+ensure_environment requirements.txt
+install_seconds=$SECONDS
+
+# What learns from scratch in minutes: pre-norm rotary layers, Muon on the matrices, a third of the time as a masked LM
+# at low mask rates, then unweighted cross-entropy. The bound is always reported with the true weights.
+from_scratch=(
+    --model_name_or_path modernbert-small --from_scratch true --attn_implementation eager
+    --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --weight_decay 0.01
+    --loss_weighting uniform --warm_start 0.33
+)
+
+stage() { # name, command...: run once, and remember how long it took
+    local name=$1 begin=$SECONDS
+    shift
+    if [ -e "out/demo/seconds.$name" ]; then
+        echo "== $name: already there"
+        return
+    fi
+    echo "== $name"
+    "$@"
+    mkdir -p out/demo
+    echo $((SECONDS - begin)) >"out/demo/seconds.$name"
+}
+
+demo() {
+    mkdir -p out/demo
+    [ -e out/demo/seconds.install ] || echo "$install_seconds" >out/demo/seconds.install
+    stage corpus python demo_corpus.py --output out/demo/corpus
+    # ten minutes in all: what is left after installing, less a reserve for scoring and sampling, up to 5.5 minutes
+    local minutes
+    minutes=$(python -c "print(round(min(5.5, max(3.0, (510 - $SECONDS) / 60)), 2))")
+    stage train python main.py --train_data out/demo/corpus --output_dir out/demo --overwrite true \
+        --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 64 "${from_scratch[@]}" \
+        --max_steps 100000 --max_minutes "$minutes" --eval_steps 1000 --logging_steps 200
+    stage score score_demo
+    stage sample python predict.py --checkpoint out/demo/checkpoint --num_samples 20 --num_steps 256 \
+        --temperature 0.8 --top_p 0.9 --output out/demo/samples.txt
+    summarise_demo
+}
+
+score_demo() {
+    python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/valid.txt --num_steps 128 --json true \
+        >out/demo/elbo.json.part
+    mv out/demo/elbo.json.part out/demo/elbo.json
+}
+
+summarise_demo() {
+    python - <<'PYTHON'
+import json
+from pathlib import Path
+
+from runtime import written_whole
+
+demo = Path("out/demo")
+elbo = json.loads((demo / "elbo.json").read_text())
+seconds = {f.suffix[1:]: int(f.read_text()) for f in sorted(demo.glob("seconds.*"), key=lambda f: f.stat().st_mtime)}
+summary = {key: elbo[key] for key in ("bits_per_token", "unigram_bits_per_token", "ppl_word")}
+summary |= {"seconds": seconds, "checkpoint": str(demo / "checkpoint"), "samples": str(demo / "samples.txt"), "elbo": elbo}
+with written_whole(demo / "summary.json") as file:
+    json.dump(summary, file, indent=1)
+took = ", ".join(f"{name} {n} s" for name, n in seconds.items())
+print(f"""
+The demo is done ({took}).
+  {elbo['bits_per_token']:.2f} bits/token on held-out sentences (an upper bound; word frequencies alone: {elbo['unigram_bits_per_token']:.2f}),
+  perplexity {elbo['ppl_word']:.1f} per word at {elbo['num_steps']} steps
+  out/demo/checkpoint    the model
+  out/demo/samples.txt   the sentences above
+  out/demo/curve.png     its training curve
+  out/demo/summary.json  these figures
+next: .venv/bin/python predict.py --checkpoint out/demo/checkpoint --show true
+      .venv/bin/python predict.py --checkpoint out/demo/checkpoint --infill "return the [MASK] [MASK] of the array."
+      bash run.sh YOUR_TEXT.txt""")
+PYTHON
+}
+
+gpus() { python -c 'import torch; print(torch.cuda.device_count())'; }
+
+launch() { # number of GPUs, flags...: one process, or one per GPU
+    local count=$1
+    shift
+    if [ "$count" -gt 1 ]; then
+        torchrun --standalone --nproc_per_node "$count" main.py "$@"
+    else
+        python main.py "$@"
+    fi
+}
+
+fit_to_memory() { # number of GPUs, sentences a step: the batch that fits the smallest GPU, and how often to accumulate it
+    python - "$1" "$2" <<'PYTHON'
+import sys
+
+import torch
+
+gpus, wanted = int(sys.argv[1]), int(sys.argv[2])
+gib = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus)) / 2**30
+fits = next(size for least, size in ((20, 64), (10, 32), (6, 16), (0, 8)) if gib >= least)
+micro = max(1, min(fits, wanted // gpus))
+print(f"--batch_size {micro} --accumulation_steps {max(1, round(wanted / (micro * gpus)))}")
+PYTHON
+}
+
+lm1b() {
+    local count fitted
+    count=$(gpus)
+    if [ "$count" -eq 0 ]; then
+        echo "error: no CUDA GPU here, and LM1B at the paper's settings takes months without one; try: bash run.sh demo" >&2
+        exit 2
+    fi
+    fitted=$(fit_to_memory "$count" 64)
+    # the paper: T = 2048, n = 128, AdamW, 3e-6 after 10,000 steps of warm-up, 1.9 M steps, dropout 0.1 (the network's own)
+    # shellcheck disable=SC2086
+    launch "$count" --train_data lm1b --output_dir out/lm1b --model_name_or_path bert-base-uncased --max_length 128 \
+        --num_steps 2048 --schedule mutual --spindle paper --word_freq_lambda 0.3 --time_conditioning none \
+        --optimizer adamw --learning_rate 3e-6 --lr_schedule constant --warmup_steps 10000 --max_steps 1900000 \
+        --valid_fraction 0.01 --eval_steps 15000 --eval_step_size 16 --logging_steps 1000 $fitted "$@"
+}
+
+own_text() {
+    local text=$1 count name fitted
+    shift
+    [ -e "$text" ] || { echo "error: $text: no such file or folder (bash run.sh --help)" >&2; exit 2; }
+    count=$(gpus)
+    name=$(basename "$text")
+    if [ "$count" -eq 0 ]; then
+        launch 0 --train_data "$text" --output_dir "out/${name%%.*}" --tokenizer wordpiece --vocab_size 8192 \
+            --max_length 128 --batch_size 64 "${from_scratch[@]}" --num_train_epochs 10 --max_minutes 60 "$@"
+    else
+        fitted=$(fit_to_memory "$count" 64)
+        # shellcheck disable=SC2086
+        launch "$count" --train_data "$text" --output_dir "out/${name%%.*}" --model_name_or_path bert-base-uncased \
+            --max_length 128 --learning_rate 5e-5 --num_train_epochs 10 $fitted "$@"
+    fi
+}
+
+case "${1-lm1b}" in
+    demo) demo ;;
+    lm1b) shift || true; lm1b "$@" ;;
+    --*) lm1b "$@" ;;
+    *) own_text "$@" ;;
+esac

@@ -1,0 +1,89 @@
+"""compute_elbo.py: the keys and figures it promises, and the warning that the released figure deserves."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import call
+
+import compute_elbo
+
+KEYS = {
+    "nats_per_sequence", "bits_per_token", "ppl_token", "ppl_word", "num_steps", "num_sequences", "num_tokens",
+    "num_words", "network_evaluations", "standard_error_nats",
+}  # fmt: skip
+
+
+@pytest.fixture
+def score(monkeypatch: pytest.MonkeyPatch, trained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    def run(*words: object) -> tuple[int, str, str]:
+        base = [
+            "--checkpoint",
+            trained,
+            "--data",
+            corpus,
+            "--cache_dir",
+            tmp_path / "cache",
+            "--limit",
+            24,
+            "--threads",
+            1,
+        ]
+        code = call(compute_elbo.main, monkeypatch, *base, *words)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_json_is_one_object_with_the_promised_keys(score) -> None:
+    code, out, _ = score("--num_steps", 16, "--json")
+    report = json.loads(out)
+    assert code == 0 and set(report) >= KEYS and report["num_steps"] == 16 and report["num_sequences"] == 24
+    assert report["bits_per_token"] < 0.7 * report["unigram_bits_per_token"]
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [([], 64), (["--num_steps", 5], 5), (["--eval_step_size", 16], 4), (["--eval_step_size", 10], 7)],
+)
+def test_steps_by_number_or_by_size(score, words: list, steps: int) -> None:
+    assert json.loads(score("--json", "true", *words)[1])["num_steps"] == steps
+
+
+def test_people_get_every_figure_too(score) -> None:
+    _, out, err = score("--num_steps", 4)
+    for word in ("bits/token", "per token", "per word", "nats/sequence", "standard error", "prior", "reconstruction",
+                 "4 steps", "network evaluations", "24 sequences", "tokens", "words"):  # fmt: skip
+        assert word in out
+    assert err == ""
+
+
+def test_the_released_figure_is_said_to_be_no_bound(score) -> None:
+    _, out, err = score("--posterior", "released", "--json", "true")
+    assert "not a bound" in err and json.loads(out)["bits_per_token"] > 0
+
+
+def test_precision_hardly_moves_the_figure(score) -> None:
+    fp32, bf16 = (
+        json.loads(score("--json", "true", "--num_steps", 8, "--precision", p)[1])["bits_per_token"]
+        for p in ("fp32", "bf16")
+    )
+    assert bf16 == pytest.approx(fp32, rel=0.02) and bf16 != fp32
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_steps", 65], "must lie in 1..64"),
+        (["--eval_step_size", 65], "must lie in 1..64"),
+        (["--num_steps", 4, "--eval_step_size", 4], "not both"),
+        (["--num_steps", -1], "num_steps=-1 must be at least 0"),
+        (["--data", "missing.txt"], "missing.txt: no such file"),
+        (["--checkpoint", "nowhere"], "checkpoint nowhere: no such folder"),
+        (["--batch_size", 0], "batch_size=0 must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(score, words: list, message: str) -> None:
+    code, out, err = score(*words)
+    assert code == 2 and message in err and err.count("\n") == 1 and out == ""

@@ -1,0 +1,123 @@
+"""config.py: the two published command lines run as written, booleans are booleans, errors are one line."""
+
+import shlex
+
+import pytest
+from conftest import call
+
+import config
+import dataloader
+from config import TrainArgs, parse
+from diffusion_word_freq import WordFreqArgs
+from models.bert import BertArgs
+from optim import OptimArgs
+from predict import PredictArgs
+from process import SampleArgs, UserError
+
+TRAIN = [TrainArgs, dataloader.DataArgs, BertArgs, WordFreqArgs, OptimArgs]
+
+FORK_TRAIN = """--train_data_dir "./conditional_data" --vocab_size 30522 --block_size 128 --batch_size 64
+    --learning_rate 1e-4 --num_train_epochs 100 --gradient_accumulation_steps 2 --model_type "bert-base-uncased"
+    --diffusion_steps 2000 --noise_schedule "cosine" --spindle_schedule True --word_freq_file "word_freq.json"
+    --output_dir "./diffusion_models" --num_workers 4 --fp16 True"""
+FORK_PREDICT = """--checkpoint_path "./diffusion_models/checkpoint-10.pt" --model_type "bert-base-uncased"
+    --vocab_size 30522 --block_size 128 --batch_size 4 --diffusion_steps 2000 --output_file "generated_texts.txt" """
+OFFICIAL_TRAIN = """--epochs 3 --batch_size 128 --lr 5e-5 --num_steps 512 --eval_step_size 4 --eval_interval 15000
+    --dev_size 5e-4 --schedule mutual --timestep layerwise --hybrid_lambda 1e-2 --word_freq_lambda 0.3 --seed 42
+    --from_scratch false --task_name lm1b --model_name_or_path bert-base-uncased --accumulation_steps 2
+    --sample_strategy Categorical --num_workers 16 --load_step -1 --predict_x0 true --logging_steps 1000
+    --device cpu --output_dir out"""
+
+
+def test_the_forks_training_command_runs_as_written(capsys: pytest.CaptureFixture) -> None:
+    train, data, network, noise, optim = parse(TRAIN, "train", argv=shlex.split(FORK_TRAIN))
+    assert (data.train_data, data.vocab_size, data.max_length, data.batch_size) == (
+        "./conditional_data",
+        30522,
+        128,
+        64,
+    )
+    assert (optim.learning_rate, train.num_train_epochs, train.accumulation_steps) == (1e-4, 100, 2)
+    assert (network.model_name_or_path, noise.num_steps, noise.schedule) == ("bert-base-uncased", 2000, "cosine")
+    assert (noise.spindle, data.word_freq_file, train.output_dir) == ("paper", "word_freq.json", "./diffusion_models")
+    assert train.fp16 is True
+    assert capsys.readouterr().err == f"note: --num_workers has no effect: {config.MEANINGLESS['--num_workers']}\n"
+
+
+def test_the_forks_sampling_command_runs_as_written(capsys: pytest.CaptureFixture) -> None:
+    from predict import MEANINGLESS
+
+    args, sampling = parse([PredictArgs, SampleArgs], "x", meaningless=MEANINGLESS, argv=shlex.split(FORK_PREDICT))
+    assert args.checkpoint == "./diffusion_models/checkpoint-10.pt" and args.output == "generated_texts.txt"
+    assert (args.batch_size, sampling.num_steps) == (4, 2000)
+    said = capsys.readouterr().err
+    assert all(f"note: {flag} has no effect" in said for flag in ("--model_type", "--vocab_size", "--block_size"))
+
+
+def test_the_released_programs_flags_are_known() -> None:
+    train, data, network, noise, optim = parse(TRAIN, "train", argv=shlex.split(OFFICIAL_TRAIN))
+    assert network.from_scratch is False  # the released `type=bool` reads "false" as True
+    assert (network.time_conditioning, data.train_data, data.valid_fraction) == ("layerwise", "lm1b", 5e-4)
+    assert (train.num_train_epochs, train.accumulation_steps, train.eval_step_size, train.eval_steps) == (
+        3,
+        2,
+        4,
+        15000,
+    )
+    assert (optim.learning_rate, noise.num_steps, noise.hybrid_lambda) == (5e-5, 512, 0.01)
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("false", False), ("False", False), ("0", False), ("true", True), ("1", True)]
+)
+def test_booleans_mean_what_they_say(word: str, value: bool) -> None:
+    (args,) = parse([BertArgs], "x", argv=["--from_scratch", word])
+    assert args.from_scratch is value
+
+
+@pytest.mark.parametrize(("word", "spindle"), [("True", "paper"), ("false", "none")])
+def test_the_boolean_spindle_flag_is_rewritten(word: str, spindle: str) -> None:
+    for argv in (["--spindle_schedule", word], [f"--spindle_schedule={word}"]):
+        assert parse([WordFreqArgs], "x", argv=argv)[0].spindle == spindle
+
+
+BASE = ["--train_data", "x", "--output_dir", "y"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--no_such_flag", "1"], "no_such_flag"),
+        (["--nois", "cosine"], "nois"),  # no guessing at abbreviations
+        (["--schedule", "sqrt"], "invalid choice: 'sqrt'"),
+        (["--spindle_schedule", "maybe"], "use --spindle paper, released or none"),
+        (["--learning_rate", "fast"], "invalid float value: 'fast'"),
+        (["--from_scratch", "perhaps"], "perhaps"),
+        (["--num_steps", "0"], r"num_steps=0 \(T\) must lie in 1..1000000"),
+        (["--word_freq_lambda", "-0.1"], "word_freq_lambda=-0.1 must lie in"),
+        (["--word_freq_lambda", "nan"], "word_freq_lambda=nan must lie in"),
+        (["--hybrid_lambda", "-1"], "hybrid_lambda=-1.0 must be 0 or more"),
+        (["--max_steps", "-1"], "max_steps=-1"),
+        (["--num_train_epochs", "0"], "give one of them above 0"),
+        (["--accumulation_steps", "0"], "accumulation_steps=0 must be at least 1"),
+        (["--warm_start", "2"], "warm_start=2.0 must lie in"),
+        (["--warm_start_rates", "0.5"], "must look like 0.1,0.4"),
+        (["--warm_start_rates", "0.5,0.1"], "0 < low <= high <= 1"),
+        (["--max_minutes", "-1"], "max_minutes=-1.0 must be 0 or more"),
+        (["--max_minutes", "nan"], "max_minutes=nan must be 0 or more"),
+    ],
+)
+def test_what_cannot_be_parsed_is_one_line_and_exit_code_2(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(UserError, match=message):
+        parse(TRAIN, "x", argv=[*BASE, *words])
+    assert call(lambda: parse(TRAIN, "x"), monkeypatch, *BASE, *words) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("script.py: error: ") and "\n" not in said
+
+
+def test_every_setting_has_help() -> None:
+    for kind in [*TRAIN, PredictArgs, SampleArgs]:
+        for name, spec in kind.__dataclass_fields__.items():
+            assert spec.metadata.get("help"), f"{kind.__name__}.{name}"

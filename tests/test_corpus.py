@@ -1,0 +1,157 @@
+"""corpus.py: every kind of source gives the same sentences; what cannot be read is named by file and line."""
+
+import gzip
+import json
+import lzma
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SENTENCES
+
+from corpus import LM1B, find_source, fingerprint, held_out, read_sentences, training_source
+from process import UserError
+
+TEXT = ["Erste Zeile.", "zweite, mit Ümläuten", "a third  with two  spaces"]
+
+
+def as_jsonl(lines: list[str]) -> str:
+    return "\n".join(json.dumps({"text": line, "other": 1}) for line in lines)
+
+
+@pytest.mark.parametrize("suffix", ["txt", "txt.gz", "txt.xz", "jsonl", "jsonl.gz", "jsonl.xz"])
+def test_every_format_gives_the_same_sentences(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"corpus.{suffix}"
+    body = (as_jsonl(TEXT) if "jsonl" in suffix else "\n".join(TEXT)) + "\n\n   \n"
+    opener = {"gz": gzip.open, "xz": lzma.open}.get(suffix.split(".")[-1], open)
+    with opener(file, "wb") as stream:
+        stream.write(body.encode())
+    assert list(read_sentences(training_source(str(file)))) == TEXT
+
+
+def test_windows_line_ends_and_byte_order_marks_are_no_text(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_bytes("\ufeffone\r\ntwo\r\n".encode())
+    assert list(read_sentences(training_source(str(file)))) == ["one", "two"]
+
+
+def test_a_folder_is_split_by_file_names(tmp_path: Path) -> None:
+    for name in ("train.txt", "dev.jsonl", "test.txt.gz", "notes.md"):
+        (tmp_path / name).write_text("x")
+    for split, name in (("train", "train.txt"), ("valid", "dev.jsonl"), ("test", "test.txt.gz")):
+        assert [f.name for f in find_source(str(tmp_path), split).files] == [name]
+
+
+def test_unnamed_files_of_a_folder_are_training_text(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.jsonl", "test.txt"):
+        (tmp_path / name).write_text("x")
+    assert [f.name for f in training_source(str(tmp_path)).files] == ["a.jsonl", "b.txt"]
+    assert find_source(str(tmp_path), "valid") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"fine\nbad \xff here\n", r"a\.txt:2: not UTF-8 \(byte 5 of the line is 0xff\); convert"),
+        ("a.txt", b"", "no text in it"),
+        ("a.txt", b"\n \n", "no text in it"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": \n', r"a\.jsonl:2: not JSON"),
+        ("a.jsonl", b'{"text": "fine"}\n\n{"txt": "x"}\n', r"""a\.jsonl:3: .*"text"; its keys are \['txt'\]"""),
+        ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl:1: .*string"),
+        ("a.jsonl", b"[1]\n", r"a\.jsonl:1: .*it is a list"),
+        ("a.txt.gz", b"no gzip", r"a\.txt\.gz: cannot be read"),
+        ("a.txt.xz", lzma.compress(b"cut short " * 9)[:-9], r"a\.txt\.xz: cannot be read"),
+        ("a.pdf", b"x", "cannot read this kind of file"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        list(read_sentences(training_source(str(tmp_path / name))))
+    assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["./nowhere", "nowhere.txt", "/no/such/place", ""])
+def test_a_missing_path_is_called_missing_and_not_looked_up_on_the_hub(missing: str) -> None:
+    with pytest.raises(UserError, match="no such file or folder$"):
+        training_source(missing)
+
+
+def test_an_empty_or_ambiguous_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no text in this folder"):
+        training_source(str(tmp_path))
+    (tmp_path / "test.txt").write_text("x")
+    with pytest.raises(UserError, match=r"no training text \(train.txt\)"):
+        training_source(str(tmp_path))
+    (tmp_path / "test.jsonl").write_text("{}")
+    with pytest.raises(UserError, match="test is ambiguous"):
+        find_source(str(tmp_path), "test")
+
+
+def test_an_unreachable_hub_names_what_was_tried_and_the_offline_way() -> None:
+    with pytest.raises(UserError, match="Offline: give --train_data") as caught:
+        training_source("lm1b")
+    assert all(repo in str(caught.value) for repo, _ in LM1B)
+
+
+def test_lm1b_falls_back_in_order_until_a_name_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for `datasets`, with the calls that are made of it: the first two names fail, the third answers."""
+    asked = []
+
+    class Rows(list):
+        column_names = ("text",)
+
+        def iter(self, batch_size: int) -> Iterator[dict]:
+            yield {"text": list(self)}
+
+    def get_dataset_split_names(repo: str, revision: str | None = None) -> list[str]:
+        asked.append((repo, revision))
+        if repo != LM1B[2][0]:
+            raise RuntimeError(f"Dataset scripts are no longer supported, but found {repo}.py")
+        return ["train", "test"]
+
+    def load_dataset(repo: str, split: str, revision: str | None = None) -> Rows:
+        get_dataset_split_names(repo, revision)
+        return Rows([" ", *(f" {split} {i} " for i in range(3))])
+
+    stand_in = types.SimpleNamespace(get_dataset_split_names=get_dataset_split_names, load_dataset=load_dataset)
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    source = training_source("lm1b")
+    assert asked == list(LM1B)
+    assert list(read_sentences(source)) == ["train 0", "train 1", "train 2"]
+    assert find_source("lm1b", "valid") is None and find_source("lm1b", "test").hub_split == "test"
+
+
+def test_a_real_datasets_folder_is_read_through_the_hub_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same code against the real `datasets` library, on a parquet data set that lies in a local folder."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "org" / "tiny"
+    folder.mkdir(parents=True)
+    datasets.Dataset.from_dict({"text": TEXT}).to_parquet(folder / "train.parquet")
+    from corpus import Source, _hub_split
+
+    assert _hub_split("org/tiny", "train") == "train" and _hub_split("org/tiny", "valid") is None
+    assert list(read_sentences(Source(hub_name="org/tiny", hub_split="train"))) == TEXT
+
+
+def test_held_out_is_a_stable_share_that_equal_sentences_share() -> None:
+    aside = held_out(0.1)
+    chosen = [s for s in SENTENCES if aside(s)]
+    assert 0.04 < len(chosen) / len(SENTENCES) < 0.18
+    assert all(aside(s) for s in chosen)
+    wider = held_out(0.2)
+    assert all(wider(s) for s in chosen)  # a larger share contains the smaller one
+    assert sum(held_out(0.02)(str(i)) for i in range(50_000)) == pytest.approx(1000, abs=100)
+
+
+def test_the_fingerprint_follows_content(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("one")
+    before = fingerprint(training_source(str(file)))
+    assert before == fingerprint(training_source(str(file)))
+    file.write_text("two")
+    assert before != fingerprint(training_source(str(file)))

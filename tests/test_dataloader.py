@@ -1,0 +1,251 @@
+"""dataloader.py: text is text, special tokens are given, every sentence is seen once, and slots are not wasted."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES
+from transformers import BertTokenizerFast, GPT2TokenizerFast
+
+import dataloader
+from corpus import training_source
+from dataloader import (
+    SPECIAL_TOKENS,
+    DataArgs,
+    collate,
+    encode,
+    endless_batches,
+    length_buckets,
+    load_splits,
+    load_tokenizer,
+    sorted_batches,
+    tokenize,
+    train_wordpiece,
+)
+from process import UserError
+
+LM1B_LENGTHS = json.loads((Path(__file__).parent / "golden" / "lm1b_lengths.json").read_text())["histogram"]
+
+
+@pytest.fixture
+def text(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> dataloader.TokenizedText:
+    return tokenize(training_source(str(corpus)), tokenizer, 32, str(tmp_path / "cache"))
+
+
+# ---- tokenised text --------------------------------------------------------------------------------------------------
+
+
+def test_tokens_decode_to_the_sentences(text: dataloader.TokenizedText, tokenizer: BertTokenizerFast) -> None:
+    assert len(text) == len(SENTENCES) and text.num_truncated == 0
+    for i in (0, 17, 239):
+        assert tokenizer.decode(text.tokens[text.offsets[i] : text.offsets[i + 1]]) == SENTENCES[i]
+        assert text.num_words[i] == len(SENTENCES[i].split())
+    assert int(text.counts(400).sum()) == len(text.tokens) == text.lengths.sum()
+
+
+def test_special_tokens_written_in_a_text_are_ordinary_pieces(tmp_path: Path) -> None:
+    written = "see [MASK] and [SEP] and [PAD] and [CLS] here"
+    tokenizer = train_wordpiece([written.lower()] * 3, 100)
+    file = tmp_path / "a.txt"
+    file.write_text(written)
+    tokens = tokenize(training_source(str(file)), tokenizer, 64, str(tmp_path / "cache")).tokens
+    special = {i for i in tokenizer.all_special_ids if i != tokenizer.unk_token_id}
+    assert not special & set(np.asarray(tokens).tolist())
+
+
+def test_long_sentences_are_cut_and_their_words_counted_as_kept(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("the cat sees the house and the cat sees a tree\na dog\n")
+    text = tokenize(training_source(str(file)), tokenizer, 6, str(tmp_path / "cache"))  # room for 4
+    assert text.num_truncated == 1 and text.lengths.tolist() == [4, 2] and text.num_words.tolist() == [4, 2]
+
+
+def test_the_same_text_is_tokenised_once(
+    corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    original = dataloader._write_tokens
+    monkeypatch.setattr(dataloader, "_write_tokens", lambda *a, **k: (calls.append(1), original(*a, **k)))
+    cache = str(tmp_path / "cache")
+
+    def get(max_length: int = 32) -> dataloader.TokenizedText:
+        return tokenize(training_source(str(corpus)), tokenizer, max_length, cache)
+
+    get(), get()
+    assert len(calls) == 1
+    get(max_length=16)
+    assert len(calls) == 2  # another length is another text
+    corpus.write_text(corpus.read_text() + "one more\n")
+    assert len(get()) == 241 and len(calls) == 3  # so is another content
+    tokenize(training_source(str(corpus)), train_wordpiece(SENTENCES, 150), 32, cache)
+    assert len(calls) == 4  # and another vocabulary
+
+
+def test_a_failed_tokenisation_leaves_nothing(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
+    file, cache = tmp_path / "a.txt", tmp_path / "cache"
+    file.write_bytes(b"good\n" * 5000 + b"\xff\n")
+    with pytest.raises(UserError, match="a.txt:5001"):
+        tokenize(training_source(str(file)), tokenizer, 32, str(cache))
+    assert list(cache.iterdir()) == []
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_collate_gives_special_tokens_and_targets_text_only(tokenizer: BertTokenizerFast) -> None:
+    batch = collate([np.array([7, 8, 9]), np.array([10])], tokenizer)
+    cls, sep, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
+    assert batch.input_ids.tolist() == [[cls, 7, 8, 9, sep], [cls, 10, sep, pad, pad]]
+    assert batch.target_mask.tolist() == [[False, True, True, True, False], [False, True, False, False, False]]
+    assert batch.attention_mask.tolist() == [[True] * 5, [True] * 3 + [False] * 2]  # [SEP] is attended to
+
+
+@pytest.mark.parametrize("batch_size", [16, 64, 128])
+def test_at_least_95_percent_of_slots_hold_real_tokens_on_lm1b_lengths(batch_size: int) -> None:
+    lengths = np.minimum(np.repeat(np.arange(len(LM1B_LENGTHS)), LM1B_LENGTHS), 126) + 2  # cut at 128, [CLS] and [SEP]
+    batches = length_buckets(lengths, batch_size, np.random.default_rng(0))
+    slots = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert lengths.sum() / slots >= 0.95
+
+
+def test_every_sentence_is_in_exactly_one_batch_and_epochs_differ() -> None:
+    lengths = np.random.default_rng(0).integers(1, 60, 1003)
+    first, second = (length_buckets(lengths, 8, np.random.default_rng(seed)) for seed in (0, 1))
+    for batches in (first, second):
+        assert sorted(np.concatenate(batches).tolist()) == list(range(1003))
+        assert max(map(len, batches)) == 8
+    assert {tuple(sorted(b)) for b in first} != {tuple(sorted(b)) for b in second}
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_ranks_share_an_epoch_without_overlap(
+    text: dataloader.TokenizedText, tokenizer: BertTokenizerFast, world_size: int
+) -> None:
+    per_epoch = -(-len(text) // 7)
+    seen = []
+    for rank in range(world_size):
+        stream = endless_batches(text, 7, tokenizer, seed=1, rank=rank, world_size=world_size)
+        mine = list(itertools.islice(stream, per_epoch // world_size + 1))
+        seen += [
+            tuple(row[m].tolist())
+            for epoch, b in mine
+            if epoch == 0
+            for row, m in zip(b.input_ids, b.target_mask, strict=True)
+        ]
+    assert len(seen) == len(set(seen)) == len(text)
+
+
+def test_the_order_depends_on_the_seed_alone(text: dataloader.TokenizedText, tokenizer: BertTokenizerFast) -> None:
+    def first(seed: int) -> torch.Tensor:
+        return next(endless_batches(text, 16, tokenizer, seed=seed))[1].input_ids
+
+    assert torch.equal(first(3), first(3))
+    assert first(3).shape != first(4).shape or not torch.equal(first(3), first(4))
+
+
+def test_sorted_batches_cover_the_chosen_sentences(
+    text: dataloader.TokenizedText, tokenizer: BertTokenizerFast
+) -> None:
+    chosen = np.array([3, 1, 200, 77, 5])
+    batches = list(sorted_batches(text, chosen, 2, tokenizer))
+    assert sorted(np.concatenate([i for i, _ in batches]).tolist()) == sorted(chosen.tolist())
+    widths = [batch.input_ids.shape[1] for _, batch in batches]
+    assert widths == sorted(widths, reverse=True)
+
+
+# ---- splits ----------------------------------------------------------------------------------------------------------
+
+
+def test_without_a_valid_set_a_stable_share_is_set_aside(
+    corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path
+) -> None:
+    def split(order: list[str]) -> tuple[set, set]:
+        corpus.write_text("\n".join(order))
+        args = DataArgs(str(corpus), valid_fraction=0.1, max_length=32, cache_dir=str(tmp_path / "cache"))
+        return tuple(
+            {tokenizer.decode(t.tokens[a:b]) for a, b in itertools.pairwise(t.offsets)}
+            for t in load_splits(args, tokenizer)
+        )
+
+    train, valid = split(SENTENCES)
+    assert train | valid == set(SENTENCES) and not train & valid and valid
+    assert split(SENTENCES[::-1]) == (train, valid)
+
+
+def test_a_valid_set_of_ones_own_is_used_whole(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    own = tmp_path / "own.txt"
+    own.write_text("the cat\na dog\n")
+    settings = {"max_length": 32, "cache_dir": str(tmp_path / "cache"), "batch_size": 8}
+    train, valid = load_splits(DataArgs(str(corpus), valid_data=str(own), **settings), tokenizer)
+    assert (len(train), len(valid)) == (240, 2)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "train.txt").write_text(corpus.read_text())
+    (folder / "valid.txt").write_text("a dog\n")
+    train, valid = load_splits(DataArgs(str(folder), **settings), tokenizer)
+    assert (len(train), len(valid)) == (240, 1)
+
+
+def test_fewer_sentences_than_a_batch_is_refused(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    args = DataArgs(str(corpus), batch_size=512, max_length=32, cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="training sentences are fewer than batch_size=512"):
+        load_splits(args, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"valid_fraction": 1.0}, "valid_fraction=1.0"),
+        ({"max_length": 2}, "max_length=2"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DataArgs("x", **setting)
+
+
+# ---- tokenizers ------------------------------------------------------------------------------------------------------
+
+
+def test_a_tokenizer_loads_from_a_folder_a_vocabulary_and_a_folder_with_a_vocabulary(
+    tokenizer: BertTokenizerFast, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "saved")
+    by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "vocab.txt").write_text("\n".join(token for token, _ in by_id))
+    for name in ("saved", "bare", "bare/vocab.txt"):
+        loaded = load_tokenizer(str(tmp_path / name))
+        assert len(loaded) == len(tokenizer)
+        assert encode(loaded, SENTENCES[:5])["input_ids"] == encode(tokenizer, SENTENCES[:5])["input_ids"]
+
+
+def test_a_trained_wordpiece_has_the_special_tokens_and_keeps_to_its_size() -> None:
+    tokenizer = train_wordpiece(SENTENCES, 120)
+    assert len(tokenizer) <= 120 and tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS) == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="vocab_size=20 is too small"):
+        train_wordpiece(SENTENCES, 20)
+
+
+def test_a_tokenizer_without_mask_is_refused(tmp_path: Path) -> None:
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2}
+    GPT2TokenizerFast(vocab=vocabulary, merges=[]).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(UserError, match="gpt2: no mask, pad, cls, sep token"):
+        load_tokenizer(str(tmp_path / "gpt2"))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\n")
+    with pytest.raises(UserError, match=r"missing: \[MASK\]"):
+        load_tokenizer(str(tmp_path / "vocab.txt"))
+
+
+def test_a_tokenizer_that_cannot_be_had_is_named_in_one_line(tmp_path: Path) -> None:
+    for name, message in (
+        ("no/such-tokenizer", "Offline: --tokenizer FOLDER"),
+        (str(tmp_path), "cannot read the token"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            load_tokenizer(name)
+        assert "\n" not in str(caught.value) and name in str(caught.value)

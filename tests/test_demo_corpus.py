@@ -1,0 +1,106 @@
+"""demo_corpus.py: prose out, code and headings dropped, parts that share no sentence."""
+
+from pathlib import Path
+
+import pytest
+from conftest import call
+
+import demo_corpus
+from demo_corpus import CorpusArgs, collect, is_prose, paragraphs, sentences_of, split
+
+SOURCE = '''
+"""A module about small things that work well.
+
+It spans two
+lines of text here. And this is a second sentence of it.
+"""
+def f(x):
+    """Return the largest of all the values given.
+
+    Args:
+        x: not prose.
+
+    >>> f(1)
+    1
+
+    - An item of a list is prose as well.
+    | tables | are | not |
+    This mentions f(x) and is dropped.
+    This one has no full stop
+    """
+'''
+
+
+def test_prose_is_kept_and_everything_else_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text(SOURCE)
+    assert sentences_of(file) == [
+        "A module about small things that work well.",
+        "It spans two lines of text here.",
+        "And this is a second sentence of it.",
+        "Return the largest of all the values given.",
+        "An item of a list is prose as well.",
+    ]
+
+
+def test_a_file_that_does_not_parse_is_skipped(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    for content in (b"def f(:\n", b"\xff\xfe", b"x = '\x00'"):
+        file.write_bytes(content)
+        assert sentences_of(file) == []
+
+
+@pytest.mark.parametrize(
+    ("sentence", "prose"),
+    [
+        ("Return the mean of a well-known array, if it isn't empty.", True),
+        ("Return `x` of the array.", False),
+        ("Use numpy.array here.", False),
+        ("Returns None or True for all of NaN.", False),
+        ("lower case at the start.", False),
+        ("No full stop", False),
+        ("Two  spaces in it.", False),
+    ],
+)
+def test_what_counts_as_prose(sentence: str, prose: bool) -> None:
+    assert is_prose(sentence) is prose
+
+
+def test_headings_end_a_paragraph() -> None:
+    assert list(paragraphs("One\ntwo\nReturns:\nthree\n---\nfour")) == ["One two", "three", "four"]
+
+
+def test_only_known_words_and_wanted_lengths_are_collected_once(tmp_path: Path) -> None:
+    body = 'def f{}():\n    """{}"""\n'
+    texts = [
+        "The common words are here again.",
+        "the Common words are here again.",
+        "The common words are unique zebra.",
+        "Too short.",
+    ]
+    for i, text in enumerate([texts[0]] * 3 + texts):
+        (tmp_path / f"{i}.py").write_text(body.format(i, text[0].upper() + text[1:]))
+    files = sorted(tmp_path.glob("*.py"))
+    kept = collect(files, CorpusArgs("x", known_words=6, workers=1))
+    assert [k.lower() for k in kept] == ["the common words are here again."]
+
+
+def test_parts_are_stable_and_share_nothing() -> None:
+    sentences = [f"Sentence number {i} of the text." for i in range(5000)]
+    parts = split(sentences, 0.02)
+    assert sorted(sum(parts.values(), [])) == sorted(sentences)
+    assert all(60 < len(parts[name]) < 150 for name in ("valid", "test"))
+    again = split([s.upper() for s in sentences[::-1]], 0.02)
+    assert {s.lower() for s in parts["valid"]} == {s.lower() for s in again["valid"]}
+
+
+def test_this_installation_yields_a_corpus(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """On a tenth of the files, for speed: real sentences come out, in three files."""
+    monkeypatch.setattr(demo_corpus, "source_files", lambda every=demo_corpus.source_files: every()[::20])
+    assert call(demo_corpus.main, monkeypatch, "--output", tmp_path / "corpus") == 0
+    lines = {p.name: p.read_text().splitlines() for p in (tmp_path / "corpus").iterdir()}
+    assert set(lines) == {"train.txt", "valid.txt", "test.txt"} and len(lines["train.txt"]) > 300
+    assert not set(lines["train.txt"]) & (set(lines["valid.txt"]) | set(lines["test.txt"]))
+    assert "sentences" in capsys.readouterr().out

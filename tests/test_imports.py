@@ -1,0 +1,62 @@
+"""Who imports whom: the table of the design, held against the code."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = {path.stem for path in ROOT.glob("*.py")} | {"models"}
+SCRIPTS = {"main", "predict", "compute_elbo", "word_freq", "demo_corpus"}
+LIBRARY = {"config", "checkpoint", "dataloader", "corpus", "likelihood", "optim", "runtime", "tracking", "process"}
+MAY_IMPORT = {
+    "process": set(),
+    "runtime": {"process"},
+    "tracking": set(),
+    "corpus": {"process"},
+    "dataloader": {"corpus", "process", "runtime"},
+    "optim": {"process"},
+    "models": {"process"},
+    "diffusion_word_freq": {"process"},
+    "diffusion_word_freq_released": {"process", "diffusion_word_freq"},
+    "checkpoint": {"dataloader", "models", "process", "runtime", "diffusion_word_freq", "diffusion_word_freq_released"},
+    "likelihood": {"checkpoint", "dataloader", "diffusion_word_freq", "runtime"},
+    "config": {"process"},
+    **dict.fromkeys(SCRIPTS, LIBRARY | {"models", "diffusion_word_freq"}),
+}
+FILES = sorted([*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py")])
+
+
+def imports_of(file: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.split(".")[0])
+    return names & MODULES
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_a_module_imports_only_what_the_table_allows(file: Path) -> None:
+    name = "models" if file.parent.name == "models" else file.stem
+    assert imports_of(file) - {name} <= MAY_IMPORT[name]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_files_stay_short_and_say_what_they_are(file: Path) -> None:
+    text = file.read_text()
+    assert len(text.splitlines()) < 400
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_nothing_unpickles_and_no_path_of_a_machine_is_written_down() -> None:
+    for file in FILES:
+        text = file.read_text()
+        assert not any(word in text for word in ("pickle.load", "torch.load(", "allow_pickle=True", "cuda:0", "/home/"))
+
+
+def test_every_module_has_its_tests() -> None:
+    tested = {path.stem.removeprefix("test_") for path in (ROOT / "tests").glob("test_*.py")}
+    expected = {file.stem for file in FILES if file.stem != "__init__"} - {"diffusion_word_freq_released"}
+    assert expected <= tested and "released_parity" in tested

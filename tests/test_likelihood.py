@@ -1,0 +1,98 @@
+"""likelihood.py: sums over sentences divided once; neither batch size nor ranks change a figure."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES
+
+import checkpoint
+import likelihood
+from corpus import training_source
+from dataloader import TokenizedText, tokenize
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def run(trained: Path) -> checkpoint.Run:
+    return checkpoint.load(str(trained), CPU)
+
+
+@pytest.fixture
+def text(run: checkpoint.Run, corpus: Path, tmp_path: Path) -> TokenizedText:
+    return tokenize(training_source(str(corpus)), run.tokenizer, run.max_length, str(tmp_path / "cache"))
+
+
+def score(run: checkpoint.Run, text: TokenizedText, **changes: object) -> likelihood.Likelihood:
+    settings = {"num_steps": 8, "batch_size": 16, "seed": 3, "device": CPU, "progress": False}
+    return likelihood.score(run, text, np.arange(40), **{**settings, **changes})
+
+
+def test_every_figure_follows_from_the_sums(run: checkpoint.Run, text: TokenizedText) -> None:
+    report = score(run, text).report()
+    words = sum(len(s.split()) for s in SENTENCES[:40])
+    tokens = int(text.lengths[:40].sum())
+    total = report["nats_per_sequence"] * 40
+    assert (report["num_sequences"], report["num_words"], report["num_tokens"]) == (40, words, tokens)
+    assert report["bits_per_token"] == pytest.approx(total / tokens / math.log(2))
+    assert report["ppl_token"] == pytest.approx(math.exp(total / tokens))
+    assert report["ppl_word"] == pytest.approx(math.exp(total / words))
+    assert report["num_steps"] == report["network_evaluations"] == 8
+    assert report["prior_nats"] == 0 < report["reconstruction_nats"] < report["nats_per_sequence"]
+
+
+def test_the_paper_s_perplexity_is_exp_of_nats_per_sequence_over_words_per_sequence() -> None:
+    """The author's example: a bound of 110 nats over 26 words is 4.23 nats a word."""
+    totals = likelihood.Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128)
+    assert totals.report()["ppl_word"] == pytest.approx(math.exp(110 / 26))
+    assert totals.report()["standard_error_nats"] == pytest.approx(0, abs=1e-4)
+
+
+def test_the_standard_error_is_that_of_the_mean(run: checkpoint.Run, text: TokenizedText) -> None:
+    alone = [score(run, text, batch_size=1).report() for _ in range(1)][0]
+    each = [
+        likelihood.score(run, text, np.array([i]), num_steps=8, batch_size=1, seed=3, device=CPU, progress=False).nats
+        for i in range(40)
+    ]
+    assert alone["nats_per_sequence"] == pytest.approx(np.mean(each), rel=1e-5)
+    assert alone["standard_error_nats"] == pytest.approx(np.std(each, ddof=1) / math.sqrt(40), rel=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_the_batch_size_changes_nothing(run: checkpoint.Run, text: TokenizedText, batch_size: int) -> None:
+    assert score(run, text, batch_size=batch_size).nats == pytest.approx(score(run, text).nats, rel=1e-5)
+
+
+def test_ranks_add_up_to_one_process(run: checkpoint.Run, text: TokenizedText) -> None:
+    shares = [score(run, text, rank=rank, world_size=3) for rank in range(3)]
+    assert sum(s.nats for s in shares) == pytest.approx(score(run, text).nats, rel=1e-5)
+    assert sum(s.num_words for s in shares) == score(run, text).num_words
+
+
+def test_more_steps_lower_the_bound_and_seeds_agree_within_their_error(
+    run: checkpoint.Run, text: TokenizedText
+) -> None:
+    coarse, fine = (score(run, text, num_steps=n).report() for n in (1, 64))
+    assert fine["nats_per_sequence"] < coarse["nats_per_sequence"]
+    first, second = (score(run, text, seed=s).report() for s in (1, 2))
+    error = math.hypot(first["standard_error_nats"], second["standard_error_nats"])
+    assert first["nats_per_sequence"] != second["nats_per_sequence"]
+    assert abs(first["nats_per_sequence"] - second["nats_per_sequence"]) < 4 * error
+
+
+def test_the_unigram_figure_is_the_cross_entropy_of_the_training_frequencies(
+    run: checkpoint.Run, text: TokenizedText
+) -> None:
+    p = (run.token_counts.double() + 1) / (run.token_counts.sum() + len(run.token_counts))
+    tokens = torch.from_numpy(np.asarray(text.tokens[: text.offsets[40]], dtype=np.int64))
+    expected = -(p[tokens].log2()).mean()
+    assert score(run, text).report()["unigram_bits_per_token"] == pytest.approx(expected.item())
+
+
+def test_pick_is_a_fixed_choice(text: TokenizedText) -> None:
+    assert likelihood.pick(text, 0).tolist() == list(range(240)) == likelihood.pick(text, 999).tolist()
+    assert likelihood.pick(text, 10).tolist() == likelihood.pick(text, 10).tolist() != list(range(10))
+    assert len(set(likelihood.pick(text, 10).tolist())) == 10

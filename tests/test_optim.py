@@ -1,0 +1,104 @@
+"""optim.py: learning rates against their formulas, who gets which optimizer, averages of the weights."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
+from process import UserError
+
+
+def rate(schedule: str, step: int, progress: float = 0.0, warmup: int = 10_000) -> float:
+    return learning_rate(OptimArgs(lr_schedule=schedule, learning_rate=2.0), step, progress, warmup) / 2.0
+
+
+def test_inverse_sqrt_is_the_released_schedule() -> None:
+    """n/1e4 + 1e-3 below 1e4, then 100/sqrt(n)."""
+    for n in (1, 5000, 9999):
+        assert rate("inverse_sqrt", n) == pytest.approx(n / 1e4 + 1e-3)
+    for n in (10_000, 40_000, 1_900_000):
+        assert rate("inverse_sqrt", n) == pytest.approx(100 / math.sqrt(n))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_warm_up_is_linear_and_meets_the_peak(schedule: str) -> None:
+    assert rate(schedule, 2500) == pytest.approx(0.25)
+    assert rate(schedule, 10_000) == pytest.approx(1)
+
+
+def test_schedules_fall_as_they_are_named() -> None:
+    assert [rate("constant", 20_000, p) for p in (0.5, 1)] == [1, 1]
+    assert rate("cosine", 20_000, 0.5) == pytest.approx(0.51) and rate("cosine", 20_000, 1) == pytest.approx(0.02)
+    assert rate("linear", 20_000, 0.25) == pytest.approx(0.75) and rate("linear", 20_000, 1) == pytest.approx(0.02)
+
+
+class Toy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.inner = nn.Linear(4, 4)
+        self.norm = nn.LayerNorm(4)
+        self.head = nn.Linear(4, 7)
+
+
+def names_of(model: Toy, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+
+
+def test_muon_takes_the_maps_and_adamw_the_tables_and_vectors() -> None:
+    model = Toy()
+    muon, adamw = make_optimizers(OptimArgs(optimizer="muon"), model, model.head)
+    assert isinstance(muon, torch.optim.Muon) and set(names_of(model, muon)) == {"inner.weight"}
+    decay = names_of(model, adamw)
+    assert {n for n, d in decay.items() if d} == {"embedding.weight", "head.weight"}
+    assert {n for n, d in decay.items() if not d} == {"inner.bias", "norm.weight", "norm.bias", "head.bias"}
+
+
+def test_adamw_alone_takes_everything_once() -> None:
+    model = Toy()
+    (adamw,) = make_optimizers(OptimArgs(), model, model.head)
+    assert set(names_of(model, adamw)) == {name for name, _ in model.named_parameters()}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_either_optimizer_lowers_a_loss(optimizer: str) -> None:
+    model, x = Toy(), torch.arange(7)
+    optimizers = make_optimizers(OptimArgs(optimizer=optimizer, learning_rate=0.02), model, model.head)
+    losses = []
+    for _ in range(60):
+        loss = nn.functional.cross_entropy(model.head(model.norm(model.inner(model.embedding(x)))), x)
+        loss.backward()
+        for o in optimizers:
+            o.step()
+            o.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_averaged_weights_follow_the_definition_and_step_aside() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    average, expected = AveragedWeights(model, 0.5), model.weight.item()
+    for n in range(1, 6):
+        with torch.no_grad():
+            model.weight.fill_(float(n))
+        average.update()
+        decay = min(0.5, (1 + n) / (10 + n))
+        expected = decay * expected + (1 - decay) * n
+    with average.in_place():
+        assert model.weight.item() == pytest.approx(expected, rel=1e-6)
+    assert model.weight.item() == 5
+    with AveragedWeights(model, 0.0).in_place():
+        assert model.weight.item() == 5
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"learning_rate": 0.0}, {"ema_decay": 1.0}, {"weight_decay": -1.0}, {"max_grad_norm": -1.0}, {"warmup_steps": -5}],
+)
+def test_settings_out_of_range_are_refused(setting: dict) -> None:
+    (name,) = setting
+    with pytest.raises(UserError, match=f"{name}="):
+        OptimArgs(**setting)

@@ -1,0 +1,129 @@
+"""predict.py: samples are text, the seed alone decides them, and a filled gap leaves the rest as it was."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SENTENCES, call
+
+import checkpoint
+import predict
+from process import SampleArgs
+
+
+def run_predict(monkeypatch: pytest.MonkeyPatch, trained: Path, *words: object) -> int:
+    return call(predict.main, monkeypatch, "--checkpoint", trained, "--threads", 1, "--num_steps", 16, *words)
+
+
+def lines(capsys: pytest.CaptureFixture) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_samples_are_sentences_of_the_training_language(
+    monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_predict(monkeypatch, trained, "--num_samples", 40, "--temperature", 0.5, "--num_steps", 64) == 0
+    said = lines(capsys)
+    assert len(said) == 40 and not any(re.search(r"\[[A-Z]+\]", text) for text in said)
+    words = {word for sentence in SENTENCES for word in sentence.rstrip(".").split()}
+    known = [word in words for text in said for word in text.rstrip(".").split()]
+    assert sum(known) / len(known) > 0.9
+    assert len(set(said)) > 5
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_the_same_seed_gives_the_same_samples_whatever_the_batch(
+    monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture, batch_size: int
+) -> None:
+    run_predict(monkeypatch, trained, "--num_samples", 10, "--seed", 5)
+    expected = lines(capsys)
+    run_predict(monkeypatch, trained, "--num_samples", 10, "--seed", 5, "--batch_size", batch_size)
+    assert lines(capsys) == expected
+    run_predict(monkeypatch, trained, "--num_samples", 4, "--seed", 5)
+    assert lines(capsys) == expected[:4]
+    run_predict(monkeypatch, trained, "--num_samples", 10, "--seed", 6)
+    assert lines(capsys) != expected
+
+
+def test_lengths_are_those_of_the_training_text_or_as_asked(trained: Path) -> None:
+    run = checkpoint.load(str(trained), torch.device("cpu"))
+    possible = {n for n, count in enumerate(run.length_histogram) if count}
+    args = predict.PredictArgs(str(trained), num_samples=30)
+    drawn = predict.samples(run, args, SampleArgs(num_steps=4), torch.device("cpu"))
+    lengths = [len(row) - 2 for row in drawn]
+    assert set(lengths) <= possible and len(set(lengths)) > 1
+    fixed = predict.PredictArgs(str(trained), num_samples=3, length=9)
+    assert {len(r) - 2 for r in predict.samples(run, fixed, SampleArgs(num_steps=4), torch.device("cpu"))} == {9}
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl"])
+def test_samples_are_written_in_either_form(
+    monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture, suffix: str
+) -> None:
+    file = tmp_path / "new" / f"samples.{suffix}"
+    assert run_predict(monkeypatch, trained, "--num_samples", 5, "--output", file) == 0
+    written = file.read_text().splitlines()
+    assert [json.loads(w)["text"] if suffix == "jsonl" else w for w in written] == lines(capsys)
+
+
+def test_infilling_fills_the_gaps_and_leaves_the_rest(
+    monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert (
+        run_predict(
+            monkeypatch, trained, "--infill", "The cat [MASK] the [MASK].", "--num_samples", 20, "--temperature", 0.3
+        )
+        == 0
+    )
+    said = lines(capsys)
+    assert len(said) == 20 and all(
+        re.fullmatch(r"the cat \S+ the \S+( \S+)?\.", text) or text.startswith("the cat") for text in said
+    )
+    assert all(text.startswith("the cat ") and text.endswith(".") and "[MASK]" not in text for text in said)
+    assert sum("sees the" in t or "likes the" in t or "follows the" in t for t in said) >= 10
+
+
+def test_show_prints_the_sentence_as_it_emerges(
+    monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_predict(monkeypatch, trained, "--show", "true", "--length", 6) == 0
+    said = [line[7:] for line in lines(capsys) if line.strip()]
+    gaps = [text.count("·") for text in said]
+    assert len(said) > 2 and gaps == sorted(gaps, reverse=True) and gaps[-1] == 0
+    assert run_predict(monkeypatch, trained, "--num_samples", 1, "--length", 6) == 0
+    assert lines(capsys) == [said[-1]]  # what was shown is what is sampled
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num_steps", 65], "num_steps=65 must lie in 1..64"),
+        (["--temperature", 0], "temperature=0.0 must be above 0"),
+        (["--top_p", 0], "top_p=0.0 must lie in (0, 1]"),
+        (["--num_samples", 0], "num_samples=0 must be at least 1"),
+        (
+            ["--length", 600],
+            "600 tokens with [CLS] and [SEP] exceed the network's 512 positions",
+        ),
+        (["--infill", "no gap here"], "no [MASK] in it"),
+        (["--infill", "a [MASK]", "--length", 3], "not both"),
+        (["--output", "samples.csv"], "must end in .txt or .jsonl"),
+        (["--posterior", "true"], "must be exact or released"),
+        (["--checkpoint", "nowhere"], "checkpoint nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture, words: list, message: str
+) -> None:
+    assert run_predict(monkeypatch, trained, *words) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_the_released_posterior_samples_too(
+    monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert run_predict(monkeypatch, trained, "--num_samples", 3, "--posterior", "released") == 0
+    assert all("[MASK]" not in text for text in lines(capsys))

@@ -1,0 +1,93 @@
+"""runtime.py: files are whole or absent, errors are one line, devices and precisions are what was asked for."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import call
+
+import runtime
+from process import UserError
+
+
+def fail() -> None:
+    raise UserError("size=3 is too small\n  give 4 or more")
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert call(fail, monkeypatch) == 2
+    assert capsys.readouterr().err == "script.py: error: size=3 is too small give 4 or more\n"
+
+
+def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        call(lambda: 1 / 0, monkeypatch)
+
+
+def test_text_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "a.txt"
+    with runtime.written_whole(file) as out:
+        out.write("one")
+        assert not file.exists()
+    assert file.read_text() == "one"
+    with pytest.raises(RuntimeError), runtime.written_whole(file) as out:
+        out.write("two")
+        raise RuntimeError
+    assert file.read_text() == "one" and list(file.parent.iterdir()) == [file]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    for content in ("one", "two"):
+        with runtime.folder_written_whole(folder) as new:
+            (new / "a").write_text(content)
+        assert (folder / "a").read_text() == content
+    with pytest.raises(RuntimeError), runtime.folder_written_whole(folder) as new:
+        (new / "a").write_text("three")
+        raise RuntimeError
+    assert (folder / "a").read_text() == "two" and list(tmp_path.iterdir()) == [folder]
+
+
+def test_precision_is_as_asked_and_auto_is_something_the_machine_has() -> None:
+    cpu = torch.device("cpu")
+    assert [runtime.pick_precision(p, cpu) for p in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+    assert runtime.pick_precision("auto", cpu) in ("fp32", "bf16")
+    with runtime.autocast(cpu, "bf16"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
+    with runtime.autocast(cpu, "fp32"):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_devices_and_threads_that_do_not_exist_are_refused() -> None:
+    assert runtime.pick_device("cpu").type == "cpu"
+    for name in ("gpu9", "cuda:99"):
+        with pytest.raises(UserError, match=f"device='{name}' cannot be used here"):
+            runtime.pick_device(name)
+    with pytest.raises(UserError, match="threads=-1"):
+        runtime.set_threads(-1)
+
+
+def test_ranks_add_up() -> None:
+    """Two real processes under torch.distributed, each adding its own number."""
+    program = (
+        "import torch, runtime\n"
+        "with runtime.process_group(torch.device('cpu')):\n"
+        "    x = torch.tensor([float(runtime.rank() + 1)])\n"
+        "    runtime.sum_over_ranks(x)\n"
+        "    assert x.item() == 3, x\n"
+    )
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, **address, "RANK": str(rank)},
+            cwd=Path(__file__).parent.parent,
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]

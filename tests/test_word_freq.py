@@ -1,0 +1,62 @@
+"""word_freq.py: the counts are the corpus's, the file is plain JSON, the training reads it."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from conftest import SENTENCES, call
+from transformers import BertTokenizerFast
+
+import word_freq
+
+
+def test_counts_are_those_of_the_corpus(
+    monkeypatch: pytest.MonkeyPatch,
+    corpus: Path,
+    tokenizer: BertTokenizerFast,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    output = tmp_path / "new" / "f.json"
+    assert (
+        call(
+            word_freq.main,
+            monkeypatch,
+            "--train_data",
+            corpus,
+            "--tokenizer",
+            tmp_path / "tokenizer",
+            "--output",
+            output,
+        )
+        == 0
+    )
+    expected = Counter(token for sentence in SENTENCES for token in tokenizer.tokenize(sentence))
+    assert json.loads(output.read_text()) == dict(expected)
+    assert f"{len(SENTENCES)} sentences, {expected.total():,} tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--output", "f.pt"], "must end in .json"),
+        (["--train_data", "missing.txt"], "no such file"),
+        (["--tokenizer", "no/such"], "cannot load the tokenizer"),
+    ],
+)
+def test_bad_input_is_one_line_and_nothing_written(
+    monkeypatch: pytest.MonkeyPatch,
+    corpus: Path,
+    tokenizer: BertTokenizerFast,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    words: list,
+    message: str,
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    base = ["--train_data", corpus, "--tokenizer", tmp_path / "tokenizer", "--output", tmp_path / "f.json"]
+    assert call(word_freq.main, monkeypatch, *base, *words) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1 and not list(tmp_path.glob("f.*"))
