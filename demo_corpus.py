@@ -41,8 +41,8 @@ class CorpusArgs:
 
     output: str = field(metadata={"help": "folder for train.txt, valid.txt, test.txt"})
     min_words: int = field(default=5, metadata={"help": "shortest sentence"})
-    max_words: int = field(default=16, metadata={"help": "longest sentence"})
-    known_words: int = field(default=4000, metadata={"help": "keep sentences made of this many most frequent words"})
+    max_words: int = field(default=14, metadata={"help": "longest sentence"})
+    known_words: int = field(default=3000, metadata={"help": "keep sentences made of this many most frequent words"})
     held_out_fraction: float = field(default=0.02, metadata={"help": "share of sentences in valid, and again in test"})
     workers: int = field(default=2, metadata={"help": "processes that read source files"})
 

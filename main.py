@@ -126,7 +126,7 @@ def train(
     book = Bookkeeper(settings, run, valid_text, average, device)
     book.announce(train_text, precision, total_steps, per_step)
 
-    for step in tqdm(range(1, total_steps + 1), desc="training", unit="step", disable=None if rank == 0 else True):
+    for step in range(1, total_steps + 1):
         progress = book.progress(step, total_steps)
         for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(optim, step, progress, warmup_steps)
@@ -212,6 +212,8 @@ class Bookkeeper:
         self.started = self.logged_at = time.monotonic()
         self.aside = 0.0  # seconds spent on evaluation since the last line of the log
         self.nats, self.tokens, self.all_tokens, self.epoch, self.best = 0.0, 0, 0, 0, math.inf
+        layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        self.bar = tqdm(total=100, desc="training", bar_format=layout, disable=None if self.leads else True)
 
     def progress(self, step: int, total_steps: int) -> float:
         """The share of the training that is done before `step`: by steps, or by the clock if that is further on.
@@ -223,7 +225,10 @@ class Bookkeeper:
             elapsed = torch.tensor(self.seconds() if self.leads else 0.0).to(self.device)
             runtime.sum_over_ranks(elapsed)
             by_clock = elapsed.item() / (60 * self.args.max_minutes)
-        return min(1.0, max((step - 1) / total_steps, by_clock))
+        share = min(1.0, max((step - 1) / total_steps, by_clock))
+        self.bar.set_postfix(step=step, refresh=False)
+        self.bar.update(100 * share - self.bar.n)
+        return share
 
     def seconds(self) -> float:
         """Since the loop began."""
@@ -295,6 +300,7 @@ class Bookkeeper:
 
     def close(self, step: int) -> None:
         """Finish the logs; say where everything is and what to type next."""
+        self.bar.close()
         self.tracker.note({"steps": step, "minutes": self.seconds() / 60, "target_tokens": self.all_tokens})
         self.tracker.close()
         best = self.output / "checkpoint"
