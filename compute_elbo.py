@@ -54,7 +54,7 @@ def main() -> None:
     (args,) = parse([ElboArgs], __doc__, meaningless=FROM_CHECKPOINT)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    runtime.set_threads(args.threads)
+    runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
     run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
     run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))

@@ -39,7 +39,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     args = settings[0]
-    runtime.set_threads(args.threads)
+    runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
     with runtime.process_group(device):
         refuse_another_run(args)

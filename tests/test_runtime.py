@@ -69,7 +69,7 @@ def test_devices_and_threads_that_do_not_exist_are_refused() -> None:
         with pytest.raises(UserError, match=f"device='{name}' cannot be used here"):
             runtime.pick_device(name)
     with pytest.raises(UserError, match="threads=-1"):
-        runtime.set_threads(-1)
+        runtime.set_up_cpu(-1)
 
 
 def test_ranks_add_up() -> None:
