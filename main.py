@@ -294,8 +294,8 @@ class Bookkeeper:
             f"{len(train_text):,} training and {len(self.valid_text):,} validation sentences"
             + (f" ({cut:,} cut to {run.max_length} tokens)" if cut else "")
             + f"; {parameters / 1e6:.1f} M parameters, {len(run.tokenizer):,} tokens in the vocabulary\n"
-            f"{total_steps:,} steps of {per_step} sentences on {self.device} in {precision}"
-            + (f", at most {self.args.max_minutes:g} minutes" if self.args.max_minutes else "")
+            + (f"{self.args.max_minutes:g} minutes, or " if self.args.max_minutes else "")
+            + f"{total_steps:,} steps of {per_step} sentences on {self.device} in {precision}"
         )
 
     def close(self, step: int) -> None:

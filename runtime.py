@@ -16,8 +16,8 @@ from torch import Tensor
 
 from process import UserError
 
-# of malloc.h: M_MMAP_MAX, no mapping per tensor; M_TRIM_THRESHOLD and M_TOP_PAD, the heap grows in large steps and stays
 MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
+"""Of malloc.h: M_MMAP_MAX, no mapping per tensor; M_TRIM_THRESHOLD, M_TOP_PAD: a heap that grows in leaps and stays."""
 
 
 def rank() -> int:

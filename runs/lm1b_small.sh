@@ -27,7 +27,7 @@ if [ "${1-}" = --row ]; then
     exit
 fi
 [ $# -ge 3 ] || { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-printf '%s\0' paper none released | xargs -0 -P "${JOBS:-$(nproc)}" -I{} bash runs/lm1b_small.sh --row {} "$@"
+printf '%s\0' paper none released | xargs -0 -P "${JOBS:-2}" -I{} bash runs/lm1b_small.sh --row {} "$@"
 python - <<'PYTHON'
 import json
 from pathlib import Path

@@ -5,37 +5,22 @@ import math
 
 import pytest
 import torch
-from conftest import OracleDenoiser, TableDenoiser, all_sentences, text_batch
-from scipy.stats import chisquare
+from conftest import OracleDenoiser, TableDenoiser, text_batch
 from torch import Tensor
+from toy_process import COUNTS, MASK, SCHEDULES, SPINDLES, TOKENS, every, exact_bound, make, steps, true_likelihoods
 
 import diffusion_word_freq
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion, base_alpha_bar, entropy
-from process import Batch, SampleArgs, step_windows
-
-MASK = 3  # not the last index, so that an off-by-one cannot hide
-COUNTS = torch.tensor([40, 7, 1, 0, 15])
-TOKENS = [0, 1, 2, 4]
-SCHEDULES = ["mutual", "cosine", "linear"]
-SPINDLES = ["paper", "released", "none"]
-
-
-def make(
-    num_steps: int = 4, spindle: str = "paper", lam: float = 0.3, schedule: str = "mutual", **kwargs
-) -> WordFreqDiffusion:
-    args = WordFreqArgs(num_steps=num_steps, schedule=schedule, spindle=spindle, word_freq_lambda=lam, **kwargs)
-    return WordFreqDiffusion(args, COUNTS, mask_id=MASK)
-
-
-def steps(n: int, value: int) -> Tensor:
-    return torch.full((n,), value)
-
-
-def every(x: Tensor) -> Tensor:
-    return torch.ones_like(x, dtype=torch.bool)
-
+from process import Batch, step_windows
 
 # ---- schedule --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_base_schedules_start_at_1_end_at_0_and_fall(schedule: str) -> None:
+    for num_steps in (1, 2, 8, 2048):
+        alpha_bar = base_alpha_bar(schedule, num_steps)
+        assert alpha_bar[0] == 1 and alpha_bar[-1] == 0 and (alpha_bar.diff() < 0).all()
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -161,68 +146,6 @@ def test_corrupt_masks_at_the_stated_rate_and_touches_nothing_else(spindle: str)
 # ---- the bound -------------------------------------------------------------------------------------------------------
 
 
-def reverse_probability(
-    process: WordFreqDiffusion, denoiser: TableDenoiser, xt: Tensor, xs: Tensor, s: int, t: int
-) -> float:
-    """p_theta(x_s | x_t) of one pair of states, multiplied out from its definition with Python numbers."""
-    length = len(xt)
-    logits = denoiser.encode(xt[None], steps(1, t), every(xt[None]))[0].clone()
-    logits[:, MASK] = -math.inf
-    pi = logits.softmax(-1)
-    mean = (
-        sum((pi[i] * process.statistic).sum() if xt[i] == MASK else process.statistic[xt[i]] for i in range(length))
-        / length
-    )
-    probability = 1.0
-    for i in range(length):
-        if xt[i] != MASK:
-            probability *= float(xs[i] == xt[i])
-            continue
-        u = [
-            process.reveal_probability(
-                process.informativeness(process.statistic[k], mean), torch.tensor(s), torch.tensor(t)
-            )
-            for k in range(5)
-        ]
-        revealed = [float(pi[i, k] * u[k]) for k in range(5)]
-        probability *= 1 - sum(revealed) if xs[i] == MASK else revealed[xs[i]]
-    return probability
-
-
-def true_likelihoods(
-    process: WordFreqDiffusion, denoiser: TableDenoiser, length: int, num_windows: int
-) -> dict[tuple, float]:
-    """p_theta(x0) of every sentence, by propagating the whole distribution over all (V ** L) states."""
-    states = [tuple(s) for s in all_sentences([0, 1, 2, 3, 4], length).tolist()]
-    law = {tuple([MASK] * length): 1.0}
-    for t, s in step_windows(process.num_steps, num_windows):
-        following: dict[tuple, float] = {}
-        for xt, mass in law.items():
-            for xs in states:
-                step = reverse_probability(process, denoiser, torch.tensor(xt), torch.tensor(xs), s, t)
-                if step > 1e-12:  # the last step leaves 1 - sum = rounding
-                    following[xs] = following.get(xs, 0.0) + mass * step
-        law = following
-    return law
-
-
-def exact_bound(process: WordFreqDiffusion, denoiser: TableDenoiser, x0: Tensor, num_windows: int) -> float:
-    """E over x_t of the public `token_terms`, by enumerating every pattern of masks at every window."""
-    total = 0.0
-    length = len(x0)
-    for t, s in step_windows(process.num_steps, num_windows):
-        keep = process.alpha_bar(steps(1, t), x0[None], every(x0[None]))[0]
-        for pattern in itertools.product([False, True], repeat=length):
-            masked = torch.tensor(pattern)
-            weight = torch.where(masked, 1 - keep, keep).prod().item()
-            if masked.any() and weight > 0:
-                batch = text_batch(x0[None])
-                xt = x0.masked_fill(masked, MASK)[None]
-                kl, _ = process.token_terms(denoiser, batch, xt, steps(1, s), steps(1, t))
-                total += weight * kl.sum().item()
-    return total
-
-
 @pytest.mark.parametrize(
     ("spindle", "lam", "schedule", "num_steps", "num_windows"),
     [
@@ -342,79 +265,3 @@ def test_padding_and_given_tokens_change_nothing(spindle: str, weighting: str, m
     padded = Batch(torch.tensor([[0, 1, 2, 4, 4]]), on, on)
     for measure in (lambda b: process.loss(denoiser, b).total, lambda b: process.nll_bound(denoiser, b, 4)):
         torch.testing.assert_close(measure(padded), measure(plain))
-
-
-# ---- sampling --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("spindle", "num_steps", "num_windows"), [("none", 4, 4), ("paper", 4, 4), ("released", 5, 3), ("paper", 5, 2)]
-)
-def test_samples_follow_the_exact_distribution_of_a_known_denoiser(
-    spindle: str, num_steps: int, num_windows: int
-) -> None:
-    process, denoiser = make(num_steps=num_steps, spindle=spindle), TableDenoiser(5)
-    law = true_likelihoods(process, denoiser, 2, num_windows)
-    n = 40_000
-    batch = text_batch(torch.zeros(n, 2, dtype=torch.long))
-    drawn = process.sample(denoiser, batch, SampleArgs(num_steps=num_windows))
-    counts = torch.bincount(drawn[:, 0] * 5 + drawn[:, 1], minlength=25)
-    expected = [law.get((i // 5, i % 5), 0.0) * n for i in range(25)]
-    possible = [i for i in range(25) if expected[i] > 0]
-    assert counts.sum() == sum(counts[i] for i in possible)
-    assert chisquare([counts[i].item() for i in possible], [expected[i] for i in possible]).pvalue > 1e-3
-
-
-@pytest.mark.parametrize("spindle", SPINDLES)
-@pytest.mark.parametrize("num_windows", [1, 3, 7, 16])
-def test_nothing_is_left_masked_and_given_tokens_stay(spindle: str, num_windows: int) -> None:
-    process = make(num_steps=16, spindle=spindle)
-    target = torch.tensor([[False, True, True, True, False]]).expand(64, -1)
-    batch = Batch(torch.tensor([[2, 4, 4, 4, 1]]).expand(64, -1), every(target), target)
-    seen = []
-    drawn = process.sample(
-        TableDenoiser(5),
-        batch,
-        SampleArgs(num_steps=num_windows, temperature=0.1, top_k=2, top_p=0.5),
-        on_step=lambda done, s, xs: seen.append((done, s, xs)),
-    )
-    assert not drawn.eq(MASK).any()
-    assert torch.equal(drawn[~target], batch.input_ids[~target])
-    assert [done for done, _, _ in seen] == list(range(1, num_windows + 1)) and seen[-1][1] == 0
-    for (_, _, earlier), (_, _, later) in itertools.pairwise(seen):
-        revealed = ~earlier.eq(MASK)
-        assert torch.equal(earlier[revealed], later[revealed])
-
-
-def test_temperature_acts_on_the_prediction_not_on_the_reveal() -> None:
-    """The released code cools the posterior, whose largest entry is [MASK]: at 0.1 almost nothing is revealed early."""
-    process, batch = make(num_steps=16, spindle="none"), text_batch(torch.zeros(500, 8, dtype=torch.long))
-    masks_left = {}
-    for temperature in (1.0, 0.1):
-        left = []
-        process.sample(
-            TableDenoiser(5),
-            batch,
-            SampleArgs(num_steps=16, temperature=temperature),
-            on_step=lambda done, s, xs, left=left: left.append(xs.eq(MASK).double().mean().item()),
-        )
-        masks_left[temperature] = left
-    assert masks_left[0.1][7] == pytest.approx(0.5, abs=0.03) == masks_left[1.0][7]
-
-
-def test_excluded_tokens_are_never_predicted_and_unsampled_ones_never_drawn() -> None:
-    args = WordFreqArgs(num_steps=4)
-    process = WordFreqDiffusion(args, COUNTS, mask_id=MASK, excluded_ids=(0,), unsampled_ids=(1,))
-    drawn = process.sample(
-        TableDenoiser(5), text_batch(torch.zeros(2000, 3, dtype=torch.long)), SampleArgs(num_steps=4)
-    )
-    assert set(drawn.unique().tolist()) == {2, 4}
-    bound = process.nll_bound(TableDenoiser(5), text_batch(torch.tensor([[1, 2, 4]])), 4)
-    assert bound.isfinite().all()
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_base_schedules_start_at_1_end_at_0_and_fall(schedule: str) -> None:
-    for num_steps in (1, 2, 8, 2048):
-        alpha_bar = base_alpha_bar(schedule, num_steps)
-        assert alpha_bar[0] == 1 and alpha_bar[-1] == 0 and (alpha_bar.diff() < 0).all()

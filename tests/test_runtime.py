@@ -1,6 +1,7 @@
 """runtime.py: files are whole or absent, errors are one line, devices and precisions are what was asked for."""
 
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from conftest import call
 
 import runtime
 from process import UserError
+
+ROOT = Path(__file__).parent.parent
 
 
 def fail() -> None:
@@ -51,6 +54,32 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (new / "a").write_text("three")
         raise RuntimeError
     assert (folder / "a").read_text() == "two" and list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_memory_of_a_large_tensor_is_kept_for_the_next_one() -> None:
+    """In a process of its own: 20 tensors of 64 MiB, one after another, touch no new pages."""
+    program = """
+import resource
+import sys
+
+import torch
+
+import runtime
+
+if sys.argv[1] == "kept":
+    runtime.set_up_cpu(1)
+for _ in range(5):
+    torch.ones(2**24)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2**24)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", program, how], cwd=ROOT, capture_output=True, text=True).stdout)
+        for how in ("kept", "as it was")
+    }
+    assert faults["kept"] * 10 < faults["as it was"]
 
 
 def test_precision_is_as_asked_and_auto_is_something_the_machine_has() -> None:

@@ -1,0 +1,94 @@
+"""A process small enough to enumerate, and its exact law multiplied out with Python numbers."""
+
+import itertools
+import math
+
+import torch
+from conftest import TableDenoiser, all_sentences, text_batch
+from torch import Tensor
+
+from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from process import step_windows
+
+MASK = 3  # not the last index, so that an off-by-one cannot hide
+COUNTS = torch.tensor([40, 7, 1, 0, 15])
+TOKENS = [0, 1, 2, 4]
+SCHEDULES = ["mutual", "cosine", "linear"]
+SPINDLES = ["paper", "released", "none"]
+
+
+def make(
+    num_steps: int = 4, spindle: str = "paper", lam: float = 0.3, schedule: str = "mutual", **kwargs
+) -> WordFreqDiffusion:
+    args = WordFreqArgs(num_steps=num_steps, schedule=schedule, spindle=spindle, word_freq_lambda=lam, **kwargs)
+    return WordFreqDiffusion(args, COUNTS, mask_id=MASK)
+
+
+def steps(n: int, value: int) -> Tensor:
+    return torch.full((n,), value)
+
+
+def every(x: Tensor) -> Tensor:
+    return torch.ones_like(x, dtype=torch.bool)
+
+
+def reverse_probability(
+    process: WordFreqDiffusion, denoiser: TableDenoiser, xt: Tensor, xs: Tensor, s: int, t: int
+) -> float:
+    """p_theta(x_s | x_t) of one pair of states, multiplied out from its definition with Python numbers."""
+    length = len(xt)
+    logits = denoiser.encode(xt[None], steps(1, t), every(xt[None]))[0].clone()
+    logits[:, MASK] = -math.inf
+    pi = logits.softmax(-1)
+    mean = (
+        sum((pi[i] * process.statistic).sum() if xt[i] == MASK else process.statistic[xt[i]] for i in range(length))
+        / length
+    )
+    probability = 1.0
+    for i in range(length):
+        if xt[i] != MASK:
+            probability *= float(xs[i] == xt[i])
+            continue
+        u = [
+            process.reveal_probability(
+                process.informativeness(process.statistic[k], mean), torch.tensor(s), torch.tensor(t)
+            )
+            for k in range(5)
+        ]
+        revealed = [float(pi[i, k] * u[k]) for k in range(5)]
+        probability *= 1 - sum(revealed) if xs[i] == MASK else revealed[xs[i]]
+    return probability
+
+
+def true_likelihoods(
+    process: WordFreqDiffusion, denoiser: TableDenoiser, length: int, num_windows: int
+) -> dict[tuple, float]:
+    """p_theta(x0) of every sentence, by propagating the whole distribution over all (V ** L) states."""
+    states = [tuple(s) for s in all_sentences([0, 1, 2, 3, 4], length).tolist()]
+    law = {tuple([MASK] * length): 1.0}
+    for t, s in step_windows(process.num_steps, num_windows):
+        following: dict[tuple, float] = {}
+        for xt, mass in law.items():
+            for xs in states:
+                step = reverse_probability(process, denoiser, torch.tensor(xt), torch.tensor(xs), s, t)
+                if step > 1e-12:  # the last step leaves 1 - sum = rounding
+                    following[xs] = following.get(xs, 0.0) + mass * step
+        law = following
+    return law
+
+
+def exact_bound(process: WordFreqDiffusion, denoiser: TableDenoiser, x0: Tensor, num_windows: int) -> float:
+    """E over x_t of the public `token_terms`, by enumerating every pattern of masks at every window."""
+    total = 0.0
+    length = len(x0)
+    for t, s in step_windows(process.num_steps, num_windows):
+        keep = process.alpha_bar(steps(1, t), x0[None], every(x0[None]))[0]
+        for pattern in itertools.product([False, True], repeat=length):
+            masked = torch.tensor(pattern)
+            weight = torch.where(masked, 1 - keep, keep).prod().item()
+            if masked.any() and weight > 0:
+                batch = text_batch(x0[None])
+                xt = x0.masked_fill(masked, MASK)[None]
+                kl, _ = process.token_terms(denoiser, batch, xt, steps(1, s), steps(1, t))
+                total += weight * kl.sum().item()
+    return total
