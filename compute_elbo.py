@@ -8,10 +8,9 @@ import json
 import sys
 from dataclasses import dataclass, field
 
-import transformers
-
 import checkpoint
 import dataloader
+import hub
 import likelihood
 import runtime
 from config import FROM_CHECKPOINT, parse
@@ -52,8 +51,7 @@ class ElboArgs:
 def main() -> None:
     """Load, score, print."""
     (args,) = parse([ElboArgs], __doc__, meaningless=FROM_CHECKPOINT)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    hub.quiet_libraries()
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
     run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)

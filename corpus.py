@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from hub import look_for_hub, why_not_given
 from process import UserError
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz")
@@ -171,13 +172,13 @@ def _read_hub(source: Source, description: str) -> Iterator[str]:
 
 
 def _first_reachable(name: str, call: Callable[[str, str | None], object]) -> object:
+    look_for_hub()
     tried = []
     for repo, revision in _hub_candidates(name):
         try:
             return call(repo, revision)
         except Exception as error:  # the hub fails in many ways, of many types; each is a reason to try the next name
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            tried.append(f"{repo}: {reason[0]}")
+            tried.append(f"{repo}: {why_not_given(error)}")
     raise UserError(
         f"{name}: no such file or folder, and the hub did not give a data set of that name ({'; '.join(tried)}). "
         "Offline: give --train_data a .txt or .jsonl file, or a folder with train.txt"

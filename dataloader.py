@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import Keep, Source, find_source, fingerprint, held_out, read_sentences, training_source
+from hub import first_line, look_for_hub, why_not_given
 from process import Batch, UserError
 from runtime import folder_written_whole
 
@@ -86,15 +87,17 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         elif path.is_dir() and (path / "vocab.txt").exists() and not (path / "tokenizer_config.json").exists():
             tokenizer = _wordpiece_from_vocab(path / "vocab.txt")
         else:
+            if not path.exists():
+                look_for_hub()
             tokenizer = AutoTokenizer.from_pretrained(name_or_path)
     except UserError:
         raise
     except Exception as error:  # a damaged or missing tokenizer raises anything, down to bare Exception
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if path.exists():
-            raise UserError(f"cannot read the tokenizer in {path}: {reason}") from error
+            raise UserError(f"cannot read the tokenizer in {path}: {first_line(error)}") from error
         raise UserError(
-            f"cannot load the tokenizer {name_or_path!r}: it is no local folder and the hub gave none ({reason}). "
+            f"cannot load the tokenizer {name_or_path!r}: no local folder, and the hub gave none "
+            f"({why_not_given(error)}). "
             "Offline: --tokenizer FOLDER, a vocab.txt, or `--tokenizer wordpiece` to train one on the corpus"
         ) from error
     lacking = [name for name in ("mask", "pad", "cls", "sep") if getattr(tokenizer, f"{name}_token_id") is None]

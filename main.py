@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 import checkpoint
 import dataloader
+import hub
 import likelihood
 import runtime
 from config import TrainArgs, parse
@@ -36,8 +37,7 @@ OUTPUTS = ("checkpoint", "checkpoint-last", "log.jsonl", "curve.png", "fitlog")
 def main() -> None:
     """Read the settings, build the run, train it, say what was written."""
     settings: Settings = parse([TrainArgs, dataloader.DataArgs, BertArgs, WordFreqArgs, OptimArgs], __doc__)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    hub.quiet_libraries()
     args = settings[0]
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from torch import Generator, Tensor
 from tqdm import tqdm
 
 import checkpoint
 import dataloader
+import hub
 import runtime
 from config import FROM_CHECKPOINT, parse
 from process import Batch, SampleArgs, StepCallback, UserError
@@ -61,8 +61,7 @@ class PredictArgs:
 def main() -> None:
     """Load, sample, print and write."""
     args, sampling = parse([PredictArgs, SampleArgs], __doc__, meaningless=MEANINGLESS)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    hub.quiet_libraries()
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
     run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)

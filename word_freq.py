@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 
 import checkpoint
 import dataloader
+import hub
 from config import parse
 from corpus import read_sentences, training_source
 from process import UserError
@@ -34,7 +34,7 @@ class WordFreqFileArgs:
 def main() -> None:
     """Stream the corpus once; nothing but the counts is kept."""
     (args,) = parse([WordFreqFileArgs], __doc__)
-    transformers.logging.set_verbosity_error()
+    hub.quiet_libraries()
     tokenizer = dataloader.load_tokenizer(args.tokenizer)
     source = training_source(args.train_data)
     counts, num_sentences = np.zeros(len(tokenizer), dtype=np.int64), 0

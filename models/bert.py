@@ -22,6 +22,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from hub import first_line, look_for_hub, why_not_given
 from process import UserError
 
 PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
@@ -238,8 +239,9 @@ def build(args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int) ->
     try:
         network.set_attn_implementation(args.attn_implementation)
     except (ImportError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"attn_implementation={args.attn_implementation!r} cannot be used here: {reason}") from error
+        raise UserError(
+            f"attn_implementation={args.attn_implementation!r} cannot be used here: {first_line(error)}"
+        ) from error
     if args.gradient_checkpointing:
         network.gradient_checkpointing_enable()
     return denoiser
@@ -258,6 +260,8 @@ def load_network(name_or_path: str, *, whole: bool = False) -> PreTrainedModel:
     """
     if name_or_path in PRESETS and not Path(name_or_path).exists():
         raise UserError(f"{name_or_path} is an architecture without weights; add --from_scratch true")
+    if not Path(name_or_path).exists():
+        look_for_hub()
     try:
         network, report = AutoModelForMaskedLM.from_pretrained(
             name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
@@ -283,6 +287,8 @@ def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> Pretra
         kind, settings = PRESETS[args.model_name_or_path]
         _refuse_unknown(kind(), overrides)
         return kind(**{**settings, "vocab_size": len(tokenizer), **special, **overrides})
+    if not Path(args.model_name_or_path).exists():
+        look_for_hub()
     try:
         config = AutoConfig.from_pretrained(args.model_name_or_path)
     except (OSError, ValueError) as error:
@@ -316,10 +322,9 @@ def _parse_overrides(text: str) -> dict[str, int | float | bool | str]:
 
 
 def _not_loaded(what: str, name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(name).exists():
-        return f"cannot read the {what} in {name}: {reason}"
+        return f"cannot read the {what} in {name}: {first_line(error)}"
     return (
-        f"cannot load the {what} {name!r}: it is no local folder and the hub did not give it ({reason}). "
+        f"cannot load the {what} {name!r}: no local folder, and the hub did not give it ({why_not_given(error)}). "
         f"Offline: give a folder made by save_pretrained, or --from_scratch true with one of {', '.join(PRESETS)}"
     )

@@ -1,0 +1,44 @@
+"""hub.py: a hub that does not answer costs seconds and one line, and its cache is still read."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import hub
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "names"),
+    [
+        ("word_freq.py", ["--tokenizer", "no/such-tokenizer"], ["'no/such-tokenizer'", "Offline: --tokenizer FOLDER"]),
+        ("main.py", ["--tokenizer", "wordpiece"], ["dvruette/lm1b", "Offline: give --train_data a .txt"]),
+    ],
+)
+def test_a_hub_that_does_not_answer_is_reported_at_once_in_one_line(
+    tmp_path: Path, script: str, words: list[str], names: list[str]
+) -> None:
+    """The real libraries against a closed port of this machine; left alone they take two minutes and 36 lines."""
+    output = ["--output", tmp_path / "a.json"] if script == "word_freq.py" else ["--output_dir", tmp_path / "run"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}
+    began = time.monotonic()
+    result = subprocess.run(
+        [sys.executable, ROOT / script, "--train_data", "lm1b", *words, *output],
+        env=environment, cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 2 and result.stderr.count("\n") == 1 and time.monotonic() - began < 60
+    assert all(name in result.stderr for name in ["http://127.0.0.1:9 does not answer", *names])
+    assert not any(path.exists() for path in (tmp_path / "a.json", tmp_path / "run"))
+
+
+def test_offline_by_choice_is_said_so() -> None:
+    assert hub.look_for_hub() == "HF_HUB_OFFLINE is set"
+
+
+def test_the_first_line_of_an_error_or_its_name() -> None:
+    assert hub.first_line(ValueError("bad\nvery bad")) == "bad" and hub.first_line(ValueError()) == "ValueError"
