@@ -11,7 +11,6 @@ Nothing here is ever unpickled: safetensors and JSON only.
 """
 
 import json
-import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -21,15 +20,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from dataloader import load_tokenizer
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from diffusion_word_freq_released import ReleasedWordFreqDiffusion
 from models.bert import BertDenoiser, load_network
 from process import Process, UserError
-from runtime import folder_written_whole, written_whole
+from runtime import folder_written_whole, local_path, written_whole
+from vocabulary import load_tokenizer
 
 FORMAT = 1
 PROCESS_NAME = "word_freq"
+MOST = 10**15  # occurrences of a token: sums over a vocabulary stay exact
 
 
 @dataclass
@@ -70,11 +70,12 @@ def build_process(
     kind = ReleasedWordFreqDiffusion if args.posterior == "released" else WordFreqDiffusion
     unknown = tokenizer.unk_token_id
     special = {i for i in tokenizer.all_special_ids if i != unknown} - {tokenizer.mask_token_id}
+    strangers = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
     return kind(
         args,
         token_counts,
         mask_id=tokenizer.mask_token_id,
-        excluded_ids=(*sorted(special), *range(len(tokenizer), vocab_size)),
+        excluded_ids=tuple(sorted(special | strangers)),
         unsampled_ids=() if unknown is None else (unknown,),
     )
 
@@ -91,24 +92,20 @@ def write_word_freq(path: Path, token_counts: Tensor, tokenizer: PreTrainedToken
 
 
 def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
-    """Counts (or relative frequencies, scaled so that the rarest counts once) from {token: number} JSON, float64 [V].
+    """Counts from {token: number} JSON, int64 [V]; relative frequencies are scaled so that the rarest counts once.
 
     Raises:
         UserError: if the file is no such JSON or names tokens that this tokenizer lacks.
     """
+    remedy = "make them with word_freq.py"
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(
-            f"word frequencies {path}: cannot be read ({error.strerror}); make them with word_freq.py"
-        ) from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"word frequencies {path}: not JSON ({error}); make them with word_freq.py") from error
-    numbers = entries.values() if isinstance(entries, dict) else [None]
-    if not entries or not all(
-        isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf for n in numbers
-    ):
-        raise UserError(f"word frequencies {path}: must map tokens to counts of 0 or more; make them with word_freq.py")
+        raise UserError(f"word frequencies {path}: cannot be read ({error.strerror}); {remedy}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"word frequencies {path}: not JSON ({error}); {remedy}") from error
+    if not isinstance(entries, dict) or not all(_is_count(number) for number in entries.values()):
+        raise UserError(f"word frequencies {path}: must map tokens to numbers from 0 to {MOST:.0e}; {remedy}")
     vocabulary = tokenizer.get_vocab()
     strangers = [token for token in entries if token not in vocabulary]
     if strangers:
@@ -116,12 +113,20 @@ def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: i
             f"word frequencies {path}: of another vocabulary: {len(strangers)} of {len(entries)} tokens, "
             f"e.g. {strangers[0]!r}, are not in this tokenizer; count again with word_freq.py --tokenizer"
         )
-    counts = torch.zeros(vocab_size, dtype=torch.float64)
+    numbers = torch.zeros(vocab_size, dtype=torch.float64)
     for token, number in entries.items():
-        counts[vocabulary[token]] = number
-    if 0 < counts.max() <= 1:
-        counts = (counts / counts[counts > 0].min()).round()
-    return counts
+        numbers[vocabulary[token]] = number
+    if not numbers.any():
+        raise UserError(f"word frequencies {path}: no token has a count above 0; {remedy}")
+    if (numbers != numbers.round()).any():
+        numbers = numbers / numbers[numbers > 0].min()
+    if numbers.max() > MOST:
+        raise UserError(f"word frequencies {path}: the commonest is more than {MOST:.0e} times the rarest; {remedy}")
+    return numbers.round().long()
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= MOST
 
 
 # ---- save and load ---------------------------------------------------------------------------------------------------
@@ -163,16 +168,18 @@ def load(name: str, device: torch.device, *, posterior: str = "") -> Run:
     path = find_checkpoint(name)
     description = _read_description(path)
     try:
-        process_args = WordFreqArgs(
-            **{**description["process_args"], **({"posterior": posterior} if posterior else {})}
-        )
-        time_conditioning, histogram = description["time_conditioning"], description["length_histogram"]
-        max_length = description["max_length"]
-    except (KeyError, TypeError) as error:
+        chosen = {"posterior": posterior} if posterior else {}
+        process_args = WordFreqArgs(**{**description["process_args"], **chosen})
+        time_conditioning = description["time_conditioning"]
+        max_length, histogram = _read_lengths(description)
+    except (KeyError, TypeError, UserError) as error:
         raise UserError(f"checkpoint {path}: process.json does not fit this version ({error})") from error
     network = load_network(str(path), whole=True)
     tokenizer = load_tokenizer(str(path))
-    denoiser = BertDenoiser(network, time_conditioning, process_args.num_steps)
+    try:
+        denoiser = BertDenoiser(network, time_conditioning, process_args.num_steps)
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
     if denoiser.time is not None:
         _load_time_conditioning(denoiser.time, path / "time_conditioning.safetensors")
     counts = read_word_freq(path / "word_freq.json", tokenizer, denoiser.vocab_size)
@@ -188,7 +195,7 @@ def find_checkpoint(name: str) -> Path:
     Raises:
         UserError: if there is none.
     """
-    path = Path(name).expanduser()
+    path = local_path(name)
     if path.is_file():
         raise UserError(
             f"checkpoint {path}: is a file; a checkpoint is a folder made by main.py (no pickle is ever loaded)"
@@ -208,13 +215,24 @@ def _read_description(path: Path) -> dict:
     try:
         description = json.loads((path / "process.json").read_text(encoding="utf-8"))
         found = description["process"], description["format"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path}: process.json is truncated or damaged ({error})") from error
     if found[0] != PROCESS_NAME:
         raise UserError(f"checkpoint {path}: of another process, {found[0]!r}; this script knows {PROCESS_NAME!r}")
     if found[1] != FORMAT:
         raise UserError(f"checkpoint {path}: format {found[1]}, this version reads format {FORMAT}")
     return description
+
+
+def _read_lengths(description: dict) -> tuple[int, list[int]]:
+    max_length, histogram = description["max_length"], description["length_histogram"]
+    if type(max_length) is not int or max_length < 3:
+        raise UserError(f"max_length={max_length!r} must be a whole number of at least 3")
+    if not isinstance(histogram, list) or not all(type(n) is int and 0 <= n <= MOST for n in histogram):
+        raise UserError("length_histogram must be a list of counts")
+    if not any(histogram[1:]):
+        raise UserError("length_histogram counts no sentence with a token")
+    return max_length, histogram
 
 
 def _load_time_conditioning(module: torch.nn.Module, file: Path) -> None:

@@ -24,7 +24,9 @@ class ElboArgs:
 
     checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder written by main.py"})
     data: str = field(metadata={"help": "a .txt or .jsonl file, a folder (its test split), or a data set on the hub"})
-    num_steps: int = field(default=0, metadata={"aliases": ["--diffusion_steps"], "help": "reverse steps; default 128"})
+    num_steps: int = field(
+        default=0, metadata={"aliases": ["--diffusion_steps"], "help": "reverse steps; 0: 128, or T if less"}
+    )
     eval_step_size: int = field(default=0, metadata={"help": "the same, as steps of T per window"})
     posterior: str = field(default="", metadata={"help": "exact or released; default: the checkpoint's"})
     limit: int = field(default=0, metadata={"help": "score this many sentences, drawn once for a seed; 0: all"})

@@ -44,16 +44,21 @@ class TrainArgs:
     overwrite: bool = field(default=False, metadata={"help": "replace the run in output_dir"})
 
     def __post_init__(self) -> None:
-        if self.max_steps < 0 or (self.max_steps == 0 and not 0 < self.num_train_epochs < float("inf")):
+        if not self.output_dir.strip():
+            raise UserError("output_dir is empty; give a folder for the run")
+        if not 0 <= self.max_steps <= 10**12 or (self.max_steps == 0 and not 0 < self.num_train_epochs <= 1e6):
             raise UserError(
-                f"max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}: give one of them above 0"
+                f"max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}: give one of them above 0 "
+                "(at most 1e12 steps, 1e6 epochs)"
             )
+        if self.fp16 and self.precision not in ("auto", "fp16"):
+            raise UserError(f"fp16=true contradicts precision={self.precision}; give one of them")
         for name, least in (("accumulation_steps", 1), ("eval_step_size", 1), ("logging_steps", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
         for name in ("max_minutes", "eval_steps", "eval_sequences", "threads", "seed"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UserError(f"{name}={getattr(self, name)} must be 0 or more")
+            if not 0 <= getattr(self, name) < 2**63:
+                raise UserError(f"{name}={getattr(self, name)} must be 0 or more, and below 2**63")
         if not 0 <= self.warm_start <= 1:
             raise UserError(f"warm_start={self.warm_start} must lie in [0, 1], a share of the training")
         low, high = self.rates

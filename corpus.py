@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from hub import look_for_hub, why_not_given
 from process import UserError
+from runtime import local_path
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz")
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
@@ -56,7 +58,7 @@ def find_source(data: str, split: str) -> Source | None:
     Raises:
         UserError: if `data` is nothing that can be read.
     """
-    path = Path(data).expanduser()
+    path = local_path(data)
     if data and path.is_file():
         if not path.name.endswith(SUFFIXES):
             raise UserError(f"{path}: cannot read this kind of file; use one of {', '.join(SUFFIXES)}")
@@ -122,7 +124,7 @@ def _read_lines(file: Path) -> Iterator[tuple[bytes, int]]:
             with opener(raw, "rb") if opener else raw as stream:
                 for line in stream:
                     yield line, raw.tell()
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
 
 
@@ -136,11 +138,15 @@ def _parse(line: bytes, file: Path, number: int) -> str:
         return text
     try:
         record = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{file}:{number}: not JSON ({error}); every line must be an object") from error
     if not isinstance(record, dict) or not isinstance(record.get("text"), str):
         keys = f"its keys are {sorted(record)}" if isinstance(record, dict) else f"it is a {type(record).__name__}"
         raise UserError(f'{file}:{number}: every line must be an object with a string "text"; {keys}')
+    if any("\ud800" <= character <= "\udfff" for character in record["text"]):
+        raise UserError(
+            f"{file}:{number}: the text has half a surrogate pair, which no encoding can hold; mend the line"
+        )
     return record["text"]
 
 
@@ -181,7 +187,7 @@ def _first_reachable(name: str, call: Callable[[str, str | None], object]) -> ob
             tried.append(f"{repo}: {why_not_given(error)}")
     raise UserError(
         f"{name}: no such file or folder, and the hub did not give a data set of that name ({'; '.join(tried)}). "
-        "Offline: give --train_data a .txt or .jsonl file, or a folder with train.txt"
+        "Offline: give a .txt or .jsonl file, or a folder with train.txt"
     )
 
 

@@ -8,24 +8,20 @@
 import array
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import BertWordPieceTokenizer
 from torch import Tensor
-from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import Keep, Source, find_source, fingerprint, held_out, read_sentences, training_source
-from hub import first_line, look_for_hub, why_not_given
 from process import Batch, UserError
 from runtime import folder_written_whole
+from vocabulary import encode, tokenizer_fingerprint, vocabulary_size
 
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CACHE_FORMAT = 1
 POOL = 200  # batches whose sentences are sorted by length together
 TOKENIZE_AT_ONCE = 2000
@@ -71,78 +67,6 @@ class DataArgs:
             raise UserError(f"batch_size={self.batch_size} must be at least 1")
 
 
-# ---- tokenizers ------------------------------------------------------------------------------------------------------
-
-
-def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """A fast tokenizer with [MASK], from a folder, a WordPiece vocab.txt, or the hub.
-
-    Raises:
-        UserError: if it cannot be read, or lacks a token that the process needs.
-    """
-    path = Path(name_or_path).expanduser()
-    try:
-        if path.is_file() and path.suffix == ".txt":
-            tokenizer = _wordpiece_from_vocab(path)
-        elif path.is_dir() and (path / "vocab.txt").exists() and not (path / "tokenizer_config.json").exists():
-            tokenizer = _wordpiece_from_vocab(path / "vocab.txt")
-        else:
-            if not path.exists():
-                look_for_hub()
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged or missing tokenizer raises anything, down to bare Exception
-        if path.exists():
-            raise UserError(f"cannot read the tokenizer in {path}: {first_line(error)}") from error
-        raise UserError(
-            f"cannot load the tokenizer {name_or_path!r}: no local folder, and the hub gave none "
-            f"({why_not_given(error)}). "
-            "Offline: --tokenizer FOLDER, a vocab.txt, or `--tokenizer wordpiece` to train one on the corpus"
-        ) from error
-    lacking = [name for name in ("mask", "pad", "cls", "sep") if getattr(tokenizer, f"{name}_token_id") is None]
-    if lacking:
-        raise UserError(
-            f"tokenizer {name_or_path}: no {', '.join(lacking)} token; masked diffusion needs a masked-LM tokenizer "
-            "(BERT, RoBERTa, DistilBERT, ModernBERT, ...)"
-        )
-    if not tokenizer.is_fast:
-        raise UserError(f"tokenizer {name_or_path}: only fast tokenizers (with a tokenizer.json) are supported")
-    return tokenizer
-
-
-def _wordpiece_from_vocab(file: Path) -> PreTrainedTokenizerBase:
-    entries = set(file.read_text(encoding="utf-8").splitlines())
-    lacking = [token for token in SPECIAL_TOKENS if token not in entries]
-    if lacking:
-        raise UserError(
-            f"{file}: a WordPiece vocabulary must hold {', '.join(SPECIAL_TOKENS)}; missing: {', '.join(lacking)}"
-        )
-    return BertTokenizerFast(vocab=str(file))
-
-
-def wordpiece_of(source: Source, vocab_size: int, cache_dir: str) -> PreTrainedTokenizerBase:
-    """A WordPiece tokenizer learnt from a source, from the cache if it was learnt before."""
-    recipe = f"{CACHE_FORMAT}:wordpiece:{fingerprint(source)}:{vocab_size}"
-    folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
-    if not (folder / "tokenizer_config.json").exists():
-        tokenizer = train_wordpiece(read_sentences(source, description="learning a vocabulary"), vocab_size)
-        with folder_written_whole(folder) as temporary:
-            tokenizer.save_pretrained(temporary)
-    return load_tokenizer(str(folder))
-
-
-def train_wordpiece(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A lower-casing WordPiece tokenizer of at most `vocab_size` entries, learnt from `sentences`."""
-    if vocab_size < 100:
-        raise UserError(f"vocab_size={vocab_size} is too small to train a wordpiece vocabulary; try 8192")
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    trainer.train_from_iterator(
-        sentences, vocab_size=vocab_size, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
-    )
-    return BertTokenizerFast(vocab=trainer.get_vocab())
-
-
 # ---- tokenised text --------------------------------------------------------------------------------------------------
 
 
@@ -183,8 +107,6 @@ def tokenize(
 ) -> TokenizedText:
     """Token ids of a source, from the cache if the same text was tokenised the same way before.
 
-    Text is text: "[MASK]" or "[SEP]" written in a corpus becomes ordinary word pieces, never a special token.
-
     Args:
         source: the text.
         tokenizer: a fast tokenizer.
@@ -198,32 +120,34 @@ def tokenize(
     """
     recipe = f"{CACHE_FORMAT}:{fingerprint(source)}:{tokenizer_fingerprint(tokenizer)}:{max_length}:{part}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
-    if not (folder / "meta.json").exists():
+    text = _read_tokens(folder)
+    if text is None:
         with folder_written_whole(folder) as temporary:
             _write_tokens(source, tokenizer, max_length - 2, temporary, keep, part)
-    meta = json.loads((folder / "meta.json").read_text())
-    text = TokenizedText(
-        np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r")
-        if meta["num_tokens"]
-        else np.zeros(0, np.int32),
-        np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False),
-        np.load(folder / "num_words.npy", mmap_mode="r", allow_pickle=False),
-        meta["num_truncated"],
-    )
-    if len(text) == 0:
-        raise UserError(f"{source}: no sentence in the {part or 'text'} part")
+        text = _read_tokens(folder)
+    if text is None or len(text) == 0:
+        raise UserError(f"{source}: no sentence in the {part or 'text'} part that is not empty to the tokenizer")
     return text
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of everything that decides how text is cut."""
-    return hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
+def _read_tokens(folder: Path) -> TokenizedText | None:
+    """What `_write_tokens` wrote; None if it is not there, or not whole: then it is made again."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        empty = np.zeros(0, np.int32)
+        tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r") if meta["num_tokens"] else empty
+        offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
+        num_words = np.load(folder / "num_words.npy", mmap_mode="r", allow_pickle=False)
+        whole = len(tokens) == meta["num_tokens"] == offsets[-1] and len(num_words) == len(offsets) - 1
+        return TokenizedText(tokens, offsets, num_words, meta["num_truncated"]) if whole else None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError):
+        return None
 
 
 def _write_tokens(
     source: Source, tokenizer: PreTrainedTokenizerBase, longest: int, folder: Path, keep: Keep | None, part: str
 ) -> None:
-    dtype = np.uint16 if len(tokenizer) <= 2**16 else np.int32
+    dtype = np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.int32
     offsets, num_words, num_truncated = array.array("q", [0]), array.array("i"), 0
     with open(folder / "tokens.bin", "wb") as file:
         for sentences in chunks(read_sentences(source, keep=keep, description=f"tokenizing {part}".strip())):
@@ -245,19 +169,6 @@ def _write_tokens(
         "source": str(source),
     }
     (folder / "meta.json").write_text(json.dumps(meta))
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> dict:
-    """Token ids of plain text: no special tokens are added, and none is recognised in the text."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    return tokenizer(
-        sentences,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
 
 
 def chunks(sentences: Iterable[str]) -> Iterator[list[str]]:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from config import parse
 from corpus import held_out
 from process import UserError
-from runtime import run_script, written_whole
+from runtime import require_writable, run_script, written_whole
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 HEADING = re.compile(
@@ -46,10 +46,21 @@ class CorpusArgs:
     held_out_fraction: float = field(default=0.02, metadata={"help": "share of sentences in valid, and again in test"})
     workers: int = field(default=2, metadata={"help": "processes that read source files"})
 
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_words <= self.max_words:
+            raise UserError(f"min_words={self.min_words}, max_words={self.max_words}: must be 1 <= min <= max")
+        if self.known_words < 1:
+            raise UserError(f"known_words={self.known_words} must be at least 1")
+        if not 0 < self.held_out_fraction <= 0.4:
+            raise UserError(f"held_out_fraction={self.held_out_fraction} must lie in (0, 0.4]: it is taken twice")
+        if not 1 <= self.workers <= 64:
+            raise UserError(f"workers={self.workers} must lie in 1..64")
+
 
 def main() -> None:
     """Write the corpus and say how large it is."""
     (args,) = parse([CorpusArgs], __doc__)
+    require_writable("output", Path(args.output), folder=True)
     sentences = collect(source_files(), args)
     parts = split(sentences, args.held_out_fraction)
     for name, part in parts.items():
@@ -98,7 +109,10 @@ def collect(files: list[Path], args: CorpusArgs) -> list[str]:
     known = {word for word, _ in frequent.most_common(args.known_words)}
     kept = [original for lower, original in sentences.items() if known.issuperset(words_of(lower))]
     if not kept:
-        raise UserError("no documentation found: is Python installed without its sources?")
+        raise UserError(
+            f"no documentation of {args.min_words} to {args.max_words} words found; allow longer or shorter sentences, "
+            "or use a Python that is installed with its sources"
+        )
     return kept
 
 

@@ -21,6 +21,7 @@ from process import (
     SampleArgs,
     StepCallback,
     UserError,
+    check_choices,
     filter_logits,
     sample_categorical,
     step_windows,
@@ -56,8 +57,11 @@ class WordFreqArgs:
     )
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_steps <= 1_000_000:
+        check_choices(self)
+        if not isinstance(self.num_steps, int) or not 1 <= self.num_steps <= 1_000_000:
             raise UserError(f"num_steps={self.num_steps} (T) must lie in 1..1000000")
+        if self.schedule == "linear" and self.num_steps > 10_000:
+            raise UserError(f"num_steps={self.num_steps}: beyond 10000 the linear schedule underflows; use mutual")
         if not 0 <= self.word_freq_lambda <= 10:
             raise UserError(f"word_freq_lambda={self.word_freq_lambda} must lie in [0, 10]; 0 switches the spindle off")
         if not 0 <= self.hybrid_lambda < math.inf:
@@ -279,7 +283,8 @@ class WordFreqDiffusion:
         """An unbiased estimate of the bound over all T steps (one t per sentence), or its unweighted cousin.
 
         elbo: T * KL of one step; its mean over t is the bound. uniform: cross-entropy of the masked tokens over the
-        mean mask rate, so that a token's expected weight is one, as it is in the bound (sum_t (1 - alpha_bar) u = 1).
+        base schedule's mean mask rate, so that a token of average information weighs one, as it does in the bound
+        (sum_t (1 - alpha_bar) u = 1); under a spindle the informative ones, masked for longer, weigh somewhat more.
         hybrid_lambda adds that multiple of T * cross-entropy, the released code's auxiliary term at masked positions.
         """
         t = stratified_timesteps(len(batch.input_ids), self.num_steps, generator).to(batch.input_ids.device)

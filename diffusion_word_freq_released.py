@@ -31,8 +31,8 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         excluded_ids: tuple[int, ...] = (),
         unsampled_ids: tuple[int, ...] = (),
     ) -> None:
-        """As WordFreqDiffusion, but the released softmax leaves nothing out, [MASK] included."""
-        super().__init__(args, token_counts, mask_id=mask_id)
+        """As WordFreqDiffusion, but the released softmax leaves nothing out of the loss, [MASK] included."""
+        super().__init__(args, token_counts, mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
         self.support = torch.zeros_like(self.support)
 
     def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
@@ -117,13 +117,19 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
     def reverse_step(
         self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: int, t: int, args: SampleArgs, draws: tuple[Tensor, ...]
     ) -> Tensor:
-        """x_s drawn from `sampling_probs`; at s = 0 [MASK] is barred, where the released program may keep it."""
+        """x_s drawn from `sampling_probs`, less the tokens no text holds, and at s = 0 less [MASK].
+
+        The released program bars nothing: it may print [CLS], or leave a [MASK].
+        """
         masked = xt.eq(self.mask_id) & batch.target_mask
         if not masked.any():
             return xt
         t, s = (torch.full_like(xt[:, 0], step) for step in (t, s))
         logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask))
-        if int(s[0]) == 0:
-            logits = logits.index_fill(-1, torch.tensor([self.mask_id], device=logits.device), -math.inf)
+        barred = self.sampling_support.clone()
+        if int(s[0]) > 0:
+            barred[self.mask_id] = 0
+        logits = logits.float() + barred
         probs = self.sampling_probs(logits, batch, xt, s, t, args)
+        probs = probs.masked_fill(barred == -math.inf, 0)  # again: a high temperature lifts even EPSILON
         return xt.masked_scatter(masked, sample_categorical(probs[masked], draws[0][masked]))

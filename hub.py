@@ -40,8 +40,9 @@ def look_for_hub() -> str:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the essay that follows."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    """What an error says, without the essay that follows; a line that ends in a colon takes the next one with it."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
 
 
 def why_not_given(error: Exception) -> str:

@@ -31,15 +31,16 @@ class Likelihood:
     num_words: int
     num_steps: int
 
-    def report(self) -> dict[str, float | int]:
+    def report(self) -> dict[str, float | int | None]:
         """Every figure by its name.
 
         ppl_word is the paper's: exp of the mean nats per sequence over the mean number of whitespace words.
         network_evaluations counts the forwards each sentence goes through. standard_error_nats is that of
-        nats_per_sequence, and covers both the choice of sentences and the draws of x_t.
+        nats_per_sequence, and covers both the choice of sentences and the draws of x_t; None for a single sentence.
         """
-        mean = self.nats / self.num_sequences
-        variance = max(self.nats_squared / self.num_sequences - mean**2, 0) * self.num_sequences
+        n = self.num_sequences
+        mean = self.nats / n
+        variance = max(self.nats_squared / n - mean**2, 0) * n
         return {
             "nats_per_sequence": mean,
             "bits_per_token": self.nats / self.num_tokens / math.log(2),
@@ -53,7 +54,7 @@ class Likelihood:
             "num_tokens": self.num_tokens,
             "num_words": self.num_words,
             "network_evaluations": self.num_steps,
-            "standard_error_nats": math.sqrt(variance / max(self.num_sequences - 1, 1) / self.num_sequences),
+            "standard_error_nats": math.sqrt(variance / (n - 1) / n) if n > 1 else None,
         }
 
 
@@ -121,12 +122,14 @@ def pick(text: TokenizedText, limit: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(len(text))[:limit])
 
 
-def describe(report: dict[str, float | int]) -> str:
+def describe(report: dict[str, float | int | None]) -> str:
     """A report in three lines for people."""
+    error = report["standard_error_nats"]
+    margin = "unknown" if error is None else f"{error:.3f}"
     return (
         f"{report['bits_per_token']:.3f} bits/token (unigram {report['unigram_bits_per_token']:.3f}), "
         f"PPL {report['ppl_token']:.2f} per token, {report['ppl_word']:.2f} per word\n"
-        f"{report['nats_per_sequence']:.3f} nats/sequence, standard error {report['standard_error_nats']:.3f}; "
+        f"{report['nats_per_sequence']:.3f} nats/sequence, standard error {margin}; "
         f"of these prior {report['prior_nats']:.3f}, reconstruction {report['reconstruction_nats']:.3f}\n"
         f"{report['num_steps']} steps, {report['network_evaluations']} network evaluations a sequence; "
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"

@@ -29,6 +29,7 @@ from models.bert import BertArgs, build
 from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
 from process import Batch, Loss, UserError, masked_lm_loss
 from tracking import Tracker
+from vocabulary import load_tokenizer, vocabulary_size, wordpiece_of
 
 Settings = tuple[TrainArgs, dataloader.DataArgs, BertArgs, WordFreqArgs, OptimArgs]
 OUTPUTS = ("checkpoint", "checkpoint-last", "log.jsonl", "curve.png", "fitlog")
@@ -43,6 +44,8 @@ def main() -> None:
     device = runtime.pick_device(args.device)
     with runtime.process_group(device):
         refuse_another_run(args)
+        runtime.require_writable("output_dir", Path(args.output_dir), folder=True)
+        runtime.require_writable("cache_dir", Path(settings[1].cache_dir), folder=True)
         run, train_text, valid_text = prepare(settings, device)
         train(settings, run, train_text, valid_text, device)
 
@@ -91,10 +94,10 @@ def prepare(
 def prepare_tokenizer(data: dataloader.DataArgs, network: BertArgs) -> transformers.PreTrainedTokenizerBase:
     """The named tokenizer, or a WordPiece learnt from the training text."""
     if data.tokenizer == "wordpiece":
-        return dataloader.wordpiece_of(training_source(data.train_data), data.vocab_size or 8192, data.cache_dir)
-    tokenizer = dataloader.load_tokenizer(data.tokenizer or network.model_name_or_path)
-    if data.vocab_size not in (0, len(tokenizer)):
-        raise UserError(f"vocab_size={data.vocab_size}, but the tokenizer has {len(tokenizer)} tokens; leave it out")
+        return wordpiece_of(training_source(data.train_data), data.vocab_size or 8192, data.cache_dir)
+    tokenizer = load_tokenizer(data.tokenizer or network.model_name_or_path)
+    if data.vocab_size not in (0, known := vocabulary_size(tokenizer)):
+        raise UserError(f"vocab_size={data.vocab_size}, but the tokenizer has {known} tokens; leave it out")
     return tokenizer
 
 
@@ -141,9 +144,10 @@ def train(
             book.add(loss, epoch)
 
         runtime.sum_over_ranks(*(p.grad for p in model.parameters() if p.grad is not None))
-        clip(model, optim, optimizers, scaler)
+        if clip(model, optim, optimizers, scaler):
+            for optimizer in optimizers:
+                scaler.step(optimizer)
         for optimizer in optimizers:
-            scaler.step(optimizer)
             optimizer.zero_grad()
         scaler.update()
         average.update()
@@ -176,14 +180,24 @@ def training_loss(
 
 def clip(
     model: torch.nn.Module, optim: OptimArgs, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
-) -> None:
-    """By value, as released, and by norm, as usual; whichever is on."""
+) -> bool:
+    """By norm, as usual, and by value, as released; whichever is on.
+
+    Returns:
+        Whether the optimizers may step. In fp16 an overflow is part of the search for a scale: the step is left out, by
+        all optimizers, for the norm is that of all gradients together.
+
+    Raises:
+        UserError: if a gradient is not finite in another precision.
+    """
     for optimizer in optimizers:
         scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm or math.inf)
     if optim.max_grad_value:
         torch.nn.utils.clip_grad_value_(model.parameters(), optim.max_grad_value)
-    if optim.max_grad_norm:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), optim.max_grad_norm)
+    if not norm.isfinite() and not scaler.is_enabled():
+        raise UserError("a gradient is not finite; lower --learning_rate, or use --precision fp32")
+    return bool(norm.isfinite())
 
 
 class Bookkeeper:
@@ -274,6 +288,8 @@ class Bookkeeper:
                 rank=runtime.rank(),
                 world_size=runtime.world_size(),
             ).report()
+            if not math.isfinite(report["nats_per_sequence"]):
+                raise UserError("the validation bound is not finite; lower --learning_rate, or use --precision fp32")
             is_best = report["bits_per_token"] < self.best
             self.best = min(self.best, report["bits_per_token"])
             self.tracker.valid(step, report, best=is_best)
@@ -289,11 +305,12 @@ class Bookkeeper:
         """What is about to happen."""
         run = self.run
         parameters = sum(p.numel() for p in run.denoiser.parameters())
-        cut = train_text.num_truncated
+        cut, released = train_text.num_truncated, run.process_args.posterior == "released"
         self.say(
-            f"{len(train_text):,} training and {len(self.valid_text):,} validation sentences"
+            ("warning: the released posterior's loss and figures are no bound\n" if released else "")
+            + f"{len(train_text):,} training and {len(self.valid_text):,} validation sentences"
             + (f" ({cut:,} cut to {run.max_length} tokens)" if cut else "")
-            + f"; {parameters / 1e6:.1f} M parameters, {len(run.tokenizer):,} tokens in the vocabulary\n"
+            + f"; {parameters / 1e6:.1f} M parameters, {vocabulary_size(run.tokenizer):,} tokens in the vocabulary\n"
             + (f"{self.args.max_minutes:g} minutes, or " if self.args.max_minutes else "")
             + f"{total_steps:,} steps of {per_step} sentences on {self.device} in {precision}"
         )

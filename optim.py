@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from process import UserError
+from process import UserError, check_choices
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,14 @@ class OptimArgs:
     ema_decay: float = field(default=0.0, metadata={"help": "average of the weights that is scored and saved; 0: none"})
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < math.inf:
-            raise UserError(f"learning_rate={self.learning_rate} must be above 0")
+        check_choices(self)
+        if not 0 < self.learning_rate <= 1e3:
+            raise UserError(f"learning_rate={self.learning_rate} must be above 0, and at most 1000")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0.999 is usual, 0 switches it off")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "max_grad_value"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}={getattr(self, name)} must be 0 or more")
+            if not 0 <= getattr(self, name) <= 1e12:
+                raise UserError(f"{name}={getattr(self, name)} must lie in 0..1e12")
 
 
 def learning_rate(args: OptimArgs, step: int, progress: float, warmup_steps: int) -> float:

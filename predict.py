@@ -6,7 +6,6 @@ python predict.py --checkpoint out/demo/checkpoint --show true
 """
 
 import json
-import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,13 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 import checkpoint
-import dataloader
 import hub
 import runtime
 from config import FROM_CHECKPOINT, parse
 from process import Batch, SampleArgs, StepCallback, UserError
 
 FORMATS = (".txt", ".jsonl")
+MOST_SAMPLES = 1_000_000  # each has a generator of its own, 5 kB
 MEANINGLESS = {**FROM_CHECKPOINT, "--block_size": "lengths come from the training text; use --length to fix one"}
 
 
@@ -50,6 +49,10 @@ class PredictArgs:
         for name, least in (("num_samples", 1), ("batch_size", 1), ("length", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        if self.num_samples > MOST_SAMPLES:
+            raise UserError(f"num_samples={self.num_samples} is more than {MOST_SAMPLES}; use several --seed")
+        if self.show and self.output:
+            raise UserError("give --show or --output, not both: what is shown is not written")
         if self.output and not self.output.endswith(FORMATS):
             raise UserError(f"output={self.output}: must end in {' or '.join(FORMATS)}")
         if self.posterior not in ("", "exact", "released"):
@@ -62,6 +65,8 @@ def main() -> None:
     """Load, sample, print and write."""
     args, sampling = parse([PredictArgs, SampleArgs], __doc__, meaningless=MEANINGLESS)
     hub.quiet_libraries()
+    if args.output:
+        runtime.require_writable("output", Path(args.output))
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
     run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
@@ -69,6 +74,9 @@ def main() -> None:
     if args.show:
         show(run, args, sampling, device)
         return
+    unknown = parse_infill(run, args.infill).count(run.tokenizer.unk_token_id) if args.infill else 0
+    if unknown:
+        print(f"note: {unknown} tokens of the infill text are unknown to this vocabulary", file=sys.stderr)
     texts = [decode(run, row) for row in samples(run, args, sampling, device)]
     write(texts, args.output)
 
@@ -107,32 +115,40 @@ def samples(
 def blank(run: checkpoint.Run, args: PredictArgs, stream: Generator) -> tuple[Tensor, Tensor]:
     """Token ids and target mask, each [L], of one sentence to be drawn."""
     tokenizer = run.tokenizer
-    if args.infill:
-        text = parse_infill(run, args.infill)
-    else:
-        length = args.length or draw_length(run.length_histogram, stream)
-        text = [tokenizer.mask_token_id] * length
-    if len(text) + 2 > run.denoiser.max_length:
+    text = parse_infill(run, args.infill) if args.infill else []
+    length = len(text) or args.length or draw_length(run.length_histogram, stream)
+    if length + 2 > run.denoiser.max_length:
         raise UserError(
-            f"{len(text)} tokens with [CLS] and [SEP] exceed the network's {run.denoiser.max_length} positions"
+            f"{length} tokens with [CLS] and [SEP] exceed the network's {run.denoiser.max_length} positions"
         )
+    text = text or [tokenizer.mask_token_id] * length
     input_ids = torch.tensor([tokenizer.cls_token_id, *text, tokenizer.sep_token_id])
     return input_ids, input_ids == tokenizer.mask_token_id
 
 
 def parse_infill(run: checkpoint.Run, text: str) -> list[int]:
-    """Ids of a text in which [MASK] (or the tokenizer's own mask token) stands for a token to fill."""
-    gap = re.escape(run.tokenizer.mask_token)
-    pieces = [piece.strip() for piece in re.split(rf"\[MASK\]|{gap}", text)]
-    if len(pieces) == 1:
+    """Ids of a text in which [MASK] (or the tokenizer's own mask token) stands for a token to fill.
+
+    The text is tokenised whole: in byte-level vocabularies a word is another token with a space before it.
+    """
+    tokenizer = run.tokenizer
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"infill={text!r}: not UTF-8") from error
+    ids = tokenizer(text.replace("[MASK]", tokenizer.mask_token), add_special_tokens=False, verbose=False)["input_ids"]
+    if tokenizer.mask_token_id not in ids:
         raise UserError(f"infill={text!r}: no [MASK] in it; every [MASK] stands for one token to fill")
-    ids = dataloader.encode(run.tokenizer, [piece or "" for piece in pieces])["input_ids"]
-    return [token for piece in ids for token in (*piece, run.tokenizer.mask_token_id)][:-1]
+    special = set(ids) & (set(tokenizer.all_special_ids) - {tokenizer.mask_token_id, tokenizer.unk_token_id})
+    if special:
+        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(special)))
+        raise UserError(f"infill={text!r}: {names} cannot stand in a text; only [MASK] can")
+    return ids
 
 
 def draw_length(histogram: list[int], stream: Generator) -> int:
     """A number of tokens, as often as in the training text."""
-    weights = torch.tensor(histogram, dtype=torch.float64)
+    weights = torch.tensor([0, *histogram[1:]], dtype=torch.float64)
     return int(torch.multinomial(weights, 1, generator=stream))
 
 

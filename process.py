@@ -5,7 +5,7 @@ A process (diffusion_*.py) knows networks only as a `Denoiser`; a network (model
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import torch
@@ -18,6 +18,18 @@ Generators = Generator | Sequence[Generator] | None
 
 class UserError(ValueError):
     """Something the user gave cannot be used; the message names the value, the bound and the remedy."""
+
+
+def check_choices(args: object) -> None:
+    """Refuses a setting that is none of the choices its field names, however the dataclass was made.
+
+    Raises:
+        UserError: naming the setting and its choices.
+    """
+    for part in fields(args):
+        choices, value = part.metadata.get("choices"), getattr(args, part.name)
+        if choices and value not in choices:
+            raise UserError(f"{part.name}={value!r} must be one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True)
@@ -69,16 +81,18 @@ class Bound:
 class SampleArgs:
     """How to draw from the reverse process."""
 
-    num_steps: int = field(default=128, metadata={"aliases": ["--diffusion_steps"], "help": "reverse steps, 1 to T"})
-    temperature: float = field(default=1.0, metadata={"help": "divides the logits of p(x0 | xt); above 0"})
+    num_steps: int = field(
+        default=0, metadata={"aliases": ["--diffusion_steps"], "help": "reverse steps, 1 to T; 0: 128, or T if less"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "divides the logits of p(x0 | xt); 0.001 to 1000"})
     top_k: int = field(default=0, metadata={"aliases": ["--topk"], "help": "keep the k likeliest tokens; 0: all"})
     top_p: float = field(default=1.0, metadata={"help": "keep the likeliest tokens that hold this mass; in (0, 1]"})
 
     def __post_init__(self) -> None:
-        if self.num_steps < 1:
-            raise UserError(f"num_steps={self.num_steps} must be at least 1")
-        if not 0 < self.temperature < float("inf"):
-            raise UserError(f"temperature={self.temperature} must be above 0 and finite (use top_k=1 for the mode)")
+        if self.num_steps < 0:
+            raise UserError(f"num_steps={self.num_steps} must be at least 1, or 0 for 128")
+        if not 1e-3 <= self.temperature <= 1e3:
+            raise UserError(f"temperature={self.temperature} must lie in [0.001, 1000] (use top_k=1 for the mode)")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k} must be 0 (keep all) or more")
         if not 0 < self.top_p <= 1:
@@ -171,12 +185,17 @@ def stratified_timesteps(batch_size: int, num_steps: int, generator: Generator |
     return ((slices + place) / batch_size * num_steps).long().clamp(max=num_steps - 1) + 1
 
 
-def step_windows(total_steps: int, num_steps: int) -> Iterator[tuple[int, int]]:
+def step_windows(total_steps: int, num_steps: int = 0) -> Iterator[tuple[int, int]]:
     """The reverse steps (t, s), s < t, that lead from T to 0 in `num_steps` windows, as equal as whole steps allow.
 
+    Args:
+        total_steps: T.
+        num_steps: 1 to T; 0 stands for 128, or T if that is less.
+
     Raises:
-        UserError: if num_steps is not in 1..T.
+        UserError: if num_steps is out of range.
     """
+    num_steps = num_steps or min(128, total_steps)
     if not 1 <= num_steps <= total_steps:
         raise UserError(f"num_steps={num_steps} must lie in 1..{total_steps}, the T this process was made with")
     grid = [total_steps * i // num_steps for i in range(num_steps, -1, -1)]
@@ -211,7 +230,9 @@ def filter_logits(logits: Tensor, args: SampleArgs) -> Tensor:
     if args.top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        cut = torch.zeros_like(mass_before, dtype=torch.bool).scatter(-1, order, mass_before >= args.top_p)
+        beyond = mass_before >= args.top_p
+        beyond[:, 0] = False  # the likeliest stays, however small top_p is
+        cut = torch.zeros_like(beyond).scatter(-1, order, beyond)
         logits = logits.masked_fill(cut, -torch.inf)
     return logits
 

@@ -137,7 +137,7 @@ own_text() {
     shift
     [ -e "$text" ] || { echo "error: $text: no such file or folder (bash run.sh --help)" >&2; exit 2; }
     count=$(gpus)
-    name=$(basename "$text")
+    name=$(basename "$(realpath "$text")")
     if [ "$count" -eq 0 ]; then
         launch 0 --train_data "$text" --output_dir "out/${name%%.*}" --tokenizer wordpiece --vocab_size 8192 \
             --max_length 128 --batch_size 64 "${from_scratch[@]}" --num_train_epochs 10 --max_minutes 60 "$@"

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import datetime
 import os
 import shutil
 import sys
@@ -36,7 +37,12 @@ def process_group(device: torch.device) -> Iterator[None]:
     if world_size() == 1:
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    patience = datetime.timedelta(hours=12)  # the others wait while the first tokenises a corpus of any size
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        dist.init_process_group("nccl", timeout=patience, device_id=device)
+    else:
+        dist.init_process_group("gloo", timeout=patience)
     try:
         yield
     finally:
@@ -55,9 +61,11 @@ def leader_first() -> Iterator[None]:
     """The first process runs the block alone, then the others: what it leaves on disk they find ready."""
     if world_size() > 1 and rank() > 0:
         dist.barrier()
-    yield
-    if world_size() > 1 and rank() == 0:
-        dist.barrier()
+    try:
+        yield
+    finally:  # whatever stopped the first will stop the others, with the same words
+        if world_size() > 1 and rank() == 0:
+            dist.barrier()
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -70,7 +78,7 @@ def pick_device(name: str = "auto") -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()  # .item(), since nothing can be read from device "meta"
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={name!r} cannot be used here ({reason}); use cpu, cuda, cuda:N or auto") from error
@@ -81,10 +89,10 @@ def set_up_cpu(threads: int) -> None:
     """CPU threads for torch (0 leaves torch's choice), and freed memory kept for the next step.
 
     Raises:
-        UserError: if `threads` is negative.
+        UserError: if `threads` is out of range.
     """
-    if threads < 0:
-        raise UserError(f"threads={threads} must be 0 (torch decides) or more")
+    if not 0 <= threads <= 4096:
+        raise UserError(f"threads={threads} must lie in 0..4096; 0: torch decides")
     if threads:
         torch.set_num_threads(threads)
     # glibc hands every large tensor back to the system, which then zeroes the same pages again for the next one: a
@@ -113,6 +121,32 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     """The context in which the network runs; weights and losses stay in float32."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+def local_path(name: str) -> Path:
+    """A path as the shell would read it; a ~user that does not exist stays as it is."""
+    return Path(os.path.expanduser(name))
+
+
+def require_writable(option: str, path: Path, *, folder: bool = False) -> None:
+    """Refuses a place for results before the work and not after it.
+
+    Args:
+        option: the flag's name, for the message.
+        path: a file to write, or a folder to fill.
+        folder: which of the two.
+
+    Raises:
+        UserError: if something else is in the way, or the place cannot be written.
+    """
+    if path.exists() and path.is_dir() != folder:
+        raise UserError(
+            f"{option}={path}: is a {'file' if folder else 'folder'}; give a {'folder' if folder else 'file'}"
+        )
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists() and parent.is_dir())
+    blocked = next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
+    if blocked or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{option}={path}: {blocked or nearest} cannot be written to; give another place")
 
 
 @contextlib.contextmanager
@@ -155,8 +189,19 @@ def run_script(main: Callable[[], None]) -> None:
     try:
         main()
     except UserError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+    except BrokenPipeError:  # the reader of our output has seen enough: `predict.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _refuse(f"{error.filename}: {error.strerror}; give another path, or make room")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
+
+
+def _refuse(message: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -70,7 +70,8 @@ class Tracker:
     @staticmethod
     def _each(values: dict[str, float], add: Callable[[str, float], None]) -> None:
         for name, value in values.items():
-            add(name, float(value))
+            if value is not None:
+                add(name, float(value))
 
     def _write(self, record: dict) -> None:
         record["seconds"] = round(time.monotonic() - self.started, 2)

@@ -15,7 +15,8 @@ import hub
 from config import parse
 from corpus import read_sentences, training_source
 from process import UserError
-from runtime import run_script
+from runtime import require_writable, run_script
+from vocabulary import encode, load_tokenizer, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,20 @@ def main() -> None:
     """Stream the corpus once; nothing but the counts is kept."""
     (args,) = parse([WordFreqFileArgs], __doc__)
     hub.quiet_libraries()
-    tokenizer = dataloader.load_tokenizer(args.tokenizer)
+    require_writable("output", Path(args.output))
+    tokenizer = load_tokenizer(args.tokenizer)
     source = training_source(args.train_data)
-    counts, num_sentences = np.zeros(len(tokenizer), dtype=np.int64), 0
+    vocab_size = vocabulary_size(tokenizer)
+    counts, num_sentences = np.zeros(vocab_size, dtype=np.int64), 0
     for sentences in dataloader.chunks(read_sentences(source, description="counting")):
-        ids = dataloader.encode(tokenizer, sentences)["input_ids"]
-        counts += np.bincount(np.concatenate(ids).astype(np.int64), minlength=len(tokenizer))
+        ids = encode(tokenizer, sentences)["input_ids"]
+        counts += np.bincount(np.concatenate(ids).astype(np.int64), minlength=vocab_size)
         num_sentences += len(sentences)
+    if not counts.any():
+        raise UserError(f"{source}: the tokenizer finds no token in it")
     checkpoint.write_word_freq(Path(args.output), torch.from_numpy(counts), tokenizer)
     print(
-        f"{num_sentences:,} sentences, {counts.sum():,} tokens, {np.count_nonzero(counts):,} of {len(tokenizer):,} "
+        f"{num_sentences:,} sentences, {counts.sum():,} tokens, {np.count_nonzero(counts):,} of {vocab_size:,} "
         f"token types seen; written to {args.output}\n"
         f"next: python main.py --train_data {args.train_data} --word_freq_file {args.output} --output_dir DIR"
     )

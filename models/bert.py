@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -24,6 +23,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hub import first_line, look_for_hub, why_not_given
 from process import UserError
+from vocabulary import vocabulary_size
 
 PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
     "bert-base": (BertConfig, {}),
@@ -56,6 +56,8 @@ HEADS = (
 )
 """Modules that lead from the last hidden state to the logits, in order."""
 
+TIME_CONDITIONINGS = ("none", "layerwise", "token")
+
 
 @dataclass(frozen=True)
 class BertArgs:
@@ -73,7 +75,7 @@ class BertArgs:
         default="none",
         metadata={
             "aliases": ["--timestep"],
-            "choices": ["none", "layerwise", "token"],
+            "choices": list(TIME_CONDITIONINGS),
             "help": "none: time-agnostic (TAD); layerwise: in each layer (LTE); token: after [CLS] (PTE)",
         },
     )
@@ -129,6 +131,8 @@ class BertDenoiser(nn.Module):
             UserError: if its head is laid out in a way this file does not know.
         """
         super().__init__()
+        if time_conditioning not in TIME_CONDITIONINGS:
+            raise UserError(f"time_conditioning={time_conditioning!r} must be one of {', '.join(TIME_CONDITIONINGS)}")
         self.network = network
         self.autocast: AbstractContextManager = nullcontext()  # the precision of the network alone, never of the maths
         self.time_conditioning = time_conditioning
@@ -226,15 +230,12 @@ def build(args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int) ->
     """
     if args.config_overrides and not args.from_scratch:
         raise UserError("config_overrides changes the architecture, so it needs --from_scratch true")
-    if args.from_scratch:
-        network = AutoModelForMaskedLM.from_config(_configuration(args, tokenizer), dtype=torch.float32)
-    else:
-        network = load_network(args.model_name_or_path)
+    network = _fresh_network(args, tokenizer) if args.from_scratch else load_network(args.model_name_or_path)
     denoiser = BertDenoiser(network, args.time_conditioning, num_steps)
-    if denoiser.vocab_size < len(tokenizer):
+    if denoiser.vocab_size < vocabulary_size(tokenizer):
         raise UserError(
             f"the network {args.model_name_or_path} knows {denoiser.vocab_size} tokens but the tokenizer has "
-            f"{len(tokenizer)}; use the network's own tokenizer, or --from_scratch true"
+            f"{vocabulary_size(tokenizer)}; use the network's own tokenizer, or --from_scratch true"
         )
     try:
         network.set_attn_implementation(args.attn_implementation)
@@ -243,7 +244,7 @@ def build(args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int) ->
             f"attn_implementation={args.attn_implementation!r} cannot be used here: {first_line(error)}"
         ) from error
     if args.gradient_checkpointing:
-        network.gradient_checkpointing_enable()
+        network.activation_checkpointing_enable()
     return denoiser
 
 
@@ -266,12 +267,22 @@ def load_network(name_or_path: str, *, whole: bool = False) -> PreTrainedModel:
         network, report = AutoModelForMaskedLM.from_pretrained(
             name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # a missing or damaged network raises anything, down to ZeroDivisionError
         raise UserError(_not_loaded("network", name_or_path, error)) from error
     if whole and (report["missing_keys"] or report["mismatched_keys"]):
         first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
         raise UserError(f"cannot read the network in {name_or_path}: its weights lack {first}")
     return network
+
+
+def _fresh_network(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    try:
+        return AutoModelForMaskedLM.from_config(_configuration(args, tokenizer), dtype=torch.float32)
+    except UserError:
+        raise
+    except Exception as error:  # sizes that do not fit each other fail deep inside, in many ways
+        what = f"config_overrides={args.config_overrides!r}" if args.config_overrides else args.model_name_or_path
+        raise UserError(f"{what}: no network can be made of it ({first_line(error)})") from error
 
 
 def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
@@ -286,23 +297,27 @@ def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> Pretra
     if args.model_name_or_path in PRESETS:
         kind, settings = PRESETS[args.model_name_or_path]
         _refuse_unknown(kind(), overrides)
-        return kind(**{**settings, "vocab_size": len(tokenizer), **special, **overrides})
+        return kind(**{**settings, "vocab_size": vocabulary_size(tokenizer), **special, **overrides})
     if not Path(args.model_name_or_path).exists():
         look_for_hub()
     try:
         config = AutoConfig.from_pretrained(args.model_name_or_path)
-    except (OSError, ValueError) as error:
+    except Exception as error:
         raise UserError(_not_loaded("network", args.model_name_or_path, error)) from error
     _refuse_unknown(config, overrides)
     config.update(
-        {"vocab_size": max(len(tokenizer), config.vocab_size), "pad_token_id": special["pad_token_id"], **overrides}
+        {
+            "vocab_size": max(vocabulary_size(tokenizer), config.vocab_size),
+            "pad_token_id": special["pad_token_id"],
+            **overrides,
+        }
     )
     return config
 
 
 def _refuse_unknown(config: PretrainedConfig, overrides: dict) -> None:
     for name in overrides:
-        if not hasattr(config, name):
+        if name not in config.to_dict():
             raise UserError(f"config_overrides: {type(config).__name__} has no setting named {name!r}")
 
 

@@ -14,9 +14,9 @@ from torch import Tensor  # noqa: E402
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase  # noqa: E402
 
 import main  # noqa: E402
-from dataloader import train_wordpiece  # noqa: E402
 from process import Batch  # noqa: E402
 from runtime import run_script  # noqa: E402
+from vocabulary import train_wordpiece  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -85,6 +85,22 @@ def test_layerwise_time_starts_silent_then_reaches_every_layer(name: str) -> Non
     assert all(mlp[0].weight.grad.abs().sum() > 0 for mlp in denoiser.time.mlps)
 
 
+def test_layerwise_time_is_an_mlp_of_the_sinusoids_over_T() -> None:
+    denoiser = BertDenoiser(network(CONFIGS["bert"]), "layerwise", num_steps=600)
+    torch.nn.init.normal_(denoiser.time.mlps[1][2].weight)
+    denoiser.time.t = torch.tensor([3, 500])
+    attention = torch.zeros(2, 4, SHAPE["hidden_size"])
+    added = denoiser.time.hook(1)(None, (), attention)
+    expected = denoiser.time.mlps[1](sinusoids(denoiser.time.t, SHAPE["hidden_size"], 600))
+    torch.testing.assert_close(added, expected[:, None].expand_as(attention))
+
+
+def test_gradient_checkpointing_is_switched_on() -> None:
+    for wanted in (False, True):
+        args = BertArgs("bert-small", from_scratch=True, gradient_checkpointing=wanted)
+        assert build(args, Tokenizer(), 8).network.is_activation_checkpointing == wanted
+
+
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert", "albert"])
 def test_time_token_is_seen_but_takes_no_place_in_the_output(name: str) -> None:
     denoiser = BertDenoiser(network(CONFIGS[name]), "token", num_steps=600).eval()
@@ -133,8 +149,8 @@ class Tokenizer:
 
     pad_token_id, cls_token_id, sep_token_id = 1, 0, 2
 
-    def __len__(self) -> int:
-        return 60
+    def get_vocab(self) -> dict[str, int]:
+        return {str(i): i for i in range(60)}
 
 
 @pytest.mark.parametrize("preset", ["bert-small", "modernbert-small"])
@@ -173,6 +189,9 @@ def test_bad_networks_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
         (BertArgs("bert-small", config_overrides="hidden_size=8"), "needs --from_scratch"),
         (BertArgs("bert-small", from_scratch=True, config_overrides="hiden_size=8"), "no setting named 'hiden_size'"),
         (BertArgs("bert-small", from_scratch=True, config_overrides="hidden_size"), "is not name=value"),
+        (BertArgs("bert-small", from_scratch=True, config_overrides="to_dict=3"), "no setting named 'to_dict'"),
+        (BertArgs("bert-small", from_scratch=True, config_overrides="num_attention_heads=3"), "no network can be made"),
+        (BertArgs("bert-small", from_scratch=True, config_overrides="hidden_size=abc"), "no network can be made"),
     ]
     for args, message in cases:
         with pytest.raises(UserError, match=message) as caught:

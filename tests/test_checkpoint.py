@@ -10,11 +10,12 @@ from conftest import SENTENCES
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
 import checkpoint
-from dataloader import collate, encode
+from dataloader import collate
 from diffusion_word_freq import WordFreqArgs
 from diffusion_word_freq_released import ReleasedWordFreqDiffusion
 from models.bert import BertArgs, build
 from process import UserError
+from vocabulary import encode
 
 CPU = torch.device("cpu")
 SMALL = "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=64"
@@ -47,7 +48,7 @@ def test_a_run_comes_back_as_it_was(
     loaded = checkpoint.load(str(tmp_path / "run"), CPU)
     assert loaded.process_args == run.process_args and isinstance(loaded.process, type(run.process))
     assert (loaded.length_histogram, loaded.max_length, loaded.facts) == ([0, 0, 5, 3], 32, {"step": 7})
-    assert torch.equal(loaded.token_counts, run.token_counts.double())
+    assert torch.equal(loaded.token_counts, run.token_counts)
     bounds = [
         r.process.nll_bound(r.denoiser, batch_of(tokenizer), 8, generator=torch.Generator().manual_seed(1))
         for r in (run, loaded)
@@ -116,6 +117,11 @@ def edit(file: Path, **changes: object) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
+def edit_process(folder: Path, **changes: object) -> None:
+    file = folder / "process.json"
+    edit(file, process_args={**json.loads(file.read_text())["process_args"], **changes})
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -125,6 +131,18 @@ def edit(file: Path, **changes: object) -> None:
         (lambda d: edit(d / "process.json", process="mdlm"), "of another process, 'mdlm'"),
         (lambda d: edit(d / "process.json", format=99), "format 99, this version reads format 1"),
         (lambda d: edit(d / "process.json", process_args={"new": 1}), "does not fit this version"),
+        (lambda d: (d / "process.json").write_text("[" * 100000), "process.json is truncated or damaged"),
+        (lambda d: edit(d / "process.json", length_histogram=["a"]), "length_histogram must be a list of counts"),
+        (lambda d: edit(d / "process.json", length_histogram=[0, -1]), "length_histogram must be a list of counts"),
+        (lambda d: edit(d / "process.json", length_histogram=[5]), "length_histogram counts no sentence"),
+        (lambda d: edit(d / "process.json", max_length=-5), "max_length=-5 must be a whole number"),
+        (lambda d: edit(d / "process.json", time_conditioning="foo"), "time_conditioning='foo' must be one of"),
+        (lambda d: edit_process(d, schedule="foo"), "schedule='foo' must be one of mutual, cosine, linear"),
+        (lambda d: edit_process(d, spindle=[]), r"spindle=\[\] must be one of paper"),
+        (lambda d: edit_process(d, num_steps=16.5), "num_steps=16.5"),
+        (lambda d: edit_process(d, num_steps="16"), "does not fit this version|num_steps=16"),
+        (lambda d: edit(d / "config.json", num_attention_heads=0), "cannot read the network in"),
+        (lambda d: (d / "config.json").write_text("3"), "cannot read the network in"),
         (lambda d: cut_in_half(d / "model.safetensors"), "cannot read the network in"),
         (lambda d: (d / "model.safetensors").unlink(), "cannot read the network in"),
         (lambda d: cut_in_half(d / "config.json"), "cannot read the network in"),
@@ -165,7 +183,7 @@ def test_a_pickled_checkpoint_is_refused_unread(tmp_path: Path) -> None:
 def test_word_frequencies_make_the_round_trip(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     counts = torch.arange(len(tokenizer)) * 3
     checkpoint.write_word_freq(tmp_path / "f.json", counts, tokenizer)
-    assert torch.equal(checkpoint.read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer)), counts.double())
+    assert torch.equal(checkpoint.read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer)), counts)
     listed = json.loads((tmp_path / "f.json").read_text())
     assert list(listed.values()) == sorted(listed.values(), reverse=True) and 0 not in listed.values()
 
@@ -176,16 +194,31 @@ def test_relative_frequencies_become_counts(tokenizer: BertTokenizerFast, tmp_pa
     assert [counts[tokenizer.convert_tokens_to_ids(t)].item() for t in ("the", "a", "cat", "dog")] == [8, 4, 1, 0]
 
 
+def test_what_trains_is_what_is_saved(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    """Broken numbers become whole ones on reading, so that a checkpoint holds the very schedule it was trained with."""
+    (tmp_path / "f.json").write_text('{"the": 2.7, "a": 0.4}')
+    counts = checkpoint.read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+    checkpoint.write_word_freq(tmp_path / "g.json", counts, tokenizer)
+    assert json.loads((tmp_path / "g.json").read_text()) == {"the": 7, "a": 1}
+    assert torch.equal(checkpoint.read_word_freq(tmp_path / "g.json", tokenizer, len(tokenizer)), counts)
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ('{"the": 1, "zebra": 2}', "of another vocabulary: 1 of 2 tokens, e.g. 'zebra'"),
-        ("[1, 2]", "must map tokens to counts"),
-        ("{}", "must map tokens to counts"),
-        ('{"the": -1}', "must map tokens to counts"),
-        ('{"the": NaN}', "must map tokens to counts"),
-        ('{"the": true}', "must map tokens to counts"),
-        ('{"the": "1"}', "must map tokens to counts"),
+        ("[1, 2]", "must map tokens to numbers"),
+        ("{}", "no token has a count above 0"),
+        ('{"the": 0}', "no token has a count above 0"),
+        ('{"the": 1e308, "a": 1}', "must map tokens to numbers from 0 to 1e"),
+        ('{"the": 1' + "0" * 400 + "}", "must map tokens to numbers from 0 to 1e"),
+        ('{"the": 0.5, "a": 1e-300}', "more than 1e"),
+        ('{"the": 1' + "0" * 5000 + "}", "not JSON"),
+        ("[" * 100000, "not JSON"),
+        ('{"the": -1}', "must map tokens to numbers"),
+        ('{"the": NaN}', "must map tokens to numbers"),
+        ('{"the": true}', "must map tokens to numbers"),
+        ('{"the": "1"}', "must map tokens to numbers"),
         ("\x80\x04pickle", "not JSON"),
     ],
 )

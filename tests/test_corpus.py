@@ -91,7 +91,7 @@ def test_an_empty_or_ambiguous_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_an_unreachable_hub_names_what_was_tried_and_the_offline_way() -> None:
-    with pytest.raises(UserError, match="Offline: give --train_data") as caught:
+    with pytest.raises(UserError, match="Offline: give a .txt") as caught:
         training_source("lm1b")
     assert all(repo in str(caught.value) for repo, _ in LM1B)
 

@@ -8,24 +8,21 @@ import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES
-from transformers import BertTokenizerFast, GPT2TokenizerFast
+from transformers import BertTokenizerFast
 
 import dataloader
 from corpus import training_source
 from dataloader import (
-    SPECIAL_TOKENS,
     DataArgs,
     collate,
-    encode,
     endless_batches,
     length_buckets,
     load_splits,
-    load_tokenizer,
     sorted_batches,
     tokenize,
-    train_wordpiece,
 )
 from process import UserError
+from vocabulary import train_wordpiece
 
 LM1B_LENGTHS = json.loads((Path(__file__).parent / "golden" / "lm1b_lengths.json").read_text())["histogram"]
 
@@ -206,46 +203,3 @@ def test_fewer_sentences_than_a_batch_is_refused(corpus: Path, tokenizer: BertTo
 def test_settings_out_of_range_are_refused(setting: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         DataArgs("x", **setting)
-
-
-# ---- tokenizers ------------------------------------------------------------------------------------------------------
-
-
-def test_a_tokenizer_loads_from_a_folder_a_vocabulary_and_a_folder_with_a_vocabulary(
-    tokenizer: BertTokenizerFast, tmp_path: Path
-) -> None:
-    tokenizer.save_pretrained(tmp_path / "saved")
-    by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "vocab.txt").write_text("\n".join(token for token, _ in by_id))
-    for name in ("saved", "bare", "bare/vocab.txt"):
-        loaded = load_tokenizer(str(tmp_path / name))
-        assert len(loaded) == len(tokenizer)
-        assert encode(loaded, SENTENCES[:5])["input_ids"] == encode(tokenizer, SENTENCES[:5])["input_ids"]
-
-
-def test_a_trained_wordpiece_has_the_special_tokens_and_keeps_to_its_size() -> None:
-    tokenizer = train_wordpiece(SENTENCES, 120)
-    assert len(tokenizer) <= 120 and tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS) == [0, 1, 2, 3, 4]
-    with pytest.raises(UserError, match="vocab_size=20 is too small"):
-        train_wordpiece(SENTENCES, 20)
-
-
-def test_a_tokenizer_without_mask_is_refused(tmp_path: Path) -> None:
-    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2}
-    GPT2TokenizerFast(vocab=vocabulary, merges=[]).save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(UserError, match="gpt2: no mask, pad, cls, sep token"):
-        load_tokenizer(str(tmp_path / "gpt2"))
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\n")
-    with pytest.raises(UserError, match=r"missing: \[MASK\]"):
-        load_tokenizer(str(tmp_path / "vocab.txt"))
-
-
-def test_a_tokenizer_that_cannot_be_had_is_named_in_one_line(tmp_path: Path) -> None:
-    for name, message in (
-        ("no/such-tokenizer", "Offline: --tokenizer FOLDER"),
-        (str(tmp_path), "cannot read the token"),
-    ):
-        with pytest.raises(UserError, match=message) as caught:
-            load_tokenizer(name)
-        assert "\n" not in str(caught.value) and name in str(caught.value)

@@ -11,7 +11,7 @@ from toy_process import COUNTS, MASK, SCHEDULES, SPINDLES, TOKENS, every, exact_
 
 import diffusion_word_freq
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion, base_alpha_bar, entropy
-from process import Batch, step_windows
+from process import Batch, UserError, step_windows
 
 # ---- schedule --------------------------------------------------------------------------------------------------------
 
@@ -203,6 +203,50 @@ def test_the_training_loss_is_an_unbiased_estimate_of_the_bound(spindle: str) ->
     batch = text_batch(x0.expand(32, -1))
     draws = torch.stack([process.loss(denoiser, batch).total / 32 for _ in range(600)])
     assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
+
+
+def test_uniform_weights_count_a_token_once_and_the_hybrid_term_is_added_per_step() -> None:
+    """With a network that gives every token the loss c: without spindle, uniform weighs it one; hybrid adds T c."""
+    batch = text_batch(torch.tensor([[0, 1, 2, 4]]).expand(20_000, -1))
+    count, c = 80_000, math.log(4)  # four tokens are possible, [MASK] is not
+    denoiser = TableDenoiser(5, scale=0.0)
+    uniform = make(num_steps=64, spindle="none", loss_weighting="uniform")
+    assert uniform.loss(denoiser, batch).total.item() / count == pytest.approx(c, rel=0.02)
+    plain, hybrid = (make(num_steps=64, spindle="none", hybrid_lambda=weight) for weight in (0.0, 0.5))
+    losses = [p.loss(denoiser, batch, generator=torch.Generator().manual_seed(3)).total.item() for p in (plain, hybrid)]
+    mean_mask_rate = sum(t / 64 for t in range(1, 65)) / 64
+    assert (losses[1] - losses[0]) / count == pytest.approx(0.5 * 64 * mean_mask_rate * c, rel=0.02)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_arithmetic_is_float32_whatever_the_network_speaks(dtype: torch.dtype) -> None:
+    """Logits of half precision are rounded once, by the network; nothing after it is."""
+
+    class Half(TableDenoiser):
+        def decode(self, hidden: Tensor) -> Tensor:
+            return hidden.to(dtype)
+
+    class Rounded(TableDenoiser):
+        def decode(self, hidden: Tensor) -> Tensor:
+            return hidden.to(dtype).double()
+
+    x0, process = torch.tensor([[0, 1, 2]]), make(num_steps=8)
+    xt, s, t = torch.full_like(x0, MASK), steps(1, 3), steps(1, 4)
+    half, exact = (process.token_terms(kind(5), text_batch(x0), xt, s, t) for kind in (Half, Rounded))
+    for ours, reference in zip(half, exact, strict=True):
+        torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-5)
+
+
+def test_settings_that_cannot_make_a_process_are_refused() -> None:
+    for setting, message in (
+        ({"num_steps": 16.5}, "num_steps=16.5"),
+        ({"num_steps": 20_000, "schedule": "linear"}, "beyond 10000 the linear schedule underflows"),
+        ({"schedule": "foo"}, "schedule='foo' must be one of mutual, cosine, linear"),
+        ({"word_freq_lambda": math.nan}, "word_freq_lambda=nan"),
+    ):
+        with pytest.raises(UserError, match=message):
+            WordFreqArgs(**setting)
+    assert (base_alpha_bar("linear", 10_000).diff() < 0).all()
 
 
 def test_without_spindle_the_bound_is_the_plain_absorbing_process() -> None:

@@ -37,7 +37,7 @@ def hangs_up() -> Iterator[tuple[str, list[int]]]:
     ("script", "words", "names"),
     [
         ("word_freq.py", ["--tokenizer", "no/such-tokenizer"], ["'no/such-tokenizer'", "Offline: --tokenizer FOLDER"]),
-        ("main.py", ["--tokenizer", "wordpiece"], ["dvruette/lm1b", "Offline: give --train_data a .txt"]),
+        ("main.py", ["--tokenizer", "wordpiece"], ["dvruette/lm1b", "Offline: give a .txt"]),
     ],
 )
 def test_a_hub_that_does_not_answer_is_asked_once_and_reported_in_one_line(
@@ -62,3 +62,4 @@ def test_offline_by_choice_is_said_so() -> None:
 
 def test_the_first_line_of_an_error_or_its_name() -> None:
     assert hub.first_line(ValueError("bad\nvery bad")) == "bad" and hub.first_line(ValueError()) == "ValueError"
+    assert hub.first_line(ValueError("in x:\n  bad\nvery")) == "in x: bad"

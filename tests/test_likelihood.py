@@ -96,3 +96,9 @@ def test_pick_is_a_fixed_choice(text: TokenizedText) -> None:
     assert likelihood.pick(text, 0).tolist() == list(range(240)) == likelihood.pick(text, 999).tolist()
     assert likelihood.pick(text, 10).tolist() == likelihood.pick(text, 10).tolist() != list(range(10))
     assert len(set(likelihood.pick(text, 10).tolist())) == 10
+
+
+def test_one_sentence_has_no_standard_error() -> None:
+    report = likelihood.Likelihood(9.0, 81.0, 0.0, 1.0, 12.0, 1, 3, 2, 8).report()
+    assert report["standard_error_nats"] is None and "standard error unknown" in likelihood.describe(report)
+    assert report["ppl_word"] == pytest.approx(math.exp(4.5)) and report["ppl_token"] == pytest.approx(math.exp(3))

@@ -5,7 +5,9 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,12 +15,11 @@ from conftest import SENTENCES, TINY, call
 
 import checkpoint
 import main
-from config import parse
 from corpus import held_out
 from dataloader import DataArgs
 from diffusion_word_freq import WordFreqArgs
-from models.bert import BertArgs
 from optim import OptimArgs
+from process import UserError
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -116,33 +117,126 @@ def test_every_setting_trains_saves_and_loads(
     assert checkpoint.load(str(folder), CPU).facts["step"] == 3
 
 
-def test_accumulation_gives_the_step_of_one_large_batch(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Gradients are sums over sentences divided once by the tokens of the whole step, whatever the micro-batches."""
-    kinds = [main.TrainArgs, DataArgs, BertArgs, WordFreqArgs, OptimArgs]
-    words = [*TINY, "--train_data", corpus, "--output_dir", tmp_path, "--cache_dir", tmp_path / "cache"]
-    settings = parse(kinds, "x", argv=list(map(str, words)))
-    run, text, _ = main.prepare(settings, CPU)
-    model = run.denoiser.eval()
-    from dataloader import collate
+KNOWN_GRADIENT = """
+import sys
 
-    sentences = [text.tokens[text.offsets[i] : text.offsets[i + 1]] for i in range(12)]
-    monkeypatch.setattr(
-        "diffusion_word_freq.stratified_timesteps", lambda n, total, generator=None: torch.full((n,), 40)
+import torch
+
+import main
+from process import Loss
+from runtime import run_script
+
+clip = main.clip
+
+
+def loss(run, batch, *_):
+    n = batch.target_mask.sum()
+    return Loss(n * sum(p.sum() for p in run.denoiser.parameters()), n, {})
+
+
+def check(model, *rest):
+    for parameter in model.parameters():
+        torch.testing.assert_close(parameter.grad, torch.ones_like(parameter))
+    return clip(model, *rest)
+
+
+main.training_loss, main.clip = loss, check
+run_script(main.main)
+"""
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_gradients_are_sums_divided_once_by_the_tokens_of_the_whole_step(
+    corpus: Path, tmp_path: Path, ranks: int
+) -> None:
+    """A loss of n tokens times the sum of all weights: its gradient is 1, however the n are spread.
+
+    Over three micro-batches of different sizes, and over two processes of torchrun (gloo).
+    """
+    (tmp_path / "known.py").write_text(KNOWN_GRADIENT)
+    base = [*TINY, "--train_data", corpus, "--cache_dir", tmp_path / "cache", "--valid_fraction", 0.1, "--max_steps", 2]
+    base += ["--output_dir", tmp_path / "run", "--batch_size", 16, "--accumulation_steps", 3, "--learning_rate", 1e-9]
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [str(word) for word in [*launcher, tmp_path / "known.py", *base]], cwd=tmp_path, capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert f"2 steps of {48 * ranks} sentences" in done.stdout and done.stdout.count("trained 2 steps") == 1
+    valid = records(tmp_path / "run", "valid")
+    assert valid[-1]["num_sequences"] == sum(held_out(0.1)(s) for s in SENTENCES) > 10
+
+
+def test_clipping_bounds_the_norm_and_the_values() -> None:
+    model, scaler = torch.nn.Linear(3, 1), torch.amp.GradScaler("cpu", enabled=False)
+    for optim, expected in (
+        (OptimArgs(max_grad_norm=2.5), [1.5, 2.0, 0.0]),
+        (OptimArgs(max_grad_norm=0, max_grad_value=3.5), [3.0, 3.5, 0.0]),
+        (OptimArgs(max_grad_norm=0), [3.0, 4.0, 0.0]),
+    ):
+        model.weight.grad, model.bias.grad = torch.tensor([[3.0, 4.0, 0.0]]), torch.zeros(1)
+        assert main.clip(model, optim, [], scaler)
+        torch.testing.assert_close(model.weight.grad[0], torch.tensor(expected), atol=1e-4, rtol=1e-4)
+    model.weight.grad[0, 0] = math.nan
+    with pytest.raises(UserError, match="a gradient is not finite"):
+        main.clip(model, OptimArgs(), [], scaler)
+
+
+def test_in_fp16_an_overflow_anywhere_leaves_every_weight_as_it_was() -> None:
+    """Two optimizers share one norm; one that stepped on it alone would write NaN over its weights."""
+    a, b = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    model = torch.nn.ParameterList([a, b])
+    optimizers = [torch.optim.SGD([a], lr=0.1), torch.optim.SGD([b], lr=0.1)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for bad, may_step in ((math.inf, False), (math.nan, False), (1.0, True)):
+        for parameter, value in ((a, bad), (b, 1.0)):
+            scaler.scale(value * parameter.sum()).backward()
+        assert main.clip(model, OptimArgs(), optimizers, scaler) == may_step
+        scaler.update()
+        model.zero_grad()
+    assert scaler.get_scale() == 2.0  # halved twice
+
+
+def test_fp16_training_runs_and_learns(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
+    words = ["--precision", "fp16", "--optimizer", "muon", "--max_steps", 30, "--loss_weighting", "uniform"]
+    code, folder = train(monkeypatch, corpus, tmp_path, *words)
+    losses = [record["bits_per_token"] for record in records(folder, "train")]
+    assert code == 0 and losses[-1] < 0.9 * losses[0]
+
+
+def test_the_warm_start_is_masked_language_modelling_and_then_the_process_takes_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(main, "masked_lm_loss", lambda *_, rates, **__: ("masked lm", rates))
+    process = SimpleNamespace(loss=lambda *_, **__: "process")
+    run = SimpleNamespace(
+        process=process, denoiser=None, tokenizer=SimpleNamespace(mask_token_id=4), process_args=WordFreqArgs()
     )
-    monkeypatch.setattr(
-        "diffusion_word_freq.uniform", lambda where, generator=None: torch.where(where, 0.3, 1.0).double()
-    )
-    gradients = []
-    for parts in ([sentences], [sentences[:5], sentences[5:]]):
-        tokens = sum(map(len, sentences))
-        for part in parts:
-            (run.process.loss(model, collate(part, run.tokenizer)).total / tokens).backward()
-        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-        model.zero_grad(set_to_none=True)
-    for whole, split in zip(*gradients, strict=True):
-        torch.testing.assert_close(whole, split, atol=1e-6, rtol=1e-4)
+    args = main.TrainArgs("x", warm_start=0.25, warm_start_rates="0.2,0.3")
+    losses = [main.training_loss(run, None, args, progress, None) for progress in (0.0, 0.24, 0.25, 1.0)]
+    assert losses == [("masked lm", (0.2, 0.3))] * 2 + ["process"] * 2
+
+
+def test_the_learning_rate_warms_up(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
+    words = ["--warmup_steps", 10, "--max_steps", 10, "--lr_schedule", "constant", "--learning_rate", 1e-3]
+    _, folder = train(monkeypatch, corpus, tmp_path, *words)
+    rates = {r["step"]: r["learning_rate"] for r in records(folder, "train")}
+    assert [rates[n] for n in (1, 2, 5, 10)] == pytest.approx([1e-4, 2e-4, 5e-4, 1e-3])
+
+
+def test_the_averaged_weights_are_scored_and_saved(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
+) -> None:
+    averages = []
+    real = main.AveragedWeights
+    monkeypatch.setattr(main, "AveragedWeights", lambda *words: averages.append(real(*words)) or averages[-1])
+    _, folder = train(monkeypatch, corpus, tmp_path, "--ema_decay", 0.9)
+    run = checkpoint.load(str(folder / "checkpoint-last"), CPU)
+    saved = [p for p in run.denoiser.parameters() if p.requires_grad]
+    assert all(torch.equal(p, shadow) for p, shadow in zip(saved, averages[0].shadow, strict=True))
+    assert not all(torch.equal(p, now) for p, now in zip(saved, averages[0].parameters, strict=True))
 
 
 def test_the_same_seed_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
@@ -174,21 +268,6 @@ def test_frequencies_from_a_file_drive_the_spindle(
     assert code == 0 and checkpoint.load(str(folder), CPU).token_counts.sum() == 15
 
 
-def test_two_processes_give_the_curve_of_one(corpus: Path, tmp_path: Path) -> None:
-    """torchrun with gloo: the same sentences per step, so the first validation figures agree up to noise draws."""
-    base = [*TINY, "--train_data", corpus, "--cache_dir", tmp_path / "cache", "--valid_fraction", 0.1, "--max_steps", 2]
-    base += ["--output_dir", tmp_path / "run", "--batch_size", 16]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    words = [str(w) for w in [*launcher, ROOT / "main.py", *base]]
-    done = subprocess.run(
-        words, cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
-    assert "2 steps of 32 sentences" in done.stdout and done.stdout.count("trained 2 steps") == 1
-    valid = records(tmp_path / "run", "valid")
-    assert valid[-1]["num_sequences"] == sum(held_out(0.1)(s) for s in SENTENCES) > 10
-
-
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +283,14 @@ def test_two_processes_give_the_curve_of_one(corpus: Path, tmp_path: Path) -> No
         (["--word_freq_file", "missing.json"], "word frequencies missing.json: cannot be read"),
         (["--attn_implementation", "magic"], "attn_implementation='magic' cannot be used here"),
         (["--device", "gpu9"], "device='gpu9' cannot be used here"),
+        (["--device", "meta"], "device='meta' cannot be used here"),
         (["--optimizer", "sgd"], "invalid choice: 'sgd'"),
+        (["--fp16", "true", "--precision", "bf16"], "fp16=true contradicts precision=bf16"),
+        (["--threads", 10**12], "threads=1000000000000 must lie in 0..4096"),
+        (["--seed", 2**64], "seed=18446744073709551616 must be 0 or more, and below 2**63"),
+        (["--cache_dir", "/dev/null/c"], "cache_dir=/dev/null/c: /dev/null cannot be written to"),
+        (["--output_dir", "/dev/null/c"], "output_dir=/dev/null/c: /dev/null cannot be written to"),
+        (["--output_dir", ""], "output_dir is empty"),
         (["--posterior", "released", "--loss_weighting", "uniform"], "released trains on its own loss"),
     ],
 )
@@ -234,8 +320,24 @@ def test_another_runs_folder_is_left_alone(
     assert code == 0 and len(records(folder, "settings")) == 1
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, corpus: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [("add", "the training loss is not finite; lower"), ("report", "the validation bound is not finite; lower")],
+)
+def test_a_run_that_diverges_stops_and_leaves_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+    corpus: Path,
+    tmp_path: Path,
+    method: str,
+    message: str,
 ) -> None:
-    code, _ = train(monkeypatch, corpus, tmp_path, "--learning_rate", "1e30", "--max_grad_norm", 0, "--max_steps", 20)
-    assert code == 2 and "the training loss is not finite; lower --learning_rate" in capsys.readouterr().err
+    if method == "report":
+        monkeypatch.setattr(main.likelihood.Likelihood, "report", lambda self: {"nats_per_sequence": math.nan})
+    else:
+        real = main.training_loss
+        monkeypatch.setattr(main, "training_loss", lambda *words: replace(real(*words), total=torch.tensor(math.inf)))
+        monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
+    code, folder = train(monkeypatch, corpus, tmp_path)
+    assert code == 2 and message in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == {"log.jsonl"}

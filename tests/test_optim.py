@@ -51,6 +51,7 @@ def names_of(model: Toy, optimizer: torch.optim.Optimizer) -> dict[str, float]:
 def test_muon_takes_the_maps_and_adamw_the_tables_and_vectors() -> None:
     model = Toy()
     muon, adamw = make_optimizers(OptimArgs(optimizer="muon"), model, model.head)
+    assert muon.param_groups[0]["adjust_lr_fn"] == "match_rms_adamw"  # or one learning rate would not serve both
     assert isinstance(muon, torch.optim.Muon) and set(names_of(model, muon)) == {"inner.weight"}
     decay = names_of(model, adamw)
     assert {n for n, d in decay.items() if d} == {"embedding.weight", "head.weight"}
@@ -60,6 +61,7 @@ def test_muon_takes_the_maps_and_adamw_the_tables_and_vectors() -> None:
 def test_adamw_alone_takes_everything_once() -> None:
     model = Toy()
     (adamw,) = make_optimizers(OptimArgs(), model, model.head)
+    assert all(group["betas"] == (0.9, 0.98) for group in adamw.param_groups)
     assert set(names_of(model, adamw)) == {name for name, _ in model.named_parameters()}
 
 

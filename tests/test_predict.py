@@ -3,10 +3,13 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import SENTENCES, call
+from tokenizers import ByteLevelBPETokenizer
+from transformers import AddedToken, RobertaTokenizerFast
 
 import checkpoint
 import predict
@@ -58,6 +61,37 @@ def test_lengths_are_those_of_the_training_text_or_as_asked(trained: Path) -> No
     assert {len(r) - 2 for r in predict.samples(run, fixed, SampleArgs(num_steps=4), torch.device("cpu"))} == {9}
 
 
+def test_lengths_follow_the_histogram() -> None:
+    streams = [torch.Generator().manual_seed(seed) for seed in range(4000)]
+    drawn = torch.tensor([predict.draw_length([9, 1, 0, 3], stream) for stream in streams])
+    assert set(drawn.tolist()) == {1, 3} and drawn.eq(3).double().mean().item() == pytest.approx(0.75, abs=0.03)
+
+
+def test_a_gap_in_a_byte_level_vocabulary_keeps_the_spaces_around_it() -> None:
+    """There a word is another token with a space before it: cut at the gap, " of" would become "of"."""
+    trainer = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer.train_from_iterator(["the value of the house"] * 9, special_tokens=special)
+    model = json.loads(trainer.to_str())["model"]
+    tokenizer = RobertaTokenizerFast(
+        vocab=model["vocab"],
+        merges=[tuple(merge) for merge in model["merges"]],
+        mask_token=AddedToken("<mask>", lstrip=True, special=True),
+    )
+    run = SimpleNamespace(tokenizer=tokenizer)
+    pieces = tokenizer.convert_ids_to_tokens(predict.parse_infill(run, "the [MASK] of the house"))
+    assert pieces == ["the", "<mask>", "Ġof", "Ġthe", "Ġhouse"]
+
+
+def test_without_num_steps_a_short_process_takes_all_it_has(
+    monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["--checkpoint", trained, "--threads", 1, "--num_samples", 2]
+    assert call(predict.main, monkeypatch, *words) == 0  # as main.py suggests it; T is 64 here
+    by_default = lines(capsys)
+    assert call(predict.main, monkeypatch, *words, "--num_steps", 64) == 0 and lines(capsys) == by_default
+
+
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
 def test_samples_are_written_in_either_form(
     monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture, suffix: str
@@ -100,13 +134,19 @@ def test_show_prints_the_sentence_as_it_emerges(
     ("words", "message"),
     [
         (["--num_steps", 65], "num_steps=65 must lie in 1..64"),
-        (["--temperature", 0], "temperature=0.0 must be above 0"),
+        (["--temperature", 0], "temperature=0.0 must lie in [0.001, 1000]"),
         (["--top_p", 0], "top_p=0.0 must lie in (0, 1]"),
         (["--num_samples", 0], "num_samples=0 must be at least 1"),
         (
             ["--length", 600],
             "600 tokens with [CLS] and [SEP] exceed the network's 512 positions",
         ),
+        (["--length", 10**18], "exceed the network's 512 positions"),
+        (["--num_samples", 10**9], "num_samples=1000000000 is more than"),
+        (["--infill", "a [MASK] b [SEP]"], "[SEP] cannot stand in a text"),
+        (["--infill", "a [MASK] \udcff"], "not UTF-8"),
+        (["--show", "true", "--output", "a.txt"], "give --show or --output, not both"),
+        (["--output", "/dev/null/a.txt"], "/dev/null cannot be written to"),
         (["--infill", "no gap here"], "no [MASK] in it"),
         (["--infill", "a [MASK]", "--length", 3], "not both"),
         (["--output", "samples.csv"], "must end in .txt or .jsonl"),
@@ -127,3 +167,10 @@ def test_the_released_posterior_samples_too(
 ) -> None:
     assert run_predict(monkeypatch, trained, "--num_samples", 3, "--posterior", "released") == 0
     assert all("[MASK]" not in text for text in lines(capsys))
+
+
+def test_the_released_posterior_draws_no_special_token_either(trained: Path) -> None:
+    run = checkpoint.load(str(trained), torch.device("cpu"), posterior="released")
+    args, hot = predict.PredictArgs(str(trained), num_samples=60, length=12), SampleArgs(num_steps=8, temperature=30)
+    drawn = torch.stack(predict.samples(run, args, hot, torch.device("cpu")))[:, 1:-1]
+    assert not torch.isin(drawn, torch.tensor(run.tokenizer.all_special_ids)).any()

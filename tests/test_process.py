@@ -30,7 +30,7 @@ def test_windows_lead_from_T_to_0_without_gap(total: int, num_steps: int) -> Non
     assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
 
 
-@pytest.mark.parametrize("num_steps", [0, -1, 9])
+@pytest.mark.parametrize("num_steps", [-1, 9])
 def test_more_windows_than_steps_are_refused(num_steps: int) -> None:
     with pytest.raises(UserError, match=f"num_steps={num_steps} must lie in 1..8"):
         list(step_windows(8, num_steps))
@@ -84,9 +84,9 @@ def test_filters_keep_what_they_say() -> None:
 @pytest.mark.parametrize(
     "setting",
     [
-        *({"temperature": value} for value in (0.0, -1.0, math.inf, math.nan)),
+        *({"temperature": value} for value in (0.0, -1.0, 1e-40, 1e300, math.inf, math.nan)),
         *({"top_p": value} for value in (0.0, 1.5, math.nan)),
-        {"num_steps": 0},
+        {"num_steps": -1},
         {"top_k": -1},
     ],
 )
@@ -94,6 +94,17 @@ def test_sampling_settings_out_of_range_are_refused(setting: dict) -> None:
     (name,) = setting
     with pytest.raises(UserError, match=f"{name}="):
         SampleArgs(**setting)
+
+
+@pytest.mark.parametrize("setting", [{"temperature": 1e-3}, {"temperature": 1e3}, {"top_p": 1e-300}, {"top_k": 10**9}])
+def test_extreme_settings_still_leave_a_distribution(setting: dict) -> None:
+    probs = filter_logits(torch.tensor([[50.0, -50.0, -torch.inf, 0.0]]), SampleArgs(**setting)).softmax(-1)
+    assert probs.isfinite().all() and probs.sum().item() == pytest.approx(1) and probs[0, 2] == 0
+    assert probs.argmax() == 0
+
+
+def test_no_number_of_steps_means_128_or_all() -> None:
+    assert len(list(step_windows(2048))) == 128 and len(list(step_windows(16))) == 16
 
 
 def test_uniform_with_a_stream_per_sentence_ignores_batch_and_padding() -> None:
@@ -121,6 +132,19 @@ def test_masked_lm_loss_weighs_a_token_one_in_expectation() -> None:
     loss = masked_lm_loss(denoiser, batch, mask_id=3, num_steps=64, rates=(0.1, 0.4))
     assert int(loss.num_tokens) == 24_000
     assert loss.total.item() / 24_000 == pytest.approx(math.log(5), rel=0.03)
+
+
+def test_masked_lm_loss_tells_the_network_the_time_of_its_mask_rate() -> None:
+    seen = []
+
+    class Listener(TableDenoiser):
+        def encode(self, xt: torch.Tensor, t: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            seen.extend(t.tolist())
+            return super().encode(xt, t, attention_mask)
+
+    batch = text_batch(torch.zeros(200, 6, dtype=torch.long))
+    masked_lm_loss(Listener(5), batch, mask_id=3, num_steps=1000, rates=(0.1, 0.4))
+    assert min(seen) in range(100, 110) and max(seen) in range(390, 401) and len(set(seen)) > 100
 
 
 def test_a_bound_is_the_sum_of_its_terms() -> None:

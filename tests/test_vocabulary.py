@@ -1,0 +1,58 @@
+"""vocabulary.py: any masked-LM tokenizer, from wherever it is, or one line that says why not."""
+
+from pathlib import Path
+
+import pytest
+from conftest import SENTENCES
+from transformers import BertTokenizerFast, GPT2TokenizerFast
+
+from process import UserError
+from vocabulary import SPECIAL_TOKENS, encode, load_tokenizer, train_wordpiece, vocabulary_size
+
+
+def test_a_tokenizer_loads_from_a_folder_a_vocabulary_and_a_folder_with_a_vocabulary(
+    tokenizer: BertTokenizerFast, tmp_path: Path
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "saved")
+    by_id = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "vocab.txt").write_text("\n".join(token for token, _ in by_id))
+    for name in ("saved", "bare", "bare/vocab.txt"):
+        loaded = load_tokenizer(str(tmp_path / name))
+        assert len(loaded) == len(tokenizer)
+        assert encode(loaded, SENTENCES[:5])["input_ids"] == encode(tokenizer, SENTENCES[:5])["input_ids"]
+
+
+def test_a_trained_wordpiece_has_the_special_tokens_and_keeps_to_its_size() -> None:
+    tokenizer = train_wordpiece(SENTENCES, 120)
+    assert len(tokenizer) <= 120 and tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS) == [0, 1, 2, 3, 4]
+    with pytest.raises(UserError, match="vocab_size=20 must lie in 100"):
+        train_wordpiece(SENTENCES, 20)
+
+
+def test_a_tokenizer_without_mask_is_refused(tmp_path: Path) -> None:
+    vocabulary = {"<|endoftext|>": 0, "a": 1, "b": 2}
+    GPT2TokenizerFast(vocab=vocabulary, merges=[]).save_pretrained(tmp_path / "gpt2")
+    with pytest.raises(UserError, match="gpt2: no mask, pad, cls, sep token"):
+        load_tokenizer(str(tmp_path / "gpt2"))
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\n")
+    with pytest.raises(UserError, match=r"missing: \[MASK\]"):
+        load_tokenizer(str(tmp_path / "vocab.txt"))
+
+
+def test_a_tokenizer_that_cannot_be_had_is_named_in_one_line(tmp_path: Path) -> None:
+    for name, message in (
+        ("no/such-tokenizer", "Offline: --tokenizer FOLDER"),
+        (str(tmp_path), "cannot read the token"),
+    ):
+        with pytest.raises(UserError, match=message) as caught:
+            load_tokenizer(name)
+        assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+def test_a_vocabulary_with_holes_is_as_large_as_its_largest_id(tmp_path: Path) -> None:
+    """A repeated line: the first of its ids stands for no token. Networks and counts need a row for it all the same."""
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "the", "the", "cat"]))
+    tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
+    assert len(tokenizer) == 7 and vocabulary_size(tokenizer) == 8
+    assert encode(tokenizer, ["the cat"])["input_ids"] == [[6, 7]]

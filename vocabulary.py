@@ -1,0 +1,115 @@
+"""Tokenizers: named, bare vocabularies, or learnt from the corpus; text to ids.
+
+Text is text: "[MASK]" or "[SEP]" written in a corpus becomes ordinary word pieces, never a special token.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import BertWordPieceTokenizer
+from transformers import AutoTokenizer, BertTokenizerFast
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from corpus import Source, fingerprint, read_sentences
+from hub import first_line, look_for_hub, why_not_given
+from process import UserError
+from runtime import folder_written_whole, local_path
+
+SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+RECIPE = 1  # of a learnt vocabulary; part of its name in the cache
+
+
+def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
+    """A fast tokenizer with [MASK], from a folder, a WordPiece vocab.txt, or the hub.
+
+    Raises:
+        UserError: if it cannot be read, or lacks a token that the process needs.
+    """
+    path = local_path(name_or_path)
+    try:
+        if path.is_file() and path.suffix == ".txt":
+            tokenizer = _wordpiece_from_vocab(path)
+        elif path.is_dir() and (path / "vocab.txt").exists() and not (path / "tokenizer_config.json").exists():
+            tokenizer = _wordpiece_from_vocab(path / "vocab.txt")
+        else:
+            if not path.exists():
+                look_for_hub()
+            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or missing tokenizer raises anything, down to bare Exception
+        if path.exists():
+            raise UserError(f"cannot read the tokenizer in {path}: {first_line(error)}") from error
+        raise UserError(
+            f"cannot load the tokenizer {name_or_path!r}: no local folder, and the hub gave none "
+            f"({why_not_given(error)}). "
+            "Offline: --tokenizer FOLDER or a vocab.txt; main.py can learn one from the text: --tokenizer wordpiece"
+        ) from error
+    lacking = [name for name in ("mask", "pad", "cls", "sep") if getattr(tokenizer, f"{name}_token_id") is None]
+    if lacking:
+        raise UserError(
+            f"tokenizer {name_or_path}: no {', '.join(lacking)} token; masked diffusion needs a masked-LM tokenizer "
+            "(BERT, RoBERTa, DistilBERT, ModernBERT, ...)"
+        )
+    if tokenizer.mask_token_id in (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id):
+        raise UserError(f"tokenizer {name_or_path}: its mask token is also its pad, cls or sep token")
+    if not tokenizer.is_fast:
+        raise UserError(f"tokenizer {name_or_path}: only fast tokenizers (with a tokenizer.json) are supported")
+    return tokenizer
+
+
+def _wordpiece_from_vocab(file: Path) -> PreTrainedTokenizerBase:
+    entries = set(file.read_text(encoding="utf-8").splitlines())
+    lacking = [token for token in SPECIAL_TOKENS if token not in entries]
+    if lacking:
+        raise UserError(
+            f"{file}: a WordPiece vocabulary must hold {', '.join(SPECIAL_TOKENS)}; missing: {', '.join(lacking)}"
+        )
+    return BertTokenizerFast(vocab=str(file))
+
+
+def wordpiece_of(source: Source, vocab_size: int, cache_dir: str) -> PreTrainedTokenizerBase:
+    """A WordPiece tokenizer learnt from a source, from the cache if it was learnt before."""
+    recipe = f"{RECIPE}:wordpiece:{fingerprint(source)}:{vocab_size}"
+    folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
+    if not (folder / "tokenizer_config.json").exists():
+        tokenizer = train_wordpiece(read_sentences(source, description="learning a vocabulary"), vocab_size)
+        with folder_written_whole(folder) as temporary:
+            tokenizer.save_pretrained(temporary)
+    return load_tokenizer(str(folder))
+
+
+def train_wordpiece(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
+    """A lower-casing WordPiece tokenizer of at most `vocab_size` entries, learnt from `sentences`."""
+    if not 100 <= vocab_size <= 10_000_000:
+        raise UserError(f"vocab_size={vocab_size} must lie in 100..10000000 to learn a wordpiece vocabulary; try 8192")
+    trainer = BertWordPieceTokenizer(lowercase=True)
+    trainer.train_from_iterator(
+        sentences, vocab_size=vocab_size, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
+    )
+    return BertTokenizerFast(vocab=trainer.get_vocab())
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that a network needs: the largest id and one. A vocabulary may have holes, which len() does not count."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A hash of everything that decides how text is cut."""
+    return hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> dict:
+    """Token ids of plain text: no special tokens are added, and none is recognised in the text."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    return tokenizer(
+        sentences,
+        add_special_tokens=False,
+        split_special_tokens=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
