@@ -61,6 +61,9 @@ def test_unnamed_files_of_a_folder_are_training_text(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "fine"}\n\n{"txt": "x"}\n', r"""a\.jsonl:3: .*"text"; its keys are \['txt'\]"""),
         ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl:1: .*string"),
         ("a.jsonl", b"[1]\n", r"a\.jsonl:1: .*it is a list"),
+        ("a.jsonl", b'{"text": "half \\ud800 a pair"}\n', r"a\.jsonl:1: .*half a surrogate pair"),
+        ("a.jsonl", b'{"text": "x", "n": 1' + b"0" * 5000 + b"}\n", r"a\.jsonl:1: not JSON"),
+        ("a.txt.gz", gzip.compress(b"damaged " * 99)[:20] + b"\xff" * 40, r"a\.txt\.gz: cannot be read"),
         ("a.txt.gz", b"no gzip", r"a\.txt\.gz: cannot be read"),
         ("a.txt.xz", lzma.compress(b"cut short " * 9)[:-9], r"a\.txt\.xz: cannot be read"),
         ("a.pdf", b"x", "cannot read this kind of file"),
@@ -73,7 +76,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes,
     assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("missing", ["./nowhere", "nowhere.txt", "/no/such/place", ""])
+@pytest.mark.parametrize("missing", ["./nowhere", "nowhere.txt", "/no/such/place", "~nobody-here/x.txt", ""])
 def test_a_missing_path_is_called_missing_and_not_looked_up_on_the_hub(missing: str) -> None:
     with pytest.raises(UserError, match="no such file or folder$"):
         training_source(missing)

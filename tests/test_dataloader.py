@@ -81,6 +81,17 @@ def test_the_same_text_is_tokenised_once(
     assert len(calls) == 4  # and another vocabulary
 
 
+@pytest.mark.parametrize("file", ["meta.json", "tokens.bin", "offsets.npy", "num_words.npy"])
+def test_a_damaged_cache_is_made_again(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path, file: str) -> None:
+    def get() -> dataloader.TokenizedText:
+        return tokenize(training_source(str(corpus)), tokenizer, 32, str(tmp_path / "cache"))
+
+    whole = get().tokens.tolist()
+    (damaged,) = (tmp_path / "cache").glob(f"*/{file}")
+    damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    assert get().tokens.tolist() == whole
+
+
 def test_a_failed_tokenisation_leaves_nothing(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
     file, cache = tmp_path / "a.txt", tmp_path / "cache"
     file.write_bytes(b"good\n" * 5000 + b"\xff\n")

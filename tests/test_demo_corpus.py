@@ -7,6 +7,7 @@ from conftest import call
 
 import demo_corpus
 from demo_corpus import CorpusArgs, collect, is_prose, paragraphs, sentences_of, split
+from process import UserError
 
 SOURCE = '''
 """A module about small things that work well.
@@ -104,3 +105,20 @@ def test_this_installation_yields_a_corpus(
     assert set(lines) == {"train.txt", "valid.txt", "test.txt"} and len(lines["train.txt"]) > 300
     assert not set(lines["train.txt"]) & (set(lines["valid.txt"]) | set(lines["test.txt"]))
     assert "sentences" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"min_words": 0},
+        {"min_words": 9, "max_words": 8},
+        {"known_words": 0},
+        {"held_out_fraction": 0.0},
+        {"held_out_fraction": 0.9},
+        {"held_out_fraction": float("nan")},
+        {"workers": 0},
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: dict) -> None:
+    with pytest.raises(UserError, match=f"{next(iter(setting))}="):
+        CorpusArgs("out", **setting)

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,35 @@ def test_a_user_error_is_one_line_and_exit_code_2(
 ) -> None:
     assert call(fail, monkeypatch) == 2
     assert capsys.readouterr().err == "script.py: error: size=3 is too small give 4 or more\n"
+
+
+def test_a_file_that_cannot_be_had_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert call(lambda: open("/dev/null/x", "w"), monkeypatch) == 2
+    assert capsys.readouterr().err.startswith("script.py: error: /dev/null/x: Not a directory; give another path")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    program = "import runtime\nruntime.run_script(lambda: [print('x' * 99) for _ in range(99999)])"
+    shell = f"'{sys.executable}' -c \"{program}\" | head -1"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "x" * 99 + "\n" and not done.stderr
+
+
+def test_places_that_cannot_take_results_are_refused_beforehand(tmp_path: Path) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("x")
+    runtime.require_writable("output", file)
+    runtime.require_writable("output_dir", tmp_path / "new" / "er", folder=True)
+    for path, folder, message in (
+        (tmp_path, False, "is a folder; give a file"),
+        (file, True, "is a file; give a folder"),
+        (file / "b.txt", False, "a.txt cannot be written to; give another place"),
+    ):
+        with pytest.raises(UserError, match=message):
+            runtime.require_writable("output", path, folder=folder)
+    assert sorted(tmp_path.iterdir()) == [file]
 
 
 def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +140,9 @@ def test_ranks_add_up() -> None:
         "    runtime.sum_over_ranks(x)\n"
         "    assert x.item() == 3, x\n"
     )
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29577", "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", program],

@@ -44,6 +44,8 @@ def test_counts_are_those_of_the_corpus(
         (["--output", "f.pt"], "must end in .json"),
         (["--train_data", "missing.txt"], "no such file"),
         (["--tokenizer", "no/such"], "cannot load the tokenizer"),
+        (["--output", "/dev/null/f.json"], "/dev/null cannot be written to"),
+        (["--train_data", "zeros"], "the tokenizer finds no token in it"),
     ],
 )
 def test_bad_input_is_one_line_and_nothing_written(
@@ -56,6 +58,9 @@ def test_bad_input_is_one_line_and_nothing_written(
     message: str,
 ) -> None:
     tokenizer.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "zeros").mkdir()
+    (tmp_path / "zeros" / "train.txt").write_text("\0\0\n")
+    monkeypatch.chdir(tmp_path)
     base = ["--train_data", corpus, "--tokenizer", tmp_path / "tokenizer", "--output", tmp_path / "f.json"]
     assert call(word_freq.main, monkeypatch, *base, *words) == 2
     said = capsys.readouterr().err
