@@ -32,7 +32,7 @@ HEADING = re.compile(
 )
 MARKUP = (">>>", "...", ".. ", ":", "@", "|", "+", "#", "=", "~", "`", "$")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
-WORD = re.compile(r"(?:[A-Z]?[a-z]+(?:[-'][a-z]+)*|A|I)[,;:]?$")
+WORD = re.compile(r"(?:[A-Z]?[a-z]+|A|I),?$")
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def is_prose(sentence: str) -> bool:
 
 def words_of(sentence: str) -> Iterable[str]:
     """Lower-case words without punctuation."""
-    return re.findall(r"[a-z]+(?:[-'][a-z]+)*", sentence.lower())
+    return re.findall(r"[a-z]+", sentence.lower())
 
 
 def split(sentences: list[str], fraction: float) -> dict[str, list[str]]:

@@ -200,8 +200,8 @@ class WordFreqDiffusion:
 
     def corrupt(self, x0: Tensor, t: Tensor, target_mask: Tensor, *, generator: Generators = None) -> Tensor:
         """x_t ~ q(x_t | x0), int64 [B, L]: each target token is masked with probability 1 - alpha_bar(t)."""
-        masked = uniform(target_mask, generator) < 1 - self.alpha_bar(t, x0, target_mask)
-        return x0.masked_fill(masked & target_mask, self.mask_id)
+        masked = uniform(target_mask, generator) < 1 - self.alpha_bar(t, x0, target_mask)  # never where not a target
+        return x0.masked_fill(masked, self.mask_id)
 
     def reveal_probability(self, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """Bayes: a token masked at t is itself at s < t with u = (alpha_bar(s) - alpha_bar(t)) / (1 - alpha_bar(t))."""
@@ -273,8 +273,7 @@ class WordFreqDiffusion:
             kl = u * cross_entropy
         if with_kl and not self.flat:
             table, expected = self.candidate_reveal(log_probs.exp(), xt, masked, s, t, batch.target_mask)
-            last = s[row] == 0  # everything is revealed: there is no "stays masked" branch
-            log_stay = torch.log1p(-expected.double().masked_fill(last, 0).clamp(max=1 - 1e-12))
+            log_stay = torch.log1p(-expected.double().clamp(max=1 - 1e-12))  # finite where s = 0; there 1 - u is 0
             kl = kl + u * (u.log() - table[row, x0].log()) + torch.special.xlog1py(1 - u, -u) - (1 - u) * log_stay
         zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
         return zeros.masked_scatter(masked, kl), zeros.masked_scatter(masked, cross_entropy)

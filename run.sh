@@ -49,7 +49,7 @@ demo() {
         --max_steps 100000 --max_minutes "$minutes" --eval_steps 2000 --eval_sequences 128 --logging_steps 200 --threads "$threads"
     stage score score_demo
     stage sample python predict.py --checkpoint out/demo/checkpoint --num_samples 20 --num_steps 256 \
-        --temperature 0.5 --top_p 0.95 --output out/demo/samples.txt
+        --temperature 0.4 --top_p 0.95 --output out/demo/samples.txt
     summarise_demo
 }
 

@@ -54,7 +54,9 @@ def test_a_file_that_does_not_parse_is_skipped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sentence", "prose"),
     [
-        ("Return the mean of a well-known array, if it isn't empty.", True),
+        ("Return the mean of a known array, if there is one.", True),
+        ("Return the mean of a well-known array.", False),
+        ("Nothing is lost if it isn't empty.", False),
         ("Return `x` of the array.", False),
         ("Use numpy.array here.", False),
         ("Returns None or True for all of NaN.", False),

@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import TableDenoiser, text_batch
 from scipy.stats import chisquare
+from torch import Tensor
 from toy_process import COUNTS, MASK, SPINDLES, every, make, true_likelihoods
 
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
@@ -76,3 +77,16 @@ def test_excluded_tokens_are_never_predicted_and_unsampled_ones_never_drawn() ->
     assert set(drawn.unique().tolist()) == {2, 4}
     bound = process.nll_bound(TableDenoiser(5), text_batch(torch.tensor([[1, 2, 4]])), 4)
     assert bound.isfinite().all()
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_the_last_step_reveals_what_is_left_however_the_sum_of_probabilities_is_rounded(spindle: str) -> None:
+    class Single(TableDenoiser):
+        def decode(self, hidden: Tensor) -> Tensor:
+            return hidden.float()
+
+    process, x0 = make(num_steps=8, spindle=spindle), torch.randint(0, 3, (400, 6))
+    nearly_one = torch.full(x0.shape, 1 - 2.0**-53, dtype=torch.float64)
+    xt = x0.masked_fill(torch.rand(x0.shape) < 0.5, MASK)
+    xs = process.reverse_step(Single(5), text_batch(x0), xt, 0, 1, SampleArgs(), (nearly_one, nearly_one))
+    assert not xs.eq(MASK).any()
