@@ -1,7 +1,7 @@
 """The likelihood bound of a text under a checkpoint.
 
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt
-python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --num_steps 512 --json true
+python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --num_steps 512 --json
 """
 
 import json

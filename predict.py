@@ -2,7 +2,7 @@
 
 python predict.py --checkpoint out/demo/checkpoint --num_samples 20
 python predict.py --checkpoint out/demo/checkpoint --infill "the [MASK] [MASK] of the house"
-python predict.py --checkpoint out/demo/checkpoint --show true
+python predict.py --checkpoint out/demo/checkpoint --show
 """
 
 import json

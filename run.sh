@@ -84,7 +84,7 @@ The demo is done ({took}).
   out/demo/samples.txt   the sentences above
   out/demo/curve.png     its training curve
   out/demo/summary.json  these figures
-next: .venv/bin/python predict.py --checkpoint out/demo/checkpoint --show true
+next: .venv/bin/python predict.py --checkpoint out/demo/checkpoint --show
       .venv/bin/python predict.py --checkpoint out/demo/checkpoint --infill "return the [MASK] [MASK] of the array."
       bash run.sh YOUR_TEXT.txt""")
 PYTHON
