@@ -108,6 +108,19 @@ def test_time_token_is_seen_but_takes_no_place_in_the_output(name: str) -> None:
     assert early.shape[:2] == X.shape and not torch.allclose(early[MASK], late[MASK])
 
 
+@pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
+def test_a_time_token_that_looks_like_a_word_acts_like_that_word_after_cls(name: str) -> None:
+    """The stock network, given [CLS] w x1 x2 ..., agrees at every position but that of w."""
+    denoiser = BertDenoiser(network(CONFIGS[name]), "token", num_steps=8).eval()
+    with torch.no_grad():
+        denoiser.time.weight[5] = denoiser.network.get_input_embeddings().weight[17]
+    with_word = torch.cat([X[:, :1], torch.full_like(X[:, :1], 17), X[:, 1:]], dim=1)
+    attended = torch.cat([MASK[:, :1], MASK], dim=1)
+    stock = denoiser.body(input_ids=with_word, attention_mask=attended.long()).last_hidden_state
+    ours = denoiser.encode(X, torch.full((2,), 5), MASK)
+    torch.testing.assert_close(ours[MASK], torch.cat([stock[:, :1], stock[:, 2:]], dim=1)[MASK])
+
+
 def test_sinusoids_are_the_released_ones() -> None:
     """Recorded from the released layerwise BERT: dimension 8, T = 2048."""
     at_1 = [0.5403023, 0.9889718, 0.9997559, 0.9999946, 0.8414710, 0.1481040, 0.0220953, 0.0032847]
