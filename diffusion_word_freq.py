@@ -264,7 +264,7 @@ class WordFreqDiffusion:
         masked = xt.eq(self.mask_id) & batch.target_mask
         row = masked.nonzero()[:, 0]
         logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask)[masked])
-        log_probs = (_at_least_float32(logits) + self.support).log_softmax(-1)
+        log_probs = (logits + self.support).log_softmax(-1)  # float32 at least, as `support` is
         x0 = batch.input_ids[masked]
         cross_entropy = -log_probs.gather(-1, x0[:, None]).squeeze(-1).double()
         kl = torch.zeros_like(cross_entropy)
@@ -352,7 +352,7 @@ class WordFreqDiffusion:
         if not scored.any():
             return xt
         logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask)[scored])
-        weights = filter_logits(_at_least_float32(logits) + self.sampling_support, args).softmax(-1)
+        weights = filter_logits(logits + self.sampling_support, args).softmax(-1)
         position = scored.nonzero()
         if not self.flat:
             table, expected = self.candidate_reveal(weights, xt, scored, s, t, batch.target_mask)
@@ -363,7 +363,3 @@ class WordFreqDiffusion:
         xs = xt.clone()
         xs[row, column] = sample_categorical(weights, u_token[row, column])
         return xs
-
-
-def _at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype == torch.float64 else logits.float()
