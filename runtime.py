@@ -96,7 +96,7 @@ def set_up_cpu(threads: int) -> None:
     if threads:
         torch.set_num_threads(threads)
     # glibc hands every large tensor back to the system, which then zeroes the same pages again for the next one: a
-    # quarter of a training step over a vocabulary of 30,522. Other C libraries lack mallopt and go on as they are.
+    # third of a training step over a vocabulary of 30,522. Other C libraries lack mallopt and go on as they are.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         for option, value in MALLOC_OPTIONS.items():

@@ -36,7 +36,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         else:
             if not path.exists():
                 look_for_hub()
-            tokenizer = AutoTokenizer.from_pretrained(name_or_path)
+            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else name_or_path)
     except UserError:
         raise
     except Exception as error:  # a damaged or missing tokenizer raises anything, down to bare Exception
