@@ -110,9 +110,8 @@ def test_rows_of_the_output_that_stand_for_no_token_are_ruled_out(tokenizer: Ber
     """Networks are padded to round sizes, and a vocabulary may have holes."""
     size = len(tokenizer) + 6
     process = checkpoint.build_process(WordFreqArgs(num_steps=16), torch.ones(size), tokenizer, size)
-    assert (process.support[len(tokenizer) :] == -float("inf")).all() and process.support[5 : len(tokenizer)].eq(
-        0
-    ).all()
+    assert (process.support[len(tokenizer) :] == -float("inf")).all()
+    assert process.support[5 : len(tokenizer)].eq(0).all()
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
