@@ -23,6 +23,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from diffusion_word_freq_released import ReleasedWordFreqDiffusion
 from models.bert import BertDenoiser, load_network
+from pairs import PairFormat
 from process import Process, UserError
 from runtime import folder_written_whole, local_path, written_whole
 from vocabulary import load_tokenizer
@@ -43,11 +44,13 @@ class Run:
     token_counts: Tensor
     """int64 [V], occurrences in the training corpus."""
     length_histogram: list[int]
-    """Entry n: training sentences with n target tokens."""
+    """Entry n: training sentences with n target tokens; of pairs, without the target's [SEP]."""
     max_length: int
     """Longest training sentence allowed, special tokens included."""
     facts: dict = field(default_factory=dict)
     """Step, validation metrics and the like; for people, not read back by any computation."""
+    pairs: PairFormat | None = None
+    """How pairs are written; None for a model of text."""
 
     def to(self, device: torch.device) -> "Run":
         """Move network and schedule; returns self."""
@@ -57,7 +60,12 @@ class Run:
 
 
 def build_process(
-    args: WordFreqArgs, token_counts: Tensor, tokenizer: PreTrainedTokenizerBase, vocab_size: int
+    args: WordFreqArgs,
+    token_counts: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    *,
+    of_pairs: bool = False,
 ) -> WordFreqDiffusion:
     """The process that `args` name. Text holds no special tokens, so p_theta rules them out; [UNK] is scored only.
 
@@ -66,10 +74,12 @@ def build_process(
         token_counts: int64 [V].
         tokenizer: gives the special ids.
         vocab_size: rows of the network's output; ids the tokenizer does not know are ruled out too.
+        of_pairs: whether [SEP] and [PAD] are content, as they are in a target window.
     """
     kind = ReleasedWordFreqDiffusion if args.posterior == "released" else WordFreqDiffusion
     unknown = tokenizer.unk_token_id
     special = {i for i in tokenizer.all_special_ids if i != unknown} - {tokenizer.mask_token_id}
+    special -= {tokenizer.sep_token_id, tokenizer.pad_token_id} if of_pairs else set()
     strangers = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
     return kind(
         args,
@@ -148,6 +158,7 @@ def save(path: Path, run: Run) -> None:
             "time_conditioning": run.denoiser.time_conditioning,
             "max_length": run.max_length,
             "length_histogram": run.length_histogram,
+            "pairs": run.pairs and asdict(run.pairs),
             "facts": run.facts,
         }
         (folder / "process.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
@@ -172,6 +183,7 @@ def load(name: str, device: torch.device, *, posterior: str = "") -> Run:
         process_args = WordFreqArgs(**{**description["process_args"], **chosen})
         time_conditioning = description["time_conditioning"]
         max_length, histogram = _read_lengths(description)
+        form = PairFormat(**description["pairs"]) if description.get("pairs") else None
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"checkpoint {path}: process.json does not fit this version ({error})") from error
     network = load_network(str(path), whole=True)
@@ -183,9 +195,9 @@ def load(name: str, device: torch.device, *, posterior: str = "") -> Run:
     if denoiser.time is not None:
         _load_time_conditioning(denoiser.time, path / "time_conditioning.safetensors")
     counts = read_word_freq(path / "word_freq.json", tokenizer, denoiser.vocab_size)
-    process = build_process(process_args, counts, tokenizer, denoiser.vocab_size)
+    process = build_process(process_args, counts, tokenizer, denoiser.vocab_size, of_pairs=form is not None)
     facts = description.get("facts", {})
-    run = Run(denoiser.eval(), process, process_args, tokenizer, counts, histogram, max_length, facts)
+    run = Run(denoiser.eval(), process, process_args, tokenizer, counts, histogram, max_length, facts, form)
     return run.to(device)
 
 

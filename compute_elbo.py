@@ -12,9 +12,10 @@ import checkpoint
 import dataloader
 import hub
 import likelihood
+import pairs
 import runtime
 from config import FROM_CHECKPOINT, parse
-from corpus import Source, find_source, training_source
+from corpus import holds_pairs, scored_source
 from process import UserError
 
 
@@ -23,7 +24,7 @@ class ElboArgs:
     """What to score, and how finely."""
 
     checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder written by main.py"})
-    data: str = field(metadata={"help": "a .txt or .jsonl file, a folder (its test split), or a data set on the hub"})
+    data: str = field(metadata={"help": "text or pairs: a file, a folder (its test split), or a data set on the hub"})
     num_steps: int = field(
         default=0, metadata={"aliases": ["--diffusion_steps"], "help": "reverse steps; 0: 128, or T if less"}
     )
@@ -58,9 +59,9 @@ def main() -> None:
     device = runtime.pick_device(args.device)
     run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
     run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
-    text = dataloader.tokenize(find_text(args.data), run.tokenizer, run.max_length, args.cache_dir)
-    if text.num_truncated:
-        print(f"note: {text.num_truncated} sentences cut to {run.max_length} tokens", file=sys.stderr)
+    text = read_text(args, run)
+    if text.cuts:
+        print(f"note: {text.cuts}", file=sys.stderr)
     report = likelihood.score(
         run,
         text,
@@ -75,9 +76,20 @@ def main() -> None:
     print(json.dumps(report) if args.json else likelihood.describe(report))
 
 
-def find_text(data: str) -> Source:
-    """The file itself, or a folder's or data set's test split, or failing that its validation or training split."""
-    return find_source(data, "test") or find_source(data, "valid") or training_source(data)
+def read_text(args: ElboArgs, run: checkpoint.Run) -> dataloader.Text:
+    """The sentences, or the pairs, of args.data: whichever the checkpoint was trained on.
+
+    Raises:
+        UserError: if they are of the other kind.
+    """
+    source = scored_source(args.data)
+    if holds_pairs(source) != (run.pairs is not None):
+        kinds = ("pairs", "text") if run.pairs else ("text", "pairs")
+        raise UserError(f"{args.data}: the checkpoint was trained on {kinds[0]}, and this file holds {kinds[1]}")
+    if run.pairs is None:
+        return dataloader.tokenize(source, run.tokenizer, run.max_length - 2, args.cache_dir)
+    layout = pairs.Layout(run.pairs, run.tokenizer, run.max_length)
+    return pairs.tokenize_pairs(source, "", None, layout, run.tokenizer, args.cache_dir)
 
 
 def steps(args: ElboArgs, total: int) -> int:

@@ -1,4 +1,4 @@
-"""Where text comes from: files, folders and hub data sets, one sentence at a time, each with its place of origin."""
+"""Where text and pairs come from: files, folders and hub data sets, one record at a time, each with its place."""
 
 import gzip
 import hashlib
@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -15,10 +16,15 @@ from hub import look_for_hub, why_not_given
 from process import UserError
 from runtime import local_path
 
+if TYPE_CHECKING:
+    import datasets
+
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz")
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
 LM1B = (("dvruette/lm1b", None), ("billion-word-benchmark/lm1b", "refs/convert/parquet"), ("FrankCCCCC/lm1b", None))
 """LM1B's own entry is a loading script, which `datasets` no longer runs; these hold the same text as parquet."""
+
+PAIR = ("src", "trg")
 
 Keep = Callable[[str], bool]
 
@@ -30,6 +36,13 @@ class Source:
     files: tuple[Path, ...] = ()
     hub_name: str = ""
     hub_split: str = ""
+    column: str = "text"
+    """What is read of each record: text, or src or trg of a pair."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The strings a record must have."""
+        return ("text",) if self.column == "text" else PAIR
 
     def __str__(self) -> str:
         return self.hub_name or ", ".join(str(file) for file in self.files)
@@ -45,6 +58,11 @@ def training_source(data: str) -> Source:
     if source is None:
         raise UserError(f"{data}: it has no training split")
     return source
+
+
+def scored_source(data: str) -> Source:
+    """The file itself, or a folder's or data set's test split, or failing that its validation or training split."""
+    return find_source(data, "test") or find_source(data, "valid") or training_source(data)
 
 
 def find_source(data: str, split: str) -> Source | None:
@@ -75,7 +93,11 @@ def find_source(data: str, split: str) -> Source | None:
 def _find_in_folder(folder: Path, split: str) -> Source | None:
     readable = sorted(p for p in folder.iterdir() if p.is_file() and p.name.endswith(SUFFIXES))
     if not readable:
-        raise UserError(f"{folder}: no text in this folder; it should hold train.txt (or any {', '.join(SUFFIXES)})")
+        card = "; its README.md says where the files come from" if (folder / "README.md").exists() else ""
+        kinds = ", ".join(SUFFIXES)
+        raise UserError(
+            f"{folder}: no text in this folder; it should hold train.txt or train.jsonl (any {kinds}){card}"
+        )
     by_split = {name: [p for p in readable if p.name.split(".")[0] in SPLIT_NAMES[name]] for name in SPLIT_NAMES}
     unnamed = [p for p in readable if all(p not in named for named in by_split.values())]
     if split == "train" and not by_split["train"]:
@@ -84,36 +106,61 @@ def _find_in_folder(folder: Path, split: str) -> Source | None:
     if len(found) > 1 and split != "train":
         raise UserError(f"{folder}: {split} is ambiguous: {', '.join(p.name for p in found)}; keep one")
     if not found and split == "train":
-        raise UserError(f"{folder}: it has {', '.join(p.name for p in readable)} but no training text (train.txt)")
+        raise UserError(f"{folder}: it has {', '.join(p.name for p in readable)} but no train.txt or train.jsonl")
     return Source(tuple(found)) if found else None
 
 
+def holds_pairs(source: Source) -> bool:
+    """Whether a source is made of pairs {"src", "trg"} and not of text: its first line, or its columns, decide."""
+    if source.hub_name:
+        return set(PAIR) <= set(_load_hub(source).column_names)
+    first = next((line for line, _ in _read_lines(source.files[0]) if line.strip()), b"")
+    try:
+        record = json.loads(first.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return False  # whoever reads it as text will say what is wrong
+    return ".jsonl" in source.files[0].name and isinstance(record, dict) and "text" not in record and has_half(record)
+
+
+def has_half(record: dict) -> bool:
+    """Whether a record is a pair, or was meant to be one."""
+    return any(name in record for name in PAIR)
+
+
 def read_sentences(source: Source, *, keep: Keep | None = None, description: str = "reading") -> Iterator[str]:
-    """Every non-empty sentence of a source, stripped, with a progress bar.
+    """One column of a source, stripped, with a progress bar: every non-empty sentence, or one side of every pair.
+
+    A source may be empty, a target may not: what is left of a pair's columns stays aligned.
+
+    Args:
+        source: what to read.
+        keep: which to take; of a pair, by its source.
+        description: for the progress bar.
 
     Raises:
-        UserError: naming file and line, if a line is not UTF-8, not JSON, or lacks "text"; or if there is none.
+        UserError: naming file and line, if a line is not UTF-8, not JSON, or lacks what it must have; or if there is
+            none.
     """
     found = False
-    for sentence in _read_hub(source, description) if source.hub_name else _read_files(source.files, description):
+    for record in _read_hub(source, description) if source.hub_name else _read_files(source, description):
         found = True
-        if keep is None or keep(sentence):
-            yield sentence
+        if keep is None or keep(record[source.columns[0]]):
+            yield record[source.column]
     if not found:
         raise UserError(f"{source}: no text in it; one sentence a line is expected")
 
 
-def _read_files(files: tuple[Path, ...], description: str) -> Iterator[str]:
-    size = sum(file.stat().st_size for file in files)
+def _read_files(source: Source, description: str) -> Iterator[dict[str, str]]:
+    size = sum(file.stat().st_size for file in source.files)
     with tqdm(total=size, unit="B", unit_scale=True, desc=description, leave=False, disable=None) as bar:
-        for file in files:
+        for file in source.files:
             done = bar.n
             for number, (line, position) in enumerate(_read_lines(file), start=1):
                 if number % 1000 == 0:
                     bar.update(done + position - bar.n)
-                sentence = _parse(line, file, number).strip()
-                if sentence:
-                    yield sentence
+                record = _parse(line, file, number, source.columns)
+                if record:
+                    yield record
 
 
 def _read_lines(file: Path) -> Iterator[tuple[bytes, int]]:
@@ -128,26 +175,36 @@ def _read_lines(file: Path) -> Iterator[tuple[bytes, int]]:
         raise UserError(f"{file}: cannot be read ({error})") from error
 
 
-def _parse(line: bytes, file: Path, number: int) -> str:
+def _parse(line: bytes, file: Path, number: int, columns: tuple[str, ...]) -> dict[str, str]:
+    """The wanted strings of a line, stripped; nothing if the line is blank or its text is."""
     try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
     except UnicodeDecodeError as error:
         where = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
         raise UserError(f"{file}:{number}: not UTF-8 ({where}); convert the file, e.g. with iconv") from error
-    if ".jsonl" not in file.name or not text.strip():
-        return text
+    if ".jsonl" not in file.name:
+        if columns == PAIR:
+            raise UserError(f'{file}: pairs are read from .jsonl files, one {{"src": ..., "trg": ...}} a line')
+        return {"text": text} if text else {}
+    if not text:
+        return {}
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}:{number}: not JSON ({error}); every line must be an object") from error
-    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in columns):
         keys = f"its keys are {sorted(record)}" if isinstance(record, dict) else f"it is a {type(record).__name__}"
-        raise UserError(f'{file}:{number}: every line must be an object with a string "text"; {keys}')
-    if any("\ud800" <= character <= "\udfff" for character in record["text"]):
-        raise UserError(
-            f"{file}:{number}: the text has half a surrogate pair, which no encoding can hold; mend the line"
-        )
-    return record["text"]
+        wanted = " and ".join(f'"{name}"' for name in columns)
+        raise UserError(f"{file}:{number}: every line must be an object with a string {wanted}; {keys}")
+    return _checked({name: record[name].strip() for name in columns}, f"{file}:{number}")
+
+
+def _checked(record: dict[str, str], place: str) -> dict[str, str]:
+    if any("\ud800" <= character <= "\udfff" for text in record.values() for character in text):
+        raise UserError(f"{place}: the text has half a surrogate pair, which no encoding can hold; mend the line")
+    if record.get("trg") == "":
+        raise UserError(f'{place}: the target "trg" is empty; give its text, or leave the pair out')
+    return record if record.get("text") != "" else {}
 
 
 def _hub_candidates(name: str) -> tuple[tuple[str, str | None], ...]:
@@ -162,19 +219,28 @@ def _hub_split(name: str, split: str) -> str | None:
     return next((candidate for candidate in wanted if candidate in names), None)
 
 
-def _read_hub(source: Source, description: str) -> Iterator[str]:
+def _load_hub(source: Source) -> "datasets.Dataset":
     from datasets import load_dataset
 
     def load(repo: str, revision: str | None) -> object:
         return load_dataset(repo, split=source.hub_split, revision=revision)
 
-    dataset = _first_reachable(source.hub_name, load)
-    if "text" not in dataset.column_names:
-        raise UserError(f'data set {source.hub_name}: no column "text"; it has {", ".join(dataset.column_names)}')
+    return _first_reachable(source.hub_name, load)
+
+
+def _read_hub(source: Source, description: str) -> Iterator[dict[str, str]]:
+    dataset = _load_hub(source)
+    for column in source.columns:
+        if column not in dataset.column_names:
+            found = ", ".join(dataset.column_names)
+            raise UserError(f'data set {source.hub_name}: no column "{column}"; it has {found}')
     with tqdm(total=len(dataset), desc=description, unit="sentence", leave=False, disable=None) as bar:
-        for rows in dataset.iter(batch_size=1000):
-            yield from filter(None, (sentence.strip() for sentence in rows["text"]))
-            bar.update(len(rows["text"]))
+        for start, rows in enumerate(dataset.iter(batch_size=1000)):
+            for number, texts in enumerate(zip(*(rows[column] for column in source.columns), strict=True)):
+                stripped = {column: text.strip() for column, text in zip(source.columns, texts, strict=True)}
+                if record := _checked(stripped, f"data set {source.hub_name}, row {1000 * start + number}"):
+                    yield record
+            bar.update(len(rows[source.column]))
 
 
 def _first_reachable(name: str, call: Callable[[str, str | None], object]) -> object:
@@ -199,7 +265,7 @@ def held_out(fraction: float) -> Keep:
 
 def fingerprint(source: Source) -> str:
     """A hash of a source's content (for a hub data set: its name and split, which the hub's cache keys by content)."""
-    digest = hashlib.blake2b(f"{source.hub_name}:{source.hub_split}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{source.hub_name}:{source.hub_split}:{source.column}".encode(), digest_size=16)
     for file in source.files:
         digest.update(f"{file.name}:{file.stat().st_size}:".encode())
         with open(file, "rb") as stream:

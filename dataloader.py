@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from process import Batch, UserError
 from runtime import folder_written_whole
 from vocabulary import encode, tokenizer_fingerprint, vocabulary_size
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 POOL = 200  # batches whose sentences are sorted by length together
 TOKENIZE_AT_ONCE = 2000
 
@@ -67,6 +68,25 @@ class DataArgs:
             raise UserError(f"batch_size={self.batch_size} must be at least 1")
 
 
+class Text(Protocol):
+    """What training and scoring need of a corpus: sentences here, pairs in pairs.py."""
+
+    num_words: np.ndarray
+    lengths: np.ndarray
+    target_lengths: np.ndarray
+    cuts: str
+
+    def __len__(self) -> int: ...
+
+    def counts(self, vocab_size: int) -> Tensor:
+        """int64 [V], how often each token is a target."""
+        ...
+
+    def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """The chosen sentences."""
+        ...
+
+
 # ---- tokenised text --------------------------------------------------------------------------------------------------
 
 
@@ -91,39 +111,60 @@ class TokenizedText:
         """int64 [N], tokens in each sentence."""
         return np.diff(self.offsets)
 
+    @property
+    def target_lengths(self) -> np.ndarray:
+        """int64 [N], tokens to be written in each sentence: all of them."""
+        return self.lengths
+
+    @property
+    def cuts(self) -> str:
+        """What was cut off, in words; empty if nothing was."""
+        return f"{self.num_truncated:,} cut to the longest length" if self.num_truncated else ""
+
+    def sentence(self, index: int) -> np.ndarray:
+        """Token ids of one sentence."""
+        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
+
     def counts(self, vocab_size: int) -> Tensor:
         """int64 [V], how often each token occurs."""
         return torch.from_numpy(np.bincount(self.tokens, minlength=vocab_size))
+
+    def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
+        """The chosen sentences, every token a target."""
+        return collate([self.sentence(i) for i in indices], tokenizer)
 
 
 def tokenize(
     source: Source,
     tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
+    longest: int,
     cache_dir: str,
     *,
     part: str = "",
     keep: Keep | None = None,
+    lead: str = "",
 ) -> TokenizedText:
     """Token ids of a source, from the cache if the same text was tokenised the same way before.
 
     Args:
         source: the text.
         tokenizer: a fast tokenizer.
-        max_length: longest sentence with [CLS] and [SEP]; the rest is cut off and counted.
+        longest: tokens a sentence may have, without [CLS] and [SEP]; the rest is cut off and counted.
         cache_dir: where results are kept, in a folder named by content.
         part: names what `keep` keeps, for the cache.
         keep: which sentences to take; default all.
+        lead: is put before each of them.
 
     Raises:
         UserError: if the text cannot be read or no sentence is left.
     """
-    recipe = f"{CACHE_FORMAT}:{fingerprint(source)}:{tokenizer_fingerprint(tokenizer)}:{max_length}:{part}"
+    recipe = f"{CACHE_FORMAT}:{fingerprint(source)}:{tokenizer_fingerprint(tokenizer)}:{longest}:{part}:{lead}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
     text = _read_tokens(folder)
     if text is None:
         with folder_written_whole(folder) as temporary:
-            _write_tokens(source, tokenizer, max_length - 2, temporary, keep, part)
+            sentences = read_sentences(source, keep=keep, description=f"tokenizing {part}".strip())
+            _write_tokens((lead + sentence for sentence in sentences), source, tokenizer, longest, temporary)
         text = _read_tokens(folder)
     if text is None or len(text) == 0:
         raise UserError(f"{source}: no sentence in the {part or 'text'} part that is not empty to the tokenizer")
@@ -145,18 +186,19 @@ def _read_tokens(folder: Path) -> TokenizedText | None:
 
 
 def _write_tokens(
-    source: Source, tokenizer: PreTrainedTokenizerBase, longest: int, folder: Path, keep: Keep | None, part: str
+    sentences: Iterable[str], source: Source, tokenizer: PreTrainedTokenizerBase, longest: int, folder: Path
 ) -> None:
     dtype = np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.int32
+    aligned = source.column != "text"  # the sides of a pair keep their places, even when empty
     offsets, num_words, num_truncated = array.array("q", [0]), array.array("i"), 0
     with open(folder / "tokens.bin", "wb") as file:
-        for sentences in chunks(read_sentences(source, keep=keep, description=f"tokenizing {part}".strip())):
-            encoded = encode(tokenizer, sentences)
-            for i, (sentence, ids) in enumerate(zip(sentences, encoded.input_ids, strict=True)):
+        for chunk in chunks(sentences):
+            encoded = encode(tokenizer, chunk)
+            for i, (sentence, ids) in enumerate(zip(chunk, encoded.input_ids, strict=True)):
                 if len(ids) > longest:
                     sentence = sentence[: encoded.token_to_chars(i, longest - 1).end]
                     ids, num_truncated = ids[:longest], num_truncated + 1
-                if ids:
+                if ids or aligned:
                     np.asarray(ids, dtype=dtype).tofile(file)
                     offsets.append(offsets[-1] + len(ids))
                     num_words.append(len(sentence.split()))
@@ -183,31 +225,43 @@ def chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
         yield chunk
 
 
+def split_sources(args: DataArgs) -> tuple[tuple[Source, str, Keep | None], tuple[Source, str, Keep | None]]:
+    """Where training and validation text come from: each its source, a name for the part, and what to take of it."""
+    train = training_source(args.train_data)
+    valid = find_source(args.valid_data or args.train_data, "valid")
+    if args.valid_data and valid is None:
+        valid = training_source(args.valid_data)
+    if valid is not None:
+        return (train, "train", None), (valid, "valid", None)
+    aside, share = held_out(args.valid_fraction), f"{args.valid_fraction:g}"
+    return (train, f"train without {share}", lambda text: not aside(text)), (train, f"held-out {share}", aside)
+
+
 def load_splits(args: DataArgs, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenizedText, TokenizedText]:
     """The training and the validation sentences of a corpus.
 
     Raises:
         UserError: if there are fewer training sentences than one batch holds.
     """
-    train = training_source(args.train_data)
-    valid = find_source(args.valid_data or args.train_data, "valid")
-    if args.valid_data and valid is None:
-        valid = training_source(args.valid_data)
-    settings = tokenizer, args.max_length, args.cache_dir
-    if valid is not None:
-        texts = tokenize(train, *settings, part="train"), tokenize(valid, *settings, part="valid")
-    else:
-        aside, share = held_out(args.valid_fraction), f"{args.valid_fraction:g}"
-        texts = (
-            tokenize(train, *settings, part=f"train without {share}", keep=lambda sentence: not aside(sentence)),
-            tokenize(train, *settings, part=f"held-out {share}", keep=aside),
-        )
-    if len(texts[0]) < args.batch_size:
+    train, valid = (
+        tokenize(source, tokenizer, args.max_length - 2, args.cache_dir, part=part, keep=keep)
+        for source, part, keep in split_sources(args)
+    )
+    require_a_batch(train, args)
+    return train, valid
+
+
+def require_a_batch(train: Text, args: DataArgs) -> None:
+    """Refuses a corpus smaller than a batch.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    if len(train) < args.batch_size:
         raise UserError(
-            f"{args.train_data}: {len(texts[0])} training sentences are fewer than batch_size={args.batch_size}; "
+            f"{args.train_data}: {len(train)} training sentences are fewer than batch_size={args.batch_size}; "
             "give more text or a smaller batch"
         )
-    return texts
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------------
@@ -229,7 +283,7 @@ def length_buckets(lengths: np.ndarray, batch_size: int, rng: np.random.Generato
 
 
 def endless_batches(
-    text: TokenizedText,
+    text: Text,
     batch_size: int,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -242,19 +296,19 @@ def endless_batches(
     while True:
         for indices in length_buckets(text.lengths, batch_size, np.random.default_rng([seed, epoch])):
             if dealt % world_size == rank:
-                yield epoch, collate([text.tokens[text.offsets[i] : text.offsets[i + 1]] for i in indices], tokenizer)
+                yield epoch, text.batch(indices, tokenizer)
             dealt += 1
         epoch += 1
 
 
 def sorted_batches(
-    text: TokenizedText, indices: np.ndarray, batch_size: int, tokenizer: PreTrainedTokenizerBase
+    text: Text, indices: np.ndarray, batch_size: int, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[np.ndarray, Batch]]:
     """(indices, batch) over the given sentences once, longest first: for scoring."""
     order = indices[np.argsort(-text.lengths[indices], kind="stable")]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        yield chosen, collate([text.tokens[text.offsets[i] : text.offsets[i + 1]] for i in chosen], tokenizer)
+        yield chosen, text.batch(chosen, tokenizer)
 
 
 def collate(sentences: list[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> Batch:

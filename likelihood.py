@@ -9,14 +9,19 @@ from torch import Generator
 from tqdm import tqdm
 
 from checkpoint import Run
-from dataloader import TokenizedText, sorted_batches
+from dataloader import Text, sorted_batches
 from diffusion_word_freq import entropy
+from process import Batch
 from runtime import sum_over_ranks
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Totals over sentences, and the figures that follow from them. Only text tokens count: no [CLS], [SEP], [PAD]."""
+    """Totals over sentences, and the figures that follow from them.
+
+    Only text tokens count: no [CLS], [SEP], [PAD]. Of pairs, the target is scored given its source, with its end: its
+    nats are those of the whole window, its tokens are its text and [SEP].
+    """
 
     nats: float
     """Sum of the bound over sentences."""
@@ -65,7 +70,7 @@ def _exp(value: float) -> float:
 @torch.no_grad()
 def score(
     run: Run,
-    text: TokenizedText,
+    text: Text,
     indices: np.ndarray,
     *,
     num_steps: int,
@@ -100,7 +105,7 @@ def score(
                 bound.reconstruction.sum().cpu(),
                 information[tokens].sum(),
                 torch.tensor(float(len(chosen))),
-                torch.tensor(float(len(tokens))),
+                torch.tensor(float(num_tokens(batch, run.tokenizer.pad_token_id))),
                 torch.tensor(float(text.num_words[np.sort(chosen)].sum())),
             ])  # fmt: skip
             bar.update(len(chosen))
@@ -110,12 +115,17 @@ def score(
     return Likelihood(*nats_sums, int(sequences), int(tokens), int(words), num_steps)
 
 
+def num_tokens(batch: Batch, pad_id: int) -> int:
+    """Target tokens of a batch. Of a pair's window, its text and [SEP]; the [PAD]s are scored, but are no tokens."""
+    return int((batch.target_mask & (batch.input_ids != pad_id)).sum())
+
+
 def sentence_seed(seed: int, index: int) -> int:
     """A seed for one sentence of a run, unrelated to its neighbours'."""
     return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
-def pick(text: TokenizedText, limit: int, seed: int = 0) -> np.ndarray:
+def pick(text: Text, limit: int, seed: int = 0) -> np.ndarray:
     """Indices of `limit` sentences drawn once for a seed, or of all if limit is 0 or more than there are."""
     if not 0 < limit < len(text):
         return np.arange(len(text))

@@ -3,6 +3,7 @@
 python main.py --train_data lm1b --output_dir out/lm1b
 python main.py --train_data my_text.txt --tokenizer wordpiece --model_name_or_path modernbert-small \
     --from_scratch true --output_dir out/mine --max_steps 5000
+python main.py --train_data conditional_data/qqp --output_dir out/qqp     # pairs: .jsonl with "src" and "trg"
 torchrun --nproc_per_node 4 main.py ...
 """
 
@@ -21,9 +22,10 @@ import checkpoint
 import dataloader
 import hub
 import likelihood
+import pairs
 import runtime
 from config import TrainArgs, parse
-from corpus import training_source
+from corpus import holds_pairs, training_source
 from diffusion_word_freq import WordFreqArgs
 from models.bert import BertArgs, build
 from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
@@ -31,13 +33,14 @@ from process import Batch, Loss, UserError, masked_lm_loss
 from tracking import Tracker
 from vocabulary import load_tokenizer, vocabulary_size, wordpiece_of
 
-Settings = tuple[TrainArgs, dataloader.DataArgs, BertArgs, WordFreqArgs, OptimArgs]
+KINDS = [TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, WordFreqArgs, OptimArgs]
+Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, WordFreqArgs, OptimArgs]
 OUTPUTS = ("checkpoint", "checkpoint-last", "log.jsonl", "curve.png", "fitlog")
 
 
 def main() -> None:
     """Read the settings, build the run, train it, say what was written."""
-    settings: Settings = parse([TrainArgs, dataloader.DataArgs, BertArgs, WordFreqArgs, OptimArgs], __doc__)
+    settings: Settings = parse(KINDS, __doc__)
     hub.quiet_libraries()
     args = settings[0]
     runtime.set_up_cpu(args.threads)
@@ -64,16 +67,14 @@ def refuse_another_run(args: TrainArgs) -> None:
         )
 
 
-def prepare(
-    settings: Settings, device: torch.device
-) -> tuple[checkpoint.Run, dataloader.TokenizedText, dataloader.TokenizedText]:
+def prepare(settings: Settings, device: torch.device) -> tuple[checkpoint.Run, dataloader.Text, dataloader.Text]:
     """Tokenizer, texts, network and process: everything that exists before the first step."""
-    args, data, network, noise, _ = settings
+    args, data, _, network, noise, _ = settings
     if (noise.posterior, noise.loss_weighting) == ("released", "uniform"):
         raise UserError("posterior=released trains on its own loss; use --hybrid_lambda for its cross-entropy term")
     with runtime.leader_first():
         tokenizer = prepare_tokenizer(data, network)
-        train_text, valid_text = dataloader.load_splits(data, tokenizer)
+        train_text, valid_text, form = load_texts(settings, tokenizer)
     torch.manual_seed(args.seed)
     denoiser = build(network, tokenizer, noise.num_steps)
     if data.max_length > denoiser.max_length:
@@ -85,10 +86,28 @@ def prepare(
         counts = checkpoint.read_word_freq(Path(data.word_freq_file), tokenizer, denoiser.vocab_size)
     else:
         counts = train_text.counts(denoiser.vocab_size)
-    process = checkpoint.build_process(noise, counts, tokenizer, denoiser.vocab_size)
-    histogram = np.bincount(train_text.lengths).tolist()
-    run = checkpoint.Run(denoiser, process, noise, tokenizer, counts, histogram, data.max_length)
+    process = checkpoint.build_process(noise, counts, tokenizer, denoiser.vocab_size, of_pairs=form is not None)
+    histogram = np.bincount(train_text.target_lengths).tolist()
+    run = checkpoint.Run(denoiser, process, noise, tokenizer, counts, histogram, data.max_length, pairs=form)
     return run.to(device), train_text, valid_text
+
+
+def load_texts(
+    settings: Settings, tokenizer: transformers.PreTrainedTokenizerBase
+) -> tuple[dataloader.Text, dataloader.Text, pairs.PairFormat | None]:
+    """Training and validation data; of pairs also how they are written.
+
+    Raises:
+        UserError: if a setting of pairs is given for text, or word counts of text for pairs.
+    """
+    data, pair_args = settings[1:3]
+    if not holds_pairs(training_source(data.train_data)):
+        if pair_args != pairs.PairArgs():
+            raise UserError(f'{data.train_data} holds text; prompt and target_window are for pairs ("src" and "trg")')
+        return *dataloader.load_splits(data, tokenizer), None
+    if data.word_freq_file:
+        raise UserError("word_freq_file is for text: the targets of pairs are counted with their [SEP] and [PAD]")
+    return pairs.load_splits(data, pair_args, tokenizer)
 
 
 def prepare_tokenizer(data: dataloader.DataArgs, network: BertArgs) -> transformers.PreTrainedTokenizerBase:
@@ -104,12 +123,12 @@ def prepare_tokenizer(data: dataloader.DataArgs, network: BertArgs) -> transform
 def train(
     settings: Settings,
     run: checkpoint.Run,
-    train_text: dataloader.TokenizedText,
-    valid_text: dataloader.TokenizedText,
+    train_text: dataloader.Text,
+    valid_text: dataloader.Text,
     device: torch.device,
 ) -> None:
     """The loop: learning rate, accumulate, clip, step, average, log, evaluate, save."""
-    args, data, _, _, optim = settings
+    args, data, _, _, _, optim = settings
     model, rank, world_size = run.denoiser, runtime.rank(), runtime.world_size()
     precision = "fp16" if args.fp16 else runtime.pick_precision(args.precision, device)
     model.autocast = runtime.autocast(device, precision)
@@ -141,7 +160,7 @@ def train(
         for epoch, batch in micro_batches:
             loss = training_loss(run, batch.to(device), args, progress, noise_stream)
             scaler.scale(loss.total / num_tokens).backward()
-            book.add(loss, epoch)
+            book.add(loss, batch, epoch)
 
         runtime.sum_over_ranks(*(p.grad for p in model.parameters() if p.grad is not None))
         if clip(model, optim, optimizers, scaler):
@@ -207,7 +226,7 @@ class Bookkeeper:
         self,
         settings: Settings,
         run: checkpoint.Run,
-        valid_text: dataloader.TokenizedText,
+        valid_text: dataloader.Text,
         average: AveragedWeights,
         device: torch.device,
     ) -> None:
@@ -248,12 +267,13 @@ class Bookkeeper:
         """Since the loop began."""
         return time.monotonic() - self.started
 
-    def add(self, loss: Loss, epoch: int) -> None:
-        """Count a micro-step."""
+    def add(self, loss: Loss, batch: Batch, epoch: int) -> None:
+        """Count a micro-step; as in every report, a [PAD] of a target window is scored but is no token."""
         nats = loss.total.item()
         if not math.isfinite(nats):
             raise UserError("the training loss is not finite; lower --learning_rate, or use --precision fp32")
-        self.nats, self.tokens, self.epoch = self.nats + nats, self.tokens + int(loss.num_tokens), epoch
+        self.nats, self.epoch = self.nats + nats, epoch
+        self.tokens += likelihood.num_tokens(batch, self.run.tokenizer.pad_token_id)
 
     def log(self, step: int, rate: float) -> None:
         """Training figures since the last line of the log."""
@@ -301,18 +321,19 @@ class Bookkeeper:
                     checkpoint.save(self.output / "checkpoint", run)
         self.aside += time.monotonic() - began
 
-    def announce(self, train_text: dataloader.TokenizedText, precision: str, total_steps: int, per_step: int) -> None:
+    def announce(self, train_text: dataloader.Text, precision: str, total_steps: int, per_step: int) -> None:
         """What is about to happen."""
         run = self.run
         parameters = sum(p.numel() for p in run.denoiser.parameters())
-        cut, released = train_text.num_truncated, run.process_args.posterior == "released"
+        released, what = run.process_args.posterior == "released", "pairs" if run.pairs else "sentences"
         self.say(
             ("warning: the released posterior's loss and figures are no bound\n" if released else "")
-            + f"{len(train_text):,} training and {len(self.valid_text):,} validation sentences"
-            + (f" ({cut:,} cut to {run.max_length} tokens)" if cut else "")
+            + f"{len(train_text):,} training and {len(self.valid_text):,} validation {what}"
+            + (f" ({train_text.cuts})" if train_text.cuts else "")
+            + (f"; prompt {run.pairs.prompt!r}, target window {run.pairs.target_window}" if run.pairs else "")
             + f"; {parameters / 1e6:.1f} M parameters, {vocabulary_size(run.tokenizer):,} tokens in the vocabulary\n"
             + (f"{self.args.max_minutes:g} minutes, or " if self.args.max_minutes else "")
-            + f"{total_steps:,} steps of {per_step} sentences on {self.device} in {precision}"
+            + f"{total_steps:,} steps of {per_step} {what} on {self.device} in {precision}"
         )
 
     def close(self, step: int) -> None:
@@ -326,8 +347,12 @@ class Bookkeeper:
             f"best validation bound {self.best:.3f} bits/token\n"
             f"  checkpoint  {best}  (the last one: {best}-last)\n"
             f"  log         {self.output / 'log.jsonl'}, {self.output / 'curve.png'}, {self.output / 'fitlog'}\n"
-            f"next: python predict.py --checkpoint {best}\n"
-            f"      python compute_elbo.py --checkpoint {best} --data FILE"
+            + (
+                f"next: python predict_downstream_condition.py --checkpoint {best} --data FILE --output OUT.jsonl\n"
+                if self.run.pairs
+                else f"next: python predict.py --checkpoint {best}\n"
+            )
+            + f"      python compute_elbo.py --checkpoint {best} --data FILE"
         )
 
     def say(self, text: str) -> None:

@@ -70,6 +70,8 @@ def main() -> None:
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
     run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
+    if run.pairs:
+        raise UserError(f"checkpoint {args.checkpoint} was trained on pairs; use predict_downstream_condition.py")
     run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
     if args.show:
         show(run, args, sampling, device)

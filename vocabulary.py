@@ -6,13 +6,15 @@ Text is text: "[MASK]" or "[SEP]" written in a corpus becomes ordinary word piec
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer
 from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from corpus import Source, fingerprint, read_sentences
+from corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
 from hub import first_line, look_for_hub, why_not_given
 from process import UserError
 from runtime import folder_written_whole, local_path
@@ -71,11 +73,13 @@ def _wordpiece_from_vocab(file: Path) -> PreTrainedTokenizerBase:
 
 
 def wordpiece_of(source: Source, vocab_size: int, cache_dir: str) -> PreTrainedTokenizerBase:
-    """A WordPiece tokenizer learnt from a source, from the cache if it was learnt before."""
+    """A WordPiece tokenizer learnt from a source (from both sides of pairs), from the cache if it was learnt before."""
     recipe = f"{RECIPE}:wordpiece:{fingerprint(source)}:{vocab_size}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
     if not (folder / "tokenizer_config.json").exists():
-        tokenizer = train_wordpiece(read_sentences(source, description="learning a vocabulary"), vocab_size)
+        columns = PAIR if holds_pairs(source) else (source.column,)
+        sides = (read_sentences(replace(source, column=c), description="learning a vocabulary") for c in columns)
+        tokenizer = train_wordpiece(chain.from_iterable(sides), vocab_size)
         with folder_written_whole(folder) as temporary:
             tokenizer.save_pretrained(temporary)
     return load_tokenizer(str(folder))
@@ -113,3 +117,9 @@ def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> dict:
         return_token_type_ids=False,
         verbose=False,
     )
+
+
+def respell(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[str]:
+    """Texts as the tokenizer writes them, which is how samples are written: lower case, its spaces, its [UNK]."""
+    texts = list(texts)
+    return [tokenizer.decode(ids).strip() for ids in encode(tokenizer, texts)["input_ids"]] if texts else []

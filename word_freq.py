@@ -13,7 +13,7 @@ import checkpoint
 import dataloader
 import hub
 from config import parse
-from corpus import read_sentences, training_source
+from corpus import holds_pairs, read_sentences, training_source
 from process import UserError
 from runtime import require_writable, run_script
 from vocabulary import encode, load_tokenizer, vocabulary_size
@@ -39,6 +39,8 @@ def main() -> None:
     require_writable("output", Path(args.output))
     tokenizer = load_tokenizer(args.tokenizer)
     source = training_source(args.train_data)
+    if holds_pairs(source):
+        raise UserError(f"{args.train_data} holds pairs; main.py counts their targets itself, no file is needed")
     vocab_size = vocabulary_size(tokenizer)
     counts, num_sentences = np.zeros(vocab_size, dtype=np.int64), 0
     for sentences in dataloader.chunks(read_sentences(source, description="counting")):

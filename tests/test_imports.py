@@ -7,7 +7,15 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 MODULES = {path.stem for path in ROOT.glob("*.py")} | {"models"}
-SCRIPTS = {"main", "predict", "compute_elbo", "word_freq", "demo_corpus"}
+SCRIPTS = {
+    "main",
+    "predict",
+    "predict_downstream_condition",
+    "compute_elbo",
+    "compute_metric",
+    "word_freq",
+    "demo_corpus",
+}
 LIBRARY = {
     "config",
     "checkpoint",
@@ -20,6 +28,9 @@ LIBRARY = {
     "tracking",
     "process",
     "hub",
+    "pairs",
+    "metrics",
+    "metrics_of_models",
 }
 MAY_IMPORT = {
     "process": set(),
@@ -29,12 +40,23 @@ MAY_IMPORT = {
     "corpus": {"process", "hub", "runtime"},
     "vocabulary": {"corpus", "hub", "process", "runtime"},
     "dataloader": {"corpus", "process", "runtime", "vocabulary"},
+    "pairs": {"corpus", "dataloader", "process", "runtime", "vocabulary"},
     "optim": {"process"},
+    "metrics": {"process"},
+    "metrics_of_models": {"process", "hub"},
     "models": {"process", "hub", "vocabulary"},
     "diffusion_word_freq": {"process"},
     "diffusion_word_freq_released": {"process", "diffusion_word_freq"},
-    "checkpoint": {"vocabulary", "models", "process", "runtime", "diffusion_word_freq", "diffusion_word_freq_released"},
-    "likelihood": {"checkpoint", "dataloader", "diffusion_word_freq", "runtime"},
+    "checkpoint": {
+        "vocabulary",
+        "pairs",
+        "models",
+        "process",
+        "runtime",
+        "diffusion_word_freq",
+        "diffusion_word_freq_released",
+    },
+    "likelihood": {"checkpoint", "dataloader", "diffusion_word_freq", "process", "runtime"},
     "config": {"process"},
     **dict.fromkeys(SCRIPTS, LIBRARY | {"models", "diffusion_word_freq"}),
 }

@@ -23,7 +23,7 @@ def run(trained: Path) -> checkpoint.Run:
 
 @pytest.fixture
 def text(run: checkpoint.Run, corpus: Path, tmp_path: Path) -> TokenizedText:
-    return tokenize(training_source(str(corpus)), run.tokenizer, run.max_length, str(tmp_path / "cache"))
+    return tokenize(training_source(str(corpus)), run.tokenizer, run.max_length - 2, str(tmp_path / "cache"))
 
 
 def score(run: checkpoint.Run, text: TokenizedText, **changes: object) -> likelihood.Likelihood:

@@ -1,0 +1,208 @@
+"""Seq2seq: several candidates for every source, and the one that minimum Bayes risk prefers.
+
+python predict_downstream_condition.py --checkpoint out/qqp/checkpoint --data conditional_data/qqp/test.jsonl \
+    --mbr_size 10 --num_steps 200 --output out/qqp/predictions.jsonl
+"""
+
+import math
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+import checkpoint
+import hub
+import pairs
+import runtime
+from config import FROM_CHECKPOINT, parse
+from corpus import holds_pairs, read_sentences, scored_source
+from metrics import mbr_select
+from predictions import Journal, fingerprint_of, write_diffuseq, write_predictions
+from process import SampleArgs, UserError
+from vocabulary import encode, respell
+
+
+@dataclass(frozen=True)
+class DownstreamArgs:
+    """Which sources, how many candidates, and where to."""
+
+    checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder main.py wrote, from pairs"})
+    data: str = field(metadata={"help": "pairs: a .jsonl file, or a folder or hub data set (its test split)"})
+    output: str = field(metadata={"aliases": ["--output_file"], "help": "a .jsonl file, one source a line"})
+    mbr_size: int = field(default=3, metadata={"aliases": ["--MBR_size"], "help": "candidates a source"})
+    step_size: int = field(default=0, metadata={"help": "the same as --num_steps T / step_size (released: 10)"})
+    limit: int = field(default=0, metadata={"help": "only the first so many sources; 0: all"})
+    batch_size: int = field(default=64, metadata={"help": "candidates at a time; does not change them"})
+    diffuseq_format: bool = field(
+        default=False, metadata={"help": "also write OUTPUT without .jsonl/seed{S}_step{N}.json, one file a candidate"}
+    )
+    shuffle_sources: bool = field(
+        default=False, metadata={"help": "give every target another pair's source: what is not read cannot be missed"}
+    )
+    precision: str = field(
+        default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network"}
+    )
+    seed: int = field(default=0, metadata={"help": "candidate j is what --seed SEED+j --mbr_size 1 gives"})
+    show: int = field(default=3, metadata={"help": "print so many sources with all that was made of them"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
+
+    def __post_init__(self) -> None:
+        least = {"mbr_size": 1, "batch_size": 1, "step_size": 0, "limit": 0, "seed": 0, "show": 0}
+        for name, bound in least.items():
+            if getattr(self, name) < bound:
+                raise UserError(f"{name}={getattr(self, name)} must be at least {bound}")
+        if self.mbr_size > 1000:
+            raise UserError(f"mbr_size={self.mbr_size} must be at most 1000: MBR compares all pairs of candidates")
+        if not self.output.endswith(".jsonl"):
+            raise UserError(f"output={self.output}: must end in .jsonl")
+
+
+def main() -> None:
+    """Load, sample what is not there yet, choose, write, show."""
+    args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, meaningless=FROM_CHECKPOINT)
+    hub.quiet_libraries()
+    output = Path(args.output)
+    runtime.require_writable("output", output)
+    runtime.set_up_cpu(args.threads)
+    device = runtime.pick_device(args.device)
+    run = checkpoint.load(args.checkpoint, device)
+    if run.pairs is None:
+        raise UserError(f"checkpoint {args.checkpoint} was trained on text, without pairs; use predict.py")
+    run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
+    sampling = replace(sampling, num_steps=steps(args, sampling, run.process_args.num_steps))
+    sources, references = read_pairs(args)
+    recipe = fingerprint_of(checkpoint.find_checkpoint(args.checkpoint), recipe_of(args, sampling), sources, references)
+    journal = Journal(output, recipe)
+    predict(run, args, sampling, sources, references, device, journal)
+    records = journal.finish(len(sources))
+    write_predictions(output, records)
+    if args.diffuseq_format:
+        write_diffuseq(output.with_suffix(""), records, args.seed, sampling.num_steps)
+    journal.remove()
+    show(records[: args.show])
+    print(
+        f"{len(records):,} sources with {args.mbr_size} candidates each written to {output}\n"
+        f"next: python compute_metric.py --predictions {output}",
+        file=sys.stderr,
+    )
+
+
+def steps(args: DownstreamArgs, sampling: SampleArgs, total: int) -> int:
+    """How many reverse steps: as asked for, else 128, or T if that is fewer."""
+    if args.step_size and sampling.num_steps:
+        raise UserError("give --num_steps or --step_size, not both: the one is T over the other")
+    if max(args.step_size, sampling.num_steps) > total:
+        asked = max(args.step_size, sampling.num_steps)
+        raise UserError(f"num_steps or step_size = {asked} must lie in 1..{total}, the T of this checkpoint")
+    return math.ceil(total / args.step_size) if args.step_size else sampling.num_steps or min(128, total)
+
+
+def recipe_of(args: DownstreamArgs, sampling: SampleArgs) -> dict:
+    """The settings that decide the candidates: work under others cannot be continued."""
+    return {**asdict(sampling), **{name: getattr(args, name) for name in ("mbr_size", "seed", "precision")}}
+
+
+def read_pairs(args: DownstreamArgs) -> tuple[list[str], list[str]]:
+    """Sources and references.
+
+    Raises:
+        UserError: if the data are not pairs, or broken.
+    """
+    source = scored_source(args.data)
+    if not holds_pairs(source):
+        raise UserError(f'{source}: holds no pairs; every line must be an object with a string "src" and "trg"')
+    columns = (read_sentences(replace(source, column=side), description=f"reading {side}") for side in ("src", "trg"))
+    sources, references = ([*column][: args.limit or None] for column in columns)
+    if args.shuffle_sources:
+        if len(sources) < 2:
+            raise UserError("shuffle_sources needs at least two pairs")
+        sources = [sources[i] for i in derangement(len(sources), args.seed)]
+    return sources, references
+
+
+def derangement(n: int, seed: int) -> list[int]:
+    """A permutation without a fixed point: everyone gets the next one's in a random ring."""
+    ring = np.random.default_rng(seed).permutation(n)
+    following = np.empty(n, dtype=int)
+    following[ring] = np.roll(ring, 1)
+    return following.tolist()
+
+
+def predict(
+    run: checkpoint.Run,
+    args: DownstreamArgs,
+    sampling: SampleArgs,
+    sources: list[str],
+    references: list[str],
+    device: torch.device,
+    journal: Journal,
+) -> None:
+    """Candidates and choice for every source that the journal lacks; each is in the journal once it is whole."""
+    layout = pairs.Layout(run.pairs, run.tokenizer, run.max_length)
+    ids = [np.asarray(i) for i in encode(run.tokenizer, [layout.source_lead + text for text in sources])["input_ids"]]
+    cut = sum(len(i) > layout.longest_source for i in ids)
+    if cut:
+        print(f"note: {cut} sources cut to their last {layout.longest_source} tokens", file=sys.stderr)
+    spelled = respell(run.tokenizer, sources), respell(run.tokenizer, references)
+    todo = [i for i in range(len(sources)) if i not in journal.records]
+    if len(todo) < len(sources):
+        print(f"note: continuing after {len(sources) - len(todo)} sources ({journal.path})", file=sys.stderr)
+    todo.sort(key=lambda i: len(ids[i]))
+    with tqdm(total=len(todo), desc="predicting", unit="source", leave=False, disable=None) as bar:
+        for i, windows in candidates(run, layout, ids, todo, args, sampling, device):
+            texts = [pairs.target_text(run.tokenizer, window) for window in windows]
+            chosen = texts[mbr_select(texts)]
+            record = {"source": spelled[0][i], "reference": spelled[1][i], "candidates": texts, "prediction": chosen}
+            journal.add(i, {"index": i, **record})
+            bar.update()
+
+
+@torch.no_grad()
+def candidates(
+    run: checkpoint.Run,
+    layout: pairs.Layout,
+    ids: list[np.ndarray],
+    todo: list[int],
+    args: DownstreamArgs,
+    sampling: SampleArgs,
+    device: torch.device,
+) -> Iterator[tuple[int, list[Tensor]]]:
+    """(source, its target windows), each int64 [window], in the order of `todo`.
+
+    Candidate j of source i has a stream of random numbers of its own, that of seed + j and i: neither the batch size
+    nor the other sources change it. The candidates of a source lie side by side, so they share their batches.
+    """
+    rows = [(i, j) for i in todo for j in range(args.mbr_size)]
+    drawn: list[Tensor] = []
+    for start in range(0, len(rows), args.batch_size):
+        chosen = rows[start : start + args.batch_size]
+        streams = [
+            Generator().manual_seed(int(np.random.SeedSequence([args.seed + j, i]).generate_state(1)[0]))
+            for i, j in chosen
+        ]
+        batch = layout.blanks([ids[i] for i, _ in chosen])
+        tokens = run.process.sample(run.denoiser, batch.to(device), sampling, generator=streams).cpu()
+        for (i, j), row, mask in zip(chosen, tokens, batch.target_mask, strict=True):
+            drawn.append(row[mask])
+            if j == args.mbr_size - 1:
+                yield i, drawn
+                drawn = []
+
+
+def show(records: list[dict]) -> None:
+    """A few sources with everything that was made of them."""
+    for record in records:
+        print(f"\nsource      {record['source']}")
+        for text in record["candidates"]:
+            print(f"candidate   {text}")
+        print(f"MBR choice  {record['prediction']}\nreference   {record['reference']}")
+
+
+if __name__ == "__main__":
+    runtime.run_script(main)
