@@ -1,13 +1,15 @@
 """The embedded corpus: English prose from the documentation that every installation carries.
 
     python demo_corpus.py --output out/demo/corpus
+    python demo_corpus.py --output conditional_data/docstrings --pairs true
 
 Docstrings of Python and of the packages in requirements.txt are read with `ast` (nothing is imported or run), cut into
-sentences, cleaned, and split by a stable hash into train.txt, valid.txt and test.txt, one sentence a line. No sentence
-stands in two of them.
+sentences, cleaned, and split by a stable hash into train, valid and test: sentences, one a line, or pairs of a
+function's name and the first sentence of its documentation. No sentence, and no name, stands in two of them.
 """
 
 import ast
+import json
 import re
 import sysconfig
 import warnings
@@ -33,13 +35,16 @@ HEADING = re.compile(
 MARKUP = (">>>", "...", ".. ", ":", "@", "|", "+", "#", "=", "~", "`", "$")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 WORD = re.compile(r"(?:[A-Z]?[a-z]+|A|I),?$")
+NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 @dataclass(frozen=True)
 class CorpusArgs:
     """What to keep."""
 
-    output: str = field(metadata={"help": "folder for train.txt, valid.txt, test.txt"})
+    output: str = field(metadata={"help": "folder for train.txt, valid.txt, test.txt (or .jsonl)"})
+    pairs: bool = field(default=False, metadata={"help": "function names and what the functions do, for seq2seq"})
     min_words: int = field(default=5, metadata={"help": "shortest sentence"})
     max_words: int = field(default=14, metadata={"help": "longest sentence"})
     known_words: int = field(default=3000, metadata={"help": "keep sentences made of this many most frequent words"})
@@ -61,14 +66,20 @@ def main() -> None:
     """Write the corpus and say how large it is."""
     (args,) = parse([CorpusArgs], __doc__)
     require_writable("output", Path(args.output), folder=True)
-    sentences = collect(source_files(), args)
-    parts = split(sentences, args.held_out_fraction)
+    records = collect(source_files(), args)
+    suffix = "jsonl" if args.pairs else "txt"
+    parts = split(records, args.held_out_fraction)
     for name, part in parts.items():
-        with written_whole(Path(args.output) / f"{name}.txt") as file:
-            file.writelines(sentence + "\n" for sentence in part)
-    words = sum(len(sentence.split()) for sentence in sentences)
-    counts = ", ".join(f"{len(part):,} in {name}.txt" for name, part in parts.items())
-    print(f"{len(sentences):,} sentences, {words:,} words in {args.output}: {counts}")
+        with written_whole(Path(args.output) / f"{name}.{suffix}") as file:
+            file.writelines(line_of(*record, pairs=args.pairs) + "\n" for record in part)
+    words = sum(len(sentence.split()) for _, sentence in records)
+    counts = ", ".join(f"{len(part):,} in {name}.{suffix}" for name, part in parts.items())
+    print(f"{len(records):,} {'pairs' if args.pairs else 'sentences'}, {words:,} words in {args.output}: {counts}")
+
+
+def line_of(name: str, sentence: str, *, pairs: bool) -> str:
+    """A record as its file holds it."""
+    return json.dumps({"src": name, "trg": sentence}, ensure_ascii=False) if pairs else sentence
 
 
 def source_files() -> list[Path]:
@@ -92,22 +103,25 @@ def source_files() -> list[Path]:
     return sorted({path for path in files if not {"test", "tests", "testing", "idlelib"} & set(path.parts)})
 
 
-def collect(files: list[Path], args: CorpusArgs) -> list[str]:
-    """Clean, distinct sentences of all docstrings, in the order they are found.
+def collect(files: list[Path], args: CorpusArgs) -> list[tuple[str, str]]:
+    """(name, sentence) of clean, distinct sentences, in the order they are found; for pairs the names are distinct too.
 
     Raises:
         UserError: if there are none.
     """
-    sentences: dict[str, str] = {}
+    records: dict[str, tuple[str, str]] = {}
+    names: set[str] = set()
     with ProcessPoolExecutor(args.workers) as pool:
-        found = pool.map(sentences_of, files, chunksize=32)
+        found = pool.map(summaries_of if args.pairs else sentences_of, files, chunksize=32)
         for new in tqdm(found, total=len(files), desc="reading docstrings", unit="file", leave=False, disable=None):
-            for sentence in new:
-                if args.min_words <= sentence.count(" ") + 1 <= args.max_words:
-                    sentences.setdefault(sentence.lower(), sentence)
-    frequent = Counter(word for sentence in sentences for word in words_of(sentence))
+            for name, sentence in new:
+                fits = args.min_words <= sentence.count(" ") + 1 <= args.max_words
+                if fits and sentence.lower() not in records and not (args.pairs and name in names):
+                    records[sentence.lower()] = name, sentence
+                    names.add(name)
+    frequent = Counter(word for sentence in records for word in words_of(sentence))
     known = {word for word, _ in frequent.most_common(args.known_words)}
-    kept = [original for lower, original in sentences.items() if known.issuperset(words_of(lower))]
+    kept = [record for lower, record in records.items() if known.issuperset(words_of(lower))]
     if not kept:
         raise UserError(
             f"no documentation of {args.min_words} to {args.max_words} words found; allow longer or shorter sentences, "
@@ -116,18 +130,45 @@ def collect(files: list[Path], args: CorpusArgs) -> list[str]:
     return kept
 
 
-def sentences_of(file: Path) -> list[str]:
-    """Clean sentences of a source file's docstrings."""
+def documented(file: Path) -> Iterator[tuple[ast.AST, str, str]]:
+    """Everything in a source file that has a docstring: the node, its name with the class around it, the docstring."""
     try:
         source = file.read_text(encoding="utf-8")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             tree = ast.parse(source)
     except (OSError, UnicodeDecodeError, SyntaxError, ValueError, RecursionError):
-        return []  # not every installed .py file is meant for this Python
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
-    docs = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds))
-    return [s for doc in docs if doc for p in paragraphs(doc) for s in SENTENCE_END.split(p) if is_prose(s)]
+        return  # not every installed .py file is meant for this Python
+    inside = {child: node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for child in node.body}
+    for node in ast.walk(tree):
+        if isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Module)) and (doc := ast.get_docstring(node)):
+            yield node, f"{inside.get(node, '')}.{getattr(node, 'name', '')}", doc
+
+
+def sentences_of(file: Path) -> list[tuple[str, str]]:
+    """Clean sentences of a source file's docstrings, each with the name it belongs to."""
+    return [
+        (name, s)
+        for _, name, doc in documented(file)
+        for p in paragraphs(doc)
+        for s in SENTENCE_END.split(p)
+        if is_prose(s)
+    ]
+
+
+def summaries_of(file: Path) -> list[tuple[str, str]]:
+    """A source file's functions: the words of each name, and the first sentence about it, if that is prose."""
+    found = []
+    for node, name, doc in documented(file):
+        summary = SENTENCE_END.split(next(paragraphs(doc), ""))[0].removesuffix(".") + "."
+        if isinstance(node, FUNCTIONS) and is_prose(summary):
+            found.append((name_words(name), summary))
+    return found
+
+
+def name_words(name: str) -> str:
+    """`SafeConfigParser.read_file` as "safe config parser . read file"."""
+    return " . ".join(" ".join(NAME_PART.findall(part)).lower() for part in name.split(".") if part)
 
 
 def paragraphs(doc: str) -> Iterator[str]:
@@ -156,13 +197,13 @@ def words_of(sentence: str) -> Iterable[str]:
     return re.findall(r"[a-z]+", sentence.lower())
 
 
-def split(sentences: list[str], fraction: float) -> dict[str, list[str]]:
+def split(records: list[tuple[str, str]], fraction: float) -> dict[str, list[tuple[str, str]]]:
     """Train, valid and test by the hash of the lower-cased sentence: the same sentence falls in the same part."""
     in_both, in_valid = held_out(2 * fraction), held_out(fraction)
-    parts: dict[str, list[str]] = {"train": [], "valid": [], "test": []}
-    for sentence in sentences:
+    parts: dict[str, list[tuple[str, str]]] = {"train": [], "valid": [], "test": []}
+    for name, sentence in records:
         key = sentence.lower()
-        parts["valid" if in_valid(key) else "test" if in_both(key) else "train"].append(sentence)
+        parts["valid" if in_valid(key) else "test" if in_both(key) else "train"].append((name, sentence))
     return parts
 
 

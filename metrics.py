@@ -8,10 +8,10 @@ import math
 import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-from nltk.translate.bleu_score import Fraction, SmoothingFunction, brevity_penalty, sentence_bleu
+from nltk.translate.bleu_score import SmoothingFunction, brevity_penalty, sentence_bleu
 from nltk.util import ngrams
 
 MAX_ORDER = 4
@@ -74,7 +74,7 @@ def mbr_select(samples: Sequence[str], *, released: bool = False) -> int:
 
 
 def pairwise_self_bleu(samples: Sequence[str]) -> float:
-    """Mean BLEU of sample i against sample j over i < j (self-BLEU of DiffuSeq's tables); for at least two samples."""
+    """Mean BLEU of sample i against reference j, i < j (self-BLEU of DiffuSeq's tables); for at least two samples."""
     return float(np.mean([bleu(a, b) for i, a in enumerate(samples) for b in samples[i + 1 :]]))
 
 
@@ -136,41 +136,34 @@ class ReferenceCorpus:
         place = bisect_left(lengths, length)
         return min(lengths[max(0, place - 1) : place + 1], key=lambda n: (abs(n - length), n))
 
-    def sentence_bleu(self, words: Sequence[str], without: int = -1) -> float:
-        """Nltk's sentence_bleu with smoothing method 4, against every reference (but `without`)."""
+    def bleu(self, words: Sequence[str], without: int = -1) -> float:
+        """BLEU-4 of one hypothesis, unsmoothed, against every reference (but `without`): nltk's corpus_bleu."""
         matched, total = self.clipped(words, without)
-        closest = self.closest_length(len(words), without)
-        return combine(matched, total, len(words), closest, method4)
+        return combine(matched, total, len(words), self.closest_length(len(words), without))
 
     def corpus_bleu(self, hypotheses: Iterable[Sequence[str]]) -> float:
-        """Nltk's corpus_bleu, unsmoothed, with every reference for every hypothesis."""
-        matched, total, length, closest = [0] * MAX_ORDER, [0] * MAX_ORDER, 0, 0
+        """BLEU-4 of all hypotheses together, their counts pooled, each against every reference: nltk's corpus_bleu."""
+        matched, total = np.zeros(MAX_ORDER, dtype=int), np.zeros(MAX_ORDER, dtype=int)
+        length = closest = 0
         for words in hypotheses:
             more_matched, more = self.clipped(words)
-            matched = [a + b for a, b in zip(matched, more_matched, strict=True)]
-            total = [a + max(1, b) for a, b in zip(total, more, strict=True)]  # as nltk counts a sentence too short
+            matched, total = matched + more_matched, total + np.maximum(1, more)  # a short one counts 1, as in nltk
             length, closest = length + len(words), closest + self.closest_length(len(words))
-        return combine(matched, total, length, closest, lambda precisions, **_: precisions)
+        return combine(matched, total, length, closest)
 
 
-def combine(
-    matched: list[int], total: list[int], length: int, closest: int, smooth: Callable[..., list[float]]
-) -> float:
-    """BLEU from its counts: brevity penalty times the geometric mean of the precisions (Papineni et al. 2002)."""
-    if not matched[0]:
+def combine(matched: Sequence[int], total: Sequence[int], length: int, closest: int) -> float:
+    """Brevity penalty times the geometric mean of the precisions (Papineni et al. 2002); 0 if one of them is 0."""
+    if not all(matched):
         return 0.0
-    precisions = [Fraction(m, max(1, t), _normalize=False) for m, t in zip(matched, total, strict=True)]
-    smoothed = smooth(precisions, references=None, hypothesis=None, hyp_len=length)
-    if smooth is not method4 and not all(smoothed):
-        return 0.0
-    mean = sum(math.log(p) for p in smoothed if p > 0) / MAX_ORDER  # what method 4 leaves at 0, nltk leaves out
+    mean = sum(math.log(m / n) for m, n in zip(matched, total, strict=True)) / MAX_ORDER
     return float(brevity_penalty(closest, length) * math.exp(mean))
 
 
 def self_bleu(samples: Sequence[Sequence[str]]) -> list[float]:
-    """BLEU-4 of each tokenised sample against all the others (Zhu et al. 2018), method 4; for at least two."""
+    """BLEU-4 of each tokenised sample against all the others (Zhu et al. 2018), unsmoothed; for at least two."""
     corpus = ReferenceCorpus(samples)
-    return [corpus.sentence_bleu(words, without=i) for i, words in enumerate(samples)]
+    return [corpus.bleu(words, without=i) for i, words in enumerate(samples)]
 
 
 def distinct(samples: Iterable[Sequence[str]], order: int) -> float:

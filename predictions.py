@@ -9,8 +9,10 @@ Source and reference stand as the tokenizer writes them, as the candidates do; `
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
+from process import UserError
 from runtime import written_whole
 
 
@@ -91,3 +93,107 @@ def write_diffuseq(folder: Path, records: list[dict], seed: int, num_steps: int)
             for record in records:
                 line = {"recover": record["candidates"][j], **{k: record[k] for k in ("reference", "source")}}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_predictions(path: Path) -> list[dict] | None:
+    """Records of predictions in our form or DiffuSeq's; None if the file holds plain samples.
+
+    Args:
+        path: our .jsonl; one of DiffuSeq's .json files; or a folder of them, one a seed.
+
+    Raises:
+        UserError: if a file is empty or broken, or the files of several seeds do not belong together.
+    """
+    if path.is_dir():
+        files = sorted(path.glob("*.json"), key=lambda file: [int(n) for n in re.findall(r"\d+", file.name)])
+        if not files:
+            raise UserError(f"{path}: no .json file of DiffuSeq's form in this folder")
+        return merge([read_records(file) for file in files], files)
+    if path.suffix == ".txt":
+        return None
+    records = read_records(path)
+    if "recover" in records[0]:
+        return merge([records], [path])
+    if "candidates" not in records[0]:
+        return None
+    wanted, size = {"source": str, "reference": str, "prediction": str, "candidates": list}, None
+    for number, record in enumerate(records, start=1):
+        _require(record, wanted, path, number)
+        texts = record["candidates"]
+        size = size or len(texts)
+        if not texts or len(texts) != size or not all(isinstance(text, str) for text in texts):
+            raise UserError(f"{path}:{number}: {len(texts)} candidates, where the first line has {size}; predict again")
+    return records
+
+
+def read_records(path: Path) -> list[dict]:
+    """The objects of a file with one JSON object a line."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    records = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line) if line.strip() else None
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}:{number}: not JSON ({error}); every line must be an object") from error
+        if record is not None and not isinstance(record, dict):
+            raise UserError(f"{path}:{number}: every line must be an object; it is a {type(record).__name__}")
+        records += [record] if record is not None else []
+    if not records:
+        raise UserError(f"{path}: no predictions in it")
+    return records
+
+
+def read_samples(path: Path) -> list[str]:
+    """Plain samples: the lines of a .txt, empty ones too, or "text" of each line of a .jsonl.
+
+    Raises:
+        UserError: if there are none, or the file is of another kind.
+    """
+    if path.suffix == ".txt":
+        try:
+            samples = path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error})") from error
+        if not samples:
+            raise UserError(f"{path}: no predictions in it")
+        return [sample.strip() for sample in samples]
+    records = read_records(path)
+    for number, record in enumerate(records, start=1):
+        _require(record, {"text": str}, path, number)
+    return [record["text"].strip() for record in records]
+
+
+def merge(by_seed: list[list[dict]], files: list[Path]) -> list[dict]:
+    """DiffuSeq's files as records with one candidate a file; its [CLS], [SEP], [PAD] strings are taken off."""
+    for records, file in zip(by_seed, files, strict=True):
+        if len(records) != len(by_seed[0]):
+            raise UserError(f"{file}: {len(records)} lines, but {files[0]} has {len(by_seed[0])}; predict again")
+        for number, record in enumerate(records, start=1):
+            _require(record, {"recover": str, "reference": str, "source": str}, file, number)
+            if record["reference"] != by_seed[0][number - 1]["reference"]:
+                raise UserError(
+                    f"{file}:{number}: its reference is not the one in {files[0]}; keep one data set's files"
+                )
+    merged = []
+    for lines in zip(*by_seed, strict=True):
+        texts = [_strip(line["recover"]) for line in lines]
+        sides = {name: _strip(lines[0][name]) for name in ("source", "reference")}
+        merged.append({**sides, "candidates": texts, "prediction": texts[0]})
+    return merged
+
+
+def _strip(text: str) -> str:
+    return " ".join(re.sub(r"\[(CLS|SEP|PAD)\]|</?s>|<pad>", " ", text).split())
+
+
+def _require(record: dict, wanted: dict[str, type], path: Path, number: int) -> None:
+    for name, kind in wanted.items():
+        if not isinstance(record.get(name), kind):
+            what = {str: "a string", list: "a list"}[kind]
+            raise UserError(f'{path}:{number}: every line must have {what} "{name}"; its keys are {sorted(record)}')

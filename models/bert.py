@@ -164,9 +164,13 @@ class BertDenoiser(nn.Module):
     def max_length(self) -> int:
         """Longest sentence in tokens, special tokens included."""
         longest = getattr(self.network.config, "max_position_embeddings", 10**6)
-        if any(kind in self.network.config.model_type for kind in ("roberta", "camembert", "mpnet")):
-            longest -= (self.network.config.pad_token_id or 0) + 1  # these number positions from pad_token_id + 1
-        return longest - (self.time_conditioning == "token")
+        return longest - self.first_position - (self.time_conditioning == "token")
+
+    @property
+    def first_position(self) -> int:
+        """The number of the first position: pad_token_id + 1 in RoBERTa's family, else 0."""
+        family = any(kind in self.network.config.model_type for kind in ("roberta", "camembert", "mpnet"))
+        return (self.network.config.pad_token_id or 0) + 1 if family else 0
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 [B, L], int64 [B], bool [B, L] -> hidden states [B, L, D]."""
@@ -175,7 +179,11 @@ class BertDenoiser(nn.Module):
                 return self._encode_with_time_token(xt, t, attention_mask)
             if self.time_conditioning == "layerwise":
                 self.time.t = t
-            return self.body(input_ids=xt, attention_mask=attention_mask.long()).last_hidden_state
+            positions = {}
+            if self.first_position:  # left to itself, this family gives every [PAD] one position, as if it were no text
+                place = torch.arange(xt.shape[1], device=xt.device) + self.first_position
+                positions = {"position_ids": place.expand_as(xt)}
+            return self.body(input_ids=xt, attention_mask=attention_mask.long(), **positions).last_hidden_state
 
     def decode(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., V]."""

@@ -54,10 +54,21 @@ def test_decode_of_encode_is_the_network(name: str) -> None:
     stock = network(CONFIGS[name])
     denoiser = BertDenoiser(stock)
     ours = denoiser.decode(denoiser.encode(X, T, MASK))
-    torch.testing.assert_close(ours, stock(input_ids=X, attention_mask=MASK.long()).logits)
+    torch.testing.assert_close(ours[MASK], stock(input_ids=X, attention_mask=MASK.long()).logits[MASK])
     assert denoiser.vocab_size == 50 and not denoiser.time_conditioned
     some = denoiser.decode(denoiser.encode(X, T, MASK)[MASK])  # the head on chosen positions only
     torch.testing.assert_close(some, ours[MASK])
+
+
+@pytest.mark.parametrize("name", ["roberta", "xlm-roberta", "camembert", "mpnet"])
+def test_a_pad_that_is_content_keeps_its_place(name: str) -> None:
+    """RoBERTa's family numbers positions by counting tokens that are not [PAD]; a target window counts them all."""
+    stock, everywhere = network(CONFIGS[name]), torch.ones_like(MASK)
+    denoiser = BertDenoiser(stock)
+    ours = denoiser.decode(denoiser.encode(X, T, everywhere))
+    places = (torch.arange(5) + 2).expand_as(X)
+    torch.testing.assert_close(ours, stock(input_ids=X, attention_mask=everywhere.long(), position_ids=places).logits)
+    assert not torch.allclose(ours, stock(input_ids=X, attention_mask=everywhere.long()).logits)
 
 
 @pytest.mark.parametrize("conditioning", ["none", "layerwise", "token"])
@@ -75,7 +86,7 @@ def test_layerwise_time_starts_silent_then_reaches_every_layer(name: str) -> Non
     before = stock(input_ids=X, attention_mask=MASK.long()).logits
     denoiser = BertDenoiser(stock, "layerwise", num_steps=8).eval()
     assert denoiser.time_conditioned
-    torch.testing.assert_close(denoiser.decode(denoiser.encode(X, T, MASK)), before)
+    torch.testing.assert_close(denoiser.decode(denoiser.encode(X, T, MASK))[MASK], before[MASK])
     for mlp in denoiser.time.mlps:
         torch.nn.init.normal_(mlp[2].weight)
     early, late = (denoiser.encode(X, torch.full((2,), t), MASK) for t in (1, 8))

@@ -1,0 +1,239 @@
+"""Metrics of predictions (seq2seq) or of samples (unconditional text).
+
+python compute_metric.py --predictions out/qqp/predictions.jsonl --train_data conditional_data/qqp
+python compute_metric.py --predictions samples.txt --references test.txt --tokenizer out/lm1b/checkpoint \
+    --train_data train.txt
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+import hub
+import metrics
+import metrics_of_models
+import runtime
+from config import parse
+from corpus import PAIR, Source, holds_pairs, read_sentences, scored_source, training_source
+from predictions import read_predictions, read_samples
+from process import UserError
+from vocabulary import encode, load_tokenizer, respell
+
+Report = dict[str, float | int | None]
+Spell = Callable[[list[str]], list[str]]
+
+
+@dataclass(frozen=True)
+class MetricArgs:
+    """What to measure, and against what."""
+
+    predictions: str = field(
+        metadata={"help": ".jsonl of predict_downstream_condition.py, DiffuSeq's .json (or a folder), or samples"}
+    )
+    references: str = field(default="", metadata={"help": "for samples: text, or pairs line by line; a file or folder"})
+    train_data: str = field(
+        default="", metadata={"help": "what the model was trained on: for copies, nearest and random training targets"}
+    )
+    tokenizer: str = field(
+        default="", metadata={"help": "a checkpoint or tokenizer: references and training text are spelled its way"}
+    )
+    mbr_size: int = field(default=0, metadata={"help": "choose among the first so many candidates; 0: all"})
+    diversity_samples: int = field(default=3, metadata={"help": "candidates self-BLEU and div-4 look at (DiffuSeq: 3)"})
+    released: bool = field(
+        default=False, metadata={"help": "as the released program had it: BLEU swapped, references as they are"}
+    )
+    bertscore_model: str = field(default="", metadata={"help": "model folder; DiffuSeq's: deberta-xlarge-mnli"})
+    bertscore_layer: int = field(default=0, metadata={"help": "0: bert-score's choice for such a model"})
+    mauve_model: str = field(default="", metadata={"help": "folder of a causal language model"})
+    json: bool = field(default=False, metadata={"help": "print one JSON object and nothing else on stdout"})
+    seed: int = field(default=0, metadata={"help": "of random training targets and of MAUVE's clusters"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
+
+    def __post_init__(self) -> None:
+        for name in ("mbr_size", "diversity_samples", "bertscore_layer", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 0")
+
+
+def main() -> None:
+    """Read, measure, print."""
+    (args,) = parse([MetricArgs], __doc__)
+    hub.quiet_libraries()
+    runtime.set_up_cpu(args.threads)
+    path = runtime.local_path(args.predictions)
+    if not path.exists():
+        raise UserError(f"predictions={path}: no such file or folder")
+    spell = speller(args)
+    records = read_predictions(path)
+    if records is not None:
+        report = conditional(args, records, spell)
+    elif not args.references:
+        raise UserError(f"{path} holds samples; give --references, a text (or pairs) to compare them with")
+    elif holds_pairs(source := scored_source(args.references)):
+        report = conditional(args, aligned(path, source, spell), spell)
+    else:
+        report = unconditional(args, read_samples(path), source, spell)
+    print(json.dumps(report) if args.json else table(report))
+
+
+def aligned(path: Path, source: Source, spell: Spell) -> list[dict]:
+    """Records of samples that belong to pairs line by line."""
+    samples = read_samples(path)
+    sources, references = (spell([*read_sentences(replace(source, column=side))]) for side in PAIR)
+    if len(samples) != len(references):
+        raise UserError(f"{path}: {len(samples)} predictions, but {source} has {len(references)} references")
+    return [
+        {"source": src, "reference": trg, "candidates": [sample], "prediction": sample}
+        for src, trg, sample in zip(sources, references, samples, strict=True)
+    ]
+
+
+def speller(args: MetricArgs) -> Spell:
+    """How references are written: as the tokenizer writes samples, or as they are."""
+    if args.released or not args.tokenizer:
+        return lambda texts: texts
+    return lambda texts: respell(tokenizer_of(args), texts)
+
+
+def tokenizer_of(args: MetricArgs) -> PreTrainedTokenizerBase:
+    """The one that was named, or that of the checkpoint that was."""
+    folder = runtime.local_path(args.tokenizer)
+    return load_tokenizer(str(folder / "checkpoint") if (folder / "checkpoint").is_dir() else args.tokenizer)
+
+
+# ---- seq2seq ---------------------------------------------------------------------------------------------------------
+
+
+def conditional(args: MetricArgs, records: list[dict], spell: Spell) -> Report:
+    """Everything DiffuSeq's tables have, each with its standard error over sources, and what a model must beat."""
+    references = [record["reference"] for record in records]
+    candidates = [record["candidates"][: args.mbr_size or None] for record in records]
+    if args.mbr_size > len(candidates[0]):
+        raise UserError(f"mbr_size={args.mbr_size}, but there are {len(candidates[0])} candidates a source")
+    chosen = tqdm(candidates, desc="choosing", unit="source", leave=False, disable=None)
+    predictions = [texts[metrics.mbr_select(texts, released=args.released)] for texts in chosen]
+    report: Report = {"num_sources": len(records), "mbr_size": len(candidates[0])}
+    report |= summarise(quality(predictions, references, args.released))
+    report |= summarise({"bleu_single": bleus([texts[0] for texts in candidates], references, args.released)})
+    report |= diversity(args, [record["candidates"] for record in records])
+    if args.bertscore_model:
+        device = runtime.pick_device(args.device)
+        settings = args.bertscore_model, args.bertscore_layer, device
+        report |= summarise({"bertscore": metrics_of_models.bert_score(predictions, references, *settings)})
+    report |= summarise(baselines(args, records, spell))
+    return report
+
+
+def bleus(hypotheses: list[str], references: list[str], released: bool = False) -> list[float]:
+    """BLEU of each pair, the right way round or as released."""
+    sides = (references, hypotheses) if released else (hypotheses, references)
+    return [metrics.bleu(*pair) for pair in zip(*sides, strict=True)]
+
+
+def quality(predictions: list[str], references: list[str], released: bool) -> dict[str, list[float]]:
+    """One figure a source, by metric."""
+    return {
+        "bleu": bleus(predictions, references, released),
+        "rouge_l": [metrics.rouge_l(*pair) for pair in zip(predictions, references, strict=True)],
+        "dist_1": [metrics.distinct_1(prediction) for prediction in predictions],
+        "length": [float(len(prediction.split())) for prediction in predictions],
+        "exact_match": [float(p == r) for p, r in zip(predictions, references, strict=True)],
+    }
+
+
+def diversity(args: MetricArgs, candidates: list[list[str]]) -> Report:
+    """Self-BLEU and div-4 of the first few candidates of each source; nothing if there is only one."""
+    first = [texts[: args.diversity_samples] for texts in candidates]
+    if len(first[0]) < 2:
+        return {}
+    values = {
+        "self_bleu": [metrics.pairwise_self_bleu(texts) for texts in first],
+        "div_4": [metrics.diverse_4(texts) for texts in first],
+    }
+    return {"diversity_samples": len(first[0]), **summarise(values)}
+
+
+def baselines(args: MetricArgs, records: list[dict], spell: Spell) -> dict[str, list[float]]:
+    """The same metrics of copying the source, and BLEU of training targets: a random one, and the nearest source's."""
+    sources, references = ([record[side] for record in records] for side in ("source", "reference"))
+    found = {f"{name}_copy": values for name, values in quality(sources, references, args.released).items()}
+    del found["exact_match_copy"], found["length_copy"]
+    if not args.train_data:
+        return found
+    if not args.tokenizer:
+        raise UserError(
+            "train_data: its targets are spelled, and its sources compared, by a tokenizer; add --tokenizer"
+        )
+    source = training_source(args.train_data)
+    train_sources, targets = ([*read_sentences(replace(source, column=side))] for side in PAIR)
+    targets = spell(targets)
+    drawn = np.random.default_rng(args.seed).integers(len(targets), size=len(records))
+    nearest = metrics.nearest_targets(pieces(args, sources), pieces(args, train_sources))
+    found["bleu_random"] = bleus([targets[i] for i in drawn], references, args.released)
+    found["bleu_nearest"] = bleus([targets[i] for i in nearest], references, args.released)
+    return found
+
+
+def pieces(args: MetricArgs, texts: list[str]) -> list[set[int]]:
+    """The word pieces of each text."""
+    return [set(ids) for ids in encode(tokenizer_of(args), texts)["input_ids"]]
+
+
+# ---- unconditional text ----------------------------------------------------------------------------------------------
+
+
+def unconditional(args: MetricArgs, samples: list[str], source: Source, spell: Spell) -> Report:
+    """Quality against a whole corpus, diversity, repetition, and copying."""
+    words = [sample.split() for sample in samples]
+    references = spell([*read_sentences(source, description="reading references")])
+    corpus = metrics.ReferenceCorpus(text.split() for text in references)
+    report: Report = {"num_samples": len(samples), "num_references": len(references)}
+    values = {"bleu_4": [corpus.bleu(sample) for sample in words]}
+    if len(words) > 1:
+        values["self_bleu_4"] = metrics.self_bleu(words)
+    values["repetition"] = [metrics.repetition(sample) for sample in words]
+    values["length"] = [float(len(sample)) for sample in words]
+    report |= summarise(values)
+    report["corpus_bleu_4"] = corpus.corpus_bleu(words)
+    report |= {f"distinct_{order}": metrics.distinct(words, order) for order in range(1, metrics.MAX_ORDER + 1)}
+    report["unigram_entropy"] = metrics.unigram_entropy(words)
+    if args.train_data:
+        known = set(spell([*read_sentences(training_source(args.train_data), description="reading training text")]))
+        report |= summarise({"copied": [float(sample in known) for sample in samples]})
+    if args.mauve_model:
+        device = runtime.pick_device(args.device)
+        report["mauve"] = metrics_of_models.mauve(samples, references, args.mauve_model, args.seed, device)
+    return report
+
+
+# ---- words for people ------------------------------------------------------------------------------------------------
+
+
+def summarise(values: dict[str, list[float]]) -> Report:
+    """Mean and standard error of each list."""
+    report: Report = {}
+    for name, numbers in values.items():
+        report[name], report[f"{name}_se"] = metrics.mean_and_error(numbers)
+    return report
+
+
+def table(report: Report) -> str:
+    """One metric a line, with its standard error if it has one."""
+    lines = []
+    for name, value in report.items():
+        if name.endswith("_se"):
+            continue
+        error = report.get(f"{name}_se")
+        shown = f"{value:.4f}" if isinstance(value, float) else f"{value}"
+        lines.append(f"{name:20}{shown:>10}" + (f" ± {error:.4f}" if error is not None else ""))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    runtime.run_script(main)

@@ -1,0 +1,48 @@
+# Sourced by run.sh and run_condition.sh: what their recipes share.
+
+# What learns from scratch in minutes: pre-norm rotary layers, Muon on the matrices, a third of the time as a masked LM
+# at low mask rates, then unweighted cross-entropy. The bound is always reported with the true weights.
+from_scratch=(
+    --model_name_or_path modernbert-small --from_scratch true --attn_implementation eager
+    --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 --weight_decay 0.1
+    --loss_weighting uniform --warm_start 0.33
+)
+
+stage() { # name, command...: run once, and remember how long it took
+    local name=$1 begin=$SECONDS
+    shift
+    if [ -e "$demo_folder/seconds.$name" ]; then
+        echo "== $name: already there"
+        return
+    fi
+    echo "== $name"
+    "$@"
+    mkdir -p "$demo_folder"
+    echo $((SECONDS - begin)) >"$demo_folder/seconds.$name"
+}
+
+gpus() { python -c 'import torch; print(torch.cuda.device_count())'; }
+
+launch() { # number of GPUs, flags...: one process, or one per GPU
+    local count=$1
+    shift
+    if [ "$count" -gt 1 ]; then
+        torchrun --standalone --nproc_per_node "$count" main.py "$@"
+    else
+        python main.py "$@"
+    fi
+}
+
+fit_to_memory() { # number of GPUs, sentences a step: the batch that fits the smallest GPU, and how often to accumulate it
+    python - "$1" "$2" <<'PYTHON'
+import sys
+
+import torch
+
+gpus, wanted = int(sys.argv[1]), int(sys.argv[2])
+gib = min(torch.cuda.get_device_properties(i).total_memory for i in range(gpus)) / 2**30
+fits = next(size for least, size in ((20, 64), (10, 32), (6, 16), (0, 8)) if gib >= least)
+micro = max(1, min(fits, wanted // gpus))
+print(f"--batch_size {micro} --accumulation_steps {max(1, round(wanted / (micro * gpus)))}")
+PYTHON
+}

@@ -1,0 +1,133 @@
+#!/usr/bin/env bash
+# Train DiffusionBERT on pairs (seq2seq), predict with minimum Bayes risk, measure.
+#
+#   bash run_condition.sh demo            ten minutes on two cores: what does a function do, given its name?
+#   bash run_condition.sh qqp [FLAGS]     DiffuSeq's data: qqp, Q-T, wiki_alignment or CC (conditional_data/*/README.md)
+#   bash run_condition.sh FOLDER [FLAGS]  your own pairs: train.jsonl, valid.jsonl, test.jsonl with "src" and "trg"
+#
+# Further words are flags of main.py and win over the ones set here: bash run_condition.sh qqp --word_freq_lambda 0
+set -euo pipefail
+cd "$(dirname "$0")"
+SECONDS=0
+usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; }
+case "${1-}" in -h | --help) usage; exit 0 ;; esac
+[ $# -gt 0 ] || { usage >&2; echo "error: which task? (demo needs nothing)" >&2; exit 2; }
+. ./setup.sh
+. ./recipe.sh
+ensure_environment requirements.txt
+install_seconds=$SECONDS
+
+demo() {
+    local folder=out/condition_demo data=conditional_data/docstrings minutes threads
+    demo_folder=$folder
+    mkdir -p $folder
+    [ -e $folder/seconds.install ] || echo "$install_seconds" >$folder/seconds.install
+    stage pairs python demo_corpus.py --output $data --pairs true
+    threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more would wait for each other in a network this small
+    minutes=$(python -c "print(round(min(5.5, max(3.0, (420 - $SECONDS) / 60)), 2))")
+    stage train python main.py --train_data $data --output_dir $folder --overwrite true \
+        --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 128 "${from_scratch[@]}" \
+        --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3 \
+        --max_steps 100000 --max_minutes "$minutes" --eval_steps 1000 --eval_sequences 256 --logging_steps 200 --threads "$threads"
+    stage predict predict_demo predictions --show 8
+    stage shuffled predict_demo shuffled --show 0 --shuffle_sources true
+    stage measure measure_demo
+    summarise_demo
+}
+
+predict_demo() { # name of the output, flags...
+    local name=$1
+    shift
+    python predict_downstream_condition.py --checkpoint out/condition_demo/checkpoint \
+        --data conditional_data/docstrings/test.jsonl --limit 400 --mbr_size 5 --num_steps 64 --temperature 0.7 \
+        --batch_size 250 --output "out/condition_demo/$name.jsonl" "$@"
+}
+
+measure_demo() {
+    local name
+    for name in predictions shuffled; do
+        python compute_metric.py --predictions out/condition_demo/$name.jsonl --train_data conditional_data/docstrings \
+            --tokenizer out/condition_demo/checkpoint --json true >out/condition_demo/metrics.$name.json.part
+        mv out/condition_demo/metrics.$name.json.part out/condition_demo/metrics.$name.json
+    done
+}
+
+summarise_demo() {
+    python - <<'PYTHON'
+import json
+from pathlib import Path
+
+from runtime import written_whole
+
+demo = Path("out/condition_demo")
+real, shuffled = (json.loads((demo / f"metrics.{name}.json").read_text()) for name in ("predictions", "shuffled"))
+seconds = {f.suffix[1:]: int(f.read_text()) for f in sorted(demo.glob("seconds.*"), key=lambda f: f.stat().st_mtime)}
+found = {
+    "mbr": (real, "bleu"),
+    "single": (real, "bleu_single"),
+    "random": (real, "bleu_random"),
+    "shuffled_source": (shuffled, "bleu"),
+    "nearest": (real, "bleu_nearest"),
+}
+summary = {f"bleu_{name}": report[key] for name, (report, key) in found.items()}
+summary |= {f"bleu_{name}_se": report[f"{key}_se"] for name, (report, key) in found.items()}
+summary |= {"num_sources": real["num_sources"], "seconds": seconds, "metrics": real, "checkpoint": str(demo / "checkpoint")}
+with written_whole(demo / "summary.json") as file:
+    json.dump(summary, file, indent=1)
+
+
+def show(name: str) -> str:
+    return f"{100 * summary[f'bleu_{name}']:5.2f} ± {100 * summary[f'bleu_{name}_se']:.2f}"
+
+
+print(f"""
+The demo is done ({', '.join(f'{name} {n} s' for name, n in seconds.items())}).
+BLEU on {real['num_sources']} functions whose names and summaries were never seen:
+  {show('mbr')}  the choice of minimum Bayes risk among {real['mbr_size']} candidates
+  {show('single')}  a single candidate
+  {show('shuffled_source')}  the model given another function's name
+  {show('random')}  a random summary from the training set
+  {show('nearest')}  the training summary whose function's name shares most word pieces
+  out/condition_demo/checkpoint         the model
+  out/condition_demo/predictions.jsonl  sources, references, candidates, choices
+  out/condition_demo/summary.json       these figures
+next: .venv/bin/python compute_metric.py --predictions out/condition_demo/predictions.jsonl
+      bash run_condition.sh FOLDER_WITH_YOUR_PAIRS""")
+PYTHON
+}
+
+task() { # folder with pairs, flags...: train (unless that is done), predict the test set, measure
+    local data=$1 name folder count fitted
+    shift
+    [ -d "$data" ] || { echo "error: $data: no such task or folder (bash run_condition.sh --help)" >&2; exit 2; }
+    [ -e "$data/train.jsonl" ] || {
+        echo "error: $data: no train.jsonl in it$([ -e "$data/README.md" ] && echo "; its README.md says where the files come from")" >&2
+        exit 2
+    }
+    name=$(basename "$(realpath "$data")")
+    folder=out/$name
+    count=$(gpus)
+    if [ -e "$folder/checkpoint" ]; then
+        echo "== train: already there ($folder; remove it to train anew)"
+    elif [ "$count" -eq 0 ]; then
+        launch 0 --train_data "$data" --output_dir "$folder" --tokenizer wordpiece --vocab_size 8192 \
+            --max_length 128 --batch_size 64 "${from_scratch[@]}" --num_train_epochs 10 --max_minutes 60 "$@"
+    else
+        fitted=$(fit_to_memory "$count" 256)
+        # the released settings: T = 2000, 5e-5, 64 pairs x 4 a step; bert-base-uncased instead of roberta-base
+        # shellcheck disable=SC2086
+        launch "$count" --train_data "$data" --output_dir "$folder" --model_name_or_path bert-base-uncased \
+            --max_length 128 --num_steps 2000 --learning_rate 5e-5 --num_train_epochs 50 $fitted "$@"
+    fi
+    echo "== predict"
+    python predict_downstream_condition.py --checkpoint "$folder/checkpoint" --data "$data" --mbr_size 10 --top_k 15 \
+        --num_steps 200 --precision auto --output "$folder/predictions.jsonl"
+    echo "== measure"
+    python compute_metric.py --predictions "$folder/predictions.jsonl" --train_data "$data" --tokenizer "$folder/checkpoint"
+}
+
+case "$1" in
+    demo) demo ;;
+    qqp | Q-T | wiki_alignment | CC | docstrings) name=$1; shift; task "conditional_data/$name" "$@" ;;
+    *) task "$@" ;;
+esac

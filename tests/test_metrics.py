@@ -1,0 +1,156 @@
+"""metrics.py: recorded figures of DiffuSeq's protocol, nltk's figures on random corpora, and what each metric must obey."""
+
+import math
+import random
+import time
+import warnings
+
+import numpy as np
+import pytest
+from nltk.translate.bleu_score import corpus_bleu
+
+import metrics
+from metrics import ReferenceCorpus, bleu, mbr_select, pairwise_bleu
+
+FRIENDS = ["how can i make friends ?", "how do i make friends ?", "what is the best way to make friends ?"]
+RECORDED = [
+    ("how can i make friends ?", "how to make friends ?", 0.251198, 0.263504, 0.666667),
+    ("the cat sat on the mat", "the cat is on the mat today", 0.248820, 0.242792, 0.769231),
+]
+
+
+@pytest.mark.parametrize(("hypothesis", "reference", "right", "swapped", "rouge"), RECORDED)
+def test_recorded_figures_of_one_pair(
+    hypothesis: str, reference: str, right: float, swapped: float, rouge: float
+) -> None:
+    assert bleu(hypothesis, reference) == pytest.approx(right, abs=1e-6)
+    assert bleu(reference, hypothesis) == pytest.approx(swapped, abs=1e-6)
+    assert metrics.rouge_l(hypothesis, reference) == pytest.approx(rouge, abs=1e-6)
+
+
+def test_recorded_figures_of_three_candidates() -> None:
+    sums = pairwise_bleu(FRIENDS).sum(1) - 1
+    assert sums == pytest.approx([0.679071, 0.679071, 0.288995], abs=1e-6)
+    assert mbr_select(FRIENDS) == 0
+    assert metrics.pairwise_self_bleu(FRIENDS) == pytest.approx(0.273619, abs=1e-6)
+    assert metrics.diverse_4(FRIENDS) == pytest.approx(0.916667, abs=1e-6)
+    assert metrics.distinct_1("a b a c") == 0.75
+
+
+def test_identity_and_emptiness() -> None:
+    assert bleu("a b c d e", "a b c d e") == pytest.approx(1)
+    assert bleu("", "a b") == bleu("a b", "") == bleu("", "") == 0
+    assert metrics.rouge_l("", "a") == metrics.rouge_l("", "") == metrics.distinct_1("") == 0
+    assert metrics.diverse_4(["a b c"]) == metrics.distinct([], 1) == metrics.unigram_entropy([]) == 0
+    assert metrics.rouge_l("A, b!", "a B") == 1  # lower case, no punctuation
+
+
+def sentences(seed: int, count: int, longest: int, words: str = "abcdefgh") -> list[list[str]]:
+    rng = random.Random(seed)
+    return [rng.choices(words, range(1, len(words) + 1), k=rng.randint(0, longest)) for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bleu_against_a_corpus_is_nltks(seed: int) -> None:
+    hypotheses, references = sentences(seed, 8, 12), sentences(seed + 100, 15, 12)
+    corpus = ReferenceCorpus(references)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nltk warns where an order has no match, and returns 1e-77
+        for words in hypotheses:
+            assert corpus.bleu(words) == pytest.approx(corpus_bleu([references], [words]), abs=1e-9)
+        expected = corpus_bleu([references] * len(hypotheses), hypotheses)
+        assert corpus.corpus_bleu(hypotheses) == pytest.approx(expected, abs=1e-9)
+        for i, value in enumerate(metrics.self_bleu(hypotheses)):
+            others = hypotheses[:i] + hypotheses[i + 1 :]
+            assert value == pytest.approx(corpus_bleu([others], [hypotheses[i]]), abs=1e-9)
+
+
+def test_the_comparison_with_nltk_is_not_of_zeros() -> None:
+    corpus = ReferenceCorpus(sentences(100, 15, 12))
+    values = [corpus.bleu(words) for seed in range(20) for words in sentences(seed, 8, 12)]
+    assert sum(v > 0.05 for v in values) > 10
+
+
+def test_a_thousand_samples_against_ten_thousand_references_take_seconds() -> None:
+    words = [f"w{i}" for i in range(3000)]
+    rng = random.Random(0)
+
+    def text(count: int) -> list[list[str]]:
+        weights = [1 / (rank + 1) for rank in range(len(words))]
+        return [rng.choices(words, weights, k=rng.randint(5, 40)) for _ in range(count)]
+
+    samples, references = text(1000), text(10_000)
+    begin = time.process_time()
+    corpus = ReferenceCorpus(references)
+    values = [corpus.bleu(sample) for sample in samples]
+    metrics.self_bleu(samples)
+    assert time.process_time() - begin < 10
+    assert max(values) > 0
+
+
+def test_rouge_is_the_longest_common_subsequence() -> None:
+    def brute(a: str, b: str) -> int:
+        if not a or not b:
+            return 0
+        if a[0] == b[0]:
+            return 1 + brute(a[1:], b[1:])
+        return max(brute(a[1:], b), brute(a, b[1:]))
+
+    rng = random.Random(0)
+    for _ in range(50):
+        a, b = ("".join(rng.choices("abc", k=rng.randint(0, 7))) for _ in range(2))
+        assert metrics.longest_common_subsequence(a, b) == brute(a, b)
+
+
+# ---- minimum Bayes risk ----------------------------------------------------------------------------------------------
+
+
+def test_one_candidate_is_its_own_choice() -> None:
+    assert mbr_select(["whatever it is"]) == mbr_select([""]) == 0
+
+
+def test_the_choice_has_the_largest_mean_utility_against_the_others() -> None:
+    rng, voted = random.Random(1), 0
+    for _ in range(60):
+        samples = [" ".join(rng.choices("a b c d".split(), k=rng.randint(1, 7))) for _ in range(5)]
+        means = [np.mean([bleu(a, b) for j, b in enumerate(samples) if j != i]) for i, a in enumerate(samples)]
+        assert means[mbr_select(samples)] == pytest.approx(max(means))
+        assert mbr_select(samples) == next(i for i, m in enumerate(means) if m > max(means) - 1e-12)
+        voted += int(pairwise_bleu(samples).sum(1).argmax()) != mbr_select(samples)
+    assert voted > 3  # were a candidate to vote for itself (BLEU of a short one with itself is below 1), it would differ
+
+
+def test_the_released_rule_is_another() -> None:
+    rng = random.Random(3)
+    differ = 0
+    for _ in range(200):
+        samples = [" ".join(rng.choices("a b c d e".split(), k=rng.randint(1, 9))) for _ in range(3)]
+        sums = [sum(bleu(other, reference) for other in samples) for reference in samples]
+        assert mbr_select(samples, released=True) == int(np.argmax(sums))
+        differ += mbr_select(samples, released=True) != mbr_select(samples)
+    assert differ > 10
+
+
+# ---- the rest --------------------------------------------------------------------------------------------------------
+
+
+def test_distinct_entropy_and_repetition_by_hand() -> None:
+    texts = ["a b a b".split(), "a c".split()]
+    assert metrics.distinct(texts, 1) == 3 / 6
+    assert metrics.distinct(texts, 2) == 3 / 4  # ab, ba, ab, ac
+    p = np.array([3, 2, 1]) / 6
+    assert metrics.unigram_entropy(texts) == pytest.approx(-(p * np.log2(p)).sum())
+    assert metrics.unigram_entropy([["a", "a"]]) == 0
+    assert metrics.repetition("a b a b".split()) == pytest.approx(1 / 3)
+    assert metrics.repetition(["a"]) == 0
+
+
+def test_mean_and_error() -> None:
+    mean, error = metrics.mean_and_error([1, 2, 3, 4])
+    assert mean == 2.5 and error == pytest.approx(math.sqrt(5 / 3 / 4))
+    assert metrics.mean_and_error([7]) == (7, None)
+
+
+def test_the_nearest_source_shares_most_pieces() -> None:
+    train = [{1, 2, 3}, {4, 5}, {1, 2, 3, 4, 5, 6, 7, 8}, {4, 5}, set()]
+    assert metrics.nearest_targets([{1, 2}, {4, 5}, {9}, {1, 2, 3, 4, 5, 6, 7}], train) == [0, 1, 0, 2]
