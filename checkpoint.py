@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
-from diffusion_word_freq_released import ReleasedWordFreqDiffusion
+from diffusion_word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
 from models.bert import BertDenoiser, load_network
 from pairs import PairFormat
 from process import Process, UserError
@@ -76,7 +76,8 @@ def build_process(
         vocab_size: rows of the network's output; ids the tokenizer does not know are ruled out too.
         of_pairs: whether [SEP] and [PAD] are content, as they are in a target window.
     """
-    kind = ReleasedWordFreqDiffusion if args.posterior == "released" else WordFreqDiffusion
+    released = ReleasedConditionalDiffusion if of_pairs else ReleasedWordFreqDiffusion
+    kind = released if args.posterior == "released" else WordFreqDiffusion
     unknown = tokenizer.unk_token_id
     special = {i for i in tokenizer.all_special_ids if i != unknown} - {tokenizer.mask_token_id}
     special -= {tokenizer.sep_token_id, tokenizer.pad_token_id} if of_pairs else set()

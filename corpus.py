@@ -113,7 +113,8 @@ def _find_in_folder(folder: Path, split: str) -> Source | None:
 def holds_pairs(source: Source) -> bool:
     """Whether a source is made of pairs {"src", "trg"} and not of text: its first line, or its columns, decide."""
     if source.hub_name:
-        return set(PAIR) <= set(_load_hub(source).column_names)
+        columns = _load_hub(source).column_names
+        return "text" not in columns and set(PAIR) <= set(columns)
     first = next((line for line, _ in _read_lines(source.files[0]) if line.strip()), b"")
     try:
         record = json.loads(first.decode("utf-8-sig"))

@@ -133,3 +133,14 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         probs = self.sampling_probs(logits, batch, xt, s, t, args)
         probs = probs.masked_fill(barred == -math.inf, 0)  # again: a high temperature lifts even EPSILON
         return xt.masked_scatter(masked, sample_categorical(probs[masked], draws[0][masked]))
+
+
+class ReleasedConditionalDiffusion(ReleasedWordFreqDiffusion):
+    """The released program for pairs: its own file there, though one term is all that differs."""
+
+    def token_terms(
+        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """As for text, but the step that ends at s = 0 is charged plain cross-entropy, at visible targets too."""
+        kl, cross_entropy = super().token_terms(denoiser, batch, xt, s, t, with_kl=with_kl)
+        return torch.where(s[:, None] == 0, cross_entropy, kl), cross_entropy

@@ -255,7 +255,7 @@ def window_of(
     targets = tokenize(
         replace(source, column="trg"), tokenizer, NO_LIMIT, cache_dir, part=f"{name} targets", keep=keep, lead=lead
     )
-    return int(np.percentile(targets.lengths + 1, WINDOW_PERCENTILE, method="higher"))
+    return int(np.percentile(targets.lengths + 1, WINDOW_PERCENTILE, method="inverted_cdf"))
 
 
 def tokenize_pairs(

@@ -22,7 +22,7 @@ demo() {
     demo_folder=$folder
     mkdir -p $folder
     [ -e $folder/seconds.install ] || echo "$install_seconds" >$folder/seconds.install
-    stage pairs python demo_corpus.py --output $data --pairs true
+    stage pairs python demo_corpus.py --output $data --pairs true --min_words 3 --known_words 4000 --held_out_fraction 0.03
     threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more would wait for each other in a network this small
     minutes=$(python -c "print(round(min(5.5, max(3.0, (420 - $SECONDS) / 60)), 2))")
     stage train python main.py --train_data $data --output_dir $folder --overwrite true \
@@ -39,8 +39,8 @@ predict_demo() { # name of the output, flags...
     local name=$1
     shift
     python predict_downstream_condition.py --checkpoint out/condition_demo/checkpoint \
-        --data conditional_data/docstrings/test.jsonl --limit 400 --mbr_size 5 --num_steps 64 --temperature 0.7 \
-        --batch_size 250 --output "out/condition_demo/$name.jsonl" "$@"
+        --data conditional_data/docstrings/test.jsonl --limit 500 --mbr_size 5 --num_steps 32 --temperature 0.4 \
+        --batch_size 250 --precision auto --output "out/condition_demo/$name.jsonl" "$@"
 }
 
 measure_demo() {

@@ -1,6 +1,7 @@
 """Shared toys: vocabularies small enough to enumerate, denoisers whose every output is known."""
 
 import itertools
+import json
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -92,6 +93,35 @@ SENTENCES = [f"{s} {v} {o}." for s, v, o in itertools.product(SUBJECTS, VERBS, O
 """240 distinct sentences with a grammar that a small network learns in seconds."""
 
 
+NOUNS = ["cat", "dog", "bird", "man", "child", "friend", "house", "tree", "ball", "fish"]
+DEEDS = {"see": "seen", "like": "liked", "follow": "followed", "find": "found", "take": "taken"}
+PAIRS = [
+    {"src": f"{a} {deed} {b}", "trg": f"the {b} is {done} by the {a}." + (" always!" if a == "cat" else "")}
+    for a, (deed, done), b in itertools.product(NOUNS, DEEDS.items(), NOUNS)
+    if a != b
+]
+"""450 pairs whose target follows from the source, and ends earlier or later."""
+
+
+def write_jsonl(file: Path, records: list[dict]) -> Path:
+    """One object a line."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return file
+
+
+@pytest.fixture
+def pairs_folder(tmp_path: Path) -> Path:
+    """A folder of pairs without a card: every tenth for validation, the next for testing."""
+    for name, keep in (
+        ("train", lambda i: i % 10 > 1),
+        ("valid", lambda i: i % 10 == 0),
+        ("test", lambda i: i % 10 == 1),
+    ):
+        write_jsonl(tmp_path / "pairs" / f"{name}.jsonl", [pair for i, pair in enumerate(PAIRS) if keep(i)])
+    return tmp_path / "pairs"
+
+
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
     """A WordPiece vocabulary of the sentences above."""
@@ -133,5 +163,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         words = [*TINY, "--train_data", file, "--output_dir", folder / "run", "--cache_dir", folder / "cache"]
         more = ["--max_steps", 500, "--valid_fraction", 0.1, "--optimizer", "muon", "--ema_decay", 0.9]
+        assert call(main.main, patch, *words, *more, "--warm_start", 0.2, "--loss_weighting", "uniform") == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def trained_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a real, very small training run on the pairs above, two in ten of them left out."""
+    folder = tmp_path_factory.mktemp("trained_pairs")
+    write_jsonl(folder / "pairs" / "train.jsonl", [pair for i, pair in enumerate(PAIRS) if i % 10 > 1])
+    write_jsonl(folder / "pairs" / "valid.jsonl", [pair for i, pair in enumerate(PAIRS) if i % 10 == 0])
+    with pytest.MonkeyPatch.context() as patch:
+        words = [
+            *TINY,
+            "--train_data",
+            folder / "pairs",
+            "--output_dir",
+            folder / "run",
+            "--cache_dir",
+            folder / "cache",
+        ]
+        more = ["--max_steps", 700, "--optimizer", "muon", "--eval_steps", 350, "--max_length", 40]
         assert call(main.main, patch, *words, *more, "--warm_start", 0.2, "--loss_weighting", "uniform") == 0
     return folder / "run"

@@ -6,12 +6,13 @@ import lzma
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from conftest import SENTENCES
 
-from corpus import LM1B, find_source, fingerprint, held_out, read_sentences, training_source
+from corpus import LM1B, Source, find_source, fingerprint, held_out, holds_pairs, read_sentences, training_source
 from process import UserError
 
 TEXT = ["Erste Zeile.", "zweite, mit Ümläuten", "a third  with two  spaces"]
@@ -86,7 +87,7 @@ def test_an_empty_or_ambiguous_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no text in this folder"):
         training_source(str(tmp_path))
     (tmp_path / "test.txt").write_text("x")
-    with pytest.raises(UserError, match=r"no training text \(train.txt\)"):
+    with pytest.raises(UserError, match="no train.txt or train.jsonl"):
         training_source(str(tmp_path))
     (tmp_path / "test.jsonl").write_text("{}")
     with pytest.raises(UserError, match="test is ambiguous"):
@@ -135,10 +136,17 @@ def test_a_real_datasets_folder_is_read_through_the_hub_path(tmp_path: Path, mon
     folder = tmp_path / "org" / "tiny"
     folder.mkdir(parents=True)
     datasets.Dataset.from_dict({"text": TEXT}).to_parquet(folder / "train.parquet")
-    from corpus import Source, _hub_split
+    from corpus import _hub_split
 
     assert _hub_split("org/tiny", "train") == "train" and _hub_split("org/tiny", "valid") is None
-    assert list(read_sentences(Source(hub_name="org/tiny", hub_split="train"))) == TEXT
+    source = Source(hub_name="org/tiny", hub_split="train")
+    assert list(read_sentences(source)) == TEXT and not holds_pairs(source)
+    (folder.parent / "two").mkdir()
+    datasets.Dataset.from_dict({"src": TEXT, "trg": TEXT[::-1]}).to_parquet(folder.parent / "two" / "train.parquet")
+    source = Source(hub_name="org/two", hub_split="train")
+    assert holds_pairs(source) and list(read_sentences(replace(source, column="trg"))) == TEXT[::-1]
+    with pytest.raises(UserError, match='no column "text"'):
+        list(read_sentences(source))
 
 
 def test_held_out_is_a_stable_share_that_equal_sentences_share() -> None:

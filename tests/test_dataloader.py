@@ -56,7 +56,7 @@ def test_special_tokens_written_in_a_text_are_ordinary_pieces(tmp_path: Path) ->
 def test_long_sentences_are_cut_and_their_words_counted_as_kept(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
     file = tmp_path / "a.txt"
     file.write_text("the cat sees the house and the cat sees a tree\na dog\n")
-    text = tokenize(training_source(str(file)), tokenizer, 6, str(tmp_path / "cache"))  # room for 4
+    text = tokenize(training_source(str(file)), tokenizer, 4, str(tmp_path / "cache"))
     assert text.num_truncated == 1 and text.lengths.tolist() == [4, 2] and text.num_words.tolist() == [4, 2]
 
 

@@ -1,12 +1,22 @@
 """demo_corpus.py: prose out, code and headings dropped, parts that share no sentence."""
 
+import json
 from pathlib import Path
 
 import pytest
 from conftest import call
 
 import demo_corpus
-from demo_corpus import CorpusArgs, collect, is_prose, paragraphs, sentences_of, split
+from demo_corpus import (
+    CorpusArgs,
+    collect,
+    is_prose,
+    name_words,
+    paragraphs,
+    sentences_of,
+    split,
+    summaries_of,
+)
 from process import UserError
 
 SOURCE = '''
@@ -35,7 +45,7 @@ def f(x):
 def test_prose_is_kept_and_everything_else_dropped(tmp_path: Path) -> None:
     file = tmp_path / "a.py"
     file.write_text(SOURCE)
-    assert sentences_of(file) == [
+    assert [sentence for _, sentence in sentences_of(file)] == [
         "A module about small things that work well.",
         "It spans two lines of text here.",
         "And this is a second sentence of it.",
@@ -85,16 +95,75 @@ def test_only_known_words_and_wanted_lengths_are_collected_once(tmp_path: Path) 
         (tmp_path / f"{i}.py").write_text(body.format(i, text[0].upper() + text[1:]))
     files = sorted(tmp_path.glob("*.py"))
     kept = collect(files, CorpusArgs("x", known_words=6, workers=1))
-    assert [k.lower() for k in kept] == ["the common words are here again."]
+    assert [sentence.lower() for _, sentence in kept] == ["the common words are here again."]
+
+
+CODE = '''
+class HTTPServer2Thing:
+    """Not a function, so not a pair."""
+
+    def readAll_lines(self):
+        """Read every line of a file
+
+        More about it.
+        """
+
+    async def stop(self):
+        """Stop the server. Then wait."""
+
+    class Inner:
+        def go(self):
+            """Go on with it."""
+
+
+def plain():
+    """Takes `code`, so it is no prose."""
+    def nested():
+        """Do what is nested."""
+'''
+
+
+def test_a_pair_is_a_functions_name_and_its_first_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "a.py"
+    file.write_text(CODE)
+    assert sorted(summaries_of(file)) == [
+        ("http server 2 thing . read all lines", "Read every line of a file."),
+        ("http server 2 thing . stop", "Stop the server."),
+        ("inner . go", "Go on with it."),
+        ("nested", "Do what is nested."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (".get_params", "get params"),
+        ("SVDFlip.__call__", "svd flip . call"),
+        (".x2_to_y", "x 2 to y"),
+        (".", ""),
+        (".__", ""),
+    ],
+)
+def test_names_become_words(name: str, words: str) -> None:
+    assert name_words(name) == words
+
+
+def test_neither_a_name_nor_a_sentence_stands_in_two_pairs(tmp_path: Path) -> None:
+    body = 'def {}():\n    """{}"""\n'
+    functions = [("one", "Do it now."), ("two", "do IT now."), ("one", "Do that now."), ("three", "Do that now.")]
+    for i, (name, text) in enumerate(functions):
+        (tmp_path / f"{i}.py").write_text(body.format(name, text[0].upper() + text[1:].lower()))
+    kept = collect(sorted(tmp_path.glob("*.py")), CorpusArgs("x", pairs=True, min_words=2, workers=1))
+    assert kept == [("one", "Do it now."), ("three", "Do that now.")]
 
 
 def test_parts_are_stable_and_share_nothing() -> None:
-    sentences = [f"Sentence number {i} of the text." for i in range(5000)]
-    parts = split(sentences, 0.02)
-    assert sorted(sum(parts.values(), [])) == sorted(sentences)
+    records = [(f"name {i}", f"Sentence number {i} of the text.") for i in range(5000)]
+    parts = split(records, 0.02)
+    assert sorted(sum(parts.values(), [])) == sorted(records)
     assert all(60 < len(parts[name]) < 150 for name in ("valid", "test"))
-    again = split([s.upper() for s in sentences[::-1]], 0.02)
-    assert {s.lower() for s in parts["valid"]} == {s.lower() for s in again["valid"]}
+    again = split([(name, sentence.upper()) for name, sentence in records[::-1]], 0.02)
+    assert {s.lower() for _, s in parts["valid"]} == {s.lower() for _, s in again["valid"]}
 
 
 def test_this_installation_yields_a_corpus(
@@ -107,6 +176,20 @@ def test_this_installation_yields_a_corpus(
     assert set(lines) == {"train.txt", "valid.txt", "test.txt"} and len(lines["train.txt"]) > 300
     assert not set(lines["train.txt"]) & (set(lines["valid.txt"]) | set(lines["test.txt"]))
     assert "sentences" in capsys.readouterr().out
+
+
+def test_this_installation_yields_pairs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(demo_corpus, "source_files", lambda every=demo_corpus.source_files: every()[::20])
+    assert call(demo_corpus.main, monkeypatch, "--output", tmp_path / "pairs", "--pairs", "true") == 0
+    parts = [[json.loads(line) for line in p.read_text().splitlines()] for p in sorted((tmp_path / "pairs").iterdir())]
+    assert [p.name for p in sorted((tmp_path / "pairs").iterdir())] == ["test.jsonl", "train.jsonl", "valid.jsonl"]
+    assert len(parts[1]) > 150 and all(set(pair) == {"src", "trg"} and all(pair.values()) for pair in parts[1])
+    for side in ("src", "trg"):
+        test, train, valid = ({pair[side].lower() for pair in part} for part in parts)
+        assert not train & (test | valid) and not test & valid
+    assert "pairs" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import diffusion_word_freq
 from diffusion_word_freq import WordFreqArgs, base_alpha_bar, log_frequency
-from diffusion_word_freq_released import EPSILON, ReleasedWordFreqDiffusion
+from diffusion_word_freq_released import EPSILON, ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
 from process import Batch, SampleArgs
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -185,6 +185,56 @@ def test_sampling_step(case: dict) -> None:
     probs = process.sampling_probs(Toy("A", case["T"]).encode(xt, t, everything), batch, xt, s, t, args)
     close(probs[0], case["prob_b0"], 2e-4, 2e-5)
     close(probs[1, 0], case["prob_b1_l0"], 2e-4, 2e-5)
+
+
+class ConditionalToy:
+    """The network of the recorded conditional case."""
+
+    time_conditioned = True
+
+    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+        position, v = torch.arange(5.0).double(), torch.arange(8.0).double()
+        phase = 0.7 * v + 0.3 * position[None, :, None] + 0.1 * xt[..., None] + 0.05 * t[:, None, None]
+        return 2 * phase.cos()
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        return hidden
+
+
+CONDITIONAL_XT = torch.tensor([[1, 4, 4, 6, 4], [4, 6, 4, 4, 3]])
+CONDITIONAL_TARGET = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
+
+
+@pytest.mark.parametrize(
+    ("s", "loss", "base"), [(0, 16.6441612, 16.6391697), (3, 2.2806630, 2.2757957)], ids=["last step", "step 3"]
+)
+def test_conditional_training_loss(s: int, loss: float, base: float) -> None:
+    """lambda 0, hybrid 3e-4: the recorded loss counts target positions only, whatever stands in the source."""
+    args = WordFreqArgs(8, spindle="released", word_freq_lambda=0.0, posterior="released", hybrid_lambda=3e-4)
+    process = ReleasedConditionalDiffusion(args, torch.tensor([0, 10, 0, 500, 0, 7, 99, 3]), mask_id=4)
+    x0 = torch.tensor([[1, 3, 5, 6, 7], [2, 6, 6, 1, 3]])
+    batch = Batch(x0, torch.ones_like(CONDITIONAL_TARGET), CONDITIONAL_TARGET)
+    kl, cross_entropy = process.token_terms(ConditionalToy(), batch, CONDITIONAL_XT, rows(s), rows(s + 1))
+    close(kl.sum(), base, 1e-5, 1e-5)
+    close(kl.sum() + args.hybrid_lambda * cross_entropy.sum(), loss, 1e-5, 1e-5)
+    assert not kl[~CONDITIONAL_TARGET].any() and not cross_entropy[~CONDITIONAL_TARGET].any()
+
+
+def test_the_last_conditional_step_follows_the_prediction_but_leaves_decided_tokens_alone() -> None:
+    """The released one draws every target from the prediction, those that stand already too; ours the masked ones."""
+    args = WordFreqArgs(8, spindle="released", word_freq_lambda=0.0, posterior="released")
+    process = ReleasedConditionalDiffusion(args, torch.tensor([0, 10, 0, 500, 0, 7, 99, 3]), mask_id=4)
+    batch = Batch(CONDITIONAL_XT, torch.ones_like(CONDITIONAL_TARGET), CONDITIONAL_TARGET)
+    logits = ConditionalToy().encode(CONDITIONAL_XT, rows(2), batch.attention_mask)
+    probs = process.sampling_probs(logits, batch, CONDITIONAL_XT, rows(0), rows(2), SampleArgs())
+    masked = CONDITIONAL_XT.eq(4) & CONDITIONAL_TARGET
+    words = torch.tensor([0, 1, 2, 3, 5, 6, 7])  # without [MASK], which nothing may become at the end
+    ours, prediction = (p[masked][:, words] for p in (probs, logits.softmax(-1)))
+    close(ours / ours.sum(-1, keepdim=True), (prediction / prediction.sum(-1, keepdim=True)).tolist(), 1e-6, 1e-9)
+    for seed in range(20):
+        draws = (torch.rand(2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),) * 2
+        xs = process.reverse_step(ConditionalToy(), batch, CONDITIONAL_XT, 0, 2, SampleArgs(), draws)
+        assert torch.equal(xs[~masked], CONDITIONAL_XT[~masked]) and not xs[masked].eq(4).any()
 
 
 def test_a_visible_token_costs_zero_where_the_released_program_returns_nan() -> None:

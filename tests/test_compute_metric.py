@@ -1,0 +1,182 @@
+"""compute_metric.py: every figure by hand, the right way round, beside what a model must beat."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SENTENCES, call, write_jsonl
+from nltk.translate.bleu_score import corpus_bleu
+
+import compute_metric
+import metrics
+from metrics import bleu
+from predictions import write_diffuseq
+from vocabulary import train_wordpiece
+
+FRIENDS = ["how can i make friends ?", "how do i make friends ?", "what is the best way to make friends ?"]
+RECORDS = [
+    {"source": "making friends", "reference": "how to make friends ?", "candidates": FRIENDS, "prediction": FRIENDS[0]},
+    {"source": "a cat", "reference": "the cat", "candidates": ["a cat", "the cat", "the cat"], "prediction": "the cat"},
+    {"source": "", "reference": "x y", "candidates": ["", "x", ""], "prediction": ""},
+]
+
+
+@pytest.fixture
+def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Runs the script on predictions; returns exit code, report and standard error."""
+
+    def run(*words: object, records: list | Path = RECORDS) -> tuple[int, dict, str]:
+        path = write_jsonl(tmp_path / "p.jsonl", records) if isinstance(records, list) else records
+        code = call(compute_metric.main, monkeypatch, "--predictions", path, "--json", "--threads", 1, *words)
+        captured = capsys.readouterr()
+        return code, json.loads(captured.out) if code == 0 else {}, captured.err
+
+    return run
+
+
+def mean(values: list) -> object:
+    return pytest.approx(float(np.mean(values)))
+
+
+def test_seq2seq_by_hand(measure) -> None:
+    code, report, _ = measure()
+    chosen = [FRIENDS[0], "the cat", ""]
+    references = [record["reference"] for record in RECORDS]
+    assert code == 0 and report["num_sources"] == 3 and report["mbr_size"] == report["diversity_samples"] == 3
+    assert report["bleu"] == mean([bleu(c, r) for c, r in zip(chosen, references, strict=True)])
+    assert report["bleu"] != mean([bleu(r, c) for c, r in zip(chosen, references, strict=True)])
+    assert report["bleu_single"] == mean([0.25119835939, bleu("a cat", "the cat"), 0])
+    assert report["rouge_l"] == mean([2 / 3, 1, 0]) and report["dist_1"] == mean([1, 1, 0])
+    assert report["length"] == mean([6, 2, 0]) and report["exact_match"] == mean([0, 1, 0])
+    selves = [metrics.pairwise_self_bleu(record["candidates"]) for record in RECORDS]
+    assert report["self_bleu"] == mean(selves) and selves[0] == pytest.approx(0.273619, abs=1e-6)
+    assert report["div_4"] == mean([metrics.diverse_4(record["candidates"]) for record in RECORDS])
+    assert report["bleu_copy"] == mean([bleu(r["source"], r["reference"]) for r in RECORDS])
+    assert report["exact_match_se"] == pytest.approx(np.std([0, 1, 0], ddof=1) / np.sqrt(3))
+    assert {"rouge_l_copy", "dist_1_copy", "bleu_se"} <= set(report) and "bleu_random" not in report
+
+
+def test_fewer_candidates_choose_among_the_first(measure) -> None:
+    one, two = (measure("--mbr_size", n)[1] for n in (1, 2))
+    assert one["bleu"] == one["bleu_single"] and two["mbr_size"] == 2
+    assert one["self_bleu"] == two["self_bleu"] == measure()[1]["self_bleu"]  # diversity is always of the same samples
+    assert measure("--diversity_samples", 2)[1]["self_bleu"] != one["self_bleu"]
+    assert "self_bleu" not in measure("--diversity_samples", 1)[1]
+
+
+def test_released_figures_are_the_swapped_ones(measure) -> None:
+    report = measure("--released", "true", records=[RECORDS[0] | {"candidates": [FRIENDS[0]]}])[1]
+    assert report["bleu"] == pytest.approx(0.263504, abs=1e-6) and report["rouge_l"] == pytest.approx(2 / 3)
+
+
+def test_diffuseqs_files_measure_as_ours(measure, tmp_path: Path) -> None:
+    write_diffuseq(tmp_path / "files", RECORDS, seed=3, num_steps=20)
+    ours, theirs = measure()[1], measure(records=tmp_path / "files")[1]
+    assert ours == theirs
+
+
+def test_random_and_nearest_training_targets(measure, tmp_path: Path) -> None:
+    train = [
+        {"src": "making new friends", "trg": "How to make friends?"},
+        {"src": "a dog", "trg": "The cat"},
+        {"src": "zebra", "trg": "zzz"},
+    ]
+    tokenizer = train_wordpiece([text for pair in train for text in pair.values()] * 3, 200)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    data = write_jsonl(tmp_path / "train" / "train.jsonl", train).parent
+    code, report, error = measure("--train_data", data, "--tokenizer", tmp_path / "tokenizer")
+    spelled = [tokenizer.decode(tokenizer(pair["trg"], add_special_tokens=False)["input_ids"]) for pair in train]
+    assert spelled[0] == "how to make friends?"
+    nearest = [
+        bleu(spelled[0], RECORDS[0]["reference"]),
+        bleu(spelled[1], RECORDS[1]["reference"]),
+        bleu(spelled[0], "x y"),
+    ]
+    assert report["bleu_nearest"] == mean(nearest)
+    possible = [{round(bleu(text, r["reference"]), 9) for text in spelled} for r in RECORDS]
+    drawn = [measure("--train_data", data, "--tokenizer", tmp_path / "tokenizer", "--seed", s)[1] for s in range(4)]
+    assert len({r["bleu_random"] for r in drawn}) > 1
+    sums = {round(a + b + c, 6) for a in possible[0] for b in possible[1] for c in possible[2]}
+    assert all(round(3 * r["bleu_random"], 6) in sums for r in drawn)
+
+
+def test_another_systems_lines_against_pairs(measure, tmp_path: Path) -> None:
+    (tmp_path / "out.txt").write_text("The cat\n\na b\n")
+    pairs = write_jsonl(tmp_path / "pairs.jsonl", [{"src": "s", "trg": t} for t in ("The cat", "a dog", "a b")])
+    report = measure("--references", pairs, records=tmp_path / "out.txt")[1]
+    assert report["exact_match"] == mean([1, 0, 1]) and "self_bleu" not in report
+
+
+# ---- unconditional ---------------------------------------------------------------------------------------------------
+
+
+def test_samples_against_a_corpus(measure, tmp_path: Path) -> None:
+    samples = ["the cat sees the house.", "a dog likes it.", "it it it it", ""]
+    (tmp_path / "s.txt").write_text("\n".join(samples) + "\n")
+    (tmp_path / "r.txt").write_text("\n".join(s.capitalize() for s in SENTENCES[:50]))
+    (tmp_path / "t.txt").write_text("\n".join(["A dog likes it.", *SENTENCES[60:70]]))
+    tokenizer = train_wordpiece(SENTENCES, 300)
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    more = [
+        "--references",
+        tmp_path / "r.txt",
+        "--train_data",
+        tmp_path / "t.txt",
+        "--tokenizer",
+        tmp_path / "tokenizer",
+    ]
+    code, report, _ = measure(*more, records=tmp_path / "s.txt")
+    words, references = [s.split() for s in samples], [s.lower().split() for s in SENTENCES[:50]]
+    assert code == 0 and report["num_samples"] == 4 and report["num_references"] == 50
+    assert report["bleu_4"] == mean([corpus_bleu([references], [w]) for w in words])
+    assert report["corpus_bleu_4"] == pytest.approx(corpus_bleu([references] * 4, words), abs=1e-9)
+    assert report["self_bleu_4"] == mean(metrics.self_bleu(words))
+    assert report["copied"] == 0.25 and report["repetition"] == mean([0, 0, 2 / 3, 0])
+    assert report["distinct_1"] == metrics.distinct(words, 1) and report["distinct_4"] == metrics.distinct(words, 4)
+    assert report["unigram_entropy"] == pytest.approx(metrics.unigram_entropy(words))
+    raw = measure(*more, "--released", "true", records=tmp_path / "s.txt")[1]
+    assert raw["copied"] == 0 and raw["bleu_4"] < report["bleu_4"]  # lower-cased samples against cased references
+
+
+def test_a_table_for_people(monkeypatch, tmp_path: Path, capsys) -> None:
+    path = write_jsonl(tmp_path / "p.jsonl", RECORDS)
+    assert call(compute_metric.main, monkeypatch, "--predictions", path, "--threads", 1) == 0
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "±" in lines["bleu"] and lines["num_sources"].split() == ["num_sources", "3"] and "bleu_se" not in lines
+
+
+def test_one_source_has_no_standard_error(measure) -> None:
+    report = measure(records=RECORDS[:1])[1]
+    assert report["bleu_se"] is None
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--mbr_size", 4], "mbr_size=4, but there are 3"),
+        (["--mbr_size", -1], "mbr_size=-1"),
+        (["--predictions", "missing.jsonl"], "missing.jsonl: no such file"),
+        (["--train_data", "."], "--tokenizer"),
+        (["--bertscore_model", "missing"], "missing: no such folder"),
+    ],
+)
+def test_bad_settings_end_in_one_line(measure, words: list, message: str) -> None:
+    code, _, error = measure(*words)
+    assert code == 2 and message in error and len(error.strip().splitlines()) == 1
+
+
+def test_bad_predictions_end_in_one_line(measure, tmp_path: Path, corpus: Path) -> None:
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("")
+    code, _, error = measure(records=empty)
+    assert code == 2 and "empty.jsonl: no predictions" in error
+    (tmp_path / "s.txt").write_text("a\nb\n")
+    code, _, error = measure(records=tmp_path / "s.txt")
+    assert code == 2 and "--references" in error
+    pairs = write_jsonl(tmp_path / "three.jsonl", [{"src": "s", "trg": "t"}] * 3)
+    code, _, error = measure("--references", pairs, records=tmp_path / "s.txt")
+    assert code == 2 and "2 predictions, but" in error and "3 references" in error

@@ -1,0 +1,357 @@
+"""pairs.py: what is given stays, what is noised is the window, and what a pair counts for."""
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import NOUNS, PAIRS, TINY, TableDenoiser, call, write_jsonl
+from tokenizers import ByteLevelBPETokenizer
+from transformers import RobertaTokenizerFast
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+import dataloader
+import main
+import pairs
+from checkpoint import build_process
+from corpus import holds_pairs, read_sentences, training_source
+from diffusion_word_freq import WordFreqArgs
+from pairs import Layout, PairArgs, PairFormat
+from process import SampleArgs, UserError
+from vocabulary import encode, train_wordpiece
+
+ROOT = Path(__file__).parent.parent
+PROMPT = '"{src}" is equal to "{trg}'
+TEXTS = [text for pair in PAIRS for text in pair.values()]
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerBase:
+    return train_wordpiece([*TEXTS, '" is equal to "'] * 2, 300)
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> PreTrainedTokenizerBase:
+    """RoBERTa's ids: <s> 0, <pad> 1, </s> 2, and the space written into the word that follows it."""
+    trainer = ByteLevelBPETokenizer()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer.train_from_iterator([*TEXTS, " Answer: Question: cat"], special_tokens=special)
+    model = json.loads(trainer.to_str())["model"]
+    return RobertaTokenizerFast(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])
+
+
+def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> np.ndarray:
+    return np.asarray(encode(tokenizer, [text])["input_ids"][0], dtype=np.int64)
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_plain_row(words) -> None:
+    batch = Layout(PairFormat("plain", 6), words, 40).batch([ids(words, "cat see")], [ids(words, "the dog.")])
+    shown = words.convert_ids_to_tokens(batch.input_ids[0].tolist())
+    assert shown == ["[CLS]", "cat", "see", "[SEP]", "the", "dog", ".", "[SEP]", "[PAD]", "[PAD]"]
+    assert batch.target_mask.int().tolist() == [[0] * 4 + [1] * 6]
+    assert batch.attention_mask.all()
+
+
+def test_prompted_row(words) -> None:
+    batch = Layout(PairFormat(PROMPT, 5), words, 40).batch([ids(words, "cat see")], [ids(words, "the dog")])
+    shown = words.convert_ids_to_tokens(batch.input_ids[0].tolist())
+    assert shown == ["[CLS]", '"', "cat", "see", '"', "is", "equal", "to", '"', "the", "dog", "[SEP]", "[PAD]", "[PAD]"]
+    assert batch.target_mask.sum() == 5 and batch.target_mask[0, -5:].all()
+
+
+def test_every_row_has_its_window_whatever_its_neighbours(words) -> None:
+    sources = [ids(words, text) for text in ("cat", "cat see dog", "")]
+    batch = Layout(PairFormat("plain", 4), words, 40).batch(
+        sources, [ids(words, "the"), ids(words, "dog by"), ids(words, "")]
+    )
+    assert batch.target_mask.sum(1).tolist() == [4, 4, 4]
+    assert batch.attention_mask.sum(1).tolist() == [3 + 4, 5 + 4, 2 + 4]
+    assert (batch.attention_mask | ~batch.target_mask).all()
+    assert (batch.input_ids[~batch.attention_mask] == words.pad_token_id).all()
+
+
+def test_a_byte_level_row_has_its_own_ids_and_spaces(byte_level) -> None:
+    layout = Layout(PairFormat(" Answer: {src} Question: {trg}", 6), byte_level, 60)
+    source, target = ids(byte_level, layout.source_lead + "cat see"), ids(byte_level, layout.target_lead + "the dog.")
+    row = layout.batch([source], [target]).input_ids[0].tolist()
+    assert row[0] == 0 and row[-6:][target.size] == 2 and set(row[-6:][target.size + 1 :]) <= {1}
+    assert byte_level.decode(row[1:-6]) == " Answer: cat see Question:"
+    assert byte_level.decode(row[-6:], skip_special_tokens=True) == " the dog."
+    assert pairs.target_text(byte_level, torch.tensor(row[-6:])) == "the dog."
+
+
+def test_a_long_source_loses_its_first_tokens_and_nothing_else(words) -> None:
+    layout = Layout(PairFormat(PROMPT, 5), words, 16)
+    text = ids(words, " ".join(NOUNS))
+    batch = layout.batch([text], [ids(words, "the dog")])
+    shown = words.convert_ids_to_tokens(batch.input_ids[0].tolist())
+    kept = NOUNS[-layout.longest_source :]
+    assert shown == ["[CLS]", '"', *kept, *['"', "is", "equal", "to", '"', "the", "dog", "[SEP]", "[PAD]", "[PAD]"]]
+    assert len(shown) == 16
+
+
+def test_a_target_beyond_the_window_is_cut_without_an_end(words) -> None:
+    batch = Layout(PairFormat("plain", 3), words, 40).batch([ids(words, "cat")], [ids(words, " ".join(NOUNS))])
+    assert words.convert_ids_to_tokens(batch.input_ids[0, -3:].tolist()) == NOUNS[:3]
+
+
+@pytest.mark.parametrize(
+    ("window", "text"),
+    [
+        ("the dog [SEP] [PAD] [PAD]", "the dog"),
+        ("the dog [SEP] cat [SEP]", "the dog"),
+        ("the [PAD] dog [SEP] [PAD]", "the dog"),
+        ("the dog cat", "the dog cat"),
+        ("[SEP] [PAD] [PAD]", ""),
+        ("[PAD] [PAD]", ""),
+    ],
+)
+def test_the_text_ends_where_the_model_ends_it(words, window: str, text: str) -> None:
+    assert pairs.target_text(words, torch.tensor(words.convert_tokens_to_ids(window.split()))) == text
+
+
+# ---- conditioning is data: 200 random batches ------------------------------------------------------------------------
+
+
+def random_batch(words, rng: np.random.Generator, layout: Layout):
+    inside = np.asarray(ids(words, " ".join([*NOUNS, "the", "by", "."])))
+    count = rng.integers(1, 5)
+    sides = [
+        [rng.choice(inside, rng.integers(0, longest)) for _ in range(count)] for longest in (12, layout.window + 2)
+    ]
+    return layout.batch(*sides)
+
+
+@pytest.mark.parametrize("spindle", ["paper", "none"])
+def test_a_source_is_never_changed_and_all_of_a_window_is_drawn(words, spindle: str) -> None:
+    rng, size = np.random.default_rng(0), len(words)
+    layout = Layout(PairFormat("plain", 6), words, 18)
+    counts = torch.arange(size)
+    process = build_process(WordFreqArgs(num_steps=8, spindle=spindle), counts, words, size, of_pairs=True)
+    denoiser = TableDenoiser(size)
+    noised = 0
+    for _trial in range(100):
+        batch = random_batch(words, rng, layout)
+        given = batch.input_ids[~batch.target_mask]
+        t = torch.randint(1, 9, (len(batch.input_ids),))
+        xt = process.corrupt(batch.input_ids, t, batch.target_mask)
+        noised += int(xt.eq(words.mask_token_id).sum())
+        assert torch.equal(xt[~batch.target_mask], given)
+        revealed: list[torch.Tensor] = []
+
+        def on_step(done: int, s: int, xs: torch.Tensor, seen=revealed) -> None:
+            seen.append(xs)
+
+        drawn = process.sample(denoiser, batch, SampleArgs(num_steps=4), on_step=on_step)
+        for earlier, later in zip(revealed, revealed[1:], strict=False):  # what is revealed stays
+            kept = earlier.ne(words.mask_token_id)
+            assert torch.equal(earlier[kept], later[kept])
+        assert torch.equal(drawn[~batch.target_mask], given) and not drawn.eq(words.mask_token_id).any()
+        forbidden = torch.tensor([words.cls_token_id, words.mask_token_id, words.unk_token_id])
+        assert not torch.isin(drawn[batch.target_mask], forbidden).any()
+    assert noised > 500
+
+
+def test_a_window_may_hold_sep_and_pad_and_text_may_not(words) -> None:
+    ends = [words.sep_token_id, words.pad_token_id]
+    for of_pairs in (True, False):
+        process = build_process(WordFreqArgs(num_steps=8), torch.ones(len(words)), words, len(words), of_pairs=of_pairs)
+        assert bool(process.support[ends].isfinite().all()) == of_pairs
+        assert not process.support[[words.mask_token_id, words.cls_token_id]].isfinite().any()
+
+
+@pytest.mark.parametrize("spindle", ["paper", "none"])
+def test_neither_padding_nor_neighbours_matter(words, spindle: str) -> None:
+    """Alone, or beside a longer row: the same bound and the same sample from the same stream."""
+    size, layout = len(words), Layout(PairFormat("plain", 6), words, 40)
+    process = build_process(WordFreqArgs(num_steps=8, spindle=spindle), torch.arange(size), words, size, of_pairs=True)
+    denoiser, rng = TableDenoiser(size), np.random.default_rng(1)
+    for trial in range(100):
+        inside = ids(words, " ".join(NOUNS))
+        source, target = (rng.choice(inside, rng.integers(0, n)) for n in (5, 7))
+        alone = layout.batch([source], [target])
+        beside = layout.batch([source, rng.choice(inside, 9)], [target, target])
+        width, both = alone.input_ids.shape[1], []
+        for batch in (alone, beside):
+            streams = [torch.Generator().manual_seed(trial + 1000 * row) for row in range(len(batch.input_ids))]
+            bound = process.nll_bound(denoiser, batch, 4, generator=streams)[0]
+            both.append((bound, process.sample(denoiser, batch, SampleArgs(num_steps=4), generator=streams)[0, :width]))
+        torch.testing.assert_close(both[0][0], both[1][0])
+        assert torch.equal(both[0][1], both[1][1])
+
+
+def test_the_spindle_sees_no_source(words) -> None:
+    """alpha_bar of the window, the counts and the bound's reach are those of the target alone."""
+    size, layout = len(words), Layout(PairFormat("plain", 6), words, 40)
+    process = build_process(WordFreqArgs(num_steps=8), torch.arange(size), words, size, of_pairs=True)
+    target = ids(words, "the dog is")
+    short, long = (layout.batch([ids(words, text)], [target]) for text in ("cat", "bird man child"))
+    t = torch.tensor([3])
+    a, b = (process.alpha_bar(t, batch.input_ids, batch.target_mask)[batch.target_mask] for batch in (short, long))
+    torch.testing.assert_close(a, b)
+    assert a.unique().numel() > 1  # and it is a spindle: tokens differ
+
+
+# ---- tokenised pairs -------------------------------------------------------------------------------------------------
+
+
+def load(folder: Path, words, tmp_path: Path, **settings):
+    chosen = {"prompt": "plain", "target_window": 0, **settings}
+    data = dataloader.DataArgs(
+        str(folder), batch_size=4, max_length=chosen.pop("max_length", 40), cache_dir=str(tmp_path)
+    )
+    return pairs.load_splits(data, PairArgs(**chosen), words)
+
+
+def test_counts_are_those_of_the_windows(pairs_folder, words, tmp_path) -> None:
+    train, _, form = load(pairs_folder, words, tmp_path)
+    batch = train.batch(np.arange(len(train)), words)
+    counted = torch.bincount(batch.input_ids[batch.target_mask], minlength=len(words))
+    assert torch.equal(train.counts(len(words)), counted)
+    assert counted[words.convert_tokens_to_ids("see")] == 0 < counted[words.convert_tokens_to_ids("seen")]
+    assert counted[words.sep_token_id] == len(train) and counted[words.pad_token_id] > 0
+    assert train.lengths.tolist() == batch.attention_mask.sum(1).tolist()
+
+
+def test_the_window_holds_99_of_100_targets(tmp_path, words) -> None:
+    records = [{"src": "cat", "trg": " ".join(["dog"] * n)} for n in range(1, 301)]
+    folder = write_jsonl(tmp_path / "data" / "train.jsonl", records).parent
+    write_jsonl(folder / "valid.jsonl", records[:3])
+    train, _, form = load(folder, words, tmp_path / "cache", max_length=400)
+    inside = sum(n + 1 <= form.target_window for n in range(1, 301))
+    assert inside >= 0.99 * 300 and sum(n + 1 <= form.target_window - 1 for n in range(1, 301)) < 0.99 * 300
+    assert train.targets.num_truncated == sum(n > form.target_window for n in range(1, 301))
+    assert f"{train.targets.num_truncated} targets cut to {form.target_window}" in train.cuts
+
+
+def test_cut_sources_are_counted(pairs_folder, words, tmp_path) -> None:
+    train, _, form = load(pairs_folder, words, tmp_path, max_length=2 + 2 + 12, target_window=12)
+    assert train.cuts == f"{len(train)} sources cut to their last 2 tokens"
+    assert load(pairs_folder, words, tmp_path)[0].cuts == ""
+
+
+def test_pairs_held_out_share_no_source(tmp_path, words) -> None:
+    records = [{"src": f"{a} see", "trg": f"the {b}"} for a in NOUNS for b in NOUNS]
+    folder = write_jsonl(tmp_path / "data" / "train.jsonl", records).parent
+    data = dataloader.DataArgs(str(folder), batch_size=4, valid_fraction=0.3, cache_dir=str(tmp_path / "cache"))
+    train, valid, _ = pairs.load_splits(data, PairArgs(), words)
+    sides = [{tuple(text.sources.sentence(i)) for i in range(len(text))} for text in (train, valid)]
+    assert not sides[0] & sides[1] and len(train) + len(valid) == 100 and len(valid) > 0
+
+
+def test_an_empty_source_keeps_its_place(tmp_path, words) -> None:
+    records = [{"src": text, "trg": f"the {text or 'man'}"} for text in ("cat", "", "dog", "", "bird", "fish", "tree")]
+    write_jsonl(tmp_path / "data" / "train.jsonl", records)
+    source = training_source(str(tmp_path / "data"))
+    layout = Layout(PairFormat("plain", 5), words, 20)
+    text = pairs.tokenize_pairs(source, "", None, layout, words, str(tmp_path / "cache"))
+    shown = [words.decode(text.targets.sentence(i)) for i in range(len(text))]
+    assert shown == [record["trg"] for record in records]
+    assert [len(text.sources.sentence(i)) for i in range(len(text))] == [1, 0, 1, 0, 1, 1, 1]
+
+
+# ---- cards -----------------------------------------------------------------------------------------------------------
+
+CARDS = {
+    "qqp": '"{src}" is equal to "{trg}',
+    "Q-T": " Answer: {src} Question: {trg}",
+    "wiki_alignment": '"{src}" can be summarized as: {trg}',
+    "CC": "{src} - {trg}",
+    "docstrings": "plain",
+}
+
+
+@pytest.mark.parametrize("task", CARDS)
+def test_cards_declare_the_released_prompts(task: str) -> None:
+    assert pairs.prompt_of(str(ROOT / "conditional_data" / task)) == CARDS[task]
+
+
+def test_every_task_has_a_card() -> None:
+    assert {path.parent.name for path in (ROOT / "conditional_data").glob("*/README.md")} == set(CARDS)
+
+
+@pytest.mark.parametrize("task", CARDS)
+def test_datasets_reads_a_task_by_its_card(task: str, pairs_folder: Path, tmp_path: Path) -> None:
+    (pairs_folder / "README.md").write_text((ROOT / "conditional_data" / task / "README.md").read_text())
+    loaded = datasets.load_dataset(str(pairs_folder), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "validation", "test"} and loaded["test"][0] == PAIRS[1]
+
+
+def test_a_folder_without_a_card_is_plain_and_a_file_takes_the_card_beside_it(pairs_folder: Path) -> None:
+    assert pairs.prompt_of(str(pairs_folder)) == "plain"
+    (pairs_folder / "README.md").write_text("# no header\n")
+    assert pairs.prompt_of(str(pairs_folder)) == "plain"
+    (pairs_folder / "README.md").write_text("---\nprompt: '{src} > {trg}'\n---\n")
+    assert pairs.prompt_of(str(pairs_folder / "train.jsonl")) == "{src} > {trg}"
+
+
+def test_text_is_not_pairs(pairs_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    assert holds_pairs(training_source(str(pairs_folder)))
+    assert not holds_pairs(training_source(str(corpus)))
+    text = write_jsonl(tmp_path / "t.jsonl", [{"text": "a cat", "src": "x"}])
+    assert not holds_pairs(training_source(str(text)))
+    assert list(read_sentences(training_source(str(text)))) == ["a cat"]
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"src": "a"}', ("train.jsonl:3", "trg", "['src']")),
+        ('{"trg": "a"}', ("train.jsonl:3", "src")),
+        ('{"src": "a", "trg": 5}', ("train.jsonl:3", "trg")),
+        ('{"src": "a", "trg": "  "}', ("train.jsonl:3", "empty")),
+        ('{"src": "a", "trg": "b"', ("train.jsonl:3", "not JSON")),
+        ('["a", "b"]', ("train.jsonl:3", "object")),
+    ],
+)
+def test_a_broken_pair_is_named(line: str, words: tuple, pairs_folder, tmp_path, monkeypatch, capsys) -> None:
+    file = pairs_folder / "train.jsonl"
+    good = file.read_text().splitlines()
+    file.write_text("\n".join([*good[:2], line, *good[2:]]) + "\n")
+    flags = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    assert call(main.main, monkeypatch, *TINY, *flags) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words) and "Traceback" not in error and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--max_length", 12, "--target_window", 11], ("max_length=12", "no room", "window 11")),
+        (["--prompt", "{src} only"], ("{src} only", "{trg}")),
+        (["--prompt", "{trg} before {src}"], ("end in {trg}",)),
+        (["--target_window", -1], ("target_window=-1",)),
+        (["--word_freq_file", "x.json"], ("word_freq_file",)),
+    ],
+)
+def test_settings_that_cannot_be(flags: list, words: tuple, pairs_folder, tmp_path, monkeypatch, capsys) -> None:
+    base = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    assert call(main.main, monkeypatch, *TINY, *base, *flags) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words) and len(error.strip().splitlines()) == 1
+
+
+def test_settings_of_pairs_are_refused_for_text(corpus, tmp_path, monkeypatch, capsys) -> None:
+    flags = ["--train_data", corpus, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    assert call(main.main, monkeypatch, *TINY, *flags, "--prompt", "plain") == 2
+    assert "holds text" in capsys.readouterr().err
+
+
+def test_a_folder_without_training_pairs_and_a_broken_card(pairs_folder, tmp_path) -> None:
+    (pairs_folder / "train.jsonl").unlink()
+    with pytest.raises(UserError, match="no train.txt or train.jsonl"):
+        training_source(str(pairs_folder))
+    (pairs_folder / "README.md").write_text("---\nprompt: [unclosed\n---\n")
+    with pytest.raises(UserError, match="not YAML"):
+        pairs.prompt_of(str(pairs_folder))
+    (pairs_folder / "README.md").write_text("---\nprompt: 7\n---\n")
+    with pytest.raises(UserError, match="prompt=7"):
+        pairs.prompt_of(str(pairs_folder))

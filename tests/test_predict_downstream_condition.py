@@ -1,0 +1,251 @@
+"""predict_downstream_condition.py: targets follow sources, the seed alone decides, an interruption costs nothing."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import NOUNS, PAIRS, call, write_jsonl
+
+import checkpoint
+import compute_elbo
+import pairs
+import predict
+import predict_downstream_condition as downstream
+from diffusion_word_freq import WordFreqDiffusion
+from metrics import bleu, mbr_select
+from predictions import Journal, read_predictions
+from process import SampleArgs, UserError
+
+HOT = ["--temperature", 4]  # the toy task has one right answer, which the model knows: heat tells candidates apart
+HELD_OUT = [pair for i, pair in enumerate(PAIRS) if i % 10 == 1]
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch, trained_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Predicts the given sources; returns exit code, records, standard output and error."""
+
+    def run(*words: object, records: list[dict] = HELD_OUT[:12], output: str = "p.jsonl") -> tuple:
+        data = write_jsonl(tmp_path / "data.jsonl", records)
+        base = ["--checkpoint", trained_pairs, "--data", data, "--output", tmp_path / output, "--threads", 1]
+        code = call(downstream.main, monkeypatch, *base, "--num_steps", 8, *words)
+        captured = capsys.readouterr()
+        found = read_predictions(tmp_path / output) if code == 0 else None
+        return code, found, captured.out, captured.err
+
+    return run
+
+
+def test_targets_follow_their_sources(ask) -> None:
+    code, found, out, _ = ask("--mbr_size", 3, "--temperature", 0.5, "--num_steps", 32, records=HELD_OUT)
+    assert code == 0 and [r["index"] for r in found] == list(range(len(HELD_OUT)))
+    right = [r["prediction"] == r["reference"] for r in found]
+    assert sum(right) / len(right) > 0.8
+    ends = [r["prediction"].endswith("always!") == r["source"].startswith("cat") for r in found]
+    assert sum(ends) / len(ends) > 0.9  # it ends its own sentences, early or late
+    assert all(r["prediction"] == r["candidates"][mbr_select(r["candidates"])] for r in found)
+    _, shuffled, _, _ = ask("--mbr_size", 3, "--shuffle_sources", "true", "--num_steps", 32, records=HELD_OUT)
+    assert [r["reference"] for r in shuffled] == [r["reference"] for r in found]
+    assert all(a["source"] != b["source"] for a, b in zip(found, shuffled, strict=True))
+    scores = [np.mean([bleu(r["prediction"], r["reference"]) for r in records]) for records in (found, shuffled)]
+    assert scores[0] > 1.5 * scores[1]
+
+
+def test_what_is_printed(ask) -> None:
+    _, found, out, err = ask("--show", 2, "--mbr_size", 2)
+    lines = [line for line in out.splitlines() if line]
+    assert [line.split("  ")[0] for line in lines] == ["source", *["candidate"] * 2, "MBR choice", "reference"] * 2
+    assert found[1]["source"] in out and found[1]["prediction"] in out and found[2]["source"] not in out
+    assert "next: python compute_metric.py" in err
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 32])
+def test_the_same_seed_gives_the_same_candidates_whatever_the_batch(ask, batch_size: int) -> None:
+    expected = ask(*HOT, "--mbr_size", 3, "--seed", 4)[1]
+    assert ask(*HOT, "--mbr_size", 3, "--seed", 4, "--batch_size", batch_size)[1] == expected
+    fewer = ask(*HOT, "--mbr_size", 3, "--seed", 4, "--limit", 5)[1]
+    assert fewer == expected[:5]
+    assert ask(*HOT, "--mbr_size", 3, "--seed", 14)[1] != expected
+
+
+def test_candidates_differ_and_each_is_that_of_its_own_seed(ask) -> None:
+    found = ask(*HOT, "--mbr_size", 4, "--seed", 2)[1]
+    assert np.mean([len(set(r["candidates"])) > 1 for r in found]) > 0.9
+    for j in range(4):
+        alone = ask(*HOT, "--mbr_size", 1, "--seed", 2 + j)[1]
+        assert [r["candidates"] for r in alone] == [[r["candidates"][j]] for r in found]
+        assert all(r["prediction"] == r["candidates"][0] for r in alone)
+
+
+def test_an_empty_a_long_and_a_lonely_source(ask) -> None:
+    records = [{"src": "", "trg": "the cat"}, {"src": " ".join(NOUNS * 9), "trg": "the dog"}, HELD_OUT[0]]
+    code, found, _, err = ask("--batch_size", 2, "--mbr_size", 3, records=records)
+    assert code == 0 and len(found) == 3 and "1 sources cut" in err
+    assert found[0]["source"] == "" and found[1]["source"] == " ".join(NOUNS * 9)
+    assert found[2]["candidates"] != found[0]["candidates"]
+
+
+def test_interrupted_it_goes_on_where_it_stopped(ask, monkeypatch, tmp_path) -> None:
+    expected = ask(*HOT, "--mbr_size", 2)[1]
+    (tmp_path / "p.jsonl").unlink()
+    real, calls = WordFreqDiffusion.sample, []
+
+    def breaks_down(*args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(WordFreqDiffusion, "sample", breaks_down)
+    assert ask(*HOT, "--mbr_size", 2, "--batch_size", 6)[0] == 130
+    assert not (tmp_path / "p.jsonl").exists() and (tmp_path / "p.jsonl.part").exists()
+    code, found, _, err = ask(*HOT, "--mbr_size", 2, "--batch_size", 6)
+    assert code == 0 and found == expected and "continuing after 6 sources" in err
+    assert len(calls) == 3 + 2  # of four batches the first two were not drawn again
+    assert not (tmp_path / "p.jsonl.part").exists()
+    ask(*HOT, "--mbr_size", 2)
+    assert len(calls) == 6  # a finished run is not a journal: asked again, it starts again
+
+
+def test_steps_by_number_or_by_size(trained_pairs: Path) -> None:
+    def steps(num_steps: int = 0, step_size: int = 0) -> int:
+        args = downstream.DownstreamArgs("c", "d", "o.jsonl", step_size=step_size)
+        return downstream.steps(args, SampleArgs(num_steps=num_steps), 64)
+
+    assert (steps(), steps(5), steps(step_size=16), steps(step_size=10)) == (64, 5, 4, 7)
+    for wrong in ((65, 0), (0, 65), (4, 4)):
+        with pytest.raises(UserError, match="step"):
+            steps(*wrong)
+
+
+def test_diffuseq_files_are_written_beside(ask, tmp_path: Path) -> None:
+    _, found, _, _ = ask("--mbr_size", 2, "--seed", 7, "--diffuseq_format", "true")
+    assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["seed7_step8.json", "seed8_step8.json"]
+    lines = [json.loads(line) for line in (tmp_path / "p" / "seed8_step8.json").read_text().splitlines()]
+    assert [line["recover"] for line in lines] == [r["candidates"][1] for r in found]
+    assert set(lines[0]) == {"recover", "reference", "source"}
+
+
+def test_references_are_spelled_as_samples_are(ask) -> None:
+    found = ask(records=[{"src": "Cat  SEE dog", "trg": "The dog is SEEN by the cat.  Always!"}])[1]
+    assert found[0]["source"] == "cat see dog" and found[0]["reference"] == "the dog is seen by the cat. always!"
+
+
+def test_everyone_gets_anothers_source() -> None:
+    for n in (2, 3, 50):
+        order = downstream.derangement(n, seed=1)
+        assert sorted(order) == list(range(n)) and all(i != j for i, j in enumerate(order))
+
+
+def test_infilling_and_seq2seq_take_the_same_way(trained_pairs, trained, monkeypatch, tmp_path, capsys) -> None:
+    """Both hand a batch whose target_mask says what to draw to `Process.sample`, and nothing else decides."""
+    seen = []
+    real = WordFreqDiffusion.sample
+
+    def watched(self, denoiser, batch, args, **kwargs) -> torch.Tensor:
+        drawn = real(self, denoiser, batch, args, **kwargs)
+        seen.append((batch, drawn))
+        return drawn
+
+    monkeypatch.setattr(WordFreqDiffusion, "sample", watched)
+    infill = ["--checkpoint", trained, "--infill", "the [MASK] sees a tree.", "--num_samples", 2, "--num_steps", 4]
+    assert call(predict.main, monkeypatch, *infill, "--threads", 1) == 0
+    data = write_jsonl(tmp_path / "d.jsonl", HELD_OUT[:2])
+    pair = ["--checkpoint", trained_pairs, "--data", data, "--output", tmp_path / "o.jsonl", "--num_steps", 4]
+    assert call(downstream.main, monkeypatch, *pair, "--mbr_size", 1, "--threads", 1) == 0
+    assert len(seen) == 2
+    for batch, drawn in seen:
+        assert torch.equal(batch.input_ids[~batch.target_mask], drawn[~batch.target_mask])
+        assert batch.target_mask.any(1).all() and not batch.target_mask.all(1).any()
+
+
+def test_the_bound_of_a_target_given_its_source(
+    trained_pairs, trained, pairs_folder, corpus, monkeypatch, tmp_path, capsys
+) -> None:
+    def score(checkpoint_: Path, data: Path) -> tuple[int, str]:
+        words = [
+            "--checkpoint",
+            checkpoint_,
+            "--data",
+            data,
+            "--cache_dir",
+            tmp_path / "cache",
+            "--json",
+            "--threads",
+            1,
+        ]
+        code = call(compute_elbo.main, monkeypatch, *words)
+        captured = capsys.readouterr()
+        return code, captured.out if code == 0 else captured.err
+
+    code, out = score(trained_pairs, pairs_folder)
+    report = json.loads(out)
+    run = checkpoint.load(str(trained_pairs), torch.device("cpu"))
+    layout = pairs.Layout(run.pairs, run.tokenizer, run.max_length)
+    targets = run.tokenizer([pair["trg"] for pair in HELD_OUT], add_special_tokens=False)["input_ids"]
+    assert report["num_tokens"] == sum(min(len(target) + 1, layout.window) for target in targets)  # text and [SEP]
+    assert report["num_sequences"] == len(HELD_OUT)
+    assert report["num_words"] == sum(len(pair["trg"].split()) for pair in HELD_OUT)
+    assert report["bits_per_token"] < 0.3 * report["unigram_bits_per_token"]
+    assert score(trained_pairs, corpus) == (2, score(trained_pairs, corpus)[1])
+    assert "trained on pairs" in score(trained_pairs, corpus)[1]
+    assert "trained on text" in score(trained, pairs_folder)[1]
+
+
+def test_a_checkpoint_remembers_how_pairs_are_written(trained_pairs: Path) -> None:
+    run = checkpoint.load(str(trained_pairs), torch.device("cpu"))
+    assert run.pairs.prompt == "plain" and run.max_length == 40
+    assert run.token_counts[run.tokenizer.pad_token_id] > 0
+    assert run.token_counts[run.tokenizer.convert_tokens_to_ids("see")] == 0
+    description = json.loads((trained_pairs / "checkpoint" / "process.json").read_text())
+    assert description["pairs"] == {"prompt": "plain", "target_window": run.pairs.target_window}
+
+
+@pytest.mark.parametrize("wrong", [{"prompt": "none", "target_window": 5}, {"prompt": "plain", "target_window": 0}, 7])
+def test_a_damaged_checkpoint_is_refused(trained_pairs: Path, tmp_path: Path, wrong: object) -> None:
+    import shutil
+
+    shutil.copytree(trained_pairs / "checkpoint", tmp_path / "c")
+    description = json.loads((tmp_path / "c" / "process.json").read_text())
+    (tmp_path / "c" / "process.json").write_text(json.dumps({**description, "pairs": wrong}))
+    with pytest.raises(UserError, match=r"process\.json"):
+        checkpoint.load(str(tmp_path / "c"), torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--mbr_size", 0], ["mbr_size=0"]),
+        (["--mbr_size", 5000], ["mbr_size=5000", "1000"]),
+        (["--step_size", 4], ["--num_steps or --step_size"]),
+        (["--num_steps", 999], ["999", "1..64"]),
+        (["--output", "x.txt"], ["x.txt", ".jsonl"]),
+        (["--limit", -1], ["limit=-1"]),
+        (["--data", "missing.jsonl"], ["missing.jsonl"]),
+    ],
+)
+def test_bad_settings_end_in_one_line(ask, flags: list, words: list, tmp_path: Path) -> None:
+    code, _, _, err = ask(*flags)
+    assert code == 2 and all(word in err for word in words) and len(err.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [({"src": "a"}, [":1", "trg"]), ({"text": "a b"}, ["no pairs"]), ({"src": "a", "trg": ""}, [":1", "empty"])],
+)
+def test_bad_data_end_in_one_line(ask, record: dict, words: list) -> None:
+    code, _, _, err = ask(records=[record, *HELD_OUT[:2]])
+    assert code == 2 and all(word in err for word in words) and "Traceback" not in err
+
+
+def test_checkpoints_of_the_other_kind_are_refused(ask, trained, trained_pairs, monkeypatch, capsys) -> None:
+    code, _, _, err = ask("--checkpoint", trained)
+    assert code == 2 and "without pairs" in err
+    assert call(predict.main, monkeypatch, "--checkpoint", trained_pairs, "--threads", 1) == 2
+    assert "predict_downstream_condition.py" in capsys.readouterr().err
+
+
+def test_the_journal_is_where_the_output_will_be(tmp_path: Path) -> None:
+    assert Journal(tmp_path / "deep" / "er" / "p.jsonl", "r").path == tmp_path / "deep" / "er" / "p.jsonl.part"

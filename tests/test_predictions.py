@@ -1,0 +1,148 @@
+"""predictions.py: an interrupted journal goes on, DiffuSeq's files come back as they went, broken files are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import write_jsonl
+
+from predictions import (
+    Journal,
+    fingerprint_of,
+    read_predictions,
+    read_samples,
+    write_diffuseq,
+    write_predictions,
+)
+from process import UserError
+
+
+def record(index: int, candidates: tuple[str, ...] = ("a b", "a c")) -> dict:
+    sides = {"source": f"source {index}", "reference": f"reference {index}"}
+    return {"index": index, **sides, "candidates": list(candidates), "prediction": candidates[0]}
+
+
+def test_a_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    output = tmp_path / "p.jsonl"
+    first = Journal(output, "recipe")
+    first.add(3, record(3))
+    first.add(0, record(0))
+    with open(first.path, "ab") as file:
+        file.write(b'{"index": 1, "sour')  # killed while writing
+    second = Journal(output, "recipe")
+    assert second.records == {3: record(3), 0: record(0)}
+    second.add(1, record(1))
+    third = Journal(output, "recipe")
+    assert set(third.records) == {0, 1, 3} and third.records[1] == record(1)
+    third.add(2, record(2))
+    assert third.finish(4) == [record(i) for i in range(4)]
+    third.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_journal_of_another_recipe_is_begun_anew(tmp_path: Path) -> None:
+    Journal(tmp_path / "p.jsonl", "one").add(0, record(0))
+    assert Journal(tmp_path / "p.jsonl", "another").records == {}
+    assert Journal(tmp_path / "p.jsonl", "one").records == {}
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"[]\n", b"not json\n", b'{"index": 0}\n', b"\xff\xfe\n"])
+def test_a_journal_that_is_none_is_begun_anew(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "p.jsonl.part").write_bytes(content)
+    journal = Journal(tmp_path / "p.jsonl", "recipe")
+    assert journal.records == {}
+    journal.add(0, record(0))
+    assert Journal(tmp_path / "p.jsonl", "recipe").records == {0: record(0)}
+
+
+def test_everything_that_decides_the_candidates_is_in_the_fingerprint(tmp_path: Path) -> None:
+    (tmp_path / "process.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"12")
+    base = tmp_path, {"seed": 0}, ["a", "b"], ["c"]
+    prints = [fingerprint_of(*base), fingerprint_of(tmp_path, {"seed": 1}, *base[2:])]
+    prints += [fingerprint_of(*base[:2], ["a"], ["b", "d"]), fingerprint_of(*base[:2], ["ab"], ["c"])]
+    assert fingerprint_of(*base) == prints[0]
+    (tmp_path / "model.safetensors").write_bytes(b"13")
+    prints.append(fingerprint_of(*base))
+    assert len(set(prints)) == len(prints)
+
+
+def test_diffuseq_files_come_back_as_they_went(tmp_path: Path) -> None:
+    records = [record(i, ("x", "y", "x")) for i in range(12)]
+    write_diffuseq(tmp_path / "d", records, seed=9, num_steps=20)
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
+        "seed10_step20.json", "seed11_step20.json", "seed9_step20.json",
+    ]  # fmt: skip
+    back = read_predictions(tmp_path / "d")
+    assert [r["candidates"] for r in back] == [["x", "y", "x"]] * 12  # seed 9 before seed 10: by number, not by name
+    assert [(r["source"], r["reference"]) for r in back] == [(r["source"], r["reference"]) for r in records]
+    assert [r["candidates"] for r in read_predictions(tmp_path / "d" / "seed10_step20.json")] == [["y"]] * 12
+
+
+def test_special_strings_are_taken_off_diffuseqs_lines(tmp_path: Path) -> None:
+    line = {"recover": "[CLS] how are you? [SEP] [PAD]", "reference": "<s> how ?</s>", "source": "[CLS] a [SEP] [SEP]"}
+    file = tmp_path / "seed1_step2.json"
+    file.write_text(json.dumps(line))
+    (found,) = read_predictions(file)
+    assert (found["candidates"], found["reference"], found["source"]) == (["how are you?"], "how ?", "a")
+
+
+def test_our_own_form_comes_back(tmp_path: Path) -> None:
+    records = [record(i, ("ä", "日本", "")) for i in range(3)]
+    write_predictions(tmp_path / "p.jsonl", records)
+    assert read_predictions(tmp_path / "p.jsonl") == records
+
+
+def test_samples_keep_their_empty_lines(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("a b\n\nc\n")
+    assert read_predictions(tmp_path / "s.txt") is None and read_samples(tmp_path / "s.txt") == ["a b", "", "c"]
+    write_jsonl(tmp_path / "s.jsonl", [{"text": " a "}, {"text": ""}])
+    assert read_predictions(tmp_path / "s.jsonl") is None and read_samples(tmp_path / "s.jsonl") == ["a", ""]
+
+
+def without(name: str) -> dict:
+    return {key: value for key, value in record(0).items() if key != name}
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([], "no predictions"),
+        (["", " "], "no predictions"),
+        (['{"candidates": ['], ":1: not JSON"),
+        (["[]"], ":1: every line must be an object"),
+        ([record(0), record(1, ("a",))], ":2: 1 candidates, where the first line has 2"),
+        ([{**record(0), "candidates": []}], ":1: 0 candidates"),
+        ([{**record(0), "candidates": [1, 2]}], ":1:"),
+        ([record(0), without("reference")], ':2: every line must have a string "reference"'),
+        ([without("prediction")], '"prediction"'),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(tmp_path: Path, lines: list, words: str) -> None:
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    (tmp_path / "p.jsonl").write_text(text)
+    with pytest.raises(UserError) as error:
+        read_predictions(tmp_path / "p.jsonl")
+    assert words in str(error.value) and "p.jsonl" in str(error.value)
+
+
+def test_files_of_several_seeds_must_belong_together(tmp_path: Path) -> None:
+    write_diffuseq(tmp_path, [record(i) for i in range(3)], seed=0, num_steps=5)
+    file = tmp_path / "seed1_step5.json"
+    lines = file.read_text().splitlines()
+    file.write_text("\n".join(lines[:2]))
+    with pytest.raises(UserError, match=r"seed1_step5.json: 2 lines, but .*seed0_step5.json has 3"):
+        read_predictions(tmp_path)
+    file.write_text("\n".join([lines[0], lines[2], lines[1]]))
+    with pytest.raises(UserError, match="seed1_step5.json:2: its reference"):
+        read_predictions(tmp_path)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(UserError, match="no .json file"):
+        read_predictions(tmp_path)
+
+
+def test_an_empty_file_of_samples_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.txt").write_text("")
+    with pytest.raises(UserError, match="no predictions"):
+        read_samples(tmp_path / "s.txt")
