@@ -31,6 +31,7 @@ LIBRARY = {
     "pairs",
     "metrics",
     "metrics_of_models",
+    "predictions",
 }
 MAY_IMPORT = {
     "process": set(),
@@ -42,7 +43,8 @@ MAY_IMPORT = {
     "dataloader": {"corpus", "process", "runtime", "vocabulary"},
     "pairs": {"corpus", "dataloader", "process", "runtime", "vocabulary"},
     "optim": {"process"},
-    "metrics": {"process"},
+    "predictions": {"process", "runtime"},
+    "metrics": set(),
     "metrics_of_models": {"process", "hub"},
     "models": {"process", "hub", "vocabulary"},
     "diffusion_word_freq": {"process"},

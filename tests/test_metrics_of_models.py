@@ -1,0 +1,143 @@
+"""metrics_of_models.py: bert-score's and mauve-text's own figures on models and sets small enough to make here."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES, call
+from transformers import BertConfig, BertModel, BertTokenizerFast, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+import compute_metric
+from metrics_of_models import area, bert_score, divergence_curve, mauve, quantise
+from process import UserError
+from vocabulary import train_wordpiece
+
+CPU = torch.device("cpu")
+HYPOTHESES = ["the cat sees the house.", "a dog likes it.", "my bird often talks to a fish.", "a tree"]
+REFERENCES = [
+    "the old man sees a house.",
+    "a dog likes it.",
+    "his sister never finds water.",
+    "every small child follows the red ball.",
+]
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A BERT whose weights anyone can make again."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = sorted({word for sentence in SENTENCES for word in sentence.rstrip(".").split()})
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *words]
+    tokenizer = BertTokenizerFast(vocab={entry: i for i, entry in enumerate(entries)}, model_max_length=64)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=64,
+    )
+    model = BertModel(config)
+    with torch.no_grad():
+        for i, (name, parameter) in enumerate(sorted(model.named_parameters())):
+            scale = 3.0 if "word_emb" in name else 0.2
+            values = np.random.RandomState(i).normal(scale=scale, size=tuple(parameter.shape))
+            parameter.copy_(torch.from_numpy(values).float() + ("LayerNorm.weight" in name))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+# recorded with bert-score 0.3.13: score(HYPOTHESES, REFERENCES, model_type=folder, num_layers=layer)
+@pytest.mark.parametrize(
+    ("layer", "recorded"),
+    [
+        (1, [0.849396, 1.0, 0.617658, 0.50086]),
+        (2, [0.869144, 1.0, 0.709989, 0.677524]),
+        (3, [0.923796, 1.0, 0.869829, 0.813929]),
+    ],
+)
+def test_bert_score_is_bert_scores(bert: str, layer: int, recorded: list[float]) -> None:
+    assert bert_score(HYPOTHESES, REFERENCES, bert, layer, CPU) == pytest.approx(recorded, abs=2e-6)
+
+
+def test_bert_score_of_identity_and_of_nothing(bert: str) -> None:
+    assert bert_score(["a cat", "", "a cat"], ["a cat", "a", ""], bert, 1, CPU) == pytest.approx([1, 0, 0], abs=1e-6)
+    assert bert_score(HYPOTHESES, REFERENCES, bert, 0, CPU) == bert_score(HYPOTHESES, REFERENCES, bert, 3, CPU)
+    with pytest.raises(UserError, match="bertscore_layer=4 is more than the 3 layers"):
+        bert_score(HYPOTHESES, REFERENCES, bert, 4, CPU)
+
+
+# recorded with mauve-text 0.4.0: get_divergence_curve_for_multinomials and the area as compute_mauve takes it
+@pytest.mark.parametrize(
+    ("p", "q", "recorded"),
+    [
+        ([0.5, 0.3, 0.2, 0], [0.25, 0.25, 0.25, 0.25], 0.6081135762448924),
+        ([1, 0], [0, 1], 0.0040720962619612555),
+        ([0.2, 0.8], [0.2, 0.8], 1.0),
+        ([0.7, 0.2, 0.1], [0.1, 0.2, 0.7], 0.21906168496212094),
+    ],
+)
+def test_the_area_under_the_divergence_curve_is_mauves(p: list, q: list, recorded: float) -> None:
+    assert area(divergence_curve(np.array(p), np.array(q))) == pytest.approx(recorded, abs=1e-9)
+    assert area(divergence_curve(np.array(q), np.array(p))) == pytest.approx(recorded, abs=1e-9)
+
+
+def normal(seed: int, shift: float) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(1000, 8)) + shift * np.eye(8)[0]
+
+
+# recorded with mauve-text 0.4.0: compute_mauve(p_features=normal(10 * shift + 1, shift), q_features=normal(99, 0)),
+# mean over its seeds 25 to 29, which lie up to 0.03 apart: k-means is another program's
+@pytest.mark.parametrize(("shift", "recorded"), [(0.5, 0.884), (1.0, 0.688), (2.0, 0.158)])
+def test_quantised_mauve_is_near_mauves(shift: float, recorded: float) -> None:
+    ours = [
+        area(divergence_curve(*quantise(normal(int(10 * shift) + 1, shift), normal(99, 0), seed))) for seed in range(3)
+    ]
+    assert np.mean(ours) == pytest.approx(recorded, abs=0.03)
+
+
+def test_histograms_are_of_both_sides_over_the_same_clusters() -> None:
+    p, q = quantise(np.repeat(np.eye(4)[:2], 20, 0), np.repeat(np.eye(4)[2:], 20, 0), seed=0)
+    assert p.sum() == pytest.approx(1) and q.sum() == pytest.approx(1) and (p * q).sum() == 0
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("gpt2")
+    wordpiece: PreTrainedTokenizerBase = train_wordpiece(SENTENCES, 200)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=wordpiece.backend_tokenizer, eos_token="[SEP]")
+    torch.manual_seed(1)
+    GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(wordpiece), n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    ).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_mauve_tells_another_text_from_the_same(gpt2: str) -> None:
+    same = mauve(SENTENCES[::2], SENTENCES[1::2], gpt2, 0, CPU)
+    other = mauve(["it it it", "", "sees sees a a a"] * 40, SENTENCES[1::2], gpt2, 0, CPU)
+    assert 0 < other < 0.5 < same <= 1
+
+
+def test_the_script_reports_both(bert, gpt2, monkeypatch, tmp_path, capsys) -> None:
+    (tmp_path / "s.txt").write_text("\n".join(SENTENCES[::2]))
+    (tmp_path / "r.txt").write_text("\n".join(SENTENCES[1::2]))
+    words = ["--predictions", tmp_path / "s.txt", "--references", tmp_path / "r.txt", "--threads", 1]
+    assert call(compute_metric.main, monkeypatch, *words, "--mauve_model", gpt2) == 0
+    assert "mauve" in capsys.readouterr().out
+    (tmp_path / "p.jsonl").write_text('{"src": "x", "trg": "a tree"}\n' * 120)
+    words[3] = tmp_path / "p.jsonl"
+    assert call(compute_metric.main, monkeypatch, *words, "--bertscore_model", bert) == 0
+    assert "bertscore" in capsys.readouterr().out
+
+
+def test_a_folder_that_holds_no_model_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder"):
+        bert_score(["a"], ["b"], str(tmp_path / "none"), 0, CPU)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="cannot be read as a model"):
+        bert_score(["a"], ["b"], str(tmp_path), 0, CPU)
