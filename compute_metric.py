@@ -6,6 +6,7 @@ python compute_metric.py --predictions samples.txt --references test.txt --token
 """
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,6 +97,9 @@ def aligned(path: Path, source: Source, spell: Spell) -> list[dict]:
 
 def speller(args: MetricArgs) -> Spell:
     """How references are written: as the tokenizer writes samples, or as they are."""
+    if args.references and not args.released and not args.tokenizer:
+        note = "references are taken as they are; --tokenizer CHECKPOINT would spell them as its samples are spelled"
+        print(f"note: {note} (lower case, spaces)", file=sys.stderr)
     if args.released or not args.tokenizer:
         return lambda texts: texts
     return lambda texts: respell(tokenizer_of(args), texts)

@@ -78,6 +78,8 @@ class TrainArgs:
 _MODERNISED = {
     ("--spindle_schedule", "true"): ("--spindle", "paper"),
     ("--spindle_schedule", "false"): ("--spindle", "none"),
+    ("--task_name", "QT"): ("--task_name", "conditional_data/Q-T"),
+    **{("--task_name", task): ("--task_name", f"conditional_data/{task}") for task in ("qqp", "wiki_alignment", "CC")},
 }
 """Published flags whose value changed its form."""
 
@@ -148,6 +150,9 @@ def _modernise(argv: list[str], meaningless: dict[str, str]) -> list[str]:
             if (word, value) not in _MODERNISED:
                 raise UserError(f"{word} {value!r}: use --spindle paper, released or none")
             words += _MODERNISED[word, value]
+        elif word == "--task_name":
+            value = next(rest, "")
+            words += _MODERNISED.get((word, value), (word, value))
         else:
             words.append(word)
     return words

@@ -84,6 +84,7 @@ def prepare(settings: Settings, device: torch.device) -> tuple[checkpoint.Run, d
         )
     if data.word_freq_file:
         counts = checkpoint.read_word_freq(Path(data.word_freq_file), tokenizer, denoiser.vocab_size)
+        counts = train_text.with_ends(counts) if form else counts
     else:
         counts = train_text.counts(denoiser.vocab_size)
     process = checkpoint.build_process(noise, counts, tokenizer, denoiser.vocab_size, of_pairs=form is not None)
@@ -98,15 +99,13 @@ def load_texts(
     """Training and validation data; of pairs also how they are written.
 
     Raises:
-        UserError: if a setting of pairs is given for text, or word counts of text for pairs.
+        UserError: if a setting of pairs is given for text.
     """
     data, pair_args = settings[1:3]
     if not holds_pairs(training_source(data.train_data)):
         if pair_args != pairs.PairArgs():
             raise UserError(f'{data.train_data} holds text; prompt and target_window are for pairs ("src" and "trg")')
         return *dataloader.load_splits(data, tokenizer), None
-    if data.word_freq_file:
-        raise UserError("word_freq_file is for text: the targets of pairs are counted with their [SEP] and [PAD]")
     return pairs.load_splits(data, pair_args, tokenizer)
 
 

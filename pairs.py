@@ -19,7 +19,7 @@ from corpus import Keep, Source
 from dataloader import DataArgs, TokenizedText, require_a_batch, split_sources, tokenize
 from process import Batch, UserError
 from runtime import local_path
-from vocabulary import encode
+from vocabulary import encode, text_of
 
 PLAIN = "plain"
 WINDOW_PERCENTILE = 99
@@ -170,7 +170,7 @@ def target_text(tokenizer: PreTrainedTokenizerBase, window: Tensor) -> str:
     ids = window.tolist()
     if tokenizer.sep_token_id in ids:
         ids = ids[: ids.index(tokenizer.sep_token_id)]
-    return tokenizer.decode([i for i in ids if i != tokenizer.pad_token_id]).strip()
+    return text_of(tokenizer, [i for i in ids if i != tokenizer.pad_token_id])
 
 
 # ---- tokenised pairs -------------------------------------------------------------------------------------------------
@@ -220,6 +220,12 @@ class TokenizedPairs:
         counts[self.layout.sep_id] += int((free > 0).sum())
         counts[self.layout.pad_id] += int(np.maximum(free - 1, 0).sum())
         return counts
+
+    def with_ends(self, counts: Tensor) -> Tensor:
+        """Word counts of another text, int64 [V], with as many [SEP] and [PAD] to a word as these windows have."""
+        own, ends = self.counts(len(counts)), [self.layout.sep_id, self.layout.pad_id]
+        words, others = (c.sum() - c[ends].sum() for c in (own, counts))
+        return counts.index_put((torch.tensor(ends),), (own[ends] * (others / words.clamp(min=1))).round().long())
 
     def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
         """The chosen pairs."""

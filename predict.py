@@ -20,6 +20,7 @@ import hub
 import runtime
 from config import FROM_CHECKPOINT, parse
 from process import Batch, SampleArgs, StepCallback, UserError
+from vocabulary import text_of
 
 FORMATS = (".txt", ".jsonl")
 MOST_SAMPLES = 1_000_000  # each has a generator of its own, 5 kB
@@ -165,7 +166,7 @@ def stack(blanks: list[tuple[Tensor, Tensor]], pad_id: int) -> Batch:
 
 def decode(run: checkpoint.Run, tokens: Tensor) -> str:
     """Text of a sample without its [CLS] and [SEP]; anything else special in it would be shown, not hidden."""
-    return run.tokenizer.decode(tokens[1:-1]).strip()
+    return text_of(run.tokenizer, tokens[1:-1])
 
 
 def write(texts: list[str], output: str) -> None:

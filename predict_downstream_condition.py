@@ -26,14 +26,26 @@ from predictions import Journal, fingerprint_of, write_diffuseq, write_predictio
 from process import SampleArgs, UserError
 from vocabulary import encode, respell
 
+MEANINGLESS = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint says how wide its target window is"}
+
 
 @dataclass(frozen=True)
 class DownstreamArgs:
     """Which sources, how many candidates, and where to."""
 
-    checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder main.py wrote, from pairs"})
-    data: str = field(metadata={"help": "pairs: a .jsonl file, or a folder or hub data set (its test split)"})
-    output: str = field(metadata={"aliases": ["--output_file"], "help": "a .jsonl file, one source a line"})
+    checkpoint: str = field(
+        metadata={"aliases": ["--checkpoint_path", "--ckpt_path"], "help": "a folder main.py wrote"}
+    )
+    data: str = field(
+        metadata={
+            "aliases": ["--task_name"],
+            "help": "pairs: a .jsonl file, or a folder or hub data set (its test split)",
+        }
+    )
+    output: str = field(
+        default="generation_results/predictions.jsonl",
+        metadata={"aliases": ["--output_file"], "help": "a .jsonl file, one source a line"},
+    )
     mbr_size: int = field(default=3, metadata={"aliases": ["--MBR_size"], "help": "candidates a source"})
     step_size: int = field(default=0, metadata={"help": "the same as --num_steps T / step_size (released: 10)"})
     limit: int = field(default=0, metadata={"help": "only the first so many sources; 0: all"})
@@ -65,7 +77,7 @@ class DownstreamArgs:
 
 def main() -> None:
     """Load, sample what is not there yet, choose, write, show."""
-    args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, meaningless=FROM_CHECKPOINT)
+    args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, meaningless=MEANINGLESS)
     hub.quiet_libraries()
     output = Path(args.output)
     runtime.require_writable("output", output)

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer
+from torch import Tensor
 from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -119,7 +120,12 @@ def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> dict:
     )
 
 
+def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Tensor) -> str:
+    """The text of token ids, as DiffuSeq's evaluation writes it: marks and apostrophes joined to their words."""
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=True).strip()
+
+
 def respell(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[str]:
     """Texts as the tokenizer writes them, which is how samples are written: lower case, its spaces, its [UNK]."""
     texts = list(texts)
-    return [tokenizer.decode(ids).strip() for ids in encode(tokenizer, texts)["input_ids"]] if texts else []
+    return [text_of(tokenizer, ids) for ids in encode(tokenizer, texts)["input_ids"]] if texts else []

@@ -3,7 +3,7 @@
 python word_freq.py --train_data lm1b --tokenizer bert-base-uncased --output word_freq.json
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +39,8 @@ def main() -> None:
     require_writable("output", Path(args.output))
     tokenizer = load_tokenizer(args.tokenizer)
     source = training_source(args.train_data)
-    if holds_pairs(source):
-        raise UserError(f"{args.train_data} holds pairs; main.py counts their targets itself, no file is needed")
+    if holds_pairs(source):  # a source is never noised; main.py adds the [SEP] and [PAD] of its target windows
+        source = replace(source, column="trg")
     vocab_size = vocabulary_size(tokenizer)
     counts, num_sentences = np.zeros(vocab_size, dtype=np.int64), 0
     for sentences in dataloader.chunks(read_sentences(source, description="counting")):

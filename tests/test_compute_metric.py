@@ -104,7 +104,8 @@ def test_random_and_nearest_training_targets(measure, tmp_path: Path) -> None:
 def test_another_systems_lines_against_pairs(measure, tmp_path: Path) -> None:
     (tmp_path / "out.txt").write_text("The cat\n\na b\n")
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [{"src": "s", "trg": t} for t in ("The cat", "a dog", "a b")])
-    report = measure("--references", pairs, records=tmp_path / "out.txt")[1]
+    _, report, said = measure("--references", pairs, records=tmp_path / "out.txt")
+    assert "references are taken as they are" in said
     assert report["exact_match"] == mean([1, 0, 1]) and "self_bleu" not in report
 
 
@@ -126,7 +127,8 @@ def test_samples_against_a_corpus(measure, tmp_path: Path) -> None:
         "--tokenizer",
         tmp_path / "tokenizer",
     ]
-    code, report, _ = measure(*more, records=tmp_path / "s.txt")
+    code, report, said = measure(*more, records=tmp_path / "s.txt")
+    assert "taken as they are" not in said
     words, references = [s.split() for s in samples], [s.lower().split() for s in SENTENCES[:50]]
     assert code == 0 and report["num_samples"] == 4 and report["num_references"] == 50
     assert report["bleu_4"] == mean([corpus_bleu([references], [w]) for w in words])

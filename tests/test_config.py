@@ -54,6 +54,22 @@ def test_the_forks_sampling_command_runs_as_written(capsys: pytest.CaptureFixtur
     assert all(f"note: {flag} has no effect" in said for flag in ("--model_type", "--vocab_size", "--block_size"))
 
 
+CONDITIONAL_TRAIN = """--lr 5e-5 --batch_size 64 --task_name QT --eval_steps 50 --output_dir out"""
+CONDITIONAL_PREDICT = """--topk 15 --step_size 10 --task_name qqp --ckpt_path c --MBR_size 3 --seq_len 128"""
+
+
+def test_the_released_conditional_commands_run_as_written(capsys: pytest.CaptureFixture) -> None:
+    from predict_downstream_condition import MEANINGLESS, DownstreamArgs
+
+    data = parse(TRAIN, "train", argv=shlex.split(CONDITIONAL_TRAIN))[1]
+    assert data.train_data == "conditional_data/Q-T"
+    words = shlex.split(CONDITIONAL_PREDICT)
+    args, sampling = parse([DownstreamArgs, SampleArgs], "x", meaningless=MEANINGLESS, argv=words)
+    assert (args.data, args.checkpoint, args.mbr_size, args.step_size) == ("conditional_data/qqp", "c", 3, 10)
+    assert sampling.top_k == 15 and args.output == "generation_results/predictions.jsonl"
+    assert "note: --seq_len has no effect" in capsys.readouterr().err
+
+
 def test_the_released_programs_flags_are_known() -> None:
     train, data, network, noise, optim = parse(TRAIN, "train", argv=shlex.split(OFFICIAL_TRAIN))
     assert network.from_scratch is False  # the released `type=bool` reads "false" as True

@@ -218,6 +218,15 @@ def test_counts_are_those_of_the_windows(pairs_folder, words, tmp_path) -> None:
     assert train.lengths.tolist() == batch.attention_mask.sum(1).tolist()
 
 
+def test_word_counts_of_another_text_get_the_ends_of_these_windows(pairs_folder, words, tmp_path) -> None:
+    train, _, _ = load(pairs_folder, words, tmp_path)
+    own = train.counts(len(words))
+    assert torch.equal(train.with_ends(own), own)
+    ends = [words.sep_token_id, words.pad_token_id]
+    alone = own.index_fill(0, torch.tensor(ends), 0)
+    assert torch.equal(train.with_ends(3 * alone), 3 * own)
+
+
 def test_the_window_holds_99_of_100_targets(tmp_path, words) -> None:
     records = [{"src": "cat", "trg": " ".join(["dog"] * n)} for n in range(1, 301)]
     folder = write_jsonl(tmp_path / "data" / "train.jsonl", records).parent
@@ -329,7 +338,6 @@ def test_a_broken_pair_is_named(line: str, words: tuple, pairs_folder, tmp_path,
         (["--prompt", "{src} only"], ("{src} only", "{trg}")),
         (["--prompt", "{trg} before {src}"], ("end in {trg}",)),
         (["--target_window", -1], ("target_window=-1",)),
-        (["--word_freq_file", "x.json"], ("word_freq_file",)),
     ],
 )
 def test_settings_that_cannot_be(flags: list, words: tuple, pairs_folder, tmp_path, monkeypatch, capsys) -> None:

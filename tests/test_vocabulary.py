@@ -7,7 +7,7 @@ from conftest import SENTENCES
 from transformers import BertTokenizerFast, GPT2TokenizerFast
 
 from process import UserError
-from vocabulary import SPECIAL_TOKENS, encode, load_tokenizer, train_wordpiece, vocabulary_size
+from vocabulary import SPECIAL_TOKENS, encode, load_tokenizer, respell, train_wordpiece, vocabulary_size
 
 
 def test_a_tokenizer_loads_from_a_folder_a_vocabulary_and_a_folder_with_a_vocabulary(
@@ -56,3 +56,11 @@ def test_a_vocabulary_with_holes_is_as_large_as_its_largest_id(tmp_path: Path) -
     tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
     assert len(tokenizer) == 7 and vocabulary_size(tokenizer) == 8
     assert encode(tokenizer, ["the cat"])["input_ids"] == [[6, 7]]
+
+
+def test_text_is_written_as_diffuseq_writes_it() -> None:
+    tokenizer = train_wordpiece(["what's the best way? i don't know, it is 5."] * 3, 200)
+    assert respell(tokenizer, ["What's the BEST way?  I don't know, it is 5 ."]) == [
+        "what's the best way? i don't know, it is 5."
+    ]
+    assert respell(tokenizer, []) == [] and respell(tokenizer, ["", "zebra"])[0] == ""

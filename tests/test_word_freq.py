@@ -65,3 +65,12 @@ def test_bad_input_is_one_line_and_nothing_written(
     assert call(word_freq.main, monkeypatch, *base, *words) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1 and not list(tmp_path.glob("f.*"))
+
+
+def test_of_pairs_the_targets_are_counted(monkeypatch, tokenizer, pairs_folder, tmp_path) -> None:
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    words = ["--train_data", pairs_folder, "--tokenizer", tmp_path / "tokenizer", "--output", tmp_path / "f.json"]
+    assert call(word_freq.main, monkeypatch, *words) == 0
+    counted = json.loads((tmp_path / "f.json").read_text())
+    targets = [json.loads(line)["trg"] for line in (pairs_folder / "train.jsonl").read_text().splitlines()]
+    assert counted["by"] == sum(target.split().count("by") for target in targets)
