@@ -35,6 +35,8 @@ HEADING = re.compile(
 MARKUP = (">>>", "...", ".. ", ":", "@", "|", "+", "#", "=", "~", "`", "$")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z])")
 WORD = re.compile(r"(?:[A-Z]?[a-z]+|A|I),?$")
+SUMMARY_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9'-]*,?$")
+MARKED = re.compile(r":\w+:`~?\.?([^`<]*?)(?: ?<[^`]*>)?`|[`*]")  # :func:`name`, ``code``, *emphasis*
 NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -44,7 +46,7 @@ class CorpusArgs:
     """What to keep."""
 
     output: str = field(metadata={"help": "folder for train.txt, valid.txt, test.txt (or .jsonl)"})
-    pairs: bool = field(default=False, metadata={"help": "function names and what the functions do, for seq2seq"})
+    pairs: bool = field(default=False, metadata={"help": "names and what is said of them, for seq2seq"})
     min_words: int = field(default=5, metadata={"help": "shortest sentence"})
     max_words: int = field(default=14, metadata={"help": "longest sentence"})
     known_words: int = field(default=3000, metadata={"help": "keep sentences made of this many most frequent words"})
@@ -157,11 +159,12 @@ def sentences_of(file: Path) -> list[tuple[str, str]]:
 
 
 def summaries_of(file: Path) -> list[tuple[str, str]]:
-    """A source file's functions: the words of each name, and the first sentence about it, if that is prose."""
+    """A source file's functions and classes: the words of each name, and the first sentence about it, if it is plain."""
     found = []
     for node, name, doc in documented(file):
         summary = SENTENCE_END.split(next(paragraphs(doc), ""))[0].removesuffix(".") + "."
-        if isinstance(node, FUNCTIONS) and is_prose(summary):
+        summary = MARKED.sub(r"\1", summary)
+        if not isinstance(node, ast.Module) and is_prose(summary, SUMMARY_WORD):
             found.append((name_words(name), summary))
     return found
 
@@ -185,11 +188,9 @@ def paragraphs(doc: str) -> Iterator[str]:
             run.append(text)
 
 
-def is_prose(sentence: str) -> bool:
+def is_prose(sentence: str, word: re.Pattern = WORD) -> bool:
     """A capital at the start, a full stop at the end, and nothing but plain words and commas between."""
-    return (
-        sentence[:1].isupper() and sentence.endswith(".") and all(WORD.match(word) for word in sentence[:-1].split(" "))
-    )
+    return sentence[:1].isupper() and sentence.endswith(".") and all(map(word.match, sentence[:-1].split(" ")))
 
 
 def words_of(sentence: str) -> Iterable[str]:
