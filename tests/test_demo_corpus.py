@@ -100,7 +100,7 @@ def test_only_known_words_and_wanted_lengths_are_collected_once(tmp_path: Path) 
 
 CODE = '''
 class HTTPServer2Thing:
-    """Not a function, so not a pair."""
+    """A thing that serves, :class:`~Thing` included."""
 
     def readAll_lines(self):
         """Read every line of a file
@@ -117,20 +117,24 @@ class HTTPServer2Thing:
 
 
 def plain():
-    """Takes `code`, so it is no prose."""
+    """Takes ``some`` *marked* up-to-date code."""
     def nested():
         """Do what is nested."""
+    def indexed():
+        """Use x[0] of it."""
 '''
 
 
-def test_a_pair_is_a_functions_name_and_its_first_sentence(tmp_path: Path) -> None:
+def test_a_pair_is_a_name_and_the_first_sentence_about_it(tmp_path: Path) -> None:
     file = tmp_path / "a.py"
     file.write_text(CODE)
     assert sorted(summaries_of(file)) == [
+        ("http server 2 thing", "A thing that serves, Thing included."),
         ("http server 2 thing . read all lines", "Read every line of a file."),
         ("http server 2 thing . stop", "Stop the server."),
         ("inner . go", "Go on with it."),
         ("nested", "Do what is nested."),
+        ("plain", "Takes some marked up-to-date code."),
     ]
 
 

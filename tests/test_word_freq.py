@@ -73,4 +73,4 @@ def test_of_pairs_the_targets_are_counted(monkeypatch, tokenizer, pairs_folder, 
     assert call(word_freq.main, monkeypatch, *words) == 0
     counted = json.loads((tmp_path / "f.json").read_text())
     targets = [json.loads(line)["trg"] for line in (pairs_folder / "train.jsonl").read_text().splitlines()]
-    assert counted["by"] == sum(target.split().count("by") for target in targets)
+    assert counted["the"] == sum(target.split().count("the") for target in targets) > 0
