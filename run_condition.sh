@@ -22,7 +22,8 @@ demo() {
     demo_folder=$folder
     mkdir -p $folder
     [ -e $folder/seconds.install ] || echo "$install_seconds" >$folder/seconds.install
-    stage pairs python demo_corpus.py --output $data --pairs true --min_words 3 --known_words 4000 --held_out_fraction 0.03
+    stage pairs python demo_corpus.py --output $data --pairs true --min_words 3 --max_words 10 --known_words 4000 \
+        --held_out_fraction 0.025
     threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more would wait for each other in a network this small
     minutes=$(python -c "print(round(min(5.5, max(3.0, (420 - $SECONDS) / 60)), 2))")
     stage train python main.py --train_data $data --output_dir $folder --overwrite true \
