@@ -11,7 +11,7 @@ Nothing here is ever unpickled: safetensors and JSON only.
 """
 
 import json
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -259,7 +259,9 @@ def _load_time_conditioning(module: torch.nn.Module, file: Path) -> None:
 
 
 def _model_card(run: Run) -> str:
-    settings = "\n".join(f"| {f.name} | {getattr(run.process_args, f.name)} |" for f in fields(run.process_args))
+    chosen = {**asdict(run.process_args), **(asdict(run.pairs) if run.pairs else {})}
+    settings = "\n".join(f"| {name} | {value} |" for name, value in chosen.items())
+    script, more = ("predict_downstream_condition.py", " --data FILE") if run.pairs else ("predict.py", "")
     facts = "\n".join(f"| {name} | {value} |" for name, value in run.facts.items())
     return f"""---
 library_name: transformers
@@ -268,7 +270,7 @@ tags: [diffusion, masked-diffusion, diffusionbert]
 ---
 # A DiffusionBERT checkpoint
 
-Sample: `python predict.py --checkpoint DIR`. Score: `python compute_elbo.py --checkpoint DIR --data FILE`.
+Sample: `python {script} --checkpoint DIR{more}`. Score: `python compute_elbo.py --checkpoint DIR --data FILE`.
 The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`.
 
 | setting of the process | value |

@@ -159,7 +159,7 @@ def sentences_of(file: Path) -> list[tuple[str, str]]:
 
 
 def summaries_of(file: Path) -> list[tuple[str, str]]:
-    """A source file's functions and classes: the words of each name, and the first sentence about it, if it is plain."""
+    """A source file's functions and classes: the words of each name, and the first sentence about it, if plain."""
     found = []
     for node, name, doc in documented(file):
         summary = SENTENCE_END.split(next(paragraphs(doc), ""))[0].removesuffix(".") + "."
