@@ -1,6 +1,8 @@
 """Metrics of predictions (seq2seq) or of samples (unconditional text).
 
-python compute_metric.py --predictions out/qqp/predictions.jsonl --train_data conditional_data/qqp
+python compute_metric.py --predictions out/qqp/predictions.jsonl
+python compute_metric.py --predictions out/qqp/predictions.jsonl --train_data conditional_data/qqp \
+    --tokenizer out/qqp/checkpoint
 python compute_metric.py --predictions samples.txt --references test.txt --tokenizer out/lm1b/checkpoint \
     --train_data train.txt
 """
@@ -46,7 +48,7 @@ class MetricArgs:
     mbr_size: int = field(default=0, metadata={"help": "choose among the first so many candidates; 0: all"})
     diversity_samples: int = field(default=3, metadata={"help": "candidates self-BLEU and div-4 look at (DiffuSeq: 3)"})
     released: bool = field(
-        default=False, metadata={"help": "as the released program had it: BLEU swapped, references as they are"}
+        default=False, metadata={"help": "as the released program had it: BLEU swapped, text references as they are"}
     )
     bertscore_model: str = field(default="", metadata={"help": "model folder; DiffuSeq's: deberta-xlarge-mnli"})
     bertscore_layer: int = field(default=0, metadata={"help": "0: bert-score's choice for such a model"})
@@ -70,17 +72,32 @@ def main() -> None:
     path = runtime.local_path(args.predictions)
     if not path.exists():
         raise UserError(f"predictions={path}: no such file or folder")
-    spell = speller(args)
+    tokenizer = tokenizer_of(args.tokenizer) if args.tokenizer else None
     records = read_predictions(path)
     if records is not None:
-        report = conditional(args, records, spell)
+        refuse(args, "references", f"{path} holds predictions with references of their own")
     elif not args.references:
         raise UserError(f"{path} holds samples; give --references, a text (or pairs) to compare them with")
     elif holds_pairs(source := scored_source(args.references)):
-        report = conditional(args, aligned(path, source, spell), spell)
+        records = aligned(path, source, speller(args, tokenizer))
+    if records is None:
+        refuse(args, "bertscore_model", "samples without a source are measured with --mauve_model")
+        refuse(args, "mbr_size", "samples without a source have no candidates")
+        report = unconditional(args, read_samples(path), source, speller(args, tokenizer))
     else:
-        report = unconditional(args, read_samples(path), source, spell)
+        refuse(args, "mauve_model", "predictions of pairs are measured with --bertscore_model")
+        report = conditional(args, records, tokenizer)
     print(json.dumps(report) if args.json else table(report))
+
+
+def refuse(args: MetricArgs, name: str, reason: str) -> None:
+    """Refuses a setting that would have no effect.
+
+    Raises:
+        UserError: if it was given.
+    """
+    if value := getattr(args, name):
+        raise UserError(f"{name}={value} has no meaning here: {reason}")
 
 
 def aligned(path: Path, source: Source, spell: Spell) -> list[dict]:
@@ -95,27 +112,32 @@ def aligned(path: Path, source: Source, spell: Spell) -> list[dict]:
     ]
 
 
-def speller(args: MetricArgs) -> Spell:
+def speller(args: MetricArgs, tokenizer: PreTrainedTokenizerBase | None) -> Spell:
     """How references are written: as the tokenizer writes samples, or as they are."""
-    if args.references and not args.released and not args.tokenizer:
+    if args.released:
+        return lambda texts: texts
+    if tokenizer is None:
         note = "references are taken as they are; --tokenizer CHECKPOINT would spell them as its samples are spelled"
         print(f"note: {note} (lower case, spaces)", file=sys.stderr)
-    if args.released or not args.tokenizer:
         return lambda texts: texts
-    return lambda texts: respell(tokenizer_of(args), texts)
+    return lambda texts: respell(tokenizer, texts)
 
 
-def tokenizer_of(args: MetricArgs) -> PreTrainedTokenizerBase:
-    """The one that was named, or that of the checkpoint that was."""
-    folder = runtime.local_path(args.tokenizer)
-    return load_tokenizer(str(folder / "checkpoint") if (folder / "checkpoint").is_dir() else args.tokenizer)
+def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    """The one that is named, or that of the checkpoint that is."""
+    folder = runtime.local_path(name)
+    return load_tokenizer(str(folder / "checkpoint") if (folder / "checkpoint").is_dir() else name)
 
 
 # ---- seq2seq ---------------------------------------------------------------------------------------------------------
 
 
-def conditional(args: MetricArgs, records: list[dict], spell: Spell) -> Report:
+def conditional(args: MetricArgs, records: list[dict], tokenizer: PreTrainedTokenizerBase | None) -> Report:
     """Everything DiffuSeq's tables have, each with its standard error over sources, and what a model must beat."""
+    if args.train_data and tokenizer is None:
+        raise UserError(
+            "train_data: its targets are spelled, and its sources compared, by a tokenizer; add --tokenizer"
+        )
     references = [record["reference"] for record in records]
     candidates = [record["candidates"][: args.mbr_size or None] for record in records]
     if args.mbr_size > len(candidates[0]):
@@ -130,7 +152,7 @@ def conditional(args: MetricArgs, records: list[dict], spell: Spell) -> Report:
         device = runtime.pick_device(args.device)
         settings = args.bertscore_model, args.bertscore_layer, device
         report |= summarise({"bertscore": metrics_of_models.bert_score(predictions, references, *settings)})
-    report |= summarise(baselines(args, records, spell))
+    report |= summarise(baselines(args, records, tokenizer))
     return report
 
 
@@ -163,7 +185,9 @@ def diversity(args: MetricArgs, candidates: list[list[str]]) -> Report:
     return {"diversity_samples": len(first[0]), **summarise(values)}
 
 
-def baselines(args: MetricArgs, records: list[dict], spell: Spell) -> dict[str, list[float]]:
+def baselines(
+    args: MetricArgs, records: list[dict], tokenizer: PreTrainedTokenizerBase | None
+) -> dict[str, list[float]]:
     """The same metrics of copying the source, and BLEU of training targets: a random one, and the nearest source's."""
     sources, references = ([record[side] for record in records] for side in ("source", "reference"))
     found = {f"{name}_copy": values for name, values in quality(sources, references, args.released).items()}
@@ -176,17 +200,17 @@ def baselines(args: MetricArgs, records: list[dict], spell: Spell) -> dict[str, 
         )
     source = training_source(args.train_data)
     train_sources, targets = ([*read_sentences(replace(source, column=side))] for side in PAIR)
-    targets = spell(targets)
+    targets = respell(tokenizer, targets)
     drawn = np.random.default_rng(args.seed).integers(len(targets), size=len(records))
-    nearest = metrics.nearest_targets(pieces(args, sources), pieces(args, train_sources))
+    nearest = metrics.nearest_targets(pieces(tokenizer, sources), pieces(tokenizer, train_sources))
     found["bleu_random"] = bleus([targets[i] for i in drawn], references, args.released)
     found["bleu_nearest"] = bleus([targets[i] for i in nearest], references, args.released)
     return found
 
 
-def pieces(args: MetricArgs, texts: list[str]) -> list[set[int]]:
+def pieces(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[set[int]]:
     """The word pieces of each text."""
-    return [set(ids) for ids in encode(tokenizer_of(args), texts)["input_ids"]]
+    return [set(ids) for ids in encode(tokenizer, texts)["input_ids"]]
 
 
 # ---- unconditional text ----------------------------------------------------------------------------------------------

@@ -115,17 +115,10 @@ def holds_pairs(source: Source) -> bool:
     if source.hub_name:
         columns = _load_hub(source).column_names
         return "text" not in columns and set(PAIR) <= set(columns)
-    first = next((line for line, _ in _read_lines(source.files[0]) if line.strip()), b"")
-    try:
-        record = json.loads(first.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return False  # whoever reads it as text will say what is wrong
-    return ".jsonl" in source.files[0].name and isinstance(record, dict) and "text" not in record and has_half(record)
-
-
-def has_half(record: dict) -> bool:
-    """Whether a record is a pair, or was meant to be one."""
-    return any(name in record for name in PAIR)
+    file = source.files[0]
+    lines = enumerate(_read_lines(file), start=1) if ".jsonl" in file.name else ()
+    record = next((_object(line, file, number) for number, (line, _) in lines if line.strip()), {})
+    return "text" not in record and any(name in record for name in PAIR)  # half a pair was meant to be one
 
 
 def read_sentences(source: Source, *, keep: Keep | None = None, description: str = "reading") -> Iterator[str]:
@@ -178,29 +171,39 @@ def _read_lines(file: Path) -> Iterator[tuple[bytes, int]]:
 
 def _parse(line: bytes, file: Path, number: int, columns: tuple[str, ...]) -> dict[str, str]:
     """The wanted strings of a line, stripped; nothing if the line is blank or its text is."""
-    try:
-        text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-    except UnicodeDecodeError as error:
-        where = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
-        raise UserError(f"{file}:{number}: not UTF-8 ({where}); convert the file, e.g. with iconv") from error
+    text = _decoded(line, file, number)
     if ".jsonl" not in file.name:
         if columns == PAIR:
             raise UserError(f'{file}: pairs are read from .jsonl files, one {{"src": ..., "trg": ...}} a line')
         return {"text": text} if text else {}
-    if not text:
-        return {}
+    return _checked(_object(line, file, number), columns, f"{file}:{number}") if text else {}
+
+
+def _decoded(line: bytes, file: Path, number: int) -> str:
     try:
-        record = json.loads(text)
+        return line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+    except UnicodeDecodeError as error:
+        where = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
+        raise UserError(f"{file}:{number}: not UTF-8 ({where}); convert the file, e.g. with iconv") from error
+
+
+def _object(line: bytes, file: Path, number: int) -> dict:
+    try:
+        record = json.loads(_decoded(line, file, number))
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}:{number}: not JSON ({error}); every line must be an object") from error
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in columns):
-        keys = f"its keys are {sorted(record)}" if isinstance(record, dict) else f"it is a {type(record).__name__}"
+    if not isinstance(record, dict):
+        raise UserError(f"{file}:{number}: every line must be an object; it is a {type(record).__name__}")
+    return record
+
+
+def _checked(given: dict, columns: tuple[str, ...], place: str) -> dict[str, str]:
+    if not all(isinstance(given.get(name), str) for name in columns):
         wanted = " and ".join(f'"{name}"' for name in columns)
-        raise UserError(f"{file}:{number}: every line must be an object with a string {wanted}; {keys}")
-    return _checked({name: record[name].strip() for name in columns}, f"{file}:{number}")
-
-
-def _checked(record: dict[str, str], place: str) -> dict[str, str]:
+        raise UserError(f"{place}: every line must be an object with a string {wanted}; its keys are {sorted(given)}")
+    record = {name: given[name].strip() for name in columns}
     if any("\ud800" <= character <= "\udfff" for text in record.values() for character in text):
         raise UserError(f"{place}: the text has half a surrogate pair, which no encoding can hold; mend the line")
     if record.get("trg") == "":
@@ -238,8 +241,8 @@ def _read_hub(source: Source, description: str) -> Iterator[dict[str, str]]:
     with tqdm(total=len(dataset), desc=description, unit="sentence", leave=False, disable=None) as bar:
         for start, rows in enumerate(dataset.iter(batch_size=1000)):
             for number, texts in enumerate(zip(*(rows[column] for column in source.columns), strict=True)):
-                stripped = {column: text.strip() for column, text in zip(source.columns, texts, strict=True)}
-                if record := _checked(stripped, f"data set {source.hub_name}, row {1000 * start + number}"):
+                given, place = dict(zip(source.columns, texts, strict=True)), f"row {1000 * start + number}"
+                if record := _checked(given, source.columns, f"data set {source.hub_name}, {place}"):
                     yield record
             bar.update(len(rows[source.column]))
 

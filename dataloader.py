@@ -153,7 +153,7 @@ def tokenize(
         cache_dir: where results are kept, in a folder named by content.
         part: names what `keep` keeps, for the cache.
         keep: which sentences to take; default all.
-        lead: is put before each of them.
+        lead: is put before each of them that is not empty.
 
     Raises:
         UserError: if the text cannot be read or no sentence is left.
@@ -164,7 +164,8 @@ def tokenize(
     if text is None:
         with folder_written_whole(folder) as temporary:
             sentences = read_sentences(source, keep=keep, description=f"tokenizing {part}".strip())
-            _write_tokens((lead + sentence for sentence in sentences), source, tokenizer, longest, temporary)
+            led = (lead + sentence if sentence else "" for sentence in sentences)
+            _write_tokens(led, source, tokenizer, longest, temporary)
         text = _read_tokens(folder)
     if text is None or len(text) == 0:
         raise UserError(f"{source}: no sentence in the {part or 'text'} part that is not empty to the tokenizer")

@@ -164,7 +164,7 @@ def summaries_of(file: Path) -> list[tuple[str, str]]:
     for node, name, doc in documented(file):
         summary = SENTENCE_END.split(next(paragraphs(doc), ""))[0].removesuffix(".") + "."
         summary = MARKED.sub(r"\1", summary)
-        if not isinstance(node, ast.Module) and is_prose(summary, SUMMARY_WORD):
+        if not isinstance(node, ast.Module) and name_words(name) and is_prose(summary, SUMMARY_WORD):
             found.append((name_words(name), summary))
     return found
 

@@ -195,9 +195,9 @@ def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
 # ---- what a model must beat ------------------------------------------------------------------------------------------
 
 
-def nearest_targets(sources: Iterable[set[str]], train_sources: Sequence[set[str]]) -> list[int]:
+def nearest_targets(sources: Iterable[set[int]], train_sources: Sequence[set[int]]) -> list[int]:
     """For each source the training pair whose source shares most word pieces with it (Jaccard); first of equals."""
-    holders: dict[str, list[int]] = defaultdict(list)
+    holders: dict[int, list[int]] = defaultdict(list)
     for index, pieces in enumerate(train_sources):
         for piece in pieces:
             holders[piece].append(index)

@@ -51,7 +51,9 @@ def hidden_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], layer: int, description: str
 ) -> Iterator[tuple[list[int], Tensor]]:
     """(token ids, hidden states [tokens, D]) of each text at a layer, 0 being the embeddings."""
-    limit = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512), 512)
+    positions = getattr(model.config, "max_position_embeddings", 512)
+    padding = getattr(getattr(getattr(model, "embeddings", None), "position_embeddings", None), "padding_idx", None)
+    limit = min(tokenizer.model_max_length, positions - (0 if padding is None else padding + 1), 1024)
     with tqdm(total=len(texts), desc=description, unit="text", leave=False, disable=None) as bar:
         for start in range(0, len(texts), 64):
             chunk = list(texts[start : start + 64])
@@ -165,5 +167,5 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 def area(curve: np.ndarray) -> float:
     """Area under the curve, the mean of integrating along either axis."""
     x, y = curve.T
-    along_x, along_y = np.argsort(x, kind="stable"), np.argsort(y, kind="stable")
+    along_x, along_y = np.lexsort((-y, x)), np.lexsort((-x, y))  # of points above each other the upper one first
     return float((np.trapezoid(y[along_x], x[along_x]) + np.trapezoid(x[along_y], y[along_y])) / 2)

@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import Keep, Source
 from dataloader import DataArgs, TokenizedText, require_a_batch, split_sources, tokenize
+from hub import first_line
 from process import Batch, UserError
 from runtime import local_path
 from vocabulary import encode, text_of
@@ -55,9 +56,11 @@ def check_prompt(prompt: str, origin: str) -> None:
     Raises:
         UserError: naming the prompt and where it was found.
     """
+    between = prompt.removesuffix("{trg}").partition("{src}")[2]
     wrong = prompt.count("{src}") != 1 or prompt.count("{trg}") != 1 or not prompt.endswith("{trg}")
-    if prompt != PLAIN and wrong:
-        raise UserError(f"{origin}={prompt!r} must hold {{src}} once and end in {{trg}}, or be {PLAIN}")
+    if prompt != PLAIN and (wrong or not between.strip()):
+        rule = "must hold {src} once, then a mark or a word, and end in {trg}"
+        raise UserError(f"{origin}={prompt!r} {rule}; or be {PLAIN}")
 
 
 def prompt_of(data: str) -> str:
@@ -73,7 +76,7 @@ def prompt_of(data: str) -> str:
     try:
         declared = (metadata_load(card) or {}).get("prompt", PLAIN)
     except Exception as error:  # YAML fails in many ways
-        raise UserError(f"{card}: its header is not YAML ({str(error).splitlines()[0]}); give --prompt") from error
+        raise UserError(f"{card}: its header is not YAML ({first_line(error)}); give --prompt") from error
     if not isinstance(declared, str):
         raise UserError(f"{card}: prompt={declared!r} must be a text with {{src}} and {{trg}}, or {PLAIN}")
     check_prompt(declared, f"{card}: prompt")
@@ -163,6 +166,12 @@ def prompt_parts(prompt: str) -> tuple[str, str, str, str]:
         " " if before != before.rstrip() else "",
         " " if between != between.rstrip() else "",
     )
+
+
+def source_ids(layout: Layout, tokenizer: PreTrainedTokenizerBase, sources: list[str]) -> list[np.ndarray]:
+    """Token ids of sources, as training has them."""
+    led = [layout.source_lead + text if text else "" for text in sources]
+    return [np.asarray(ids, dtype=np.int64) for ids in encode(tokenizer, led)["input_ids"]]
 
 
 def target_text(tokenizer: PreTrainedTokenizerBase, window: Tensor) -> str:
@@ -280,4 +289,7 @@ def tokenize_pairs(
         )
         for side, (longest, lead) in sides.items()
     )
+    empty = np.flatnonzero(targets.lengths == 0)
+    if len(empty):
+        raise UserError(f"{source}: the target of pair {empty[0] + 1} is empty to the tokenizer; leave that pair out")
     return TokenizedPairs(sources, targets, layout)

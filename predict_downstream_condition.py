@@ -17,14 +17,15 @@ from tqdm import tqdm
 
 import checkpoint
 import hub
+import likelihood
 import pairs
 import runtime
 from config import FROM_CHECKPOINT, parse
-from corpus import holds_pairs, read_sentences, scored_source
+from corpus import holds_pairs, read_sentences, scored_source, training_source
 from metrics import mbr_select
 from predictions import Journal, fingerprint_of, write_diffuseq, write_predictions
 from process import SampleArgs, UserError
-from vocabulary import encode, respell
+from vocabulary import respell
 
 MEANINGLESS = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint says how wide its target window is"}
 
@@ -81,6 +82,10 @@ def main() -> None:
     hub.quiet_libraries()
     output = Path(args.output)
     runtime.require_writable("output", output)
+    if output.exists() and runtime.local_path(args.data).exists() and output.samefile(runtime.local_path(args.data)):
+        raise UserError(f"output={output} is the data file itself; give another")
+    if args.diffuseq_format:
+        runtime.require_writable("output (less .jsonl)", output.with_suffix(""), folder=True)
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
     run = checkpoint.load(args.checkpoint, device)
@@ -90,6 +95,7 @@ def main() -> None:
     sampling = replace(sampling, num_steps=steps(args, sampling, run.process_args.num_steps))
     sources, references = read_pairs(args)
     recipe = fingerprint_of(checkpoint.find_checkpoint(args.checkpoint), recipe_of(args, sampling), sources, references)
+    sources, references = (side[: args.limit or None] for side in (sources, references))  # a limit changes no candidate
     journal = Journal(output, recipe)
     predict(run, args, sampling, sources, references, device, journal)
     records = journal.finish(len(sources))
@@ -124,13 +130,18 @@ def read_pairs(args: DownstreamArgs) -> tuple[list[str], list[str]]:
     """Sources and references.
 
     Raises:
-        UserError: if the data are not pairs, or broken.
+        UserError: if the data are not pairs, or broken, or a folder of training data only.
     """
     source = scored_source(args.data)
+    if not runtime.local_path(args.data).is_file() and source == training_source(args.data):
+        raise UserError(
+            f"{args.data}: neither a test nor a validation split; to predict training pairs, name their file"
+        )
+    print(f"predicting {source}", file=sys.stderr)
     if not holds_pairs(source):
         raise UserError(f'{source}: holds no pairs; every line must be an object with a string "src" and "trg"')
     columns = (read_sentences(replace(source, column=side), description=f"reading {side}") for side in ("src", "trg"))
-    sources, references = ([*column][: args.limit or None] for column in columns)
+    sources, references = ([*column] for column in columns)
     if args.shuffle_sources:
         if len(sources) < 2:
             raise UserError("shuffle_sources needs at least two pairs")
@@ -157,7 +168,7 @@ def predict(
 ) -> None:
     """Candidates and choice for every source that the journal lacks; each is in the journal once it is whole."""
     layout = pairs.Layout(run.pairs, run.tokenizer, run.max_length)
-    ids = [np.asarray(i) for i in encode(run.tokenizer, [layout.source_lead + text for text in sources])["input_ids"]]
+    ids = pairs.source_ids(layout, run.tokenizer, sources)
     cut = sum(len(i) > layout.longest_source for i in ids)
     if cut:
         print(f"note: {cut} sources cut to their last {layout.longest_source} tokens", file=sys.stderr)
@@ -194,10 +205,7 @@ def candidates(
     drawn: list[Tensor] = []
     for start in range(0, len(rows), args.batch_size):
         chosen = rows[start : start + args.batch_size]
-        streams = [
-            Generator().manual_seed(int(np.random.SeedSequence([args.seed + j, i]).generate_state(1)[0]))
-            for i, j in chosen
-        ]
+        streams = [Generator().manual_seed(likelihood.sentence_seed(args.seed + j, i)) for i, j in chosen]
         batch = layout.blanks([ids[i] for i, _ in chosen])
         tokens = run.process.sample(run.denoiser, batch.to(device), sampling, generator=streams).cpu()
         for (i, j), row, mask in zip(chosen, tokens, batch.target_mask, strict=True):

@@ -10,10 +10,14 @@ import hashlib
 import json
 import os
 import re
+import sys
 from pathlib import Path
 
 from process import UserError
-from runtime import written_whole
+from runtime import folder_written_whole, written_whole
+
+FORM = {"source": str, "reference": str, "prediction": str, "candidates": list}
+"""What a record of ours must hold."""
 
 
 def fingerprint_of(checkpoint: Path, recipe: dict, sources: list[str], references: list[str]) -> str:
@@ -24,8 +28,8 @@ def fingerprint_of(checkpoint: Path, recipe: dict, sources: list[str], reference
         with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)
-    for text in (*sources, *references):
-        digest.update(f"{len(text)}:{text}".encode())
+    for texts in (sources, references):
+        digest.update(json.dumps(texts).encode())
     return digest.hexdigest()
 
 
@@ -49,11 +53,17 @@ class Journal:
         end = 0
         with open(self.path, "rb") as file:
             for number, line in enumerate(file):
+                if not line.endswith(b"\n"):
+                    break  # it was being written
                 try:
-                    entry = json.loads(line) if line.endswith(b"\n") else None
+                    entry = json.loads(line)
                     if number == 0 and entry["recipe"] != recipe:
+                        print(
+                            f"note: {self.path} is of other settings, pairs or weights: starting anew", file=sys.stderr
+                        )
                         return 0
                     if number:
+                        _require(entry, FORM, self.path, number)
                         self.records[int(entry["index"])] = entry
                 except (ValueError, KeyError, TypeError):
                     break
@@ -61,8 +71,12 @@ class Journal:
         return end
 
     def _write(self, entry: dict) -> None:
-        self.file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-        self.file.flush()
+        try:
+            self.file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            self.file.flush()
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror})"
+            raise UserError(f"{self.path}: {reason}; make room and type the command again: it goes on") from error
 
     def add(self, index: int, record: dict) -> None:
         """Keep a record; from here on an interruption does not lose it."""
@@ -87,12 +101,13 @@ def write_predictions(path: Path, records: list[dict]) -> None:
 
 
 def write_diffuseq(folder: Path, records: list[dict], seed: int, num_steps: int) -> None:
-    """One file a candidate, as if each had been drawn with a seed of its own (which it was)."""
-    for j in range(len(records[0]["candidates"])):
-        with written_whole(folder / f"seed{seed + j}_step{num_steps}.json") as file:
-            for record in records:
-                line = {"recover": record["candidates"][j], **{k: record[k] for k in ("reference", "source")}}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    """A folder with one file a candidate, as if each had been drawn with a seed of its own (which it was)."""
+    with folder_written_whole(folder) as temporary:  # whole, since its reader takes every file in it for a candidate
+        for j in range(len(records[0]["candidates"])):
+            with open(temporary / f"seed{seed + j}_step{num_steps}.json", "w", encoding="utf-8") as file:
+                for record in records:
+                    line = {"recover": record["candidates"][j], **{k: record[k] for k in ("reference", "source")}}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -115,27 +130,28 @@ def read_predictions(path: Path) -> list[dict] | None:
     if path.suffix == ".txt":
         return None
     records = read_records(path)
-    if "recover" in records[0]:
+    first, size = next(iter(records.values())), None
+    if "recover" in first:
         return merge([records], [path])
-    if "candidates" not in records[0]:
+    if "candidates" not in first:
         return None
-    wanted, size = {"source": str, "reference": str, "prediction": str, "candidates": list}, None
-    for number, record in enumerate(records, start=1):
-        _require(record, wanted, path, number)
+    for number, record in records.items():
+        _require(record, FORM, path, number)
         texts = record["candidates"]
         size = size or len(texts)
         if not texts or len(texts) != size or not all(isinstance(text, str) for text in texts):
             raise UserError(f"{path}:{number}: {len(texts)} candidates, where the first line has {size}; predict again")
-    return records
+        _encodable(texts, path, number)
+    return list(records.values())
 
 
-def read_records(path: Path) -> list[dict]:
-    """The objects of a file with one JSON object a line."""
+def read_records(path: Path) -> dict[int, dict]:
+    """The objects of a file with one JSON object a line, by their line's number."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold what str.splitlines takes for a line's end
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    records = []
+    records = {}
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line) if line.strip() else None
@@ -143,7 +159,8 @@ def read_records(path: Path) -> list[dict]:
             raise UserError(f"{path}:{number}: not JSON ({error}); every line must be an object") from error
         if record is not None and not isinstance(record, dict):
             raise UserError(f"{path}:{number}: every line must be an object; it is a {type(record).__name__}")
-        records += [record] if record is not None else []
+        if record is not None:
+            records[number] = record
     if not records:
         raise UserError(f"{path}: no predictions in it")
     return records
@@ -157,31 +174,31 @@ def read_samples(path: Path) -> list[str]:
     """
     if path.suffix == ".txt":
         try:
-            samples = path.read_text(encoding="utf-8").splitlines()
+            samples = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error})") from error
-        if not samples:
+        if samples == [""]:
             raise UserError(f"{path}: no predictions in it")
         return [sample.strip() for sample in samples]
     records = read_records(path)
-    for number, record in enumerate(records, start=1):
+    for number, record in records.items():
         _require(record, {"text": str}, path, number)
-    return [record["text"].strip() for record in records]
+    return [record["text"].strip() for record in records.values()]
 
 
-def merge(by_seed: list[list[dict]], files: list[Path]) -> list[dict]:
+def merge(by_seed: list[dict[int, dict]], files: list[Path]) -> list[dict]:
     """DiffuSeq's files as records with one candidate a file; its [CLS], [SEP], [PAD] strings are taken off."""
     for records, file in zip(by_seed, files, strict=True):
         if len(records) != len(by_seed[0]):
             raise UserError(f"{file}: {len(records)} lines, but {files[0]} has {len(by_seed[0])}; predict again")
-        for number, record in enumerate(records, start=1):
+        for (number, record), first in zip(records.items(), by_seed[0].values(), strict=True):
             _require(record, {"recover": str, "reference": str, "source": str}, file, number)
-            if record["reference"] != by_seed[0][number - 1]["reference"]:
+            if record["reference"] != first["reference"]:
                 raise UserError(
                     f"{file}:{number}: its reference is not the one in {files[0]}; keep one data set's files"
                 )
     merged = []
-    for lines in zip(*by_seed, strict=True):
+    for lines in zip(*(records.values() for records in by_seed), strict=True):
         texts = [_strip(line["recover"]) for line in lines]
         sides = {name: _strip(lines[0][name]) for name in ("source", "reference")}
         merged.append({**sides, "candidates": texts, "prediction": texts[0]})
@@ -197,3 +214,9 @@ def _require(record: dict, wanted: dict[str, type], path: Path, number: int) -> 
         if not isinstance(record.get(name), kind):
             what = {str: "a string", list: "a list"}[kind]
             raise UserError(f'{path}:{number}: every line must have {what} "{name}"; its keys are {sorted(record)}')
+    _encodable([record[name] for name, kind in wanted.items() if kind is str], path, number)
+
+
+def _encodable(texts: list[str], path: Path, number: int) -> None:
+    if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+        raise UserError(f"{path}:{number}: a text has half a surrogate pair, which no encoding can hold; mend the line")

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train DiffusionBERT on pairs (seq2seq), predict with minimum Bayes risk, measure.
 #
-#   bash run_condition.sh demo            eight minutes on two cores: what does a function do, given its name?
+#   bash run_condition.sh demo            eight minutes on two cores: what does a function do, by its name?
 #   bash run_condition.sh qqp [FLAGS]     DiffuSeq's data: qqp, Q-T, wiki_alignment or CC (conditional_data/*/README.md)
 #   bash run_condition.sh FOLDER [FLAGS]  your own pairs: train.jsonl, valid.jsonl, test.jsonl with "src" and "trg"
 #
@@ -83,12 +83,12 @@ def show(name: str) -> str:
 
 print(f"""
 The demo is done ({', '.join(f'{name} {n} s' for name, n in seconds.items())}).
-BLEU on {real['num_sources']} functions whose names and summaries were never seen:
+BLEU on {real['num_sources']} functions and classes whose names and summaries were never seen:
   {show('mbr')}  the choice of minimum Bayes risk among {real['mbr_size']} candidates
   {show('single')}  a single candidate
-  {show('shuffled_source')}  the model given another function's name
+  {show('shuffled_source')}  the model given another name
   {show('random')}  a random summary from the training set
-  {show('nearest')}  the training summary whose function's name shares most word pieces
+  {show('nearest')}  the training summary whose name shares most word pieces
   out/condition_demo/checkpoint         the model
   out/condition_demo/predictions.jsonl  sources, references, candidates, choices
   out/condition_demo/summary.json       these figures
@@ -98,17 +98,30 @@ PYTHON
 }
 
 task() { # folder with pairs, flags...: train (unless that is done), predict the test set, measure
-    local data=$1 name folder count fitted
+    local data=$1 name folder count fitted word previous
     shift
     [ -d "$data" ] || { echo "error: $data: no such task or folder (bash run_condition.sh --help)" >&2; exit 2; }
     [ -e "$data/train.jsonl" ] || {
         echo "error: $data: no train.jsonl in it$([ -e "$data/README.md" ] && echo "; its README.md says where the files come from")" >&2
         exit 2
     }
+    [ -e "$data/test.jsonl" ] || [ -e "$data/valid.jsonl" ] || {
+        echo "error: $data: neither test.jsonl nor valid.jsonl in it; set some pairs aside to measure on" >&2
+        exit 2
+    }
     name=$(basename "$(realpath "$data")")
-    folder=out/$name
+    folder=out/condition_$name
+    previous=
+    for word in "$@"; do
+        [ "$previous" != --output_dir ] || folder=$word
+        case "$word" in --output_dir=*) folder=${word#*=} ;; esac
+        previous=$word
+    done
     count=$(gpus)
-    if [ -e "$folder/checkpoint" ]; then
+    if [ -e "$folder/trained_on" ] && [ "$(cat "$folder/trained_on")" != "$(realpath "$data")" ]; then
+        echo "error: $folder holds a model of $(cat "$folder/trained_on"); give --output_dir, or remove it" >&2
+        exit 2
+    elif [ -e "$folder/trained_on" ]; then
         echo "== train: already there ($folder; remove it to train anew)"
     elif [ "$count" -eq 0 ]; then
         launch 0 --train_data "$data" --output_dir "$folder" --tokenizer wordpiece --vocab_size 8192 \
@@ -120,9 +133,10 @@ task() { # folder with pairs, flags...: train (unless that is done), predict the
         launch "$count" --train_data "$data" --output_dir "$folder" --model_name_or_path bert-base-uncased \
             --max_length 128 --num_steps 2000 --learning_rate 5e-5 --num_train_epochs 50 $fitted "$@"
     fi
+    realpath "$data" >"$folder/trained_on" # only now: a training that was interrupted is not done
     echo "== predict"
     python predict_downstream_condition.py --checkpoint "$folder/checkpoint" --data "$data" --mbr_size 10 --top_k 15 \
-        --num_steps 200 --precision auto --output "$folder/predictions.jsonl"
+        --step_size 10 --precision auto --output "$folder/predictions.jsonl"
     echo "== measure"
     python compute_metric.py --predictions "$folder/predictions.jsonl" --train_data "$data" --tokenizer "$folder/checkpoint"
 }

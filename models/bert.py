@@ -168,9 +168,10 @@ class BertDenoiser(nn.Module):
 
     @property
     def first_position(self) -> int:
-        """The number of the first position: pad_token_id + 1 in RoBERTa's family, else 0."""
-        family = any(kind in self.network.config.model_type for kind in ("roberta", "camembert", "mpnet"))
-        return (self.network.config.pad_token_id or 0) + 1 if family else 0
+        """The first position's number: the padding's + 1 where that has one (RoBERTa's family), else 0."""
+        table = getattr(getattr(self.body, "embeddings", None), "position_embeddings", None)
+        padding = getattr(table, "padding_idx", None)
+        return 0 if padding is None else padding + 1
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
         """int64 [B, L], int64 [B], bool [B, L] -> hidden states [B, L, D]."""

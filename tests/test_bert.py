@@ -10,6 +10,7 @@ from transformers import (
     AutoModelForMaskedLM,
     BertConfig,
     CamembertConfig,
+    Data2VecTextConfig,
     DebertaV2Config,
     DistilBertConfig,
     ElectraConfig,
@@ -37,6 +38,7 @@ CONFIGS = {
     "electra": ElectraConfig(**SHAPE, embedding_size=16),
     "xlm-roberta": XLMRobertaConfig(**SHAPE),
     "camembert": CamembertConfig(**SHAPE),
+    "data2vec-text": Data2VecTextConfig(**SHAPE),
     "mpnet": MPNetConfig(**SHAPE),
     "deberta": DebertaV2Config(**SHAPE),
 }
@@ -60,7 +62,7 @@ def test_decode_of_encode_is_the_network(name: str) -> None:
     torch.testing.assert_close(some, ours[MASK])
 
 
-@pytest.mark.parametrize("name", ["roberta", "xlm-roberta", "camembert", "mpnet"])
+@pytest.mark.parametrize("name", ["roberta", "xlm-roberta", "camembert", "mpnet", "data2vec-text"])
 def test_a_pad_that_is_content_keeps_its_place(name: str) -> None:
     """RoBERTa's family numbers positions by counting tokens that are not [PAD]; a target window counts them all."""
     stock, everywhere = network(CONFIGS[name]), torch.ones_like(MASK)

@@ -70,6 +70,15 @@ def test_released_figures_are_the_swapped_ones(measure) -> None:
     assert report["bleu"] == pytest.approx(0.263504, abs=1e-6) and report["rouge_l"] == pytest.approx(2 / 3)
 
 
+def test_released_choice_is_the_released_rule(measure) -> None:
+    samples = ["e c d", "a e", "b"]
+    assert metrics.mbr_select(samples) != metrics.mbr_select(samples, released=True)
+    record = {"source": "s", "reference": samples[metrics.mbr_select(samples, released=True)], "prediction": "",
+              "candidates": samples}  # fmt: skip
+    assert measure(records=[record])[1]["exact_match"] == 0
+    assert measure("--released", "true", records=[record])[1]["exact_match"] == 1
+
+
 def test_diffuseqs_files_measure_as_ours(measure, tmp_path: Path) -> None:
     write_diffuseq(tmp_path / "files", RECORDS, seed=3, num_steps=20)
     ours, theirs = measure()[1], measure(records=tmp_path / "files")[1]
@@ -163,6 +172,9 @@ def test_one_source_has_no_standard_error(measure) -> None:
         (["--mbr_size", -1], "mbr_size=-1"),
         (["--predictions", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--train_data", "."], "--tokenizer"),
+        (["--references", "missing.jsonl"], "references=missing.jsonl has no meaning here"),
+        (["--mauve_model", "missing"], "mauve_model=missing has no meaning here"),
+        (["--tokenizer", "./missing"], "missing"),
         (["--bertscore_model", "missing"], "missing: no such folder"),
     ],
 )

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "corpus": {"process", "hub", "runtime"},
     "vocabulary": {"corpus", "hub", "process", "runtime"},
     "dataloader": {"corpus", "process", "runtime", "vocabulary"},
-    "pairs": {"corpus", "dataloader", "process", "runtime", "vocabulary"},
+    "pairs": {"corpus", "dataloader", "hub", "process", "runtime", "vocabulary"},
     "optim": {"process"},
     "predictions": {"process", "runtime"},
     "metrics": set(),

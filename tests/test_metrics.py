@@ -154,5 +154,5 @@ def test_mean_and_error() -> None:
 
 
 def test_the_nearest_source_shares_most_pieces() -> None:
-    train = [{1, 2, 3}, {4, 5}, {1, 2, 3, 4, 5, 6, 7, 8}, {4, 5}, set()]
-    assert metrics.nearest_targets([{1, 2}, {4, 5}, {9}, {1, 2, 3, 4, 5, 6, 7}], train) == [0, 1, 0, 2]
+    train = [{1, 2, 3, 4, 5, 6, 7, 8}, {1, 2, 3}, {4, 5}, {4, 5}, set()]
+    assert metrics.nearest_targets([{1, 2}, {4, 5}, {9}, {1, 2, 3, 4, 5, 6, 7}], train) == [1, 2, 0, 0]

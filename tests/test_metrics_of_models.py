@@ -10,7 +10,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, GPT2Config, G
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import compute_metric
-from metrics_of_models import area, bert_score, divergence_curve, mauve, quantise
+from metrics_of_models import BERTSCORE_LAYERS, area, bert_score, divergence_curve, mauve, quantise
 from process import UserError
 from vocabulary import train_wordpiece
 
@@ -63,6 +63,14 @@ def test_bert_score_is_bert_scores(bert: str, layer: int, recorded: list[float])
     assert bert_score(HYPOTHESES, REFERENCES, bert, layer, CPU) == pytest.approx(recorded, abs=2e-6)
 
 
+def test_the_layers_are_bert_scores() -> None:
+    """bert_score.utils.model2layers: bert-base-uncased, roberta-large, deberta-xlarge-mnli, ..."""
+    assert BERTSCORE_LAYERS == {
+        ("bert", 12): 9, ("bert", 24): 18, ("roberta", 12): 10, ("roberta", 24): 17, ("distilbert", 6): 5,
+        ("deberta", 24): 18, ("deberta", 48): 40,
+    }  # fmt: skip
+
+
 def test_bert_score_of_identity_and_of_nothing(bert: str) -> None:
     assert bert_score(["a cat", "", "a cat"], ["a cat", "a", ""], bert, 1, CPU) == pytest.approx([1, 0, 0], abs=1e-6)
     assert bert_score(HYPOTHESES, REFERENCES, bert, 0, CPU) == bert_score(HYPOTHESES, REFERENCES, bert, 3, CPU)
@@ -83,6 +91,11 @@ def test_bert_score_of_identity_and_of_nothing(bert: str) -> None:
 def test_the_area_under_the_divergence_curve_is_mauves(p: list, q: list, recorded: float) -> None:
     assert area(divergence_curve(np.array(p), np.array(q))) == pytest.approx(recorded, abs=1e-9)
     assert area(divergence_curve(np.array(q), np.array(p))) == pytest.approx(recorded, abs=1e-9)
+
+
+@pytest.mark.parametrize("p", [[0.5, 0.5], [1, 0], [0.25] * 4])
+def test_a_histogram_is_its_own_equal(p: list) -> None:
+    assert area(divergence_curve(np.array(p), np.array(p))) == pytest.approx(1)
 
 
 def normal(seed: int, shift: float) -> np.ndarray:

@@ -3,26 +3,24 @@
 import json
 from pathlib import Path
 
-import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import NOUNS, PAIRS, TINY, TableDenoiser, call, write_jsonl
+from conftest import NOUNS, PAIRS, TableDenoiser, write_jsonl
 from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import dataloader
-import main
 import pairs
 from checkpoint import build_process
-from corpus import holds_pairs, read_sentences, training_source
+from corpus import training_source
 from diffusion_word_freq import WordFreqArgs
+from diffusion_word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
 from pairs import Layout, PairArgs, PairFormat
-from process import SampleArgs, UserError
+from process import SampleArgs
 from vocabulary import encode, train_wordpiece
 
-ROOT = Path(__file__).parent.parent
 PROMPT = '"{src}" is equal to "{trg}'
 TEXTS = [text for pair in PAIRS for text in pair.values()]
 
@@ -83,6 +81,22 @@ def test_a_byte_level_row_has_its_own_ids_and_spaces(byte_level) -> None:
     assert byte_level.decode(row[1:-6]) == " Answer: cat see Question:"
     assert byte_level.decode(row[-6:], skip_special_tokens=True) == " the dog."
     assert pairs.target_text(byte_level, torch.tensor(row[-6:])) == "the dog."
+
+
+def test_training_and_prediction_give_a_source_the_same_ids(byte_level, tmp_path) -> None:
+    """With a space before it where the prompt has one: in a byte-level vocabulary that is another token."""
+    write_jsonl(tmp_path / "data" / "train.jsonl", [PAIRS[0], {"src": "", "trg": "the cat"}])
+    layout = Layout(PairFormat(" Answer: {src} Question: {trg}", 20), byte_level, 60)
+    source = training_source(str(tmp_path / "data"))
+    text = pairs.tokenize_pairs(source, "", None, layout, byte_level, str(tmp_path / "cache"))
+    asked = pairs.source_ids(layout, byte_level, [PAIRS[0]["src"], ""])
+    assert text.sources.sentence(0).tolist() == asked[0].tolist() == ids(byte_level, " " + PAIRS[0]["src"]).tolist()
+    assert asked[0].tolist() != ids(byte_level, PAIRS[0]["src"]).tolist()
+    assert text.targets.sentence(0).tolist() == ids(byte_level, " " + PAIRS[0]["trg"]).tolist()
+    assert len(text.sources.sentence(1)) == len(asked[1]) == 0
+    part = source, "train", None
+    longest = max(len(ids(byte_level, " " + trg)) for trg in (PAIRS[0]["trg"], "the cat"))
+    assert pairs.window_of(part, " Answer: {src} Question: {trg}", byte_level, str(tmp_path / "cache")) == longest + 1
 
 
 def test_a_long_source_loses_its_first_tokens_and_nothing_else(words) -> None:
@@ -163,6 +177,12 @@ def test_a_window_may_hold_sep_and_pad_and_text_may_not(words) -> None:
         process = build_process(WordFreqArgs(num_steps=8), torch.ones(len(words)), words, len(words), of_pairs=of_pairs)
         assert bool(process.support[ends].isfinite().all()) == of_pairs
         assert not process.support[[words.mask_token_id, words.cls_token_id]].isfinite().any()
+
+
+def test_the_released_process_of_pairs_is_its_own(words) -> None:
+    args = WordFreqArgs(num_steps=8, spindle="released", posterior="released")
+    for of_pairs, kind in ((True, ReleasedConditionalDiffusion), (False, ReleasedWordFreqDiffusion)):
+        assert type(build_process(args, torch.ones(len(words)), words, len(words), of_pairs=of_pairs)) is kind
 
 
 @pytest.mark.parametrize("spindle", ["paper", "none"])
@@ -262,104 +282,3 @@ def test_an_empty_source_keeps_its_place(tmp_path, words) -> None:
     shown = [words.decode(text.targets.sentence(i)) for i in range(len(text))]
     assert shown == [record["trg"] for record in records]
     assert [len(text.sources.sentence(i)) for i in range(len(text))] == [1, 0, 1, 0, 1, 1, 1]
-
-
-# ---- cards -----------------------------------------------------------------------------------------------------------
-
-CARDS = {
-    "qqp": '"{src}" is equal to "{trg}',
-    "Q-T": " Answer: {src} Question: {trg}",
-    "wiki_alignment": '"{src}" can be summarized as: {trg}',
-    "CC": "{src} - {trg}",
-    "docstrings": "plain",
-}
-
-
-@pytest.mark.parametrize("task", CARDS)
-def test_cards_declare_the_released_prompts(task: str) -> None:
-    assert pairs.prompt_of(str(ROOT / "conditional_data" / task)) == CARDS[task]
-
-
-def test_every_task_has_a_card() -> None:
-    assert {path.parent.name for path in (ROOT / "conditional_data").glob("*/README.md")} == set(CARDS)
-
-
-@pytest.mark.parametrize("task", CARDS)
-def test_datasets_reads_a_task_by_its_card(task: str, pairs_folder: Path, tmp_path: Path) -> None:
-    (pairs_folder / "README.md").write_text((ROOT / "conditional_data" / task / "README.md").read_text())
-    loaded = datasets.load_dataset(str(pairs_folder), cache_dir=str(tmp_path / "cache"))
-    assert set(loaded) == {"train", "validation", "test"} and loaded["test"][0] == PAIRS[1]
-
-
-def test_a_folder_without_a_card_is_plain_and_a_file_takes_the_card_beside_it(pairs_folder: Path) -> None:
-    assert pairs.prompt_of(str(pairs_folder)) == "plain"
-    (pairs_folder / "README.md").write_text("# no header\n")
-    assert pairs.prompt_of(str(pairs_folder)) == "plain"
-    (pairs_folder / "README.md").write_text("---\nprompt: '{src} > {trg}'\n---\n")
-    assert pairs.prompt_of(str(pairs_folder / "train.jsonl")) == "{src} > {trg}"
-
-
-def test_text_is_not_pairs(pairs_folder: Path, corpus: Path, tmp_path: Path) -> None:
-    assert holds_pairs(training_source(str(pairs_folder)))
-    assert not holds_pairs(training_source(str(corpus)))
-    text = write_jsonl(tmp_path / "t.jsonl", [{"text": "a cat", "src": "x"}])
-    assert not holds_pairs(training_source(str(text)))
-    assert list(read_sentences(training_source(str(text)))) == ["a cat"]
-
-
-# ---- what is refused -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("line", "words"),
-    [
-        ('{"src": "a"}', ("train.jsonl:3", "trg", "['src']")),
-        ('{"trg": "a"}', ("train.jsonl:3", "src")),
-        ('{"src": "a", "trg": 5}', ("train.jsonl:3", "trg")),
-        ('{"src": "a", "trg": "  "}', ("train.jsonl:3", "empty")),
-        ('{"src": "a", "trg": "b"', ("train.jsonl:3", "not JSON")),
-        ('["a", "b"]', ("train.jsonl:3", "object")),
-    ],
-)
-def test_a_broken_pair_is_named(line: str, words: tuple, pairs_folder, tmp_path, monkeypatch, capsys) -> None:
-    file = pairs_folder / "train.jsonl"
-    good = file.read_text().splitlines()
-    file.write_text("\n".join([*good[:2], line, *good[2:]]) + "\n")
-    flags = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
-    assert call(main.main, monkeypatch, *TINY, *flags) == 2
-    error = capsys.readouterr().err
-    assert all(word in error for word in words) and "Traceback" not in error and not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--max_length", 12, "--target_window", 11], ("max_length=12", "no room", "window 11")),
-        (["--prompt", "{src} only"], ("{src} only", "{trg}")),
-        (["--prompt", "{trg} before {src}"], ("end in {trg}",)),
-        (["--target_window", -1], ("target_window=-1",)),
-    ],
-)
-def test_settings_that_cannot_be(flags: list, words: tuple, pairs_folder, tmp_path, monkeypatch, capsys) -> None:
-    base = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
-    assert call(main.main, monkeypatch, *TINY, *base, *flags) == 2
-    error = capsys.readouterr().err
-    assert all(word in error for word in words) and len(error.strip().splitlines()) == 1
-
-
-def test_settings_of_pairs_are_refused_for_text(corpus, tmp_path, monkeypatch, capsys) -> None:
-    flags = ["--train_data", corpus, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
-    assert call(main.main, monkeypatch, *TINY, *flags, "--prompt", "plain") == 2
-    assert "holds text" in capsys.readouterr().err
-
-
-def test_a_folder_without_training_pairs_and_a_broken_card(pairs_folder, tmp_path) -> None:
-    (pairs_folder / "train.jsonl").unlink()
-    with pytest.raises(UserError, match="no train.txt or train.jsonl"):
-        training_source(str(pairs_folder))
-    (pairs_folder / "README.md").write_text("---\nprompt: [unclosed\n---\n")
-    with pytest.raises(UserError, match="not YAML"):
-        pairs.prompt_of(str(pairs_folder))
-    (pairs_folder / "README.md").write_text("---\nprompt: 7\n---\n")
-    with pytest.raises(UserError, match="prompt=7"):
-        pairs.prompt_of(str(pairs_folder))

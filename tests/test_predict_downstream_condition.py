@@ -108,6 +108,60 @@ def test_interrupted_it_goes_on_where_it_stopped(ask, monkeypatch, tmp_path) -> 
     assert len(calls) == 6  # a finished run is not a journal: asked again, it starts again
 
 
+@pytest.mark.parametrize(
+    "flags", [["--seed", 5], ["--temperature", 3], ["--top_k", 7], ["--precision", "bf16"], ["--mbr_size", 3]]
+)
+def test_a_journal_of_other_settings_is_not_continued(ask, monkeypatch, tmp_path, flags: list) -> None:
+    real, calls = WordFreqDiffusion.sample, []
+
+    def breaks_down(*args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    base = [*HOT, "--mbr_size", 2, "--batch_size", 6]
+    expected = ask(*base, *flags)[1]
+    (tmp_path / "p.jsonl").unlink()
+    monkeypatch.setattr(WordFreqDiffusion, "sample", breaks_down)
+    assert ask(*base)[0] == 130
+    code, found, _, err = ask(*base, *flags)
+    assert code == 0 and found == expected and "of other settings" in err and "continuing" not in err
+
+
+def test_another_limit_goes_on_with_the_same_journal(ask, monkeypatch, tmp_path) -> None:
+    real, calls = WordFreqDiffusion.sample, []
+
+    def breaks_down(*args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(WordFreqDiffusion, "sample", breaks_down)
+    assert ask(*HOT, "--mbr_size", 2, "--batch_size", 6, "--limit", 5)[0] == 130
+    assert "continuing after 3 sources" in ask(*HOT, "--mbr_size", 2, "--limit", 9)[3]
+
+
+def test_the_same_source_twice_has_candidates_of_its_own(ask) -> None:
+    found = ask(*HOT, "--mbr_size", 2, records=[HELD_OUT[0]] * 6)[1]
+    assert len({tuple(r["candidates"]) for r in found}) > 3
+
+
+def test_a_folder_of_training_data_only_is_not_predicted_unasked(ask, tmp_path) -> None:
+    write_jsonl(tmp_path / "only" / "train.jsonl", HELD_OUT[:3])
+    code, _, _, err = ask("--data", tmp_path / "only")
+    assert code == 2 and "neither a test nor a validation split" in err
+    code, found, _, err = ask("--data", tmp_path / "only" / "train.jsonl")
+    assert code == 0 and len(found) == 3 and f"predicting {tmp_path / 'only' / 'train.jsonl'}" in err
+
+
+def test_the_data_are_not_overwritten(ask, tmp_path) -> None:
+    code, _, _, err = ask("--output", tmp_path / "data.jsonl")
+    assert code == 2 and "is the data file itself" in err
+    assert len((tmp_path / "data.jsonl").read_text().splitlines()) == 12
+
+
 def test_steps_by_number_or_by_size(trained_pairs: Path) -> None:
     def steps(num_steps: int = 0, step_size: int = 0) -> int:
         args = downstream.DownstreamArgs("c", "d", "o.jsonl", step_size=step_size)

@@ -22,6 +22,10 @@ def record(index: int, candidates: tuple[str, ...] = ("a b", "a c")) -> dict:
     return {"index": index, **sides, "candidates": list(candidates), "prediction": candidates[0]}
 
 
+def without(name: str) -> dict:
+    return {key: value for key, value in record(0).items() if key != name}
+
+
 def test_a_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     output = tmp_path / "p.jsonl"
     first = Journal(output, "recipe")
@@ -55,12 +59,35 @@ def test_a_journal_that_is_none_is_begun_anew(tmp_path: Path, content: bytes) ->
     assert Journal(tmp_path / "p.jsonl", "recipe").records == {0: record(0)}
 
 
+def test_a_record_that_lacks_something_is_drawn_again(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "p.jsonl", "recipe")
+    journal.add(0, record(0))
+    journal.add(1, {"index": 1})
+    assert Journal(tmp_path / "p.jsonl", "recipe").records == {0: record(0)}
+
+
+def test_what_json_leaves_in_a_line_stays_in_it(tmp_path: Path) -> None:
+    """U+2028, U+0085 and form feeds end a line for str.splitlines, not for JSON and not for a text file."""
+    odd = "a\u2028b\x85c\x0cd"
+    write_predictions(tmp_path / "p.jsonl", [record(0, (odd, "x"))])
+    assert read_predictions(tmp_path / "p.jsonl")[0]["candidates"] == [odd, "x"]
+    (tmp_path / "s.txt").write_text(f"{odd}\nsecond\n")
+    assert read_samples(tmp_path / "s.txt") == [odd, "second"]
+
+
+def test_a_folder_of_diffuseqs_form_holds_one_run(tmp_path: Path) -> None:
+    write_diffuseq(tmp_path / "d", [record(0, ("a", "b", "c"))], seed=0, num_steps=9)
+    write_diffuseq(tmp_path / "d", [record(0, ("x", "y"))], seed=0, num_steps=4)
+    assert read_predictions(tmp_path / "d")[0]["candidates"] == ["x", "y"]
+
+
 def test_everything_that_decides_the_candidates_is_in_the_fingerprint(tmp_path: Path) -> None:
     (tmp_path / "process.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"12")
     base = tmp_path, {"seed": 0}, ["a", "b"], ["c"]
     prints = [fingerprint_of(*base), fingerprint_of(tmp_path, {"seed": 1}, *base[2:])]
     prints += [fingerprint_of(*base[:2], ["a"], ["b", "d"]), fingerprint_of(*base[:2], ["ab"], ["c"])]
+    prints += [fingerprint_of(*base[:3], ["d"])]
     assert fingerprint_of(*base) == prints[0]
     (tmp_path / "model.safetensors").write_bytes(b"13")
     prints.append(fingerprint_of(*base))
@@ -100,15 +127,13 @@ def test_samples_keep_their_empty_lines(tmp_path: Path) -> None:
     assert read_predictions(tmp_path / "s.jsonl") is None and read_samples(tmp_path / "s.jsonl") == ["a", ""]
 
 
-def without(name: str) -> dict:
-    return {key: value for key, value in record(0).items() if key != name}
-
-
 @pytest.mark.parametrize(
     ("lines", "words"),
     [
         ([], "no predictions"),
         (["", " "], "no predictions"),
+        (["", "", record(0), without("source")], ":4: every line"),
+        ([{**record(0), "candidates": ["\ud800", "b"]}], ":1: a text has half a surrogate"),
         (['{"candidates": ['], ":1: not JSON"),
         (["[]"], ":1: every line must be an object"),
         ([record(0), record(1, ("a",))], ":2: 1 candidates, where the first line has 2"),

@@ -1,0 +1,152 @@
+"""pairs.py and what it is given: cards, prompts, folders; what cannot be is refused in one line."""
+
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+from conftest import PAIRS, TINY, call, write_jsonl
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+import main
+import pairs
+from corpus import holds_pairs, read_sentences, training_source
+from process import UserError
+from vocabulary import train_wordpiece
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def words() -> PreTrainedTokenizerBase:
+    return train_wordpiece([text for pair in PAIRS for text in pair.values()] * 2, 300)
+
+
+# ---- cards -----------------------------------------------------------------------------------------------------------
+
+CARDS = {
+    "qqp": '"{src}" is equal to "{trg}',
+    "Q-T": " Answer: {src} Question: {trg}",
+    "wiki_alignment": '"{src}" can be summarized as: {trg}',
+    "CC": "{src} - {trg}",
+    "docstrings": "plain",
+}
+
+
+@pytest.mark.parametrize("task", CARDS)
+def test_cards_declare_the_released_prompts(task: str) -> None:
+    assert pairs.prompt_of(str(ROOT / "conditional_data" / task)) == CARDS[task]
+
+
+def test_every_task_has_a_card() -> None:
+    assert {path.parent.name for path in (ROOT / "conditional_data").glob("*/README.md")} == set(CARDS)
+
+
+@pytest.mark.parametrize("task", CARDS)
+def test_datasets_reads_a_task_by_its_card(task: str, pairs_folder: Path, tmp_path: Path) -> None:
+    (pairs_folder / "README.md").write_text((ROOT / "conditional_data" / task / "README.md").read_text())
+    loaded = datasets.load_dataset(str(pairs_folder), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "validation", "test"} and loaded["test"][0] == PAIRS[1]
+
+
+def test_a_folder_without_a_card_is_plain_and_a_file_takes_the_card_beside_it(pairs_folder: Path) -> None:
+    assert pairs.prompt_of(str(pairs_folder)) == "plain"
+    (pairs_folder / "README.md").write_text("# no header\n")
+    assert pairs.prompt_of(str(pairs_folder)) == "plain"
+    (pairs_folder / "README.md").write_text("---\nprompt: '{src} > {trg}'\n---\n")
+    assert pairs.prompt_of(str(pairs_folder / "train.jsonl")) == "{src} > {trg}"
+
+
+def test_text_is_not_pairs(pairs_folder: Path, corpus: Path, tmp_path: Path) -> None:
+    assert holds_pairs(training_source(str(pairs_folder)))
+    assert not holds_pairs(training_source(str(corpus)))
+    text = write_jsonl(tmp_path / "t.jsonl", [{"text": "a cat", "src": "x"}])
+    assert not holds_pairs(training_source(str(text)))
+    assert list(read_sentences(training_source(str(text)))) == ["a cat"]
+
+
+# ---- what is refused -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"src": "a"}', ("train.jsonl:3", "trg", "['src']")),
+        ('{"trg": "a"}', ("train.jsonl:3", "src")),
+        ('{"src": "a", "trg": 5}', ("train.jsonl:3", "trg")),
+        ('{"src": "a", "trg": "  "}', ("train.jsonl:3", "empty")),
+        ('{"src": "a", "trg": "b"', ("train.jsonl:3", "not JSON")),
+        ('["a", "b"]', ("train.jsonl:3", "object")),
+    ],
+)
+def test_a_broken_pair_is_named(line: str, words: tuple, pairs_folder, tmp_path, monkeypatch, capsys) -> None:
+    file = pairs_folder / "train.jsonl"
+    good = file.read_text().splitlines()
+    file.write_text("\n".join([*good[:2], line, *good[2:]]) + "\n")
+    flags = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    assert call(main.main, monkeypatch, *TINY, *flags) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words) and "Traceback" not in error and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--max_length", 12, "--target_window", 11], ("max_length=12", "no room", "window 11")),
+        (["--prompt", "{src} only"], ("{src} only", "{trg}")),
+        (["--prompt", "{trg} before {src}"], ("end in {trg}",)),
+        (["--prompt", "{src} {trg}"], ("a mark or a word",)),
+        (["--target_window", -1], ("target_window=-1",)),
+    ],
+)
+def test_settings_that_cannot_be(flags: list, words: tuple, pairs_folder, tmp_path, monkeypatch, capsys) -> None:
+    base = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    assert call(main.main, monkeypatch, *TINY, *base, *flags) == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words) and len(error.strip().splitlines()) == 1
+
+
+def test_word_counts_of_a_file_get_the_ends_of_the_windows(pairs_folder, words, tmp_path, monkeypatch) -> None:
+    words.save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "f.json").write_text('{"the": 1000, "cat": 10}')
+    base = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    more = ["--tokenizer", tmp_path / "tokenizer", "--vocab_size", 0, "--word_freq_file", tmp_path / "f.json"]
+    assert call(main.main, monkeypatch, *TINY, *base, *more, "--max_steps", 1, "--eval_sequences", 2) == 0
+    counts = json.loads((tmp_path / "run" / "checkpoint" / "word_freq.json").read_text())
+    assert (counts["the"], counts["cat"]) == (1000, 10) and counts["[SEP]"] > 50 and counts["[PAD]"] > 50
+
+
+@pytest.mark.parametrize("line", [b'{"src": "a", "trg": "b"', b'{"src": "\xff", "trg": "b"}', b"[1]"])
+def test_a_broken_first_line_is_named_too(line: bytes, pairs_folder, tmp_path, monkeypatch, capsys) -> None:
+    file = pairs_folder / "train.jsonl"
+    file.write_bytes(line + b"\n" + file.read_bytes())
+    flags = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    assert call(main.main, monkeypatch, *TINY, *flags, "--prompt", "plain") == 2
+    error = capsys.readouterr().err
+    assert "train.jsonl:1:" in error and len(error.strip().splitlines()) == 1
+
+
+def test_a_target_that_is_nothing_to_the_tokenizer_is_named(pairs_folder, tmp_path, monkeypatch, capsys) -> None:
+    file = pairs_folder / "train.jsonl"
+    file.write_text(file.read_text() + json.dumps({"src": "a", "trg": "\u0007"}) + "\n")
+    flags = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    assert call(main.main, monkeypatch, *TINY, *flags) == 2
+    assert "the target of pair 361 is empty to the tokenizer" in capsys.readouterr().err
+
+
+def test_settings_of_pairs_are_refused_for_text(corpus, tmp_path, monkeypatch, capsys) -> None:
+    flags = ["--train_data", corpus, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    assert call(main.main, monkeypatch, *TINY, *flags, "--prompt", "plain") == 2
+    assert "holds text" in capsys.readouterr().err
+
+
+def test_a_folder_without_training_pairs_and_a_broken_card(pairs_folder, tmp_path) -> None:
+    (pairs_folder / "train.jsonl").unlink()
+    with pytest.raises(UserError, match="no train.txt or train.jsonl"):
+        training_source(str(pairs_folder))
+    (pairs_folder / "README.md").write_text("---\nprompt: [unclosed\n---\n")
+    with pytest.raises(UserError, match="not YAML"):
+        pairs.prompt_of(str(pairs_folder))
+    (pairs_folder / "README.md").write_text("---\nprompt: 7\n---\n")
+    with pytest.raises(UserError, match="prompt=7"):
+        pairs.prompt_of(str(pairs_folder))
