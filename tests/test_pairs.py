@@ -97,6 +97,13 @@ def test_training_and_prediction_give_a_source_the_same_ids(byte_level, tmp_path
     part = source, "train", None
     longest = max(len(ids(byte_level, " " + trg)) for trg in (PAIRS[0]["trg"], "the cat"))
     assert pairs.window_of(part, " Answer: {src} Question: {trg}", byte_level, str(tmp_path / "cache")) == longest + 1
+    longer = next(
+        word for word in " ".join(TEXTS).split() if len(ids(byte_level, " " + word)) != len(ids(byte_level, word))
+    )
+    write_jsonl(tmp_path / "other" / "train.jsonl", [{"src": "x", "trg": longer}])
+    part = training_source(str(tmp_path / "other")), "train", None
+    window = pairs.window_of(part, "{src} - {trg}", byte_level, str(tmp_path / "cache"))
+    assert window == len(ids(byte_level, " " + longer)) + 1
 
 
 def test_a_long_source_loses_its_first_tokens_and_nothing_else(words) -> None:

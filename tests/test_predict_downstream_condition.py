@@ -37,6 +37,20 @@ def ask(monkeypatch: pytest.MonkeyPatch, trained_pairs: Path, tmp_path: Path, ca
     return run
 
 
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, batch: int) -> list:
+    """Makes sampling that batch end as Ctrl-C would; the list grows with every batch that is asked for."""
+    real, calls = WordFreqDiffusion.sample, []
+
+    def breaks_down(*args: object, **kwargs: object) -> torch.Tensor:
+        calls.append(batch)
+        if len(calls) == batch:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(WordFreqDiffusion, "sample", breaks_down)
+    return calls
+
+
 def test_targets_follow_their_sources(ask) -> None:
     code, found, out, _ = ask("--mbr_size", 3, "--temperature", 0.5, "--num_steps", 32, records=HELD_OUT)
     assert code == 0 and [r["index"] for r in found] == list(range(len(HELD_OUT)))
@@ -89,15 +103,7 @@ def test_an_empty_a_long_and_a_lonely_source(ask) -> None:
 def test_interrupted_it_goes_on_where_it_stopped(ask, monkeypatch, tmp_path) -> None:
     expected = ask(*HOT, "--mbr_size", 2)[1]
     (tmp_path / "p.jsonl").unlink()
-    real, calls = WordFreqDiffusion.sample, []
-
-    def breaks_down(*args: object, **kwargs: object) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(WordFreqDiffusion, "sample", breaks_down)
+    calls = interrupted_at(monkeypatch, 3)
     assert ask(*HOT, "--mbr_size", 2, "--batch_size", 6)[0] == 130
     assert not (tmp_path / "p.jsonl").exists() and (tmp_path / "p.jsonl.part").exists()
     code, found, _, err = ask(*HOT, "--mbr_size", 2, "--batch_size", 6)
@@ -112,33 +118,17 @@ def test_interrupted_it_goes_on_where_it_stopped(ask, monkeypatch, tmp_path) -> 
     "flags", [["--seed", 5], ["--temperature", 3], ["--top_k", 7], ["--precision", "bf16"], ["--mbr_size", 3]]
 )
 def test_a_journal_of_other_settings_is_not_continued(ask, monkeypatch, tmp_path, flags: list) -> None:
-    real, calls = WordFreqDiffusion.sample, []
-
-    def breaks_down(*args: object, **kwargs: object) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
     base = [*HOT, "--mbr_size", 2, "--batch_size", 6]
     expected = ask(*base, *flags)[1]
     (tmp_path / "p.jsonl").unlink()
-    monkeypatch.setattr(WordFreqDiffusion, "sample", breaks_down)
+    interrupted_at(monkeypatch, 2)
     assert ask(*base)[0] == 130
     code, found, _, err = ask(*base, *flags)
     assert code == 0 and found == expected and "of other settings" in err and "continuing" not in err
 
 
 def test_another_limit_goes_on_with_the_same_journal(ask, monkeypatch, tmp_path) -> None:
-    real, calls = WordFreqDiffusion.sample, []
-
-    def breaks_down(*args: object, **kwargs: object) -> torch.Tensor:
-        calls.append(1)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        return real(*args, **kwargs)
-
-    monkeypatch.setattr(WordFreqDiffusion, "sample", breaks_down)
+    interrupted_at(monkeypatch, 2)
     assert ask(*HOT, "--mbr_size", 2, "--batch_size", 6, "--limit", 5)[0] == 130
     assert "continuing after 3 sources" in ask(*HOT, "--mbr_size", 2, "--limit", 9)[3]
 
