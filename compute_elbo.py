@@ -16,7 +16,7 @@ import pairs
 import runtime
 from config import FROM_CHECKPOINT, parse
 from corpus import holds_pairs, scored_source
-from process import UserError
+from process import UserError, reverse_steps
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main() -> None:
         run,
         text,
         likelihood.pick(text, args.limit, args.seed),
-        num_steps=steps(args, run.process_args.num_steps),
+        num_steps=reverse_steps(run.process_args.num_steps, args.num_steps, args.eval_step_size, "eval_step_size"),
         batch_size=args.batch_size,
         seed=args.seed,
         device=device,
@@ -90,16 +90,6 @@ def read_text(args: ElboArgs, run: checkpoint.Run) -> dataloader.Text:
         return dataloader.tokenize(source, run.tokenizer, run.max_length - 2, args.cache_dir)
     layout = pairs.Layout(run.pairs, run.tokenizer, run.max_length)
     return pairs.tokenize_pairs(source, "", None, layout, run.tokenizer, args.cache_dir)
-
-
-def steps(args: ElboArgs, total: int) -> int:
-    """How many reverse steps: as asked for, else 128, or T if that is fewer."""
-    if args.eval_step_size > total or args.num_steps > total:
-        asked = args.eval_step_size or args.num_steps
-        raise UserError(f"num_steps or eval_step_size = {asked} must lie in 1..{total}, the T of this checkpoint")
-    if args.eval_step_size:
-        return -(-total // args.eval_step_size)
-    return args.num_steps or min(128, total)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python predict_downstream_condition.py --checkpoint out/qqp/checkpoint --data co
     --mbr_size 10 --num_steps 200 --output out/qqp/predictions.jsonl
 """
 
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -24,7 +23,7 @@ from config import FROM_CHECKPOINT, parse
 from corpus import holds_pairs, read_sentences, scored_source, training_source
 from metrics import mbr_select
 from predictions import Journal, fingerprint_of, write_diffuseq, write_predictions
-from process import SampleArgs, UserError
+from process import SampleArgs, UserError, reverse_steps
 from vocabulary import respell
 
 MEANINGLESS = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint says how wide its target window is"}
@@ -112,13 +111,10 @@ def main() -> None:
 
 
 def steps(args: DownstreamArgs, sampling: SampleArgs, total: int) -> int:
-    """How many reverse steps: as asked for, else 128, or T if that is fewer."""
+    """How many reverse steps; the number and the size come from different dataclasses, so both are refused here."""
     if args.step_size and sampling.num_steps:
         raise UserError("give --num_steps or --step_size, not both: the one is T over the other")
-    if max(args.step_size, sampling.num_steps) > total:
-        asked = max(args.step_size, sampling.num_steps)
-        raise UserError(f"num_steps or step_size = {asked} must lie in 1..{total}, the T of this checkpoint")
-    return math.ceil(total / args.step_size) if args.step_size else sampling.num_steps or min(128, total)
+    return reverse_steps(total, sampling.num_steps, args.step_size)
 
 
 def recipe_of(args: DownstreamArgs, sampling: SampleArgs) -> dict:

@@ -202,6 +202,18 @@ def step_windows(total_steps: int, num_steps: int = 0) -> Iterator[tuple[int, in
     yield from zip(grid, grid[1:], strict=False)
 
 
+def reverse_steps(total_steps: int, num_steps: int, step_size: int, name: str = "step_size") -> int:
+    """How many reverse steps a command line asks for: a number, or T over a size; neither: 128, or T if that is fewer.
+
+    Raises:
+        UserError: if what was asked for, called num_steps or `name`, is more than T.
+    """
+    asked = step_size or num_steps
+    if asked > total_steps:
+        raise UserError(f"num_steps or {name} = {asked} must lie in 1..{total_steps}, the T of this checkpoint")
+    return -(-total_steps // step_size) if step_size else num_steps or min(128, total_steps)
+
+
 def sample_categorical(weights: Tensor, u: Tensor) -> Tensor:
     """Index drawn with probability proportional to `weights`, by inverting the cumulative sum in float64.
 

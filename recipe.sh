@@ -33,6 +33,13 @@ launch() { # number of GPUs, flags...: one process, or one per GPU
     fi
 }
 
+launch_small() { # data, output folder, flags...: from scratch on a CPU, an hour at most
+    local data=$1 folder=$2
+    shift 2
+    launch 0 --train_data "$data" --output_dir "$folder" --tokenizer wordpiece --vocab_size 8192 \
+        --max_length 128 --batch_size 64 "${from_scratch[@]}" --num_train_epochs 10 --max_minutes 60 "$@"
+}
+
 fit_to_memory() { # number of GPUs, sentences a step: the batch that fits the smallest GPU, and how often to accumulate it
     python - "$1" "$2" <<'PYTHON'
 import sys

@@ -94,8 +94,7 @@ own_text() {
     count=$(gpus)
     name=$(basename "$(realpath "$text")")
     if [ "$count" -eq 0 ]; then
-        launch 0 --train_data "$text" --output_dir "out/${name%%.*}" --tokenizer wordpiece --vocab_size 8192 \
-            --max_length 128 --batch_size 64 "${from_scratch[@]}" --num_train_epochs 10 --max_minutes 60 "$@"
+        launch_small "$text" "out/${name%%.*}" "$@"
     else
         fitted=$(fit_to_memory "$count" 64)
         # shellcheck disable=SC2086

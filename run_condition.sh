@@ -124,8 +124,7 @@ task() { # folder with pairs, flags...: train (unless that is done), predict the
     elif [ -e "$folder/trained_on" ]; then
         echo "== train: already there ($folder; remove it to train anew)"
     elif [ "$count" -eq 0 ]; then
-        launch 0 --train_data "$data" --output_dir "$folder" --tokenizer wordpiece --vocab_size 8192 \
-            --max_length 128 --batch_size 64 "${from_scratch[@]}" --num_train_epochs 10 --max_minutes 60 "$@"
+        launch_small "$data" "$folder" "$@"
     else
         fitted=$(fit_to_memory "$count" 256)
         # the released settings: T = 2000, 5e-5, 64 pairs x 4 a step; bert-base-uncased instead of roberta-base
