@@ -2,6 +2,8 @@
 
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --num_steps 512 --json
+python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --estimator masked-count \
+    --evaluations 16 --target_se 0.005
 """
 
 import json
@@ -16,7 +18,7 @@ import pairs
 import runtime
 from config import FROM_CHECKPOINT, parse
 from corpus import holds_pairs, scored_source
-from process import UserError, reverse_steps
+from process import BoundArgs, UserError, reverse_steps
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class ElboArgs:
 
 def main() -> None:
     """Load, score, print."""
-    (args,) = parse([ElboArgs], __doc__, meaningless=FROM_CHECKPOINT)
+    args, bound_args = parse([ElboArgs, BoundArgs], __doc__, meaningless=FROM_CHECKPOINT)
     hub.quiet_libraries()
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
@@ -67,6 +69,7 @@ def main() -> None:
         text,
         likelihood.pick(text, args.limit, args.seed),
         num_steps=reverse_steps(run.process_args.num_steps, args.num_steps, args.eval_step_size, "eval_step_size"),
+        bound_args=bound_args,
         batch_size=args.batch_size,
         seed=args.seed,
         device=device,

@@ -12,9 +12,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
+from estimators import estimate
+from masked_prediction import Prediction
 from process import (
+    EVERY_WINDOW,
     Batch,
     Bound,
+    BoundArgs,
     Denoiser,
     Generators,
     Loss,
@@ -22,12 +26,10 @@ from process import (
     StepCallback,
     UserError,
     check_choices,
-    filter_logits,
-    sample_categorical,
-    step_windows,
     stratified_timesteps,
     uniform,
 )
+from row_clocks import RowClocks
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class WordFreqDiffusion:
         self.flat = args.spindle == "none" or args.word_freq_lambda == 0
         self.amplitude = 0.0 if self.flat else args.word_freq_lambda
         self.largest_h = math.inf if self.flat else 0.999 / (self.amplitude * math.pi)
+        self.boldest = 0.0 if self.flat else -self.largest_h
         self.base = base_alpha_bar(args.schedule, args.num_steps)
         measure, self.contrast = SPINDLES[args.spindle]
         self.statistic = measure(token_counts)
@@ -182,8 +185,11 @@ class WordFreqDiffusion:
             t: int64, broadcastable to h.
             h: informativeness.
         """
-        base = self.base[t]
-        return base - self.amplitude * torch.sin(math.pi * base) * h
+        return self.keep_at(self.base[t], h)
+
+    def keep_at(self, level: Tensor, h: Tensor) -> Tensor:
+        """The same, where the base schedule is at `level`, in [0, 1]."""
+        return level - self.amplitude * torch.sin(math.pi * level) * h
 
     def alpha_bar(self, t: Tensor, x0: Tensor, target_mask: Tensor) -> Tensor:
         """Probability that each token is still itself at step t, float64 [B, L]; 1 at t = 0 and 0 at t = T.
@@ -208,6 +214,11 @@ class WordFreqDiffusion:
         at_t = self.keep_probability(t, h)
         return (self.keep_probability(s, h) - at_t) / (1 - at_t)
 
+    def reveal_rate(self, level: Tensor, h: Tensor) -> Tensor:
+        """The limit of the reveal probability over the step, as s -> t: d alpha_bar / (1 - alpha_bar) by `level`."""
+        slope = 1 - self.amplitude * math.pi * torch.cos(math.pi * level) * h
+        return slope / (1 - self.keep_at(level, h))
+
     def posterior(self, x0: Tensor, s: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:
         """q(x_s = x0 | x_t = [MASK], x0), float64 [B, L]; a masked token stays masked otherwise.
 
@@ -221,62 +232,72 @@ class WordFreqDiffusion:
 
     # ---- the reverse process p_theta(x_s | x_t) ----------------------------------------------------------------------
 
-    def estimated_mean(self, probs: Tensor, xt: Tensor, masked: Tensor, target_mask: Tensor) -> Tensor:
+    def estimated_mean(self, expected: Tensor, xt: Tensor, masked: Tensor, target_mask: Tensor) -> Tensor:
         """The sentence mean as p_theta can know it: visible targets as they are, masked ones by their expectation.
 
         Args:
-            probs: [n, V], p(x0 | xt) at the n masked positions, row by row.
+            expected: [n], the statistic's mean under p(x0 | xt) at the n masked positions, row by row.
             xt, masked, target_mask: [B, L].
 
         Returns:
             float64 [B].
         """
         visible = torch.where(target_mask & ~masked, self.statistic[xt], 0.0).sum(1)
-        expected = probs @ self.statistic.to(probs.dtype)
         hidden = torch.zeros_like(visible).index_add(0, masked.nonzero()[:, 0], expected.double())
         return (visible + hidden) / target_mask.sum(1).clamp(min=1)
 
-    def candidate_reveal(
-        self, probs: Tensor, xt: Tensor, masked: Tensor, s: Tensor, t: Tensor, target_mask: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Each candidate token's u under the estimated mean, and the expected u at each masked position.
+    def candidate_reveal(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Each candidate token's u under the estimated mean, and its slope by the expectation at a masked position.
 
         Returns:
-            u^(k), float64 [B, V], and sum_k probs(k) u^(k), [n]: the probability that the position is revealed.
+            u^(k) and d u^(k) / d E, each float64 [B, V]; neither on a graph: `Prediction.spindle_terms` closes it.
         """
-        mean = self.estimated_mean(probs, xt, masked, target_mask)
-        table = self.reveal_probability(self.informativeness(self.statistic, mean[:, None]), s[:, None], t[:, None])
-        per_row = probs.split(masked.sum(1).tolist())  # one matrix-vector product a sentence: no [n, V] copy of u
-        expected = [p @ u for p, u in zip(per_row, table.to(probs.dtype), strict=True)]
-        return table, torch.cat(expected)
+        targets = prediction.batch.target_mask
+        mean = self.estimated_mean(prediction.expectation(self.statistic), prediction.xt, prediction.masked, targets)
+
+        def table(mean: Tensor) -> Tensor:
+            return self.reveal_probability(self.informativeness(self.statistic, mean[:, None]), s[:, None], t[:, None])
+
+        return torch.func.jvp(table, (mean,), (1 / targets.sum(1).clamp(min=1).double(),))
 
     # ---- loss and nll_bound (Eq. 3) ----------------------------------------------------------------------------------
+
+    def predict(self, denoiser: Denoiser, batch: Batch, xt: Tensor, t: Tensor) -> Prediction:
+        """Log pi at masked targets: the head is run nowhere else, and visible positions reach no softmax."""
+        masked = xt.eq(self.mask_id) & batch.target_mask
+        logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask)[masked])
+        return Prediction(batch, xt, masked, logits + self.support)  # float32 at least, as `support` is
+
+    def divergence(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of every masked target, each float64 [n], nats.
+
+        With u the posterior of x0, pi the prediction and u^(k) the u of candidate k,
+        KL = u log(u / (pi(x0) u^(x0))) + (1 - u) log((1 - u) / (1 - sum_k pi(k) u^(k))).
+        Without spindle u^(k) = u and KL = -u log pi(x0). Visible positions cost nothing.
+
+        Args:
+            prediction: what the network made of x_t.
+            s, t: int64 [B], 0 <= s < t <= T.
+        """
+        batch = prediction.batch
+        u = self.posterior(batch.input_ids, s, t, batch.target_mask)[prediction.masked]
+        if self.flat:
+            return u * prediction.cross_entropy, prediction.cross_entropy
+        table, slope = self.candidate_reveal(prediction, s, t)
+        cross_entropy, revealed, own = prediction.spindle_terms(self.statistic, table, slope)
+        log_stay = torch.log1p(-revealed.clamp(max=1 - 1e-12))  # finite where s = 0; there 1 - u is 0
+        kl = u * (cross_entropy + u.log() - own.log()) + torch.special.xlog1py(1 - u, -u) - (1 - u) * log_stay
+        return kl, cross_entropy
 
     def token_terms(
         self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of every token, each float64 [B, L], nats.
-
-        At a masked position, with u the posterior of x0, pi the prediction and u^(k) the u of candidate k,
-        KL = u log(u / (pi(x0) u^(x0))) + (1 - u) log((1 - u) / (1 - sum_k pi(k) u^(k))).
-        Without spindle u^(k) = u and KL = -u log pi(x0). Visible positions cost nothing and reach no softmax.
-        """
-        masked = xt.eq(self.mask_id) & batch.target_mask
-        row = masked.nonzero()[:, 0]
-        logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask)[masked])
-        log_probs = (logits + self.support).log_softmax(-1)  # float32 at least, as `support` is
-        x0 = batch.input_ids[masked]
-        cross_entropy = -log_probs.gather(-1, x0[:, None]).squeeze(-1).double()
-        kl = torch.zeros_like(cross_entropy)
-        if with_kl:
-            u = self.posterior(batch.input_ids, s, t, batch.target_mask)[masked]
-            kl = u * cross_entropy
-        if with_kl and not self.flat:
-            table, expected = self.candidate_reveal(log_probs.exp(), xt, masked, s, t, batch.target_mask)
-            log_stay = torch.log1p(-expected.double().clamp(max=1 - 1e-12))  # finite where s = 0; there 1 - u is 0
-            kl = kl + u * (u.log() - table[row, x0].log()) + torch.special.xlog1py(1 - u, -u) - (1 - u) * log_stay
+        """`divergence` of every token, each float64 [B, L], nats; 0 at visible ones."""
+        prediction = self.predict(denoiser, batch, xt, t)
         zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
-        return zeros.masked_scatter(masked, kl), zeros.masked_scatter(masked, cross_entropy)
+        if not with_kl:
+            return zeros, zeros.masked_scatter(prediction.masked, prediction.cross_entropy)
+        return tuple(zeros.masked_scatter(prediction.masked, part) for part in self.divergence(prediction, s, t))
 
     def loss(self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None) -> Loss:
         """An unbiased estimate of the bound over all T steps (one t per sentence), or its unweighted cousin.
@@ -295,26 +316,32 @@ class WordFreqDiffusion:
         total = total + self.args.hybrid_lambda * self.num_steps * cross_entropy.sum()
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": cross_entropy.detach().sum() / mean_mask_rate})
 
-    def bound(self, denoiser: Denoiser, batch: Batch, num_steps: int, *, generator: Generators = None) -> Bound:
-        """The bound's terms over every one of `num_steps` windows (t, s); x_t is drawn afresh for each.
+    def bound(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        num_steps: int,
+        args: BoundArgs = EVERY_WINDOW,
+        *,
+        generator: Generators = None,
+    ) -> Bound:
+        """An unbiased estimate of the bound's terms at `num_steps` windows (t, s); `estimators.py` says how.
 
-        An expectation over x_t, so one draw is an unbiased estimate. The prior term is exactly 0.
+        The prior term, KL(q(x_T | x0) || all [MASK]), is exactly 0, since alpha_bar(T) = 0.
         """
-        terms = []
-        for t, s in step_windows(self.num_steps, num_steps):
-            t, s = (torch.full_like(batch.input_ids[:, 0], step) for step in (t, s))
-            xt = self.corrupt(batch.input_ids, t, batch.target_mask, generator=generator)
-            terms.append(self.token_terms(denoiser, batch, xt, s, t)[0].sum(1))
-        zero = torch.zeros_like(terms[0])
-        return Bound(self.prior(batch), sum(terms[:-1], start=zero), terms[-1])
+        return estimate(self, denoiser, batch, num_steps, args, generator=generator)
 
-    def prior(self, batch: Batch) -> Tensor:
-        """KL(q(x_T | x0) || all [MASK]), [B] nats: 0, since alpha_bar(T) = 0."""
-        return torch.zeros(len(batch.input_ids), dtype=torch.float64, device=batch.input_ids.device)
-
-    def nll_bound(self, denoiser: Denoiser, batch: Batch, num_steps: int, *, generator: Generators = None) -> Tensor:
+    def nll_bound(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        num_steps: int,
+        args: BoundArgs = EVERY_WINDOW,
+        *,
+        generator: Generators = None,
+    ) -> Tensor:
         """[B], nats per sentence: an unbiased estimate of an upper bound of -log p_theta(x0) at `num_steps` steps."""
-        return self.bound(denoiser, batch, num_steps, generator=generator).total
+        return self.bound(denoiser, batch, num_steps, args, generator=generator).total
 
     # ---- sample ------------------------------------------------------------------------------------------------------
 
@@ -324,42 +351,22 @@ class WordFreqDiffusion:
         batch: Batch,
         args: SampleArgs,
         *,
+        rows_at_once: int = 0,
         generator: Generators = None,
         on_step: StepCallback | None = None,
     ) -> Tensor:
-        """Ancestral sampling in `args.num_steps` steps, int64 [B, L]; the last step reveals whatever is left.
+        """Ancestral sampling in `args.num_steps` steps, int64 [N, L]; the last step reveals whatever is left.
 
-        Two decisions a step: whether a masked token is revealed (a Bernoulli), then as what. Temperature, top-k and
-        top-p act on p(x0 | xt), never on the posterior, whose largest entry is [MASK].
+        Two decisions a step: whether a masked token is revealed, then as what. Temperature, top-k and top-p act on
+        p(x0 | xt), never on the posterior, whose largest entry is [MASK]. Steps in which a row reveals nothing are
+        passed over without a forward (`row_clocks.py`); the law is that of taking every one.
+
+        Args:
+            denoiser: the network.
+            batch: N rows, those of like length side by side.
+            args: steps, temperature, top-k, top-p.
+            rows_at_once: rows in a forward; 0: all.
+            generator: one stream for each row, or one for all.
+            on_step: is told after each forward.
         """
-        xt = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
-        for done, (t, s) in enumerate(step_windows(self.num_steps, args.num_steps), start=1):
-            draws = uniform(batch.target_mask, generator), uniform(batch.target_mask, generator)
-            xt = self.reverse_step(denoiser, batch, xt, s, t, args, draws)
-            if on_step is not None:
-                on_step(done, s, xt)
-        return xt
-
-    def reverse_step(
-        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: int, t: int, args: SampleArgs, draws: tuple[Tensor, ...]
-    ) -> Tensor:
-        """x_s ~ p_theta(x_s | x_t), int64 [B, L]; `draws` are the uniforms of the two decisions, float64 [B, L]."""
-        u_reveal, u_token = draws
-        t, s = (torch.full_like(xt[:, 0], step) for step in (t, s))
-        scored = xt.eq(self.mask_id) & batch.target_mask
-        if self.flat:  # the reveal does not look at the prediction: only revealed positions need one
-            scored &= u_reveal < self.reveal_probability(torch.zeros_like(u_reveal[:, :1]), s[:, None], t[:, None])
-        if not scored.any():
-            return xt
-        logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask)[scored])
-        weights = filter_logits(logits + self.sampling_support, args).softmax(-1)
-        position = scored.nonzero()
-        if not self.flat:
-            table, expected = self.candidate_reveal(weights, xt, scored, s, t, batch.target_mask)
-            kept = (u_reveal[scored] < expected) | (s[0] == 0)
-            position = position[kept]
-            weights = weights[kept] * table[position[:, 0]]
-        row, column = position.unbind(1)
-        xs = xt.clone()
-        xs[row, column] = sample_categorical(weights, u_token[row, column])
-        return xs
+        return RowClocks(self, denoiser, batch, args, generator).run(rows_at_once, on_step)

@@ -9,12 +9,27 @@ cost exactly 0 here; there they could turn into 0/0.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
-from process import Batch, Denoiser, SampleArgs, filter_logits, sample_categorical
+from process import (
+    EVERY_WINDOW,
+    Batch,
+    Bound,
+    BoundArgs,
+    Denoiser,
+    Generators,
+    SampleArgs,
+    StepCallback,
+    UserError,
+    filter_logits,
+    sample_categorical,
+    step_windows,
+    uniform,
+)
 
 EPSILON = 1e-20  # inside the released program's logarithms
 
@@ -99,6 +114,24 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
         return zeros.masked_scatter(target, kl), zeros.masked_scatter(target, cross_entropy)
 
+    def bound(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        num_steps: int,
+        args: BoundArgs = EVERY_WINDOW,
+        *,
+        generator: Generators = None,
+    ) -> Bound:
+        """As published, or with fewer windows.
+
+        Raises:
+            UserError: of an estimator that needs the exact process.
+        """
+        if args.estimator == "masked-count":
+            raise UserError("estimator=masked-count needs the exact posterior; use windows or stratified")
+        return super().bound(denoiser, batch, num_steps, args, generator=generator)
+
     def sampling_probs(
         self, logits: Tensor, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, args: SampleArgs
     ) -> Tensor:
@@ -114,10 +147,38 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         score = score + (self.transition(xt, s, t, logits.shape[-1]) + EPSILON).log()
         return filter_logits(score.flatten(0, 1), args).softmax(-1).view_as(score)
 
-    def reverse_step(
-        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: int, t: int, args: SampleArgs, draws: tuple[Tensor, ...]
+    def sample(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        args: SampleArgs,
+        *,
+        rows_at_once: int = 0,
+        generator: Generators = None,
+        on_step: StepCallback | None = None,
     ) -> Tensor:
-        """x_s drawn from `sampling_probs`, less the tokens no text holds, and at s = 0 less [MASK].
+        """Ancestral sampling as released, one forward a step, so many rows at a time: int64 [N, L].
+
+        Raises:
+            UserError: of infinitely many steps, which this arithmetic has no limit for.
+        """
+        if math.isinf(args.num_steps):
+            raise UserError("num_steps=inf needs the exact process; the released one takes 1 to T steps")
+        xt = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
+        for rows in torch.arange(len(xt)).split(rows_at_once or len(xt)):
+            part = Batch(*(tensor[rows.to(tensor.device)] for tensor in vars(batch).values()))
+            streams = [generator[i] for i in rows.tolist()] if isinstance(generator, Sequence) else generator
+            for t, s in step_windows(self.num_steps, int(args.num_steps)):
+                u = uniform(part.target_mask, streams)
+                xt[rows] = self.reverse_step(denoiser, part, xt[rows], s, t, args, u)
+                if on_step is not None:
+                    on_step(rows if s == 0 else rows[:0], xt)
+        return xt
+
+    def reverse_step(
+        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: int, t: int, args: SampleArgs, u: Tensor
+    ) -> Tensor:
+        """x_s drawn from `sampling_probs` by uniform u, less the tokens no text holds, and at s = 0 less [MASK].
 
         The released program bars nothing: it may print [CLS], or leave a [MASK].
         """
@@ -132,7 +193,7 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         logits = logits.float() + barred
         probs = self.sampling_probs(logits, batch, xt, s, t, args)
         probs = probs.masked_fill(barred == -math.inf, 0)  # again: a high temperature lifts even EPSILON
-        return xt.masked_scatter(masked, sample_categorical(probs[masked], draws[0][masked]))
+        return xt.masked_scatter(masked, sample_categorical(probs[masked], u[masked]))
 
 
 class ReleasedConditionalDiffusion(ReleasedWordFreqDiffusion):

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Generator
+from torch import Generator, Tensor
 from tqdm import tqdm
 
 from checkpoint import Run
 from dataloader import Text, sorted_batches
 from diffusion_word_freq import entropy
-from process import Batch
+from process import EVERY_WINDOW, Batch, Bound, BoundArgs
 from runtime import sum_over_ranks
 
 
@@ -35,13 +35,18 @@ class Likelihood:
     num_tokens: int
     num_words: int
     num_steps: int
+    estimator: str = "windows"
+    network_evaluations: int = 0
+    """Forwards each sentence went through."""
+    draws_variance: float | None = None
+    """Variance of `nats` by the draws of x_t alone; None if there was one round of them."""
 
-    def report(self) -> dict[str, float | int | None]:
+    def report(self) -> dict[str, float | int | str | None]:
         """Every figure by its name.
 
         ppl_word is the paper's: exp of the mean nats per sequence over the mean number of whitespace words.
-        network_evaluations counts the forwards each sentence goes through. standard_error_nats is that of
-        nats_per_sequence, and covers both the choice of sentences and the draws of x_t; None for a single sentence.
+        standard_error_nats is that of nats_per_sequence, and covers both the choice of sentences and the draws of x_t;
+        None for a single sentence. draws_error_nats is the part of the draws: what more evaluations would lessen.
         """
         n = self.num_sequences
         mean = self.nats / n
@@ -58,13 +63,39 @@ class Likelihood:
             "num_sequences": self.num_sequences,
             "num_tokens": self.num_tokens,
             "num_words": self.num_words,
-            "network_evaluations": self.num_steps,
+            "estimator": self.estimator,
+            "network_evaluations": self.network_evaluations,
             "standard_error_nats": math.sqrt(variance / (n - 1) / n) if n > 1 else None,
+            "draws_error_nats": None if self.draws_variance is None else math.sqrt(self.draws_variance) / n,
         }
 
 
 def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))  # an untrained network's perplexity may leave the range of a float
+
+
+class Tally:
+    """Round by round, what each of this process's sentences was estimated at."""
+
+    def __init__(self, num_sentences: int, device: torch.device) -> None:
+        """Nothing yet."""
+        self.rounds, self.device = 0, device
+        self.sums = torch.zeros(4, num_sentences, dtype=torch.float64)
+        """Of the bound, its square, and its prior and reconstruction terms, over rounds."""
+
+    def add(self, place: Tensor, bound: Bound) -> None:
+        """One round of some sentences, by their place in the list."""
+        nats = bound.total
+        self.sums[:, place] += torch.stack([nats, nats.square(), bound.prior, bound.reconstruction]).cpu()
+
+    def totals(self) -> tuple[Tensor, float | None]:
+        """Sums over all sentences of all processes of the mean bound, its square and its two terms; their variance."""
+        means = self.sums / self.rounds
+        spread = (means[1] - means[0].square()).clamp(min=0) / max(1, self.rounds - 1)  # of each sentence's mean
+        totals = torch.stack([means[0].sum(), means[0].square().sum(), means[2].sum(), means[3].sum(), spread.sum()])
+        totals = totals.to(self.device)
+        sum_over_ranks(totals)
+        return totals[:4].cpu(), totals[4].item() if self.rounds > 1 else None
 
 
 @torch.no_grad()
@@ -74,6 +105,7 @@ def score(
     indices: np.ndarray,
     *,
     num_steps: int,
+    bound_args: BoundArgs = EVERY_WINDOW,
     batch_size: int,
     seed: int,
     device: torch.device,
@@ -83,36 +115,61 @@ def score(
 ) -> Likelihood:
     """The bound of the chosen sentences, at `num_steps` steps, with the true weights whatever the training used.
 
-    Each sentence has a stream of random numbers of its own (from `seed` and its index), so that neither the batch
-    size nor the number of processes changes the result beyond rounding.
+    Each sentence has a stream of random numbers of its own for every round (from `seed` and its index), so that neither
+    the batch size nor the number of processes changes the result beyond rounding. A round is what the estimator needs
+    to be unbiased: one of every window, two of the others, whose difference tells the error of the draws; more if
+    `bound_args.target_se` asks for it.
     """
-    information = entropy(run.token_counts)
-    totals = torch.zeros(8, dtype=torch.float64)
     mine = indices[rank::world_size]
-    batches = sorted_batches(text, mine, batch_size, run.tokenizer)
-    with tqdm(
-        total=len(mine), desc=f"scoring, {num_steps} steps", unit="sentence", leave=False, disable=not progress or None
-    ) as bar:
-        for chosen, batch in batches:
-            streams = [Generator().manual_seed(sentence_seed(seed, int(i))) for i in chosen]
-            bound = run.process.bound(run.denoiser, batch.to(device), num_steps, generator=streams)
-            nats = bound.total.cpu()
-            tokens = batch.input_ids[batch.target_mask]
-            totals += torch.stack([
-                nats.sum(),
-                nats.square().sum(),
-                bound.prior.sum().cpu(),
-                bound.reconstruction.sum().cpu(),
-                information[tokens].sum(),
-                torch.tensor(float(len(chosen))),
-                torch.tensor(float(num_tokens(batch, run.tokenizer.pad_token_id))),
-                torch.tensor(float(text.num_words[np.sort(chosen)].sum())),
-            ])  # fmt: skip
-            bar.update(len(chosen))
-    on_device = totals.to(device)
-    sum_over_ranks(on_device)
-    *nats_sums, sequences, tokens, words = on_device.tolist()
-    return Likelihood(*nats_sums, int(sequences), int(tokens), int(words), num_steps)
+    tally, least = Tally(len(mine), device), 1 if bound_args == EVERY_WINDOW else 2
+    counts = count(run, text, mine, batch_size, device)
+    place = {int(index): i for i, index in enumerate(mine)}
+    with tqdm(desc=f"scoring, {num_steps} steps", unit="sentence", leave=False, disable=not progress or None) as bar:
+        while tally.rounds < least or not precise(tally, bound_args.target_se):
+            bar.total = len(mine) * max(least, tally.rounds + 1)
+            for chosen, batch in sorted_batches(text, mine, batch_size, run.tokenizer):
+                streams = [Generator().manual_seed(sentence_seed(seed, int(i), tally.rounds)) for i in chosen]
+                bound = run.process.bound(run.denoiser, batch.to(device), num_steps, bound_args, generator=streams)
+                tally.add(torch.tensor([place[int(i)] for i in chosen]), bound)
+                bar.update(len(chosen))
+            tally.rounds += 1
+    (nats, squares, prior, reconstruction), variance = tally.totals()
+    unigram, sequences, tokens, words = counts.tolist()
+    return Likelihood(
+        nats=nats.item(),
+        nats_squared=squares.item(),
+        prior_nats=prior.item(),
+        reconstruction_nats=reconstruction.item(),
+        unigram_nats=unigram,
+        num_sequences=int(sequences),
+        num_tokens=int(tokens),
+        num_words=int(words),
+        num_steps=num_steps,
+        estimator=bound_args.estimator,
+        network_evaluations=tally.rounds * (bound_args.evaluations or num_steps),
+        draws_variance=variance,
+    )
+
+
+def precise(tally: Tally, target: float) -> bool:
+    """Whether the draws' error is at most that share of the bound; no target is always met."""
+    if not target:
+        return True
+    (nats, *_), variance = tally.totals()
+    return math.sqrt(variance) <= target * nats.item()
+
+
+def count(run: Run, text: Text, mine: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
+    """Unigram nats, sentences, tokens and words of all processes' sentences, float64 [4]."""
+    information, counts = entropy(run.token_counts), torch.zeros(4, dtype=torch.float64)
+    for chosen, batch in sorted_batches(text, mine, batch_size, run.tokenizer):
+        tokens = num_tokens(batch, run.tokenizer.pad_token_id)
+        words = text.num_words[np.sort(chosen)].sum()
+        unigram = information[batch.input_ids[batch.target_mask]].sum().item()
+        counts += torch.tensor([unigram, len(chosen), tokens, words], dtype=torch.float64)
+    counts = counts.to(device)
+    sum_over_ranks(counts)
+    return counts
 
 
 def num_tokens(batch: Batch, pad_id: int) -> int:
@@ -120,9 +177,10 @@ def num_tokens(batch: Batch, pad_id: int) -> int:
     return int((batch.target_mask & (batch.input_ids != pad_id)).sum())
 
 
-def sentence_seed(seed: int, index: int) -> int:
-    """A seed for one sentence of a run, unrelated to its neighbours'."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+def sentence_seed(seed: int, index: int, round_: int = 0) -> int:
+    """A seed for one sentence of a run, unrelated to its neighbours' and to that of another round."""
+    words = [seed, index, round_] if round_ else [seed, index]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
 
 def pick(text: Text, limit: int, seed: int = 0) -> np.ndarray:
@@ -132,15 +190,17 @@ def pick(text: Text, limit: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.random.default_rng(seed).permutation(len(text))[:limit])
 
 
-def describe(report: dict[str, float | int | None]) -> str:
+def describe(report: dict[str, float | int | str | None]) -> str:
     """A report in three lines for people."""
-    error = report["standard_error_nats"]
+    error, draws = report["standard_error_nats"], report["draws_error_nats"]
     margin = "unknown" if error is None else f"{error:.3f}"
+    of_estimator = "" if report["estimator"] == "windows" else f" by {report['estimator']}"
+    margin += "" if draws is None else f" (of the draws alone {draws:.3f})"
     return (
         f"{report['bits_per_token']:.3f} bits/token (unigram {report['unigram_bits_per_token']:.3f}), "
         f"PPL {report['ppl_token']:.2f} per token, {report['ppl_word']:.2f} per word\n"
         f"{report['nats_per_sequence']:.3f} nats/sequence, standard error {margin}; "
         f"of these prior {report['prior_nats']:.3f}, reconstruction {report['reconstruction_nats']:.3f}\n"
-        f"{report['num_steps']} steps, {report['network_evaluations']} network evaluations a sequence; "
+        f"{report['num_steps']} steps{of_estimator}, {report['network_evaluations']} network evaluations a sequence; "
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"
     )

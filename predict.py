@@ -94,24 +94,27 @@ def samples(
     """Token ids of each sample, without padding, in the order of their numbers.
 
     Sample i has a stream of random numbers of its own, so that neither the batch size nor the number of samples asked
-    for changes it; sentences of like length are drawn together.
+    for changes it; sentences of like length lie side by side.
     """
     seeds = [int(np.random.SeedSequence([args.seed, i]).generate_state(1)[0]) for i in range(args.num_samples)]
     streams = [Generator().manual_seed(seed) for seed in seeds]
     blanks = [blank(run, args, stream) for stream in streams]
-    order = sorted(range(args.num_samples), key=lambda i: len(blanks[i][0]))
+    order = sorted(range(args.num_samples), key=lambda i: -len(blanks[i][0]))
+    batch = stack([blanks[i] for i in order], run.tokenizer.pad_token_id).to(device)
+    with tqdm(total=len(order), desc="sampling", unit="sentence", leave=False, disable=None) as bar, torch.no_grad():
+
+        def count(finished: Tensor, xt: Tensor) -> None:
+            bar.update(len(finished))
+            if on_step is not None:
+                on_step(finished, xt)
+
+        streams_in_order = [streams[i] for i in order]
+        tokens = run.process.sample(
+            run.denoiser, batch, sampling, rows_at_once=args.batch_size, generator=streams_in_order, on_step=count
+        ).cpu()
     drawn: list[Tensor] = [torch.empty(0)] * args.num_samples
-    with tqdm(total=len(order), desc="sampling", unit="sentence", leave=False, disable=None) as bar:
-        for start in range(0, len(order), args.batch_size):
-            chosen = order[start : start + args.batch_size]
-            batch = stack([blanks[i] for i in chosen], run.tokenizer.pad_token_id).to(device)
-            with torch.no_grad():
-                tokens = run.process.sample(
-                    run.denoiser, batch, sampling, generator=[streams[i] for i in chosen], on_step=on_step
-                )
-            for i, row in zip(chosen, tokens.cpu(), strict=True):
-                drawn[i] = row[: len(blanks[i][0])]
-            bar.update(len(chosen))
+    for i, row in zip(order, tokens, strict=True):
+        drawn[i] = row[: len(blanks[i][0])]
     return drawn
 
 
@@ -183,20 +186,15 @@ def write(texts: list[str], output: str) -> None:
 
 
 def show(run: checkpoint.Run, args: PredictArgs, sampling: SampleArgs, device: torch.device) -> None:
-    """Print the sentence each time it changes; on a terminal, over itself."""
-    live, previous = sys.stdout.isatty(), ""
+    """Print the sentence after each forward of the network, that is when it changes; on a terminal, over itself."""
+    live, forwards = sys.stdout.isatty(), 0
     one = PredictArgs(**{**vars(args), "num_samples": 1})
 
-    def on_step(done: int, s: int, xs: Tensor) -> None:
-        nonlocal previous
-        text = decode(run, xs[0].cpu()).replace(run.tokenizer.mask_token, "·")
-        if text != previous:
-            print(
-                f"{chr(13)}\x1b[2K{done:>5}  {text}" if live else f"{done:>5}  {text}",
-                end="" if live else "\n",
-                flush=True,
-            )
-            previous = text
+    def on_step(finished: Tensor, xt: Tensor) -> None:
+        nonlocal forwards
+        forwards += 1
+        line = f"{forwards:>5}  {decode(run, xt[0].cpu()).replace(run.tokenizer.mask_token, '·')}"
+        print(f"{chr(13)}\x1b[2K{line}" if live else line, end="" if live else "\n", flush=True)
 
     for _ in samples(run, one, sampling, device, on_step):
         print()

@@ -5,7 +5,7 @@ python predict_downstream_condition.py --checkpoint out/qqp/checkpoint --data co
 """
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from predictions import Journal, fingerprint_of, write_diffuseq, write_predictio
 from process import SampleArgs, UserError, reverse_steps
 from vocabulary import respell
 
+BATCHES_AT_ONCE = 64  # in a call of the sampler, which keeps its batch full until it runs out of rows
 MEANINGLESS = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint says how wide its target window is"}
 
 
@@ -110,7 +111,7 @@ def main() -> None:
     )
 
 
-def steps(args: DownstreamArgs, sampling: SampleArgs, total: int) -> int:
+def steps(args: DownstreamArgs, sampling: SampleArgs, total: int) -> float:
     """How many reverse steps; the number and the size come from different dataclasses, so both are refused here."""
     if args.step_size and sampling.num_steps:
         raise UserError("give --num_steps or --step_size, not both: the one is T over the other")
@@ -174,41 +175,50 @@ def predict(
         print(f"note: continuing after {len(sources) - len(todo)} sources ({journal.path})", file=sys.stderr)
     todo.sort(key=lambda i: len(ids[i]))
     with tqdm(total=len(todo), desc="predicting", unit="source", leave=False, disable=None) as bar:
-        for i, windows in candidates(run, layout, ids, todo, args, sampling, device):
+
+        def finish(i: int, windows: list[Tensor]) -> None:
             texts = [pairs.target_text(run.tokenizer, window) for window in windows]
             chosen = texts[mbr_select(texts)]
             record = {"source": spelled[0][i], "reference": spelled[1][i], "candidates": texts, "prediction": chosen}
             journal.add(i, {"index": i, **record})
             bar.update()
 
+        at_once = max(1, BATCHES_AT_ONCE * args.batch_size // args.mbr_size)
+        for start in range(0, len(todo), at_once):
+            draw_candidates(run, layout, ids, todo[start : start + at_once], args, sampling, device, finish)
+
 
 @torch.no_grad()
-def candidates(
+def draw_candidates(
     run: checkpoint.Run,
     layout: pairs.Layout,
     ids: list[np.ndarray],
-    todo: list[int],
+    chosen: list[int],
     args: DownstreamArgs,
     sampling: SampleArgs,
     device: torch.device,
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """(source, its target windows), each int64 [window], in the order of `todo`.
+    finish: Callable[[int, list[Tensor]], None],
+) -> None:
+    """Calls `finish` with every chosen source and its target windows, each int64 [window], as soon as it has them all.
 
     Candidate j of source i has a stream of random numbers of its own, that of seed + j and i: neither the batch size
     nor the other sources change it. The candidates of a source lie side by side, so they share their batches.
     """
-    rows = [(i, j) for i in todo for j in range(args.mbr_size)]
-    drawn: list[Tensor] = []
-    for start in range(0, len(rows), args.batch_size):
-        chosen = rows[start : start + args.batch_size]
-        streams = [Generator().manual_seed(likelihood.sentence_seed(args.seed + j, i)) for i, j in chosen]
-        batch = layout.blanks([ids[i] for i, _ in chosen])
-        tokens = run.process.sample(run.denoiser, batch.to(device), sampling, generator=streams).cpu()
-        for (i, j), row, mask in zip(chosen, tokens, batch.target_mask, strict=True):
-            drawn.append(row[mask])
-            if j == args.mbr_size - 1:
-                yield i, drawn
-                drawn = []
+    rows = [(i, j) for i in chosen for j in range(args.mbr_size)]
+    streams = [Generator().manual_seed(likelihood.sentence_seed(args.seed + j, i)) for i, j in rows]
+    batch = layout.blanks([ids[i] for i, _ in rows])
+    drawn: dict[int, dict[int, Tensor]] = {i: {} for i in chosen}
+
+    def collect(finished: Tensor, xt: Tensor) -> None:
+        for row, tokens in zip(finished.tolist(), xt[finished].cpu(), strict=True):
+            i, j = rows[row]
+            drawn[i][j] = tokens[batch.target_mask[row]]
+            if len(drawn[i]) == args.mbr_size:
+                finish(i, [drawn[i][j] for j in range(args.mbr_size)])
+
+    run.process.sample(
+        run.denoiser, batch.to(device), sampling, rows_at_once=args.batch_size, generator=streams, on_step=collect
+    )
 
 
 def show(records: list[dict]) -> None:

@@ -100,7 +100,7 @@ def write_predictions(path: Path, records: list[dict]) -> None:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
-def write_diffuseq(folder: Path, records: list[dict], seed: int, num_steps: int) -> None:
+def write_diffuseq(folder: Path, records: list[dict], seed: int, num_steps: float) -> None:
     """A folder with one file a candidate, as if each had been drawn with a seed of its own (which it was)."""
     with folder_written_whole(folder) as temporary:  # whole, since its reader takes every file in it for a candidate
         for j in range(len(records[0]["candidates"])):

@@ -4,6 +4,7 @@ Letters: B sentences in a batch, L tokens in a sentence, V entries in the vocabu
 A process (diffusion_*.py) knows networks only as a `Denoiser`; a network (models/*.py) knows nothing of noise.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Protocol
@@ -81,22 +82,59 @@ class Bound:
 class SampleArgs:
     """How to draw from the reverse process."""
 
-    num_steps: int = field(
-        default=0, metadata={"aliases": ["--diffusion_steps"], "help": "reverse steps, 1 to T; 0: 128, or T if less"}
+    num_steps: float = field(
+        default=0,
+        metadata={
+            "aliases": ["--diffusion_steps"],
+            "help": "reverse steps, 1 to T; 0: 128, or T if less; inf: the limit of ever finer steps",
+        },
     )
     temperature: float = field(default=1.0, metadata={"help": "divides the logits of p(x0 | xt); 0.001 to 1000"})
     top_k: int = field(default=0, metadata={"aliases": ["--topk"], "help": "keep the k likeliest tokens; 0: all"})
     top_p: float = field(default=1.0, metadata={"help": "keep the likeliest tokens that hold this mass; in (0, 1]"})
 
     def __post_init__(self) -> None:
-        if self.num_steps < 0:
-            raise UserError(f"num_steps={self.num_steps} must be at least 1, or 0 for 128")
+        if not self.num_steps >= 0 or self.num_steps % 1 > 0:
+            raise UserError(f"num_steps={self.num_steps} must be a whole number from 1 on, 0 for 128, or inf")
         if not 1e-3 <= self.temperature <= 1e3:
             raise UserError(f"temperature={self.temperature} must lie in [0.001, 1000] (use top_k=1 for the mode)")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k} must be 0 (keep all) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
+
+
+@dataclass(frozen=True)
+class BoundArgs:
+    """How the bound is estimated."""
+
+    estimator: str = field(
+        default="windows",
+        metadata={
+            "choices": ["windows", "stratified", "masked-count"],
+            "help": "every window, as published; fewer, spread evenly; or token sets by their size, for all windows",
+        },
+    )
+    evaluations: int = field(
+        default=0, metadata={"help": "forwards a sentence and round, but for windows; 0: one a window"}
+    )
+    target_se: float = field(
+        default=0.0,
+        metadata={"help": "go on, round by round, to this relative error of the draws; 0: as few as can be"},
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not 0 <= self.evaluations <= 1_000_000:
+            raise UserError(f"evaluations={self.evaluations} must lie in 0..1000000; 0: one a window")
+        if self.evaluations and self.estimator == "windows":
+            raise UserError("evaluations is for the other estimators; windows takes one forward a window (--num_steps)")
+        if self.target_se and not 1e-5 <= self.target_se < 1:
+            raise UserError(f"target_se={self.target_se} must lie in [0.00001, 1), a share of the bound")
+
+
+EVERY_WINDOW = BoundArgs()
+"""The bound as published."""
 
 
 class Denoiser(Protocol):
@@ -114,8 +152,11 @@ class Denoiser(Protocol):
         ...
 
 
-StepCallback = Callable[[int, int, Tensor], None]
-"""on_step(done, s, xs): after each reverse step, how many are done, the step s that was reached, xs int64 [B, L]."""
+StepCallback = Callable[[Tensor, Tensor], None]
+"""on_step(finished, xt): after each forward, the rows that it finished, int64 [n], and how all stand, int64 [N, L].
+
+Rows without a target are nobody's work and are not reported. xt is the sampler's own: copy what is to be kept.
+"""
 
 
 class Process(Protocol):
@@ -125,11 +166,27 @@ class Process(Protocol):
         """An unbiased training loss of the batch."""
         ...
 
-    def bound(self, denoiser: Denoiser, batch: Batch, num_steps: int, *, generator: Generators = None) -> Bound:
+    def bound(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        num_steps: int,
+        args: BoundArgs = EVERY_WINDOW,
+        *,
+        generator: Generators = None,
+    ) -> Bound:
         """The terms of the likelihood bound over `num_steps` reverse steps."""
         ...
 
-    def nll_bound(self, denoiser: Denoiser, batch: Batch, num_steps: int, *, generator: Generators = None) -> Tensor:
+    def nll_bound(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        num_steps: int,
+        args: BoundArgs = EVERY_WINDOW,
+        *,
+        generator: Generators = None,
+    ) -> Tensor:
         """[B], nats per sentence: an upper bound of -log p(x0), the sum of `bound`."""
         ...
 
@@ -139,10 +196,11 @@ class Process(Protocol):
         batch: Batch,
         args: SampleArgs,
         *,
+        rows_at_once: int = 0,
         generator: Generators = None,
         on_step: StepCallback | None = None,
     ) -> Tensor:
-        """int64 [B, L]: the batch with every target token drawn anew."""
+        """int64 [N, L]: the batch with every target token drawn anew, so many rows in a forward (0: all)."""
         ...
 
 
@@ -202,16 +260,20 @@ def step_windows(total_steps: int, num_steps: int = 0) -> Iterator[tuple[int, in
     yield from zip(grid, grid[1:], strict=False)
 
 
-def reverse_steps(total_steps: int, num_steps: int, step_size: int, name: str = "step_size") -> int:
+def reverse_steps(total_steps: int, num_steps: float, step_size: int, name: str = "step_size") -> float:
     """How many reverse steps a command line asks for: a number, or T over a size; neither: 128, or T if that is fewer.
+
+    An infinite number stays one.
 
     Raises:
         UserError: if what was asked for, called num_steps or `name`, is more than T.
     """
-    asked = step_size or num_steps
+    if math.isinf(num_steps):
+        return num_steps
+    asked = step_size or int(num_steps)
     if asked > total_steps:
         raise UserError(f"num_steps or {name} = {asked} must lie in 1..{total_steps}, the T of this checkpoint")
-    return -(-total_steps // step_size) if step_size else num_steps or min(128, total_steps)
+    return -(-total_steps // step_size) if step_size else asked or min(128, total_steps)
 
 
 def sample_categorical(weights: Tensor, u: Tensor) -> Tensor:
@@ -227,15 +289,15 @@ def sample_categorical(weights: Tensor, u: Tensor) -> Tensor:
         int64 [N]; never an index of weight 0.
     """
     cumulative = weights.double().cumsum(-1)
-    threshold = u.unsqueeze(-1) * cumulative[:, -1:]
-    index = torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
-    last_positive = weights.shape[-1] - 1 - weights.flip(-1).gt(0).int().argmax(-1)
-    return torch.minimum(index, last_positive)
+    total = cumulative[:, -1:]
+    below_total = total.nextafter(torch.zeros_like(total))  # what u * total may not round up to
+    threshold = torch.minimum(u.unsqueeze(-1) * total, below_total)
+    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
 
 
 def filter_logits(logits: Tensor, args: SampleArgs) -> Tensor:
     """Temperature, then top-k, then top-p, on the logits of p(x0 | xt), [N, V]; what is cut becomes -inf."""
-    logits = logits / args.temperature
+    logits = logits / args.temperature if args.temperature != 1 else logits
     if 0 < args.top_k < logits.shape[-1]:
         kth = logits.topk(args.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)

@@ -64,6 +64,16 @@ def test_the_released_figure_is_said_to_be_no_bound(score) -> None:
     assert "not a bound" in err and json.loads(out)["bits_per_token"] > 0
 
 
+def test_other_estimators_say_what_they_cost(score) -> None:
+    reports = {}
+    for name in ("stratified", "masked-count"):
+        _, out, _ = score("--estimator", name, "--evaluations", 4, "--target_se", 0.05, "--json", "true")
+        reports[name] = json.loads(out)
+        assert reports[name]["estimator"] == name and reports[name]["network_evaluations"] % 4 == 0
+        assert 0 < reports[name]["draws_error_nats"] <= 0.05 * reports[name]["nats_per_sequence"]
+    assert reports["masked-count"]["network_evaluations"] < reports["stratified"]["network_evaluations"]
+
+
 def test_precision_hardly_moves_the_figure(score) -> None:
     fp32, bf16 = (
         json.loads(score("--json", "true", "--num_steps", 8, "--precision", p)[1])["bits_per_token"]
@@ -82,6 +92,10 @@ def test_precision_hardly_moves_the_figure(score) -> None:
         (["--data", "missing.txt"], "missing.txt: no such file"),
         (["--checkpoint", "nowhere"], "checkpoint nowhere: no such folder"),
         (["--batch_size", 0], "batch_size=0 must be at least 1"),
+        (["--evaluations", 4], "windows takes one forward a window"),
+        (["--estimator", "best"], "estimator"),
+        (["--target_se", 2], "target_se=2.0 must lie in"),
+        (["--estimator", "masked-count", "--posterior", "released"], "needs the exact posterior"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(score, words: list, message: str) -> None:

@@ -47,7 +47,10 @@ MAY_IMPORT = {
     "metrics": set(),
     "metrics_of_models": {"process", "hub"},
     "models": {"process", "hub", "vocabulary"},
-    "diffusion_word_freq": {"process"},
+    "row_clocks": {"process"},
+    "masked_prediction": {"process"},
+    "estimators": {"process", "masked_prediction"},
+    "diffusion_word_freq": {"process", "row_clocks", "estimators", "masked_prediction"},
     "diffusion_word_freq_released": {"process", "diffusion_word_freq"},
     "checkpoint": {
         "vocabulary",

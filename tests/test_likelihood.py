@@ -12,6 +12,7 @@ import checkpoint
 import likelihood
 from corpus import training_source
 from dataloader import TokenizedText, tokenize
+from process import BoundArgs
 
 CPU = torch.device("cpu")
 
@@ -68,6 +69,7 @@ def test_the_batch_size_changes_nothing(run: checkpoint.Run, text: TokenizedText
 
 def test_ranks_add_up_to_one_process(run: checkpoint.Run, text: TokenizedText) -> None:
     shares = [score(run, text, rank=rank, world_size=3) for rank in range(3)]
+    assert score(run, text).report()["draws_error_nats"] is None  # one round of every window, as published
     assert sum(s.nats for s in shares) == pytest.approx(score(run, text).nats, rel=1e-5)
     assert sum(s.num_words for s in shares) == score(run, text).num_words
 
@@ -90,6 +92,35 @@ def test_the_unigram_figure_is_the_cross_entropy_of_the_training_frequencies(
     tokens = torch.from_numpy(np.asarray(text.tokens[: text.offsets[40]], dtype=np.int64))
     expected = -(p[tokens].log2()).mean()
     assert score(run, text).report()["unigram_bits_per_token"] == pytest.approx(expected.item())
+
+
+ESTIMATORS = {
+    "windows": BoundArgs(target_se=0.9),
+    "stratified": BoundArgs(estimator="stratified", evaluations=2),
+    "masked-count": BoundArgs(estimator="masked-count", evaluations=2),
+}
+
+
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_the_error_of_the_draws_is_the_spread_over_repeats(run: checkpoint.Run, text: TokenizedText, name: str) -> None:
+    repeats = [score(run, text, seed=seed, num_steps=4, bound_args=ESTIMATORS[name]).report() for seed in range(200)]
+    spread = np.std([r["nats_per_sequence"] for r in repeats], ddof=1)
+    said = math.sqrt(np.mean([r["draws_error_nats"] ** 2 for r in repeats]))
+    assert said == pytest.approx(spread, rel=0.15)
+    published = [score(run, text, seed=seed, num_steps=4).report()["nats_per_sequence"] for seed in range(40)]
+    error = math.hypot(spread / math.sqrt(200), np.std(published, ddof=1) / math.sqrt(40))
+    assert abs(np.mean([r["nats_per_sequence"] for r in repeats]) - np.mean(published)) < 4 * error
+    assert repeats[0]["network_evaluations"] == (8 if name == "windows" else 4) and repeats[0]["estimator"] == name
+
+
+def test_it_goes_on_until_the_error_is_as_small_as_asked(run: checkpoint.Run, text: TokenizedText) -> None:
+    coarse, fine = (
+        score(run, text, bound_args=BoundArgs(estimator="masked-count", evaluations=2, target_se=target)).report()
+        for target in (0.5, 0.02)
+    )
+    assert coarse["network_evaluations"] == 4 < fine["network_evaluations"]
+    assert fine["draws_error_nats"] <= 0.02 * fine["nats_per_sequence"]
+    assert "by masked-count" in likelihood.describe(fine) and "of the draws alone" in likelihood.describe(fine)
 
 
 def test_pick_is_a_fixed_choice(text: TokenizedText) -> None:

@@ -165,8 +165,8 @@ def test_a_source_is_never_changed_and_all_of_a_window_is_drawn(words, spindle: 
         assert torch.equal(xt[~batch.target_mask], given)
         revealed: list[torch.Tensor] = []
 
-        def on_step(done: int, s: int, xs: torch.Tensor, seen=revealed) -> None:
-            seen.append(xs)
+        def on_step(finished: torch.Tensor, xt: torch.Tensor, seen=revealed) -> None:
+            seen.append(xt.clone())
 
         drawn = process.sample(denoiser, batch, SampleArgs(num_steps=4), on_step=on_step)
         for earlier, later in zip(revealed, revealed[1:], strict=False):  # what is revealed stays

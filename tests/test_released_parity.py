@@ -232,8 +232,8 @@ def test_the_last_conditional_step_follows_the_prediction_but_leaves_decided_tok
     ours, prediction = (p[masked][:, words] for p in (probs, logits.softmax(-1)))
     close(ours / ours.sum(-1, keepdim=True), (prediction / prediction.sum(-1, keepdim=True)).tolist(), 1e-6, 1e-9)
     for seed in range(20):
-        draws = (torch.rand(2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64),) * 2
-        xs = process.reverse_step(ConditionalToy(), batch, CONDITIONAL_XT, 0, 2, SampleArgs(), draws)
+        u = torch.rand(2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        xs = process.reverse_step(ConditionalToy(), batch, CONDITIONAL_XT, 0, 2, SampleArgs(), u)
         assert torch.equal(xs[~masked], CONDITIONAL_XT[~masked]) and not xs[masked].eq(4).any()
 
 

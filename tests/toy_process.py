@@ -77,11 +77,15 @@ def true_likelihoods(
     return law
 
 
-def exact_bound(process: WordFreqDiffusion, denoiser: TableDenoiser, x0: Tensor, num_windows: int) -> float:
-    """E over x_t of the public `token_terms`, by enumerating every pattern of masks at every window."""
+def exact_bound(
+    process: WordFreqDiffusion, denoiser: TableDenoiser, x0: Tensor, num_windows: int, *, only_last: bool = False
+) -> float:
+    """E over x_t of the public `token_terms`, by enumerating every pattern of masks at every window, or at the last."""
     total = 0.0
     length = len(x0)
     for t, s in step_windows(process.num_steps, num_windows):
+        if only_last and s > 0:
+            continue
         keep = process.alpha_bar(steps(1, t), x0[None], every(x0[None]))[0]
         for pattern in itertools.product([False, True], repeat=length):
             masked = torch.tensor(pattern)

@@ -1,0 +1,280 @@
+"""Row clocks draw from p_theta, exactly, whatever is asked of them, and call the network no oftener than they say."""
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from conftest import TableDenoiser, all_sentences, text_batch
+from scipy.stats import chisquare
+from torch import Generator, Tensor
+from toy_process import MASK, SCHEDULES, SPINDLES, make
+
+import row_clocks
+from benchmarks import matrix_formulation
+from diffusion_word_freq import WordFreqDiffusion
+from process import Batch, SampleArgs, step_windows
+from row_clocks import ContinuousClock, RowClocks, WindowClock
+
+N, V, AT_ONCE = 200_000, 5, 20_011
+HARD = {"temperature": 0.7, "top_k": 3}
+
+
+class TimedDenoiser(TableDenoiser):
+    """One whose predictions depend on the time."""
+
+    time_conditioned = True
+
+    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+        """Another scramble at every t."""
+        return super().encode(xt, t, attention_mask) + torch.sin(t[:, None, None] * 1.7 + torch.arange(V))
+
+
+class Counting(TableDenoiser):
+    """Counts what is asked of it."""
+
+    def __init__(self, vocab_size: int = V) -> None:
+        super().__init__(vocab_size)
+        self.rows: list[int] = []
+        self.decoded = 0
+
+    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+        """Notes the number of rows."""
+        self.rows.append(len(xt))
+        return super().encode(xt, t, attention_mask)
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        """Notes the number of positions."""
+        self.decoded += len(hidden)
+        return hidden
+
+
+def law_of(process: WordFreqDiffusion, denoiser: TableDenoiser, batch: Batch, args: SampleArgs) -> Tensor:
+    """Probability of every value of a one-row batch's targets after the last step, by propagating all of them."""
+    targets = batch.target_mask[0].nonzero()[:, 0]
+    values = all_sentences(list(range(V)), len(targets))
+    many = Batch(*(tensor.expand(len(values), -1) for tensor in vars(batch).values()))
+    states = many.input_ids.clone()
+    states[:, targets] = values
+    law = values.eq(MASK).all(1).double()
+    for window in step_windows(process.num_steps, int(args.num_steps)):
+        t, s = (torch.full((len(states),), step) for step in window)
+        pi = matrix_formulation.predictions(denoiser, states, t, many, process.sampling_support, args)
+        step = matrix_formulation.reverse_law(process, pi, states, s, t, many.target_mask)
+        moves = torch.ones(len(states), 1, dtype=torch.float64)
+        for i in targets:
+            moves = (moves[:, :, None] * step[:, i, None, :]).flatten(1)  # in the order of all_sentences
+        law = law @ moves
+    return law
+
+
+def agrees(drawn: Tensor, batch: Batch, law: Tensor) -> bool:
+    """Chi-square of N rows against a law over the values of their targets."""
+    assert torch.equal(drawn[~batch.target_mask], batch.input_ids[~batch.target_mask])
+    values = drawn[batch.target_mask].view(len(drawn), -1)
+    place = V ** torch.arange(values.shape[1] - 1, -1, -1)
+    counts = torch.bincount((values * place).sum(1), minlength=len(law)).double()
+    possible = law > 1e-9
+    assert counts[~possible].sum() == 0 and law[possible].sum().item() == pytest.approx(1)
+    expected = law[possible] / law[possible].sum() * len(drawn)
+    return chisquare(counts[possible].numpy(), expected.numpy()).pvalue > 1e-3
+
+
+def conditioned(n: int) -> Batch:
+    """Rows of three targets around a given token, with a token of padding."""
+    given = torch.tensor([[0, 2, 0, 0, 4]]).expand(n, -1)
+    attended = torch.tensor([[True, True, True, True, False]]).expand(n, -1)
+    return Batch(given, attended, torch.tensor([[True, False, True, True, False]]).expand(n, -1))
+
+
+BATCHES = {"text": lambda n: text_batch(torch.zeros(n, 3, dtype=torch.long)), "conditioned": conditioned}
+SAMPLERS = {
+    "row clocks": lambda process, *rest: process.sample(*rest, rows_at_once=AT_ONCE),
+    "plain ancestral": matrix_formulation.sample,
+}
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("spindle", "schedule", "num_steps", "windows", "filters", "data"),
+    [
+        ("none", "mutual", 6, 6, {}, "text"),
+        ("none", "cosine", 16, 5, HARD, "conditioned"),
+        ("paper", "mutual", 6, 6, {}, "text"),
+        ("paper", "mutual", 64, 64, HARD, "text"),
+        ("paper", "cosine", 16, 5, {"top_p": 0.8}, "conditioned"),
+        ("released", "linear", 8, 3, {}, "conditioned"),
+    ],
+)
+def test_the_joint_law_is_that_of_ancestral_sampling(
+    sampler: str, spindle: str, schedule: str, num_steps: int, windows: int, filters: dict, data: str
+) -> None:
+    process, args = make(num_steps, spindle, schedule=schedule), SampleArgs(num_steps=windows, **filters)
+    law, batch = law_of(process, TableDenoiser(V), BATCHES[data](1), args), BATCHES[data](N)
+    assert agrees(SAMPLERS[sampler](process, TableDenoiser(V), batch, args), batch, law)
+
+
+@pytest.mark.parametrize("spindle", ["none", "paper"])
+@pytest.mark.parametrize("data", BATCHES)
+def test_infinitely_many_steps_are_the_limit_of_finer_ones(spindle: str, data: str) -> None:
+    """The law at n windows is that of the limit + O(1/n): extrapolated from 512 and 1024, exact to six digits."""
+
+    def law(n: int) -> Tensor:
+        return law_of(make(n, spindle), TableDenoiser(V), BATCHES[data](1), SampleArgs(num_steps=n, **HARD))
+
+    args, batch = SampleArgs(num_steps=math.inf, **HARD), BATCHES[data](N)
+    drawn = make(4, spindle).sample(TableDenoiser(V), batch, args, rows_at_once=AT_ONCE)
+    assert agrees(drawn, batch, (2 * law(1024) - law(512)).clamp(min=0))
+    assert not agrees(drawn, batch, law(4))
+
+
+@pytest.mark.parametrize("spindle", ["none", "paper"])
+def test_a_network_that_is_told_the_time_is_asked_at_the_time(spindle: str) -> None:
+    process, args = make(16, spindle), SampleArgs(num_steps=5)
+    law, batch = law_of(process, TimedDenoiser(V), BATCHES["text"](1), args), BATCHES["text"](N)
+    assert agrees(process.sample(TimedDenoiser(V), batch, args), batch, law)
+    assert not agrees(process.sample(TableDenoiser(V), batch, args), batch, law)
+
+
+# ---- clocks ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("spindle", SPINDLES)
+@pytest.mark.parametrize("lam", [0.1, 0.3, 3.0])
+def test_no_token_is_bolder_than_the_boldest(schedule: str, spindle: str, lam: float) -> None:
+    process = make(256, spindle, lam=lam, schedule=schedule)
+    largest = 0.0 if process.flat else process.largest_h
+    h = torch.linspace(-1, 1, 101, dtype=torch.float64) * largest
+    for clock, moments in (
+        (WindowClock(process, 256), torch.arange(1, 257)),
+        (WindowClock(process, 7), torch.arange(1, 8)),
+        (ContinuousClock(process), torch.linspace(1e-9, 20, 200, dtype=torch.float64)),
+    ):
+        for moment in moments[:: max(1, len(moments) // 32)]:
+            odds = clock.acceptance(moment.expand_as(h), h)
+            assert (odds >= 0).all() and (odds <= 1 + 1e-6).all() and odds[0].item() == pytest.approx(1, rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_without_spindle_a_moment_is_a_window_with_the_probability_of_its_share_of_the_schedule(schedule: str) -> None:
+    process = make(40, "none", schedule=schedule)
+    clock = WindowClock(process, 7)
+    u = torch.rand(N, dtype=torch.float64)
+    window = clock.next(torch.zeros(N, dtype=torch.float64), row_clocks.exponential(u)).long()
+    share = process.base[clock.s] - process.base[clock.t]
+    assert chisquare(torch.bincount(window - 1, minlength=7).numpy(), (share * N).numpy()).pvalue > 1e-3
+
+
+def test_after_a_rejection_the_boldest_token_goes_on_where_it_was() -> None:
+    """From window 3 on, the next moment follows the boldest token's own hazards, and never lies before."""
+    clock = WindowClock(make(16), 8)
+    following = clock.next(
+        torch.full((N,), 3.0, dtype=torch.float64), row_clocks.exponential(torch.rand(N, dtype=torch.float64))
+    )
+    survives = torch.cat([torch.ones(1), (1 - clock.bold[3:]).cumprod(0)])
+    law = survives[:-1] * clock.bold[3:]
+    assert following.min() == 4
+    assert chisquare(torch.bincount(following.long() - 4, minlength=5).numpy(), (law * N).numpy()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_the_continuous_clock_inverts_the_boldest_tokens_hazard(spindle: str) -> None:
+    process = make(8, spindle)
+    clock, moment = ContinuousClock(process), torch.linspace(1e-6, 15, 100, dtype=torch.float64)
+    bold = torch.full_like(moment, process.boldest)
+    torch.testing.assert_close(-torch.log1p(-process.keep_at(clock.level(moment), bold)), moment, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("spindle", SPINDLES)
+def test_the_reveal_rate_is_the_limit_of_the_reveal_probability(spindle: str) -> None:
+    process = make(1_000_000, spindle)
+    h = torch.tensor([-0.9, 0.0, 0.4], dtype=torch.float64) * (0 if process.flat else 1)
+    for t in (900_000, 500_000, 20_000):
+        at = torch.tensor(t)
+        rate = process.reveal_probability(h, at - 1, at) / (process.base[t - 1] - process.base[t])
+        torch.testing.assert_close(process.reveal_rate(process.base[t], h), rate, rtol=1e-3, atol=0)
+
+
+def test_a_timed_network_hears_the_step_of_its_window() -> None:
+    process = make(12, "none", schedule="cosine")
+    assert WindowClock(process, 4).timestep(torch.tensor([1.0, 2.0, 4.0])).tolist() == [12, 9, 3]
+    for t in range(1, 13):  # the continuous clock: the step whose end the level has not reached
+        level = (process.base[t] + process.base[t - 1]) / 2
+        assert ContinuousClock(process).timestep(-torch.log1p(-level)[None]).tolist() == [t]
+
+
+# ---- what it costs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("spindle", "num_steps", "most"),
+    [("none", 1000, 130), ("paper", 1000, 135), ("none", math.inf, 128), ("paper", math.inf, 128)],
+)
+def test_forwards_are_as_many_as_the_most_moments_of_a_row(spindle: str, num_steps: float, most: int) -> None:
+    denoiser, process = Counting(), make(1000, spindle)
+    drawn = process.sample(
+        denoiser, text_batch(torch.zeros(64, 128, dtype=torch.long)), SampleArgs(num_steps=num_steps)
+    )
+    assert 100 < len(denoiser.rows) <= most and not drawn.eq(MASK).any()
+    if math.isinf(num_steps):
+        assert denoiser.rows == [64] * 128
+    if spindle == "none":
+        assert denoiser.decoded == 64 * 128
+
+
+def test_the_batch_stays_full_until_no_row_waits() -> None:
+    denoiser = Counting()
+    make(32, "paper").sample(
+        denoiser, text_batch(torch.zeros(40, 6, dtype=torch.long)), SampleArgs(num_steps=32), rows_at_once=8
+    )
+    assert max(denoiser.rows) == 8 and denoiser.rows == sorted(denoiser.rows, reverse=True)
+    assert sum(denoiser.rows) <= 40 * 6  # a forward for every token at most
+    assert 8 * denoiser.rows.count(8) >= 0.7 * sum(denoiser.rows)
+
+
+@pytest.mark.parametrize("spindle", ["none", "paper"])
+@pytest.mark.parametrize("num_steps", [16, math.inf])
+def test_a_row_with_a_stream_of_its_own_does_not_depend_on_the_others(spindle: str, num_steps: float) -> None:
+    process, batch = make(64, spindle), BATCHES["conditioned"](33)
+    draw = partial(process.sample, TableDenoiser(V), args=SampleArgs(num_steps=num_steps, **HARD))
+
+    def streams() -> list[Generator]:
+        return [Generator().manual_seed(i) for i in range(33)]
+
+    whole = draw(batch, generator=streams())
+    for size in (1, 7, 32):
+        assert torch.equal(draw(batch, generator=streams(), rows_at_once=size), whole)
+    alone = draw(Batch(*(tensor[5:6] for tensor in vars(batch).values())), generator=streams()[5:6])
+    assert torch.equal(alone, whole[5:6]) and len(whole.unique(dim=0)) > 5
+
+
+def test_every_row_is_reported_once_and_finished_when_it_is() -> None:
+    finished: list[int] = []
+
+    def on_step(rows: Tensor, xt: Tensor) -> None:
+        finished.extend(rows.tolist())
+        assert not xt[finished].eq(MASK).any()
+        waiting = [i for i in range(20) if i not in finished]
+        assert xt[waiting].eq(MASK).any(1).all()
+
+    batch = BATCHES["text"](20)
+    nothing_to_do = Batch(batch.input_ids, batch.attention_mask, batch.target_mask & (torch.arange(20) != 7)[:, None])
+    drawn = make(16).sample(TableDenoiser(V), nothing_to_do, SampleArgs(num_steps=16), rows_at_once=6)
+    assert drawn[7].tolist() == [0, 0, 0]
+    make(16).sample(TableDenoiser(V), batch, SampleArgs(num_steps=16), rows_at_once=6, on_step=on_step)
+    assert sorted(finished) == list(range(20))
+
+
+def test_padding_of_rows_that_have_left_is_not_computed() -> None:
+    widths = []
+
+    class Watching(TableDenoiser):
+        def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+            widths.append(xt.shape[1])
+            return super().encode(xt, t, attention_mask)
+
+    attended = torch.arange(9) < torch.tensor([9, 9, 3, 3])[:, None]
+    batch = Batch(torch.zeros(4, 9, dtype=torch.long), attended, attended)
+    RowClocks(make(8), Watching(V), batch, SampleArgs(num_steps=8)).run(2)
+    assert widths[0] == 9 and widths[-1] == 3
