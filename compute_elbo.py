@@ -2,8 +2,8 @@
 
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --num_steps 512 --json
-python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --estimator masked-count \
-    --evaluations 16 --target_se 0.005
+python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --estimator trajectory \
+    --target_se 0.005
 """
 
 import json

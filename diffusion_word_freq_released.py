@@ -9,7 +9,6 @@ cost exactly 0 here; there they could turn into 0/0.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from process import (
     filter_logits,
     sample_categorical,
     step_windows,
+    streams_of,
     uniform,
 )
 
@@ -128,8 +128,8 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         Raises:
             UserError: of an estimator that needs the exact process.
         """
-        if args.estimator == "masked-count":
-            raise UserError("estimator=masked-count needs the exact posterior; use windows or stratified")
+        if args.estimator in ("masked-count", "trajectory"):
+            raise UserError(f"estimator={args.estimator} needs the exact posterior; use windows or stratified")
         return super().bound(denoiser, batch, num_steps, args, generator=generator)
 
     def sampling_probs(
@@ -167,7 +167,7 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         xt = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
         for rows in torch.arange(len(xt)).split(rows_at_once or len(xt)):
             part = Batch(*(tensor[rows.to(tensor.device)] for tensor in vars(batch).values()))
-            streams = [generator[i] for i in rows.tolist()] if isinstance(generator, Sequence) else generator
+            streams = streams_of(generator, rows)
             for t, s in step_windows(self.num_steps, int(args.num_steps)):
                 u = uniform(part.target_mask, streams)
                 xt[rows] = self.reverse_step(denoiser, part, xt[rows], s, t, args, u)

@@ -8,13 +8,16 @@ where f_j(M) is the sum of the masked tokens' KL terms. An estimator is a way to
 
 windows       every window once, each with a set of its own: as published.
 stratified    fewer windows than there are, evenly spread: any number of forwards.
-masked-count  a network that is not told the time sees M alone, so that one forward serves every window. The number k of
-              masked tokens is stratified, M is drawn given k, and the windows are summed, or drawn, given M:
-              sum_j E_{q_j}[f_j(M)] = E_g[ sum_j q_j(M) f_j(M) / g(M) ]   for any law g of M.
-              Without spindle f_j(M) is u_j times a cross-entropy, and a size weighs W(k) = sum_j u_j
-              Binomial(k; L, 1 - alpha_bar(t_j)): exact for every n, and 1/k in the limit of many (that limit: Zheng et
-              al. 2024, arXiv 2409.02908; RADD, arXiv 2406.03736). Sets that together cover all tokens evenly, and
-              tokens of different alpha_bar, are this project's additions.
+masked-count  without spindle, if the network is not told the time: f_j(M) is u_j times the cross-entropy C(M) of the
+              masked tokens, which one forward gives for every window at once, so the bound is sum_k W(k) E[C(M) given
+              |M| = k] with W(k) = sum_j u_j Binomial(k; L, 1 - alpha_bar(t_j)): exact for every n, 1/k in the limit of
+              many (that limit: Zheng et al. 2024, arXiv 2409.02908; RADD, arXiv 2406.03736). The sizes k are evenly
+              spread, and the sets together cover all tokens evenly.
+trajectory    what the sampler would do if it were to write x0: every token has a window in which it is revealed, the
+              sets are nested, and a forward is needed only where they change: at most L of them, whatever n. A token's
+              cross-entropy is counted once, where it is revealed; so the sum is a chain rule, and a network that
+              agrees with itself is estimated without error. What a spindle adds to f_j(M), whether a token was
+              expected to be revealed now, is averaged over windows drawn from those that share a set.
 """
 
 from typing import Protocol
@@ -23,11 +26,9 @@ import torch
 from torch import Tensor
 
 from masked_prediction import Prediction
-from process import Batch, Bound, BoundArgs, Denoiser, Generators, UserError, step_windows, uniform
+from process import Batch, Bound, BoundArgs, Denoiser, Generators, UserError, step_windows, streams_of, uniform
 
-PROPOSALS = 64  # windows whose laws propose sets, at most: among more the sets hardly differ
-WINDOWS_A_SET = 4  # drawn given a set, with a spindle
-GOLDEN = (5**0.5 - 1) / 2
+WINDOWS_A_SET = 2  # drawn from those that share a set, with a spindle
 
 
 class Estimated(Protocol):
@@ -51,8 +52,16 @@ class Estimated(Protocol):
         """KL and cross-entropy, each [B, L]."""
         ...
 
+    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
+        """alpha_bar of informativeness h."""
+        ...
+
     def reveal_probability(self, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """U of a token masked at t, by s."""
+        """The probability u that a token masked at t is itself at s."""
+        ...
+
+    def posterior(self, x0: Tensor, s: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:
+        """The same of every token, [B, L]."""
         ...
 
     def predict(self, denoiser: Denoiser, batch: Batch, xt: Tensor, t: Tensor) -> Prediction:
@@ -85,15 +94,14 @@ def estimate(
     if args.estimator == "stratified":
         return stratified(process, denoiser, batch, grid, evaluations, generator)
     if denoiser.time_conditioned:
-        raise UserError("estimator=masked-count needs a network that is not told the time; use windows or stratified")
+        raise UserError(
+            f"estimator={args.estimator} needs a network that is not told the time; use windows or stratified"
+        )
+    if args.estimator == "trajectory":
+        return trajectory(process, denoiser, batch, grid, args.evaluations or 2, generator)
+    if not process.flat:
+        raise UserError("estimator=masked-count is for checkpoints without spindle; use trajectory")
     return masked_count(process, denoiser, batch, grid, evaluations, generator)
-
-
-def split(terms: Tensor, s: Tensor) -> Bound:
-    """[B, n] terms of windows that end at s [B, n]; the prior is 0, for nothing is visible at T."""
-    last = s == 0
-    total, reconstruction = terms.sum(1), terms.where(last, 0.0).sum(1)
-    return Bound(torch.zeros_like(total), total - reconstruction, reconstruction)
 
 
 def windows(process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, generator: Generators) -> Bound:
@@ -122,7 +130,14 @@ def stratified(
     for e in range(evaluations):
         xt = process.corrupt(batch.input_ids, t[:, e], batch.target_mask, generator=generator)
         terms.append(process.token_terms(denoiser, batch, xt, s[:, e], t[:, e])[0].sum(1))
-    return split(torch.stack(terms, 1) * (len(grid) / evaluations), s)
+    share = torch.stack(terms, 1) * (len(grid) / evaluations)
+    reconstruction = share.where(s == 0, 0.0).sum(1)
+    return bound_of(share.sum(1), reconstruction, torch.full_like(reconstruction, evaluations))
+
+
+def bound_of(total: Tensor, reconstruction: Tensor, forwards: Tensor) -> Bound:
+    """The prior is 0, for nothing is visible at T."""
+    return Bound(torch.zeros_like(total), total - reconstruction, reconstruction, forwards)
 
 
 # ---- by the number of masked tokens ----------------------------------------------------------------------------------
@@ -131,47 +146,20 @@ def stratified(
 def masked_count(
     process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, evaluations: int, generator: Generators
 ) -> Bound:
-    """One forward for each of `evaluations` sets of masked tokens; see the head of this file."""
-    x0, targets = batch.input_ids, batch.target_mask
-    draws = torch.ones(len(x0), evaluations, dtype=torch.bool, device=x0.device)
-    length = targets.sum(1, keepdim=True)
-    size = draw_sizes(length[:, 0], uniform(draws, generator))
-    keep = torch.stack([process.alpha_bar(t.expand(len(x0)), x0, targets) for t in grid[:, 0]], 1)
-    keep = keep.masked_fill(~targets[:, None], 1.0)
-    choose = balanced_sets if process.flat else conditional_sets
-    masked, log_proposal = choose(keep, targets, size, generator)
-    log_law = log_probability(keep, targets, masked)
-    weight = (log_law.logsumexp(-1) - log_proposal).exp() * length / evaluations  # sum_j q_j(M) / g(M)
-    of_windows = log_law.softmax(-1)
-    picked = draw_windows(of_windows, uniform(draws.repeat(1, WINDOWS_A_SET), generator))
-    terms = []
+    """One forward for each of `evaluations` sets of masked tokens."""
+    targets = batch.target_mask
+    length = targets.sum(1)
+    each = torch.ones(len(targets), evaluations, dtype=torch.bool, device=targets.device)
+    size = draw_sizes(length, uniform(each, generator))
+    weight = size_weights(process, length, size, grid) * length[:, None, None] / evaluations
+    masked = balanced_sets(targets, size, generator)
+    cross_entropy = []
     for e in range(evaluations):
-        xt = x0.masked_fill(masked[:, e], process.mask_id)
-        prediction = process.predict(denoiser, batch, xt, grid[picked[:, e, 0], 0])
-        if process.flat:
-            terms.append(every_window(process, prediction, of_windows[:, e], grid))
-        else:
-            terms.append(some_windows(process, prediction, picked[:, e], grid))
-    total, reconstruction = (weight[..., None] * torch.stack(terms, 1)).sum(1).unbind(-1)
-    return Bound(torch.zeros_like(total), total - reconstruction, reconstruction)
-
-
-def every_window(process: Estimated, prediction: Prediction, of_windows: Tensor, grid: Tensor) -> Tensor:
-    """E over windows [B, n] of f(M), and the last window's part of it, [B, 2]: u_j times the cross-entropy."""
-    t, s = grid.unbind(1)
-    u = process.reveal_probability(torch.zeros(len(grid), dtype=torch.float64, device=grid.device), s, t)
-    share = of_windows * u
-    return prediction.per_row(prediction.cross_entropy)[:, None] * torch.stack([share.sum(1), share[:, -1]], 1)
-
-
-def some_windows(process: Estimated, prediction: Prediction, picked: Tensor, grid: Tensor) -> Tensor:
-    """The same as a mean over the windows drawn, int64 [B, m]."""
-    terms = torch.zeros(len(picked), 2, dtype=torch.float64, device=grid.device)
-    for window in picked.unbind(1):
-        t, s = grid[window].unbind(1)
-        f = prediction.per_row(process.divergence(prediction, s, t)[0])
-        terms += torch.stack([f, f.where(s == 0, 0.0)], 1) / picked.shape[1]
-    return terms
+        xt = batch.input_ids.masked_fill(masked[:, e], process.mask_id)
+        prediction = process.predict(denoiser, batch, xt, grid[:1, 0].expand(len(xt)))
+        cross_entropy.append(prediction.per_row(prediction.cross_entropy))
+    total, reconstruction = (weight * torch.stack(cross_entropy, 1)[..., None]).sum(1).unbind(-1)
+    return bound_of(total, reconstruction, torch.full_like(total, evaluations))
 
 
 def draw_sizes(lengths: Tensor, u: Tensor) -> Tensor:
@@ -185,84 +173,92 @@ def draw_sizes(lengths: Tensor, u: Tensor) -> Tensor:
     return torch.minimum((share * lengths[:, None]).long() + 1, lengths[:, None])
 
 
-def balanced_sets(keep: Tensor, targets: Tensor, size: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
-    """Sets of k targets, all equally likely, bool [B, E, L], and the log of that probability, [B, E].
+def size_weights(process: Estimated, lengths: Tensor, size: Tensor, grid: Tensor) -> Tensor:
+    """W(k), and its part of the window that ends at 0, float64 [B, E, 2], for sizes k [B, E] of L = lengths [B]."""
+    t, s = grid.unbind(1)
+    average = torch.zeros(len(grid), dtype=torch.float64, device=grid.device)
+    u, rate = process.reveal_probability(average, s, t), 1 - process.keep_probability(t, average)
+    k, length = size.double()[..., None], lengths.double()[:, None, None]
+    ways = (length + 1).lgamma() - (k + 1).lgamma() - (length - k + 1).lgamma()
+    law = (ways + torch.xlogy(k, rate) + torch.xlogy(length - k, 1 - rate)).exp()  # Binomial(k; L, rate), [B, E, n]
+    return torch.stack([(law * u).sum(-1), law[..., -1] * u[-1]], -1)
+
+
+def balanced_sets(targets: Tensor, size: Tensor, generator: Generators) -> Tensor:
+    """Sets of k targets, all equally likely, bool [B, E, L].
 
     Each takes the tokens that have weighed least so far, of equals any: no token is special, so each set alone is
     uniform, but together they cover all tokens evenly, and what one token costs more than another is no error any more.
 
     Args:
-        keep: not looked at, for it is the same for every token.
         targets: bool [B, L].
         size: int64 [B, E], k.
         generator: streams.
     """
-    length = targets.sum(1, keepdim=True).double()
     weighed = torch.zeros(targets.shape, dtype=torch.float64, device=targets.device)
     sets = []
-    for k in size.unbind(1):
-        k = k[:, None]
+    for k in size[..., None].unbind(1):
         order = (weighed + 1e-9 * uniform(targets, generator)).masked_fill(~targets, torch.inf).argsort(1).argsort(1)
         sets.append(order < k)
         weighed = weighed + sets[-1] / k.clamp(min=1)  # W(k) is about 1 / k
-    ways = (length + 1.0).lgamma() - (size + 1.0).lgamma() - (length - size + 1.0).lgamma()
-    return torch.stack(sets, 1), -ways
+    return torch.stack(sets, 1)
 
 
-def conditional_sets(keep: Tensor, targets: Tensor, size: Tensor, generator: Generators) -> tuple[Tensor, Tensor]:
-    """Sets of k targets from the mixture of the windows' laws, given k; bool [B, E, L] and log probability [B, E].
-
-    A window is drawn given k, then a set given both, token by token with the odds that the rest can still make up k.
-    Within a set the tokens' uniform variables are independent; from set to set each is turned on by the golden section,
-    so that a token is masked about as often as it should be, and what it costs more than another is hardly an error.
-
-    Args:
-        keep: float64 [B, n, L], alpha_bar of every token at every window's t; 1 for what is no target.
-        targets: bool [B, L].
-        size: int64 [B, E], k.
-        generator: streams.
-    """
-    stride = max(1, keep.shape[1] // PROPOSALS)
-    proposals = keep[:, stride // 2 :: stride]
-    counts = count_laws(1 - proposals)[:, :, 0]  # P_j(k), [B, n', L + 1]
-    of_size = counts.gather(2, size[:, None, :].expand(-1, counts.shape[1], -1)).transpose(1, 2)  # [B, E, n']
-    draws = torch.ones_like(size, dtype=torch.bool)
-    window = draw_windows(of_size, uniform(draws, generator))[..., 0]
-    rate = 1 - proposals.gather(1, window[..., None].expand(-1, -1, keep.shape[2]))  # [B, E, L]
-    rest = count_laws(rate)
-    turns = GOLDEN * torch.arange(size.shape[1], device=size.device)
-    u = (uniform(targets, generator)[:, None] + turns[:, None]) % 1
-    left, masked = size.clone(), torch.zeros_like(rate, dtype=torch.bool)
-    for i in range(rate.shape[2]):
-        taken = rate[..., i] * rest[:, :, i + 1].gather(2, (left - 1).clamp(min=0)[..., None])[..., 0]
-        whole = rest[:, :, i].gather(2, left[..., None])[..., 0]
-        masked[..., i] = (u[..., i] * whole < taken) & (left > 0)
-        left = left - masked[..., i].long()
-    log_proposal = log_probability(proposals, targets, masked).logsumexp(-1) - of_size.sum(-1).log()
-    return masked, log_proposal
+# ---- along the reverse process ---------------------------------------------------------------------------------------
 
 
-def count_laws(rate: Tensor) -> Tensor:
-    """P(so many of tokens i.. are masked), [..., L + 1, L + 1] (from i, how many), for mask rates [..., L]."""
-    length = rate.shape[-1]
-    laws = [torch.zeros(*rate.shape[:-1], length + 1, dtype=rate.dtype, device=rate.device)]
-    laws[0][..., 0] = 1
-    for i in range(length - 1, -1, -1):
-        following, p = laws[-1], rate[..., i, None]
-        one_more = torch.cat([torch.zeros_like(following[..., :1]), following[..., :-1]], -1)
-        laws.append((1 - p) * following + p * one_more)
-    return torch.stack(laws[::-1], -2)
+def trajectory(
+    process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, number: int, generator: Generators
+) -> Bound:
+    """The mean of so many; every second one reveals in the opposite order, so that a lucky start is paid back."""
+    x0, targets = batch.input_ids, batch.target_mask
+    kept = torch.stack([process.alpha_bar(s.expand(len(x0)), x0, targets) for s in grid[:, 1]], 1)  # [B, n, L]
+    sums = torch.zeros(3, len(x0), dtype=torch.float64, device=x0.device)
+    u = uniform(targets, generator)
+    for i in range(number):
+        if i > 0:
+            u = (1 - u).clamp(max=1 - 2.0**-53) if i % 2 else uniform(targets, generator)
+        revealed_in = (kept <= u[:, None]).sum(1).masked_fill(~targets, -1)  # kept is 1 after the last window
+        sums += one_trajectory(process, denoiser, batch, grid, revealed_in, generator)
+    total, reconstruction, forwards = sums / torch.tensor([[number], [number], [1]], device=x0.device)
+    return bound_of(total, reconstruction, forwards)
 
 
-def log_probability(keep: Tensor, targets: Tensor, masked: Tensor) -> Tensor:
-    """Log q_j(M), [B, E, n], of sets [B, E, L] under windows [B, n, L]."""
-    kept, gone = (p.clamp(min=1e-300).log().masked_fill(~targets[:, None], 0.0) for p in (keep, 1 - keep))
-    return kept.sum(-1)[:, None] + masked.double() @ (gone - kept).transpose(1, 2)
+def one_trajectory(
+    process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, revealed_in: Tensor, generator: Generators
+) -> Tensor:
+    """Nats, those of the step that ends at 0, and forwards, [3, B]; tokens are revealed in 0..n-1, or given (-1)."""
+    sums = torch.zeros(3, len(revealed_in), dtype=torch.float64, device=revealed_in.device)
+    begin = torch.zeros_like(revealed_in[:, 0])  # the first window that sees the present set
+    while (active := (revealed_in >= begin[:, None]).any(1).nonzero()[:, 0]).numel():
+        rows = Batch(*(tensor[active] for tensor in vars(batch).values()))
+        when, since = revealed_in[active], begin[active]
+        masked = when >= since[:, None]
+        now = when.masked_fill(~masked, len(grid)).amin(1)
+        t, s = grid[now].unbind(1)
+        prediction = process.predict(denoiser, rows, rows.input_ids.masked_fill(masked, process.mask_id), t)
+        due = (when == now[:, None])[prediction.masked]
+        nats = prediction.per_row(prediction.cross_entropy.where(due, 0.0))
+        at_the_end = nats.where(s == 0, 0.0)  # where everything is revealed, and its time is no surprise
+        if not process.flat:
+            each = torch.ones(len(active), WINDOWS_A_SET, dtype=torch.bool, device=grid.device)
+            u = uniform(each, streams_of(generator, active))
+            nats = nats + timing_terms(process, prediction, since, now, u, grid)
+        sums[:, active] += torch.stack([nats, at_the_end, torch.ones_like(nats)])
+        begin[active] = now + 1
+    return sums
 
 
-def draw_windows(weights: Tensor, u: Tensor) -> Tensor:
-    """Windows drawn in proportion to `weights` [B, E, n] by u [B, E m], stratified over m: int64 [B, E, m]."""
-    cumulative = weights.cumsum(-1)
-    u = u.view(*weights.shape[:2], -1)
-    quantile = (torch.arange(u.shape[-1], device=u.device) + u) / u.shape[-1] * cumulative[..., -1:]
-    return torch.searchsorted(cumulative, quantile, right=True).clamp(max=weights.shape[-1] - 1)
+def timing_terms(
+    process: Estimated, prediction: Prediction, since: Tensor, until: Tensor, u: Tensor, grid: Tensor
+) -> Tensor:
+    """What a spindle adds to u times the cross-entropy, [B], summed over windows since..until: estimated from some."""
+    number, batch = until - since + 1, prediction.batch
+    total = torch.zeros(len(since), dtype=torch.float64, device=grid.device)
+    for i, place in enumerate(u.unbind(1)):
+        window = since + ((i + place) / u.shape[1] * number).long()
+        t, s = grid[torch.minimum(window, until)].unbind(1)
+        kl, cross_entropy = process.divergence(prediction, s, t)
+        weight = process.posterior(batch.input_ids, s, t, batch.target_mask)[prediction.masked]
+        total += prediction.per_row(kl - weight * cross_entropy)
+    return total * number / u.shape[1]

@@ -36,8 +36,8 @@ class Likelihood:
     num_words: int
     num_steps: int
     estimator: str = "windows"
-    network_evaluations: int = 0
-    """Forwards each sentence went through."""
+    network_evaluations: float = 0
+    """Forwards a sentence went through, on average."""
     draws_variance: float | None = None
     """Variance of `nats` by the draws of x_t alone; None if there was one round of them."""
 
@@ -80,22 +80,27 @@ class Tally:
     def __init__(self, num_sentences: int, device: torch.device) -> None:
         """Nothing yet."""
         self.rounds, self.device = 0, device
-        self.sums = torch.zeros(4, num_sentences, dtype=torch.float64)
-        """Of the bound, its square, and its prior and reconstruction terms, over rounds."""
+        self.sums = torch.zeros(5, num_sentences, dtype=torch.float64)
+        """Of the bound, its square, its prior and reconstruction terms, and the forwards, over rounds."""
 
     def add(self, place: Tensor, bound: Bound) -> None:
         """One round of some sentences, by their place in the list."""
         nats = bound.total
-        self.sums[:, place] += torch.stack([nats, nats.square(), bound.prior, bound.reconstruction]).cpu()
+        self.sums[:, place] += torch.stack(
+            [nats, nats.square(), bound.prior, bound.reconstruction, bound.forwards]
+        ).cpu()
 
     def totals(self) -> tuple[Tensor, float | None]:
-        """Sums over all sentences of all processes of the mean bound, its square and its two terms; their variance."""
+        """Over all sentences of all processes: the mean bound's sum, sum of squares, and its variance by the draws.
+
+        Between them its two terms, and the forwards of all rounds.
+        """
         means = self.sums / self.rounds
         spread = (means[1] - means[0].square()).clamp(min=0) / max(1, self.rounds - 1)  # of each sentence's mean
-        totals = torch.stack([means[0].sum(), means[0].square().sum(), means[2].sum(), means[3].sum(), spread.sum()])
-        totals = totals.to(self.device)
+        parts = (means[0], means[0].square(), means[2], means[3], self.sums[4], spread)
+        totals = torch.stack([part.sum() for part in parts]).to(self.device)
         sum_over_ranks(totals)
-        return totals[:4].cpu(), totals[4].item() if self.rounds > 1 else None
+        return totals[:5].cpu(), totals[5].item() if self.rounds > 1 else None
 
 
 @torch.no_grad()
@@ -133,7 +138,7 @@ def score(
                 tally.add(torch.tensor([place[int(i)] for i in chosen]), bound)
                 bar.update(len(chosen))
             tally.rounds += 1
-    (nats, squares, prior, reconstruction), variance = tally.totals()
+    (nats, squares, prior, reconstruction, forwards), variance = tally.totals()
     unigram, sequences, tokens, words = counts.tolist()
     return Likelihood(
         nats=nats.item(),
@@ -146,7 +151,7 @@ def score(
         num_words=int(words),
         num_steps=num_steps,
         estimator=bound_args.estimator,
-        network_evaluations=tally.rounds * (bound_args.evaluations or num_steps),
+        network_evaluations=round(forwards.item() / sequences, 1),
         draws_variance=variance,
     )
 
@@ -201,6 +206,6 @@ def describe(report: dict[str, float | int | str | None]) -> str:
         f"PPL {report['ppl_token']:.2f} per token, {report['ppl_word']:.2f} per word\n"
         f"{report['nats_per_sequence']:.3f} nats/sequence, standard error {margin}; "
         f"of these prior {report['prior_nats']:.3f}, reconstruction {report['reconstruction_nats']:.3f}\n"
-        f"{report['num_steps']} steps{of_estimator}, {report['network_evaluations']} network evaluations a sequence; "
+        f"{report['num_steps']} steps{of_estimator}, {report['network_evaluations']:g} network evaluations a sequence; "
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"
     )

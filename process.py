@@ -71,6 +71,8 @@ class Bound:
     """Sum of KL(q(x_s | x_t, x0) || p(x_s | x_t)) over the steps that end at s > 0."""
     reconstruction: Tensor
     """-log p(x0 | x_t) of the step that ends at s = 0."""
+    forwards: Tensor
+    """How often the network saw each sentence; no part of the bound."""
 
     @property
     def total(self) -> Tensor:
@@ -111,12 +113,13 @@ class BoundArgs:
     estimator: str = field(
         default="windows",
         metadata={
-            "choices": ["windows", "stratified", "masked-count"],
-            "help": "every window, as published; fewer, spread evenly; or token sets by their size, for all windows",
+            "choices": ["windows", "stratified", "masked-count", "trajectory"],
+            "help": "every window, as published; fewer of them; sets by their size; or the sets of a reverse process",
         },
     )
     evaluations: int = field(
-        default=0, metadata={"help": "forwards a sentence and round, but for windows; 0: one a window"}
+        default=0,
+        metadata={"help": "forwards a sentence and round, or trajectories; 0: one a window, or two trajectories"},
     )
     target_se: float = field(
         default=0.0,
@@ -226,6 +229,11 @@ def uniform(where: Tensor, generator: Generators = None) -> Tensor:
     device = where.device if generator is None else generator.device
     drawn = torch.rand(where.shape, generator=generator, dtype=torch.float64, device=device)
     return torch.where(where, drawn.to(where.device), values)
+
+
+def streams_of(generator: Generators, rows: Tensor) -> Generators:
+    """The streams of some rows, or the one that all share."""
+    return [generator[row] for row in rows.tolist()] if isinstance(generator, Sequence) else generator
 
 
 def stratified_timesteps(batch_size: int, num_steps: int, generator: Generator | None = None) -> Tensor:

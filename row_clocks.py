@@ -19,7 +19,7 @@ import math
 from typing import Protocol
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from process import (
     Batch,
@@ -30,6 +30,7 @@ from process import (
     filter_logits,
     sample_categorical,
     step_windows,
+    streams_of,
     uniform,
 )
 
@@ -202,9 +203,7 @@ class RowClocks:
 
     def draw(self, where: Tensor, rows: Tensor) -> Tensor:
         """Uniform variables for some rows, float64 [b, L], at the True positions of `where`; 1 elsewhere."""
-        if self.generator is None or isinstance(self.generator, Generator):
-            return uniform(where, self.generator)
-        return uniform(where, [self.generator[row] for row in rows.tolist()])
+        return uniform(where, streams_of(self.generator, rows))
 
     def admit(self, rows: Tensor) -> None:
         """First moments of rows that join."""

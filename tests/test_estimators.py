@@ -1,6 +1,5 @@
 """Every estimator has the enumerated bound for its mean; the sets it draws follow the law that it divides by."""
 
-import itertools
 import math
 
 import pytest
@@ -12,8 +11,8 @@ from toy_process import COUNTS, MASK, SCHEDULES, every, exact_bound, make
 
 from diffusion_word_freq import WordFreqArgs
 from diffusion_word_freq_released import ReleasedWordFreqDiffusion
-from estimators import balanced_sets, conditional_sets, count_laws, draw_sizes, draw_windows, log_probability
-from process import Batch, BoundArgs, UserError
+from estimators import balanced_sets, draw_sizes, size_weights
+from process import Batch, BoundArgs, UserError, step_windows
 
 V = 5
 X0 = torch.tensor([0, 2, 1])
@@ -23,17 +22,33 @@ ESTIMATORS = {
     "stratified, 8 of 6": BoundArgs(estimator="stratified", evaluations=8),
     "masked-count, 1": BoundArgs(estimator="masked-count", evaluations=1),
     "masked-count, 5": BoundArgs(estimator="masked-count", evaluations=5),
+    "trajectory": BoundArgs(estimator="trajectory", evaluations=1),
+    "3 trajectories": BoundArgs(estimator="trajectory", evaluations=3),
 }
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+def serves(name: str, spindle: str) -> bool:
+    return spindle == "none" or not name.startswith("masked-count")
+
+
+def cases(*spindles: str) -> list[tuple[str, str]]:
+    """Every estimator with every spindle it is for."""
+    return [(name, spindle) for name in ESTIMATORS for spindle in spindles if serves(name, spindle)]
+
+
+SETTINGS = [
+    ("none", "mutual", 6, 6),
+    ("none", "cosine", 40, 7),
+    ("paper", "mutual", 6, 6),
+    ("released", "linear", 60, 20),
+]
+
+
 @pytest.mark.parametrize(
-    ("spindle", "schedule", "num_steps", "windows"),
-    [("none", "mutual", 6, 6), ("none", "cosine", 40, 7), ("paper", "mutual", 6, 6), ("released", "linear", 60, 20)],
+    ("name", "spindle", "schedule", "num_steps", "windows"),
+    [(name, *setting) for name in ESTIMATORS for setting in SETTINGS if serves(name, setting[0])],
 )
-def test_the_mean_is_the_enumerated_bound_and_the_error_is_the_spread(
-    name: str, spindle: str, schedule: str, num_steps: int, windows: int
-) -> None:
+def test_the_mean_is_the_enumerated_bound(name: str, spindle: str, schedule: str, num_steps: int, windows: int) -> None:
     """20,000 sentences, each with draws of its own: their mean, and the share of the step that ends at 0 within it."""
     process, denoiser = make(num_steps, spindle, schedule=schedule), TableDenoiser(V)
     batch = text_batch(X0.expand(20_000, -1))
@@ -57,22 +72,60 @@ class Reader(TableDenoiser):
         return self.right * (talent + 2 * seen)
 
 
-@pytest.mark.parametrize(("spindle", "share"), [("none", 0.4), ("paper", 0.8)])
-def test_masked_count_errs_least_at_equal_price(spindle: str, share: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "spindle", "share"),
+    [("masked-count", "none", 0.4), ("trajectory", "none", 0.5), ("trajectory", "paper", 0.5)],
+)
+def test_it_errs_less_than_every_window_at_equal_price(name: str, spindle: str, share: float) -> None:
     """Sixteen tokens, 64 forwards each."""
     x0 = torch.tensor([0, 1, 2, 4] * 4)
     process, batch = make(64, spindle), text_batch(x0.expand(1000, -1))
-    same_price = {"windows": 0, "stratified": 64, "masked-count": 64}
-    spread = {
-        name: process.nll_bound(Reader(x0), batch, 64, BoundArgs(estimator=name, evaluations=evaluations)).std()
-        for name, evaluations in same_price.items()
-    }
-    assert spread["masked-count"] < share * spread["stratified"] and spread["masked-count"] < share * spread["windows"]
+    published = process.bound(Reader(x0), batch, 64)
+    ours = process.bound(
+        Reader(x0), batch, 64, BoundArgs(estimator=name, evaluations=64 if name == "masked-count" else 4)
+    )
+    assert (ours.forwards <= 64).all() and (published.forwards == 64).all()
+    assert ours.total.std() < share * published.total.std()
 
 
-@pytest.mark.parametrize("spindle", ["none", "paper"])
-@pytest.mark.parametrize("name", ESTIMATORS)
-def test_neither_neighbours_nor_padding_change_a_sentence(spindle: str, name: str) -> None:
+def test_a_network_that_agrees_with_itself_is_estimated_without_error() -> None:
+    """Conditionals of one joint law: along any order, the chain rule gives the same -log p(x0)."""
+
+    class Joint(TableDenoiser):
+        law = torch.rand(V, V, V, dtype=torch.float64).index_fill(0, torch.tensor([MASK]), 0)
+        law = law.index_fill(1, torch.tensor([MASK]), 0).index_fill(2, torch.tensor([MASK]), 0)
+
+        def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+            """The logits are log p(x_i given what stands)."""
+            rows = []
+            for row in xt.tolist():
+                index = tuple(slice(None) if token == MASK else slice(token, token + 1) for token in row)
+                rest = torch.zeros_like(self.law)
+                rest[index] = self.law[index]
+                rows.append(torch.stack([rest.sum([j for j in range(3) if j != i]) for i in range(3)]))
+            return torch.stack(rows).log()
+
+    process, args = make(10**6, "none"), BoundArgs(estimator="trajectory")
+    bound = process.nll_bound(Joint(V), text_batch(X0.expand(200, -1)), 1000, args)
+    expected = -(Joint.law[tuple(X0)] / Joint.law.sum()).log().item()
+    assert (abs(bound - expected) < 1e-9).double().mean() > 0.97  # but where two tokens share a window
+
+
+def test_a_trajectory_takes_a_forward_for_every_window_that_reveals() -> None:
+    calls = []
+
+    class Counting(TableDenoiser):
+        def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+            calls.append(len(xt))
+            return super().encode(xt, t, attention_mask)
+
+    batch = text_batch(torch.zeros(50, 12, dtype=torch.long))
+    bound = make(1000, "paper").bound(Counting(V), batch, 1000, ESTIMATORS["3 trajectories"])
+    assert bound.forwards.sum() == sum(calls) and (bound.forwards <= 36).all() and bound.forwards.mean() > 34
+
+
+@pytest.mark.parametrize(("name", "spindle"), cases("none", "paper"))
+def test_neither_neighbours_nor_padding_change_a_sentence(name: str, spindle: str) -> None:
     process, denoiser = make(12, spindle), TableDenoiser(V)
     on = torch.tensor([[True, True, True, False, False], [True] * 5])
     beside = Batch(torch.tensor([[0, 2, 1, 4, 4], [4, 4, 0, 1, 2]]), on, on)
@@ -85,24 +138,27 @@ def test_neither_neighbours_nor_padding_change_a_sentence(spindle: str, name: st
     torch.testing.assert_close(both[:1], alone)
 
 
-def test_a_sentence_without_targets_costs_nothing() -> None:
+@pytest.mark.parametrize(("name", "spindle"), cases("none", "paper"))
+def test_a_sentence_without_targets_costs_nothing(name: str, spindle: str) -> None:
     batch = Batch(X0.expand(2, -1), every(X0.expand(2, -1)), torch.tensor([[True] * 3, [False] * 3]))
-    for spindle in ("none", "paper"):
-        for args in ESTIMATORS.values():
-            bound = make(6, spindle).nll_bound(TableDenoiser(V), batch, 6, args)
-            assert bound[1] == 0 and bound[0] > 0
+    bound = make(6, spindle).nll_bound(TableDenoiser(V), batch, 6, ESTIMATORS[name])
+    assert bound[1] == 0 and bound[0] > 0
 
 
-def test_masked_count_is_refused_where_it_would_be_wrong() -> None:
+def test_estimators_are_refused_where_they_would_be_wrong() -> None:
     class Timed(TableDenoiser):
         time_conditioned = True
 
-    args, batch = ESTIMATORS["masked-count, 1"], text_batch(X0[None])
-    with pytest.raises(UserError, match="needs a network that is not told the time"):
-        make(6).bound(Timed(V), batch, 6, args)
-    released = ReleasedWordFreqDiffusion(WordFreqArgs(6, posterior="released"), COUNTS, mask_id=MASK)
-    with pytest.raises(UserError, match="needs the exact posterior"):
-        released.bound(TableDenoiser(V), batch, 6, args)
+    batch = text_batch(X0[None])
+    for name in ("masked-count", "trajectory"):
+        args = BoundArgs(estimator=name)
+        with pytest.raises(UserError, match="needs a network that is not told the time"):
+            make(6).bound(Timed(V), batch, 6, args)
+        released = ReleasedWordFreqDiffusion(WordFreqArgs(6, posterior="released"), COUNTS, mask_id=MASK)
+        with pytest.raises(UserError, match="needs the exact posterior"):
+            released.bound(TableDenoiser(V), batch, 6, args)
+    with pytest.raises(UserError, match="without spindle"):
+        make(6, "paper").bound(TableDenoiser(V), batch, 6, BoundArgs(estimator="masked-count"))
 
 
 @pytest.mark.parametrize(
@@ -123,62 +179,16 @@ def test_settings_that_name_no_estimate_are_refused(setting: dict, message: str)
 # ---- sets ------------------------------------------------------------------------------------------------------------
 
 
-def rates() -> Tensor:
-    """Mask rates of five tokens, the third no target."""
-    return torch.tensor([0.9, 0.3, 0.0, 0.5, 0.05], dtype=torch.float64)
-
-
-def patterns() -> Tensor:
-    return torch.tensor(list(itertools.product([False, True], repeat=5)))
-
-
-def test_count_laws_and_log_probabilities_are_those_of_enumeration() -> None:
-    p, masks = rates(), patterns()
-    law = torch.where(masks, p, 1 - p).prod(1)
-    counts = count_laws(p)[0]
-    for k in range(6):
-        assert counts[k] == pytest.approx(law[masks.sum(1) == k].sum().item())
-    targets = p[None] > 0
-    possible = masks[~masks[:, 2]]
-    found = log_probability((1 - p)[None, None], targets, possible[None])[0, :, 0]
-    torch.testing.assert_close(found.exp(), law[~masks[:, 2]])
-
-
-def frequencies(masked: Tensor) -> Tensor:
-    """How often each of the 32 patterns came."""
-    return torch.bincount((masked.long() * 2 ** torch.arange(4, -1, -1)).sum(-1).flatten(), minlength=32)
-
-
-def test_conditional_sets_follow_the_mixture_of_the_windows_given_their_size() -> None:
-    n = 60_000
-    keep = torch.stack([1 - rates(), (1 - rates()).sqrt(), 1 - rates() ** 2])[None].expand(n, -1, -1)
-    targets = (rates() > 0).expand(n, -1)
-    size = torch.tensor([[1, 2, 3, 4]]).expand(n, -1)
-    masked, log_proposal = conditional_sets(keep, targets, size, None)
-    assert torch.equal(masked.sum(-1), size)
-    mixture = log_probability(keep[:1], targets[:1], patterns()[None])[0].exp().mean(-1) * ~patterns()[:, 2]
-    for e in range(3):
-        law = mixture * (patterns().sum(1) == e + 1)
-        law = law / law.sum()
-        counts = frequencies(masked[:, e])
-        possible = law > 0
-        assert counts[~possible].sum() == 0
-        assert chisquare(counts[possible].numpy(), (law[possible] * n).numpy()).pvalue > 1e-3
-        index = (masked[:, e].long() * 2 ** torch.arange(4, -1, -1)).sum(-1)
-        torch.testing.assert_close(log_proposal[:, e].exp(), law[index])
-
-
 def test_balanced_sets_are_uniform_each_and_even_together() -> None:
     n = 40_000
-    targets = (rates() > 0).expand(n, -1)
+    targets = torch.tensor([True, True, False, True, True]).expand(n, -1)
     size = torch.tensor([[1, 1, 2, 2, 3, 1]]).expand(n, -1)
-    masked, log_proposal = balanced_sets(targets[:, None].double(), targets, size, None)
+    masked = balanced_sets(targets, size, None)
     assert torch.equal(masked.sum(-1), size) and not masked[..., 2].any()
     for e in range(6):
-        counts = frequencies(masked[:, e])
+        counts = torch.bincount((masked[:, e].long() * 2 ** torch.arange(5)).sum(-1))
         counts = counts[counts > 0]
         assert len(counts) == math.comb(4, int(size[0, e])) and chisquare(counts.numpy()).pvalue > 1e-3
-        assert log_proposal[0, e].exp() == pytest.approx(1 / len(counts))
     assert masked[:, :4].sum(1)[:, [0, 1, 3, 4]].min() >= 1  # 6 places, 4 tokens: none is left out
 
 
@@ -195,20 +205,19 @@ def test_sizes_are_uniform_and_rise(evaluations: int) -> None:
     assert draw_sizes(torch.tensor([0]), torch.tensor([[0.9]])).tolist() == [[0]]
 
 
-def test_windows_are_drawn_in_proportion() -> None:
-    n, weights = 60_000, torch.tensor([0.5, 0.0, 1.0, 2.5])
-    u = torch.rand(n, 2, dtype=torch.float64)
-    drawn = draw_windows(weights.double().expand(n, 1, -1), u)
-    counts = torch.bincount(drawn.flatten(), minlength=4)
-    assert counts[1] == 0 and (drawn.diff(dim=-1) >= 0).all()
-    assert counts[[0, 2, 3]].tolist() == pytest.approx([2 * n / 8, 2 * n / 4, 2 * n * 5 / 8], rel=0.02)
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_network_that_knows_nothing_pays_the_same_for_every_token(schedule: str) -> None:
-    """With -log pi = log 4 everywhere the bound is L log 4: sum_k W(k) k = L, W(k) = sum_j u_j Binomial(k; L, ...)."""
-    process, length = make(1000, "none", schedule=schedule), 6
-    batch = text_batch(torch.zeros(4000, length, dtype=torch.long))
-    args = BoundArgs(estimator="masked-count", evaluations=6)
-    bound = process.nll_bound(TableDenoiser(V, scale=0.0), batch, 1000, args)
-    assert bound.mean().item() == pytest.approx(length * math.log(4), rel=0.01)
+def test_the_weight_of_a_size_is_its_sum_over_windows_and_tends_to_one_over_k(schedule: str) -> None:
+    process, length = make(3000, "none", schedule=schedule), torch.tensor([6, 4])
+    size = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4]])
+    coarse = torch.tensor(list(step_windows(3000, 7)))
+    found = size_weights(process, length, size, coarse)
+    for row, n in enumerate((6, 4)):
+        for k in range(1, 5):
+            terms = []
+            for t, s in coarse.tolist():
+                rate, before = 1 - process.base[t].item(), 1 - process.base[s].item()
+                terms.append((rate - before) / rate * math.comb(n, k) * rate**k * (1 - rate) ** (n - k))
+            assert found[row, k - 1].tolist() == pytest.approx([sum(terms), terms[-1]])
+    fine = size_weights(process, length, size, torch.tensor(list(step_windows(3000, 3000))))
+    if schedule == "mutual":
+        torch.testing.assert_close(fine[..., 0], 1 / size.double(), rtol=0.01, atol=0)

@@ -149,4 +149,4 @@ def test_masked_lm_loss_tells_the_network_the_time_of_its_mask_rate() -> None:
 
 def test_a_bound_is_the_sum_of_its_terms() -> None:
     one, two, three = torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([4.0])
-    assert Bound(one, two, three).total.item() == 7
+    assert Bound(one, two, three, forwards=one).total.item() == 7
