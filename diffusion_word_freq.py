@@ -151,14 +151,14 @@ class WordFreqDiffusion:
         self.base = base_alpha_bar(args.schedule, args.num_steps)
         measure, self.contrast = SPINDLES[args.spindle]
         self.statistic = measure(token_counts)
-        self.support = torch.zeros(len(token_counts))
-        self.support[[mask_id, *excluded_ids]] = -math.inf
+        self.barred = torch.tensor([mask_id, *excluded_ids])
+        self.support = torch.zeros(len(token_counts)).index_fill(0, self.barred, -math.inf)
         self.sampling_support = self.support.clone()
         self.sampling_support[list(unsampled_ids)] = -math.inf
 
     def to(self, device: torch.device) -> "WordFreqDiffusion":
         """Move the tables; returns self."""
-        for name in ("base", "statistic", "support", "sampling_support"):
+        for name in ("base", "statistic", "barred", "support", "sampling_support"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -266,7 +266,8 @@ class WordFreqDiffusion:
         """Log pi at masked targets: the head is run nowhere else, and visible positions reach no softmax."""
         masked = xt.eq(self.mask_id) & batch.target_mask
         logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask)[masked])
-        return Prediction(batch, xt, masked, logits + self.support)  # float32 at least, as `support` is
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return Prediction(batch, xt, masked, logits.index_fill_(1, self.barred, -math.inf))
 
     def divergence(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of every masked target, each float64 [n], nats.

@@ -33,8 +33,9 @@ class Prediction:
 
     @cached_property
     def log_total(self) -> Tensor:
-        """Log of the sum of exp(logits), [n], cut off from the graph."""
-        return self.logits.detach().logsumexp(-1)
+        """Log of the sum of exp(logits), [n], cut off from the graph; by way of `probs`, as exponentials are dear."""
+        largest, place = self.logits.detach().max(-1)
+        return largest - self.probs.gather(-1, place[:, None]).squeeze(-1).log()
 
     @cached_property
     def probs(self) -> Tensor:
@@ -84,9 +85,10 @@ class _SpindleTerms(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Three sums over the vocabulary."""
         probs = prediction.probs
-        narrow = table.to(probs.dtype)
-        revealed = torch.cat([p @ u for p, u in zip(_rows(prediction, probs), narrow, strict=True)])
-        ctx.prediction, ctx.parts = prediction, (statistic.to(probs.dtype), narrow, slope.to(probs.dtype), revealed)
+        narrow, lengths = table.to(probs.dtype), prediction.masked.sum(1).tolist()
+        revealed = torch.cat([p @ u for p, u in zip(probs.split(lengths), narrow, strict=True)])
+        ctx.lengths, ctx.positions = lengths, (probs, prediction.x0, revealed)  # not the logits: they may go
+        ctx.sentences = (statistic.to(probs.dtype), narrow, slope.to(probs.dtype))
         cross_entropy = prediction.log_total - prediction.logits.detach().gather(-1, prediction.x0[:, None]).squeeze(-1)
         return cross_entropy.double(), revealed.double(), table[prediction.row, prediction.x0]
 
@@ -94,11 +96,11 @@ class _SpindleTerms(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         """See the class."""
-        prediction, (statistic, table, slope, revealed) = ctx.prediction, ctx.parts
+        (probs, x0, revealed), (statistic, table, slope) = ctx.positions, ctx.sentences
         g_ce, g_revealed, g_own = (g.to(table.dtype) for g in incoming)
-        grad, x0 = torch.empty_like(prediction.probs), prediction.x0
-        parts = (prediction.probs, grad, x0, g_ce, g_revealed, g_own, revealed)
-        for b, (p, out, x, ce, g, own, r) in enumerate(zip(*(_rows(prediction, part) for part in parts), strict=True)):
+        grad = torch.empty_like(probs)
+        parts = (part.split(ctx.lengths) for part in (probs, grad, x0, g_ce, g_revealed, g_own, revealed))
+        for b, (p, out, x, ce, g, own, r) in enumerate(zip(*parts, strict=True)):
             pull = (own * slope[b, x]).sum() + g @ (p @ slope[b])
             constant = ce - g * r - pull * (p @ statistic)
             factors = torch.stack([g, pull.expand_as(g), constant], 1)
@@ -106,8 +108,3 @@ class _SpindleTerms(torch.autograd.Function):
             out.mul_(p)
         grad.scatter_add_(1, x0[:, None], -g_ce[:, None])
         return grad, None, None, None, None
-
-
-def _rows(prediction: Prediction, values: Tensor) -> tuple[Tensor, ...]:
-    """[n, ...] cut into sentences."""
-    return values.split(prediction.masked.sum(1).tolist())

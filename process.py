@@ -151,7 +151,7 @@ class Denoiser(Protocol):
         ...
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] -> logits [..., V]."""
+        """Hidden states [..., D] -> logits [..., V], a tensor that the caller may change."""
         ...
 
 

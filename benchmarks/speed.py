@@ -11,7 +11,6 @@ the ratios hardly do. benchmarks/README.md says what each figure is.
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -155,10 +154,15 @@ def growth(name: str, shape_name: str) -> float:
 
 def memory_of(name: str, shape: dict) -> None:
     """In the process of its own: print the growth."""
-    step = TRAINING[name](shape)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step, before = TRAINING[name](shape), peak()
     step(), step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(peak() - before)
+
+
+def peak() -> float:
+    """MiB, the most this process has held (getrusage would count what its parent held before it began)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def part_train(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
