@@ -29,7 +29,7 @@ class Tracker:
         """Figures of a training step."""
         self._log("train", step, values, "add_loss")
 
-    def valid(self, step: int, values: dict[str, float], *, best: bool) -> None:
+    def valid(self, step: int, values: dict, *, best: bool) -> None:
         """Figures of an evaluation; `best` ones become fitlog's best metric."""
         self._log("valid", step, values, "add_metric")
         if best and self.fitlog:
@@ -59,7 +59,7 @@ class Tracker:
             fitlog.add_hyper(str(value), name=name)
         self.fitlog = fitlog
 
-    def _log(self, kind: str, step: int, values: dict[str, float], verb: str) -> None:
+    def _log(self, kind: str, step: int, values: dict, verb: str) -> None:
         if not self.active:
             return
         self._write({"kind": kind, "step": step, **values})
@@ -68,9 +68,9 @@ class Tracker:
             self._safely(lambda: self._each(values, lambda name, value: add(value, step, name=name)))
 
     @staticmethod
-    def _each(values: dict[str, float], add: Callable[[str, float], None]) -> None:
+    def _each(values: dict, add: Callable[[str, float], None]) -> None:
         for name, value in values.items():
-            if value is not None:
+            if isinstance(value, int | float):  # a report also holds a name, and may hold no error
                 add(name, float(value))
 
     def _write(self, record: dict) -> None:

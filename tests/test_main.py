@@ -48,6 +48,15 @@ def train(
     return call(main.main, monkeypatch, *base, "--max_steps", 3, *words), folder
 
 
+def test_fitlog_takes_every_figure_of_a_real_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    code, folder = train(monkeypatch, corpus, tmp_path, "--fitlog", "true")
+    assert code == 0 and "warning" not in capsys.readouterr().err
+    (log,) = (folder / "fitlog").iterdir()
+    valid = records(folder, "valid")[-1]
+    assert str(valid["bits_per_token"])[:8] in (log / "metric.log").read_text()
+    assert str(valid["bits_per_token"])[:8] in (log / "best_metric.log").read_text()
+
+
 def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
     valid = records(trained, "valid")
     assert valid[-1]["bits_per_token"] < 0.6 * valid[-1]["unigram_bits_per_token"]
