@@ -36,31 +36,31 @@ from process import Batch, BoundArgs, SampleArgs, step_windows, stratified_times
 
 MASK, FIRST = 103, 1000
 SHAPES = {
-    "small": {"layers": 4, "hidden": 256, "rows": 16, "length": 64, "rounds": 12},
-    "base": {"layers": 12, "hidden": 768, "rows": 4, "length": 128, "rounds": 6},
+    "small": {"layers": 4, "hidden": 256, "rows": 16, "length": 64, "rounds": 12, "vocabulary": 30522},
+    "base": {"layers": 12, "hidden": 768, "rows": 4, "length": 128, "rounds": 6, "vocabulary": 30522},
 }
-VOCABULARY, STEPS = 30522, 128
+STEPS = 128
 Step = Callable[[], object]
 
 
-def network(shape: dict, vocabulary: int = VOCABULARY) -> BertForMaskedLM:
+def network(shape: dict) -> BertForMaskedLM:
     """A fresh BERT."""
     torch.manual_seed(0)
     sizes = {"hidden_size": shape["hidden"], "num_hidden_layers": shape["layers"]}
     sizes |= {"num_attention_heads": shape["hidden"] // 64, "intermediate_size": 4 * shape["hidden"]}
-    return BertForMaskedLM(BertConfig(vocab_size=vocabulary, **sizes)).train()
+    return BertForMaskedLM(BertConfig(vocab_size=shape["vocabulary"], **sizes)).train()
 
 
-def process_of(vocabulary: int = VOCABULARY, **settings: object) -> WordFreqDiffusion:
+def process_of(shape: dict, **settings: object) -> WordFreqDiffusion:
     """The process over a Zipf vocabulary."""
-    counts = (1e6 / torch.arange(1, vocabulary + 1)).long()
+    counts = (1e6 / torch.arange(1, shape["vocabulary"] + 1)).long()
     return WordFreqDiffusion(WordFreqArgs(**settings), counts, mask_id=MASK, excluded_ids=(0, 101, 102))
 
 
-def text(rows: int, length: int, vocabulary: int = VOCABULARY) -> Batch:
+def text(shape: dict, rows: int = 0) -> Batch:
     """Random sentences, every token a target."""
     torch.manual_seed(1)
-    x0 = torch.randint(FIRST, vocabulary, (rows, length))
+    x0 = torch.randint(FIRST, shape["vocabulary"], (rows or shape["rows"], shape["length"]))
     everything = torch.ones_like(x0, dtype=torch.bool)
     return Batch(x0, everything, everything)
 
@@ -101,7 +101,7 @@ def trained(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Step:
 
 def stock(shape: dict) -> Step:
     """Masked language modelling at 15 %, as transformers does it."""
-    model, x0 = network(shape), text(shape["rows"], shape["length"]).input_ids
+    model, x0 = network(shape), text(shape).input_ids
 
     def loss() -> Tensor:
         chosen = torch.rand(x0.shape) < 0.15
@@ -111,10 +111,9 @@ def stock(shape: dict) -> Step:
     return trained(model, loss)
 
 
-def ours(shape: dict, vocabulary: int = VOCABULARY, **settings: object) -> Step:
+def ours(shape: dict, **settings: object) -> Step:
     """The diffusion loss."""
-    denoiser, process = BertDenoiser(network(shape, vocabulary)), process_of(vocabulary, **settings)
-    batch = text(shape["rows"], shape["length"], vocabulary)
+    denoiser, process, batch = BertDenoiser(network(shape)), process_of(shape, **settings), text(shape)
 
     def loss() -> Tensor:
         found = process.loss(denoiser, batch)
@@ -125,8 +124,7 @@ def ours(shape: dict, vocabulary: int = VOCABULARY, **settings: object) -> Step:
 
 def matrix(shape: dict) -> Step:
     """The released loss, hybrid term included, in [B, L, V]."""
-    denoiser, process = BertDenoiser(network(shape)), process_of()
-    batch = text(shape["rows"], shape["length"])
+    denoiser, process, batch = BertDenoiser(network(shape)), process_of(shape), text(shape)
 
     def loss() -> Tensor:
         t = stratified_timesteps(len(batch.input_ids), process.num_steps)
@@ -168,8 +166,8 @@ def peak() -> float:
 def part_train(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
     """Time and memory of a step, and what a larger vocabulary costs."""
     figures = ratios({name: make(shape) for name, make in TRAINING.items()}, "stock", shape["rounds"])
-    sizes = {f"{v}": ours(shape, v) for v in (8192, VOCABULARY)}
-    figures["vocab_growth"] = ratios(sizes, "8192", shape["rounds"])[f"{VOCABULARY}"]
+    sizes = {"small": ours({**shape, "vocabulary": 8192}), "whole": ours(shape)}
+    figures["vocab_growth"] = ratios(sizes, "small", shape["rounds"])["whole"]
     peaks = {name: growth(name, shape_name) for name in ("stock", "train_ratio", "matrix_train_ratio_hybrid")}
     figures["train_memory_ratio"] = peaks["train_ratio"] / peaks["stock"]
     figures["matrix_train_memory_ratio"] = peaks["matrix_train_ratio_hybrid"] / peaks["stock"]
@@ -199,8 +197,8 @@ def overhead(
     shape: dict, rows: int, rounds: int, sampler: Callable, windows: int = STEPS, **settings: object
 ) -> list[float]:
     """Time of sampling over that of as many row evaluations of a bare forward, encoded and decoded everywhere."""
-    denoiser, process = Counted(BertDenoiser(network(shape).eval())), process_of(**settings)
-    batch, found = text(rows, shape["length"]), []
+    denoiser, process = Counted(BertDenoiser(network(shape).eval())), process_of(shape, **settings)
+    batch, found = text(shape, rows), []
     t = torch.ones(rows, dtype=torch.long)
 
     def bare() -> Tensor:
@@ -216,9 +214,9 @@ def overhead(
 
 def forwards(**settings: object) -> int:
     """Calls of the network for 64 rows of 128 tokens at T = 1000, with a network of one layer."""
-    shape = {"layers": 1, "hidden": 64}
-    denoiser = Counted(BertDenoiser(network(shape, 2000).eval()))
-    process_of(2000, num_steps=1000, **settings).sample(denoiser, text(64, 128, 2000), SampleArgs(num_steps=1000))
+    shape = {"layers": 1, "hidden": 64, "vocabulary": 2000, "rows": 64, "length": 128}
+    denoiser = Counted(BertDenoiser(network(shape).eval()))
+    process_of(shape, num_steps=1000, **settings).sample(denoiser, text(shape), SampleArgs(num_steps=1000))
     return denoiser.calls
 
 
@@ -259,8 +257,7 @@ def spread(run: checkpoint.Run, batch: Batch, args: BoundArgs, seeds: int, **set
 @torch.no_grad()
 def part_elbo(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
     """The price of a term, and the error of the estimators at equal price, of a trained model."""
-    denoiser, process = BertDenoiser(network(shape).eval()), process_of()
-    batch = text(8, shape["length"])
+    denoiser, process, batch = BertDenoiser(network(shape).eval()), process_of(shape), text(shape, 8)
     t, s = (torch.full((8,), step) for step in list(step_windows(process.num_steps, STEPS))[STEPS // 2])
 
     def ours_term() -> Tensor:

@@ -1,0 +1,123 @@
+"""What more reverse steps buy: quality and diversity of samples, and the bound, beside the forwards they take.
+
+python benchmarks/quality.py --checkpoint out/demo/checkpoint --data out/demo/corpus
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import dataloader
+import likelihood
+import metrics
+import predict
+import runtime
+from benchmarks.speed import Counted
+from corpus import find_source, read_sentences
+from process import BoundArgs, SampleArgs
+
+STEPS = (16, 64, 128, 1000, math.inf)
+RESULTS = Path(__file__).parent / "results"
+
+
+def sampled(run: checkpoint.Run, steps: float, options: argparse.Namespace) -> dict[str, float]:
+    """Figures of `options.samples` samples; forwards are the rows that the network saw, a sample."""
+    denoiser, network = Counted(run.denoiser), run.denoiser
+    denoiser.max_length = network.max_length
+    args = predict.PredictArgs(options.checkpoint, num_samples=options.samples, batch_size=256)
+    sampling = SampleArgs(num_steps=steps, temperature=options.temperature)
+    run.denoiser = denoiser
+    texts = [predict.decode(run, row).split() for row in predict.samples(run, args, sampling, torch.device("cpu"))]
+    run.denoiser = network
+    references = read_sentences(find_source(options.data, "test"))
+    corpus = metrics.ReferenceCorpus(text.lower().split() for text in references)
+    return {
+        "forwards": denoiser.rows / len(texts),
+        "bleu_4": float(np.mean([corpus.bleu(text) for text in texts])),
+        "self_bleu_4": float(np.mean(metrics.self_bleu(texts))),
+        **{f"distinct_{order}": metrics.distinct(texts, order) for order in (1, 2, 4)},
+        "unigram_entropy": metrics.unigram_entropy(texts),
+    }
+
+
+def bound(run: checkpoint.Run, steps: float, options: argparse.Namespace) -> dict[str, float]:
+    """Bits per token and perplexity per word of the test sentences at so many steps (for inf: at T)."""
+    text = dataloader.tokenize(find_source(options.data, "test"), run.tokenizer, run.max_length - 2, "out/cache")
+    report = likelihood.score(
+        run,
+        text,
+        likelihood.pick(text, 0),
+        num_steps=int(min(steps, run.process_args.num_steps)),
+        bound_args=BoundArgs(estimator="trajectory"),
+        batch_size=128,
+        seed=0,
+        device=torch.device("cpu"),
+    ).report()
+    return {name: report[name] for name in ("bits_per_token", "draws_error_nats", "nats_per_sequence", "ppl_word")}
+
+
+def draw(found: dict[str, dict[str, float]], path: Path) -> None:
+    """Quality and diversity over forwards."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), dpi=120)
+    forwards = [row["forwards"] for row in found.values()]
+    for axis, names in zip(axes, (("bleu_4", "self_bleu_4", "distinct_4"), ("ppl_word",)), strict=True):
+        for name in names:
+            axis.plot(forwards, [row[name] for row in found.values()], "o-", label=name)
+        for steps, row in found.items():
+            axis.annotate(
+                steps, (row["forwards"], row[names[0]]), fontsize=7, xytext=(3, 4), textcoords="offset points"
+            )
+        axis.set(xlabel="forwards a sample")
+        axis.legend()
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def table(found: dict[str, dict[str, float]]) -> str:
+    """Markdown."""
+    columns = ("forwards", "bleu_4", "self_bleu_4", "distinct_1", "distinct_4", "unigram_entropy", "ppl_word")
+    lines = ["| steps | " + " | ".join(columns).replace("_", "-") + " |", "|" + "---|" * (len(columns) + 1)]
+    for steps, row in found.items():
+        cells = [f"{row[name]:.1f}" if row[name] >= 20 else f"{row[name]:.3f}".lstrip("0") for name in columns]
+        lines.append(f"| {steps} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def main() -> None:
+    """Sample, measure, write benchmarks/results/quality.json and .png."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--checkpoint", default="out/demo/checkpoint")
+    parser.add_argument("--data", default="out/demo/corpus")
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--temperature", type=float, default=0.5, help="as in the demo")
+    options = parser.parse_args()
+    runtime.set_up_cpu(2)
+    run = checkpoint.load(options.checkpoint, torch.device("cpu"))
+    found = {
+        f"{steps:g}": {**sampled(run, steps, options), **bound(run, steps, options)}
+        for steps in tqdm(STEPS, desc="steps", disable=None)
+    }
+    print(table(found))
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "quality.json").write_text(json.dumps(found, indent=1) + "\n")
+    draw(found, RESULTS / "quality.png")
+
+
+if __name__ == "__main__":
+    main()
