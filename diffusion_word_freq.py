@@ -26,6 +26,7 @@ from process import (
     StepCallback,
     UserError,
     check_choices,
+    step_windows,
     stratified_timesteps,
     uniform,
 )
@@ -144,7 +145,7 @@ class WordFreqDiffusion:
         self.args = args
         self.mask_id = mask_id
         self.num_steps = args.num_steps
-        self.flat = args.spindle == "none" or args.word_freq_lambda == 0
+        self.flat = args.spindle == "none" or args.word_freq_lambda < 1e-12
         self.amplitude = 0.0 if self.flat else args.word_freq_lambda
         self.largest_h = math.inf if self.flat else 0.999 / (self.amplitude * math.pi)
         self.boldest = 0.0 if self.flat else -self.largest_h
@@ -175,6 +176,10 @@ class WordFreqDiffusion:
         """
         return self.contrast(statistic, mean).clamp(-self.largest_h, self.largest_h)
 
+    def informativeness_of(self, x0: Tensor, target_mask: Tensor) -> Tensor:
+        """H of every token of its own sentence, float64 [B, L]."""
+        return self.informativeness(self.statistic[x0], self.sentence_mean(x0, target_mask)[:, None])
+
     def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
         """alpha_bar = a - lambda sin(pi a) h, with a the base schedule at t (Eqs. 10, 11).
 
@@ -199,8 +204,7 @@ class WordFreqDiffusion:
             x0: int64 [B, L], clean tokens.
             target_mask: bool [B, L]; the sentence mean runs over these tokens only.
         """
-        h = self.informativeness(self.statistic[x0], self.sentence_mean(x0, target_mask)[:, None])
-        return self.keep_probability(t[:, None], h)
+        return self.keep_probability(t[:, None], self.informativeness_of(x0, target_mask))
 
     # ---- corrupt (Eq. 7) and posterior (Eq. 5) -----------------------------------------------------------------------
 
@@ -227,8 +231,7 @@ class WordFreqDiffusion:
             s, t: int64 [B], 0 <= s < t <= T.
             target_mask: bool [B, L].
         """
-        h = self.informativeness(self.statistic[x0], self.sentence_mean(x0, target_mask)[:, None])
-        return self.reveal_probability(h, s[:, None], t[:, None])
+        return self.reveal_probability(self.informativeness_of(x0, target_mask), s[:, None], t[:, None])
 
     # ---- the reverse process p_theta(x_s | x_t) ----------------------------------------------------------------------
 
@@ -345,6 +348,15 @@ class WordFreqDiffusion:
         return self.bound(denoiser, batch, num_steps, args, generator=generator).total
 
     # ---- sample ------------------------------------------------------------------------------------------------------
+
+    def check_sampling(self, args: SampleArgs) -> None:
+        """Refuses settings that this process cannot be sampled with.
+
+        Raises:
+            UserError: with the bound.
+        """
+        if math.isfinite(args.num_steps):
+            next(step_windows(self.num_steps, int(args.num_steps)))
 
     def sample(
         self,

@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion_word_freq import WordFreqDiffusion
 from process import (
     EVERY_WINDOW,
     Batch,
@@ -36,19 +36,6 @@ EPSILON = 1e-20  # inside the released program's logarithms
 
 class ReleasedWordFreqDiffusion(WordFreqDiffusion):
     """The process as released. Everything it does not override is the exact process."""
-
-    def __init__(
-        self,
-        args: WordFreqArgs,
-        token_counts: Tensor,
-        *,
-        mask_id: int,
-        excluded_ids: tuple[int, ...] = (),
-        unsampled_ids: tuple[int, ...] = (),
-    ) -> None:
-        """As WordFreqDiffusion, but the released softmax leaves nothing out of the loss, [MASK] included."""
-        super().__init__(args, token_counts, mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
-        self.support = torch.zeros_like(self.support)
 
     def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
         """h, not held within the bound that makes the process absorbing."""
@@ -147,6 +134,16 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         score = score + (self.transition(xt, s, t, logits.shape[-1]) + EPSILON).log()
         return filter_logits(score.flatten(0, 1), args).softmax(-1).view_as(score)
 
+    def check_sampling(self, args: SampleArgs) -> None:
+        """Refuses infinitely many steps, too, for which this arithmetic has no limit.
+
+        Raises:
+            UserError: with the bound.
+        """
+        super().check_sampling(args)
+        if math.isinf(args.num_steps):
+            raise UserError("num_steps=inf needs the exact process; the released one takes 1 to T steps")
+
     def sample(
         self,
         denoiser: Denoiser,
@@ -157,20 +154,16 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         generator: Generators = None,
         on_step: StepCallback | None = None,
     ) -> Tensor:
-        """Ancestral sampling as released, one forward a step, so many rows at a time: int64 [N, L].
-
-        Raises:
-            UserError: of infinitely many steps, which this arithmetic has no limit for.
-        """
-        if math.isinf(args.num_steps):
-            raise UserError("num_steps=inf needs the exact process; the released one takes 1 to T steps")
+        """Ancestral sampling as released, one forward a step, so many rows at a time: int64 [N, L]."""
+        self.check_sampling(args)
         xt = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
         for rows in torch.arange(len(xt)).split(rows_at_once or len(xt)):
-            part = Batch(*(tensor[rows.to(tensor.device)] for tensor in vars(batch).values()))
+            width = int(batch.attention_mask[rows].any(0).nonzero().max()) + 1
+            part = Batch(*(tensor[rows.to(tensor.device), :width] for tensor in vars(batch).values()))
             streams = streams_of(generator, rows)
             for t, s in step_windows(self.num_steps, int(args.num_steps)):
                 u = uniform(part.target_mask, streams)
-                xt[rows] = self.reverse_step(denoiser, part, xt[rows], s, t, args, u)
+                xt[rows, :width] = self.reverse_step(denoiser, part, xt[rows, :width], s, t, args, u)
                 if on_step is not None:
                     on_step(rows if s == 0 else rows[:0], xt)
         return xt

@@ -28,6 +28,7 @@ from torch import Tensor
 from masked_prediction import Prediction
 from process import Batch, Bound, BoundArgs, Denoiser, Generators, UserError, step_windows, streams_of, uniform
 
+FEW = 16  # forwards a sentence and round, unless told otherwise
 WINDOWS_A_SET = 2  # drawn from those that share a set, with a spindle
 
 
@@ -40,16 +41,16 @@ class Estimated(Protocol):
     flat: bool
     """Whether every token has the same alpha_bar."""
 
-    def alpha_bar(self, t: Tensor, x0: Tensor, target_mask: Tensor) -> Tensor:
-        """float64 [B, L]."""
-        ...
-
     def corrupt(self, x0: Tensor, t: Tensor, target_mask: Tensor, *, generator: Generators = None) -> Tensor:
         """x_t, int64 [B, L]."""
         ...
 
     def token_terms(self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """KL and cross-entropy, each [B, L]."""
+        ...
+
+    def informativeness_of(self, x0: Tensor, target_mask: Tensor) -> Tensor:
+        """The h of every token, [B, L]."""
         ...
 
     def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def estimate(
         UserError: if the estimator cannot serve this network or this process.
     """
     grid = torch.tensor(list(step_windows(process.num_steps, num_steps)), device=batch.input_ids.device)
-    evaluations = args.evaluations or len(grid)
+    evaluations = args.evaluations or FEW
     if args.estimator == "windows":
         return windows(process, denoiser, batch, grid, generator)
     if args.estimator == "stratified":
@@ -178,10 +179,15 @@ def size_weights(process: Estimated, lengths: Tensor, size: Tensor, grid: Tensor
     t, s = grid.unbind(1)
     average = torch.zeros(len(grid), dtype=torch.float64, device=grid.device)
     u, rate = process.reveal_probability(average, s, t), 1 - process.keep_probability(t, average)
-    k, length = size.double()[..., None], lengths.double()[:, None, None]
-    ways = (length + 1).lgamma() - (k + 1).lgamma() - (length - k + 1).lgamma()
-    law = (ways + torch.xlogy(k, rate) + torch.xlogy(length - k, 1 - rate)).exp()  # Binomial(k; L, rate), [B, E, n]
-    return torch.stack([(law * u).sum(-1), law[..., -1] * u[-1]], -1)
+    weights = torch.zeros(*size.shape, 2, dtype=torch.float64, device=grid.device)
+    for length in lengths.unique().tolist():
+        k = torch.arange(length + 1, dtype=torch.float64, device=grid.device)[:, None]
+        whole = torch.full_like(k, length)
+        ways = (whole + 1).lgamma() - (k + 1).lgamma() - (whole - k + 1).lgamma()
+        law = (ways + torch.xlogy(k, rate) + torch.xlogy(whole - k, 1 - rate)).exp()  # Binomial(k; L, rate), [L + 1, n]
+        table = torch.stack([(law * u).sum(-1), law[:, -1] * u[-1]], -1)
+        weights[lengths == length] = table[size[lengths == length]]
+    return weights
 
 
 def balanced_sets(targets: Tensor, size: Tensor, generator: Generators) -> Tensor:
@@ -211,17 +217,27 @@ def trajectory(
     process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, number: int, generator: Generators
 ) -> Bound:
     """The mean of so many; every second one reveals in the opposite order, so that a lucky start is paid back."""
-    x0, targets = batch.input_ids, batch.target_mask
-    kept = torch.stack([process.alpha_bar(s.expand(len(x0)), x0, targets) for s in grid[:, 1]], 1)  # [B, n, L]
-    sums = torch.zeros(3, len(x0), dtype=torch.float64, device=x0.device)
+    targets = batch.target_mask
+    h = process.informativeness_of(batch.input_ids, targets)
+    sums = torch.zeros(3, len(h), dtype=torch.float64, device=h.device)
     u = uniform(targets, generator)
     for i in range(number):
         if i > 0:
             u = (1 - u).clamp(max=1 - 2.0**-53) if i % 2 else uniform(targets, generator)
-        revealed_in = (kept <= u[:, None]).sum(1).masked_fill(~targets, -1)  # kept is 1 after the last window
+        revealed_in = first_window(process, h, u, grid[:, 1]).masked_fill(~targets, -1)
         sums += one_trajectory(process, denoiser, batch, grid, revealed_in, generator)
-    total, reconstruction, forwards = sums / torch.tensor([[number], [number], [1]], device=x0.device)
+    total, reconstruction, forwards = sums / torch.tensor([[number], [number], [1]], device=h.device)
     return bound_of(total, reconstruction, forwards)
+
+
+def first_window(process: Estimated, h: Tensor, u: Tensor, ends: Tensor) -> Tensor:
+    """The first window, of those that end at `ends` [n], after which alpha_bar is above u, int64 [B, L]."""
+    low, high = torch.zeros_like(u, dtype=torch.long), torch.full_like(u, len(ends) - 1, dtype=torch.long)
+    while (low < high).any():
+        middle = (low + high) // 2
+        late = process.keep_probability(ends[middle], h) <= u
+        low, high = torch.where(late, middle + 1, low), torch.where(late, high, middle)
+    return low  # the last is never too early: alpha_bar(0) is 1
 
 
 def one_trajectory(

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from checkpoint import Run
 from dataloader import Text, sorted_batches
 from diffusion_word_freq import entropy
-from process import EVERY_WINDOW, Batch, Bound, BoundArgs
+from process import EVERY_WINDOW, Batch, Bound, BoundArgs, UserError
 from runtime import sum_over_ranks
 
 
@@ -74,6 +74,10 @@ def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))  # an untrained network's perplexity may leave the range of a float
 
 
+LEAST_DIFFERENCES = 20
+"""Sentences times rounds but one, before the error of the draws is believed."""
+
+
 class Tally:
     """Round by round, what each of this process's sentences was estimated at."""
 
@@ -121,23 +125,30 @@ def score(
     """The bound of the chosen sentences, at `num_steps` steps, with the true weights whatever the training used.
 
     Each sentence has a stream of random numbers of its own for every round (from `seed` and its index), so that neither
-    the batch size nor the number of processes changes the result beyond rounding. A round is what the estimator needs
-    to be unbiased: one of every window, two of the others, whose difference tells the error of the draws; more if
-    `bound_args.target_se` asks for it.
+    the batch size nor the number of processes changes the result beyond rounding. Each round is unbiased: there is one
+    of every window, as published; two of other estimators, whose difference tells the error of the draws; and with
+    `bound_args.target_se` as many as it takes.
+
+    Raises:
+        UserError: if a target is given and the bound is not finite.
     """
     mine = indices[rank::world_size]
-    tally, least = Tally(len(mine), device), 1 if bound_args == EVERY_WINDOW else 2
+    tally, wanted = Tally(len(mine), device), 1 if bound_args == EVERY_WINDOW else 2
+    if bound_args.target_se:  # fewer differences than this, and a small error may be luck
+        wanted = max(2, 1 + math.ceil(LEAST_DIFFERENCES / len(indices)))
     counts = count(run, text, mine, batch_size, device)
     place = {int(index): i for i, index in enumerate(mine)}
     with tqdm(desc=f"scoring, {num_steps} steps", unit="sentence", leave=False, disable=not progress or None) as bar:
-        while tally.rounds < least or not precise(tally, bound_args.target_se):
-            bar.total = len(mine) * max(least, tally.rounds + 1)
+        while tally.rounds < wanted:
+            bar.total = len(mine) * wanted
             for chosen, batch in sorted_batches(text, mine, batch_size, run.tokenizer):
                 streams = [Generator().manual_seed(sentence_seed(seed, int(i), tally.rounds)) for i in chosen]
                 bound = run.process.bound(run.denoiser, batch.to(device), num_steps, bound_args, generator=streams)
                 tally.add(torch.tensor([place[int(i)] for i in chosen]), bound)
                 bar.update(len(chosen))
             tally.rounds += 1
+            if bound_args.target_se and tally.rounds == wanted:
+                wanted = max(wanted, rounds_for(tally, bound_args.target_se))
     (nats, squares, prior, reconstruction, forwards), variance = tally.totals()
     unigram, sequences, tokens, words = counts.tolist()
     return Likelihood(
@@ -156,12 +167,18 @@ def score(
     )
 
 
-def precise(tally: Tally, target: float) -> bool:
-    """Whether the draws' error is at most that share of the bound; no target is always met."""
-    if not target:
-        return True
+def rounds_for(tally: Tally, target: float) -> int:
+    """How many rounds it will take until the draws' error is that share of the bound, as far as they show now.
+
+    Raises:
+        UserError: if the bound is not finite.
+    """
     (nats, *_), variance = tally.totals()
-    return math.sqrt(variance) <= target * nats.item()
+    if not math.isfinite(variance) or not math.isfinite(nats):
+        raise UserError("the bound is not finite, so no target_se can be met; use --precision fp32")
+    if math.sqrt(variance) <= target * nats.item():
+        return tally.rounds
+    return max(tally.rounds + 1, math.ceil(tally.rounds * variance / (target * nats.item()) ** 2))
 
 
 def count(run: Run, text: Text, mine: np.ndarray, batch_size: int, device: torch.device) -> Tensor:

@@ -1,7 +1,7 @@
 """What a network says of the masked tokens, and the sums over the vocabulary that the bound takes of it.
 
-n masked positions times V entries is the largest thing in a training step. Here it exists twice, as logits and as
-probabilities; whatever else the loss needs of it is a number a position, and the gradient is written out by hand.
+n masked positions times V entries is the largest thing in a training step. Here it exists as logits and as
+probabilities; whatever else the loss needs is a number a position, and the gradient is written out by hand.
 """
 
 from functools import cached_property

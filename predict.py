@@ -186,15 +186,18 @@ def write(texts: list[str], output: str) -> None:
 
 
 def show(run: checkpoint.Run, args: PredictArgs, sampling: SampleArgs, device: torch.device) -> None:
-    """Print the sentence after each forward of the network, that is when it changes; on a terminal, over itself."""
-    live, forwards = sys.stdout.isatty(), 0
+    """Print the sentence and the number of forwards whenever it changes; on a terminal, over itself."""
+    live, forwards, previous = sys.stdout.isatty(), 0, ""
     one = PredictArgs(**{**vars(args), "num_samples": 1})
 
     def on_step(finished: Tensor, xt: Tensor) -> None:
-        nonlocal forwards
+        nonlocal forwards, previous
         forwards += 1
-        line = f"{forwards:>5}  {decode(run, xt[0].cpu()).replace(run.tokenizer.mask_token, '·')}"
-        print(f"{chr(13)}\x1b[2K{line}" if live else line, end="" if live else "\n", flush=True)
+        text = decode(run, xt[0].cpu()).replace(run.tokenizer.mask_token, "·")
+        if text != previous:
+            line = f"{forwards:>5}  {text}"
+            print(f"{chr(13)}\x1b[2K{line}" if live else line, end="" if live else "\n", flush=True)
+            previous = text
 
     for _ in samples(run, one, sampling, device, on_step):
         print()

@@ -96,8 +96,8 @@ class SampleArgs:
     top_p: float = field(default=1.0, metadata={"help": "keep the likeliest tokens that hold this mass; in (0, 1]"})
 
     def __post_init__(self) -> None:
-        if not self.num_steps >= 0 or self.num_steps % 1 > 0:
-            raise UserError(f"num_steps={self.num_steps} must be a whole number from 1 on, 0 for 128, or inf")
+        if not (0 <= self.num_steps <= 1_000_000 and self.num_steps % 1 == 0) and self.num_steps != math.inf:
+            raise UserError(f"num_steps={self.num_steps} must be a whole number in 1..1000000, 0 for 128, or inf")
         if not 1e-3 <= self.temperature <= 1e3:
             raise UserError(f"temperature={self.temperature} must lie in [0.001, 1000] (use top_k=1 for the mode)")
         if self.top_k < 0:
@@ -119,17 +119,17 @@ class BoundArgs:
     )
     evaluations: int = field(
         default=0,
-        metadata={"help": "forwards a sentence and round, or trajectories; 0: one a window, or two trajectories"},
+        metadata={"help": "forwards a sentence and round (trajectory: trajectories); 0: 16 (trajectory: 2)"},
     )
     target_se: float = field(
         default=0.0,
-        metadata={"help": "go on, round by round, to this relative error of the draws; 0: as few as can be"},
+        metadata={"help": "go on, round by round, to this relative error of the draws; 0: two rounds"},
     )
 
     def __post_init__(self) -> None:
         check_choices(self)
         if not 0 <= self.evaluations <= 1_000_000:
-            raise UserError(f"evaluations={self.evaluations} must lie in 0..1000000; 0: one a window")
+            raise UserError(f"evaluations={self.evaluations} must lie in 0..1000000; 0: the estimator's own choice")
         if self.evaluations and self.estimator == "windows":
             raise UserError("evaluations is for the other estimators; windows takes one forward a window (--num_steps)")
         if self.target_se and not 1e-5 <= self.target_se < 1:
@@ -295,12 +295,16 @@ def sample_categorical(weights: Tensor, u: Tensor) -> Tensor:
 
     Returns:
         int64 [N]; never an index of weight 0.
+
+    Raises:
+        UserError: if a weight is not finite.
     """
     cumulative = weights.double().cumsum(-1)
     total = cumulative[:, -1:]
-    below_total = total.nextafter(torch.zeros_like(total))  # what u * total may not round up to
-    threshold = torch.minimum(u.unsqueeze(-1) * total, below_total)
-    return torch.searchsorted(cumulative, threshold, right=True).squeeze(-1)
+    if not total.isfinite().all():
+        raise UserError("the network's predictions are not finite; use --precision fp32, or another checkpoint")
+    # u is at most 1 - 2**-53, so u * total rounds to less than the total, and the index is one of the vocabulary
+    return torch.searchsorted(cumulative, u.unsqueeze(-1) * total, right=True).squeeze(-1)
 
 
 def filter_logits(logits: Tensor, args: SampleArgs) -> Tensor:

@@ -39,7 +39,7 @@ LOGITS_AT_ONCE = 2**22
 
 
 class Revealing(Protocol):
-    """What the sampler asks of a masked process. Without spindle (`flat`), h is 0 and the last three go unused."""
+    """What the sampler asks of a masked process. Without spindle (`flat`), the last three and `statistic` go unused."""
 
     mask_id: int
     num_steps: int

@@ -236,7 +236,7 @@ def part_sample(shape: dict, shape_name: str, options: argparse.Namespace) -> di
         "matrix_sample_overhead_spindle": overhead(shape, 4, 3, matrix_formulation.sample, 4),
         "forwards_lambda0": forwards(**none),
         "forwards_spindle": forwards(),
-        "matrix_forwards": 1000,
+        "matrix_forwards": 1000,  # one a step, whatever happens in it
     }
 
 
@@ -244,7 +244,7 @@ def part_sample(shape: dict, shape_name: str, options: argparse.Namespace) -> di
 
 
 def spread(run: checkpoint.Run, batch: Batch, args: BoundArgs, seeds: int, **settings: object) -> tuple[float, float]:
-    """Mean and standard deviation over seeds of the bound of a batch, in nats, each sentence seen 128 times."""
+    """Mean and standard deviation over seeds of the bound of a batch, in nats, at 128 windows."""
     noise = WordFreqArgs(**{**vars(run.process_args), **settings, "posterior": "exact"})
     process = checkpoint.build_process(noise, run.token_counts, run.tokenizer, run.denoiser.vocab_size, of_pairs=False)
     found = []
@@ -276,11 +276,9 @@ def part_elbo(shape: dict, shape_name: str, options: argparse.Namespace) -> dict
     run = checkpoint.load(options.checkpoint, torch.device("cpu"))
     source = find_source(options.data, "test")
     held_out = dataloader.tokenize(source, run.tokenizer, run.max_length - 2, "out/cache")
-    longest = held_out.lengths.argsort()[-8:]
-    sentences = held_out.batch(longest, run.tokenizer)
-    trajectories = STEPS // int(
-        sentences.target_mask.sum(1).max()
-    )  # at most a forward a token: no more than STEPS in all
+    sentences = held_out.batch(held_out.lengths.argsort()[-8:], run.tokenizer)
+    longest = int(sentences.target_mask.sum(1).max())  # forwards of a trajectory, at most
+    trajectories = max(1, STEPS // longest)
     for name, spindle in (("lambda0", "none"), ("spindle", "paper")):
         published = spread(run, sentences, BoundArgs(), options.seeds, spindle=spindle)
         others = {

@@ -15,7 +15,7 @@ ROWS = (
     ("its time at vocabulary 30,522 / at 8,192", "vocab_growth", None),
     ("sampling / as many rows of a bare forward, batch 4", "sample_overhead_b4", "matrix_sample_overhead_b4"),
     ("the same, batch 32", "sample_overhead_b32", None),
-    ("the same, batch 32, with the spindle", "sample_overhead_spindle", "matrix_sample_overhead_spindle"),
+    ("the same, batch 32, with the spindle", "sample_overhead_spindle", None),
     ("forwards for 64 rows of 128 tokens, T = 1000", "forwards_lambda0", "matrix_forwards"),
     ("the same with the spindle", "forwards_spindle", "matrix_forwards"),
     ("a term of the bound / a bare forward", "elbo_term_ratio", "matrix_elbo_term_ratio"),

@@ -12,7 +12,7 @@ import checkpoint
 import likelihood
 from corpus import training_source
 from dataloader import TokenizedText, tokenize
-from process import BoundArgs
+from process import Bound, BoundArgs, UserError
 
 CPU = torch.device("cpu")
 
@@ -124,6 +124,25 @@ def test_it_goes_on_until_the_error_is_as_small_as_asked(run: checkpoint.Run, te
     assert coarse["network_evaluations"] == 4 < fine["network_evaluations"]
     assert fine["draws_error_nats"] <= 0.02 * fine["nats_per_sequence"]
     assert "by stratified" in likelihood.describe(fine) and "of the draws alone" in likelihood.describe(fine)
+
+
+def test_a_target_is_not_believed_to_be_met_by_luck(run: checkpoint.Run, text: TokenizedText) -> None:
+    """One sentence: its rounds are told apart by 20 differences before their error counts."""
+    args = BoundArgs(estimator="stratified", evaluations=1, target_se=0.9)
+    report = likelihood.score(
+        run, text, np.array([3]), num_steps=4, bound_args=args, batch_size=1, seed=0, device=CPU, progress=False
+    ).report()
+    assert report["network_evaluations"] >= 21
+
+
+def test_a_bound_that_is_not_finite_meets_no_target() -> None:
+    for value in (math.nan, math.inf):
+        tally, one = likelihood.Tally(1, CPU), torch.ones(1, dtype=torch.float64)
+        for nats in (one, one * value):
+            tally.add(torch.tensor([0]), Bound(one * 0, nats, one * 0, one))
+            tally.rounds += 1
+        with pytest.raises(UserError, match="not finite"):
+            likelihood.rounds_for(tally, 0.1)
 
 
 def test_pick_is_a_fixed_choice(text: TokenizedText) -> None:

@@ -119,6 +119,20 @@ def test_infilling_fills_the_gaps_and_leaves_the_rest(
     assert sum("sees the" in t or "likes the" in t or "follows the" in t for t in said) >= 10
 
 
+def test_the_released_posterior_has_no_limit_of_fine_steps(monkeypatch, trained: Path, capsys) -> None:
+    words = ["--posterior", "released", "--num_samples", 3]
+    assert run_predict(monkeypatch, trained, *words, "--num_steps", "inf") == 2
+    assert "num_steps=inf needs the exact process" in capsys.readouterr().err
+    assert run_predict(monkeypatch, trained, *words, "--num_steps", 8, "--batch_size", 2) == 0
+    assert len(lines(capsys)) == 3
+
+
+def test_infinitely_many_steps_are_sampled_too(monkeypatch, trained: Path, capsys) -> None:
+    assert run_predict(monkeypatch, trained, "--num_samples", 20, "--num_steps", "inf") == 0
+    said = lines(capsys)
+    assert len(said) == 20 and sum(text.endswith(".") and "[MASK]" not in text for text in said) >= 18
+
+
 def test_show_prints_the_sentence_as_it_emerges(
     monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
 ) -> None:

@@ -134,6 +134,14 @@ def test_a_journal_of_other_settings_is_not_continued(ask, monkeypatch, tmp_path
     assert code == 0 and found == expected and "of other settings" in err and "continuing" not in err
 
 
+def test_a_refused_command_leaves_the_journal_alone(ask, monkeypatch, tmp_path) -> None:
+    interrupted_at(monkeypatch, 14)
+    assert ask(*HOT, "--mbr_size", 2, "--batch_size", 6)[0] == 130
+    before = (tmp_path / "p.jsonl.part").read_bytes()
+    code, _, _, err = ask(*HOT, "--mbr_size", 2, "--num_steps", 1000)
+    assert code == 2 and "must lie in" in err and (tmp_path / "p.jsonl.part").read_bytes() == before
+
+
 def test_another_limit_goes_on_with_the_same_journal(ask, monkeypatch, tmp_path) -> None:
     interrupted_at(monkeypatch, 10)
     assert ask(*HOT, "--mbr_size", 2, "--batch_size", 6, "--limit", 5)[0] == 130

@@ -68,6 +68,21 @@ def test_categorical_inverts_the_cumulative_sum_exactly() -> None:
     assert sample_categorical(weights, u).tolist() == [1, 1, 3, 3, 3]
 
 
+def test_the_largest_uniform_number_never_leaves_the_vocabulary() -> None:
+    """u * total is below the total whatever that is, and so is the index, at sums of every size."""
+    weights = torch.rand(20_000, 7, dtype=torch.float64).exp2() * torch.logspace(-30, 30, 20_000).double()[:, None]
+    weights = torch.cat([weights, torch.tensor([[1.0, 1.0], [1.0, 2.0**-52]]).double().new_zeros(2, 7)])
+    weights[-2:, 0] = torch.tensor([1.0, 1 + 2.0**-52], dtype=torch.float64)
+    drawn = sample_categorical(weights, torch.full((len(weights),), 1 - 2.0**-53, dtype=torch.float64))
+    assert (drawn[:-2] == 6).all() and drawn[-2:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_predictions_that_are_not_finite_are_refused(value: float) -> None:
+    with pytest.raises(UserError, match="predictions are not finite"):
+        sample_categorical(torch.tensor([[1.0, value, 0.0]]), torch.tensor([0.5], dtype=torch.float64))
+
+
 def test_filters_keep_what_they_say() -> None:
     logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
     kept = lambda **k: filter_logits(logits, SampleArgs(**k)).softmax(-1)[0].tolist()  # noqa: E731
@@ -86,7 +101,7 @@ def test_filters_keep_what_they_say() -> None:
     [
         *({"temperature": value} for value in (0.0, -1.0, 1e-40, 1e300, math.inf, math.nan)),
         *({"top_p": value} for value in (0.0, 1.5, math.nan)),
-        {"num_steps": -1},
+        *({"num_steps": value} for value in (-1, 2.5, math.nan, -math.inf, 1e300)),
         {"top_k": -1},
     ],
 )
