@@ -54,6 +54,10 @@ class DataArgs:
         default=128, metadata={"aliases": ["--block_size"], "help": "tokens a sentence, [CLS] and [SEP] included"}
     )
     batch_size: int = field(default=64, metadata={"help": "sentences per process and micro-step"})
+    max_tokens: int = field(
+        default=0,
+        metadata={"help": "instead: as many sentences as fit into so many slots, padding included; 0: batch_size"},
+    )
     word_freq_file: str = field(
         default="", metadata={"help": "{token: count} JSON from word_freq.py; default: count train"}
     )
@@ -66,6 +70,11 @@ class DataArgs:
             raise UserError(f"max_length={self.max_length} leaves no room for text between [CLS] and [SEP]; at least 3")
         if self.batch_size < 1:
             raise UserError(f"batch_size={self.batch_size} must be at least 1")
+        if self.max_tokens and self.max_tokens < self.max_length:
+            raise UserError(
+                f"max_tokens={self.max_tokens} holds no sentence of max_length={self.max_length}; "
+                "raise the one or lower the other"
+            )
 
 
 class Text(Protocol):
@@ -73,6 +82,7 @@ class Text(Protocol):
 
     num_words: np.ndarray
     lengths: np.ndarray
+    widths: np.ndarray
     target_lengths: np.ndarray
     cuts: str
 
@@ -110,6 +120,11 @@ class TokenizedText:
     def lengths(self) -> np.ndarray:
         """int64 [N], tokens in each sentence."""
         return np.diff(self.offsets)
+
+    @property
+    def widths(self) -> np.ndarray:
+        """int64 [N], the slots that each sentence takes in a batch, [CLS] and [SEP] included."""
+        return self.lengths + 2
 
     @property
     def target_lengths(self) -> np.ndarray:
@@ -268,19 +283,38 @@ def require_a_batch(train: Text, args: DataArgs) -> None:
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 
-def length_buckets(lengths: np.ndarray, batch_size: int, rng: np.random.Generator) -> list[np.ndarray]:
+def length_buckets(
+    widths: np.ndarray, batch_size: int, rng: np.random.Generator, max_tokens: int = 0
+) -> list[np.ndarray]:
     """Index lists of at most `batch_size`, every sentence in exactly one, sentences of like length together.
 
     A shuffled pool of 200 batches is sorted by length and cut; then the batches are shuffled. So batches are nearly
     rectangular, and still differ from epoch to epoch.
+
+    Args:
+        widths: int64 [N], slots that each sentence takes.
+        batch_size: sentences in a batch.
+        rng: deals.
+        max_tokens: if not 0, slots in a batch instead: as many sentences as fit, times the width of the widest.
     """
-    order = rng.permutation(len(lengths))
+    order = rng.permutation(len(widths))
     batches = []
     for start in range(0, len(order), POOL * batch_size):
         pool = order[start : start + POOL * batch_size]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[i : i + batch_size] for i in range(0, len(pool), batch_size)]
+        pool = pool[np.argsort(widths[pool], kind="stable")]
+        cuts = cut_by_slots(widths[pool], max_tokens) if max_tokens else range(batch_size, len(pool), batch_size)
+        batches += np.split(pool, cuts)
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def cut_by_slots(widths: np.ndarray, max_tokens: int) -> list[int]:
+    """Where to cut widths that rise, so that no part takes more slots than that: its length times its last width."""
+    cuts, begin = [], 0
+    for i, width in enumerate(widths.tolist()):
+        if (i + 1 - begin) * width > max_tokens and i > begin:
+            cuts.append(i)
+            begin = i
+    return cuts
 
 
 def endless_batches(
@@ -288,6 +322,7 @@ def endless_batches(
     batch_size: int,
     tokenizer: PreTrainedTokenizerBase,
     *,
+    max_tokens: int = 0,
     seed: int,
     rank: int = 0,
     world_size: int = 1,
@@ -295,7 +330,7 @@ def endless_batches(
     """(epoch, batch) for ever: one epoch after another, each in an order of its own; rank r takes every W-th batch."""
     dealt, epoch = 0, 0
     while True:
-        for indices in length_buckets(text.lengths, batch_size, np.random.default_rng([seed, epoch])):
+        for indices in length_buckets(text.widths, batch_size, np.random.default_rng([seed, epoch]), max_tokens):
             if dealt % world_size == rank:
                 yield epoch, text.batch(indices, tokenizer)
             dealt += 1

@@ -135,12 +135,18 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     average = AveragedWeights(model, optim.ema_decay)
 
-    per_step = data.batch_size * args.accumulation_steps * world_size
+    per_step = mean_batch(data, train_text) * args.accumulation_steps * world_size
     total_steps = args.max_steps or max(1, round(args.num_train_epochs * len(train_text) / per_step))
     warmup_steps = optim.warmup_steps or max(1, total_steps // 100)
     eval_steps = args.eval_steps or max(1, total_steps // 10)
     stream = dataloader.endless_batches(
-        train_text, data.batch_size, run.tokenizer, seed=args.seed, rank=rank, world_size=world_size
+        train_text,
+        data.batch_size,
+        run.tokenizer,
+        max_tokens=data.max_tokens,
+        seed=args.seed,
+        rank=rank,
+        world_size=world_size,
     )
     torch.manual_seed(args.seed + rank)  # the weights are made, and equal everywhere; dropout may differ
     noise_stream = torch.Generator().manual_seed(args.seed + rank)
@@ -178,6 +184,14 @@ def train(
         if last:
             break
     book.close(step)
+
+
+def mean_batch(data: dataloader.DataArgs, text: dataloader.Text) -> float:
+    """Sentences in a batch, on average if it is cut by slots."""
+    if not data.max_tokens:
+        return data.batch_size
+    batches = dataloader.length_buckets(text.widths, data.batch_size, np.random.default_rng(0), data.max_tokens)
+    return len(text) / len(batches)
 
 
 def training_loss(
@@ -244,6 +258,7 @@ class Bookkeeper:
         self.started = self.logged_at = time.monotonic()
         self.aside = 0.0  # seconds spent on evaluation since the last line of the log
         self.nats, self.tokens, self.all_tokens, self.epoch, self.best = 0.0, 0, 0, 0, math.inf
+        self.slots, self.filled = 0, 0
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         self.bar = tqdm(total=100, desc="training", bar_format=layout, disable=None if self.leads else True)
 
@@ -272,6 +287,8 @@ class Bookkeeper:
         if not math.isfinite(nats):
             raise UserError("the training loss is not finite; lower --learning_rate, or use --precision fp32")
         self.nats, self.epoch = self.nats + nats, epoch
+        self.slots += batch.input_ids.numel()
+        self.filled += int((batch.input_ids != self.run.tokenizer.pad_token_id).sum())
         self.tokens += likelihood.num_tokens(batch, self.run.tokenizer.pad_token_id)
 
     def log(self, step: int, rate: float) -> None:
@@ -320,7 +337,7 @@ class Bookkeeper:
                     checkpoint.save(self.output / "checkpoint", run)
         self.aside += time.monotonic() - began
 
-    def announce(self, train_text: dataloader.Text, precision: str, total_steps: int, per_step: int) -> None:
+    def announce(self, train_text: dataloader.Text, precision: str, total_steps: int, per_step: float) -> None:
         """What is about to happen."""
         run = self.run
         parameters = sum(p.numel() for p in run.denoiser.parameters())
@@ -332,7 +349,7 @@ class Bookkeeper:
             + (f"; prompt {run.pairs.prompt!r}, target window {run.pairs.target_window}" if run.pairs else "")
             + f"; {parameters / 1e6:.1f} M parameters, {vocabulary_size(run.tokenizer):,} tokens in the vocabulary\n"
             + (f"{self.args.max_minutes:g} minutes, or " if self.args.max_minutes else "")
-            + f"{total_steps:,} steps of {per_step} {what} on {self.device} in {precision}"
+            + f"{total_steps:,} steps of {per_step:,.0f} {what} on {self.device} in {precision}"
         )
 
     def close(self, step: int) -> None:
@@ -344,6 +361,7 @@ class Bookkeeper:
         self.say(
             f"\ntrained {step:,} steps in {self.seconds() / 60:.1f} minutes; "
             f"best validation bound {self.best:.3f} bits/token\n"
+            f"  batches     {100 * self.filled / self.slots:.1f} % of their slots held tokens\n"
             f"  checkpoint  {best}  (the last one: {best}-last)\n"
             f"  log         {self.output / 'log.jsonl'}, {self.output / 'curve.png'}, {self.output / 'fitlog'}\n"
             + (

@@ -204,6 +204,11 @@ class TokenizedPairs:
         return np.minimum(self.sources.lengths, self.layout.longest_source) + around
 
     @property
+    def widths(self) -> np.ndarray:
+        """int64 [N], the same: a row is all that a pair takes."""
+        return self.lengths
+
+    @property
     def target_lengths(self) -> np.ndarray:
         """int64 [N], tokens in each target without its [SEP]."""
         return self.targets.lengths

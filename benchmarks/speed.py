@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
@@ -34,6 +35,7 @@ from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from models.bert import BertDenoiser
 from process import Batch, BoundArgs, SampleArgs, step_windows, stratified_timesteps
 
+ROOT = Path(__file__).parent.parent
 MASK, FIRST = 103, 1000
 SHAPES = {
     "small": {"layers": 4, "hidden": 256, "rows": 16, "length": 64, "rounds": 12, "vocabulary": 30522},
@@ -295,7 +297,18 @@ def part_elbo(shape: dict, shape_name: str, options: argparse.Namespace) -> dict
     return figures
 
 
-PARTS = {"train": part_train, "sample": part_sample, "elbo": part_elbo}
+# ---- batches ---------------------------------------------------------------------------------------------------------
+
+
+def part_slots(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
+    """The share of slots that hold tokens, [CLS] and [SEP] among them, of LM1B's lengths cut at 64."""
+    lengths = json.loads((ROOT / "tests" / "golden" / "lm1b_lengths.json").read_text())["histogram"]
+    widths = np.minimum(np.repeat(np.arange(len(lengths)), lengths), 62) + 2
+    batches = dataloader.length_buckets(widths, 64, np.random.default_rng(0), 64 * 64)
+    return {"slots_buckets": float(widths.sum() / sum(len(batch) * widths[batch].max() for batch in batches))}
+
+
+PARTS = {"slots": part_slots, "train": part_train, "sample": part_sample, "elbo": part_elbo}
 
 
 def show(figures: dict) -> None:

@@ -13,6 +13,7 @@ ROWS = (
     ("the same without spindle", "train_ratio_lambda0", None),
     ("growth of its memory / that of the stock step", "train_memory_ratio", "matrix_train_memory_ratio"),
     ("its time at vocabulary 30,522 / at 8,192", "vocab_growth", None),
+    ("share of a batch's slots that hold tokens (LM1B cut at 64, `--max_tokens`)", "slots_buckets", None),
     ("sampling / as many rows of a bare forward, batch 4", "sample_overhead_b4", "matrix_sample_overhead_b4"),
     ("the same, batch 32", "sample_overhead_b32", None),
     ("the same, batch 32, with the spindle", "sample_overhead_spindle", None),

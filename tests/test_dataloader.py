@@ -119,6 +119,15 @@ def test_at_least_95_percent_of_slots_hold_real_tokens_on_lm1b_lengths(batch_siz
     assert lengths.sum() / slots >= 0.95
 
 
+def test_a_budget_of_slots_is_kept_and_used() -> None:
+    lengths = np.minimum(np.repeat(np.arange(len(LM1B_LENGTHS)), LM1B_LENGTHS), 62) + 2  # cut at 64
+    batches = length_buckets(lengths, 64, np.random.default_rng(0), 2048)
+    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
+    slots = np.array([len(batch) * lengths[batch].max() for batch in batches])
+    assert slots.max() <= 2048 and np.median(slots) > 0.97 * 2048
+    assert lengths.sum() / slots.sum() >= 0.97
+
+
 def test_every_sentence_is_in_exactly_one_batch_and_epochs_differ() -> None:
     lengths = np.random.default_rng(0).integers(1, 60, 1003)
     first, second = (length_buckets(lengths, 8, np.random.default_rng(seed)) for seed in (0, 1))

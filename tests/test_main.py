@@ -17,7 +17,7 @@ import checkpoint
 import main
 from corpus import held_out
 from dataloader import DataArgs
-from diffusion_word_freq import WordFreqArgs
+from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from optim import OptimArgs
 from process import UserError
 
@@ -46,6 +46,22 @@ def train(
         0.1,
     ]
     return call(main.main, monkeypatch, *base, "--max_steps", 3, *words), folder
+
+
+def test_batches_by_slots_hold_as_many_sentences_as_fit(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    seen = []
+    real = WordFreqDiffusion.loss
+
+    def watched(self, denoiser, batch, **kwargs):
+        seen.append(tuple(batch.input_ids.shape))
+        return real(self, denoiser, batch, **kwargs)
+
+    monkeypatch.setattr(WordFreqDiffusion, "loss", watched)
+    code, _ = train(monkeypatch, corpus, tmp_path, "--max_tokens", 200, "--max_length", 32, "--max_steps", 12)
+    assert code == 0 and "% of their slots held tokens" in capsys.readouterr().out
+    assert all(rows * width <= 200 for rows, width in seen) and len({rows for rows, _ in seen}) > 1
+    code, _ = train(monkeypatch, corpus, tmp_path, "--max_tokens", 20, "--max_length", 32, name="small")
+    assert code == 2 and "max_tokens=20 holds no sentence" in capsys.readouterr().err
 
 
 def test_fitlog_takes_every_figure_of_a_real_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
