@@ -149,6 +149,11 @@ def score(
             tally.rounds += 1
             if bound_args.target_se and tally.rounds == wanted:
                 wanted = max(wanted, rounds_for(tally, bound_args.target_se))
+    return summary(tally, counts, num_steps, bound_args.estimator)
+
+
+def summary(tally: Tally, counts: Tensor, num_steps: int, estimator: str) -> Likelihood:
+    """The totals of all rounds; `counts` are those of `count`."""
     (nats, squares, prior, reconstruction, forwards), variance = tally.totals()
     unigram, sequences, tokens, words = counts.tolist()
     return Likelihood(
@@ -161,7 +166,7 @@ def score(
         num_tokens=int(tokens),
         num_words=int(words),
         num_steps=num_steps,
-        estimator=bound_args.estimator,
+        estimator=estimator,
         network_evaluations=round(forwards.item() / sequences, 1),
         draws_variance=variance,
     )
