@@ -124,6 +124,9 @@ SPINDLES = {
 class WordFreqDiffusion:
     """The exact process: a Bayes posterior, and a p_theta that sees x_t only. Satisfies `process.Process`."""
 
+    exact = True
+    """Whether u is Bayes' and h is bounded, on which row clocks and some estimators rest."""
+
     def __init__(
         self,
         args: WordFreqArgs,
@@ -153,13 +156,18 @@ class WordFreqDiffusion:
         measure, self.contrast = SPINDLES[args.spindle]
         self.statistic = measure(token_counts)
         self.barred = torch.tensor([mask_id, *excluded_ids])
-        self.support = torch.zeros(len(token_counts)).index_fill(0, self.barred, -math.inf)
         self.sampling_support = self.support.clone()
         self.sampling_support[list(unsampled_ids)] = -math.inf
 
+    @property
+    def support(self) -> Tensor:
+        """[V], 0 for what may be predicted, -inf for what may not; added to logits it does what `predict` does."""
+        zeros = torch.zeros(len(self.statistic), device=self.barred.device)
+        return zeros.index_fill(0, self.barred, -math.inf)
+
     def to(self, device: torch.device) -> "WordFreqDiffusion":
         """Move the tables; returns self."""
-        for name in ("base", "statistic", "barred", "support", "sampling_support"):
+        for name in ("base", "statistic", "barred", "sampling_support"):
             setattr(self, name, getattr(self, name).to(device))
         return self
 
@@ -357,6 +365,8 @@ class WordFreqDiffusion:
         """
         if math.isfinite(args.num_steps):
             next(step_windows(self.num_steps, int(args.num_steps)))
+        elif not self.exact:
+            raise UserError("num_steps=inf needs the exact process; the released one takes 1 to T steps")
 
     def sample(
         self,

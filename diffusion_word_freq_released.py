@@ -15,15 +15,11 @@ from torch import Tensor
 
 from diffusion_word_freq import WordFreqDiffusion
 from process import (
-    EVERY_WINDOW,
     Batch,
-    Bound,
-    BoundArgs,
     Denoiser,
     Generators,
     SampleArgs,
     StepCallback,
-    UserError,
     filter_logits,
     sample_categorical,
     step_windows,
@@ -36,6 +32,8 @@ EPSILON = 1e-20  # inside the released program's logarithms
 
 class ReleasedWordFreqDiffusion(WordFreqDiffusion):
     """The process as released. Everything it does not override is the exact process."""
+
+    exact = False
 
     def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
         """h, not held within the bound that makes the process absorbing."""
@@ -101,24 +99,6 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
         return zeros.masked_scatter(target, kl), zeros.masked_scatter(target, cross_entropy)
 
-    def bound(
-        self,
-        denoiser: Denoiser,
-        batch: Batch,
-        num_steps: int,
-        args: BoundArgs = EVERY_WINDOW,
-        *,
-        generator: Generators = None,
-    ) -> Bound:
-        """As published, or with fewer windows.
-
-        Raises:
-            UserError: of an estimator that needs the exact process.
-        """
-        if args.estimator in ("masked-count", "trajectory"):
-            raise UserError(f"estimator={args.estimator} needs the exact posterior; use windows or stratified")
-        return super().bound(denoiser, batch, num_steps, args, generator=generator)
-
     def sampling_probs(
         self, logits: Tensor, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, args: SampleArgs
     ) -> Tensor:
@@ -133,16 +113,6 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         score = (self.soft_marginal(probs, s, h) + EPSILON).log()
         score = score + (self.transition(xt, s, t, logits.shape[-1]) + EPSILON).log()
         return filter_logits(score.flatten(0, 1), args).softmax(-1).view_as(score)
-
-    def check_sampling(self, args: SampleArgs) -> None:
-        """Refuses infinitely many steps, too, for which this arithmetic has no limit.
-
-        Raises:
-            UserError: with the bound.
-        """
-        super().check_sampling(args)
-        if math.isinf(args.num_steps):
-            raise UserError("num_steps=inf needs the exact process; the released one takes 1 to T steps")
 
     def sample(
         self,

@@ -38,6 +38,8 @@ class Estimated(Protocol):
     mask_id: int
     num_steps: int
     """T."""
+    exact: bool
+    """Whether u is Bayes'."""
     flat: bool
     """Whether every token has the same alpha_bar."""
 
@@ -94,6 +96,8 @@ def estimate(
         return windows(process, denoiser, batch, grid, generator)
     if args.estimator == "stratified":
         return stratified(process, denoiser, batch, grid, evaluations, generator)
+    if not process.exact:
+        raise UserError(f"estimator={args.estimator} needs the exact posterior; use windows or stratified")
     if denoiser.time_conditioned:
         raise UserError(
             f"estimator={args.estimator} needs a network that is not told the time; use windows or stratified"

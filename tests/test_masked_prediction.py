@@ -45,7 +45,6 @@ def test_loss_and_gradient_are_those_of_the_formulas(
     dtype: torch.dtype, tolerance: float, spindle: str, hybrid: float
 ) -> None:
     process = make(16, spindle)
-    process.support = process.support.to(dtype)
     learner, batch, xt = case(dtype)
     for s, t in ((8, 9), (0, 1), (3, 16)):
         found = []
