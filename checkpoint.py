@@ -22,7 +22,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from diffusion_word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
-from models.bert import BertDenoiser, load_network
+from models.bert import BertDenoiser
+from models.networks import load_network
 from pairs import PairFormat
 from process import Process, UserError
 from runtime import folder_written_whole, local_path, written_whole

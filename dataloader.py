@@ -1,6 +1,6 @@
-"""Text to batches: tokenised once, kept on disk by content, dealt in batches of sentences of like length.
+"""Text to token ids: tokenised once, kept on disk by content, put together to a Batch.
 
-    corpus (corpus.py) -> token ids in one flat memory-mapped array -> index lists by length bucket -> Batch
+    corpus (corpus.py) -> token ids in one flat memory-mapped array -> Batch of the sentences that batches.py deals
 
 [CLS] and [SEP] are added here, once, and stay out of `target_mask`: they are given, never noised, never scored.
 """
@@ -24,7 +24,6 @@ from runtime import folder_written_whole
 from vocabulary import encode, tokenizer_fingerprint, vocabulary_size
 
 CACHE_FORMAT = 2
-POOL = 200  # batches whose sentences are sorted by length together
 TOKENIZE_AT_ONCE = 2000
 
 
@@ -57,6 +56,10 @@ class DataArgs:
     max_tokens: int = field(
         default=0,
         metadata={"help": "instead: as many sentences as fit into so many slots, padding included; 0: batch_size"},
+    )
+    packing: bool = field(
+        default=False,
+        metadata={"help": "rows of max_length slots, filled with whole sentences; batch_size then counts rows"},
     )
     word_freq_file: str = field(
         default="", metadata={"help": "{token: count} JSON from word_freq.py; default: count train"}
@@ -278,73 +281,6 @@ def require_a_batch(train: Text, args: DataArgs) -> None:
             f"{args.train_data}: {len(train)} training sentences are fewer than batch_size={args.batch_size}; "
             "give more text or a smaller batch"
         )
-
-
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-
-def length_buckets(
-    widths: np.ndarray, batch_size: int, rng: np.random.Generator, max_tokens: int = 0
-) -> list[np.ndarray]:
-    """Index lists of at most `batch_size`, every sentence in exactly one, sentences of like length together.
-
-    A shuffled pool of 200 batches is sorted by length and cut; then the batches are shuffled. So batches are nearly
-    rectangular, and still differ from epoch to epoch.
-
-    Args:
-        widths: int64 [N], slots that each sentence takes.
-        batch_size: sentences in a batch.
-        rng: deals.
-        max_tokens: if not 0, slots in a batch instead: as many sentences as fit, times the width of the widest.
-    """
-    order = rng.permutation(len(widths))
-    batches = []
-    for start in range(0, len(order), POOL * batch_size):
-        pool = order[start : start + POOL * batch_size]
-        pool = pool[np.argsort(widths[pool], kind="stable")]
-        cuts = cut_by_slots(widths[pool], max_tokens) if max_tokens else range(batch_size, len(pool), batch_size)
-        batches += np.split(pool, cuts)
-    return [batches[i] for i in rng.permutation(len(batches))]
-
-
-def cut_by_slots(widths: np.ndarray, max_tokens: int) -> list[int]:
-    """Where to cut widths that rise, so that no part takes more slots than that: its length times its last width."""
-    cuts, begin = [], 0
-    for i, width in enumerate(widths.tolist()):
-        if (i + 1 - begin) * width > max_tokens and i > begin:
-            cuts.append(i)
-            begin = i
-    return cuts
-
-
-def endless_batches(
-    text: Text,
-    batch_size: int,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_tokens: int = 0,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-) -> Iterator[tuple[int, Batch]]:
-    """(epoch, batch) for ever: one epoch after another, each in an order of its own; rank r takes every W-th batch."""
-    dealt, epoch = 0, 0
-    while True:
-        for indices in length_buckets(text.widths, batch_size, np.random.default_rng([seed, epoch]), max_tokens):
-            if dealt % world_size == rank:
-                yield epoch, text.batch(indices, tokenizer)
-            dealt += 1
-        epoch += 1
-
-
-def sorted_batches(
-    text: Text, indices: np.ndarray, batch_size: int, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(indices, batch) over the given sentences once, longest first: for scoring."""
-    order = indices[np.argsort(-text.lengths[indices], kind="stable")]
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
-        yield chosen, text.batch(chosen, tokenizer)
 
 
 def collate(sentences: list[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> Batch:

@@ -8,8 +8,9 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
+from batches import sorted_batches
 from checkpoint import Run
-from dataloader import Text, sorted_batches
+from dataloader import Text
 from diffusion_word_freq import entropy
 from process import EVERY_WINDOW, Batch, Bound, BoundArgs, UserError
 from runtime import sum_over_ranks

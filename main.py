@@ -18,6 +18,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
+import batches
 import checkpoint
 import dataloader
 import hub
@@ -27,7 +28,8 @@ import runtime
 from config import TrainArgs, parse
 from corpus import holds_pairs, training_source
 from diffusion_word_freq import WordFreqArgs
-from models.bert import BertArgs, build
+from models.bert import build
+from models.networks import BertArgs
 from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
 from process import Batch, Loss, UserError, masked_lm_loss
 from tracking import Tracker
@@ -82,6 +84,7 @@ def prepare(settings: Settings, device: torch.device) -> tuple[checkpoint.Run, d
             f"max_length={data.max_length} is more than the {denoiser.max_length} positions of "
             f"{network.model_name_or_path}; lower it"
         )
+    denoiser.pack_rows(data.max_length if data.packing else 0)
     if data.word_freq_file:
         counts = checkpoint.read_word_freq(Path(data.word_freq_file), tokenizer, denoiser.vocab_size)
         counts = train_text.with_ends(counts) if form else counts
@@ -135,19 +138,11 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     average = AveragedWeights(model, optim.ema_decay)
 
-    per_step = mean_batch(data, train_text) * args.accumulation_steps * world_size
+    per_step = batches.mean_batch(train_text.widths, data) * args.accumulation_steps * world_size
     total_steps = args.max_steps or max(1, round(args.num_train_epochs * len(train_text) / per_step))
     warmup_steps = optim.warmup_steps or max(1, total_steps // 100)
     eval_steps = args.eval_steps or max(1, total_steps // 10)
-    stream = dataloader.endless_batches(
-        train_text,
-        data.batch_size,
-        run.tokenizer,
-        max_tokens=data.max_tokens,
-        seed=args.seed,
-        rank=rank,
-        world_size=world_size,
-    )
+    stream = batches.endless_batches(train_text, data, run.tokenizer, seed=args.seed, rank=rank, world_size=world_size)
     torch.manual_seed(args.seed + rank)  # the weights are made, and equal everywhere; dropout may differ
     noise_stream = torch.Generator().manual_seed(args.seed + rank)
     book = Bookkeeper(settings, run, valid_text, average, device)
@@ -184,14 +179,6 @@ def train(
         if last:
             break
     book.close(step)
-
-
-def mean_batch(data: dataloader.DataArgs, text: dataloader.Text) -> float:
-    """Sentences in a batch, on average if it is cut by slots."""
-    if not data.max_tokens:
-        return data.batch_size
-    batches = dataloader.length_buckets(text.widths, data.batch_size, np.random.default_rng(0), data.max_tokens)
-    return len(text) / len(batches)
 
 
 def training_loss(
@@ -287,7 +274,7 @@ class Bookkeeper:
         if not math.isfinite(nats):
             raise UserError("the training loss is not finite; lower --learning_rate, or use --precision fp32")
         self.nats, self.epoch = self.nats + nats, epoch
-        self.slots += batch.input_ids.numel()
+        self.slots += self.run.denoiser.num_slots(batch.attention_mask)
         self.filled += int((batch.input_ids != self.run.tokenizer.pad_token_id).sum())
         self.tokens += likelihood.num_tokens(batch, self.run.tokenizer.pad_token_id)
 

@@ -6,45 +6,17 @@ added from outside, so that the network inside stays a plain `save_pretrained` f
 
 import math
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForMaskedLM,
-    BertConfig,
-    ModernBertConfig,
-    PretrainedConfig,
-    PreTrainedModel,
-)
+from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from hub import first_line, look_for_hub, why_not_given
+from hub import first_line
+from models.networks import TIME_CONDITIONINGS, BertArgs, fresh_network, load_network
+from models.packing import PackedRows, next_fit
 from process import UserError
 from vocabulary import vocabulary_size
-
-PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
-    "bert-base": (BertConfig, {}),
-    "bert-small": (
-        BertConfig,
-        {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024},
-    ),
-    # pre-norm with rotary positions: learns from scratch in minutes where post-norm BERT sits on the unigram plateau
-    "modernbert-small": (
-        ModernBertConfig,
-        {
-            "hidden_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 512,
-            "max_position_embeddings": 512,
-            "global_attn_every_n_layers": 1,
-        },
-    ),
-}
-"""Architectures that need no hub, for `--from_scratch true`."""
 
 HEADS = (
     ("cls",),  # BERT, DeBERTa, MobileBERT
@@ -55,35 +27,6 @@ HEADS = (
     ("generator_predictions", "generator_lm_head"),  # ELECTRA, ConvBERT
 )
 """Modules that lead from the last hidden state to the logits, in order."""
-
-TIME_CONDITIONINGS = ("none", "layerwise", "token")
-
-
-@dataclass(frozen=True)
-class BertArgs:
-    """Which network denoises, and how it is told the time."""
-
-    model_name_or_path: str = field(
-        default="bert-base-uncased",
-        metadata={"aliases": ["--model_type"], "help": f"hub name, folder, or preset: {', '.join(PRESETS)}"},
-    )
-    from_scratch: bool = field(default=False, metadata={"help": "random weights: take the configuration only"})
-    config_overrides: str = field(
-        default="", metadata={"help": "with from_scratch: hidden_size=256,num_hidden_layers=4,..."}
-    )
-    time_conditioning: str = field(
-        default="none",
-        metadata={
-            "aliases": ["--timestep"],
-            "choices": list(TIME_CONDITIONINGS),
-            "help": "none: time-agnostic (TAD); layerwise: in each layer (LTE); token: after [CLS] (PTE)",
-        },
-    )
-    attn_implementation: str = field(
-        default="sdpa",
-        metadata={"help": "sdpa, eager (faster for short sentences in bf16 on a CPU), flash_attention_2"},
-    )
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade compute for memory"})
 
 
 class LayerwiseTime(nn.Module):
@@ -101,12 +44,13 @@ class LayerwiseTime(nn.Module):
             nn.init.zeros_(mlp[2].weight)
             nn.init.zeros_(mlp[2].bias)
         self.t: Tensor | None = None
+        """int64 [B, 1], or [R, C]: of every slot."""
 
     def hook(self, layer: int) -> object:
         """A forward hook for the attention of that layer."""
 
         def add_time(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
-            embedding = self.mlps[layer](sinusoids(self.t, self.hidden_size, self.num_steps))[:, None]
+            embedding = self.mlps[layer](sinusoids(self.t, self.hidden_size, self.num_steps))
             if isinstance(output, tuple):
                 return (output[0] + embedding, *output[1:])
             return output + embedding
@@ -115,9 +59,9 @@ class LayerwiseTime(nn.Module):
 
 
 def sinusoids(t: Tensor, dim: int, max_period: int) -> Tensor:
-    """Cos | sin of t at geometrically spaced frequencies, the slowest of period 2 pi * max_period; float32 [B, dim]."""
+    """Cos | sin of t, [...], at geometrically spaced frequencies, the slowest of period 2 pi max_period: [..., dim]."""
     frequency = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
-    angle = t[:, None] * frequency
+    angle = t[..., None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
@@ -137,6 +81,7 @@ class BertDenoiser(nn.Module):
         self.autocast: AbstractContextManager = nullcontext()  # the precision of the network alone, never of the maths
         self.time_conditioning = time_conditioning
         self.time_conditioned = time_conditioning != "none"
+        self.row_capacity = 0
         self.head = next((names for names in HEADS if all(hasattr(network, name) for name in names)), ())
         self._check_split()
         self.time: nn.Module | None = None
@@ -178,13 +123,48 @@ class BertDenoiser(nn.Module):
         with self.autocast:
             if self.time_conditioning == "token":
                 return self._encode_with_time_token(xt, t, attention_mask)
+            if self.row_capacity:
+                return self._encode_packed(xt, t, PackedRows(attention_mask, self.row_capacity))
             if self.time_conditioning == "layerwise":
-                self.time.t = t
+                self.time.t = t[:, None]
             positions = {}
             if self.first_position:  # left to itself, this family gives every [PAD] one position, as if it were no text
                 place = torch.arange(xt.shape[1], device=xt.device) + self.first_position
                 positions = {"position_ids": place.expand_as(xt)}
             return self.body(input_ids=xt, attention_mask=attention_mask.long(), **positions).last_hidden_state
+
+    def _encode_packed(self, xt: Tensor, t: Tensor, packed: PackedRows) -> Tensor:
+        if self.time_conditioning == "layerwise":
+            self.time.t = packed.fill(t[:, None].expand_as(xt))
+        hidden = self.body(
+            input_ids=packed.fill(xt),
+            attention_mask=packed.block_mask(self.network.config, next(self.body.parameters()).dtype),
+            position_ids=packed.position + self.first_position,
+        )
+        return packed.restore(hidden.last_hidden_state)
+
+    def pack_rows(self, capacity: int) -> None:
+        """From here on lay several sentences side by side in rows of so many slots (0: one sentence a row).
+
+        Raises:
+            UserError: if this network cannot keep them apart.
+        """
+        if capacity and self.time_conditioning == "token":
+            raise UserError("packing=true and time_conditioning=token do not go together; use none or layerwise")
+        self.row_capacity = capacity
+        if capacity and not self._keeps_apart():
+            raise UserError(
+                f"packing=true: {type(self.network).__name__} with attn_implementation="
+                f"{self.network.config._attn_implementation} does not keep the sentences of a row apart; "
+                "leave packing out, or use attn_implementation sdpa"
+            )
+
+    def num_slots(self, attention_mask: Tensor) -> int:
+        """How many positions the network runs over for such a batch."""
+        if not self.row_capacity:
+            return attention_mask.numel()
+        capacity = max(self.row_capacity, attention_mask.shape[1])
+        return capacity * next_fit(attention_mask.sum(1).tolist(), capacity)[1]
 
     def decode(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., V]."""
@@ -214,6 +194,26 @@ class BertDenoiser(nn.Module):
         )
 
     @torch.no_grad()
+    def _keeps_apart(self) -> bool:
+        """Whether packed rows give what single ones do, on neighbours of equal length, one of them masked in part."""
+        training, capacity = self.network.training, self.row_capacity
+        self.network.eval()
+        device = self.network.device
+        xt = torch.arange(18, device=device).view(3, 6) % self.vocab_size
+        attended = torch.arange(6, device=device) < torch.tensor([6, 6, 3], device=device)[:, None]
+        t = torch.arange(1, 4, device=device)
+        found = []
+        try:
+            for self.row_capacity in (0, 20):
+                found.append(self.encode(xt, t, attended)[attended])
+        except (RuntimeError, ValueError, TypeError, AttributeError):  # a mask or positions it knows nothing of
+            return False
+        finally:
+            self.row_capacity = capacity
+            self.network.train(training)
+        return torch.allclose(*found, atol=1e-4, rtol=1e-4)
+
+    @torch.no_grad()
     def _check_split(self) -> None:
         """decode(encode(x)) must be the network's own output: the one promise this class makes."""
         training = self.network.training
@@ -239,7 +239,7 @@ def build(args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int) ->
     """
     if args.config_overrides and not args.from_scratch:
         raise UserError("config_overrides changes the architecture, so it needs --from_scratch true")
-    network = _fresh_network(args, tokenizer) if args.from_scratch else load_network(args.model_name_or_path)
+    network = fresh_network(args, tokenizer) if args.from_scratch else load_network(args.model_name_or_path)
     denoiser = BertDenoiser(network, args.time_conditioning, num_steps)
     if denoiser.vocab_size < vocabulary_size(tokenizer):
         raise UserError(
@@ -255,100 +255,3 @@ def build(args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int) ->
     if args.gradient_checkpointing:
         network.activation_checkpointing_enable()
     return denoiser
-
-
-def load_network(name_or_path: str, *, whole: bool = False) -> PreTrainedModel:
-    """A pretrained masked language model in float32, from a folder or the hub; safetensors only, never a pickle.
-
-    Args:
-        name_or_path: a folder made by save_pretrained, or a name on the hub.
-        whole: refuse weights with a tensor missing, which transformers would fill with noise (a bare encoder has no
-            head, and may start a training; a checkpoint may not lack anything).
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    if name_or_path in PRESETS and not Path(name_or_path).exists():
-        raise UserError(f"{name_or_path} is an architecture without weights; add --from_scratch true")
-    if not Path(name_or_path).exists():
-        look_for_hub()
-    try:
-        network, report = AutoModelForMaskedLM.from_pretrained(
-            name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
-    except Exception as error:  # a missing or damaged network raises anything, down to ZeroDivisionError
-        raise UserError(_not_loaded("network", name_or_path, error)) from error
-    if whole and (report["missing_keys"] or report["mismatched_keys"]):
-        first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
-        raise UserError(f"cannot read the network in {name_or_path}: its weights lack {first}")
-    return network
-
-
-def _fresh_network(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    try:
-        return AutoModelForMaskedLM.from_config(_configuration(args, tokenizer), dtype=torch.float32)
-    except UserError:
-        raise
-    except Exception as error:  # sizes that do not fit each other fail deep inside, in many ways
-        what = f"config_overrides={args.config_overrides!r}" if args.config_overrides else args.model_name_or_path
-        raise UserError(f"{what}: no network can be made of it ({first_line(error)})") from error
-
-
-def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
-    special = {
-        "pad_token_id": tokenizer.pad_token_id,
-        "cls_token_id": tokenizer.cls_token_id,
-        "sep_token_id": tokenizer.sep_token_id,
-        "bos_token_id": tokenizer.cls_token_id,
-        "eos_token_id": tokenizer.sep_token_id,
-    }
-    overrides = _parse_overrides(args.config_overrides)
-    if args.model_name_or_path in PRESETS:
-        kind, settings = PRESETS[args.model_name_or_path]
-        _refuse_unknown(kind(), overrides)
-        return kind(**{**settings, "vocab_size": vocabulary_size(tokenizer), **special, **overrides})
-    if not Path(args.model_name_or_path).exists():
-        look_for_hub()
-    try:
-        config = AutoConfig.from_pretrained(args.model_name_or_path)
-    except Exception as error:
-        raise UserError(_not_loaded("network", args.model_name_or_path, error)) from error
-    _refuse_unknown(config, overrides)
-    config.update(
-        {
-            "vocab_size": max(vocabulary_size(tokenizer), config.vocab_size),
-            "pad_token_id": special["pad_token_id"],
-            **overrides,
-        }
-    )
-    return config
-
-
-def _refuse_unknown(config: PretrainedConfig, overrides: dict) -> None:
-    for name in overrides:
-        if name not in config.to_dict():
-            raise UserError(f"config_overrides: {type(config).__name__} has no setting named {name!r}")
-
-
-def _parse_overrides(text: str) -> dict[str, int | float | bool | str]:
-    parsed: dict[str, int | float | bool | str] = {}
-    for item in filter(None, text.split(",")):
-        name, equals, value = item.partition("=")
-        if not equals:
-            raise UserError(f"config_overrides: {item!r} is not name=value")
-        for kind in (int, float):
-            try:
-                parsed[name] = kind(value)
-                break
-            except ValueError:
-                parsed[name] = {"true": True, "false": False}.get(value.lower(), value)
-    return parsed
-
-
-def _not_loaded(what: str, name: str, error: Exception) -> str:
-    if Path(name).exists():
-        return f"cannot read the {what} in {name}: {first_line(error)}"
-    return (
-        f"cannot load the {what} {name!r}: no local folder, and the hub did not give it ({why_not_given(error)}). "
-        f"Offline: give a folder made by save_pretrained, or --from_scratch true with one of {', '.join(PRESETS)}"
-    )

@@ -13,7 +13,8 @@ import checkpoint
 from dataloader import collate
 from diffusion_word_freq import WordFreqArgs
 from diffusion_word_freq_released import ReleasedWordFreqDiffusion
-from models.bert import BertArgs, build
+from models.bert import build
+from models.networks import BertArgs
 from process import UserError
 from vocabulary import encode
 

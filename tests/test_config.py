@@ -9,7 +9,7 @@ import config
 import dataloader
 from config import TrainArgs, parse
 from diffusion_word_freq import WordFreqArgs
-from models.bert import BertArgs
+from models.networks import BertArgs
 from optim import OptimArgs
 from predict import PredictArgs
 from process import SampleArgs, UserError

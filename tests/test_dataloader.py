@@ -1,30 +1,18 @@
-"""dataloader.py: text is text, special tokens are given, every sentence is seen once, and slots are not wasted."""
+"""dataloader.py: text is text, special tokens are given, the cache is whole or made again."""
 
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import SENTENCES
 from transformers import BertTokenizerFast
 
 import dataloader
 from corpus import training_source
-from dataloader import (
-    DataArgs,
-    collate,
-    endless_batches,
-    length_buckets,
-    load_splits,
-    sorted_batches,
-    tokenize,
-)
+from dataloader import DataArgs, collate, load_splits, tokenize
 from process import UserError
 from vocabulary import train_wordpiece
-
-LM1B_LENGTHS = json.loads((Path(__file__).parent / "golden" / "lm1b_lengths.json").read_text())["histogram"]
 
 
 @pytest.fixture
@@ -109,68 +97,6 @@ def test_collate_gives_special_tokens_and_targets_text_only(tokenizer: BertToken
     assert batch.input_ids.tolist() == [[cls, 7, 8, 9, sep], [cls, 10, sep, pad, pad]]
     assert batch.target_mask.tolist() == [[False, True, True, True, False], [False, True, False, False, False]]
     assert batch.attention_mask.tolist() == [[True] * 5, [True] * 3 + [False] * 2]  # [SEP] is attended to
-
-
-@pytest.mark.parametrize("batch_size", [16, 64, 128])
-def test_at_least_95_percent_of_slots_hold_real_tokens_on_lm1b_lengths(batch_size: int) -> None:
-    lengths = np.minimum(np.repeat(np.arange(len(LM1B_LENGTHS)), LM1B_LENGTHS), 126) + 2  # cut at 128, [CLS] and [SEP]
-    batches = length_buckets(lengths, batch_size, np.random.default_rng(0))
-    slots = sum(len(batch) * lengths[batch].max() for batch in batches)
-    assert lengths.sum() / slots >= 0.95
-
-
-def test_a_budget_of_slots_is_kept_and_used() -> None:
-    lengths = np.minimum(np.repeat(np.arange(len(LM1B_LENGTHS)), LM1B_LENGTHS), 62) + 2  # cut at 64
-    batches = length_buckets(lengths, 64, np.random.default_rng(0), 2048)
-    assert sorted(np.concatenate(batches).tolist()) == list(range(len(lengths)))
-    slots = np.array([len(batch) * lengths[batch].max() for batch in batches])
-    assert slots.max() <= 2048 and np.median(slots) > 0.97 * 2048
-    assert lengths.sum() / slots.sum() >= 0.97
-
-
-def test_every_sentence_is_in_exactly_one_batch_and_epochs_differ() -> None:
-    lengths = np.random.default_rng(0).integers(1, 60, 1003)
-    first, second = (length_buckets(lengths, 8, np.random.default_rng(seed)) for seed in (0, 1))
-    for batches in (first, second):
-        assert sorted(np.concatenate(batches).tolist()) == list(range(1003))
-        assert max(map(len, batches)) == 8
-    assert {tuple(sorted(b)) for b in first} != {tuple(sorted(b)) for b in second}
-
-
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_ranks_share_an_epoch_without_overlap(
-    text: dataloader.TokenizedText, tokenizer: BertTokenizerFast, world_size: int
-) -> None:
-    per_epoch = -(-len(text) // 7)
-    seen = []
-    for rank in range(world_size):
-        stream = endless_batches(text, 7, tokenizer, seed=1, rank=rank, world_size=world_size)
-        mine = list(itertools.islice(stream, per_epoch // world_size + 1))
-        seen += [
-            tuple(row[m].tolist())
-            for epoch, b in mine
-            if epoch == 0
-            for row, m in zip(b.input_ids, b.target_mask, strict=True)
-        ]
-    assert len(seen) == len(set(seen)) == len(text)
-
-
-def test_the_order_depends_on_the_seed_alone(text: dataloader.TokenizedText, tokenizer: BertTokenizerFast) -> None:
-    def first(seed: int) -> torch.Tensor:
-        return next(endless_batches(text, 16, tokenizer, seed=seed))[1].input_ids
-
-    assert torch.equal(first(3), first(3))
-    assert first(3).shape != first(4).shape or not torch.equal(first(3), first(4))
-
-
-def test_sorted_batches_cover_the_chosen_sentences(
-    text: dataloader.TokenizedText, tokenizer: BertTokenizerFast
-) -> None:
-    chosen = np.array([3, 1, 200, 77, 5])
-    batches = list(sorted_batches(text, chosen, 2, tokenizer))
-    assert sorted(np.concatenate([i for i, _ in batches]).tolist()) == sorted(chosen.tolist())
-    widths = [batch.input_ids.shape[1] for _, batch in batches]
-    assert widths == sorted(widths, reverse=True)
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------

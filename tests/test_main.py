@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -62,6 +63,18 @@ def test_batches_by_slots_hold_as_many_sentences_as_fit(monkeypatch, corpus: Pat
     assert all(rows * width <= 200 for rows, width in seen) and len({rows for rows, _ in seen}) > 1
     code, _ = train(monkeypatch, corpus, tmp_path, "--max_tokens", 20, "--max_length", 32, name="small")
     assert code == 2 and "max_tokens=20 holds no sentence" in capsys.readouterr().err
+
+
+def test_packed_training_fills_rows_and_says_so(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    words = ("--packing", "true", "--max_length", 32, "--batch_size", 8, "--max_steps", 12)
+    code, _ = train(monkeypatch, corpus, tmp_path, *words)
+    said = capsys.readouterr().out
+    assert code == 0 and 90 < float(re.search(r"batches +([\d.]+) % of their slots", said)[1]) <= 100
+    per_step = float(re.search(r"12 steps of (\d+) sentences", said)[1])
+    assert 8 * 32 / 15 < per_step < 8 * 32 / 5  # rows of 32 slots, sentences of 8 to 15
+    words = ("--packing", "true", "--timestep", "token")
+    assert train(monkeypatch, corpus, tmp_path, *words, name="token")[0] == 2
+    assert "packing=true and time_conditioning=token" in capsys.readouterr().err
 
 
 def test_fitlog_takes_every_figure_of_a_real_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:

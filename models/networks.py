@@ -1,0 +1,171 @@
+"""Which network: the settings that name it, architectures that need no hub, weights from a folder or the hub."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForMaskedLM,
+    BertConfig,
+    ModernBertConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from hub import first_line, look_for_hub, why_not_given
+from process import UserError
+from vocabulary import vocabulary_size
+
+PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
+    "bert-base": (BertConfig, {}),
+    "bert-small": (
+        BertConfig,
+        {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024},
+    ),
+    # pre-norm with rotary positions: learns from scratch in minutes where post-norm BERT sits on the unigram plateau
+    "modernbert-small": (
+        ModernBertConfig,
+        {
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 512,
+            "max_position_embeddings": 512,
+            "global_attn_every_n_layers": 1,
+        },
+    ),
+}
+"""Architectures that need no hub, for `--from_scratch true`."""
+
+TIME_CONDITIONINGS = ("none", "layerwise", "token")
+
+
+@dataclass(frozen=True)
+class BertArgs:
+    """Which network denoises, and how it is told the time."""
+
+    model_name_or_path: str = field(
+        default="bert-base-uncased",
+        metadata={"aliases": ["--model_type"], "help": f"hub name, folder, or preset: {', '.join(PRESETS)}"},
+    )
+    from_scratch: bool = field(default=False, metadata={"help": "random weights: take the configuration only"})
+    config_overrides: str = field(
+        default="", metadata={"help": "with from_scratch: hidden_size=256,num_hidden_layers=4,..."}
+    )
+    time_conditioning: str = field(
+        default="none",
+        metadata={
+            "aliases": ["--timestep"],
+            "choices": list(TIME_CONDITIONINGS),
+            "help": "none: time-agnostic (TAD); layerwise: in each layer (LTE); token: after [CLS] (PTE)",
+        },
+    )
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata={"help": "sdpa, eager (faster for short sentences in bf16 on a CPU), flash_attention_2"},
+    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "trade compute for memory"})
+
+
+def load_network(name_or_path: str, *, whole: bool = False) -> PreTrainedModel:
+    """A pretrained masked language model in float32, from a folder or the hub; safetensors only, never a pickle.
+
+    Args:
+        name_or_path: a folder made by save_pretrained, or a name on the hub.
+        whole: refuse weights with a tensor missing, which transformers would fill with noise (a bare encoder has no
+            head, and may start a training; a checkpoint may not lack anything).
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    if name_or_path in PRESETS and not Path(name_or_path).exists():
+        raise UserError(f"{name_or_path} is an architecture without weights; add --from_scratch true")
+    if not Path(name_or_path).exists():
+        look_for_hub()
+    try:
+        network, report = AutoModelForMaskedLM.from_pretrained(
+            name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:  # a missing or damaged network raises anything, down to ZeroDivisionError
+        raise UserError(_not_loaded("network", name_or_path, error)) from error
+    if whole and (report["missing_keys"] or report["mismatched_keys"]):
+        first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
+        raise UserError(f"cannot read the network in {name_or_path}: its weights lack {first}")
+    return network
+
+
+def fresh_network(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """Random weights for the configuration that `args` describe.
+
+    Raises:
+        UserError: if no such network can be made.
+    """
+    try:
+        return AutoModelForMaskedLM.from_config(_configuration(args, tokenizer), dtype=torch.float32)
+    except UserError:
+        raise
+    except Exception as error:  # sizes that do not fit each other fail deep inside, in many ways
+        what = f"config_overrides={args.config_overrides!r}" if args.config_overrides else args.model_name_or_path
+        raise UserError(f"{what}: no network can be made of it ({first_line(error)})") from error
+
+
+def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    special = {
+        "pad_token_id": tokenizer.pad_token_id,
+        "cls_token_id": tokenizer.cls_token_id,
+        "sep_token_id": tokenizer.sep_token_id,
+        "bos_token_id": tokenizer.cls_token_id,
+        "eos_token_id": tokenizer.sep_token_id,
+    }
+    overrides = _parse_overrides(args.config_overrides)
+    if args.model_name_or_path in PRESETS:
+        kind, settings = PRESETS[args.model_name_or_path]
+        _refuse_unknown(kind(), overrides)
+        return kind(**{**settings, "vocab_size": vocabulary_size(tokenizer), **special, **overrides})
+    if not Path(args.model_name_or_path).exists():
+        look_for_hub()
+    try:
+        config = AutoConfig.from_pretrained(args.model_name_or_path)
+    except Exception as error:
+        raise UserError(_not_loaded("network", args.model_name_or_path, error)) from error
+    _refuse_unknown(config, overrides)
+    config.update(
+        {
+            "vocab_size": max(vocabulary_size(tokenizer), config.vocab_size),
+            "pad_token_id": special["pad_token_id"],
+            **overrides,
+        }
+    )
+    return config
+
+
+def _refuse_unknown(config: PretrainedConfig, overrides: dict) -> None:
+    for name in overrides:
+        if name not in config.to_dict():
+            raise UserError(f"config_overrides: {type(config).__name__} has no setting named {name!r}")
+
+
+def _parse_overrides(text: str) -> dict[str, int | float | bool | str]:
+    parsed: dict[str, int | float | bool | str] = {}
+    for item in filter(None, text.split(",")):
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise UserError(f"config_overrides: {item!r} is not name=value")
+        for kind in (int, float):
+            try:
+                parsed[name] = kind(value)
+                break
+            except ValueError:
+                parsed[name] = {"true": True, "false": False}.get(value.lower(), value)
+    return parsed
+
+
+def _not_loaded(what: str, name: str, error: Exception) -> str:
+    if Path(name).exists():
+        return f"cannot read the {what} in {name}: {first_line(error)}"
+    return (
+        f"cannot load the {what} {name!r}: no local folder, and the hub did not give it ({why_not_given(error)}). "
+        f"Offline: give a folder made by save_pretrained, or --from_scratch true with one of {', '.join(PRESETS)}"
+    )
