@@ -33,6 +33,9 @@ class TrainArgs:
         metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network; the maths is fp32+"},
     )
     fp16: bool = field(default=False, metadata={"help": "the same as --precision fp16"})
+    fused_loss: bool = field(
+        default=False, metadata={"help": "never hold all logits of a step: less memory, a second product with the head"}
+    )
     eval_steps: int = field(default=0, metadata={"aliases": ["--eval_interval"], "help": "0: ten times in all"})
     eval_step_size: int = field(default=64, metadata={"help": "steps of T per window of the validation bound"})
     eval_sequences: int = field(default=256, metadata={"help": "validation sentences scored during training; 0: all"})

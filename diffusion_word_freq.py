@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from estimators import estimate
-from masked_prediction import Prediction
+from masked_prediction import Prediction, in_parts
 from process import (
     EVERY_WINDOW,
     Batch,
@@ -22,6 +22,7 @@ from process import (
     Denoiser,
     Generators,
     Loss,
+    Process,
     SampleArgs,
     StepCallback,
     UserError,
@@ -121,7 +122,7 @@ SPINDLES = {
 """What is measured of a token, and how it is set against its sentence."""
 
 
-class WordFreqDiffusion:
+class WordFreqDiffusion(Process):
     """The exact process: a Bayes posterior, and a p_theta that sees x_t only. Satisfies `process.Process`."""
 
     exact = True
@@ -276,7 +277,11 @@ class WordFreqDiffusion:
     def predict(self, denoiser: Denoiser, batch: Batch, xt: Tensor, t: Tensor) -> Prediction:
         """Log pi at masked targets: the head is run nowhere else, and visible positions reach no softmax."""
         masked = xt.eq(self.mask_id) & batch.target_mask
-        logits = denoiser.decode(denoiser.encode(xt, t, batch.attention_mask)[masked])
+        hidden = denoiser.encode(xt, t, batch.attention_mask)[masked]
+        return self.prediction(denoiser.decode(hidden), batch, xt, masked)
+
+    def prediction(self, logits: Tensor, batch: Batch, xt: Tensor, masked: Tensor) -> Prediction:
+        """The same from the logits at masked targets, [n, V]; they are changed."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return Prediction(batch, xt, masked, logits.index_fill_(1, self.barred, -math.inf))
 
@@ -304,12 +309,19 @@ class WordFreqDiffusion:
     def token_terms(
         self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """`divergence` of every token, each float64 [B, L], nats; 0 at visible ones."""
-        prediction = self.predict(denoiser, batch, xt, t)
+        """`divergence` of every token, each float64 [B, L], nats; 0 at visible ones. Without KL the first is all 0."""
+        masked = xt.eq(self.mask_id) & batch.target_mask
+
+        def terms(hidden: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+            prediction = self.prediction(denoiser.decode(hidden), batch.rows(rows), xt[rows], masked[rows])
+            if with_kl:
+                return self.divergence(prediction, s[rows], t[rows])
+            return torch.zeros_like(prediction.cross_entropy), prediction.cross_entropy
+
+        hidden = denoiser.encode(xt, t, batch.attention_mask)[masked]
+        found = in_parts(terms, hidden, masked.sum(1), len(self.statistic), again=self.fused_loss)
         zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
-        if not with_kl:
-            return zeros, zeros.masked_scatter(prediction.masked, prediction.cross_entropy)
-        return tuple(zeros.masked_scatter(prediction.masked, part) for part in self.divergence(prediction, s, t))
+        return tuple(zeros.masked_scatter(masked, part) for part in found)
 
     def loss(self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None) -> Loss:
         """An unbiased estimate of the bound over all T steps (one t per sentence), or its unweighted cousin.
@@ -342,18 +354,6 @@ class WordFreqDiffusion:
         The prior term, KL(q(x_T | x0) || all [MASK]), is exactly 0, since alpha_bar(T) = 0.
         """
         return estimate(self, denoiser, batch, num_steps, args, generator=generator)
-
-    def nll_bound(
-        self,
-        denoiser: Denoiser,
-        batch: Batch,
-        num_steps: int,
-        args: BoundArgs = EVERY_WINDOW,
-        *,
-        generator: Generators = None,
-    ) -> Tensor:
-        """[B], nats per sentence: an unbiased estimate of an upper bound of -log p_theta(x0) at `num_steps` steps."""
-        return self.bound(denoiser, batch, num_steps, args, generator=generator).total
 
     # ---- sample ------------------------------------------------------------------------------------------------------
 

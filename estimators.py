@@ -251,7 +251,7 @@ def one_trajectory(
     sums = torch.zeros(3, len(revealed_in), dtype=torch.float64, device=revealed_in.device)
     begin = torch.zeros_like(revealed_in[:, 0])  # the first window that sees the present set
     while (active := (revealed_in >= begin[:, None]).any(1).nonzero()[:, 0]).numel():
-        rows = Batch(*(tensor[active] for tensor in vars(batch).values()))
+        rows = batch.rows(active)
         when, since = revealed_in[active], begin[active]
         masked = when >= since[:, None]
         now = when.masked_fill(~masked, len(grid)).amin(1)

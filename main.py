@@ -28,10 +28,11 @@ import runtime
 from config import TrainArgs, parse
 from corpus import holds_pairs, training_source
 from diffusion_word_freq import WordFreqArgs
+from masked_prediction import masked_lm_loss
 from models.bert import build
 from models.networks import BertArgs
 from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
-from process import Batch, Loss, UserError, masked_lm_loss
+from process import Batch, Loss, UserError
 from tracking import Tracker
 from vocabulary import load_tokenizer, vocabulary_size, wordpiece_of
 
@@ -74,6 +75,8 @@ def prepare(settings: Settings, device: torch.device) -> tuple[checkpoint.Run, d
     args, data, _, network, noise, _ = settings
     if (noise.posterior, noise.loss_weighting) == ("released", "uniform"):
         raise UserError("posterior=released trains on its own loss; use --hybrid_lambda for its cross-entropy term")
+    if noise.posterior == "released" and args.fused_loss:
+        raise UserError("fused_loss=true is for the exact process; the released loss needs every logit at once")
     with runtime.leader_first():
         tokenizer = prepare_tokenizer(data, network)
         train_text, valid_text, form = load_texts(settings, tokenizer)
@@ -91,6 +94,7 @@ def prepare(settings: Settings, device: torch.device) -> tuple[checkpoint.Run, d
     else:
         counts = train_text.counts(denoiser.vocab_size)
     process = checkpoint.build_process(noise, counts, tokenizer, denoiser.vocab_size, of_pairs=form is not None)
+    process.fused_loss = args.fused_loss
     histogram = np.bincount(train_text.target_lengths).tolist()
     run = checkpoint.Run(denoiser, process, noise, tokenizer, counts, histogram, data.max_length, pairs=form)
     return run.to(device), train_text, valid_text
@@ -193,6 +197,8 @@ def training_loss(
         mask_id=run.tokenizer.mask_token_id,
         num_steps=run.process_args.num_steps,
         rates=args.rates,
+        vocab_size=run.denoiser.vocab_size,
+        fused=args.fused_loss,
         generator=generator,
     )
 

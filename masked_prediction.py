@@ -4,13 +4,67 @@ n masked positions times V entries is the largest thing in a training step. Here
 probabilities; whatever else the loss needs is a number a position, and the gradient is written out by hand.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Generator, Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.utils.checkpoint import checkpoint
 
-from process import Batch
+from process import Batch, Denoiser, Loss, stratified_timesteps, uniform
+
+LOGITS_AT_ONCE = 2**24
+"""64 MiB of them in float32: so many make up a part, where there are parts."""
+
+
+def in_parts(
+    terms: Callable[[Tensor, slice], tuple[Tensor, ...]],
+    hidden: Tensor,
+    counts: Tensor,
+    vocab_size: int,
+    *,
+    again: bool,
+) -> tuple[Tensor, ...]:
+    """What `terms` makes of masked positions, a few sentences at a time where that pays.
+
+    Without a gradient it always does. With one, a part's logits are kept for it, or made again: that costs a further
+    product with the vocabulary matrix. (torch's own linear_cross_entropy in chunks holds no more, but is of no use
+    where the loss is more than the cross-entropy of x0, and on a CPU takes eight times as long as the plain one.)
+
+    Args:
+        terms: from the hidden states of some sentences' positions, and which sentences, to tensors [n] of terms.
+        hidden: [n, D], row by row.
+        counts: int64 [B], positions of each sentence.
+        vocab_size: V, logits of a position.
+        again: whether logits are made again for the gradient.
+
+    Returns:
+        The parts put together, each [n].
+    """
+    with_gradient = torch.is_grad_enabled()
+    sizes = counts.tolist()
+    rows = [slice(None)] if with_gradient and not again else cut(sizes, LOGITS_AT_ONCE // vocab_size)
+    if len(rows) == 1:
+        return terms(hidden, slice(None))
+    found, begin = [], 0
+    for chosen in rows:
+        end = begin + sum(sizes[chosen])
+        part, begin = hidden[begin:end], end
+        found.append(checkpoint(terms, part, chosen, use_reentrant=False) if with_gradient else terms(part, chosen))
+    return tuple(torch.cat(pieces) for pieces in zip(*found, strict=True))
+
+
+def cut(sizes: list[int], at_once: int) -> list[slice]:
+    """Neighbouring sentences whose sizes add up to `at_once` at most; a sentence is never cut."""
+    cuts, held = [0], 0
+    for row, size in enumerate(sizes):
+        if held and held + size > at_once:
+            cuts.append(row)
+            held = 0
+        held += size
+    return [slice(*ends) for ends in zip(cuts, [*cuts[1:], len(sizes)], strict=True)]
 
 
 class Prediction:
@@ -46,7 +100,7 @@ class Prediction:
     def cross_entropy(self) -> Tensor:
         """-log pi(x0), float64 [n]."""
         if self.logits.requires_grad:
-            return torch.nn.functional.cross_entropy(self.logits, self.x0, reduction="none").double()
+            return F.cross_entropy(self.logits, self.x0, reduction="none").double()
         return (self.log_total - self.logits.gather(-1, self.x0[:, None]).squeeze(-1)).double()
 
     def expectation(self, statistic: Tensor) -> Tensor:
@@ -87,8 +141,9 @@ class _SpindleTerms(torch.autograd.Function):
         probs = prediction.probs
         narrow, lengths = table.to(probs.dtype), prediction.masked.sum(1).tolist()
         revealed = torch.cat([p @ u for p, u in zip(probs.split(lengths), narrow, strict=True)])
-        ctx.lengths, ctx.positions = lengths, (probs, prediction.x0, revealed)  # not the logits: they may go
-        ctx.sentences = (statistic.to(probs.dtype), narrow, slope.to(probs.dtype))
+        sentences = (statistic.to(probs.dtype), narrow, slope.to(probs.dtype))
+        ctx.lengths = lengths
+        ctx.save_for_backward(probs, prediction.x0, revealed, *sentences)  # not the logits: they may go
         cross_entropy = prediction.log_total - prediction.logits.detach().gather(-1, prediction.x0[:, None]).squeeze(-1)
         return cross_entropy.double(), revealed.double(), table[prediction.row, prediction.x0]
 
@@ -96,7 +151,7 @@ class _SpindleTerms(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: FunctionCtx, *incoming: Tensor) -> tuple[Tensor | None, ...]:
         """See the class."""
-        (probs, x0, revealed), (statistic, table, slope) = ctx.positions, ctx.sentences
+        probs, x0, revealed, statistic, table, slope = ctx.saved_tensors
         g_ce, g_revealed, g_own = (g.to(table.dtype) for g in incoming)
         grad = torch.empty_like(probs)
         parts = (part.split(ctx.lengths) for part in (probs, grad, x0, g_ce, g_revealed, g_own, revealed))
@@ -108,3 +163,35 @@ class _SpindleTerms(torch.autograd.Function):
             out.mul_(p)
         grad.scatter_add_(1, x0[:, None], -g_ce[:, None])
         return grad, None, None, None, None
+
+
+def masked_lm_loss(
+    denoiser: Denoiser,
+    batch: Batch,
+    *,
+    mask_id: int,
+    num_steps: int,
+    rates: tuple[float, float],
+    vocab_size: int,
+    fused: bool = False,
+    generator: Generator | None = None,
+) -> Loss:
+    """Cross-entropy of tokens masked at a rate drawn per sentence from `rates`: BERT's own task, a warm start.
+
+    Divided by the mean rate, so that a target token weighs one in expectation, as it does in a process's loss.
+    """
+    low, high = rates
+    device = batch.input_ids.device
+    t = stratified_timesteps(len(batch.input_ids), num_steps, generator).to(device)
+    rate = low + (high - low) * t / num_steps
+    masked = batch.target_mask & (uniform(batch.target_mask, generator) < rate[:, None])
+    xt = batch.input_ids.masked_fill(masked, mask_id)
+
+    def terms(hidden: Tensor, rows: slice) -> tuple[Tensor]:
+        logits = denoiser.decode(hidden).float()
+        return (F.cross_entropy(logits, batch.input_ids[rows][masked[rows]], reduction="none"),)
+
+    hidden = denoiser.encode(xt, (rate * num_steps).long().clamp(min=1), batch.attention_mask)[masked]
+    (cross_entropy,) = in_parts(terms, hidden, masked.sum(1), vocab_size, again=fused)
+    total = cross_entropy.sum() / ((low + high) / 2)
+    return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Generator, Tensor
 
 Generators = Generator | Sequence[Generator] | None
@@ -47,6 +46,10 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+    def rows(self, chosen: slice | Tensor) -> "Batch":
+        """Some of the sentences."""
+        return Batch(*(tensor[chosen] for tensor in vars(self).values()))
 
 
 @dataclass(frozen=True)
@@ -165,6 +168,9 @@ Rows without a target are nobody's work and are not reported. xt is the sampler'
 class Process(Protocol):
     """The verbs that scripts may call."""
 
+    fused_loss: bool = False
+    """Whether the loss makes logits a few sentences at a time, and again for the gradient, instead of keeping them."""
+
     def loss(self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None) -> Loss:
         """An unbiased training loss of the batch."""
         ...
@@ -190,8 +196,8 @@ class Process(Protocol):
         *,
         generator: Generators = None,
     ) -> Tensor:
-        """[B], nats per sentence: an upper bound of -log p(x0), the sum of `bound`."""
-        ...
+        """[B], nats per sentence: an unbiased estimate of an upper bound of -log p_theta(x0) at `num_steps` steps."""
+        return self.bound(denoiser, batch, num_steps, args, generator=generator).total
 
     def sample(
         self,
@@ -321,28 +327,3 @@ def filter_logits(logits: Tensor, args: SampleArgs) -> Tensor:
         cut = torch.zeros_like(beyond).scatter(-1, order, beyond)
         logits = logits.masked_fill(cut, -torch.inf)
     return logits
-
-
-def masked_lm_loss(
-    denoiser: Denoiser,
-    batch: Batch,
-    *,
-    mask_id: int,
-    num_steps: int,
-    rates: tuple[float, float],
-    generator: Generator | None = None,
-) -> Loss:
-    """Cross-entropy of tokens masked at a rate drawn per sentence from `rates`: BERT's own task, a warm start.
-
-    Divided by the mean rate, so that a target token weighs one in expectation, as it does in a process's loss.
-    """
-    low, high = rates
-    device = batch.input_ids.device
-    t = stratified_timesteps(len(batch.input_ids), num_steps, generator).to(device)
-    rate = low + (high - low) * t / num_steps
-    masked = batch.target_mask & (uniform(batch.target_mask, generator) < rate[:, None])
-    xt = batch.input_ids.masked_fill(masked, mask_id)
-    hidden = denoiser.encode(xt, (rate * num_steps).long().clamp(min=1), batch.attention_mask)
-    logits = denoiser.decode(hidden[masked]).float()
-    total = F.cross_entropy(logits, batch.input_ids[masked], reduction="sum") / ((low + high) / 2)
-    return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})

@@ -32,6 +32,7 @@ LIBRARY = {
     "pairs",
     "metrics",
     "metrics_of_models",
+    "masked_prediction",
     "predictions",
 }
 MAY_IMPORT = {

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,7 +17,7 @@ import checkpoint
 import main
 from corpus import held_out
 from dataloader import DataArgs
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion_word_freq import WordFreqArgs
 from optim import OptimArgs
 from process import UserError
 
@@ -47,34 +46,6 @@ def train(
         0.1,
     ]
     return call(main.main, monkeypatch, *base, "--max_steps", 3, *words), folder
-
-
-def test_batches_by_slots_hold_as_many_sentences_as_fit(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
-    seen = []
-    real = WordFreqDiffusion.loss
-
-    def watched(self, denoiser, batch, **kwargs):
-        seen.append(tuple(batch.input_ids.shape))
-        return real(self, denoiser, batch, **kwargs)
-
-    monkeypatch.setattr(WordFreqDiffusion, "loss", watched)
-    code, _ = train(monkeypatch, corpus, tmp_path, "--max_tokens", 200, "--max_length", 32, "--max_steps", 12)
-    assert code == 0 and "% of their slots held tokens" in capsys.readouterr().out
-    assert all(rows * width <= 200 for rows, width in seen) and len({rows for rows, _ in seen}) > 1
-    code, _ = train(monkeypatch, corpus, tmp_path, "--max_tokens", 20, "--max_length", 32, name="small")
-    assert code == 2 and "max_tokens=20 holds no sentence" in capsys.readouterr().err
-
-
-def test_packed_training_fills_rows_and_says_so(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
-    words = ("--packing", "true", "--max_length", 32, "--batch_size", 8, "--max_steps", 12)
-    code, _ = train(monkeypatch, corpus, tmp_path, *words)
-    said = capsys.readouterr().out
-    assert code == 0 and 90 < float(re.search(r"batches +([\d.]+) % of their slots", said)[1]) <= 100
-    per_step = float(re.search(r"12 steps of (\d+) sentences", said)[1])
-    assert 8 * 32 / 15 < per_step < 8 * 32 / 5  # rows of 32 slots, sentences of 8 to 15
-    words = ("--packing", "true", "--timestep", "token")
-    assert train(monkeypatch, corpus, tmp_path, *words, name="token")[0] == 2
-    assert "packing=true and time_conditioning=token" in capsys.readouterr().err
 
 
 def test_fitlog_takes_every_figure_of_a_real_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
@@ -161,6 +132,7 @@ import sys
 import torch
 
 import main
+import masked_prediction
 from process import Loss
 from runtime import run_script
 
@@ -250,7 +222,10 @@ def test_the_warm_start_is_masked_language_modelling_and_then_the_process_takes_
     monkeypatch.setattr(main, "masked_lm_loss", lambda *_, rates, **__: ("masked lm", rates))
     process = SimpleNamespace(loss=lambda *_, **__: "process")
     run = SimpleNamespace(
-        process=process, denoiser=None, tokenizer=SimpleNamespace(mask_token_id=4), process_args=WordFreqArgs()
+        process=process,
+        denoiser=SimpleNamespace(vocab_size=5),
+        tokenizer=SimpleNamespace(mask_token_id=4),
+        process_args=WordFreqArgs(),
     )
     args = main.TrainArgs("x", warm_start=0.25, warm_start_rates="0.2,0.3")
     losses = [main.training_loss(run, None, args, progress, None) for progress in (0.0, 0.24, 0.25, 1.0)]

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from conftest import TableDenoiser, text_batch
 from scipy.stats import chisquare, kstest
 from torch import Generator
 
@@ -13,7 +12,6 @@ from process import (
     SampleArgs,
     UserError,
     filter_logits,
-    masked_lm_loss,
     sample_categorical,
     step_windows,
     stratified_timesteps,
@@ -138,28 +136,6 @@ def test_uniform_is_uniform_and_follows_its_generator() -> None:
     first, again = (uniform(where, Generator().manual_seed(5)) for _ in range(2))
     assert torch.equal(first, again) and first.dtype == torch.float64
     assert kstest(first.flatten().numpy(), "uniform").pvalue > 1e-3
-
-
-def test_masked_lm_loss_weighs_a_token_one_in_expectation() -> None:
-    """With a network that gives every token the same loss c, the expected total is c per target token."""
-    denoiser = TableDenoiser(5, scale=0.0)  # uniform over 5 tokens: log 5 each
-    batch = text_batch(torch.zeros(4000, 6, dtype=torch.long))
-    loss = masked_lm_loss(denoiser, batch, mask_id=3, num_steps=64, rates=(0.1, 0.4))
-    assert int(loss.num_tokens) == 24_000
-    assert loss.total.item() / 24_000 == pytest.approx(math.log(5), rel=0.03)
-
-
-def test_masked_lm_loss_tells_the_network_the_time_of_its_mask_rate() -> None:
-    seen = []
-
-    class Listener(TableDenoiser):
-        def encode(self, xt: torch.Tensor, t: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            seen.extend(t.tolist())
-            return super().encode(xt, t, attention_mask)
-
-    batch = text_batch(torch.zeros(200, 6, dtype=torch.long))
-    masked_lm_loss(Listener(5), batch, mask_id=3, num_steps=1000, rates=(0.1, 0.4))
-    assert min(seen) in range(100, 110) and max(seen) in range(390, 401) and len(set(seen)) > 100
 
 
 def test_a_bound_is_the_sum_of_its_terms() -> None:

@@ -1,0 +1,53 @@
+"""main.py's settings of speed and memory: what they change, and that they change nothing else."""
+
+import re
+from pathlib import Path
+
+import torch
+from test_main import CPU, train
+
+import checkpoint
+import masked_prediction
+from diffusion_word_freq import WordFreqDiffusion
+
+
+def test_batches_by_slots_hold_as_many_sentences_as_fit(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    seen = []
+    real = WordFreqDiffusion.loss
+
+    def watched(self, denoiser, batch, **kwargs):
+        seen.append(tuple(batch.input_ids.shape))
+        return real(self, denoiser, batch, **kwargs)
+
+    monkeypatch.setattr(WordFreqDiffusion, "loss", watched)
+    code, _ = train(monkeypatch, corpus, tmp_path, "--max_tokens", 200, "--max_length", 32, "--max_steps", 12)
+    assert code == 0 and "% of their slots held tokens" in capsys.readouterr().out
+    assert all(rows * width <= 200 for rows, width in seen) and len({rows for rows, _ in seen}) > 1
+    code, _ = train(monkeypatch, corpus, tmp_path, "--max_tokens", 20, "--max_length", 32, name="small")
+    assert code == 2 and "max_tokens=20 holds no sentence" in capsys.readouterr().err
+
+
+def test_packed_training_fills_rows_and_says_so(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    words = ("--packing", "true", "--max_length", 32, "--batch_size", 8, "--max_steps", 12)
+    code, _ = train(monkeypatch, corpus, tmp_path, *words)
+    said = capsys.readouterr().out
+    assert code == 0 and 90 < float(re.search(r"batches +([\d.]+) % of their slots", said)[1]) <= 100
+    per_step = float(re.search(r"12 steps of (\d+) sentences", said)[1])
+    assert 8 * 32 / 15 < per_step < 8 * 32 / 5  # rows of 32 slots, sentences of 8 to 15
+    words = ("--packing", "true", "--timestep", "token")
+    assert train(monkeypatch, corpus, tmp_path, *words, name="token")[0] == 2
+    assert "packing=true and time_conditioning=token" in capsys.readouterr().err
+
+
+def test_a_fused_loss_trains_to_the_same_weights(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    weights = []
+    for fused in ("false", "true"):
+        monkeypatch.setattr(masked_prediction, "LOGITS_AT_ONCE", 20 * 300)
+        words = ("--fused_loss", fused, "--warm_start", 0.5, "--max_steps", 8)
+        code, folder = train(monkeypatch, corpus, tmp_path, *words, name=fused)
+        assert code == 0
+        weights.append(checkpoint.load(folder / "checkpoint-last", CPU).denoiser.state_dict())
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    code, _ = train(monkeypatch, corpus, tmp_path, "--fused_loss", "true", "--posterior", "released", name="released")
+    assert code == 2 and "fused_loss=true is for the exact process" in capsys.readouterr().err
