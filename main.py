@@ -29,6 +29,7 @@ from config import TrainArgs, parse
 from corpus import holds_pairs, training_source
 from diffusion_word_freq import WordFreqArgs
 from masked_prediction import masked_lm_loss
+from models import machine
 from models.bert import build
 from models.networks import BertArgs
 from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
@@ -134,10 +135,11 @@ def train(
     device: torch.device,
 ) -> None:
     """The loop: learning rate, accumulate, clip, step, average, log, evaluate, save."""
-    args, data, _, _, _, optim = settings
+    args, data, _, network, _, optim = settings
     model, rank, world_size = run.denoiser, runtime.rank(), runtime.world_size()
     precision = "fp16" if args.fp16 else runtime.pick_precision(args.precision, device)
     model.autocast = runtime.autocast(device, precision)
+    machine.fit(model, network, device, precision)
     optimizers = make_optimizers(optim, model, model.network.get_output_embeddings())
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     average = AveragedWeights(model, optim.ema_decay)
@@ -342,7 +344,8 @@ class Bookkeeper:
             + (f"; prompt {run.pairs.prompt!r}, target window {run.pairs.target_window}" if run.pairs else "")
             + f"; {parameters / 1e6:.1f} M parameters, {vocabulary_size(run.tokenizer):,} tokens in the vocabulary\n"
             + (f"{self.args.max_minutes:g} minutes, or " if self.args.max_minutes else "")
-            + f"{total_steps:,} steps of {per_step:,.0f} {what} on {self.device} in {precision}"
+            + f"{total_steps:,} steps of {per_step:,.0f} {what} on {self.device} in {precision}, "
+            f"{run.denoiser.network.config._attn_implementation} attention"
         )
 
     def close(self, step: int) -> None:

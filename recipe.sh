@@ -3,7 +3,7 @@
 # What learns from scratch in minutes: pre-norm rotary layers, Muon on the matrices, a third of the time as a masked LM
 # at low mask rates, then unweighted cross-entropy. The bound is always reported with the true weights.
 from_scratch=(
-    --model_name_or_path modernbert-small --from_scratch true --attn_implementation eager
+    --model_name_or_path modernbert-small --from_scratch true
     --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 --weight_decay 0.1
     --loss_weighting uniform --warm_start 0.33
 )

@@ -246,8 +246,8 @@ def build(args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int) ->
             f"the network {args.model_name_or_path} knows {denoiser.vocab_size} tokens but the tokenizer has "
             f"{vocabulary_size(tokenizer)}; use the network's own tokenizer, or --from_scratch true"
         )
-    try:
-        network.set_attn_implementation(args.attn_implementation)
+    try:  # auto is settled where the device is known, models/machine.py
+        network.set_attn_implementation("sdpa" if args.attn_implementation == "auto" else args.attn_implementation)
     except (ImportError, ValueError) as error:
         raise UserError(
             f"attn_implementation={args.attn_implementation!r} cannot be used here: {first_line(error)}"

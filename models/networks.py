@@ -63,8 +63,11 @@ class BertArgs:
         },
     )
     attn_implementation: str = field(
-        default="sdpa",
-        metadata={"help": "sdpa, eager (faster for short sentences in bf16 on a CPU), flash_attention_2"},
+        default="auto",
+        metadata={"help": "sdpa, eager, flash_attention_2; auto: what is fastest here and agrees with sdpa"},
+    )
+    compile: bool = field(
+        default=False, metadata={"help": "torch.compile; for CUDA (on a CPU it takes a minute and gains nothing)"}
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade compute for memory"})
 

@@ -11,8 +11,7 @@ shift 4
 . ./recipe.sh
 if [ "$(gpus)" -gt 0 ]; then
     train=(--config_overrides hidden_size=768,intermediate_size=2048,num_hidden_layers=12,num_attention_heads=12
-        --batch_size 512 --learning_rate 2e-3 --warmup_steps 300 --warm_start 0.2 --max_minutes 8 --precision bf16
-        --attn_implementation sdpa)
+        --batch_size 512 --learning_rate 2e-3 --warmup_steps 300 --warm_start 0.2 --max_minutes 8 --precision bf16)
     predict=(--num_steps 128 --batch_size 2048 --precision bf16)
 else
     train=(--config_overrides hidden_size=256,intermediate_size=512,num_hidden_layers=6,num_attention_heads=4

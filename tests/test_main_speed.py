@@ -9,6 +9,7 @@ from test_main import CPU, train
 import checkpoint
 import masked_prediction
 from diffusion_word_freq import WordFreqDiffusion
+from models import machine
 
 
 def test_batches_by_slots_hold_as_many_sentences_as_fit(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
@@ -51,3 +52,13 @@ def test_a_fused_loss_trains_to_the_same_weights(monkeypatch, corpus: Path, tmp_
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3, msg=name)
     code, _ = train(monkeypatch, corpus, tmp_path, "--fused_loss", "true", "--posterior", "released", name="released")
     assert code == 2 and "fused_loss=true is for the exact process" in capsys.readouterr().err
+
+
+def test_attention_and_compilation_are_settled_and_said(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    compiled = []
+    monkeypatch.setattr(machine, "compile_network", lambda denoiser, device: compiled.append(device))
+    for precision, attention in (("fp32", "sdpa"), ("bf16", "eager")):
+        words = ("--precision", precision, "--compile", "true", "--max_steps", 1)
+        assert train(monkeypatch, corpus, tmp_path, *words, name=precision)[0] == 0
+        assert f"on cpu in {precision}, {attention} attention" in capsys.readouterr().out
+    assert compiled == [CPU, CPU]

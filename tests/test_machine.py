@@ -1,0 +1,94 @@
+"""models/machine.py: the attention that is fast here is taken if it is right; compiled networks compute the same."""
+
+import pytest
+import torch
+from test_bert import CONFIGS, MASK, SHAPE, T, X, network
+from torch._dynamo.testing import CompileCounterWithBackend
+from transformers import BertConfig
+
+from models import machine
+from models.bert import BertDenoiser
+from models.networks import BertArgs
+from process import UserError
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "packing", "installed", "expected"),
+    [
+        (CPU, "bf16", False, True, "eager"),
+        (CPU, "fp32", False, True, "sdpa"),
+        (CUDA, "bf16", False, True, "flash_attention_2"),
+        (CUDA, "fp16", False, True, "flash_attention_2"),
+        (CUDA, "bf16", False, False, "sdpa"),
+        (CUDA, "fp32", False, True, "sdpa"),
+        (CUDA, "bf16", True, True, "sdpa"),
+    ],
+)
+def test_attention_by_machine(device, precision, packing, installed, expected, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "is_flash_attn_2_available", lambda: installed)
+    assert machine.attention_for(device, precision, packing=packing) == expected
+
+
+def attention_of(denoiser: BertDenoiser) -> str:
+    return denoiser.network.config._attn_implementation
+
+
+@pytest.mark.parametrize(
+    ("wanted", "precision", "taken"), [("auto", "bf16", "eager"), ("auto", "fp32", "sdpa"), ("sdpa", "bf16", "sdpa")]
+)
+def test_a_choice_is_made_only_where_it_is_left_open(wanted: str, precision: str, taken: str) -> None:
+    denoiser = BertDenoiser(network(CONFIGS["bert"]))
+    machine.fit(denoiser, BertArgs(attn_implementation=wanted), CPU, precision)
+    assert attention_of(denoiser) == taken
+
+
+def test_what_does_not_run_or_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = BertDenoiser(network(CONFIGS["bert"])).train()
+    machine.take_if_right(denoiser, "flash_attention_2")  # not installed here
+    assert attention_of(denoiser) == "sdpa" and denoiser.training
+    machine.take_if_right(denoiser, "eager")
+    assert attention_of(denoiser) == "eager"
+    real = machine.trial
+    wrong = lambda d: real(d) + (attention_of(d) == "eager")  # noqa: E731
+    monkeypatch.setattr(machine, "trial", wrong)
+    machine.take_if_right(denoiser, "eager")
+    assert attention_of(denoiser) == "sdpa"
+
+
+def outputs(denoiser: BertDenoiser, rows: int, width: int) -> list[torch.Tensor]:
+    """Logits at some positions, and the gradients of their sum of squares."""
+    x, mask = (v.repeat(rows, 1)[:, :width].contiguous() for v in (X, MASK))
+    denoiser.zero_grad()
+    logits = denoiser.decode(denoiser.encode(x, T.repeat(rows), mask)[mask])
+    logits.square().sum().backward()
+    return [logits.detach(), *(p.grad for p in denoiser.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("packing", [0, 12])
+def test_a_compiled_network_computes_the_same_and_is_not_compiled_anew_for_every_shape(packing: int) -> None:
+    torch._dynamo.reset()
+    denoiser = BertDenoiser(network(BertConfig(**{**SHAPE, "num_hidden_layers": 1})), "layerwise", num_steps=8)
+    denoiser.pack_rows(packing)
+    shapes = [(2, 5), (3, 4), (4, 5), (6, 3), (5, 5)]
+    names = list(denoiser.state_dict())
+    plain = [outputs(denoiser, *shape) for shape in shapes]
+    counter = CompileCounterWithBackend("aot_eager")
+    machine.compile_network(denoiser, CPU, counter)
+    graphs = [counter.frame_count]
+    for shape, expected in zip(shapes, plain, strict=True):
+        for found, known in zip(outputs(denoiser, *shape), expected, strict=True):
+            torch.testing.assert_close(found, known, atol=1e-4, rtol=1e-4)
+        graphs.append(counter.frame_count)
+    # two sentences, as many as heads, may look like one size to the compiler, which then takes a second turn
+    assert graphs[0] < graphs[1] <= graphs[2] == graphs[-1] and list(denoiser.state_dict()) == names
+
+
+def test_a_machine_that_cannot_compile_says_so() -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no compiler\nat all")
+
+    with pytest.raises(UserError, match=r"compile=true does not work here \(.*\); leave it out") as caught:
+        machine.compile_network(BertDenoiser(network(CONFIGS["bert"])), CPU, broken)
+    assert "\n" not in str(caught.value)
