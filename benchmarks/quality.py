@@ -21,7 +21,7 @@ import likelihood
 import metrics
 import predict
 import runtime
-from benchmarks.speed import Counted
+from benchmarks.variants import Counted
 from corpus import find_source, read_sentences
 from process import BoundArgs, SampleArgs
 

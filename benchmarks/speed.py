@@ -22,49 +22,19 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 import transformers
 from torch import Tensor
-from transformers import BertConfig, BertForMaskedLM
 
 import checkpoint
 import dataloader
-from benchmarks import matrix_formulation
+from batches import deal
+from benchmarks import matrix_formulation, variants
+from benchmarks.variants import STEPS, Step, fast, network, process_of, text
 from corpus import find_source
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion_word_freq import WordFreqArgs
 from models.bert import BertDenoiser
-from process import Batch, BoundArgs, SampleArgs, step_windows, stratified_timesteps
-
-ROOT = Path(__file__).parent.parent
-MASK, FIRST = 103, 1000
-SHAPES = {
-    "small": {"layers": 4, "hidden": 256, "rows": 16, "length": 64, "rounds": 12, "vocabulary": 30522},
-    "base": {"layers": 12, "hidden": 768, "rows": 4, "length": 128, "rounds": 6, "vocabulary": 30522},
-}
-STEPS = 128
-Step = Callable[[], object]
-
-
-def network(shape: dict) -> BertForMaskedLM:
-    """A fresh BERT."""
-    torch.manual_seed(0)
-    sizes = {"hidden_size": shape["hidden"], "num_hidden_layers": shape["layers"]}
-    sizes |= {"num_attention_heads": shape["hidden"] // 64, "intermediate_size": 4 * shape["hidden"]}
-    return BertForMaskedLM(BertConfig(vocab_size=shape["vocabulary"], **sizes)).train()
-
-
-def process_of(shape: dict, **settings: object) -> WordFreqDiffusion:
-    """The process over a Zipf vocabulary."""
-    counts = (1e6 / torch.arange(1, shape["vocabulary"] + 1)).long()
-    return WordFreqDiffusion(WordFreqArgs(**settings), counts, mask_id=MASK, excluded_ids=(0, 101, 102))
-
-
-def text(shape: dict, rows: int = 0) -> Batch:
-    """Random sentences, every token a target."""
-    torch.manual_seed(1)
-    x0 = torch.randint(FIRST, shape["vocabulary"], (rows or shape["rows"], shape["length"]))
-    everything = torch.ones_like(x0, dtype=torch.bool)
-    return Batch(x0, everything, everything)
+from models.packing import next_fit
+from process import Batch, BoundArgs, SampleArgs
 
 
 def seconds(step: Step) -> float:
@@ -86,75 +56,25 @@ def ratios(steps: dict[str, Step], floor: str, rounds: int) -> dict[str, list[fl
     return {name: [min(r), statistics.median(r), max(r)] for name, r in found.items()}
 
 
-# ---- a training step -------------------------------------------------------------------------------------------------
+def growths(kind: str, names: dict[str, str], shape_name: str) -> dict[str, float]:
+    """Growth of the peak of memory by two steps of each variant, in a process of its own, over that of the floor.
 
-
-def trained(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Step:
-    """Forward, backward, AdamW."""
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-
-    def step() -> None:
-        loss().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def stock(shape: dict) -> Step:
-    """Masked language modelling at 15 %, as transformers does it."""
-    model, x0 = network(shape), text(shape).input_ids
-
-    def loss() -> Tensor:
-        chosen = torch.rand(x0.shape) < 0.15
-        logits = model(input_ids=x0.masked_fill(chosen, MASK)).logits
-        return F.cross_entropy(logits.flatten(0, 1), x0.masked_fill(~chosen, -100).flatten())
-
-    return trained(model, loss)
-
-
-def ours(shape: dict, **settings: object) -> Step:
-    """The diffusion loss."""
-    denoiser, process, batch = BertDenoiser(network(shape)), process_of(shape, **settings), text(shape)
-
-    def loss() -> Tensor:
-        found = process.loss(denoiser, batch)
-        return found.total / found.num_tokens
-
-    return trained(denoiser, loss)
-
-
-def matrix(shape: dict) -> Step:
-    """The released loss, hybrid term included, in [B, L, V]."""
-    denoiser, process, batch = BertDenoiser(network(shape)), process_of(shape), text(shape)
-
-    def loss() -> Tensor:
-        t = stratified_timesteps(len(batch.input_ids), process.num_steps)
-        kl, cross_entropy = matrix_formulation.term(process, denoiser, batch, t - 1, t)
-        return process.num_steps * (kl.sum() + 0.01 * cross_entropy.sum()) / batch.target_mask.sum()
-
-    return trained(denoiser, loss)
-
-
-TRAINING: dict[str, Callable[[dict], Step]] = {
-    "stock": stock,
-    "train_ratio": ours,
-    "train_ratio_hybrid": lambda shape: ours(shape, hybrid_lambda=0.01),
-    "train_ratio_lambda0": lambda shape: ours(shape, spindle="none"),
-    "train_ratio_uniform": lambda shape: ours(shape, loss_weighting="uniform"),
-    "matrix_train_ratio_hybrid": matrix,
-}
-
-
-def growth(name: str, shape_name: str) -> float:
-    """MiB by which two training steps raise the peak of a fresh process."""
-    words = [sys.executable, __file__, "--shape", shape_name, "--memory_of", name]
-    return float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1])
+    Args:
+        kind: SAMPLING and so on, of variants.py.
+        names: of the figures, by those of the variants; the first is the floor's.
+        shape_name: of the network.
+    """
+    peaks = []
+    for name in names:
+        words = [sys.executable, __file__, "--shape", shape_name, "--memory_of", f"{kind}.{name}"]
+        peaks.append(float(subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1]))
+    return {figure: mine / peaks[0] for figure, mine in zip(list(names.values())[1:], peaks[1:], strict=True)}
 
 
 def memory_of(name: str, shape: dict) -> None:
-    """In the process of its own: print the growth."""
-    step, before = TRAINING[name](shape), peak()
+    """In the process of its own: print the growth in MiB."""
+    kind, name = name.split(".")
+    step, before = getattr(variants, kind)[name](shape), peak()
     step(), step()
     print(peak() - before)
 
@@ -165,41 +85,46 @@ def peak() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
+# ---- a training step -------------------------------------------------------------------------------------------------
+
+
 def part_train(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
-    """Time and memory of a step, and what a larger vocabulary costs."""
-    figures = ratios({name: make(shape) for name, make in TRAINING.items()}, "stock", shape["rounds"])
-    sizes = {"small": ours({**shape, "vocabulary": 8192}), "whole": ours(shape)}
-    figures["vocab_growth"] = ratios(sizes, "small", shape["rounds"])["whole"]
-    peaks = {name: growth(name, shape_name) for name in ("stock", "train_ratio", "matrix_train_ratio_hybrid")}
-    figures["train_memory_ratio"] = peaks["train_ratio"] / peaks["stock"]
-    figures["matrix_train_memory_ratio"] = peaks["matrix_train_ratio_hybrid"] / peaks["stock"]
+    """Time and memory of a step, what a larger vocabulary costs, and what a fused loss saves."""
+    figures = ratios({name: make(shape) for name, make in variants.TRAINING.items()}, "stock", shape["rounds"])
+    for figure, make in (("vocab_growth", variants.ours), ("matrix_vocab_growth", variants.matrix)):
+        sizes = {"small": make({**shape, "vocabulary": 8192}), "whole": make(shape)}
+        figures[figure] = ratios(sizes, "small", shape["rounds"] // 2)["whole"]
+    names = {"stock": "", "train_ratio": "train_memory_ratio", "matrix_train_ratio_hybrid": "matrix_train_memory_ratio"}
+    figures |= growths("TRAINING", names, shape_name)
+    if shape_name == "small":
+        figures |= ratios({name: make(shape) for name, make in variants.FUSED.items()}, "whole", shape["rounds"] // 2)
+        figures |= growths("FUSED", {"whole": "", "fused_ratio": "fused_memory_ratio"}, shape_name)
+        figures |= tokens_per_second(shape)
     return figures
 
 
+def tokens_per_second(shape: dict) -> dict:
+    """Tokens trained on in a second, over those of random batches, of sentences of many lengths."""
+    steps = {way: variants.on_lengths(shape, way) for way in ("random", "buckets", "packing")}
+    found: dict[str, list[float]] = {way: [] for way in steps}
+    for round_ in range(2 * shape["rounds"] + 1):
+        for way, step in steps.items():
+            begin = time.perf_counter()
+            tokens = step()
+            if round_:
+                found[way].append(tokens / (time.perf_counter() - begin))
+    floor = statistics.median(found["random"])
+    return {f"tokens_ratio_{way}": statistics.median(found[way]) / floor for way in ("buckets", "packing")}
+
+
 # ---- sampling --------------------------------------------------------------------------------------------------------
-
-
-class Counted:
-    """A denoiser that counts the rows it encodes and the calls."""
-
-    def __init__(self, denoiser: BertDenoiser) -> None:
-        self.inner, self.time_conditioned, self.rows, self.calls = denoiser, denoiser.time_conditioned, 0, 0
-
-    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """The inner one's."""
-        self.rows, self.calls = self.rows + len(xt), self.calls + 1
-        return self.inner.encode(xt, t, attention_mask)
-
-    def decode(self, hidden: Tensor) -> Tensor:
-        """The inner one's."""
-        return self.inner.decode(hidden)
 
 
 def overhead(
     shape: dict, rows: int, rounds: int, sampler: Callable, windows: int = STEPS, **settings: object
 ) -> list[float]:
     """Time of sampling over that of as many row evaluations of a bare forward, encoded and decoded everywhere."""
-    denoiser, process = Counted(BertDenoiser(network(shape).eval())), process_of(shape, **settings)
+    denoiser, process = variants.Counted(BertDenoiser(network(shape).eval())), process_of(shape, **settings)
     batch, found = text(shape, rows), []
     t = torch.ones(rows, dtype=torch.long)
 
@@ -217,7 +142,7 @@ def overhead(
 def forwards(**settings: object) -> int:
     """Calls of the network for 64 rows of 128 tokens at T = 1000, with a network of one layer."""
     shape = {"layers": 1, "hidden": 64, "vocabulary": 2000, "rows": 64, "length": 128}
-    denoiser = Counted(BertDenoiser(network(shape).eval()))
+    denoiser = variants.Counted(BertDenoiser(network(shape).eval()))
     process_of(shape, num_steps=1000, **settings).sample(denoiser, text(shape), SampleArgs(num_steps=1000))
     return denoiser.calls
 
@@ -225,10 +150,6 @@ def forwards(**settings: object) -> int:
 @torch.no_grad()
 def part_sample(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
     """Overheads over bare forwards, and how many forwards there are."""
-
-    def fast(process: WordFreqDiffusion, *rest: object) -> Tensor:
-        return process.sample(*rest)
-
     none = {"spindle": "none"}
     return {
         "sample_overhead_b4": overhead(shape, 4, 3, fast, **none),
@@ -239,6 +160,11 @@ def part_sample(shape: dict, shape_name: str, options: argparse.Namespace) -> di
         "forwards_lambda0": forwards(**none),
         "forwards_spindle": forwards(),
         "matrix_forwards": 1000,  # one a step, whatever happens in it
+        **growths(
+            "SAMPLING",
+            {"bare": "", "sample": "sample_memory_ratio", "matrix_sample": "matrix_sample_memory_ratio"},
+            shape_name,
+        ),
     }
 
 
@@ -259,19 +185,9 @@ def spread(run: checkpoint.Run, batch: Batch, args: BoundArgs, seeds: int, **set
 @torch.no_grad()
 def part_elbo(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
     """The price of a term, and the error of the estimators at equal price, of a trained model."""
-    denoiser, process, batch = BertDenoiser(network(shape).eval()), process_of(shape), text(shape, 8)
-    t, s = (torch.full((8,), step) for step in list(step_windows(process.num_steps, STEPS))[STEPS // 2])
-
-    def ours_term() -> Tensor:
-        xt = process.corrupt(batch.input_ids, t, batch.target_mask)
-        return process.token_terms(denoiser, batch, xt, s, t)[0]
-
-    steps = {
-        "bare": lambda: denoiser.decode(denoiser.encode(batch.input_ids, t, batch.attention_mask)),
-        "elbo_term_ratio": ours_term,
-        "matrix_elbo_term_ratio": lambda: matrix_formulation.term(process, denoiser, batch, s, t)[0],
-    }
-    figures: dict = ratios(steps, "bare", shape["rounds"])
+    figures: dict = ratios({name: make(shape) for name, make in variants.TERMS.items()}, "bare", shape["rounds"])
+    names = {"bare": "", "elbo_term_ratio": "elbo_memory_ratio", "matrix_elbo_term_ratio": "matrix_elbo_memory_ratio"}
+    figures |= growths("TERMS", names, shape_name)
     if not Path(options.checkpoint).exists():
         print(f"no {options.checkpoint}: the spread of the estimators needs a trained model", file=sys.stderr)
         return figures
@@ -302,10 +218,17 @@ def part_elbo(shape: dict, shape_name: str, options: argparse.Namespace) -> dict
 
 def part_slots(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
     """The share of slots that hold tokens, [CLS] and [SEP] among them, of LM1B's lengths cut at 64."""
-    lengths = json.loads((ROOT / "tests" / "golden" / "lm1b_lengths.json").read_text())["histogram"]
-    widths = np.minimum(np.repeat(np.arange(len(lengths)), lengths), 62) + 2
-    batches = dataloader.length_buckets(widths, 64, np.random.default_rng(0), 64 * 64)
-    return {"slots_buckets": float(widths.sum() / sum(len(batch) * widths[batch].max() for batch in batches))}
+    widths, rng = variants.lm1b_widths(), np.random.default_rng(0)
+    shuffled = rng.permutation(widths)
+    batches = {"random": np.array_split(shuffled, len(shuffled) // 64)}
+    for way in ("buckets", "packing"):
+        args = dataloader.DataArgs("", max_length=64, max_tokens=64 * 64, packing=way == "packing")
+        batches[way] = [widths[batch] for batch in deal(widths, args, rng)]
+
+    def slots(way: str, batch: np.ndarray) -> int:
+        return 64 * next_fit(batch.tolist(), 64)[1] if way == "packing" else len(batch) * int(batch.max())
+
+    return {f"slots_{way}": int(widths.sum()) / sum(slots(way, b) for b in dealt) for way, dealt in batches.items()}
 
 
 PARTS = {"slots": part_slots, "train": part_train, "sample": part_sample, "elbo": part_elbo}
@@ -325,7 +248,7 @@ def show(figures: dict) -> None:
 def main() -> None:
     """Run the parts; print, and write benchmarks/results/<machine>.<shape>.json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--shape", choices=SHAPES, default="small")
+    parser.add_argument("--shape", choices=variants.SHAPES, default="small")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--threads", type=int, default=2)
@@ -337,7 +260,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
-    shape = SHAPES[options.shape]
+    shape = variants.SHAPES[options.shape]
     if options.memory_of:
         memory_of(options.memory_of, shape)
         return

@@ -8,7 +8,7 @@ import torch
 from conftest import TableDenoiser, text_batch
 from toy_process import make
 
-from benchmarks import quality, speed, table
+from benchmarks import quality, speed, table, variants
 from process import SampleArgs
 
 ROOT = Path(__file__).parent.parent
@@ -30,11 +30,38 @@ def test_ratios_are_of_the_same_round() -> None:
 
 
 def test_counting_counts_rows_and_calls() -> None:
-    counted = speed.Counted(TableDenoiser(5))
+    counted = variants.Counted(TableDenoiser(5))
     make(8, "none").sample(counted, text_batch(torch.zeros(10, 3, dtype=torch.long)), SampleArgs(num_steps=8))
     assert counted.calls <= 3 and 10 <= counted.rows <= 30
 
 
-@pytest.mark.parametrize("name", speed.TRAINING)
-def test_every_training_variant_takes_a_step(name: str) -> None:
-    speed.TRAINING[name]({"layers": 1, "hidden": 64, "rows": 2, "length": 8, "vocabulary": 1200})()
+SHAPE = {"layers": 1, "hidden": 64, "rows": 2, "length": 8, "vocabulary": 1200}
+
+
+@pytest.mark.parametrize("kind", ["TRAINING", "FUSED", "SAMPLING", "TERMS"])
+def test_every_variant_takes_a_step(kind: str) -> None:
+    for maker in getattr(variants, kind).values():
+        maker(SHAPE)()
+
+
+@pytest.mark.parametrize("way", ["random", "buckets", "packing"])
+def test_steps_on_sentences_of_many_lengths_count_their_tokens(way: str) -> None:
+    step = variants.on_lengths({**SHAPE, "rows": 32}, way)  # four rows of 64 slots
+    tokens = [step() for _ in range(3)]
+    assert all(12 <= n <= 256 for n in tokens) and len(set(tokens)) > 1
+    assert way != "packing" or min(tokens) > 0.9 * 256
+
+
+def test_the_share_of_slots_is_of_all_sentences() -> None:
+    shares = speed.part_slots({}, "small", None)
+    assert (
+        0.4 < shares["slots_random"] < 0.7 and shares["slots_buckets"] >= 0.97 and 0.98 <= shares["slots_packing"] < 1
+    )
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
+def test_memory_is_that_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    held = []
+    monkeypatch.setitem(variants.TERMS, "large", lambda shape: lambda: held.append(torch.ones(2**26)))  # 256 MiB a step
+    speed.memory_of("TERMS.large", SHAPE)
+    assert float(capsys.readouterr().out) > 400
