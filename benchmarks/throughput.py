@@ -1,0 +1,171 @@
+"""What a machine does: tokens trained on and samples drawn in a second, the share of its peak, the memory it takes.
+
+python benchmarks/throughput.py                                    # bert-base, 128 tokens, on the GPU if there is one
+python benchmarks/throughput.py --rows 64 128 256 --compile        # the settings of main.py beside each other
+python benchmarks/throughput.py --shape small --rows 32 --samples 64
+
+The peak is what a large matrix product reaches on the same machine in the same precision, or --peak_tflops.
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+from torch import Tensor
+
+import runtime
+from benchmarks.variants import SHAPES, STEPS, Counted, Step, network, process_of, text
+from models import machine
+from models.bert import BertDenoiser
+from models.networks import BertArgs
+from process import Batch, SampleArgs
+
+
+def rate(step: Step, device: torch.device, seconds: float) -> float:
+    """How often a step is done in a second, after three to warm up."""
+    for _ in range(3):
+        step()
+    finish(device)
+    begin, count = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+        step()
+        count += 1
+        finish(device)
+    return count / (time.perf_counter() - begin)
+
+
+def finish(device: torch.device) -> None:
+    """Wait for the GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def matmul_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of a large matrix product."""
+    size = 8192 if device.type == "cuda" else 2048
+    kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    a = torch.randn(size, size, device=device).to(kind)
+    return 2 * size**3 * rate(lambda: a @ a, device, 2.0)
+
+
+def step_flops(denoiser: BertDenoiser, tokens: int, length: int, masked: int) -> int:
+    """Of forward and backward: matrices, attention, the head at masked positions; what is done twice counts once."""
+    matrices = sum(p.numel() for n, p in denoiser.body.named_parameters() if p.ndim == 2 and "embeddings" not in n)
+    config = denoiser.network.config
+    attention = 2 * config.num_hidden_layers * length * config.hidden_size
+    head = config.hidden_size * (config.vocab_size + config.hidden_size)
+    return 6 * (tokens * (matrices + attention) + masked * head)
+
+
+class Training:
+    """A training step of main.py's, on random sentences without padding."""
+
+    def __init__(self, shape: dict, device: torch.device, precision: str, settings: BertArgs, *, fused: bool) -> None:
+        self.denoiser = BertDenoiser(network(shape)).to(device)
+        self.denoiser.autocast = runtime.autocast(device, precision)
+        machine.fit(self.denoiser, settings, device, precision)
+        self.process, self.batch = process_of(shape).to(device), text(shape).to(device)
+        self.process.fused_loss = fused
+        self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), fused=True)
+        self.masked, self.steps = 0, 0
+
+    def __call__(self) -> None:
+        """Forward, backward, AdamW."""
+        loss = self.process.loss(self.denoiser, self.batch)
+        (loss.total / loss.num_tokens).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def training(options: argparse.Namespace, shape: dict, device: torch.device, peak: float) -> dict:
+    """Tokens in a second and the share of the peak; on CUDA also the memory."""
+    settings = BertArgs(attn_implementation=options.attn_implementation, compile=options.compile)
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    step = Training(shape, device, options.precision, settings, fused=options.fused_loss)
+    tokens = shape["rows"] * shape["length"]
+    per_second = rate(step, device, options.seconds)
+    flops = step_flops(step.denoiser, tokens, shape["length"], tokens // 2) * per_second  # half masked, on average
+    found = {"rows": shape["rows"], "tokens_per_second": per_second * tokens, "tflops": flops / 1e12}
+    found["share_of_peak"] = flops / peak
+    if device.type == "cuda":
+        found["peak_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return found
+
+
+@torch.no_grad()
+def sampling(options: argparse.Namespace, shape: dict, device: torch.device) -> dict:
+    """Samples in a second, and the time over that of as many rows of bare forwards, encoded and decoded everywhere."""
+    denoiser = BertDenoiser(network(shape).eval()).to(device)
+    denoiser.autocast = runtime.autocast(device, options.precision)
+    counted, batch = Counted(denoiser), text(shape, options.samples).to(device)
+    t = torch.ones(options.samples, dtype=torch.long, device=device)
+
+    def bare(batch: Batch = batch) -> Tensor:
+        return denoiser.decode(denoiser.encode(batch.input_ids, t, batch.attention_mask))
+
+    found, bare_rows = {}, options.samples * rate(bare, device, options.seconds)
+    for name, spindle in (("lambda0", "none"), ("spindle", "paper")):
+        process = process_of(shape, spindle=spindle).to(device)
+        process.sample(denoiser, batch.rows(slice(0, 2)), SampleArgs(num_steps=STEPS))
+        counted.rows = 0
+        begin = time.perf_counter()
+        process.sample(counted, batch, SampleArgs(num_steps=STEPS))
+        finish(device)
+        spent = time.perf_counter() - begin
+        found[f"samples_per_second_{name}"] = options.samples / spent
+        found[f"sample_overhead_{name}"] = spent * bare_rows / counted.rows
+    return found
+
+
+def main() -> None:
+    """One line for each number of rows, then sampling; all of it in benchmarks/results/<machine>.throughput.json."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shape", choices=SHAPES, default="base")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=[16], help="sentences of a step; several are tried in turn"
+    )
+    parser.add_argument("--length", type=int, default=128)
+    parser.add_argument("--samples", type=int, default=256, help="drawn together; 0: none")
+    parser.add_argument("--seconds", type=float, default=10, help="measured, after three steps to warm up")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="bf16")
+    parser.add_argument("--attn_implementation", default="auto")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--fused_loss", action=argparse.BooleanOptionalAction, default=False)
+    parser.add_argument("--peak_tflops", type=float, default=0, help="0: measured")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--machine", default="", help="keep the figures in benchmarks/results/MACHINE.throughput.json")
+    options = parser.parse_args()
+    runtime.set_up_cpu(options.threads)
+    device = runtime.pick_device(options.device)
+    peak = options.peak_tflops * 1e12 or matmul_peak(device, options.precision)
+    print(
+        f"{device}, {options.precision}: peak {peak / 1e12:.3g} TFLOP/s" + (" (given)" if options.peak_tflops else "")
+    )
+    key = f"{options.shape} {options.precision} compile={options.compile} fused_loss={options.fused_loss}"
+    figures: dict = {"peak_tflops": peak / 1e12, "length": options.length, "train": []}
+    for rows in options.rows:
+        shape = {**SHAPES[options.shape], "rows": rows, "length": options.length}
+        try:
+            figures["train"].append(training(options, shape, device, peak))
+        except torch.OutOfMemoryError:
+            figures["train"].append({"rows": rows, "peak_gib": None})
+        print(json.dumps(figures["train"][-1]), flush=True)
+    if options.samples:
+        figures["sample"] = sampling(options, {**SHAPES[options.shape], "length": options.length}, device)
+        print(json.dumps(figures["sample"]))
+    if options.machine:
+        path = Path(__file__).parent / "results" / f"{options.machine}.throughput.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps({**known, key: figures}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
