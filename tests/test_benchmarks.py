@@ -1,6 +1,7 @@
 """benchmarks/: what the README shows is what was measured, and the measuring sticks measure."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from conftest import TableDenoiser, text_batch
 from toy_process import make
 
-from benchmarks import quality, speed, table, variants
+from benchmarks import quality, speed, table, throughput, variants
+from models.bert import BertDenoiser
 from process import SampleArgs
 
 ROOT = Path(__file__).parent.parent
@@ -65,3 +67,24 @@ def test_memory_is_that_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setitem(variants.TERMS, "large", lambda shape: lambda: held.append(torch.ones(2**26)))  # 256 MiB a step
     speed.memory_of("TERMS.large", SHAPE)
     assert float(capsys.readouterr().out) > 400
+
+
+def test_throughput_counts_what_a_step_computes() -> None:
+    shape = {**SHAPE, "layers": 2, "length": 16}
+    denoiser = BertDenoiser(variants.network(shape))
+    layer = 4 * 64 * 64 + 2 * 64 * 256  # attention's four maps, and the two of the feed-forward
+    attention = 2 * 16 * 64  # of a token with 16 keys: scores, and their use
+    head = 64 * 64 + 64 * 1200
+    assert throughput.step_flops(denoiser, 32, 16, 10) == 6 * (32 * 2 * (layer + attention) + 10 * head)
+
+
+def test_throughput_measures_a_machine(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(variants.SHAPES, "small", SHAPE)
+    words = "throughput.py --shape small --rows 2 4 --length 8 --samples 2 --seconds 0.1 --device cpu --fused_loss"
+    monkeypatch.setattr(sys, "argv", [*words.split(), "--peak_tflops", "0.5", "--threads", "1"])
+    throughput.main()
+    first, *rows, sampling = capsys.readouterr().out.splitlines()
+    assert first.endswith("peak 0.5 TFLOP/s (given)") and [json.loads(row)["rows"] for row in rows] == [2, 4]
+    for row in map(json.loads, rows):
+        assert row["share_of_peak"] == pytest.approx(row["tflops"] / 0.5) and row["tokens_per_second"] > 0
+    assert all(value > 0 for value in json.loads(sampling).values())
