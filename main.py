@@ -359,7 +359,8 @@ class Bookkeeper:
             f"best validation bound {self.best:.3f} bits/token\n"
             f"  batches     {100 * self.filled / self.slots:.1f} % of their slots held tokens\n"
             f"  checkpoint  {best}  (the last one: {best}-last)\n"
-            f"  log         {self.output / 'log.jsonl'}, {self.output / 'curve.png'}, {self.output / 'fitlog'}\n"
+            f"  log         {self.output / 'log.jsonl'}, {self.output / 'curve.png'}"
+            + (f", {self.output / 'fitlog'}\n" if self.args.fitlog else "\n")
             + (
                 f"next: python predict_downstream_condition.py --checkpoint {best} --data FILE --output OUT.jsonl\n"
                 if self.run.pairs
