@@ -18,6 +18,8 @@ def fit(denoiser: BertDenoiser, args: BertArgs, device: torch.device, precision:
     """
     if args.attn_implementation == "auto":
         take_if_right(denoiser, attention_for(device, precision, packing=denoiser.row_capacity > 0))
+    else:
+        require(denoiser)
     if args.compile:
         compile_network(denoiser, device)
 
@@ -49,15 +51,30 @@ def take_if_right(denoiser: BertDenoiser, name: str) -> None:
         network.set_attn_implementation("sdpa")
 
 
-@torch.no_grad()
+def require(denoiser: BertDenoiser) -> None:
+    """Refuse an attention that was asked for and cannot be trained with here.
+
+    Raises:
+        UserError: naming it.
+    """
+    try:
+        trial(denoiser)
+    except Exception as error:  # as above
+        name = denoiser.network.config._attn_implementation
+        raise UserError(f"attn_implementation={name!r} cannot be used here: {first_line(error)}") from error
+
+
 def trial(denoiser: BertDenoiser) -> Tensor:
-    """Hidden states of a few tokens, float32 [n, D], without dropout."""
+    """Hidden states of a few tokens, float32 [n, D], without dropout; a gradient is taken too, and forgotten."""
     training, device = denoiser.training, denoiser.network.device
     denoiser.eval()
     xt = torch.arange(16, device=device).view(2, 8) % denoiser.vocab_size
     attended = torch.arange(8, device=device) < torch.tensor([8, 5], device=device)[:, None]
     try:
-        return denoiser.encode(xt, torch.ones(2, dtype=torch.long, device=device), attended)[attended].float()
+        with torch.enable_grad():
+            hidden = denoiser.encode(xt, torch.ones(2, dtype=torch.long, device=device), attended)[attended].float()
+            torch.autograd.grad(hidden.sum(), denoiser.network.get_input_embeddings().weight)
+        return hidden.detach()
     finally:
         denoiser.train(training)
 

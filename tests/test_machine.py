@@ -57,6 +57,15 @@ def test_what_does_not_run_or_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPa
     assert attention_of(denoiser) == "sdpa"
 
 
+def test_an_attention_that_cannot_be_trained_with_is_refused_before_anything_is_written() -> None:
+    stock = network(CONFIGS["bert"])
+    stock.set_attn_implementation("flex_attention")  # runs on a CPU, but has no gradient there
+    denoiser = BertDenoiser(stock)
+    with pytest.raises(UserError, match="attn_implementation='flex_attention' cannot be used here") as caught:
+        machine.fit(denoiser, BertArgs(attn_implementation="flex_attention"), CPU, "fp32")
+    assert "\n" not in str(caught.value) and all(p.grad is None for p in denoiser.parameters())
+
+
 def outputs(denoiser: BertDenoiser, rows: int, width: int) -> list[torch.Tensor]:
     """Logits at some positions, and the gradients of their sum of squares."""
     x, mask = (v.repeat(rows, 1)[:, :width].contiguous() for v in (X, MASK))

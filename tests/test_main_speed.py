@@ -41,12 +41,19 @@ def test_packed_training_fills_rows_and_says_so(monkeypatch, corpus: Path, tmp_p
 
 
 def test_a_fused_loss_trains_to_the_same_weights(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
-    weights = []
+    weights, again = [], []
+    real = masked_prediction.checkpoint
+
+    def watched(terms, *rest, **settings):
+        again.append(int("masked_lm" not in terms.__qualname__))
+        return real(terms, *rest, **settings)
+
+    monkeypatch.setattr(masked_prediction, "checkpoint", watched)
+    monkeypatch.setattr(masked_prediction, "LOGITS_AT_ONCE", 20 * 300)
     for fused in ("false", "true"):
-        monkeypatch.setattr(masked_prediction, "LOGITS_AT_ONCE", 20 * 300)
         words = ("--fused_loss", fused, "--warm_start", 0.5, "--max_steps", 8)
         code, folder = train(monkeypatch, corpus, tmp_path, *words, name=fused)
-        assert code == 0
+        assert code == 0 and sorted(set(again)) == ([0, 1] if fused == "true" else [])  # in warm start and process
         weights.append(checkpoint.load(folder / "checkpoint-last", CPU).denoiser.state_dict())
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3, msg=name)
