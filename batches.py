@@ -24,10 +24,10 @@ def deal(widths: np.ndarray, args: DataArgs, rng: np.random.Generator) -> Iterat
         args: `batch_size` sentences a batch, or `max_tokens` slots; with `packing` so many rows of max_length.
         rng: deals.
     """
-    order, waiting = rng.permutation(len(widths)), []
-    rows = (args.max_tokens or args.batch_size * args.max_length) // args.max_length
-    for start in range(0, len(order), POOL * args.batch_size):
-        pool = order[start : start + POOL * args.batch_size]
+    order, waiting, rows = rng.permutation(len(widths)), [], args.slots // args.max_length
+    size = POOL * max(1, int(args.slots / widths.mean()) if args.by_slots else args.batch_size)
+    for start in range(0, len(order), size):
+        pool = order[start : start + size]
         if args.packing:
             filled = packed_rows(widths[pool], args.max_length)
             waiting += [pool[filled[i]] for i in rng.permutation(len(filled))]
@@ -73,6 +73,7 @@ def packed_rows(widths: np.ndarray, capacity: int) -> list[list[int]]:
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
     for i in np.argsort(-widths, kind="stable").tolist():
         width = int(widths[i])
+        assert width <= capacity, "dataloader.py cuts every sentence at max_length"
         room = next((room for room in range(width, capacity) if by_room[room]), capacity)
         if by_room[room]:
             row = by_room[room].pop()
@@ -88,7 +89,7 @@ def mean_batch(widths: np.ndarray, args: DataArgs) -> float:
     """Sentences in a batch, on average."""
     rng = np.random.default_rng(0)
     some = widths if len(widths) <= ENOUGH else rng.choice(widths, ENOUGH, replace=False)
-    if not (args.max_tokens or args.packing):
+    if not args.by_slots:
         return args.batch_size
     return len(some) / sum(1 for _ in deal(some, args, rng))
 

@@ -66,6 +66,16 @@ class DataArgs:
     )
     cache_dir: str = field(default="out/cache", metadata={"help": "where tokenised text is kept"})
 
+    @property
+    def slots(self) -> int:
+        """Slots in a batch, at most."""
+        return self.max_tokens or self.batch_size * self.max_length
+
+    @property
+    def by_slots(self) -> bool:
+        """Whether slots, not sentences, fill a batch."""
+        return self.max_tokens > 0 or self.packing
+
     def __post_init__(self) -> None:
         if not 0 < self.valid_fraction < 1:
             raise UserError(f"valid_fraction={self.valid_fraction} must lie strictly between 0 and 1")
@@ -276,7 +286,12 @@ def require_a_batch(train: Text, args: DataArgs) -> None:
     Raises:
         UserError: with both numbers.
     """
-    if len(train) < args.batch_size:
+    if args.by_slots and (tokens := int(train.widths.sum())) < args.slots:
+        raise UserError(
+            f"{args.train_data}: {tokens} training tokens do not fill one batch of {args.slots} slots; "
+            "give more text or a smaller batch"
+        )
+    if not args.by_slots and len(train) < args.batch_size:
         raise UserError(
             f"{args.train_data}: {len(train)} training sentences are fewer than batch_size={args.batch_size}; "
             "give more text or a smaller batch"

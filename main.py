@@ -241,7 +241,7 @@ class Bookkeeper:
         """Opens the log; from here on the output folder holds a run."""
         args = settings[0]
         self.args, self.run, self.valid_text, self.average, self.device = args, run, valid_text, average, device
-        self.batch_size = settings[1].batch_size
+        self.batch_size = settings[1].slots // settings[1].max_length  # as many as fit, however long
         self.output, self.leads = Path(args.output_dir), runtime.rank() == 0
         if self.leads:
             for name in OUTPUTS:

@@ -17,6 +17,8 @@ from process import Batch, Denoiser, Loss, stratified_timesteps, uniform
 
 LOGITS_AT_ONCE = 2**24
 """64 MiB of them in float32: so many make up a part, where there are parts."""
+SENTENCE = 5
+"""Positions that a sentence counts for, masked or not: the spindle's tables of it are float64, and several."""
 
 
 def in_parts(
@@ -57,13 +59,13 @@ def in_parts(
 
 
 def cut(sizes: list[int], at_once: int) -> list[slice]:
-    """Neighbouring sentences whose sizes add up to `at_once` at most; a sentence is never cut."""
+    """Neighbouring sentences whose positions, and they themselves, add up to `at_once` at most; none is ever cut."""
     cuts, held = [0], 0
     for row, size in enumerate(sizes):
-        if held and held + size > at_once:
+        if held and held + size + SENTENCE > at_once:
             cuts.append(row)
             held = 0
-        held += size
+        held += size + SENTENCE
     return [slice(*ends) for ends in zip(cuts, [*cuts[1:], len(sizes)], strict=True)]
 
 

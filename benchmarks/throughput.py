@@ -1,7 +1,7 @@
 """What a machine does: tokens trained on and samples drawn in a second, the share of its peak, the memory it takes.
 
 python benchmarks/throughput.py                                    # bert-base, 128 tokens, on the GPU if there is one
-python benchmarks/throughput.py --rows 64 128 256 --compile        # the settings of main.py beside each other
+python benchmarks/throughput.py --rows 64 128 256 --compile        # with settings of main.py
 python benchmarks/throughput.py --shape small --rows 32 --samples 64
 
 The peak is what a large matrix product reaches on the same machine in the same precision, or --peak_tflops.
@@ -62,17 +62,22 @@ def step_flops(denoiser: BertDenoiser, tokens: int, length: int, masked: int) ->
     return 6 * (tokens * (matrices + attention) + masked * head)
 
 
+def settle(denoiser: BertDenoiser, device: torch.device, options: argparse.Namespace) -> None:
+    """Precision, attention and compilation, as main.py does it."""
+    denoiser.autocast = runtime.autocast(device, options.precision)
+    settings = BertArgs(attn_implementation=options.attn_implementation, compile=options.compile)
+    machine.fit(denoiser, settings, device, options.precision)
+
+
 class Training:
     """A training step of main.py's, on random sentences without padding."""
 
-    def __init__(self, shape: dict, device: torch.device, precision: str, settings: BertArgs, *, fused: bool) -> None:
+    def __init__(self, shape: dict, device: torch.device, options: argparse.Namespace) -> None:
         self.denoiser = BertDenoiser(network(shape)).to(device)
-        self.denoiser.autocast = runtime.autocast(device, precision)
-        machine.fit(self.denoiser, settings, device, precision)
+        settle(self.denoiser, device, options)
         self.process, self.batch = process_of(shape).to(device), text(shape).to(device)
-        self.process.fused_loss = fused
+        self.process.fused_loss = options.fused_loss
         self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), fused=True)
-        self.masked, self.steps = 0, 0
 
     def __call__(self) -> None:
         """Forward, backward, AdamW."""
@@ -84,11 +89,10 @@ class Training:
 
 def training(options: argparse.Namespace, shape: dict, device: torch.device, peak: float) -> dict:
     """Tokens in a second and the share of the peak; on CUDA also the memory."""
-    settings = BertArgs(attn_implementation=options.attn_implementation, compile=options.compile)
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    step = Training(shape, device, options.precision, settings, fused=options.fused_loss)
+    step = Training(shape, device, options)
     tokens = shape["rows"] * shape["length"]
     per_second = rate(step, device, options.seconds)
     flops = step_flops(step.denoiser, tokens, shape["length"], tokens // 2) * per_second  # half masked, on average
@@ -103,7 +107,7 @@ def training(options: argparse.Namespace, shape: dict, device: torch.device, pea
 def sampling(options: argparse.Namespace, shape: dict, device: torch.device) -> dict:
     """Samples in a second, and the time over that of as many rows of bare forwards, encoded and decoded everywhere."""
     denoiser = BertDenoiser(network(shape).eval()).to(device)
-    denoiser.autocast = runtime.autocast(device, options.precision)
+    settle(denoiser, device, options)
     counted, batch = Counted(denoiser), text(shape, options.samples).to(device)
     t = torch.ones(options.samples, dtype=torch.long, device=device)
 
@@ -125,7 +129,7 @@ def sampling(options: argparse.Namespace, shape: dict, device: torch.device) -> 
 
 
 def main() -> None:
-    """One line for each number of rows, then sampling; all of it in benchmarks/results/<machine>.throughput.json."""
+    """One line for each number of rows, then one of sampling."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="base")
     parser.add_argument(
@@ -149,8 +153,9 @@ def main() -> None:
     print(
         f"{device}, {options.precision}: peak {peak / 1e12:.3g} TFLOP/s" + (" (given)" if options.peak_tflops else "")
     )
-    key = f"{options.shape} {options.precision} compile={options.compile} fused_loss={options.fused_loss}"
-    figures: dict = {"peak_tflops": peak / 1e12, "length": options.length, "train": []}
+    named = ("shape", "length", "precision", "attn_implementation", "compile", "fused_loss")
+    key = ", ".join(f"{name} {getattr(options, name)}" for name in named)
+    figures: dict = {"peak_tflops": peak / 1e12, "train": []}
     for rows in options.rows:
         shape = {**SHAPES[options.shape], "rows": rows, "length": options.length}
         try:

@@ -44,13 +44,16 @@ class LayerwiseTime(nn.Module):
             nn.init.zeros_(mlp[2].weight)
             nn.init.zeros_(mlp[2].bias)
         self.t: Tensor | None = None
-        """int64 [B, 1], or [R, C]: of every slot."""
+        """int64 [B]."""
+        self.sentence: Tensor | None = None
+        """int64 [R, C], whose slot it is, in packed rows."""
 
     def hook(self, layer: int) -> object:
         """A forward hook for the attention of that layer."""
 
         def add_time(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
             embedding = self.mlps[layer](sinusoids(self.t, self.hidden_size, self.num_steps))
+            embedding = embedding[:, None] if self.sentence is None else embedding[self.sentence]
             if isinstance(output, tuple):
                 return (output[0] + embedding, *output[1:])
             return output + embedding
@@ -126,7 +129,7 @@ class BertDenoiser(nn.Module):
             if self.row_capacity:
                 return self._encode_packed(xt, t, PackedRows(attention_mask, self.row_capacity))
             if self.time_conditioning == "layerwise":
-                self.time.t = t[:, None]
+                self.time.t, self.time.sentence = t, None
             positions = {}
             if self.first_position:  # left to itself, this family gives every [PAD] one position, as if it were no text
                 place = torch.arange(xt.shape[1], device=xt.device) + self.first_position
@@ -135,7 +138,7 @@ class BertDenoiser(nn.Module):
 
     def _encode_packed(self, xt: Tensor, t: Tensor, packed: PackedRows) -> Tensor:
         if self.time_conditioning == "layerwise":
-            self.time.t = packed.fill(t[:, None].expand_as(xt))
+            self.time.t, self.time.sentence = t, (packed.sentence - 1).clamp(min=0)
         hidden = self.body(
             input_ids=packed.fill(xt),
             attention_mask=packed.block_mask(self.network.config, next(self.body.parameters()).dtype),
@@ -151,13 +154,14 @@ class BertDenoiser(nn.Module):
         """
         if capacity and self.time_conditioning == "token":
             raise UserError("packing=true and time_conditioning=token do not go together; use none or layerwise")
-        self.row_capacity = capacity
         if capacity and not self._keeps_apart():
+            attention = self.network.config._attn_implementation
             raise UserError(
-                f"packing=true: {type(self.network).__name__} with attn_implementation="
-                f"{self.network.config._attn_implementation} does not keep the sentences of a row apart; "
-                "leave packing out, or use attn_implementation sdpa"
+                f"packing=true: {type(self.network).__name__} with attn_implementation={attention} does not keep the "
+                "sentences of a row apart; leave packing out"
+                + (", or use attn_implementation sdpa" if attention != "sdpa" else "")
             )
+        self.row_capacity = capacity
 
     def num_slots(self, attention_mask: Tensor) -> int:
         """How many positions the network runs over for such a batch."""
@@ -195,23 +199,25 @@ class BertDenoiser(nn.Module):
 
     @torch.no_grad()
     def _keeps_apart(self) -> bool:
-        """Whether packed rows give what single ones do, on neighbours of equal length, one of them masked in part."""
-        training, capacity = self.network.training, self.row_capacity
-        self.network.eval()
-        device = self.network.device
-        xt = torch.arange(18, device=device).view(3, 6) % self.vocab_size
-        attended = torch.arange(6, device=device) < torch.tensor([6, 6, 3], device=device)[:, None]
+        """Whether packed rows give what single ones do, in full precision, on neighbours of equal and other lengths."""
+        training, capacity, autocast = self.network.training, self.row_capacity, self.autocast
+        device, width = self.network.device, min(6, self.max_length)
+        xt = torch.arange(3 * width, device=device).view(3, width) % self.vocab_size
+        attended = torch.arange(width, device=device) < torch.tensor([width, width, 3], device=device)[:, None]
         t = torch.arange(1, 4, device=device)
-        found = []
+        self.network.eval()
+        self.autocast = nullcontext()
         try:
-            for self.row_capacity in (0, 20):
-                found.append(self.encode(xt, t, attended)[attended])
+            self.row_capacity = 0
+            single = self.encode(xt, t, attended)[attended]
+            self.row_capacity = 3 * width
+            packed = self.encode(xt, t, attended)[attended]
         except (RuntimeError, ValueError, TypeError, AttributeError):  # a mask or positions it knows nothing of
             return False
         finally:
-            self.row_capacity = capacity
+            self.row_capacity, self.autocast = capacity, autocast
             self.network.train(training)
-        return torch.allclose(*found, atol=1e-4, rtol=1e-4)
+        return torch.allclose(packed, single, atol=1e-4, rtol=1e-4)
 
     @torch.no_grad()
     def _check_split(self) -> None:

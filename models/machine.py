@@ -19,7 +19,7 @@ def fit(denoiser: BertDenoiser, args: BertArgs, device: torch.device, precision:
     if args.attn_implementation == "auto":
         take_if_right(denoiser, attention_for(device, precision, packing=denoiser.row_capacity > 0))
     else:
-        require(denoiser)
+        require(denoiser, args.attn_implementation)
     if args.compile:
         compile_network(denoiser, device)
 
@@ -41,6 +41,8 @@ def take_if_right(denoiser: BertDenoiser, name: str) -> None:
     """Use an attention if it runs here and gives what sdpa gives, on two sentences of which one is padded."""
     network = denoiser.network
     network.set_attn_implementation("sdpa")
+    if name == "sdpa":
+        return
     expected = trial(denoiser)
     try:
         network.set_attn_implementation(name)
@@ -51,16 +53,16 @@ def take_if_right(denoiser: BertDenoiser, name: str) -> None:
         network.set_attn_implementation("sdpa")
 
 
-def require(denoiser: BertDenoiser) -> None:
-    """Refuse an attention that was asked for and cannot be trained with here.
+def require(denoiser: BertDenoiser, name: str) -> None:
+    """Use an attention that was asked for.
 
     Raises:
-        UserError: naming it.
+        UserError: if it cannot be trained with here.
     """
     try:
+        denoiser.network.set_attn_implementation(name)
         trial(denoiser)
     except Exception as error:  # as above
-        name = denoiser.network.config._attn_implementation
         raise UserError(f"attn_implementation={name!r} cannot be used here: {first_line(error)}") from error
 
 
@@ -68,8 +70,9 @@ def trial(denoiser: BertDenoiser) -> Tensor:
     """Hidden states of a few tokens, float32 [n, D], without dropout; a gradient is taken too, and forgotten."""
     training, device = denoiser.training, denoiser.network.device
     denoiser.eval()
-    xt = torch.arange(16, device=device).view(2, 8) % denoiser.vocab_size
-    attended = torch.arange(8, device=device) < torch.tensor([8, 5], device=device)[:, None]
+    width = min(8, denoiser.max_length)
+    xt = torch.arange(2 * width, device=device).view(2, width) % denoiser.vocab_size
+    attended = torch.arange(width, device=device) < torch.tensor([width, width - 1], device=device)[:, None]
     try:
         with torch.enable_grad():
             hidden = denoiser.encode(xt, torch.ones(2, dtype=torch.long, device=device), attended)[attended].float()

@@ -41,6 +41,20 @@ def test_every_sentence_is_in_exactly_one_batch_and_epochs_differ(way: dict) -> 
     assert {tuple(sorted(b)) for b in first} != {tuple(sorted(b)) for b in second}
 
 
+def test_an_epoch_runs_through_all_lengths_in_no_order() -> None:
+    widths = np.random.default_rng(0).integers(1, 60, 3003)
+    for way in WAYS:
+        means = [widths[batch].mean() for batch in dealt(widths, batch_size=8, max_length=64, **way)]
+        assert abs(np.corrcoef(np.arange(len(means)), means)[0, 1]) < 0.2
+
+
+def test_a_budget_is_filled_whatever_the_batch_size() -> None:
+    widths = lm1b_widths(64)
+    for batch_size in (1, 64):
+        settings = {"batch_size": batch_size, "max_length": 64, "max_tokens": 8192}
+        assert np.mean([widths[batch].sum() for batch in dealt(widths, **settings)]) > 0.95 * 8192
+
+
 def test_a_batch_holds_what_was_asked_for() -> None:
     widths = np.random.default_rng(0).integers(1, 60, 3003)
     settings = {"batch_size": 8, "max_length": 64}
@@ -121,6 +135,19 @@ def test_ranks_share_an_epoch_without_overlap(
             for row, m in zip(b.input_ids, b.target_mask, strict=True)
         ]
     assert len(seen) == len(set(seen)) == len(text)
+
+
+def test_the_next_epoch_has_an_order_of_its_own_and_ranks_take_turns_across_epochs(
+    text: TokenizedText, tokenizer: BertTokenizerFast
+) -> None:
+    args = DataArgs("x", batch_size=7)  # 35 batches an epoch, an odd number
+    everything = list(itertools.islice(endless_batches(text, args, tokenizer, seed=1), 70))
+    assert [epoch for epoch, _ in everything] == [0] * 35 + [1] * 35
+    shared = [endless_batches(text, args, tokenizer, seed=1, rank=rank, world_size=2) for rank in (0, 1)]
+    for i, (_, batch) in enumerate(everything):
+        assert torch.equal(next(shared[i % 2])[1].input_ids, batch.input_ids)
+    first, second = ([b.input_ids.tolist() for _, b in everything[part]] for part in (slice(35), slice(35, 70)))
+    assert first != second
 
 
 def test_the_order_depends_on_the_seed_alone(text: TokenizedText, tokenizer: BertTokenizerFast) -> None:

@@ -101,11 +101,11 @@ def test_layerwise_time_starts_silent_then_reaches_every_layer(name: str) -> Non
 def test_layerwise_time_is_an_mlp_of_the_sinusoids_over_T() -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"]), "layerwise", num_steps=600)
     torch.nn.init.normal_(denoiser.time.mlps[1][2].weight)
-    denoiser.time.t = torch.tensor([[3], [500]])
+    denoiser.time.t = torch.tensor([3, 500])
     attention = torch.zeros(2, 4, SHAPE["hidden_size"])
     added = denoiser.time.hook(1)(None, (), attention)
     expected = denoiser.time.mlps[1](sinusoids(denoiser.time.t, SHAPE["hidden_size"], 600))
-    torch.testing.assert_close(added, expected.expand_as(attention))
+    torch.testing.assert_close(added, expected[:, None].expand_as(attention))
 
 
 def test_gradient_checkpointing_is_switched_on() -> None:

@@ -132,6 +132,16 @@ def test_a_valid_set_of_ones_own_is_used_whole(corpus: Path, tokenizer: BertToke
     assert (len(train), len(valid)) == (240, 1)
 
 
+@pytest.mark.parametrize("way", [{"max_tokens": 5000}, {"packing": True, "batch_size": 100}])
+def test_fewer_tokens_than_a_batch_has_slots_is_refused(
+    corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path, way: dict
+) -> None:
+    with pytest.raises(UserError, match="training tokens do not fill one batch of (5000|3200) slots"):
+        load_splits(DataArgs(str(corpus), max_length=32, cache_dir=str(tmp_path / "cache"), **way), tokenizer)
+    few = {"max_tokens": 100, "batch_size": 1000}  # that counts for nothing
+    load_splits(DataArgs(str(corpus), max_length=32, cache_dir=str(tmp_path / "cache"), **few), tokenizer)
+
+
 def test_fewer_sentences_than_a_batch_is_refused(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     args = DataArgs(str(corpus), batch_size=512, max_length=32, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match="training sentences are fewer than batch_size=512"):

@@ -44,6 +44,16 @@ def test_a_choice_is_made_only_where_it_is_left_open(wanted: str, precision: str
     assert attention_of(denoiser) == taken
 
 
+def test_the_choice_knows_of_packing_and_of_networks_of_few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(machine, "attention_for", lambda *_, packing: (asked.append(packing), "eager")[1])
+    denoiser = BertDenoiser(network(BertConfig(**{**SHAPE, "max_position_embeddings": 5})))
+    for capacity in (0, 5):
+        denoiser.pack_rows(capacity)
+        machine.fit(denoiser, BertArgs(), CPU, "fp32")
+    assert asked == [False, True] and attention_of(denoiser) == "eager"
+
+
 def test_what_does_not_run_or_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"])).train()
     machine.take_if_right(denoiser, "flash_attention_2")  # not installed here
@@ -51,18 +61,16 @@ def test_what_does_not_run_or_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPa
     machine.take_if_right(denoiser, "eager")
     assert attention_of(denoiser) == "eager"
     real = machine.trial
-    wrong = lambda d: real(d) + (attention_of(d) == "eager")  # noqa: E731
+    wrong = lambda d: real(d) * (1.05 if attention_of(d) == "eager" else 1)  # noqa: E731
     monkeypatch.setattr(machine, "trial", wrong)
     machine.take_if_right(denoiser, "eager")
     assert attention_of(denoiser) == "sdpa"
 
 
 def test_an_attention_that_cannot_be_trained_with_is_refused_before_anything_is_written() -> None:
-    stock = network(CONFIGS["bert"])
-    stock.set_attn_implementation("flex_attention")  # runs on a CPU, but has no gradient there
-    denoiser = BertDenoiser(stock)
+    denoiser = BertDenoiser(network(CONFIGS["bert"]))
     with pytest.raises(UserError, match="attn_implementation='flex_attention' cannot be used here") as caught:
-        machine.fit(denoiser, BertArgs(attn_implementation="flex_attention"), CPU, "fp32")
+        machine.fit(denoiser, BertArgs(attn_implementation="flex_attention"), CPU, "fp32")  # no gradient there
     assert "\n" not in str(caught.value) and all(p.grad is None for p in denoiser.parameters())
 
 

@@ -69,9 +69,10 @@ def test_parts_are_whole_sentences_of_so_many_positions() -> None:
     def ends(sizes: list[int], at_once: int) -> list[tuple[int, int]]:
         return [(part.start, part.stop) for part in masked_prediction.cut(sizes, at_once)]
 
-    assert ends([3, 2, 1, 4], 5) == [(0, 2), (2, 4)]
-    assert ends([9, 0, 0, 9, 1], 5) == [(0, 1), (1, 4), (4, 5)]  # what is too large is a part of its own
-    assert ends([0, 0], 5) == [(0, 2)] and ends([1, 1], 0) == [(0, 1), (1, 2)]
+    assert masked_prediction.SENTENCE == 5
+    assert ends([3, 2, 1, 4], 15) == [(0, 2), (2, 4)]
+    assert ends([90, 0, 0, 5, 1], 15) == [(0, 1), (1, 3), (3, 4), (4, 5)]  # what is too large is a part of its own
+    assert ends([0, 0], 10) == [(0, 2)] and ends([0, 0], 9) == ends([1, 1], 0) == [(0, 1), (1, 2)]
 
 
 class Head(nn.Module):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from test_bert import CONFIGS, SPECIAL, network
+from test_bert import CONFIGS, SHAPE, SPECIAL, network
 from torch import Tensor
-from transformers import ModernBertConfig
+from transformers import BertConfig, ModernBertConfig
 
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from models.bert import BertDenoiser
@@ -100,12 +100,33 @@ def test_packed_bucketed_and_single_sentences_have_one_loss_and_one_gradient(nam
 def test_slots_are_those_the_network_runs_over() -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"]))
     assert denoiser.num_slots(ATTENDED) == 56
-    assert packed(denoiser).num_slots(ATTENDED) == 4 * 10  # 5 5 | 3 7 | 2 2 6 | 5
+    assert packed(denoiser).num_slots(ATTENDED) == 4 * 10 and denoiser.row_capacity == 10  # 5 5 | 3 7 | 2 2 6 | 5
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_sentences_are_kept_apart_in_low_precision_too(attention: str) -> None:
+    stock = network(CONFIGS["bert"])
+    stock.set_attn_implementation(attention)
+    denoiser = BertDenoiser(stock)
+    single = denoiser.encode(X, T, ATTENDED)[ATTENDED]
+    denoiser.autocast = torch.autocast("cpu", torch.bfloat16)
+    rounded = denoiser.encode(X, T, ATTENDED)[ATTENDED]
+    found = packed(denoiser).encode(X, T, ATTENDED)[ATTENDED]
+    assert (found - rounded).abs().max() <= 3 * (rounded - single).abs().max()
+    assert denoiser.autocast.enabled if hasattr(denoiser.autocast, "enabled") else denoiser.autocast is not None
+
+
+def test_a_network_of_few_positions_can_be_packed() -> None:
+    assert packed(BertDenoiser(network(BertConfig(**{**SHAPE, "max_position_embeddings": 5}))), 5).row_capacity == 5
 
 
 def test_a_network_that_cannot_keep_them_apart_is_refused() -> None:
-    with pytest.raises(UserError, match="does not keep the sentences of a row apart"):
-        packed(BertDenoiser(network(CONFIGS["deberta"])))
+    denoiser = BertDenoiser(network(CONFIGS["deberta"]))
+    with pytest.raises(
+        UserError, match="does not keep the sentences of a row apart; leave packing out, or use .* sdpa$"
+    ):
+        packed(denoiser)
+    assert denoiser.row_capacity == 0
 
 
 def test_a_time_token_is_refused() -> None:
