@@ -62,9 +62,9 @@ class LayerwiseTime(nn.Module):
 
 
 def sinusoids(t: Tensor, dim: int, max_period: int) -> Tensor:
-    """Cos | sin of t, [...], at geometrically spaced frequencies, the slowest of period 2 pi max_period: [..., dim]."""
+    """Cos | sin of t at geometrically spaced frequencies, the slowest of period 2 pi * max_period; float32 [B, dim]."""
     frequency = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
-    angle = t[..., None] * frequency
+    angle = t[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)
 
 
@@ -159,7 +159,7 @@ class BertDenoiser(nn.Module):
             raise UserError(
                 f"packing=true: {type(self.network).__name__} with attn_implementation={attention} does not keep the "
                 "sentences of a row apart; leave packing out"
-                + (", or use attn_implementation sdpa" if attention != "sdpa" else "")
+                + (", or try attn_implementation sdpa" if attention != "sdpa" else "")
             )
         self.row_capacity = capacity
 

@@ -28,8 +28,8 @@ def attention_for(device: torch.device, precision: str, *, packing: bool) -> str
     """The likely fastest.
 
     On a CPU in bf16 eager: a training step takes .76 to .95 of sdpa's time, from 32 to 512 tokens; in fp32 there is no
-    difference. On CUDA flash_attention_2 where it is installed and of use: it knows no fp32, and no mask by which
-    packed sentences could be kept apart.
+    difference (`benchmarks/throughput.py --attn_implementation` tells of other machines). On CUDA flash_attention_2
+    where it is installed and of use: it knows no fp32, and no mask by which packed sentences could be kept apart.
     """
     if device.type == "cpu":
         return "eager" if precision == "bf16" else "sdpa"
