@@ -4,7 +4,11 @@ Every epoch is dealt anew, pool by pool: 200 batches of shuffled sentences at a 
 once from a corpus of any size.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import Protocol
 
 import numpy as np
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -94,17 +98,89 @@ def mean_batch(widths: np.ndarray, args: DataArgs) -> float:
     return len(some) / sum(1 for _ in deal(some, args, rng))
 
 
-def endless_batches(
-    text: Text, args: DataArgs, tokenizer: PreTrainedTokenizerBase, *, seed: int, rank: int = 0, world_size: int = 1
-) -> Iterator[tuple[int, Batch]]:
-    """(epoch, batch) for ever: one epoch after another, each in an order of its own; rank r takes every W-th batch."""
-    dealt, epoch = 0, 0
-    while True:
-        for indices in deal(text.widths, args, np.random.default_rng([seed, epoch])):
-            if dealt % world_size == rank:
-                yield epoch, text.batch(indices, tokenizer)
-            dealt += 1
-        epoch += 1
+@dataclass(frozen=True)
+class Part:
+    """A batch of a training step."""
+
+    number: int
+    """Which of the step's batches it is, from 0, over all processes."""
+    epoch: int
+    batch: Batch
+    places: Callable[[], list[str]]
+    """File and line of its sentences."""
+
+
+class BatchStream(Protocol):
+    """What training takes its steps from; texts kept on disk here, corpora of any size in streaming.py."""
+
+    def take(self) -> list[Part]:
+        """This process's batches of the next step."""
+        ...
+
+    def position(self) -> object:
+        """What the next step begins with, for a later run of the same data: JSON. All processes ask together."""
+        ...
+
+    def close(self) -> None:
+        """The end of it."""
+        ...
+
+
+class DealtBatches:
+    """One epoch after another, each in an order of its own. Of a step's batches, rank r takes every W-th."""
+
+    def __init__(
+        self,
+        text: Text,
+        args: DataArgs,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        parts: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        position: tuple[int, int] = (0, 0),
+    ) -> None:
+        """Start where an earlier stream stood.
+
+        Args:
+            text: what to deal.
+            args: how.
+            tokenizer: of the text.
+            seed: of the order.
+            parts: batches in a step, of all processes together.
+            rank: which of them this one takes: rank, rank + world_size, ...
+            world_size: number of processes; divides `parts`.
+            position: epoch, and how many of its batches are used up.
+        """
+        self.text, self.tokenizer, self.parts, self.rank, self.world_size = text, tokenizer, parts, rank, world_size
+        self.epoch, self.dealt = position
+        self._dealer = self._deal(args, seed)
+
+    def _deal(self, args: DataArgs, seed: int) -> Iterator[np.ndarray]:
+        while True:
+            order = deal(self.text.widths, args, np.random.default_rng([seed, self.epoch]))
+            for indices in islice(order, self.dealt, None):
+                self.dealt += 1
+                yield indices
+            self.epoch, self.dealt = self.epoch + 1, 0
+
+    def take(self) -> list[Part]:
+        """This process's batches of the next step."""
+        taken = []
+        for number in range(self.parts):
+            indices = next(self._dealer)
+            if number % self.world_size == self.rank:
+                places = partial(lambda chosen: [self.text.place(i) for i in chosen], indices)
+                taken.append(Part(number, self.epoch, self.text.batch(indices, self.tokenizer), places))
+        return taken
+
+    def position(self) -> tuple[int, int]:
+        """Epoch, and how many of its batches are used up: the same for every process."""
+        return self.epoch, self.dealt
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
 
 def sorted_batches(

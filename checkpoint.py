@@ -17,16 +17,17 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from diffusion_word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
+from files import folder_written_whole, local_path, read_text, written_whole
 from models.bert import BertDenoiser
 from models.networks import load_network
 from pairs import PairFormat
+from parallel import state_to_save
 from process import Process, UserError
-from runtime import folder_written_whole, local_path, written_whole
 from vocabulary import load_tokenizer
 
 FORMAT = 1
@@ -111,9 +112,11 @@ def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: i
     """
     remedy = "make them with word_freq.py"
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = json.loads(read_text(path, 2**28))
     except OSError as error:
         raise UserError(f"word frequencies {path}: cannot be read ({error.strerror}); {remedy}") from error
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"word frequencies {path}: not JSON ({error}); {remedy}") from error
     if not isinstance(entries, dict) or not all(_is_count(number) for number in entries.values()):
@@ -144,14 +147,19 @@ def _is_count(number: object) -> bool:
 # ---- save and load ---------------------------------------------------------------------------------------------------
 
 
-def save(path: Path, run: Run) -> None:
+def weights_of(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Of the network, and of what tells it the time; of a network in shards, every process must ask."""
+    return state_to_save(run.denoiser.network), state_to_save(run.denoiser.time or nn.Module())
+
+
+def save(path: Path, run: Run, weights: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None) -> None:
     """Write a run beside `path` and rename it there; an earlier checkpoint of that name is replaced at once."""
+    of_network, of_time = weights or weights_of(run)
     with folder_written_whole(path) as folder:
-        run.denoiser.network.save_pretrained(folder)
+        run.denoiser.network.save_pretrained(folder, state_dict=dict(of_network))  # it empties what it is given
         run.tokenizer.save_pretrained(folder)
-        if run.denoiser.time is not None:
-            state = {name: tensor.contiguous() for name, tensor in run.denoiser.time.state_dict().items()}
-            save_file(state, folder / "time_conditioning.safetensors")
+        if of_time:
+            save_file(of_time, folder / "time_conditioning.safetensors")
         write_word_freq(folder / "word_freq.json", run.token_counts, run.tokenizer)
         description = {
             "format": FORMAT,
@@ -179,6 +187,7 @@ def load(name: str, device: torch.device, *, posterior: str = "") -> Run:
         UserError: if the folder is missing, truncated, or of another process.
     """
     path = find_checkpoint(name)
+    refuse_links(path)
     description = _read_description(path)
     try:
         chosen = {"posterior": posterior} if posterior else {}
@@ -225,10 +234,24 @@ def find_checkpoint(name: str) -> Path:
     return path
 
 
+def refuse_links(path: Path) -> None:
+    """Refuses a folder that shows files of elsewhere as its own (the hub's cache keeps its files in ../../blobs).
+
+    Raises:
+        UserError: naming one of them.
+    """
+    homes = (path.resolve(), path.resolve().parent.parent / "blobs")
+    for file in path.rglob("*"):
+        if file.is_symlink() and not any(file.resolve().is_relative_to(home) for home in homes):
+            raise UserError(f"checkpoint {path}: {file.name} is a link out of the folder; copy what it links to")
+
+
 def _read_description(path: Path) -> dict:
     try:
-        description = json.loads((path / "process.json").read_text(encoding="utf-8"))
+        description = json.loads(read_text(path / "process.json"))
         found = description["process"], description["format"]
+    except UserError:
+        raise
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path}: process.json is truncated or damaged ({error})") from error
     if found[0] != PROCESS_NAME:
@@ -240,9 +263,13 @@ def _read_description(path: Path) -> dict:
 
 def _read_lengths(description: dict) -> tuple[int, list[int]]:
     max_length, histogram = description["max_length"], description["length_histogram"]
-    if type(max_length) is not int or max_length < 3:
-        raise UserError(f"max_length={max_length!r} must be a whole number of at least 3")
-    if not isinstance(histogram, list) or not all(type(n) is int and 0 <= n <= MOST for n in histogram):
+    if type(max_length) is not int or not 3 <= max_length <= 10**6:
+        raise UserError(f"max_length={max_length!r} must be a whole number in 3..1000000")
+    if (
+        not isinstance(histogram, list)
+        or len(histogram) > 10**6 + 1
+        or not all(type(n) is int and 0 <= n <= MOST for n in histogram)
+    ):
         raise UserError("length_histogram must be a list of counts")
     if not any(histogram[1:]):
         raise UserError("length_histogram counts no sentence with a token")

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 
 import checkpoint
 import dataloader
+import distributed
 import hub
 import likelihood
 import pairs
 import runtime
 from config import FROM_CHECKPOINT, parse
 from corpus import holds_pairs, scored_source
-from process import BoundArgs, UserError, reverse_steps
+from process import BoundArgs, UserError, check_ranges, reverse_steps
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,8 @@ class ElboArgs:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
-        for name, least in (("num_steps", 0), ("eval_step_size", 0), ("limit", 0), ("batch_size", 1), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
+        check_ranges(self, num_steps=(0, 10**6), eval_step_size=(0, 10**6), limit=(0, 10**12), batch_size=(1, 10**7))
+        check_ranges(self, seed=(0, 2**63 - 1))
         if self.num_steps and self.eval_step_size:
             raise UserError("give --num_steps or --eval_step_size, not both: the one is T over the other")
         if self.posterior not in ("", "exact", "released"):
@@ -54,26 +54,36 @@ class ElboArgs:
 
 
 def main() -> None:
-    """Load, score, print."""
+    """Load, score, print; under torchrun every process scores its share."""
     args, bound_args = parse([ElboArgs, BoundArgs], __doc__, meaningless=FROM_CHECKPOINT)
     hub.quiet_libraries()
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
-    run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
-    run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
-    text = read_text(args, run)
+    with distributed.process_group(device):
+        run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
+        run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
+        with distributed.leader_first():
+            text = read_text(args, run)
+        report = likelihood.score(
+            run,
+            text,
+            likelihood.pick(text, args.limit, args.seed),
+            num_steps=reverse_steps(run.process_args.num_steps, args.num_steps, args.eval_step_size, "eval_step_size"),
+            bound_args=bound_args,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            device=device,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        ).report()
+    if distributed.rank() == 0:
+        say(args, run, text, report)
+
+
+def say(args: ElboArgs, run: checkpoint.Run, text: dataloader.Text, report: dict) -> None:
+    """The report, and what a person should know of it."""
     if text.cuts:
         print(f"note: {text.cuts}", file=sys.stderr)
-    report = likelihood.score(
-        run,
-        text,
-        likelihood.pick(text, args.limit, args.seed),
-        num_steps=reverse_steps(run.process_args.num_steps, args.num_steps, args.eval_step_size, "eval_step_size"),
-        bound_args=bound_args,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        device=device,
-    ).report()
     if run.process_args.posterior == "released":
         print("warning: the released posterior's figure is not a bound: it can lie below -log p(x0)", file=sys.stderr)
     print(json.dumps(report) if args.json else likelihood.describe(report))

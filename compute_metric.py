@@ -17,6 +17,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+import distributed
+import files
 import hub
 import metrics
 import metrics_of_models
@@ -24,7 +26,7 @@ import runtime
 from config import parse
 from corpus import PAIR, Source, holds_pairs, read_sentences, scored_source, training_source
 from predictions import read_predictions, read_samples
-from process import UserError
+from process import UserError, check_ranges
 from vocabulary import encode, load_tokenizer, respell
 
 Report = dict[str, float | int | None]
@@ -59,17 +61,17 @@ class MetricArgs:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
-        for name in ("mbr_size", "diversity_samples", "bertscore_layer", "seed"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 0")
+        check_ranges(self, mbr_size=(0, 1000), diversity_samples=(0, 10**6), bertscore_layer=(0, 1000))
+        check_ranges(self, seed=(0, 2**63 - 1))
 
 
 def main() -> None:
     """Read, measure, print."""
     (args,) = parse([MetricArgs], __doc__)
+    distributed.require_single("compute_metric.py")
     hub.quiet_libraries()
     runtime.set_up_cpu(args.threads)
-    path = runtime.local_path(args.predictions)
+    path = files.local_path(args.predictions)
     if not path.exists():
         raise UserError(f"predictions={path}: no such file or folder")
     tokenizer = tokenizer_of(args.tokenizer) if args.tokenizer else None
@@ -125,7 +127,7 @@ def speller(args: MetricArgs, tokenizer: PreTrainedTokenizerBase | None) -> Spel
 
 def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
     """The one that is named, or that of the checkpoint that is."""
-    folder = runtime.local_path(name)
+    folder = files.local_path(name)
     return load_tokenizer(str(folder / "checkpoint") if (folder / "checkpoint").is_dir() else name)
 
 

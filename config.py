@@ -4,13 +4,14 @@ Both published DiffusionBERT command lines run as written: aliases stand beside 
 form are rewritten by `_MODERNISED`, and flags that mean nothing any more are accepted with a word of explanation.
 """
 
+import math
 import sys
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from transformers import HfArgumentParser
 
-from process import UserError
+from process import UserError, check_choices, check_ranges
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,25 @@ class TrainArgs:
     eval_step_size: int = field(default=64, metadata={"help": "steps of T per window of the validation bound"})
     eval_sequences: int = field(default=256, metadata={"help": "validation sentences scored during training; 0: all"})
     logging_steps: int = field(default=50, metadata={"help": "steps between lines of the log (the first come sooner)"})
+    resume: str = field(
+        default="auto",
+        metadata={
+            "choices": ["auto", "true", "false"],
+            "help": "go on with the run in output_dir: if it is of these settings; surely, maybe for longer; never",
+        },
+    )
+    save_every: int = field(default=0, metadata={"help": "steps between saved states; 0: by save_minutes"})
+    save_minutes: float = field(default=10.0, metadata={"help": "minutes between saved states"})
+    keep_last: int = field(default=2, metadata={"help": "saved states that are kept; the best checkpoint is apart"})
+    time_limit: float = field(
+        default=0.0, metadata={"help": "minutes after which this process saves and ends, to be resumed; 0: none"}
+    )
+    max_skipped_steps: int = field(
+        default=20, metadata={"help": "steps in a row that may be skipped for a loss or gradient that is not finite"}
+    )
+    strategy: str = field(
+        default="ddp", metadata={"choices": ["ddp", "fsdp"], "help": "of many processes: whole networks, or shards"}
+    )
     seed: int = field(default=42, metadata={"help": "of weights, data order and noise"})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
@@ -56,12 +76,14 @@ class TrainArgs:
             )
         if self.fp16 and self.precision not in ("auto", "fp16"):
             raise UserError(f"fp16=true contradicts precision={self.precision}; give one of them")
-        for name, least in (("accumulation_steps", 1), ("eval_step_size", 1), ("logging_steps", 1)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
-        for name in ("max_minutes", "eval_steps", "eval_sequences", "threads", "seed"):
+        from_one = ("accumulation_steps", "eval_step_size", "logging_steps", "keep_last", "max_skipped_steps")
+        check_ranges(self, **dict.fromkeys(from_one, (1, 10**9)))
+        for name in ("max_minutes", "eval_steps", "eval_sequences", "threads", "seed", "save_every", "time_limit"):
             if not 0 <= getattr(self, name) < 2**63:
                 raise UserError(f"{name}={getattr(self, name)} must be 0 or more, and below 2**63")
+        if not 0 < self.save_minutes < math.inf:
+            raise UserError(f"save_minutes={self.save_minutes} must be above 0")
+        check_choices(self)
         if not 0 <= self.warm_start <= 1:
             raise UserError(f"warm_start={self.warm_start} must lie in [0, 1], a share of the training")
         low, high = self.rates
@@ -87,7 +109,6 @@ _MODERNISED = {
 """Published flags whose value changed its form."""
 
 MEANINGLESS = {
-    "--num_workers": "batches are cut from a memory-mapped array; no worker processes are needed",
     "--local_rank": "torchrun tells each process its rank",
     "--load_step": "a checkpoint is given by its folder",
     "--predict_x0": "the network always predicts x0",

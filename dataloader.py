@@ -11,20 +11,21 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from corpus import Keep, Source, find_source, fingerprint, held_out, read_sentences, training_source
-from process import Batch, UserError
-from runtime import folder_written_whole
+from corpus import Keep, Place, Source, find_source, fingerprint, held_out, read_records, training_source
+from files import folder_written_whole
+from process import Batch, UserError, check_ranges
 from vocabulary import encode, tokenizer_fingerprint, vocabulary_size
 
-CACHE_FORMAT = 2
+CACHE_FORMAT = 3
 TOKENIZE_AT_ONCE = 2000
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,14 @@ class DataArgs:
         default=False,
         metadata={"help": "rows of max_length slots, filled with whole sentences; batch_size then counts rows"},
     )
+    streaming: bool = field(
+        default=False,
+        metadata={"help": "read the training text as it is used: corpora larger than memory; needs max_steps"},
+    )
+    shuffle_buffer: int = field(
+        default=20_000, metadata={"help": "sentences of a stream in memory, to be shuffled, of all processes together"}
+    )
+    num_workers: int = field(default=2, metadata={"help": "processes that read and tokenise a stream, for each rank"})
     word_freq_file: str = field(
         default="", metadata={"help": "{token: count} JSON from word_freq.py; default: count train"}
     )
@@ -79,10 +88,8 @@ class DataArgs:
     def __post_init__(self) -> None:
         if not 0 < self.valid_fraction < 1:
             raise UserError(f"valid_fraction={self.valid_fraction} must lie strictly between 0 and 1")
-        if self.max_length < 3:
-            raise UserError(f"max_length={self.max_length} leaves no room for text between [CLS] and [SEP]; at least 3")
-        if self.batch_size < 1:
-            raise UserError(f"batch_size={self.batch_size} must be at least 1")
+        check_ranges(self, batch_size=(1, 10**7), max_length=(3, 10**6), max_tokens=(0, 10**9), vocab_size=(0, 10**7))
+        check_ranges(self, shuffle_buffer=(1, 10**8), num_workers=(0, 1024))
         if self.max_tokens and self.max_tokens < self.max_length:
             raise UserError(
                 f"max_tokens={self.max_tokens} holds no sentence of max_length={self.max_length}; "
@@ -98,6 +105,8 @@ class Text(Protocol):
     widths: np.ndarray
     target_lengths: np.ndarray
     cuts: str
+    identity: str
+    size: str
 
     def __len__(self) -> int: ...
 
@@ -107,6 +116,10 @@ class Text(Protocol):
 
     def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
         """The chosen sentences."""
+        ...
+
+    def place(self, index: int) -> str:
+        """Where a sentence stands in its corpus: file and line."""
         ...
 
 
@@ -125,6 +138,11 @@ class TokenizedText:
     """int32 [N], whitespace words in the part that was kept."""
     num_truncated: int
     """Sentences cut to the longest length."""
+    places: np.ndarray
+    """int64 [N, 2], the corpus.Place of each."""
+    source: Source
+    identity: str
+    """A name for just these tokens."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -145,6 +163,11 @@ class TokenizedText:
         return self.lengths
 
     @property
+    def size(self) -> str:
+        """In words."""
+        return f"{len(self):,}"
+
+    @property
     def cuts(self) -> str:
         """What was cut off, in words; empty if nothing was."""
         return f"{self.num_truncated:,} cut to the longest length" if self.num_truncated else ""
@@ -160,6 +183,10 @@ class TokenizedText:
     def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
         """The chosen sentences, every token a target."""
         return collate([self.sentence(i) for i in indices], tokenizer)
+
+    def place(self, index: int) -> str:
+        """File and line."""
+        return self.source.place(tuple(self.places[index].tolist()))
 
 
 def tokenize(
@@ -188,19 +215,19 @@ def tokenize(
     """
     recipe = f"{CACHE_FORMAT}:{fingerprint(source)}:{tokenizer_fingerprint(tokenizer)}:{longest}:{part}:{lead}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
-    text = _read_tokens(folder)
+    text = _read_tokens(folder, source)
     if text is None:
         with folder_written_whole(folder) as temporary:
-            sentences = read_sentences(source, keep=keep, description=f"tokenizing {part}".strip())
-            led = (lead + sentence if sentence else "" for sentence in sentences)
+            records = read_records(source, keep=keep, description=f"tokenizing {part}".strip())
+            led = ((lead + sentence if sentence else "", place) for sentence, place in records)
             _write_tokens(led, source, tokenizer, longest, temporary)
-        text = _read_tokens(folder)
+        text = _read_tokens(folder, source)
     if text is None or len(text) == 0:
         raise UserError(f"{source}: no sentence in the {part or 'text'} part that is not empty to the tokenizer")
     return text
 
 
-def _read_tokens(folder: Path) -> TokenizedText | None:
+def _read_tokens(folder: Path, source: Source) -> TokenizedText | None:
     """What `_write_tokens` wrote; None if it is not there, or not whole: then it is made again."""
     try:
         meta = json.loads((folder / "meta.json").read_text())
@@ -208,31 +235,39 @@ def _read_tokens(folder: Path) -> TokenizedText | None:
         tokens = np.memmap(folder / "tokens.bin", dtype=meta["dtype"], mode="r") if meta["num_tokens"] else empty
         offsets = np.load(folder / "offsets.npy", mmap_mode="r", allow_pickle=False)
         num_words = np.load(folder / "num_words.npy", mmap_mode="r", allow_pickle=False)
-        whole = len(tokens) == meta["num_tokens"] == offsets[-1] and len(num_words) == len(offsets) - 1
-        return TokenizedText(tokens, offsets, num_words, meta["num_truncated"]) if whole else None
+        places = np.load(folder / "places.npy", mmap_mode="r", allow_pickle=False)
+        whole = len(tokens) == meta["num_tokens"] == offsets[-1]
+        whole &= len(num_words) == len(places) == len(offsets) - 1
+        return (
+            TokenizedText(tokens, offsets, num_words, meta["num_truncated"], places, source, folder.name)
+            if whole
+            else None
+        )
     except (OSError, ValueError, KeyError, TypeError, IndexError, EOFError):
         return None
 
 
 def _write_tokens(
-    sentences: Iterable[str], source: Source, tokenizer: PreTrainedTokenizerBase, longest: int, folder: Path
+    records: Iterable[tuple[str, Place]],
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    folder: Path,
 ) -> None:
     dtype = np.uint16 if vocabulary_size(tokenizer) <= 2**16 else np.int32
     aligned = source.column != "text"  # the sides of a pair keep their places, even when empty
-    offsets, num_words, num_truncated = array.array("q", [0]), array.array("i"), 0
+    offsets, num_words, places, num_truncated = array.array("q", [0]), array.array("i"), array.array("q"), 0
     with open(folder / "tokens.bin", "wb") as file:
-        for chunk in chunks(sentences):
-            encoded = encode(tokenizer, chunk)
-            for i, (sentence, ids) in enumerate(zip(chunk, encoded.input_ids, strict=True)):
-                if len(ids) > longest:
-                    sentence = sentence[: encoded.token_to_chars(i, longest - 1).end]
-                    ids, num_truncated = ids[:longest], num_truncated + 1
-                if ids or aligned:
-                    np.asarray(ids, dtype=dtype).tofile(file)
-                    offsets.append(offsets[-1] + len(ids))
-                    num_words.append(len(sentence.split()))
+        for ids, sentence, place, was_cut in encoded(records, tokenizer, longest):
+            if ids or aligned:
+                file.write(np.asarray(ids, dtype=dtype).tobytes())  # tofile does not say why it failed
+                offsets.append(offsets[-1] + len(ids))
+                num_words.append(len(sentence.split()))
+                places.extend(place)
+                num_truncated += was_cut
     np.save(folder / "offsets.npy", np.asarray(offsets, dtype=np.int64))
     np.save(folder / "num_words.npy", np.asarray(num_words, dtype=np.int32))
+    np.save(folder / "places.npy", np.asarray(places, dtype=np.int64).reshape(-1, 2))
     meta = {
         "dtype": np.dtype(dtype).name,
         "num_tokens": offsets[-1],
@@ -242,11 +277,40 @@ def _write_tokens(
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def chunks(sentences: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of a few thousand sentences: what a fast tokenizer likes at once."""
-    chunk: list[str] = []
-    for sentence in sentences:
-        chunk.append(sentence)
+def encoded(
+    records: Iterable[tuple[str, Place]], tokenizer: PreTrainedTokenizerBase, longest: int
+) -> Iterator[tuple[list[int], str, Place, bool]]:
+    """Of every record: its ids, the text that they stand for, its place, and whether it was cut."""
+    for chunk in chunks(records):
+        found = encode(tokenizer, [sentence for sentence, _ in chunk])
+        for i, ((sentence, place), ids) in enumerate(zip(chunk, found.input_ids, strict=True)):
+            was_cut = len(ids) > longest
+            if was_cut:
+                sentence = sentence[: found.token_to_chars(i, longest - 1).end]
+            yield ids[:longest], sentence, place, was_cut
+
+
+def tokenize_in_memory(
+    records: Iterable[tuple[str, Place]],
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    longest: int,
+    identity: str = "",
+) -> TokenizedText:
+    """A few thousand records of a source; those that are empty to the tokenizer are left out."""
+    found = [entry for entry in encoded(records, tokenizer, longest) if entry[0]]
+    tokens = np.asarray([i for ids, *_ in found for i in ids], dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, *_ in found], dtype=np.int64)])
+    num_words = np.asarray([len(sentence.split()) for _, sentence, *_ in found], dtype=np.int32)
+    places = np.asarray([place for _, _, place, _ in found], dtype=np.int64).reshape(-1, 2)
+    return TokenizedText(tokens, offsets, num_words, sum(entry[3] for entry in found), places, source, identity)
+
+
+def chunks(things: Iterable[Thing]) -> Iterator[list[Thing]]:
+    """Lists of a few thousand: what a fast tokenizer likes at once."""
+    chunk: list[Thing] = []
+    for thing in things:
+        chunk.append(thing)
         if len(chunk) == TOKENIZE_AT_ONCE:
             yield chunk
             chunk = []

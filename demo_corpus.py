@@ -24,8 +24,9 @@ from tqdm import tqdm
 
 from config import parse
 from corpus import held_out
+from files import require_writable, written_whole
 from process import UserError
-from runtime import require_writable, run_script, written_whole
+from runtime import run_script
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 HEADING = re.compile(

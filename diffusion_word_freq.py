@@ -16,6 +16,7 @@ from estimators import estimate
 from masked_prediction import Prediction, in_parts
 from process import (
     EVERY_WINDOW,
+    WHOLE,
     Batch,
     Bound,
     BoundArgs,
@@ -24,6 +25,7 @@ from process import (
     Loss,
     Process,
     SampleArgs,
+    Share,
     StepCallback,
     UserError,
     check_choices,
@@ -323,7 +325,9 @@ class WordFreqDiffusion(Process):
         zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
         return tuple(zeros.masked_scatter(masked, part) for part in found)
 
-    def loss(self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None) -> Loss:
+    def loss(
+        self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
+    ) -> Loss:
         """An unbiased estimate of the bound over all T steps (one t per sentence), or its unweighted cousin.
 
         elbo: T * KL of one step; its mean over t is the bound. uniform: cross-entropy of the masked tokens over the
@@ -331,7 +335,7 @@ class WordFreqDiffusion(Process):
         (sum_t (1 - alpha_bar) u = 1); under a spindle the informative ones, masked for longer, weigh somewhat more.
         hybrid_lambda adds that multiple of T * cross-entropy, the released code's auxiliary term at masked positions.
         """
-        t = stratified_timesteps(len(batch.input_ids), self.num_steps, generator).to(batch.input_ids.device)
+        t = stratified_timesteps(len(batch.input_ids), self.num_steps, generator, share).to(batch.input_ids.device)
         xt = self.corrupt(batch.input_ids, t, batch.target_mask, generator=generator)
         on_bound = self.args.loss_weighting == "elbo"
         kl, cross_entropy = self.token_terms(denoiser, batch, xt, t - 1, t, with_kl=on_bound)

@@ -12,8 +12,8 @@ from batches import sorted_batches
 from checkpoint import Run
 from dataloader import Text
 from diffusion_word_freq import entropy
+from distributed import sum_over_ranks
 from process import EVERY_WINDOW, Batch, Bound, BoundArgs, UserError
-from runtime import sum_over_ranks
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Generator, Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from process import Batch, Denoiser, Loss, stratified_timesteps, uniform
+from process import WHOLE, Batch, Denoiser, Loss, Share, stratified_timesteps, uniform
 
 LOGITS_AT_ONCE = 2**24
 """64 MiB of them in float32: so many make up a part, where there are parts."""
@@ -177,6 +177,7 @@ def masked_lm_loss(
     vocab_size: int,
     fused: bool = False,
     generator: Generator | None = None,
+    share: Share = WHOLE,
 ) -> Loss:
     """Cross-entropy of tokens masked at a rate drawn per sentence from `rates`: BERT's own task, a warm start.
 
@@ -184,7 +185,7 @@ def masked_lm_loss(
     """
     low, high = rates
     device = batch.input_ids.device
-    t = stratified_timesteps(len(batch.input_ids), num_steps, generator).to(device)
+    t = stratified_timesteps(len(batch.input_ids), num_steps, generator, share).to(device)
     rate = low + (high - low) * t / num_steps
     masked = batch.target_mask & (uniform(batch.target_mask, generator) < rate[:, None])
     xt = batch.input_ids.masked_fill(masked, mask_id)

@@ -17,9 +17,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import Keep, Source
 from dataloader import DataArgs, TokenizedText, require_a_batch, split_sources, tokenize
+from files import local_path
 from hub import first_line
 from process import Batch, UserError
-from runtime import local_path
 from vocabulary import encode, text_of
 
 PLAIN = "plain"
@@ -94,6 +94,8 @@ class PairFormat:
     target_window: int
 
     def __post_init__(self) -> None:
+        if not isinstance(self.prompt, str):
+            raise UserError(f"prompt={self.prompt!r} must be a text")
         check_prompt(self.prompt, "prompt")
         if type(self.target_window) is not int or not 1 <= self.target_window <= 100_000:
             raise UserError(f"target_window={self.target_window!r} must lie in 1..100000")
@@ -198,6 +200,16 @@ class TokenizedPairs:
         return len(self.targets)
 
     @property
+    def size(self) -> str:
+        """In words."""
+        return f"{len(self):,}"
+
+    @property
+    def identity(self) -> str:
+        """A name for just these tokens."""
+        return f"{self.sources.identity} {self.targets.identity}"
+
+    @property
     def lengths(self) -> np.ndarray:
         """int64 [N], tokens in each row: the sources decide, since every window is as wide."""
         around = len(self.layout.head) + len(self.layout.tail) + self.layout.window
@@ -240,6 +252,10 @@ class TokenizedPairs:
         own, ends = self.counts(len(counts)), [self.layout.sep_id, self.layout.pad_id]
         words, others = (c.sum() - c[ends].sum() for c in (own, counts))
         return counts.index_put((torch.tensor(ends),), (own[ends] * (others / words.clamp(min=1))).round().long())
+
+    def place(self, index: int) -> str:
+        """File and line."""
+        return self.targets.place(index)
 
     def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
         """The chosen pairs."""

@@ -16,10 +16,12 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 import checkpoint
+import distributed
+import files
 import hub
 import runtime
 from config import FROM_CHECKPOINT, parse
-from process import Batch, SampleArgs, StepCallback, UserError
+from process import Batch, SampleArgs, StepCallback, UserError, check_ranges
 from vocabulary import text_of
 
 FORMATS = (".txt", ".jsonl")
@@ -47,11 +49,7 @@ class PredictArgs:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
-        for name, least in (("num_samples", 1), ("batch_size", 1), ("length", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {least}")
-        if self.num_samples > MOST_SAMPLES:
-            raise UserError(f"num_samples={self.num_samples} is more than {MOST_SAMPLES}; use several --seed")
+        check_ranges(self, num_samples=(1, MOST_SAMPLES), batch_size=(1, 10**7), length=(0, 10**6), seed=(0, 2**63 - 1))
         if self.show and self.output:
             raise UserError("give --show or --output, not both: what is shown is not written")
         if self.output and not self.output.endswith(FORMATS):
@@ -65,9 +63,10 @@ class PredictArgs:
 def main() -> None:
     """Load, sample, print and write."""
     args, sampling = parse([PredictArgs, SampleArgs], __doc__, meaningless=MEANINGLESS)
+    distributed.require_single("predict.py")
     hub.quiet_libraries()
     if args.output:
-        runtime.require_writable("output", Path(args.output))
+        files.require_writable("output", Path(args.output))
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
     run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
@@ -179,7 +178,7 @@ def write(texts: list[str], output: str) -> None:
     if not output:
         return
     path = Path(output)
-    with runtime.written_whole(path) as file:
+    with files.written_whole(path) as file:
         for text in texts:
             file.write(text + "\n" if path.suffix == ".txt" else json.dumps({"text": text}, ensure_ascii=False) + "\n")
     print(f"{len(texts)} samples written to {path}", file=sys.stderr)

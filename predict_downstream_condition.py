@@ -15,6 +15,8 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 import checkpoint
+import distributed
+import files
 import hub
 import likelihood
 import pairs
@@ -23,7 +25,7 @@ from config import FROM_CHECKPOINT, parse
 from corpus import holds_pairs, read_sentences, scored_source, training_source
 from metrics import mbr_select
 from predictions import Journal, fingerprint_of, write_diffuseq, write_predictions
-from process import SampleArgs, UserError, reverse_steps
+from process import SampleArgs, UserError, check_ranges, reverse_steps
 from vocabulary import respell
 
 BATCHES_AT_ONCE = 64  # in a call of the sampler, which keeps its batch full until it runs out of rows
@@ -66,12 +68,8 @@ class DownstreamArgs:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
-        least = {"mbr_size": 1, "batch_size": 1, "step_size": 0, "limit": 0, "seed": 0, "show": 0}
-        for name, bound in least.items():
-            if getattr(self, name) < bound:
-                raise UserError(f"{name}={getattr(self, name)} must be at least {bound}")
-        if self.mbr_size > 1000:
-            raise UserError(f"mbr_size={self.mbr_size} must be at most 1000: MBR compares all pairs of candidates")
+        check_ranges(self, mbr_size=(1, 1000), batch_size=(1, 10**7), step_size=(0, 10**6), limit=(0, 10**12))
+        check_ranges(self, seed=(0, 2**63 - 1), show=(0, 10**6))  # MBR compares all pairs of candidates
         if not self.output.endswith(".jsonl"):
             raise UserError(f"output={self.output}: must end in .jsonl")
 
@@ -79,13 +77,14 @@ class DownstreamArgs:
 def main() -> None:
     """Load, sample what is not there yet, choose, write, show."""
     args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, meaningless=MEANINGLESS)
+    distributed.require_single("predict_downstream_condition.py")
     hub.quiet_libraries()
     output = Path(args.output)
-    runtime.require_writable("output", output)
-    if output.exists() and runtime.local_path(args.data).exists() and output.samefile(runtime.local_path(args.data)):
+    files.require_writable("output", output)
+    if output.exists() and files.local_path(args.data).exists() and output.samefile(files.local_path(args.data)):
         raise UserError(f"output={output} is the data file itself; give another")
     if args.diffuseq_format:
-        runtime.require_writable("output (less .jsonl)", output.with_suffix(""), folder=True)
+        files.require_writable("output (less .jsonl)", output.with_suffix(""), folder=True)
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
     run = checkpoint.load(args.checkpoint, device)
@@ -135,15 +134,15 @@ def read_pairs(args: DownstreamArgs) -> tuple[list[str], list[str]]:
         UserError: if the data are not pairs, or broken, or a folder of training data only.
     """
     source = scored_source(args.data)
-    if not runtime.local_path(args.data).is_file() and source == training_source(args.data):
+    if not files.local_path(args.data).is_file() and source == training_source(args.data):
         raise UserError(
             f"{args.data}: neither a test nor a validation split; to predict training pairs, name their file"
         )
-    print(f"predicting {source}", file=sys.stderr)
     if not holds_pairs(source):
         raise UserError(f'{source}: holds no pairs; every line must be an object with a string "src" and "trg"')
     columns = (read_sentences(replace(source, column=side), description=f"reading {side}") for side in ("src", "trg"))
     sources, references = ([*column] for column in columns)
+    print(f"predicting {source}", file=sys.stderr)
     if args.shuffle_sources:
         if len(sources) < 2:
             raise UserError("shuffle_sources needs at least two pairs")

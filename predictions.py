@@ -13,8 +13,8 @@ import re
 import sys
 from pathlib import Path
 
+from files import folder_written_whole, read_text, written_whole
 from process import UserError
-from runtime import folder_written_whole, written_whole
 
 FORM = {"source": str, "reference": str, "prediction": str, "candidates": list}
 """What a record of ours must hold."""
@@ -148,7 +148,7 @@ def read_predictions(path: Path) -> list[dict] | None:
 def read_records(path: Path) -> dict[int, dict]:
     """The objects of a file with one JSON object a line, by their line's number."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # JSON may hold what str.splitlines takes for a line's end
+        lines = read_text(path, 2**30).split("\n")  # JSON may hold what str.splitlines takes for a line's end
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     records = {}
@@ -174,7 +174,7 @@ def read_samples(path: Path) -> list[str]:
     """
     if path.suffix == ".txt":
         try:
-            samples = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+            samples = read_text(path, 2**30).removesuffix("\n").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error})") from error
         if samples == [""]:

@@ -32,6 +32,17 @@ def check_choices(args: object) -> None:
             raise UserError(f"{part.name}={value!r} must be one of {', '.join(choices)}")
 
 
+def check_ranges(args: object, **bounds: tuple[float, float]) -> None:
+    """Refuses a setting outside its bounds, (least, most); one that is not a number is outside.
+
+    Raises:
+        UserError: naming the setting and its bounds.
+    """
+    for name, (least, most) in bounds.items():
+        if not least <= getattr(args, name) <= most:
+            raise UserError(f"{name}={getattr(args, name)} must lie in {least}..{most}")
+
+
 @dataclass(frozen=True)
 class Batch:
     """Sentences padded to one length. Conditioning is data: what is not in `target_mask` is given."""
@@ -50,6 +61,20 @@ class Batch:
     def rows(self, chosen: slice | Tensor) -> "Batch":
         """Some of the sentences."""
         return Batch(*(tensor[chosen] for tensor in vars(self).values()))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of a training step a batch is, so that the noise levels of all parts are spread over the step."""
+
+    part: int = 0
+    parts: int = 1
+    seed: int = 0
+    """One for all parts of a step."""
+
+
+WHOLE = Share()
+"""A batch that is a step by itself."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +196,10 @@ class Process(Protocol):
     fused_loss: bool = False
     """Whether the loss makes logits a few sentences at a time, and again for the gradient, instead of keeping them."""
 
-    def loss(self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None) -> Loss:
-        """An unbiased training loss of the batch."""
+    def loss(
+        self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
+    ) -> Loss:
+        """An unbiased training loss of the batch, which is `share` of a step."""
         ...
 
     def bound(
@@ -242,11 +269,14 @@ def streams_of(generator: Generators, rows: Tensor) -> Generators:
     return [generator[row] for row in rows.tolist()] if isinstance(generator, Sequence) else generator
 
 
-def stratified_timesteps(batch_size: int, num_steps: int, generator: Generator | None = None) -> Tensor:
-    """One step in 1..T per sentence: uniform for each of them, evenly spread over the batch.
+def stratified_timesteps(
+    batch_size: int, num_steps: int, generator: Generator | None = None, share: Share = WHOLE
+) -> Tensor:
+    """One step in 1..T per sentence: uniform for each of them, evenly spread over the batch, and over its whole step.
 
     Each sentence gets one of B equal slices of 1..T, dealt at random (were sentence b always given slice b, a batch
-    sorted by length would noise its long sentences more), and a uniform place inside its slice.
+    sorted by length would noise its long sentences more), and a uniform place inside its slice. The batches of a step
+    take different parts of every slice: which one, a turn decides that is drawn for the slice, alike for all of them.
 
     Returns:
         int64 [B] on the generator's device.
@@ -254,6 +284,9 @@ def stratified_timesteps(batch_size: int, num_steps: int, generator: Generator |
     device = "cpu" if generator is None else generator.device
     slices = torch.randperm(batch_size, generator=generator, device=device)
     place = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=device)
+    if share.parts > 1:
+        turn = torch.randint(share.parts, (batch_size,), generator=Generator().manual_seed(share.seed)).to(device)
+        place = ((share.part + turn[slices]) % share.parts + place) / share.parts
     return ((slices + place) / batch_size * num_steps).long().clamp(max=num_steps - 1) + 1
 
 

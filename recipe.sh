@@ -17,6 +17,9 @@ stage() { # name, command...: run once, and remember how long it took
     fi
     echo "== $name"
     "$@"
+    if [ "$name" = train ] && [ ! -e "$demo_folder/curve.png" ]; then # asked to stop; drawn when a run is done
+        exit 130
+    fi
     mkdir -p "$demo_folder"
     echo $((SECONDS - begin)) >"$demo_folder/seconds.$name"
 }
@@ -27,7 +30,7 @@ launch() { # number of GPUs, flags...: one process, or one per GPU
     local count=$1
     shift
     if [ "$count" -gt 1 ]; then
-        torchrun --standalone --nproc_per_node "$count" main.py "$@"
+        torchrun --standalone --nproc_per_node "$count" --max_restarts 3 main.py "$@" # a restart goes on where it stood
     else
         python main.py "$@"
     fi

@@ -23,8 +23,9 @@ demo() {
     # ten minutes in all: what is left after installing, less a reserve for scoring and sampling, up to 6.5 minutes
     local minutes threads
     threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more would wait for each other in a network this small
-    minutes=$(python -c "print(round(min(6.5, max(3.0, (500 - $SECONDS) / 60)), 2))")
-    stage train python main.py --train_data out/demo/corpus --output_dir out/demo --overwrite true \
+    [ -e out/demo/minutes ] || python -c "print(round(min(6.5, max(3.0, (500 - $SECONDS) / 60)), 2))" >out/demo/minutes
+    minutes=$(cat out/demo/minutes) # the same when an interrupted demo goes on
+    stage train python main.py --train_data out/demo/corpus --output_dir out/demo \
         --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 128 "${from_scratch[@]}" \
         --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3 \
         --max_steps 100000 --max_minutes "$minutes" --eval_steps 2000 --eval_sequences 128 --logging_steps 200 --threads "$threads"
@@ -45,7 +46,7 @@ summarise_demo() {
 import json
 from pathlib import Path
 
-from runtime import written_whole
+from files import written_whole
 
 demo = Path("out/demo")
 elbo = json.loads((demo / "elbo.json").read_text())

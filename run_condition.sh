@@ -25,8 +25,10 @@ demo() {
     stage pairs python demo_corpus.py --output $data --pairs true --min_words 3 --max_words 10 --known_words 4000 \
         --held_out_fraction 0.025
     threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more would wait for each other in a network this small
-    minutes=$(python -c "print(round(min(4.0, max(3.0, (420 - $SECONDS) / 60)), 2))") # longer, and it learns names by heart
-    stage train python main.py --train_data $data --output_dir $folder --overwrite true \
+    # longer, and it learns names by heart; the same when an interrupted demo goes on
+    [ -e $folder/minutes ] || python -c "print(round(min(4.0, max(3.0, (420 - $SECONDS) / 60)), 2))" >$folder/minutes
+    minutes=$(cat $folder/minutes)
+    stage train python main.py --train_data $data --output_dir $folder \
         --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 128 "${from_scratch[@]}" \
         --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3 \
         --max_steps 100000 --max_minutes "$minutes" --eval_steps 1000 --eval_sequences 256 --logging_steps 200 --threads "$threads"
@@ -58,7 +60,7 @@ summarise_demo() {
 import json
 from pathlib import Path
 
-from runtime import written_whole
+from files import written_whole
 
 demo = Path("out/condition_demo")
 real, shuffled = (json.loads((demo / f"metrics.{name}.json").read_text()) for name in ("predictions", "shuffled"))

@@ -1,71 +1,27 @@
-"""The machine: ranks, device, threads, precision, files that are never half-written, errors in one line."""
+"""The machine: device, threads, precision; notices to stop; errors in one line."""
 
 import contextlib
 import ctypes
-import datetime
+import errno
 import os
-import shutil
+import signal
 import sys
-import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import torch
-import torch.distributed as dist
-from torch import Tensor
 
 from process import UserError
 
 MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
 """Of malloc.h: M_MMAP_MAX, no mapping per tensor; M_TRIM_THRESHOLD, M_TOP_PAD: a heap that grows in leaps and stays."""
-
-
-def rank() -> int:
-    """This process's number under torchrun, else 0."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def world_size() -> int:
-    """How many processes train together: torchrun's WORLD_SIZE, else 1."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-@contextlib.contextmanager
-def process_group(device: torch.device) -> Iterator[None]:
-    """Joins torchrun's processes for the duration of a block; does nothing for a single process."""
-    if world_size() == 1:
-        yield
-        return
-    patience = datetime.timedelta(hours=12)  # the others wait while the first tokenises a corpus of any size
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        dist.init_process_group("nccl", timeout=patience, device_id=device)
-    else:
-        dist.init_process_group("gloo", timeout=patience)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
-def sum_over_ranks(*tensors: Tensor) -> None:
-    """Adds each tensor over all processes, in place."""
-    if world_size() > 1:
-        for tensor in tensors:
-            dist.all_reduce(tensor)
-
-
-@contextlib.contextmanager
-def leader_first() -> Iterator[None]:
-    """The first process runs the block alone, then the others: what it leaves on disk they find ready."""
-    if world_size() > 1 and rank() > 0:
-        dist.barrier()
-    try:
-        yield
-    finally:  # whatever stopped the first will stop the others, with the same words
-        if world_size() > 1 and rank() == 0:
-            dist.barrier()
+PROCESS_BEGAN = time.monotonic()
+ECHO = 5
+"""Seconds in which a signal that comes twice is one."""
+PR_SET_PDEATHSIG = 1
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a write may end in that says nothing of which file it was."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -123,65 +79,46 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
 
 
-def local_path(name: str) -> Path:
-    """A path as the shell would read it; a ~user that does not exist stays as it is."""
-    return Path(os.path.expanduser(name))
+def die_with_parent() -> None:
+    """For a helper process: when the one that made it is killed, it goes too (Linux)."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
+    if prctl:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def require_writable(option: str, path: Path, *, folder: bool = False) -> None:
-    """Refuses a place for results before the work and not after it.
+class Notice:
+    """Whether someone asked this process to stop: SIGTERM (a cluster, torchrun) or SIGINT (Ctrl-C).
 
-    Args:
-        option: the flag's name, for the message.
-        path: a file to write, or a folder to fill.
-        folder: which of the two.
-
-    Raises:
-        UserError: if something else is in the way, or the place cannot be written.
+    The first signal is a notice, to be acted on when it suits; a second one does what it always does, at once. Under
+    torchrun, which passes on what the cluster has told everyone already, the second must be as much later as `ECHO`.
     """
-    if path.exists() and path.is_dir() != folder:
-        raise UserError(
-            f"{option}={path}: is a {'file' if folder else 'folder'}; give a {'folder' if folder else 'file'}"
-        )
-    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists() and parent.is_dir())
-    blocked = next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
-    if blocked or not os.access(nearest, os.W_OK | os.X_OK):
-        raise UserError(f"{option}={path}: {blocked or nearest} cannot be written to; give another place")
 
+    def __init__(self) -> None:
+        """None yet."""
+        self.given = ""
+        self.last = 0.0
+        self._before: dict[int, object] = {}
 
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[IO[str]]:
-    """A text file opened beside `path` and renamed onto it when the block ends well; otherwise nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            yield file
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    def _take(self, number: int, frame: object) -> None:
+        first, now = not self.given, time.monotonic()
+        self.given = signal.Signals(number).name
+        if first:
+            self.last = now + (ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0)
+        elif now >= self.last:
+            signal.signal(number, self._before[number])
+            os.kill(os.getpid(), number)
 
-
-@contextlib.contextmanager
-def folder_written_whole(path: Path) -> Iterator[Path]:
-    """A folder filled beside `path` and renamed onto it when the block ends well; otherwise nothing is left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if path.exists():
-            previous = temporary.with_name(temporary.name + ".old")
-            path.rename(previous)
-            temporary.rename(path)
-            shutil.rmtree(previous)
-        else:
-            temporary.rename(path)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    @contextlib.contextmanager
+    def awaited(self) -> Iterator["Notice"]:
+        """For the duration of a block; only a program's main thread is ever given signals."""
+        for each in (signal.SIGTERM, signal.SIGINT):
+            with contextlib.suppress(ValueError):
+                self._before[each] = signal.signal(each, self._take)
+        try:
+            yield self
+        finally:
+            for each, handler in self._before.items():
+                signal.signal(each, handler)
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -194,9 +131,10 @@ def run_script(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in NO_ROOM:
             raise
-        _refuse(f"{error.filename}: {error.strerror}; give another path, or make room")
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _refuse(f"{where}{error.strerror}; give another path, or make room")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -9,19 +9,24 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from files import rename, written_whole
+
 
 class Tracker:
     """Writes `log.jsonl` and a fitlog record into one folder. A tracker that is not `active` writes nothing."""
 
-    def __init__(self, folder: Path, settings: dict, *, active: bool = True, use_fitlog: bool = True) -> None:
-        """Open the log; `settings` are recorded once."""
-        self.folder, self.active, self.started = folder, active, time.monotonic()
+    def __init__(
+        self, folder: Path, settings: dict, *, active: bool = True, use_fitlog: bool = True, began: float = 0.0
+    ) -> None:
+        """Open the log of a run that began so many seconds ago; `settings` are recorded once."""
+        self.folder, self.active, self.started = folder, active, time.monotonic() - began
         self.fitlog = None
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self.file = open(folder / "log.jsonl", "a", encoding="utf-8", buffering=1)
-        self._write({"kind": "settings", **settings})
+        if self.file.tell() == 0:
+            self._write({"kind": "settings", **settings})
         if use_fitlog:
             self._safely(lambda: self._open_fitlog(settings))
 
@@ -40,14 +45,15 @@ class Tracker:
         if self.active:
             self._write({"kind": "note", **values})
 
-    def close(self) -> None:
-        """Finish the logs and draw curve.png."""
+    def close(self, *, draw: bool = True) -> None:
+        """Finish the logs; draw curve.png, whose presence says that the run is done."""
         if not self.active:
             return
         if self.fitlog:
             self._safely(self.fitlog.finish)
         self.file.close()
-        self._safely(lambda: draw_curve(self.folder / "log.jsonl", self.folder / "curve.png"))
+        if draw:
+            self._safely(lambda: draw_curve(self.folder / "log.jsonl", self.folder / "curve.png"))
 
     def _open_fitlog(self, settings: dict) -> None:
         import fitlog
@@ -85,6 +91,21 @@ class Tracker:
             print(f"warning: tracking went on without this: {type(error).__name__}: {error}", file=sys.stderr)
 
 
+def cut_log(log: Path, step: int) -> None:
+    """Forgets what a log says of later steps, and a last line that was never finished."""
+    kept = []
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict) or record.get("step", 0) > step or record.get("steps") is not None:
+            break
+        kept.append(line)
+    with written_whole(log) as file:
+        file.writelines(line + "\n" for line in kept)
+
+
 def draw_curve(log: Path, picture: Path) -> None:
     """Training loss and validation bound over steps, from a JSONL log, as a PNG."""
     import matplotlib
@@ -106,5 +127,7 @@ def draw_curve(log: Path, picture: Path) -> None:
     axis.legend()
     axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(picture)
+    beside = picture.with_name(f".{picture.name}.unfinis_")
+    figure.savefig(beside, format="png")
+    rename(beside, picture)
     pyplot.close(figure)

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer, BertTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
-from hub import first_line, look_for_hub, why_not_given
+from files import folder_written_whole, local_path, read_text
+from hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
 from process import UserError
-from runtime import folder_written_whole, local_path
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 RECIPE = 1  # of a learnt vocabulary; part of its name in the cache
@@ -37,9 +37,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         elif path.is_dir() and (path / "vocab.txt").exists() and not (path / "tokenizer_config.json").exists():
             tokenizer = _wordpiece_from_vocab(path / "vocab.txt")
         else:
-            if not path.exists():
-                look_for_hub()
-            tokenizer = AutoTokenizer.from_pretrained(str(path) if path.exists() else name_or_path)
+            folder = str(path) if path.exists() else fetch(name_or_path, OF_A_TOKENIZER)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
     except UserError:
         raise
     except Exception as error:  # a damaged or missing tokenizer raises anything, down to bare Exception
@@ -64,7 +63,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
 
 
 def _wordpiece_from_vocab(file: Path) -> PreTrainedTokenizerBase:
-    entries = set(file.read_text(encoding="utf-8").splitlines())
+    entries = set(read_text(file, 2**28).splitlines())
     lacking = [token for token in SPECIAL_TOKENS if token not in entries]
     if lacking:
         raise UserError(
@@ -105,6 +104,11 @@ def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """A hash of everything that decides how text is cut."""
     return hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
+
+
+def one_core() -> None:
+    """For a process that is one of several: a tokenizer's threads do not survive a fork, and it would wait for them."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> dict:

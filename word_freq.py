@@ -10,13 +10,15 @@ import numpy as np
 import torch
 
 import checkpoint
-import dataloader
+import distributed
 import hub
 from config import parse
-from corpus import holds_pairs, read_sentences, training_source
+from corpus import holds_pairs, training_source
+from counting import count_corpus
+from files import require_writable
 from process import UserError
-from runtime import require_writable, run_script
-from vocabulary import encode, load_tokenizer, vocabulary_size
+from runtime import run_script
+from vocabulary import load_tokenizer, vocabulary_size
 
 
 @dataclass(frozen=True)
@@ -26,27 +28,28 @@ class WordFreqFileArgs:
     train_data: str = field(metadata={"aliases": ["--train_data_dir"], "help": "file, folder or data set on the hub"})
     tokenizer: str = field(metadata={"help": "hub name, folder or vocab.txt"})
     output: str = field(metadata={"help": "a .json file: {token: count}"})
+    workers: int = field(default=0, metadata={"help": "processes that count; 0: one a core"})
 
     def __post_init__(self) -> None:
         if not self.output.endswith(".json"):
             raise UserError(f"output={self.output}: must end in .json; it holds {{token: count}}")
+        if not 0 <= self.workers <= 1024:
+            raise UserError(f"workers={self.workers} must lie in 0..1024; 0: one a core")
 
 
 def main() -> None:
-    """Stream the corpus once; nothing but the counts is kept."""
+    """Read the corpus once, on all cores; nothing but the counts is kept."""
     (args,) = parse([WordFreqFileArgs], __doc__)
+    distributed.require_single("word_freq.py")
     hub.quiet_libraries()
     require_writable("output", Path(args.output))
     tokenizer = load_tokenizer(args.tokenizer)
     source = training_source(args.train_data)
-    if holds_pairs(source):  # a source is never noised; main.py adds the [SEP] and [PAD] of its target windows
+    # of pairs the targets count, for a source is never noised; main.py adds the [SEP] and [PAD] of their windows
+    if holds_pairs(source, streaming=True):
         source = replace(source, column="trg")
     vocab_size = vocabulary_size(tokenizer)
-    counts, num_sentences = np.zeros(vocab_size, dtype=np.int64), 0
-    for sentences in dataloader.chunks(read_sentences(source, description="counting")):
-        ids = encode(tokenizer, sentences)["input_ids"]
-        counts += np.bincount(np.concatenate(ids).astype(np.int64), minlength=vocab_size)
-        num_sentences += len(sentences)
+    counts, num_sentences = count_corpus(source, tokenizer, vocab_size, args.workers)
     if not counts.any():
         raise UserError(f"{source}: the tokenizer finds no token in it")
     checkpoint.write_word_freq(Path(args.output), torch.from_numpy(counts), tokenizer)

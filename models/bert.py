@@ -185,13 +185,16 @@ class BertDenoiser(nn.Module):
         hidden = self.body(inputs_embeds=embedded, attention_mask=mask.long()).last_hidden_state
         return torch.cat([hidden[:, :1], hidden[:, 2:]], dim=1)
 
-    def _attentions(self) -> list[nn.Module]:
+    @property
+    def layers(self) -> list[nn.Module]:
+        """The network's layers; none if it does not have a list of them."""
         count = self.network.config.num_hidden_layers
-        for stack in self.body.modules():
-            if isinstance(stack, nn.ModuleList) and len(stack) == count:
-                found = [getattr(layer, "attention", getattr(layer, "attn", None)) for layer in stack]
-                if all(isinstance(attention, nn.Module) for attention in found):
-                    return found
+        stacks = (m for m in self.body.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+        return list(next((stack for stack in stacks if all(_attention(layer) for layer in stack)), ()))
+
+    def _attentions(self) -> list[nn.Module]:
+        if found := [_attention(layer) for layer in self.layers]:
+            return found
         raise UserError(
             f"time_conditioning=layerwise does not know the layers of {type(self.network).__name__}; "
             "use time_conditioning none or token"
@@ -235,6 +238,11 @@ class BertDenoiser(nn.Module):
                 f"{type(self.network).__name__} is laid out in a way models/bert.py does not know; "
                 "BERT, RoBERTa, DistilBERT, ModernBERT, ALBERT and ELECTRA families work"
             )
+
+
+def _attention(layer: nn.Module) -> nn.Module | None:
+    found = getattr(layer, "attention", getattr(layer, "attn", None))
+    return found if isinstance(found, nn.Module) else None
 
 
 def build(args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int) -> BertDenoiser:

@@ -14,7 +14,7 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from hub import first_line, look_for_hub, why_not_given
+from hub import OF_A_CONFIG, OF_A_NETWORK, fetch, first_line, why_not_given
 from process import UserError
 from vocabulary import vocabulary_size
 
@@ -85,11 +85,10 @@ def load_network(name_or_path: str, *, whole: bool = False) -> PreTrainedModel:
     """
     if name_or_path in PRESETS and not Path(name_or_path).exists():
         raise UserError(f"{name_or_path} is an architecture without weights; add --from_scratch true")
-    if not Path(name_or_path).exists():
-        look_for_hub()
     try:
+        folder = name_or_path if Path(name_or_path).exists() else fetch(name_or_path, OF_A_NETWORK)
         network, report = AutoModelForMaskedLM.from_pretrained(
-            name_or_path, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # a missing or damaged network raises anything, down to ZeroDivisionError
         raise UserError(_not_loaded("network", name_or_path, error)) from error
@@ -127,10 +126,9 @@ def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> Pretra
         kind, settings = PRESETS[args.model_name_or_path]
         _refuse_unknown(kind(), overrides)
         return kind(**{**settings, "vocab_size": vocabulary_size(tokenizer), **special, **overrides})
-    if not Path(args.model_name_or_path).exists():
-        look_for_hub()
     try:
-        config = AutoConfig.from_pretrained(args.model_name_or_path)
+        name = args.model_name_or_path
+        config = AutoConfig.from_pretrained(name if Path(name).exists() else fetch(name, OF_A_CONFIG))
     except Exception as error:
         raise UserError(_not_loaded("network", args.model_name_or_path, error)) from error
     _refuse_unknown(config, overrides)

@@ -13,7 +13,7 @@ row() { # spindle, train, valid, tokenizer, flags...
         --tokenizer "$tokenizer" --model_name_or_path modernbert-small --from_scratch true \
         --max_length 128 --batch_size 64 --max_steps 5000 --eval_steps 1000 --threads 1 --output_dir "$out/$spindle" \
         --optimizer muon --learning_rate 3e-3 --weight_decay 0.1 --loss_weighting uniform --warm_start 0.33 \
-        --overwrite true --spindle "$spindle" "$@"
+        --spindle "$spindle" "$@"
     for posterior in exact released; do
         [ -e "$out/$spindle-$posterior.json" ] || python compute_elbo.py --checkpoint "$out/$spindle" --data "$valid" \
             --num_steps 128 --limit 500 --posterior "$posterior" --json true --threads 1 >"$out/$spindle-$posterior.part"

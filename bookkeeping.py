@@ -1,0 +1,357 @@
+"""What surrounds the training loop: clock, log, evaluation, checkpoints, saved states, words for the person waiting."""
+
+import math
+import os
+import re
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import checkpoint
+import distributed
+import files
+import likelihood
+import training_state
+from batches import Part
+from config import TrainArgs
+from dataloader import DataArgs, Text
+from parallel import whole_weights
+from process import UserError
+from runtime import PROCESS_BEGAN
+from tracking import Tracker, cut_log
+from vocabulary import vocabulary_size
+
+TOKENIZER = "tokenizer"
+OUTPUTS = ("checkpoint", "checkpoint-last", "state", TOKENIZER, "log.jsonl", "curve.png", "fitlog", "run.json")
+"""What a run leaves in its folder."""
+SLURMS_LAST_MINUTES = 300
+"""Seconds that are left to it, when a --time_limit is given."""
+EARLY = (1, 2, 5, 10, 20)
+"""Steps after which the log says something, however rarely it does later."""
+
+
+@dataclass
+class Figures:
+    """What the log is made of. All of it is saved with a state, so that a resumed run writes the same log."""
+
+    nats: float = 0.0
+    """Of the training loss since the last line of the log, over all processes; so are the next."""
+    targets: float = 0.0
+    """Tokens as reports count them, of the steps that were taken."""
+    slots: float = 0.0
+    filled: float = 0.0
+    """Since the beginning, so are the next."""
+    tokens: float = 0.0
+    skipped: int = 0
+    """Steps left out, since a loss or a gradient was not finite."""
+    skipped_in_a_row: int = 0
+    best: float = math.inf
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all processes know before a step."""
+
+    seconds: float
+    """That the run has taken."""
+    state_is_due: bool
+    """By the clock."""
+    why: str
+    """To stop after this step, or ""."""
+    counts: list[float]
+    """`Bookkeeper.count` of the whole step."""
+
+
+class Bookkeeper:
+    """One for every process; the first one writes and speaks."""
+
+    def __init__(
+        self,
+        args: TrainArgs,
+        settings: dict,
+        run: checkpoint.Run,
+        valid_text: Text,
+        learner: training_state.Learner,
+        wrapped: torch.nn.Module,
+        device: torch.device,
+        data: DataArgs,
+        figures: Figures,
+        *,
+        step: int,
+    ) -> None:
+        """Opens the log of a run that stands after `step`; from here on the output folder is this run's."""
+        self.args, self.run, self.valid_text, self.learner, self.wrapped = args, run, valid_text, learner, wrapped
+        self.device, self.figures = device, figures
+        self.batch_size = data.slots // data.max_length  # for scoring: as many as fit, however long
+        self.output, self.leads = Path(args.output_dir), distributed.rank() == 0
+        if self.leads:
+            claim(self.output, settings, step)
+            if not step:
+                with files.folder_written_whole(self.output / TOKENIZER) as folder:
+                    run.tokenizer.save_pretrained(folder)
+        self.tracker = Tracker(self.output, settings, active=self.leads, use_fitlog=args.fitlog, began=figures.seconds)
+        if step:
+            self.tracker.note({"resumed_after_step": step})
+        self.eval_indices = likelihood.pick(valid_text, args.eval_sequences)
+        self.began = time.monotonic()
+        self.earlier = figures.seconds  # that the run had taken before this process
+        self.log_clock = self.state_clock = self.step_clock = self.began
+        self.logged_tokens = figures.tokens
+        self.longest_step = 0.0
+        layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
+        self.bar = tqdm(total=100, desc="training", bar_format=layout, disable=None if self.leads else True)
+
+    # ---- time --------------------------------------------------------------------------------------------------------
+
+    def seconds(self) -> float:
+        """Since the run began, over all the processes that worked on it one after another."""
+        return self.earlier + time.monotonic() - self.began
+
+    def progress(self, step: int, total_steps: int, seconds: float) -> float:
+        """The share of the training that is done before `step`: by steps, or by the clock if that is further on."""
+        by_clock = seconds / (60 * self.args.max_minutes) if self.args.max_minutes else 0.0
+        share = min(1.0, max((step - 1) / total_steps, by_clock))
+        self.bar.set_postfix(step=step, refresh=False)
+        self.bar.update(100 * share - self.bar.n)
+        return share
+
+    def time_is_up(self) -> bool:
+        """Whether --time_limit leaves no room for two more steps as long as the longest, evaluation included."""
+        now = time.monotonic()
+        self.longest_step, self.step_clock = max(self.longest_step, now - self.step_clock), now
+        left = 60 * self.args.time_limit - (now - PROCESS_BEGAN)
+        if "SLURM_JOB_END_TIME" in os.environ:  # a process that was started again does not get the whole time again
+            left = min(left, float(os.environ["SLURM_JOB_END_TIME"]) - time.time() - SLURMS_LAST_MINUTES)
+        return self.args.time_limit > 0 and left < 2 * self.longest_step
+
+    # ---- a step ------------------------------------------------------------------------------------------------------
+
+    def agree(self, parts: list[Part], notice: str) -> "Agreement":
+        """What all processes must see alike before a step, in one exchange; the clock is the first one's."""
+        due = time.monotonic() - self.state_clock > 60 * self.args.save_minutes
+        of_leader = [self.seconds(), float(due)] if self.leads else [0.0, 0.0]
+        mine = [*of_leader, float(self.time_is_up()), float(bool(notice)), *self.count(parts)]
+        everything = torch.tensor(mine, dtype=torch.float64).to(self.device)
+        distributed.sum_over_ranks(everything)
+        seconds, due, time_is_up, noticed, *counts = everything.tolist()
+        why = "asked to stop" if noticed else "the time limit is near" if time_is_up else ""
+        return Agreement(seconds, bool(due), why, counts)
+
+    def count(self, parts: list[Part]) -> list[float]:
+        """This process's share of a step: target tokens, tokens as reports count them, slots, and filled ones."""
+        pad = self.run.tokenizer.pad_token_id
+        each = [
+            (
+                int(part.batch.target_mask.sum()),
+                likelihood.num_tokens(part.batch, pad),  # a [PAD] of a target window is scored but is no token
+                self.run.denoiser.num_slots(part.batch.attention_mask),
+                int((part.batch.input_ids != pad).sum()),
+            )
+            for part in parts
+        ]
+        return [float(sum(column)) for column in zip(*each, strict=True)]
+
+    def add(self, nats: float, counts: list[float], parts: list[Part], bad: list[Part], *, stepped: bool) -> None:
+        """Count a step of all processes.
+
+        Args:
+            nats: of its loss.
+            counts: what `count` gave, over all processes.
+            parts: this process's batches.
+            bad: those of them whose loss was not finite.
+            stepped: whether the weights moved; otherwise the step was left out.
+
+        Raises:
+            UserError: if too many steps in a row were left out.
+        """
+        figures = self.figures
+        if stepped:
+            figures.nats, figures.targets = figures.nats + nats, figures.targets + counts[1]
+            figures.skipped_in_a_row = 0
+        else:
+            figures.skipped, figures.skipped_in_a_row = figures.skipped + 1, figures.skipped_in_a_row + 1
+        figures.tokens += counts[1]
+        figures.slots += counts[2]
+        figures.filled += counts[3]
+        if figures.skipped_in_a_row >= self.args.max_skipped_steps:
+            everyones = distributed.from_everyone((not bad, (bad or parts)[0].places()))
+            only_gradient, places = min(everyones, key=lambda entry: entry[0])  # a process whose loss it was, if any
+            what = "gradient" if only_gradient else "loss"
+            more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+            raise UserError(
+                f"the training {what} was not finite in {figures.skipped_in_a_row} steps in a row, last on the batch "
+                f"of {', '.join(places[:3])}{more}; lower --learning_rate, use --precision fp32, or look at those lines"
+            )
+
+    def log(self, step: int, rate: float, epoch: int) -> None:
+        """Training figures since the last line of the log."""
+        now, figures = time.monotonic(), self.figures
+        tokens = figures.tokens - self.logged_tokens
+        values = {
+            "bits_per_token": figures.nats / figures.targets / math.log(2) if figures.targets else None,
+            "learning_rate": rate,
+            "epoch": epoch,
+            "tokens_per_second": tokens / max(now - self.log_clock, 1e-9),
+            **({"skipped_steps": figures.skipped} if figures.skipped else {}),
+        }
+        self.tracker.train(step, values)
+        loss = f"{values['bits_per_token']:.3f} bits/token" if figures.targets else "none"
+        self.say(
+            f"step {step}: training loss {loss}, {values['tokens_per_second']:,.0f} tokens/s, epoch {epoch + 1}"
+            + (f"; {figures.skipped} steps skipped so far" if figures.skipped else "")
+        )
+        figures.nats = figures.targets = 0.0
+        self.log_clock, self.logged_tokens = now, figures.tokens
+
+    # ---- evaluation and saving ---------------------------------------------------------------------------------------
+
+    def evaluate_and_save(self, step: int) -> None:
+        """The bound on the validation sentences with the averaged weights; they are saved, twice if the best so far."""
+        began, run = time.monotonic(), self.run
+        run.denoiser.eval()
+        with self.learner.average.in_place():
+            report = self._evaluate()
+            is_best = report["bits_per_token"] < self.figures.best
+            self.figures.best = min(self.figures.best, report["bits_per_token"])
+            self.tracker.valid(step, report, best=is_best)
+            self.say(f"step {step}: validation bound{' (best)' if is_best else ''}: {likelihood.describe(report)}")
+            run.facts = {"step": step, "training_minutes": round(self.seconds() / 60, 2), **report}
+            weights = checkpoint.weights_of(run)
+            for name in ("checkpoint-last", "checkpoint") if is_best else ("checkpoint-last",):
+                if self.leads:
+                    self._require_output()
+                    checkpoint.save(self.output / name, run, weights)
+        self.log_clock += time.monotonic() - began  # the log's speed is that of training
+
+    def _evaluate(self) -> dict:
+        with whole_weights(self.wrapped):
+            report = likelihood.score(
+                self.run,
+                self.valid_text,
+                self.eval_indices,
+                num_steps=max(1, self.run.process_args.num_steps // self.args.eval_step_size),
+                batch_size=self.batch_size,
+                seed=self.args.seed,
+                device=self.device,
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+            ).report()
+        if not math.isfinite(report["nats_per_sequence"]):
+            raise UserError("the validation bound is not finite; lower --learning_rate, or use --precision fp32")
+        return report
+
+    def state_is_due(self, step: int, agreed: "Agreement") -> bool:
+        """Whether --save_every says so, or else the clock."""
+        return step % self.args.save_every == 0 if self.args.save_every else agreed.state_is_due
+
+    def save_state(self, step: int, position: object, facts: dict) -> None:
+        """Everything that a later process needs to go on from here."""
+        began = time.monotonic()
+        self.figures.seconds = self.seconds()
+        if self.leads:
+            self._require_output()
+        facts = {"step": step, "position": position, "figures": asdict(self.figures), **facts}
+        training_state.save(self.output, self.learner, facts, keep_last=self.args.keep_last)
+        self.state_clock = time.monotonic()
+        self.log_clock += self.state_clock - began
+
+    def _require_output(self) -> None:
+        if (self.output / "run.json").exists():
+            return
+        raise UserError(
+            f"output_dir={self.output}: the run's folder was removed or emptied while it was being filled; "
+            "nothing more is written there"
+        )
+
+    # ---- words -------------------------------------------------------------------------------------------------------
+
+    def announce(self, train_text: Text, precision: str, total_steps: int, per_step: float, step: int) -> None:
+        """What is about to happen."""
+        run = self.run
+        parameters = sum(p.numel() for p in run.denoiser.parameters())
+        released, what = run.process_args.posterior == "released", "pairs" if run.pairs else "sentences"
+        self.say(
+            ("warning: the released posterior's loss and figures are no bound\n" if released else "")
+            + f"{train_text.size} training and {self.valid_text.size} validation {what}"
+            + (f" ({train_text.cuts})" if train_text.cuts else "")
+            + (f"; prompt {run.pairs.prompt!r}, target window {run.pairs.target_window}" if run.pairs else "")
+            + f"; {parameters / 1e6:.1f} M parameters, {vocabulary_size(run.tokenizer):,} tokens in the vocabulary\n"
+            + (f"{self.args.max_minutes:g} minutes, or " if self.args.max_minutes else "")
+            + f"{total_steps:,} steps of {per_step:,.0f} {what} on {self.device} in {precision}, "
+            f"{run.denoiser.network.config._attn_implementation} attention"
+            + (f", {distributed.world_size()} processes ({self.args.strategy})" if distributed.world_size() > 1 else "")
+            + (f"\nresumed after step {step:,}" if step else "")
+        )
+
+    def pause(self, step: int, why: str) -> None:
+        """A run that stops before its end; its state is saved."""
+        self.bar.close()
+        self.tracker.note({"paused_after_step": step, "why": why})
+        self.tracker.close(draw=False)
+        self.say(
+            f"\n{why}: stopped after step {step:,}, and saved {training_state.folder_of(self.output, step)}\n"
+            "next: the same command again goes on from there"
+        )
+
+    def close(self, step: int) -> None:
+        """Finish the logs; say where everything is and what to type next."""
+        self.bar.close()
+        self.tracker.note({"steps": step, "minutes": self.seconds() / 60, "target_tokens": int(self.figures.tokens)})
+        self.tracker.close()
+        skipped, share = self.figures.skipped, 100 * self.figures.filled / max(1.0, self.figures.slots)
+        self.say(
+            f"\ntrained {step:,} steps in {self.seconds() / 60:.1f} minutes; "
+            f"best validation bound {self.figures.best:.3f} bits/token\n"
+            + (f"  skipped     {skipped:,} steps whose loss or gradient was not finite\n" if skipped else "")
+            + f"  batches     {share:.1f} % of their slots held tokens\n"
+            + summary(self.output, of_pairs=self.run.pairs is not None, with_fitlog=self.args.fitlog)
+        )
+
+    def say(self, text: str) -> None:
+        """Print once, above any progress bar."""
+        if self.leads:
+            tqdm.write(text)
+
+
+def claim(output: Path, settings: dict, step: int) -> None:
+    """Makes the folder this run's: what others left is removed, what interrupted writing left too.
+
+    Args:
+        output: the folder.
+        settings: of the run.
+        step: where it stands; 0: at its beginning, and everything there is of no use.
+    """
+    files.clear_leftovers(output / "state", r"step-\d{12}")
+    files.clear_leftovers(output, "|".join(map(re.escape, OUTPUTS)))
+    if step:
+        cut_log(output / "log.jsonl", step)
+        (output / "curve.png").unlink(missing_ok=True)  # of a run that was done, and is to be longer
+        training_state.write_settings(output, settings)
+        return
+    for name in OUTPUTS:
+        path = output / name
+        if path.is_dir():
+            files.remove_folder(path)
+        else:
+            path.unlink(missing_ok=True)
+    training_state.write_settings(output, settings)
+
+
+def summary(output: Path, *, of_pairs: bool, with_fitlog: bool) -> str:
+    """Where a finished run's things are, and what to type next."""
+    best = output / "checkpoint"
+    return (
+        f"  checkpoint  {best}  (the last one: {best}-last)\n"
+        f"  log         {output / 'log.jsonl'}, {output / 'curve.png'}"
+        + (f", {output / 'fitlog'}\n" if with_fitlog else "\n")
+        + (
+            f"next: python predict_downstream_condition.py --checkpoint {best} --data FILE --output OUT.jsonl\n"
+            if of_pairs
+            else f"next: python predict.py --checkpoint {best}\n"
+        )
+        + f"      python compute_elbo.py --checkpoint {best} --data FILE"
+    )

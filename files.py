@@ -1,0 +1,210 @@
+"""Files that are whole or absent: written beside their place, made durable, renamed there; and checksums to tell."""
+
+import contextlib
+import ctypes
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from safetensors import SafetensorError
+
+from process import UserError
+
+MANIFEST = "manifest.json"
+LEFTOVER = re.compile(r"\.(.+)\.[a-z0-9_]{8}(\.old)?")  # as tempfile and folder_written_whole name them
+RENAME_EXCHANGE = 2  # of renameat2(2): the two names change places at once
+AT_FDCWD = -100
+
+
+def local_path(name: str) -> Path:
+    """A path as the shell would read it; a ~user that does not exist stays as it is."""
+    return Path(os.path.expanduser(name))
+
+
+def require_writable(option: str, path: Path, *, folder: bool = False) -> None:
+    """Refuses a place for results before the work and not after it.
+
+    Args:
+        option: the flag's name, for the message.
+        path: a file to write, or a folder to fill.
+        folder: which of the two.
+
+    Raises:
+        UserError: if something else is in the way, or the place cannot be written.
+    """
+    if path.exists() and path.is_dir() != folder:
+        raise UserError(
+            f"{option}={path}: is a {'file' if folder else 'folder'}; give a {'folder' if folder else 'file'}"
+        )
+    nearest = next(parent for parent in (path, *path.absolute().parents) if parent.exists() and parent.is_dir())
+    blocked = next((parent for parent in path.absolute().parents if parent.exists() and not parent.is_dir()), None)
+    if blocked or not os.access(nearest, os.W_OK | os.X_OK):
+        raise UserError(f"{option}={path}: {blocked or nearest} cannot be written to; give another place")
+
+
+def rename(old: Path, new: Path) -> None:
+    """Every file and folder made here gets its name by this call: before it there is nothing, after it all."""
+    os.replace(old, new)
+
+
+def read_text(path: Path, at_most: int = 2**26) -> str:
+    """A text file that is not meant to be large.
+
+    Raises:
+        UserError: if it is.
+        OSError, ValueError: if it cannot be read or is not UTF-8.
+    """
+    size = path.stat().st_size
+    if size > at_most:
+        raise UserError(f"{path}: {size:,} bytes, more than the {at_most:,} that such a file may have; look what it is")
+    return path.read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[IO[str]]:
+    """A text file opened beside `path` and renamed onto it when the block ends well; otherwise nothing is left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        rename(Path(temporary), path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def folder_written_whole(path: Path, *, manifest: bool = False) -> Iterator[Path]:
+    """A folder filled beside `path` and renamed onto it when the block ends well; otherwise nothing is left.
+
+    Args:
+        path: its place; what stood there before is replaced in one moment where the file system can (Linux).
+        manifest: whether to write down the size and checksum of every file, for `whats_wrong`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            file.chmod(0o755 if file.is_dir() else 0o644)  # as others write them; safetensors lets nobody else read
+        temporary.chmod(0o755)
+        if manifest:
+            (temporary / MANIFEST).write_text(json.dumps(checksums(temporary), indent=1), encoding="utf-8")
+        make_durable(temporary)
+        if path.exists() and exchange(temporary, path):
+            shutil.rmtree(temporary)
+        elif path.exists():
+            previous = temporary.with_name(temporary.name + ".old")
+            rename(path, previous)
+            rename(temporary, path)
+            shutil.rmtree(previous)
+        else:
+            rename(temporary, path)
+        _sync(path.parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if reason := _why_not_written(error, temporary):
+            raise UserError(f"{path}: cannot be written ({reason}); make room, or give another place") from error
+        raise
+
+
+def _why_not_written(error: BaseException, temporary: Path) -> str:
+    """If it is about the folder being written, and not about what is read meanwhile."""
+    if isinstance(error, SafetensorError):
+        return str(error).splitlines()[0]
+    named = getattr(error, "filename", None)
+    about_it = isinstance(error, OSError) and (named is None or Path(str(named)).is_relative_to(temporary))
+    return error.strerror or str(error) if about_it else ""
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Two names change places in one moment; False where the system or the file system cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    return renameat2 is not None and not renameat2(
+        AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE
+    )
+
+
+def remove_folder(path: Path) -> None:
+    """Gone at once under its name, then file by file: an interruption leaves no half folder."""
+    if path.exists():
+        doomed = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) / "doomed"
+        rename(path, doomed)
+        shutil.rmtree(doomed.parent)
+
+
+def clear_leftovers(folder: Path, names: str) -> None:
+    """What interrupted writing left in a folder: something that had just lost its name gets it back, the rest goes.
+
+    Args:
+        folder: that one process at a time writes to, by the functions above.
+        names: of what it writes, as a regular expression; anything else in the folder is somebody else's.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        leftover = LEFTOVER.fullmatch(path.name)
+        if leftover and not re.fullmatch(names, leftover[1]):
+            continue
+        if leftover and leftover[2] and not (folder / leftover[1]).exists():
+            rename(path, folder / leftover[1])
+        elif leftover and path.is_dir():
+            shutil.rmtree(path)
+        elif leftover:
+            path.unlink()
+
+
+def checksums(folder: Path) -> dict[str, dict[str, int | str]]:
+    """Size and SHA-256 of every file in a folder but its manifest, by name."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name != MANIFEST)
+    return {str(file.relative_to(folder)): {"bytes": file.stat().st_size, "sha256": sha256(file)} for file in files}
+
+
+def sha256(file: Path) -> str:
+    """Of a file's content, in hexadecimal."""
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def whats_wrong(folder: Path) -> str:
+    """Why a folder is not what its manifest says, or "" if it is."""
+    try:
+        promised = json.loads(read_text(folder / MANIFEST))
+        if not promised or any("/" in name or name.startswith(".") for name in promised):
+            return f"{MANIFEST} is damaged: it names no files of this folder"
+        for name, facts in promised.items():
+            if (folder / name).is_symlink():
+                return f"{name} is a link, and was written as a file"
+            size = (folder / name).stat().st_size
+            if size != facts["bytes"]:
+                return f"{name} has {size} bytes instead of {facts['bytes']}"
+            if sha256(folder / name) != facts["sha256"]:
+                return f"{name} is not what was written: its checksum differs"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+        return f"{MANIFEST} is damaged ({error})"
+    return ""
+
+
+def make_durable(folder: Path) -> None:
+    """Everything in a folder is on the disk, not only on its way there: a rename must never overtake its content."""
+    for path in (*folder.rglob("*"), folder):
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,148 @@
+"""Whether a training run begins, goes on, or is done: what its output folder says of it."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+import training_state
+from bookkeeping import OUTPUTS
+from config import TrainArgs
+from distributed import job, world_size
+from process import UserError
+
+WITHOUT_INFLUENCE = {
+    "output_dir", "cache_dir", "device", "threads", "fitlog", "logging_steps", "overwrite", "resume", "save_every",
+    "save_minutes", "keep_last", "time_limit", "max_skipped_steps", "strategy", "compile", "attn_implementation",
+    "gradient_checkpointing", "fused_loss", "num_workers", "world_size", "job",
+}  # fmt: skip
+"""Settings that change nothing, or only roundings, of what is learnt."""
+LENGTH = {"max_steps", "num_train_epochs", "max_minutes", "eval_steps", "eval_sequences", "eval_step_size"}
+"""Settings that --resume true may change: to train for longer."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run stands."""
+
+    path: Path | None = None
+    """The saved state to go on from; None: the beginning."""
+    facts: dict = field(default_factory=dict)
+    """Its state.json."""
+    kept: dict = field(default_factory=dict)
+    """Settings that stay as the run began with them, whatever this process was given."""
+    finished: bool = False
+    """Whether there is nothing left to do."""
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return self.facts.get("step", 0)
+
+
+def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> Start:
+    """What the folder holds of a run of these settings.
+
+    Args:
+        args: with resume and overwrite.
+        settings: all of them, by name.
+        say: is told of saved states that are broken.
+
+    Raises:
+        UserError: if it holds a run of other settings, or one that may not be resumed, or none that must be, or none
+            of whose states is whole.
+    """
+    output = Path(args.output_dir)
+    present = [name for name in OUTPUTS if (output / name).exists()]
+    if not present and args.resume == "true":
+        raise UserError(f"output_dir={output}: resume=true, but there is no run in it; leave --resume out")
+    if not present or (args.overwrite and not _began_here(output)):
+        return Start()
+    remedy = "give another folder, or --overwrite true to replace it"
+    known = training_state.read_settings(output)
+    if known is None:
+        raise UserError(f"output_dir={output} holds another run ({', '.join(present)}); {remedy}")
+    differing = differences(known, settings, LENGTH if args.resume == "true" else set())
+    if differing:
+        more = "" if not set(differing) <= LENGTH else "; --resume true goes on with it for longer"
+        listed = ", ".join(f"{name}={known.get(name)!r}" for name in differing[:4])
+        raise UserError(f"output_dir={output} holds a run with other settings ({listed}); {remedy}{more}")
+    if args.resume == "false":
+        raise UserError(f"output_dir={output} holds this very run, and resume=false; {remedy}")
+    kept = {name: known[name] for name in ("accumulation_steps", "world_size") if name in known}
+    found = training_state.newest(output, say)
+    if found is None:
+        if list(training_state.states(output)):  # never begin anew over what someone may still mend
+            raise UserError(f"output_dir={output}: none of its saved states is whole, see above; {remedy}")
+        return Start(None, {"parts": kept["accumulation_steps"] * kept["world_size"]} if len(kept) == 2 else {}, kept)
+    path, facts = found
+    return Start(path, facts, kept, bool(facts.get("finished")) and not differences(known, settings, set()))
+
+
+def _began_here(output: Path) -> bool:
+    """Whether torchrun or Slurm started again what this very command had begun: that is to go on, not to overwrite."""
+    try:
+        known = training_state.read_settings(output) or {}
+    except UserError:
+        return False
+    return bool(job()) and known.get("job") == job()
+
+
+def require_steps_left(args: TrainArgs, start: Start, total_steps: int) -> None:
+    """Refuses a length that the run has passed already.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    if start.path and start.step >= total_steps:
+        raise UserError(
+            f"output_dir={args.output_dir}: this run has taken {start.step} steps, and would end at {total_steps}; "
+            "give a larger --max_steps"
+        )
+
+
+def differences(known: dict, settings: dict, allowed: set[str]) -> list[str]:
+    """Names of settings that would make another run."""
+    settings = json.loads(json.dumps(settings, default=str))
+    ignored = WITHOUT_INFLUENCE | allowed
+    if known.get("world_size") != settings["world_size"]:
+        ignored = ignored | {"accumulation_steps"}  # follows from the steps' size, `batches_a_process`
+    return sorted(name for name in settings if name not in ignored and known.get(name) != settings[name])
+
+
+def batches_a_process(args: TrainArgs, start: Start) -> int:
+    """How many batches each process contributes to a step: a resumed run keeps the size of its steps.
+
+    Raises:
+        UserError: if that many processes cannot share a step evenly.
+    """
+    parts = start.facts.get("parts", args.accumulation_steps * world_size())
+    if parts % world_size():
+        raise UserError(
+            f"output_dir={args.output_dir}: a step of this run is {parts} batches, which {world_size()} processes "
+            f"cannot share evenly; start a number of processes that divides {parts}"
+        )
+    return parts // world_size()
+
+
+def require_same_text(start: Start, identity: str, args: TrainArgs) -> None:
+    """Refuses to go on with other text than the run began with.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if start.path and start.facts["data"] != identity:
+        raise UserError(
+            f"output_dir={args.output_dir} holds a run on other text (the training data has changed since); "
+            "bring the old data back, give another folder, or --overwrite true"
+        )
+
+
+def note_versions(start: Start) -> str:
+    """What to tell a person about another torch than the state was saved under, or ""."""
+    then = start.facts.get("torch", torch.__version__)
+    if then == torch.__version__:
+        return ""
+    return f"note: saved under torch {then}, resumed under {torch.__version__}: the weights may differ in roundings"
