@@ -9,4 +9,4 @@ ensure_environment requirements-dev.txt requirements.txt
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 ruff check .
 ruff format --check .
-python -m pytest --durations=5 "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=5 "$@"

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from conftest import SENTENCES
 from transformers import BertTokenizerFast
 
-from batches import ENOUGH, deal, endless_batches, length_buckets, mean_batch, packed_rows, sorted_batches
+from batches import ENOUGH, DealtBatches, Part, deal, length_buckets, mean_batch, packed_rows, sorted_batches
 from corpus import training_source
 from dataloader import DataArgs, TokenizedText, tokenize
 from models.packing import next_fit
@@ -119,43 +119,59 @@ def test_buckets_cut_where_the_next_does_not_fit() -> None:
     assert [b.tolist() for b in length_buckets(np.array([3, 1, 2, 2]), 3, 4)] == [[1, 2], [3], [0]]
 
 
-@pytest.mark.parametrize("world_size", [1, 3])
-def test_ranks_share_an_epoch_without_overlap(
-    text: TokenizedText, tokenizer: BertTokenizerFast, world_size: int
-) -> None:
-    per_epoch = -(-len(text) // 7)
-    seen = []
-    for rank in range(world_size):
-        stream = endless_batches(text, DataArgs("x", batch_size=7), tokenizer, seed=1, rank=rank, world_size=world_size)
-        mine = list(itertools.islice(stream, per_epoch // world_size + 1))
-        seen += [
-            tuple(row[m].tolist())
-            for epoch, b in mine
-            if epoch == 0
-            for row, m in zip(b.input_ids, b.target_mask, strict=True)
-        ]
-    assert len(seen) == len(set(seen)) == len(text)
+def taken(text: TokenizedText, tokenizer: BertTokenizerFast, steps: int, **settings: object) -> list[Part]:
+    """So many steps' batches of one process."""
+    settings = {"batch_size": 7, "seed": 1, **settings}
+    args = DataArgs("x", batch_size=settings.pop("batch_size"))
+    stream = DealtBatches(text, args, tokenizer, **settings)
+    return [part for _ in range(steps) for part in stream.take()]
 
 
-def test_the_next_epoch_has_an_order_of_its_own_and_ranks_take_turns_across_epochs(
-    text: TokenizedText, tokenizer: BertTokenizerFast
-) -> None:
-    args = DataArgs("x", batch_size=7)  # 35 batches an epoch, an odd number
-    everything = list(itertools.islice(endless_batches(text, args, tokenizer, seed=1), 70))
-    assert [epoch for epoch, _ in everything] == [0] * 35 + [1] * 35
-    shared = [endless_batches(text, args, tokenizer, seed=1, rank=rank, world_size=2) for rank in (0, 1)]
-    for i, (_, batch) in enumerate(everything):
-        assert torch.equal(next(shared[i % 2])[1].input_ids, batch.input_ids)
-    first, second = ([b.input_ids.tolist() for _, b in everything[part]] for part in (slice(35), slice(35, 70)))
-    assert first != second
+def sentences(parts: list[Part]) -> list[tuple[int, ...]]:
+    """The text of all of them."""
+    rows = [(row, m) for part in parts for row, m in zip(part.batch.input_ids, part.batch.target_mask, strict=True)]
+    return [tuple(row[m].tolist()) for row, m in rows]
+
+
+def test_an_epoch_takes_every_sentence_once_whoever_takes_it(text: TokenizedText, tokenizer: BertTokenizerFast) -> None:
+    """240 sentences are 35 batches of 7: seven steps of five of them."""
+    whole = taken(text, tokenizer, 7, parts=5)
+    assert sorted(sentences(whole)) == sorted(set(sentences(whole))) and len(sentences(whole)) == len(text)
+    assert [part.number for part in whole] == [0, 1, 2, 3, 4] * 7 and {part.epoch for part in whole} == {0}
+    shared = [taken(text, tokenizer, 7, parts=5, rank=rank, world_size=5) for rank in range(5)]
+    together = [part for step in zip(*shared, strict=True) for part in step]
+    assert sentences(together) == sentences(whole) and [part.number for part in together] == [0, 1, 2, 3, 4] * 7
+
+
+def test_the_next_epoch_has_an_order_of_its_own(text: TokenizedText, tokenizer: BertTokenizerFast) -> None:
+    both = taken(text, tokenizer, 70)
+    assert [part.epoch for part in both] == [0] * 35 + [1] * 35
+    first, second = sentences(both[:35]), sentences(both[35:])
+    assert first != second and sorted(first) == sorted(second)
+
+
+@pytest.mark.parametrize("done", [0, 1, 11, 12, 23, 24])
+def test_a_stream_goes_on_where_another_stood(text: TokenizedText, tokenizer: BertTokenizerFast, done: int) -> None:
+    """Steps of three batches: 35 an epoch, so that steps cross its end; what is saved is JSON."""
+    args = DataArgs("x", batch_size=7)
+    stream = DealtBatches(text, args, tokenizer, seed=1, parts=3)
+    for _ in range(done):
+        stream.take()
+    position = json.loads(json.dumps(stream.position()))
+    rest = taken(text, tokenizer, 20, parts=3, position=tuple(position))
+    assert sentences(rest) == sentences([part for _ in range(20) for part in stream.take()])
+
+
+def test_batches_know_their_lines(text: TokenizedText, tokenizer: BertTokenizerFast) -> None:
+    for part in taken(text, tokenizer, 3):
+        lines = [int(place.rpartition(":")[2]) for place in part.places()]
+        written = [tuple(tokenizer(SENTENCES[line - 1], add_special_tokens=False).input_ids) for line in lines]
+        assert written == sentences([part]) and part.places()[0].startswith(str(text.source.files[0]))
 
 
 def test_the_order_depends_on_the_seed_alone(text: TokenizedText, tokenizer: BertTokenizerFast) -> None:
-    def first(seed: int) -> torch.Tensor:
-        return next(endless_batches(text, DataArgs("x", batch_size=16), tokenizer, seed=seed))[1].input_ids
-
-    assert torch.equal(first(3), first(3))
-    assert first(3).shape != first(4).shape or not torch.equal(first(3), first(4))
+    first, again, other = (sentences(taken(text, tokenizer, 1, batch_size=16, seed=seed)) for seed in (3, 3, 4))
+    assert first == again != other
 
 
 def test_sorted_batches_cover_the_chosen_sentences(text: TokenizedText, tokenizer: BertTokenizerFast) -> None:

@@ -93,7 +93,7 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(
     checkpoint.save(tmp_path / "run", run)
     run.facts = {"step": 8}
     monkeypatch.setattr(checkpoint, "_model_card", lambda run: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match=r"run: cannot be written \(disk full\); make room"):
         checkpoint.save(tmp_path / "run", run)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     assert checkpoint.load(str(tmp_path / "run"), CPU).facts == {"step": 7}

@@ -5,7 +5,6 @@ import shlex
 import pytest
 from conftest import call
 
-import config
 import dataloader
 from config import TrainArgs, parse
 from diffusion_word_freq import WordFreqArgs
@@ -41,7 +40,7 @@ def test_the_forks_training_command_runs_as_written(capsys: pytest.CaptureFixtur
     assert (network.model_name_or_path, noise.num_steps, noise.schedule) == ("bert-base-uncased", 2000, "cosine")
     assert (noise.spindle, data.word_freq_file, train.output_dir) == ("paper", "word_freq.json", "./diffusion_models")
     assert train.fp16 is True
-    assert capsys.readouterr().err == f"note: --num_workers has no effect: {config.MEANINGLESS['--num_workers']}\n"
+    assert not capsys.readouterr().err
 
 
 def test_the_forks_sampling_command_runs_as_written(capsys: pytest.CaptureFixture) -> None:
@@ -115,7 +114,7 @@ BASE = ["--train_data", "x", "--output_dir", "y"]
         (["--hybrid_lambda", "-1"], "hybrid_lambda=-1.0 must be 0 or more"),
         (["--max_steps", "-1"], "max_steps=-1"),
         (["--num_train_epochs", "0"], "give one of them above 0"),
-        (["--accumulation_steps", "0"], "accumulation_steps=0 must be at least 1"),
+        (["--accumulation_steps", "0"], "accumulation_steps=0 must lie in 1..1000000000"),
         (["--warm_start", "2"], "warm_start=2.0 must lie in"),
         (["--warm_start_rates", "0.5"], "must look like 0.1,0.4"),
         (["--warm_start_rates", "0.5,0.1"], "0 < low <= high <= 1"),

@@ -303,7 +303,7 @@ def test_extreme_logits_give_finite_losses_and_gradients(spindle: str) -> None:
 def test_padding_and_given_tokens_change_nothing(spindle: str, weighting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     process, denoiser = make(num_steps=8, spindle=spindle, loss_weighting=weighting), TableDenoiser(5)
     monkeypatch.setattr(diffusion_word_freq, "uniform", lambda where, generator=None: where.double() * 0.3 + (~where))
-    monkeypatch.setattr(diffusion_word_freq, "stratified_timesteps", lambda n, total, generator=None: steps(n, 6))
+    monkeypatch.setattr(diffusion_word_freq, "stratified_timesteps", lambda n, *_: steps(n, 6))
     plain = text_batch(torch.tensor([[0, 1, 2]]))
     on = torch.tensor([[True, True, True, False, False]])
     padded = Batch(torch.tensor([[0, 1, 2, 4, 4]]), on, on)

@@ -8,7 +8,12 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from conftest import SENTENCES
+from mini_hub import MiniHub, running
+from transformers import BertConfig, BertForMaskedLM
 
 import hub
 
@@ -63,3 +68,72 @@ def test_offline_by_choice_is_said_so() -> None:
 def test_the_first_line_of_an_error_or_its_name() -> None:
     assert hub.first_line(ValueError("bad\nvery bad")) == "bad" and hub.first_line(ValueError()) == "ValueError"
     assert hub.first_line(ValueError("in x:\n  bad\nvery")) == "in x: bad"
+
+
+@pytest.fixture
+def mini(tmp_path: Path, tokenizer) -> MiniHub:
+    """LM1B and bert-base-uncased, very small, under the names that `bash run.sh` asks for."""
+    network, data = tmp_path / "hub" / "bert", tmp_path / "hub" / "lm1b"
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(network)
+    tokenizer.save_pretrained(network)
+    (data / "data").mkdir(parents=True)
+    for i in range(2):
+        rows = pyarrow.table({"text": SENTENCES[i::2] * 20})
+        pyarrow.parquet.write_table(rows, data / "data" / f"train-{i:05d}-of-00002.parquet", compression="none")
+    pyarrow.parquet.write_table(pyarrow.table({"text": SENTENCES[:9]}), data / "data" / "test-00000-of-00001.parquet")
+    return MiniHub({"bert-base-uncased": network, "datasets/dvruette/lm1b": data})
+
+
+def fine_tune(tmp_path: Path, address: str, name: str, *words: object) -> subprocess.CompletedProcess:
+    """What run.sh does without arguments, for two steps."""
+    base = ["--train_data", "lm1b", "--model_name_or_path", "bert-base-uncased", "--max_steps", 2, "--num_steps", 16]
+    base += ["--eval_step_size", 8, "--batch_size", 8, "--max_length", 32, "--fitlog", "false", "--threads", 1]
+    base += ["--output_dir", tmp_path / name, "--cache_dir", tmp_path / f"cache-{name}", "--valid_fraction", 0.1]
+    settings = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+    return subprocess.run(
+        [str(word) for word in [sys.executable, ROOT / "main.py", *base, *words]],
+        env={**os.environ, **settings}, cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def test_the_hub_is_asked_once_and_its_cache_after_that(tmp_path: Path, mini: MiniHub) -> None:
+    """Broken connections on the way: the download goes on where it broke off."""
+    mini.cuts = 4
+    with running(mini) as address:
+        first = fine_tune(tmp_path, address, "first")
+        assert first.returncode == 0 and "trained 2 steps" in first.stdout and not first.stderr, first.stderr
+        assert mini.cuts == 0 and mini.sent["model.safetensors"] > 1
+        sent = mini.sent.copy()
+        second = fine_tune(tmp_path, address, "second")
+        assert second.returncode == 0 and mini.sent == sent
+    alone = fine_tune(tmp_path, address, "alone")  # nobody answers any more
+    assert alone.returncode == 0, alone.stderr
+
+
+def test_streaming_leaves_nothing_on_the_disk(tmp_path: Path, mini: MiniHub) -> None:
+    with running(mini) as address:
+        done = fine_tune(tmp_path, address, "run", "--streaming", "true", "--shuffle_buffer", 400)
+    assert done.returncode == 0 and not done.stderr and "a stream of lm1b" in done.stdout, done.stderr
+    assert not list(tmp_path.glob("home/datasets/**/*.arrow")) and not list(
+        tmp_path.glob("home/hub/datasets--*/blobs/*")
+    )
+
+
+@pytest.mark.parametrize("altered", ["model.safetensors", "data/train-00001-of-00002.parquet"])
+def test_a_wrong_checksum_is_refused_and_forgotten(tmp_path: Path, mini: MiniHub, altered: str) -> None:
+    mini.altered = altered
+    with running(mini) as address:
+        first = fine_tune(tmp_path, address, "run")
+        assert first.returncode == 2 and first.stderr.count("\n") == 1 and "has the checksum" in first.stderr
+        assert not (tmp_path / "run").exists()
+        mini.altered = ""
+        assert fine_tune(tmp_path, address, "run").returncode == 0
+
+
+def test_a_hub_that_breaks_off_for_ever_is_reported(tmp_path: Path, mini: MiniHub) -> None:
+    mini.cuts, mini.given = 1000, 0
+    with running(mini) as address:
+        done = fine_tune(tmp_path, address, "run")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "bert-base-uncased" in done.stderr
+    assert not (tmp_path / "run").exists() and 1000 - mini.cuts < 40

@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,13 +12,14 @@ import pytest
 import torch
 from conftest import SENTENCES, TINY, call
 
+import bookkeeping
 import checkpoint
 import main
 from corpus import held_out
 from dataloader import DataArgs
 from diffusion_word_freq import WordFreqArgs
 from optim import OptimArgs
-from process import UserError
+from process import WHOLE
 
 ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
     valid = records(trained, "valid")
     assert valid[-1]["bits_per_token"] < 0.6 * valid[-1]["unigram_bits_per_token"]
     assert records(trained, "train")[0]["step"] == 1  # figures within seconds
-    assert {p.name for p in trained.iterdir()} == {"checkpoint", "checkpoint-last", "log.jsonl", "curve.png"}
+    assert {p.name for p in trained.iterdir()} == set(bookkeeping.OUTPUTS) - {"fitlog"}
     run = checkpoint.load(str(trained), CPU)
     best = min(valid, key=lambda r: r["bits_per_token"])
     assert run.facts["step"] == best["step"] and run.facts["bits_per_token"] == best["bits_per_token"]
@@ -190,8 +190,7 @@ def test_clipping_bounds_the_norm_and_the_values() -> None:
         assert main.clip(model, optim, [], scaler)
         torch.testing.assert_close(model.weight.grad[0], torch.tensor(expected), atol=1e-4, rtol=1e-4)
     model.weight.grad[0, 0] = math.nan
-    with pytest.raises(UserError, match="a gradient is not finite"):
-        main.clip(model, OptimArgs(), [], scaler)
+    assert not main.clip(model, OptimArgs(), [], scaler)
 
 
 def test_in_fp16_an_overflow_anywhere_leaves_every_weight_as_it_was() -> None:
@@ -228,7 +227,7 @@ def test_the_warm_start_is_masked_language_modelling_and_then_the_process_takes_
         process_args=WordFreqArgs(),
     )
     args = main.TrainArgs("x", warm_start=0.25, warm_start_rates="0.2,0.3")
-    losses = [main.training_loss(run, None, args, progress, None) for progress in (0.0, 0.24, 0.25, 1.0)]
+    losses = [main.training_loss(run, None, args, progress, None, WHOLE) for progress in (0.0, 0.24, 0.25, 1.0)]
     assert losses == [("masked lm", (0.2, 0.3))] * 2 + ["process"] * 2
 
 
@@ -319,38 +318,3 @@ def test_bad_input_ends_in_one_line_and_nothing_written(
     said = capsys.readouterr().err.strip()
     assert code == 2 and message in said and said.startswith("script.py: error: ") and "\n" not in said
     assert not folder.exists()
-
-
-def test_another_runs_folder_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, corpus: Path, tmp_path: Path
-) -> None:
-    _, folder = train(monkeypatch, corpus, tmp_path)
-    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    code, _ = train(monkeypatch, corpus, tmp_path)
-    assert code == 2 and "holds another run (checkpoint, checkpoint-last, log.jsonl" in capsys.readouterr().err
-    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    code, _ = train(monkeypatch, corpus, tmp_path, "--overwrite", "true")
-    assert code == 0 and len(records(folder, "settings")) == 1
-
-
-@pytest.mark.parametrize(
-    ("method", "message"),
-    [("add", "the training loss is not finite; lower"), ("report", "the validation bound is not finite; lower")],
-)
-def test_a_run_that_diverges_stops_and_leaves_no_checkpoint(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture,
-    corpus: Path,
-    tmp_path: Path,
-    method: str,
-    message: str,
-) -> None:
-    if method == "report":
-        monkeypatch.setattr(main.likelihood.Likelihood, "report", lambda self: {"nats_per_sequence": math.nan})
-    else:
-        real = main.training_loss
-        monkeypatch.setattr(main, "training_loss", lambda *words: replace(real(*words), total=torch.tensor(math.inf)))
-        monkeypatch.setattr(torch.Tensor, "backward", lambda self: None)
-    code, folder = train(monkeypatch, corpus, tmp_path)
-    assert code == 2 and message in capsys.readouterr().err
-    assert {path.name for path in folder.iterdir()} == {"log.jsonl"}

@@ -59,7 +59,7 @@ def test_bad_input_is_one_line_and_nothing_written(
 ) -> None:
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     (tmp_path / "zeros").mkdir()
-    (tmp_path / "zeros" / "train.txt").write_text("\0\0\n")
+    (tmp_path / "zeros" / "train.txt").write_text("\u0001\u0001\n")
     monkeypatch.chdir(tmp_path)
     base = ["--train_data", corpus, "--tokenizer", tmp_path / "tokenizer", "--output", tmp_path / "f.json"]
     assert call(word_freq.main, monkeypatch, *base, *words) == 2

@@ -1,0 +1,150 @@
+"""A hub small enough to hold in a test: it speaks what huggingface_hub and datasets ask for, on loopback.
+
+Faults can be switched on: connections that are cut in the middle of a file, and content that is not what its checksum
+says.
+"""
+
+import contextlib
+import hashlib
+import json
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, unquote, urlparse
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class MiniHub:
+    """Folders by repository name: models as "org/name", data sets as "datasets/org/name"."""
+
+    def __init__(self, repositories: dict[str, Path]) -> None:
+        """Nothing is wrong yet."""
+        self.repositories = repositories
+        self.cuts = 0
+        """So many of the next large transfers break off half-way,"""
+        self.given = 5000
+        """after so many bytes."""
+        self.altered = ""
+        """Of this file other bytes are sent, as many."""
+        self.sent: Counter[str] = Counter()
+        """Transfers of each file's content."""
+
+    def files(self, repository: str) -> list[Path]:
+        """All that a repository holds."""
+        return sorted(path for path in self.repositories[repository].rglob("*") if path.is_file())
+
+    def entry(self, repository: str, file: Path) -> dict:
+        """As the tree and the paths-info calls describe a file; large ones have a SHA-256, others a git hash."""
+        content = file.read_bytes()
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        name = str(file.relative_to(self.repositories[repository]))
+        found = {"type": "file", "path": name, "size": len(content), "oid": blob}
+        if file.suffix in (".safetensors", ".parquet"):
+            found["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        return found
+
+
+def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
+    """What answers a request."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *words: object) -> None:
+            """Silence."""
+
+        def reply(self, body: bytes, status: int = 200, **headers: str) -> None:
+            self.send_response(status)
+            for name, value in {"Content-Length": str(len(body)), **headers}.items():
+                self.send_header(name.replace("_", "-"), value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        def reply_json(self, value: object) -> None:
+            self.reply(json.dumps(value).encode(), Content_Type="application/json")
+
+        def missing(self, what: str) -> None:
+            self.reply(b"", 404, X_Error_Code=what, X_Error_Message=f"{what}: {self.path}")
+
+        def answer(self) -> None:
+            path = unquote(urlparse(self.path).path).strip("/")
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if path.startswith("api/"):
+                self.api(path.removeprefix("api/").removeprefix("models/"), body)
+            elif "/resolve/" in path:
+                repository, _, rest = path.partition("/resolve/")
+                self.content(repository, rest.partition("/")[2])
+            else:
+                self.reply(b"")
+
+        do_GET = do_HEAD = do_POST = answer
+
+        def api(self, path: str, body: bytes) -> None:
+            repository = next((name for name in hub.repositories if path == name or path.startswith(name + "/")), None)
+            if repository is None:
+                return self.missing("RepoNotFound")
+            verb = path.removeprefix(repository).strip("/").split("/")[0]
+            entries = [hub.entry(repository, file) for file in hub.files(repository)]
+            if verb == "tree":
+                return self.reply_json(self.tree(entries, path.partition("/tree/")[2].partition("/")[2]))
+            if verb == "paths-info":
+                asked = parse_qs(body.decode()).get("paths") or json.loads(body or b"{}").get("paths", [])
+                return self.reply_json([entry for entry in entries if entry["path"] in asked])
+            siblings = [{"rfilename": entry["path"]} for entry in entries]
+            name = repository.removeprefix("datasets/")
+            facts = {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "disabled": False}
+            return self.reply_json({**facts, "gated": False, "downloads": 0, "likes": 0, "tags": []})
+
+        def tree(self, entries: list[dict], folder: str) -> list[dict]:
+            inside = [entry for entry in entries if entry["path"].startswith(f"{folder}/" if folder else "")]
+            if "recursive=true" in self.path.lower():
+                return inside
+            here = [entry for entry in inside if "/" not in entry["path"].removeprefix(f"{folder}/")]
+            deeper = {str(Path(entry["path"]).parent) for entry in inside if entry not in here}
+            return here + [{"type": "directory", "path": name, "size": 0, "oid": "0" * 40} for name in deeper]
+
+        def content(self, repository: str, name: str) -> None:
+            if repository not in hub.repositories:
+                return self.missing("RepoNotFound")
+            file = hub.repositories[repository] / name
+            if not file.is_file():
+                return self.missing("EntryNotFound")
+            entry, content = hub.entry(repository, file), file.read_bytes()
+            etag = entry.get("lfs", entry)["oid"]
+            headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "X-Linked-Size": str(len(content))}
+            headers["Accept-Ranges"] = "bytes"
+            if name == hub.altered:
+                half = len(content) // 2
+                content = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+            begin = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").split("-")[0] or 0)
+            partial = {"Content-Range": f"bytes {begin}-{len(content) - 1}/{len(content)}"} if begin else {}
+            if self.command == "GET":
+                hub.sent[name] += 1
+                if hub.cuts and len(content) > 10_000:
+                    hub.cuts -= 1
+                    self.send_response(206 if begin else 200)
+                    for key, value in {**headers, **partial, "Content-Length": str(len(content) - begin)}.items():
+                        self.send_header(key, value)
+                    self.end_headers()
+                    self.wfile.write(content[begin : begin + hub.given])
+                    self.close_connection = True
+                    return None
+            return self.reply(content[begin:], 206 if begin else 200, **headers, **partial)
+
+    return Handler
+
+
+@contextlib.contextmanager
+def running(hub: MiniHub) -> Iterator[str]:
+    """Its address, for HF_ENDPOINT, as long as the block lasts."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(hub))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()

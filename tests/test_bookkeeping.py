@@ -1,0 +1,117 @@
+"""bookkeeping.py: what a run does about steps that are no numbers, lost folders, and its own log."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_main import records, train
+
+import bookkeeping
+import main
+from tracking import cut_log
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], what: str = "loss") -> None:
+    """Makes the loss, or else a gradient, of some steps infinite."""
+    real, calls = main.training_loss, []
+
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * math.nan
+
+    def loss(*words):
+        calls.append(1)
+        found = real(*words)
+        if len(calls) not in steps:
+            return found
+        total = found.total * math.inf if what == "loss" else Spoilt.apply(found.total)
+        return type(found)(total, found.num_tokens, found.terms)
+
+    monkeypatch.setattr(main, "training_loss", loss)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_no_number_is_left_out_and_counted(monkeypatch, corpus, tmp_path, capsys, what: str) -> None:
+    steps = ["--max_steps", 6, "--logging_steps", 1, "--max_skipped_steps", 3, "--ema_decay", 0.9]
+    with monkeypatch.context() as patch:
+        spoil(patch, {2, 3, 5}, what)
+        code, folder = train(patch, corpus, tmp_path, *steps)
+    said = capsys.readouterr().out
+    assert code == 0 and "skipped     3 steps whose loss or gradient was not finite" in said
+    logged = {r["step"]: r for r in records(folder, "train")}
+    assert [logged[n].get("skipped_steps") for n in range(1, 7)] == [None, 1, 2, 2, 3, 3]
+    assert logged[2]["bits_per_token"] is None and math.isfinite(logged[6]["bits_per_token"])
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_too_many_of_them_end_the_run_and_name_the_lines(monkeypatch, corpus, tmp_path, capsys, what: str) -> None:
+    spoil(monkeypatch, {3, 4, 5}, what)
+    words = ["--max_steps", 9, "--max_skipped_steps", 3, "--save_every", 2, "--batch_size", 4]
+    code, folder = train(monkeypatch, corpus, tmp_path, *words)
+    said = capsys.readouterr().err.strip()
+    assert code == 2 and "\n" not in said
+    assert f"the training {what} was not finite in 3 steps in a row, last on the batch of {corpus}:" in said
+    lines = [int(part.split(",")[0].split(" ")[0]) for part in said.split(f"{corpus}:")[1:]]
+    assert len(lines) == 3 and all(1 <= line <= 240 for line in lines) and "and 1 more" in said
+    assert (folder / "state" / "step-000000000004").is_dir()
+
+
+def test_a_bound_that_is_no_number_ends_the_run(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(bookkeeping.likelihood.Likelihood, "report", lambda self: {"nats_per_sequence": math.nan})
+    code, folder = train(monkeypatch, corpus, tmp_path)
+    assert code == 2 and "the validation bound is not finite; lower" in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == {"log.jsonl", "run.json", "tokenizer"}
+
+
+def test_a_folder_that_vanishes_ends_the_run_in_one_line(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+    real = main.training_loss
+    monkeypatch.setattr(main, "training_loss", lambda *a: shutil.rmtree(tmp_path / "run", True) or real(*a))
+    code, folder = train(monkeypatch, corpus, tmp_path)
+    said = capsys.readouterr().err.strip()
+    assert code == 2 and "was removed or emptied while it was being filled" in said and "\n" not in said
+    assert not folder.exists()
+
+
+def test_a_deleted_checkpoint_is_made_again(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    real, calls = main.training_loss, []
+
+    def loss(*words):
+        calls.append(1)
+        if len(calls) == 3:
+            shutil.rmtree(tmp_path / "run" / "checkpoint-last")
+            shutil.rmtree(tmp_path / "run" / "state")
+        return real(*words)
+
+    monkeypatch.setattr(main, "training_loss", loss)
+    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 4, "--eval_steps", 2)
+    assert code == 0 and (folder / "checkpoint-last" / "model.safetensors").exists()
+    assert [path.name for path in (folder / "state").iterdir()] == ["step-000000000004"]
+
+
+def test_states_are_saved_by_steps_or_by_the_clock(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    kept = ["--max_steps", 7, "--eval_steps", 100, "--keep_last", 100]
+    for words, expected in (
+        (["--save_every", 3], [3, 6, 7]),
+        (["--save_minutes", 1000], [7]),
+        (["--save_minutes", 1e-9], [1, 2, 3, 4, 5, 6, 7]),
+    ):
+        _, folder = train(monkeypatch, corpus, tmp_path, *kept, *words, name=str(words[1]))
+        assert sorted(int(path.name[5:]) for path in (folder / "state").iterdir()) == expected
+
+
+def test_a_log_forgets_what_came_after(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    records = [{"kind": "settings"}, *({"kind": "train", "step": n} for n in (1, 2, 3)), {"kind": "note", "steps": 3}]
+    log.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"kind": "tr')
+    cut_log(log, 2)
+    assert [json.loads(line).get("step") for line in log.read_text().splitlines()] == [None, 1, 2]
+    cut_log(tmp_path / "none.jsonl", 2)
+    assert (tmp_path / "none.jsonl").read_text() == ""

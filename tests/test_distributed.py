@@ -1,0 +1,30 @@
+"""distributed.py: what processes agree on, with real processes."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_ranks_add_up() -> None:
+    """Two real processes under torch.distributed, each adding its own number."""
+    program = (
+        "import torch, distributed\n"
+        "with distributed.process_group(torch.device('cpu')):\n"
+        "    x = torch.tensor([float(distributed.rank() + 1)])\n"
+        "    distributed.sum_over_ranks(x)\n"
+        "    assert x.item() == 3, x\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program],
+            env={**os.environ, **address, "RANK": str(rank)},
+            cwd=Path(__file__).parent.parent,
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]

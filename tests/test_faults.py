@@ -1,0 +1,123 @@
+"""What may happen to a run from outside: signals, death, a full disk, a place not to be written. Real processes."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import training_state
+from files import whats_wrong
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import faults  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus, and the run that nothing happens to."""
+    place = tmp_path_factory.mktemp("faults")
+    faults.write_corpus(place / "corpus.txt")
+    assert faults.start(place, "reference", 1).wait(120) == 0
+    return place
+
+
+def start(place: Path, name: str, prepare: Callable[[], None] | None = None, **pipes: object) -> subprocess.Popen:
+    """The same training under another name."""
+    words = [sys.executable, ROOT / "main.py", "--train_data", place / "corpus.txt", "--cache_dir", place / "cache"]
+    words += ["--output_dir", place / name, *faults.SETTINGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
+    pipes = pipes or {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(
+        [str(word) for word in words], text=True, env=environment, preexec_fn=prepare, cwd=ROOT, **pipes
+    )
+
+
+def until(process: subprocess.Popen, text: str) -> None:
+    """Reads what it says up to a line that has this."""
+    for line in process.stdout:
+        if text in line:
+            return
+    pytest.fail(f"it ended without saying {text!r}: {process.stderr.read()}")
+
+
+def assert_as_if_nothing_had_been(place: Path, name: str) -> None:
+    last = training_state.folder_of(place / name, 60)
+    assert faults.same(last, training_state.folder_of(place / "reference", 60))
+    assert faults.logged(place / name) == faults.logged(place / "reference")
+
+
+def test_killed_at_random_moments_a_run_ends_in_the_same_bytes(place: Path) -> None:
+    """The short form of benchmarks/faults.py."""
+    found = {"identical": 0, "lost": 0, "kills": 0, "in_renames": 0}
+    for i in (1,):
+        faults.one_run(place, f"killed{i}", 8.0, random.Random(i), 1, found)
+    assert found["identical"] == 1 and found["lost"] == 0 and found["kills"] > 0
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_a_notice_saves_and_ends_well(place: Path, which: signal.Signals) -> None:
+    process = start(place, which.name)
+    until(process, "step 20:")
+    process.send_signal(which)
+    said, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and not errors
+    assert "asked to stop: stopped after step 2" in said and "the same command again goes on from there" in said
+    said, errors = (again := start(place, which.name)).communicate(timeout=120)
+    assert again.returncode == 0 and "resumed after step 2" in said
+    assert_as_if_nothing_had_been(place, which.name)
+
+
+def test_a_second_notice_is_obeyed_at_once(place: Path) -> None:
+    process = start(place, "twice")
+    until(process, "step 10:")
+    process.send_signal(signal.SIGSTOP)  # so that both wait for it
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGCONT)
+    for _ in range(2000):
+        time.sleep(0.0005)
+        process.send_signal(signal.SIGTERM)
+        if process.poll() is not None:
+            break
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_a_full_disk_ends_in_one_line_and_spares_the_last_state(place: Path) -> None:
+    """No file may grow beyond 300 kB: the state after step 28 does not fit, and no more do the ones before it."""
+    process = start(place, "full")
+    until(process, "step 22:")
+    process.kill()
+    process.communicate()
+    states = sorted(training_state.states(place / "full"))
+    limit = 300_000
+    full = start(place, "full", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    said, errors = full.communicate(timeout=120)
+    assert full.returncode == 2 and errors.count("\n") == 1 and "cannot be written (" in errors, errors
+    assert "arge" in errors and "make room" in errors  # File too large
+    assert sorted(training_state.states(place / "full")) == states
+    assert states and all(whats_wrong(state) == "" for state in states)
+    assert not list((place / "full").glob(".*")) and not list((place / "full" / "state").glob(".*"))
+    assert start(place, "full", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(120) == 0
+    assert_as_if_nothing_had_been(place, "full")
+
+
+@pytest.mark.parametrize("folder", ["/proc/run", "/sys/run", "/dev/null/run"])
+def test_a_place_that_cannot_be_written_is_refused(place: Path, folder: str) -> None:
+    process = start(place, folder)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and errors.count("\n") == 1 and folder.rpartition("/")[0] in errors
+
+
+def test_what_the_log_says_survives_too(place: Path) -> None:
+    steps = [record["step"] for record in faults.logged(place / "reference") if record["kind"] == "train"]
+    assert steps == list(range(1, 61))
+    assert json.loads((place / "reference" / "run.json").read_text())["max_steps"] == 60

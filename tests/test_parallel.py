@@ -1,0 +1,180 @@
+"""parallel.py: any number of processes, whole networks or shards, is one training. Real processes, on gloo."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SENTENCES, TINY
+from safetensors.torch import load_file
+
+import checkpoint
+
+ROOT = Path(__file__).parent.parent
+STEPS = ["--max_steps", 50, "--eval_steps", 25, "--logging_steps", 1, "--batch_size", 8, "--ema_decay", 0.9]
+
+
+def launch(place: Path, name: str, processes: int, *words: object, options: tuple = (), script: str = "") -> str:
+    """main.py, or a script that patches it, on so many processes; what it said."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *options]
+    (place / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
+    base = [*TINY, "--train_data", place / "corpus.txt", "--cache_dir", place / "cache", "--valid_fraction", 0.1]
+    base += ["--output_dir", place / name, *STEPS, *words]
+    done = subprocess.run(
+        [str(word) for word in [*launcher, script or ROOT / "main.py", *base]], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout + done.stderr
+
+
+def losses(run: Path) -> torch.Tensor:
+    """Fifty training losses and two bounds."""
+    records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
+    return torch.tensor([r["bits_per_token"] for r in records if r["kind"] in ("train", "valid")])
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the curve of one process, whose steps are four batches."""
+    place = tmp_path_factory.mktemp("parallel")
+    launch(place, "one", 1, "--accumulation_steps", 4)
+    return place
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "words"),
+    [
+        ("two", 2, ["--accumulation_steps", 2]),
+        ("four", 4, []),
+        ("shards", 2, ["--accumulation_steps", 2, "--strategy", "fsdp"]),
+    ],
+)
+def test_the_same_step_on_any_number_of_processes(place: Path, name: str, processes: int, words: list) -> None:
+    said = launch(place, name, processes, *words)
+    assert f"{processes} processes" in said and said.count("trained 50 steps") == 1
+    assert len(losses(place / name)) == 52
+    torch.testing.assert_close(losses(place / name), losses(place / "one"), rtol=1e-5, atol=0)
+    one, other = (load_file(place / run / "checkpoint-last" / "model.safetensors") for run in ("one", name))
+    assert one.keys() == other.keys()
+    for weight in one:
+        torch.testing.assert_close(other[weight], one[weight], rtol=1e-4, atol=1e-5)
+
+
+def test_what_shards_saved_stock_transformers_opens(place: Path) -> None:
+    run = checkpoint.load(str(place / "shards"), torch.device("cpu"))
+    assert run.facts["step"] == 50 and all(p.shape.numel() for p in run.denoiser.parameters())
+
+
+SAVES_AND_STOPS = """
+import sys
+import bookkeeping, main
+from runtime import run_script
+real, calls = bookkeeping.Bookkeeper.agree, []
+def agree(self, parts, notice):
+    calls.append(1)
+    return real(self, parts, "SIGTERM" if len(calls) == 20 else notice)
+bookkeeping.Bookkeeper.agree = agree
+run_script(main.main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((2, []), (1, [])), ((1, []), (2, ["--strategy", "fsdp"]))],
+    ids=["2 to 1", "1 to 2 shards"],
+)
+def test_what_some_processes_saved_others_go_on_with(place: Path, tmp_path: Path, first: tuple, second: tuple) -> None:
+    """The step stays four batches, though each now has others; the curve does not notice."""
+    (tmp_path / "stop.py").write_text(SAVES_AND_STOPS)
+    shutil.copytree(place / "cache", tmp_path / "cache")
+    accumulate = ["--accumulation_steps", 4 // first[0]]
+    said = launch(tmp_path, "run", first[0], *accumulate, *first[1], script=str(tmp_path / "stop.py"))
+    assert "stopped after step 20" in said
+    said = launch(tmp_path, "run", second[0], *accumulate, *second[1])
+    assert "resumed after step 20" in said and "50 steps of 32 sentences" in said
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
+
+
+DIES = """
+import os, signal, sys
+import bookkeeping, distributed, main
+from runtime import run_script
+real, calls = bookkeeping.Bookkeeper.agree, []
+def agree(self, parts, notice):
+    calls.append(1)
+    if len(calls) == 30 and distributed.rank() == 1 and not distributed.restarts():
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, parts, notice)
+bookkeeping.Bookkeeper.agree = agree
+run_script(main.main)
+"""
+
+
+def test_a_process_that_dies_is_told_of_and_torchruns_restart_goes_on(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "dies.py").write_text(DIES)
+    shutil.copytree(place / "cache", tmp_path / "cache")  # learning a vocabulary twice may break a tie otherwise
+    options = ("--max_restarts", 1)
+    words = ("--accumulation_steps", 2, "--save_every", 10, "--overwrite", "true")
+    said = launch(tmp_path, "run", 2, *words, options=options, script=str(tmp_path / "dies.py"))
+    assert "exitcode: -9" in said and "local_rank: 1" in said  # torchrun's word; the survivor's own may come too late
+    assert "resumed after step 2" in said
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
+
+
+def test_scores_are_shared_out(place: Path) -> None:
+    """The bound of a text on one process and on two, to a given error."""
+    found = []
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]):
+        words = [sys.executable, *launcher, ROOT / "compute_elbo.py", "--checkpoint", place / "one", "--threads", 1]
+        words += ["--data", place / "corpus.txt", "--cache_dir", place / "cache", "--limit", 41, "--json", "true"]
+        words += ["--estimator", "trajectory", "--target_se", 0.05]
+        done = subprocess.run(
+            [str(word) for word in words], capture_output=True, text=True, timeout=120,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    for name, value in found[0].items():
+        assert found[1][name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
+
+
+def test_a_cluster_that_tells_everyone_to_stop_is_told_once(place: Path, tmp_path: Path) -> None:
+    """SIGTERM to torchrun and to its workers, as Slurm does it; torchrun passes its own on to the workers."""
+    shutil.copytree(place / "cache", tmp_path / "cache")
+    (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
+    base = [*TINY, "--train_data", tmp_path / "corpus.txt", "--cache_dir", tmp_path / "cache", "--valid_fraction", 0.1]
+    base += ["--output_dir", tmp_path / "run", *STEPS, "--accumulation_steps", 2]
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "main.py"]
+    process = subprocess.Popen(
+        [str(word) for word in [*words, *base]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    said = ""
+    while "step 10:" not in said:
+        said = process.stdout.readline()
+    for child in subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split():
+        os.kill(int(child), signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=90)
+    assert "asked to stop: stopped after step 1" in said
+    launch(tmp_path, "run", 2, "--accumulation_steps", 2)
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
+
+
+def test_what_cannot_be_is_said_before_anything_is_written(place: Path, tmp_path: Path) -> None:
+    for words, message in (
+        (["--strategy", "fsdp", "--precision", "fp16"], "strategy=fsdp does not go with fp16"),
+        (["--strategy", "fsdp", "--optimizer", "muon"], "strategy=fsdp does not go with muon"),
+    ):
+        with pytest.raises(AssertionError) as failed:
+            launch(tmp_path, "run", 2, *words)
+        assert message in str(failed.value) and 'Traceback (most recent call last):\n  File "main' not in str(failed)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,263 @@
+"""resuming.py: what an output folder says of its run, and that going on is the same as never having stopped."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from test_main import records, train
+
+import training_state
+from bookkeeping import Bookkeeper
+from config import TrainArgs
+from process import UserError
+from resuming import Start, batches_a_process, differences, find_start, note_versions
+
+EVERYTHING = [
+    "--max_steps", 12, "--optimizer", "muon", "--ema_decay", 0.9, "--eval_steps", 5, "--warm_start", 0.3,
+    "--accumulation_steps", 2, "--batch_size", 8, "--save_every", 4, "--logging_steps", 1, "--warmup_steps", 3,
+]  # fmt: skip
+DROPOUT = ["--config_overrides", "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,attention_dropout=0.1"]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """The next training is asked to stop in its so-manieth step."""
+    real, calls = Bookkeeper.agree, []
+
+    def agree(self, parts, notice):
+        calls.append(1)
+        return real(self, parts, "SIGTERM" if len(calls) == step else notice)
+
+    monkeypatch.setattr(Bookkeeper, "agree", agree)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What must be the same, byte for byte: the last state, and the weights of both checkpoints."""
+    last = sorted(training_state.states(folder))[-1]
+    files = [*last.glob("*.safetensors"), *folder.glob("checkpoint*/model.safetensors")]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
+
+
+def logged(folder: Path) -> list[dict]:
+    """The log without times."""
+    timed = ("seconds", "tokens_per_second")
+    every = records(folder, "train") + records(folder, "valid")
+    return [{key: value for key, value in record.items() if key not in timed} for record in every]
+
+
+@pytest.mark.parametrize("stops", [[1], [4], [5, 1], [3, 2, 6], [12]])
+def test_stopping_changes_nothing(monkeypatch, corpus: Path, tmp_path: Path, capsys, stops: list[int]) -> None:
+    """Within an epoch and across its end, before, at and after evaluations and saved states, again and again."""
+    words = [*EVERYTHING, *DROPOUT]
+    assert train(monkeypatch, corpus, tmp_path, *words, name="whole")[0] == 0
+    for stop in stops:
+        with monkeypatch.context() as patch:
+            stop_after(patch, stop)
+            assert train(patch, corpus, tmp_path, *words)[0] == 0
+    step = sum(stops)
+    said = capsys.readouterr().out
+    assert ("the same command again goes on from there" in said) == (step < 12)
+    code, folder = train(monkeypatch, corpus, tmp_path, *words)
+    assert code == 0 and (f"resumed after step {step}" if step < 12 else "this run is done, 12 steps") in (
+        capsys.readouterr().out
+    )
+    assert contents(folder) == contents(tmp_path / "whole") and len(contents(folder)) == 5
+    assert logged(folder) == logged(tmp_path / "whole") and len(records(folder, "settings")) == 1
+
+
+def test_fp16_goes_on_with_its_scale(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    words = ["--precision", "fp16", "--max_steps", 8]
+    assert train(monkeypatch, corpus, tmp_path, *words, name="whole")[0] == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        train(patch, corpus, tmp_path, *words)
+    code, folder = train(monkeypatch, corpus, tmp_path, *words)
+    assert code == 0 and contents(folder) == contents(tmp_path / "whole")
+    facts = json.loads((sorted(training_state.states(folder))[-1] / "state.json").read_text())
+    assert facts["scaler"]["scale"] > 0 and facts["scaler"]["_growth_tracker"] + facts["figures"]["skipped"] <= 8
+
+
+def test_the_time_limit_ends_a_process_and_not_the_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    assert train(monkeypatch, corpus, tmp_path, "--max_steps", 9, name="whole")[0] == 0
+    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 9, "--time_limit", 1e-6)
+    assert code == 0 and "the time limit is near: stopped after step 1, and saved" in capsys.readouterr().out
+    assert train(monkeypatch, corpus, tmp_path, "--max_steps", 9, "--time_limit", 60)[0] == 0
+    assert contents(folder) == contents(tmp_path / "whole")
+
+
+def test_a_broken_state_is_named_and_the_one_before_it_taken(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    assert train(monkeypatch, corpus, tmp_path, *EVERYTHING, name="whole")[0] == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 9)
+        _, folder = train(patch, corpus, tmp_path, *EVERYTHING)
+    newest = sorted(training_state.states(folder))[-1]
+    damaged = bytearray((newest / "optimizer.safetensors").read_bytes())
+    damaged[-1] ^= 1
+    (newest / "optimizer.safetensors").write_bytes(damaged)
+    code, _ = train(monkeypatch, corpus, tmp_path, *EVERYTHING)
+    said = capsys.readouterr().out
+    assert code == 0 and "step-000000000009 is passed over: optimizer.safetensors is not what was written" in said
+    assert "resumed after step 8" in said and contents(folder) == contents(tmp_path / "whole")
+
+
+def test_a_lost_cache_is_made_again(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    """The vocabulary is the run's own, though one of another text has its name in the cache."""
+    _, whole = train(monkeypatch, corpus, tmp_path, name="whole")
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        train(patch, corpus, tmp_path)
+    for file in (tmp_path / "cache").rglob("tokenizer.json"):
+        file.write_text("{}")
+    for file in (tmp_path / "cache").rglob("tokens.bin"):
+        file.unlink()
+    code, folder = train(monkeypatch, corpus, tmp_path)
+    assert code == 0 and contents(folder) == contents(whole)
+
+
+def test_a_finished_run_is_left_as_it_is(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    _, folder = train(monkeypatch, corpus, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    code, _ = train(monkeypatch, corpus, tmp_path)
+    said = capsys.readouterr().out
+    assert code == 0 and "this run is done, 3 steps; for more of them: --resume true --max_steps N" in said
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def test_a_run_may_be_made_longer(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    constant = ["--lr_schedule", "constant", "--warmup_steps", 2, "--eval_steps", 3]
+    _, whole = train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9, name="whole")
+    _, folder = train(monkeypatch, corpus, tmp_path, *constant)
+    assert train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9)[0] == 2
+    assert "other settings (max_steps=3)" in (said := capsys.readouterr().err) and "--resume true goes on with" in said
+    code, _ = train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9, "--resume", "true")
+    assert code == 0 and contents(folder) == contents(whole)
+    assert train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9)[0] == 0  # it is that run now
+    assert "this run is done, 9 steps" in capsys.readouterr().out
+    assert train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 5, "--resume", "true")[0] == 2
+    assert "this run has taken 9 steps, and would end at 5" in capsys.readouterr().err
+
+
+def test_another_runs_folder_is_left_alone(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+    _, folder = train(monkeypatch, corpus, tmp_path)
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    for words, message in (
+        (["--learning_rate", "1e-4"], "holds a run with other settings (learning_rate=0.003)"),
+        (["--learning_rate", "1e-4", "--resume", "true"], "holds a run with other settings (learning_rate=0.003)"),
+        (["--resume", "false"], "holds this very run, and resume=false"),
+        (["--resume", "maybe"], "invalid choice: 'maybe'"),
+    ):
+        code, _ = train(monkeypatch, corpus, tmp_path, *words)
+        assert code == 2 and message in capsys.readouterr().err
+    (folder / "run.json").rename(tmp_path / "run.json")
+    assert train(monkeypatch, corpus, tmp_path)[0] == 2
+    assert "holds another run (checkpoint, checkpoint-last" in capsys.readouterr().err
+    (tmp_path / "run.json").rename(folder / "run.json")
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    code, _ = train(monkeypatch, corpus, tmp_path, "--learning_rate", "1e-4", "--overwrite", "true")
+    assert code == 0 and records(folder, "settings")[0]["learning_rate"] == 1e-4
+
+
+def test_there_must_be_something_to_resume(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+    code, folder = train(monkeypatch, corpus, tmp_path, "--resume", "true")
+    assert code == 2 and "there is no run in it" in capsys.readouterr().err and not folder.exists()
+
+
+def test_other_text_is_another_run(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        train(patch, corpus, tmp_path)
+    corpus.write_text(corpus.read_text() + "one more line.\n" * 30)
+    assert train(monkeypatch, corpus, tmp_path)[0] == 2
+    assert "a run on other text" in capsys.readouterr().err
+
+
+def test_a_job_that_is_started_again_goes_on_where_its_first_try_was_to_overwrite(
+    monkeypatch, corpus, tmp_path, capsys
+) -> None:
+    """The same words, --overwrite true: another job's run is replaced, this job's own is gone on with."""
+    for job, stop in (("first", 2), ("second", 1)):
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        with monkeypatch.context() as patch:
+            stop_after(patch, stop)
+            assert train(patch, corpus, tmp_path, "--overwrite", "true")[0] == 0
+        assert f"stopped after step {stop}" in capsys.readouterr().out
+    assert train(monkeypatch, corpus, tmp_path, "--overwrite", "true")[0] == 0
+    assert "resumed after step 1" in capsys.readouterr().out
+
+
+def test_states_that_are_all_broken_are_not_thrown_away(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    _, folder = train(monkeypatch, corpus, tmp_path)
+    for state in training_state.states(folder):
+        (state / "manifest.json").write_text("{}")
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    for words in ([], ["--resume", "true", "--max_steps", 9]):
+        assert train(monkeypatch, corpus, tmp_path, *words)[0] == 2
+        assert "none of its saved states is whole" in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+
+
+def test_somebody_elses_hidden_files_stay(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    for name in (".env.template", ".checkpoint.notes", ".state.abcdefgh"):
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("mine")
+    _, folder = train(monkeypatch, corpus, tmp_path)
+    assert {p.name for p in folder.glob(".*")} == {".env.template", ".checkpoint.notes"}
+
+
+def test_steps_that_were_never_saved_keep_their_size(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    """Killed on four processes before the first state, gone on with by one: still four batches a step."""
+    _, folder = train(monkeypatch, corpus, tmp_path, "--batch_size", 8, "--accumulation_steps", 4)
+    known = json.loads((folder / "run.json").read_text())
+    for state in list(training_state.states(folder)):
+        shutil.rmtree(state)
+    (folder / "run.json").write_text(json.dumps({**known, "world_size": 4, "accumulation_steps": 1}))
+    code, _ = train(monkeypatch, corpus, tmp_path, "--batch_size", 8)
+    facts = training_state.newest(folder, pytest.fail)[1]
+    assert code == 0 and facts["parts"] == 4 and facts["step"] == 3
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "\0", "null", "[" * 10**5])
+def test_a_damaged_claim_is_said_to_be(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(UserError, match="run.json: damaged"):
+        find_start(TrainArgs(str(tmp_path)), {}, print)
+
+
+def test_settings_that_change_nothing_may_change() -> None:
+    known = {"learning_rate": 1.0, "device": "cpu", "world_size": 2, "accumulation_steps": 2, "max_steps": 5}
+    assert differences(known, {**known, "device": "cuda"}, set()) == []
+    assert differences(known, {**known, "accumulation_steps": 4}, set()) == ["accumulation_steps"]
+    assert differences(known, {**known, "accumulation_steps": 9, "world_size": 1}, set()) == []
+    assert differences(known, {**known, "learning_rate": 2.0, "max_steps": 6}, {"max_steps"}) == ["learning_rate"]
+    assert differences({**known, "gone": 1}, known, set()) == [] and differences(known, {**known, "new": 1}, set())
+
+
+def test_a_step_keeps_its_size_on_other_numbers_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = TrainArgs("x", accumulation_steps=3)
+    assert batches_a_process(args, Start()) == 3
+    for processes, each in ((1, 4), (2, 2), (4, 1)):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        assert batches_a_process(args, Start(Path("s"), {"parts": 4})) == each
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="a step of this run is 4 batches, which 3 processes cannot share evenly"):
+        batches_a_process(args, Start(Path("s"), {"parts": 4}))
+
+
+def test_another_torch_is_told_of() -> None:
+    assert note_versions(Start(Path("s"), {"torch": torch.__version__})) == "" == note_versions(Start())
+    assert "saved under torch 1.0, resumed under" in note_versions(Start(Path("s"), {"torch": "1.0"}))
+
+
+def test_dropout_and_noise_follow_from_seed_step_and_batch() -> None:
+    from main import streams_of_step
+
+    def drawn(*where: int) -> tuple:
+        generator, shared = streams_of_step(*where)
+        return torch.rand(1).item(), torch.rand(1, generator=generator).item(), shared
+
+    here = drawn(1, 2, 3)
+    assert here == drawn(1, 2, 3) and here[0] != here[1]
+    for other in (drawn(0, 2, 3), drawn(1, 1, 3), drawn(1, 2, 0)):
+        assert here[0] != other[0] and here[1] != other[1]
+    assert here[2] == drawn(1, 2, 9)[2] != drawn(1, 3, 3)[2]

@@ -1,0 +1,125 @@
+"""shards.py: every record in one piece, each piece from any record on."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+import corpus
+import shards
+from corpus import Source
+from process import UserError
+
+LINES = [f"line {i} " + "word " * (i % 7) for i in range(500)]
+KINDS = ["txt", "jsonl", "parquet", "txt.gz", "mixed"]
+
+
+def write(folder: Path, kind: str, number: int = 3) -> Source:
+    """The lines in so many files of unequal size, blank lines among them."""
+    folder.mkdir(exist_ok=True)
+    cuts = [0, 40, 300, 500][: number + 1]
+    files = []
+    for i, (a, b) in enumerate(zip(cuts, cuts[1:], strict=False)):
+        each = kind if kind != "mixed" else ["txt", "parquet", "txt.gz"][i]
+        files.append(folder / f"part-{i}.{each}")
+        lines = [line for text in LINES[a:b] for line in ([text, ""] if i == 1 else [text])]
+        text = "\n".join(json.dumps({"text": line}) if each == "jsonl" else line for line in lines) + "\n" * (i % 2)
+        if each == "parquet":
+            pyarrow.parquet.write_table(pyarrow.table({"text": lines, "n": range(len(lines))}), files[-1], 37)
+        else:
+            (gzip.open if each.endswith("gz") else open)(files[-1], "wt").write(text)
+    return Source(tuple(files))
+
+
+def texts(source: Source, piece: shards.Piece, start: int = 0) -> list[str]:
+    return [record.text for record in shards.read(source, piece, start)]
+
+
+@pytest.mark.parametrize("readers", [1, 2, 8, 24])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_record_is_read_by_just_one_reader(tmp_path: Path, kind: str, readers: int) -> None:
+    source = write(tmp_path, kind)
+    shares = shards.cut(source, readers)
+    found = [[text for piece in share for text in texts(source, piece)] for share in shares]
+    assert sorted(text for share in found for text in share) == sorted(line.strip() for line in LINES)
+    assert len(shares) == readers and all(shares)
+    if kind in ("txt", "jsonl"):
+        sizes = [sum(len(text) for text in share) for share in found]
+        assert max(sizes) < 2 * sum(sizes) / readers
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_piece_can_be_read_from_any_record_on(tmp_path: Path, kind: str) -> None:
+    source = write(tmp_path, kind)
+    for piece in [piece for share in shards.cut(source, 5) for piece in share]:
+        records = list(shards.read(source, piece))
+        for i, record in enumerate(records):
+            if i % 9 == 0 or i + 1 == len(records):
+                assert texts(source, piece, record.next) == [later.text for later in records[i + 1 :]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
+def test_cuts_within_lines_lose_and_repeat_nothing(tmp_path: Path, size: int) -> None:
+    (tmp_path / "a.txt").write_bytes(b"one\n\ntwo\r\n  three\nfour \xc3\xa4\n\nx")
+    source = Source((tmp_path / "a.txt",))
+    pieces = [shards.Piece(0, begin, begin + size) for begin in range(0, 40, size)]
+    assert [text for piece in pieces for text in texts(source, piece)] == ["one", "two", "three", "four ä", "x"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet", "txt.gz"])
+def test_a_position_is_told_as_file_and_line(tmp_path: Path, kind: str) -> None:
+    source = write(tmp_path, kind, number=1)
+    for piece in [piece for share in shards.cut(source, 3) for piece in share]:
+        for record in shards.read(source, piece):
+            line = LINES.index(next(line for line in LINES if line.strip() == record.text)) + 1
+            assert shards.place(source, piece.file, record.at) == f"{source.files[0]}:{line}"
+
+
+def test_what_is_broken_is_named_with_its_line(tmp_path: Path) -> None:
+    bad = tmp_path / "b.jsonl"
+    bad.write_text('{"text": "good"}\n' * 20 + '{"text": 3}\n')
+    source = Source((bad,))
+    with pytest.raises(UserError, match="b.jsonl:21: every line must be an object with a string"):
+        [texts(source, piece) for share in shards.cut(source, 4) for piece in share]
+    pieces = shards.cut(source, 1)[0]
+    bad.unlink()
+    with pytest.raises(UserError, match="it was there and is gone; bring it back"):
+        texts(source, pieces[0])
+
+
+def test_long_lines_are_refused_before_they_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "MOST_LINE", 100)
+    (tmp_path / "a.txt").write_text("short\n" + "x" * 99 + "\n" + "y" * 100 + "\n")
+    source = Source((tmp_path / "a.txt",))
+    with pytest.raises(UserError, match="a.txt:3: the line is longer than 100 bytes"):
+        texts(source, shards.Piece(0))
+    with pytest.raises(UserError, match="a.txt:3: the line is longer than 100 bytes"):
+        list(corpus.read_sentences(source))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "not a .parquet file"), (b"PAR1" + b"\0" * 50 + b"PAR1", "not a .parquet file"), (None, 'no column "text"')],
+)
+def test_broken_parquet_is_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+    file = tmp_path / "a.parquet"
+    if content is None:
+        pyarrow.parquet.write_table(pyarrow.table({"words": ["a"]}), file)
+    else:
+        file.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        list(corpus.read_sentences(Source((file,))))
+
+
+def test_parquet_reads_like_text(tmp_path: Path) -> None:
+    source = write(tmp_path, "parquet")
+    assert list(corpus.read_sentences(source)) == [line.strip() for line in LINES]
+    assert corpus.find_source(str(tmp_path), "train").files == source.files
+    damaged = bytearray(source.files[2].read_bytes())
+    damaged[100:400] = bytes(300)
+    source.files[2].write_bytes(damaged)
+    with pytest.raises(UserError, match="part-2.parquet"):
+        list(corpus.read_sentences(source))

@@ -1,0 +1,173 @@
+"""streaming.py: each sentence once an epoch, whoever reads; and reading goes on at the exact record."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SENTENCES
+from test_main import records, train
+from test_resuming import contents, stop_after
+from test_shards import write
+from transformers import BertTokenizerFast
+
+import streaming
+from batches import Part
+from corpus import Source
+from dataloader import DataArgs
+from process import UserError
+from vocabulary import text_of
+
+WORDS = {"batch_size": 5, "max_length": 32, "shuffle_buffer": 200, "num_workers": 0}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Source:
+    """The sentences, in seven shards of unequal size, with blank lines."""
+    files = []
+    for i, (a, b) in enumerate(itertools.pairwise([0, 3, 40, 41, 100, 170, 239, 240])):
+        files.append(tmp_path / f"train-{i:05d}-of-00007.txt")
+        files[-1].write_text("\n".join(SENTENCES[a:b]) + "\n" * (i % 3))
+    return Source(tuple(files))
+
+
+def stream(source: Source, tokenizer: BertTokenizerFast, **words: object) -> streaming.StreamedBatches:
+    args = DataArgs("x", **{**WORDS, **{key: words.pop(key) for key in [*words] if key in WORDS}})
+    aside = words.pop("aside", 0.0)
+    text = streaming.open_stream(source, tokenizer, args, aside=aside)
+    return streaming.StreamedBatches(text, seed=1, **words)
+
+
+def sentences(parts: list[Part], tokenizer: BertTokenizerFast) -> list[str]:
+    pairs = [(row, m) for part in parts for row, m in zip(part.batch.input_ids, part.batch.target_mask, strict=True)]
+    return [text_of(tokenizer, row[m]) for row, m in pairs]
+
+
+def epoch_of(streams: list[streaming.StreamedBatches], epoch: int, steps: int) -> list[Part]:
+    """What all processes take of one epoch within so many steps."""
+    return [part for s in streams for _ in range(steps) for part in s.take() if part.epoch == epoch]
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (1, 3), (2, 2), (3, 1)])
+def test_an_epoch_reads_every_line_once(source: Source, tokenizer, ranks: int, workers: int) -> None:
+    streams = [
+        stream(source, tokenizer, num_workers=workers, parts=ranks, rank=rank, world_size=ranks)
+        for rank in range(ranks)
+    ]
+    read = Counter(sentences(epoch_of(streams, 0, 90 // ranks), tokenizer))
+    assert len(read) == 240 and set(read.values()) == {1}
+    for each in streams:
+        each.close()
+
+
+def test_workers_and_ranks_change_nothing(source: Source, tokenizer: BertTokenizerFast) -> None:
+    """The same batches in the same order, read by one process or by four."""
+    alone = stream(source, tokenizer, parts=2)
+    one = [sentences([part], tokenizer) for _ in range(60) for part in alone.take()]
+    together = [stream(source, tokenizer, parts=2, rank=r, world_size=2, num_workers=2) for r in range(2)]
+    both = [sentences(s.take(), tokenizer) for _ in range(60) for s in together]
+    assert one == both
+    for each in together:
+        each.close()
+
+
+@pytest.mark.parametrize("way", [{}, {"num_workers": 2}, {"batch_size": 3, "shuffle_buffer": 40}])
+def test_reading_goes_on_at_the_exact_record(source: Source, tokenizer: BertTokenizerFast, way: dict) -> None:
+    """In the middle of a shard, of a pool, of an epoch; what is saved is JSON."""
+    for done in (0, 1, 7, 20, 45):
+        first = stream(source, tokenizer, parts=2, **way)
+        for _ in range(done):
+            first.take()
+        position = json.loads(json.dumps(first.position()))
+        second = stream(source, tokenizer, parts=2, position=position, **way)
+        for _ in range(30):
+            assert sentences(first.take(), tokenizer) == sentences(second.take(), tokenizer)
+        first.close(), second.close()
+
+
+@pytest.mark.parametrize("after", [1, 2, 4, 3])
+def test_other_numbers_of_processes_go_on_with_the_same_batches(source, tokenizer, monkeypatch, after: int) -> None:
+    """From two processes to 1, 2, 4, and to 3, which have to share lanes: twelve batches a step all along."""
+    pair = [stream(source, tokenizer, parts=12, rank=r, world_size=2) for r in range(2)]
+    for each in pair:
+        for _ in range(3):
+            each.take()
+    monkeypatch.setattr(streaming, "from_everyone", lambda thing: [each.positions for each in pair])
+    position = json.loads(json.dumps(pair[0].position()))
+    expected = [sentences([part], tokenizer) for _ in range(2) for part in sorted_step(pair)]
+    later = [stream(source, tokenizer, parts=12, rank=r, world_size=after, position=position) for r in range(after)]
+    assert [sentences([part], tokenizer) for _ in range(2) for part in sorted_step(later)] == expected
+
+
+def sorted_step(streams: list[streaming.StreamedBatches]) -> list[Part]:
+    """One step of all processes, in the order of its batches."""
+    return sorted((part for each in streams for part in each.take()), key=lambda part: part.number)
+
+
+def test_epochs_and_seeds_have_orders_of_their_own(source: Source, tokenizer: BertTokenizerFast) -> None:
+    first = stream(source, tokenizer)
+    parts = [part for _ in range(150) for part in first.take()]
+    orders = [sentences([part for part in parts if part.epoch == epoch], tokenizer) for epoch in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
+    assert [s for s in orders[0][:40]] != sorted(orders[0][:40], key=SENTENCES.index)
+
+
+def test_batches_know_their_lines(source: Source, tokenizer: BertTokenizerFast) -> None:
+    part = stream(source, tokenizer, num_workers=1).take()[0]
+    for place, text in zip(part.places(), sentences([part], tokenizer), strict=True):
+        file, _, line = place.rpartition(":")
+        assert Path(file).read_text().splitlines()[int(line) - 1] == text
+
+
+def test_what_is_held_out_is_not_read(source: Source, tokenizer: BertTokenizerFast) -> None:
+    reader = stream(source, tokenizer, aside=0.3)
+    seen = set(sentences([part for _ in range(60) for part in reader.take()], tokenizer))
+    args = DataArgs("x", valid_fraction=0.3, max_length=32)
+    aside = streaming.first_held_out(source, tokenizer, args, 1000)
+    held = {text_of(tokenizer, aside.sentence(i)) for i in range(len(aside))}
+    assert not seen & held and len(seen) + len(held) == 240 and len(held) > 40
+
+
+def test_what_goes_wrong_in_a_worker_is_said_as_by_anyone(source: Source, tokenizer: BertTokenizerFast) -> None:
+    reader = stream(source, tokenizer, num_workers=2, shuffle_buffer=8)
+    source.files[3].unlink()
+    with pytest.raises(UserError, match="it was there and is gone"):
+        for _ in range(200):
+            reader.take()
+    reader.close()
+
+
+def test_too_little_text_is_refused(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
+    (tmp_path / "a.txt").write_text("one line.\n")
+    reader = stream(Source((tmp_path / "a.txt",)), tokenizer)
+    with pytest.raises(UserError, match="too little text for 8 readers side by side"):
+        for _ in range(10):
+            reader.take()
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt.gz"])
+def test_a_run_streams_stops_and_goes_on(monkeypatch, tmp_path: Path, capsys, kind: str) -> None:
+    """From the command line, with workers: stopped in its fifth step or not, the weights are the same."""
+    write(tmp_path / "shards", kind)
+    words = ["--streaming", "true", "--max_steps", 9, "--shuffle_buffer", 100, "--batch_size", 4, "--spindle", "paper"]
+    code, whole = train(monkeypatch, tmp_path / "shards", tmp_path, *words, name="whole")
+    assert code == 0 and "a stream of 3 files, 0.0 MB" in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        train(patch, tmp_path / "shards", tmp_path, *words)
+    code, folder = train(monkeypatch, tmp_path / "shards", tmp_path, *words, "--num_workers", 1)
+    assert code == 0 and "resumed after step 5" in capsys.readouterr().out
+    assert contents(folder) == contents(whole) and torch.tensor([r["step"] for r in records(folder, "train")])[-1] == 9
+
+
+def test_what_a_stream_needs_is_said(monkeypatch, tmp_path: Path, pairs_folder: Path, capsys) -> None:
+    write(tmp_path / "shards", "txt")
+    for data, words, message in (
+        (tmp_path / "shards", ["--max_steps", 0], "streaming=true reads a text of unknown length; give max_steps"),
+        (pairs_folder, [], "holds pairs; streaming is for text"),
+        (tmp_path / "shards", ["--num_workers", -1], "num_workers=-1 must lie in 0..1024"),
+    ):
+        assert train(monkeypatch, data, tmp_path, "--streaming", "true", *words)[0] == 2
+        assert message in capsys.readouterr().err

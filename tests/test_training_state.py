@@ -1,0 +1,146 @@
+"""training_state.py: what is saved comes back, whole or not at all, and nothing else is believed."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import training_state
+from files import MANIFEST, checksums, whats_wrong
+from optim import AveragedWeights, OptimArgs, make_optimizers
+from process import UserError
+from training_state import Learner
+
+
+def learner(optimizer: str = "muon", decay: float = 0.9, width: int = 3, steps: int = 0) -> Learner:
+    """A small network with an embedding, matrices and vectors, trained for some steps."""
+    torch.manual_seed(width)
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, width), nn.LayerNorm(width))
+    optimizers = make_optimizers(OptimArgs(optimizer=optimizer), model, None)
+    made = Learner(model, AveragedWeights(model, decay), optimizers, torch.amp.GradScaler("cpu", enabled=False))
+    for _ in range(steps):
+        train(made)
+    return made
+
+
+def train(made: Learner) -> None:
+    made.model(torch.arange(5)).square().sum().backward()
+    for optimizer in made.optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    made.average.update()
+
+
+def everything(made: Learner) -> dict[str, torch.Tensor]:
+    return {f"{kind}:{name}": tensor.clone() for kind, part in made.tensors().items() for name, tensor in part.items()}
+
+
+def assert_same(one: Learner, other: Learner) -> None:
+    ours, theirs = everything(one), everything(other)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_learner_comes_back_and_goes_on_alike(tmp_path: Path, optimizer: str, decay: float) -> None:
+    first = learner(optimizer, decay, steps=3)
+    training_state.save(tmp_path, first, {"step": 3}, keep_last=1)
+    path, facts = training_state.newest(tmp_path, pytest.fail)
+    second = learner(optimizer, decay)
+    second.restore(path, facts)
+    assert facts["step"] == 3 and second.average.updates == first.average.updates
+    for _ in range(2):
+        assert_same(first, second)
+        train(first)
+        train(second)
+    assert everything(first).keys() == everything(second).keys() and len(everything(first)) >= 13
+
+
+def test_a_learner_that_has_not_stepped_has_no_memory_to_save(tmp_path: Path) -> None:
+    training_state.save(tmp_path, learner(), {"step": 0}, keep_last=1)
+    again = learner(steps=2)
+    again.restore(*training_state.newest(tmp_path, pytest.fail))
+    assert_same(again, learner())
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (9, 10, 100):
+        training_state.save(tmp_path, learner(), {"step": step}, keep_last=2)
+    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["step-000000000010", "step-000000000100"]
+
+
+def test_other_networks_and_optimizers_are_refused(tmp_path: Path) -> None:
+    training_state.save(tmp_path, learner(steps=1), {"step": 1}, keep_last=1)
+    path, facts = training_state.newest(tmp_path, pytest.fail)
+    with pytest.raises(UserError, match="does not fit this network or optimizer"):
+        learner(width=4).restore(path, facts)
+    other = Learner(nn.Linear(2, 2), AveragedWeights(nn.Linear(1, 1), 0), [], torch.amp.GradScaler("cpu"))
+    with pytest.raises(UserError, match="is only in one of them"):
+        other.restore(path, facts)
+    with pytest.raises(UserError, match="does not fit"):
+        learner().restore(path, {"scaler": {}})
+
+
+def damage(path: Path, how: str) -> None:
+    """One of the ways in which a folder may not be what was written."""
+    file = path / "weights.safetensors"
+    if how == "bit":
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif how == "truncated":
+        file.write_bytes(file.read_bytes()[:-1])
+    elif how == "missing":
+        file.unlink()
+    elif how == "no manifest":
+        (path / MANIFEST).unlink()
+    elif how == "manifest":
+        (path / MANIFEST).write_text("[1]")
+    elif how == "link":
+        file.rename(path.parent / "elsewhere")
+        file.symlink_to(path.parent / "elsewhere")
+    else:  # whole, but of no use: the manifest is right
+        (path / "state.json").write_text({"not JSON": "{", "format": '{"format": 9, "step": 1}', "no step": "{}"}[how])
+        (path / MANIFEST).write_text(json.dumps(checksums(path)))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("bit", "weights.safetensors is not what was written: its checksum differs"),
+        ("truncated", "bytes instead of"),
+        ("missing", "weights.safetensors is missing"),
+        ("no manifest", "manifest.json is missing"),
+        ("manifest", "manifest.json is damaged"),
+        ("link", "weights.safetensors is a link"),
+        ("not JSON", "state.json is damaged"),
+        ("format", "of format 9, this version reads 1"),
+        ("no step", "state.json is damaged"),
+    ],
+)
+def test_what_is_damaged_is_named_and_passed_over(tmp_path: Path, how: str, message: str) -> None:
+    for step in (1, 2):
+        training_state.save(tmp_path, learner(), {"step": step}, keep_last=2)
+    damage(training_state.folder_of(tmp_path, 2), how)
+    said = []
+    path, _ = training_state.newest(tmp_path, said.append)
+    assert path.name == "step-000000000001" and len(said) == 1 and message in said[0]
+    damage(path, "bit")
+    assert training_state.newest(tmp_path, said.append) is None and whats_wrong(path) != ""
+
+
+def test_a_pickle_beside_is_never_opened(tmp_path: Path) -> None:
+    """A file that would run a program if it were unpickled, under every name that someone might look for."""
+    training_state.save(tmp_path, learner(steps=1), {"step": 1}, keep_last=1)
+    path, facts = training_state.newest(tmp_path, pytest.fail)
+    bomb = b"cos\nsystem\n(S'touch " + str(tmp_path / "executed").encode() + b"'\ntR."
+    for name in ("optimizer.pt", "pytorch_model.bin", "training_args.bin", "rng_state.pth", "scheduler.pt"):
+        (path / name).write_bytes(bomb)
+    learner().restore(path, facts)
+    for name in (training_state.WEIGHTS, training_state.OPTIMIZER):
+        (path / name).write_bytes(bomb)
+        with pytest.raises(UserError):
+            learner().restore(path, facts)
+    assert not (tmp_path / "executed").exists()
