@@ -1,0 +1,183 @@
+"""Kill a training again and again, at random moments; it must end in the very weights of one that was left alone.
+
+    python benchmarks/faults.py --runs 50
+    python benchmarks/faults.py --runs 10 --processes 2
+    python benchmarks/faults.py --runs 50 --json
+
+A run is a small training on sentences made up here. It is SIGKILLed up to five times: after a random time, or just
+before or after a random one of the renames by which files get their names (`files.rename`, `files.exchange`), that is
+within the writing of a checkpoint or of a state. Each time the same command is given again, until it ends by itself.
+Then weights, averages, optimizer and log are compared with those of the run that was left alone. `identical` counts
+runs that end in the same bytes, `lost` those that would not go on.
+"""
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = [
+    "--tokenizer", "wordpiece", "--vocab_size", "300", "--model_name_or_path", "modernbert-small",
+    "--from_scratch", "true", "--num_steps", "64", "--threads", "1", "--precision", "fp32", "--eval_step_size", "32",
+    "--config_overrides",
+    "hidden_size=64,intermediate_size=128,num_hidden_layers=2,num_attention_heads=2,attention_dropout=0.1",
+    "--batch_size", "8", "--learning_rate", "3e-3", "--fitlog", "false", "--optimizer", "muon", "--ema_decay", "0.9",
+    "--eval_sequences", "16", "--eval_steps", "20", "--save_every", "7", "--max_steps", "60", "--logging_steps", "1",
+    "--accumulation_steps", "2", "--valid_fraction", "0.1", "--warm_start", "0.2",
+]  # fmt: skip
+COMPARED = ("weights.safetensors", "average.safetensors", "optimizer.safetensors")
+KILLS = 5
+"""Of a run, at most."""
+RENAME = "FAULTS_RENAME"
+"""In the environment of a process that is to die at a rename: its number, or its number and a half: after it."""
+
+
+def main() -> None:
+    """The reference, then the runs that are killed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=int, default=50)
+    parser.add_argument("--processes", type=int, default=1, help="of torchrun, on gloo")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        write_corpus(place / "corpus.txt")
+        began = time.monotonic()
+        assert start(place, "reference", args.processes).wait() == 0, (place / "reference.log").read_text()
+        whole = time.monotonic() - began
+        rng, found = random.Random(args.seed), {"runs": args.runs, "identical": 0, "lost": 0, "kills": 0}
+        found |= {"in_renames": 0, "processes": args.processes}
+        for i in tqdm(range(args.runs), desc="runs", disable=None):
+            one_run(place, f"run{i}", whole, rng, args.processes, found)
+    print(json.dumps(found) if args.json else "\n".join(f"{name}: {value}" for name, value in found.items()))
+    sys.exit(found["identical"] != args.runs)
+
+
+def write_corpus(file: Path) -> None:
+    """A few hundred sentences."""
+    who, does, whom = "the cat,a dog,my bird,his sister,they", "see,like,follow,find", "us,him,it"
+    when = "now,again,never,today,at last,once more,all day long"
+    rows = itertools.product(*(words.split(",") for words in (who, does, whom, when)))
+    file.write_text("".join(f"{a} {b} {c} {d}.\n" for a, b, c, d in rows))
+
+
+def start(place: Path, name: str, processes: int, rename: float = 0) -> subprocess.Popen:
+    """The training, or what is left of it, in a process group of its own."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    words = [*launcher, __file__, "--child", "--train_data", place / "corpus.txt", "--cache_dir", place / "cache"]
+    words += ["--output_dir", place / name, *SETTINGS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), RENAME: str(rename)}
+    with open(place / f"{name}.log", "a") as log:
+        return subprocess.Popen(
+            [str(word) for word in words], stdout=log, stderr=log, env=environment, start_new_session=True
+        )
+
+
+def one_run(place: Path, name: str, whole: float, rng: random.Random, processes: int, found: dict) -> None:
+    """Killed up to five times, then left alone; adds to `found` how it ended."""
+    for _ in range(rng.randint(1, KILLS)):
+        at_rename = rng.random() < 0.5
+        rename = rng.randint(1, 36) + rng.choice([0, 0.5]) if at_rename else 0
+        process = start(place, name, processes, rename)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(whole + 60 if at_rename else rng.uniform(0, whole))
+        killed = process.poll() != 0
+        if process.poll() is None or processes > 1:
+            kill(process, place / name)
+        if not killed:
+            break
+        found["kills"] += 1
+        found["in_renames"] += at_rename
+    code = start(place, name, processes).wait()
+    ended = place / name / "state" / "step-000000000060"
+    if code or not ended.is_dir():
+        found["lost"] += 1
+    elif same(ended, place / "reference" / "state" / ended.name) and logged(place / name) == logged(
+        place / "reference"
+    ):
+        found["identical"] += 1
+    for leftover in ("checkpoint", "checkpoint-last"):
+        assert not list((place / name).glob(f".{leftover}.*")), "something half-written was left"
+
+
+def kill(process: subprocess.Popen, folder: Path) -> None:
+    """With everyone else who works in that folder; only when the last one is gone may another begin."""
+    while True:
+        at_work = [file.parent for file in Path("/proc").glob("[0-9]*/cmdline") if str(folder) in words_of(file)]
+        for each in at_work:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(each.name), signal.SIGKILL)
+        if not at_work:
+            break
+        time.sleep(0.05)
+    process.wait()
+
+
+def words_of(file: Path) -> list[str]:
+    """Of a process's command line; a dead one has none."""
+    with contextlib.suppress(OSError):
+        return file.read_text().split("\0")
+    return []
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two states hold the same bytes, and the checkpoints beside them the same weights."""
+    pairs = [(one / name, other / name) for name in COMPARED]
+    beside = [Path("checkpoint"), Path("checkpoint-last")]
+    pairs += [tuple(state.parent.parent / name / "model.safetensors" for state in (one, other)) for name in beside]
+    return all(a.read_bytes() == b.read_bytes() for a, b in pairs)
+
+
+def logged(run: Path) -> list[dict]:
+    """Its log without times and words about interruptions."""
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    timed = ("seconds", "tokens_per_second")
+    return [
+        {key: value for key, value in record.items() if key not in timed}
+        for record in records
+        if record["kind"] in ("train", "valid")
+    ]
+
+
+def child() -> None:
+    """main.py, but its n-th rename is its death."""
+    import files
+    import main as training
+    from runtime import run_script
+
+    wanted, renames = float(os.environ[RENAME]), itertools.count(1)
+
+    def deadly(real: Callable[[Path, Path], object]) -> Callable[[Path, Path], object]:
+        def renamed(old: Path, new: Path) -> object:
+            number = next(renames)
+            if wanted == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done = real(old, new)
+            if wanted == number + 0.5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return done
+
+        return renamed
+
+    files.rename, files.exchange = deadly(files.rename), deadly(files.exchange)
+    sys.argv.remove("--child")
+    run_script(training.main)
+
+
+if __name__ == "__main__":
+    child() if "--child" in sys.argv else main()

@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+#SBATCH --job-name=diffusionbert
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=32
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+# Two nodes of eight GPUs, for as many days as it takes: each job saves and ends before its time does, and the next one
+# goes on at the very step. The output folder must be seen by all nodes.
+#   sbatch runs/slurm.sh --train_data lm1b --output_dir /shared/lm1b --model_name_or_path bert-base-uncased [FLAGS of main.py]
+# MINUTES is what a job may take (24 hours less a quarter of one); a node that fails, Slurm's --requeue starts again. An
+# error ends it: the output is Slurm's. --cache_dir must be seen by all nodes too; by default it is out/cache, here.
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+. ./setup.sh
+ensure_environment requirements.txt
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+output=
+previous=
+for word in "$@"; do
+    case $word in --output_dir=*) output=${word#*=} ;; esac
+    [ "$previous" != --output_dir ] || output=$word
+    previous=$word
+done
+[ -n "$output" ] || { echo "error: give --output_dir, in a file system that all nodes see" >&2; exit 2; }
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # a store for each try: nodes may count their restarts differently
+srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "$SLURM_GPUS_ON_NODE" --max_restarts 3 \
+    --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" --rdzv_backend c10d --rdzv_endpoint "$first:29500" \
+    main.py --time_limit "${MINUTES:-1425}" "$@"
+python - "$output" <<'PYTHON' || { echo "not done yet: queued again"; scontrol requeue "$SLURM_JOB_ID"; }
+import sys
+from pathlib import Path
+
+import training_state
+
+found = training_state.newest(Path(sys.argv[1]), print)
+sys.exit(not (found and found[1].get("finished")))
+PYTHON
