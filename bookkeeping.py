@@ -4,7 +4,8 @@ import math
 import os
 import re
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from tracking import Tracker, cut_log
 from vocabulary import vocabulary_size
 
 TOKENIZER = "tokenizer"
+TIME_IS_SHORT = "the time limit is near"
 OUTPUTS = ("checkpoint", "checkpoint-last", "state", TOKENIZER, "log.jsonl", "curve.png", "fitlog", "run.json")
 """What a run leaves in its folder."""
 SLURMS_LAST_MINUTES = 300
@@ -50,6 +52,11 @@ class Figures:
     skipped_in_a_row: int = 0
     best: float = math.inf
     seconds: float = 0.0
+
+    @classmethod
+    def of(cls, saved: dict) -> "Figures":
+        """Those of a saved state; what it lacks, or has besides, changes nothing that is learnt."""
+        return cls(**{field.name: saved[field.name] for field in fields(cls) if field.name in saved})
 
 
 @dataclass(frozen=True)
@@ -120,13 +127,30 @@ class Bookkeeper:
         return share
 
     def time_is_up(self) -> bool:
-        """Whether --time_limit leaves no room for two more steps as long as the longest, evaluation included."""
+        """Whether --time_limit leaves no room for two more steps as long as the longest, what they save included."""
         now = time.monotonic()
         self.longest_step, self.step_clock = max(self.longest_step, now - self.step_clock), now
-        left = 60 * self.args.time_limit - (now - PROCESS_BEGAN)
-        if "SLURM_JOB_END_TIME" in os.environ:  # a process that was started again does not get the whole time again
-            left = min(left, float(os.environ["SLURM_JOB_END_TIME"]) - time.time() - SLURMS_LAST_MINUTES)
-        return self.args.time_limit > 0 and left < 2 * self.longest_step
+        return self.args.time_limit > 0 and self.time_left() < 2 * self.longest_step
+
+    def time_left(self) -> float:
+        """Seconds, of --time_limit."""
+        left = 60 * self.args.time_limit - (time.monotonic() - PROCESS_BEGAN)
+        end = os.environ.get("SLURM_JOB_END_TIME", "")
+        if end.isdecimal():  # a process that was started again does not get the whole time again
+            left = min(left, float(end) - time.time() - SLURMS_LAST_MINUTES)
+        return left
+
+    def may_go_on(self) -> Callable[[], bool]:
+        """To be asked between the batches of an evaluation: whether the time will do for another, and for saving."""
+        clock, longest = time.monotonic(), 0.0
+
+        def ask() -> bool:
+            nonlocal clock, longest
+            now = time.monotonic()
+            longest, clock = max(longest, now - clock), now
+            return not self.args.time_limit or self.time_left() > 2 * (longest + self.longest_step)
+
+        return ask
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -209,12 +233,32 @@ class Bookkeeper:
 
     # ---- evaluation and saving ---------------------------------------------------------------------------------------
 
-    def evaluate_and_save(self, step: int) -> None:
-        """The bound on the validation sentences with the averaged weights; they are saved, twice if the best so far."""
+    def evaluate_and_save(self, step: int, *, first: bool = False) -> bool:
+        """The bound on the validation sentences with the averaged weights; they are saved, twice if the best so far.
+
+        Args:
+            step: after which.
+            first: whether this process has done nothing else yet.
+
+        Returns:
+            Whether there was the time for it.
+
+        Raises:
+            UserError: if there was not, though it came first: there never will be.
+        """
         began, run = time.monotonic(), self.run
         run.denoiser.eval()
         with self.learner.average.in_place():
-            report = self._evaluate()
+            try:
+                report = self._evaluate()
+            except likelihood.OutOfTimeError as error:
+                if first:
+                    raise UserError(
+                        f"time_limit={self.args.time_limit} is too short for an evaluation of {len(self.eval_indices)} "
+                        "sentences; give more time, or fewer --eval_sequences with --resume true"
+                    ) from error
+                return False
+            self.step_clock = time.monotonic()  # an evaluation may be given up, so it is no part of the longest step
             is_best = report["bits_per_token"] < self.figures.best
             self.figures.best = min(self.figures.best, report["bits_per_token"])
             self.tracker.valid(step, report, best=is_best)
@@ -226,6 +270,7 @@ class Bookkeeper:
                     self._require_output()
                     checkpoint.save(self.output / name, run, weights)
         self.log_clock += time.monotonic() - began  # the log's speed is that of training
+        return True
 
     def _evaluate(self) -> dict:
         with whole_weights(self.wrapped):
@@ -239,6 +284,7 @@ class Bookkeeper:
                 device=self.device,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
+                may_go_on=self.may_go_on(),
             ).report()
         if not math.isfinite(report["nats_per_sequence"]):
             raise UserError("the validation bound is not finite; lower --learning_rate, or use --precision fp32")

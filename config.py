@@ -84,6 +84,8 @@ class TrainArgs:
         if not 0 < self.save_minutes < math.inf:
             raise UserError(f"save_minutes={self.save_minutes} must be above 0")
         check_choices(self)
+        if self.overwrite and self.resume == "true":
+            raise UserError("overwrite=true begins anew and resume=true goes on; give one of them")
         if not 0 <= self.warm_start <= 1:
             raise UserError(f"warm_start={self.warm_start} must lie in [0, 1], a share of the training")
         low, high = self.rates

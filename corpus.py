@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -388,7 +389,7 @@ def fingerprint(source: Source) -> str:
     """A hash of a source's content (for a hub data set: its name and split, which the hub's cache keys by content)."""
     digest = hashlib.blake2b(f"{source.hub_name}:{source.hub_split}:{source.column}".encode(), digest_size=16)
     for file in source.files:
-        digest.update(f"{file.name}:{file.stat().st_size}:".encode())
+        digest.update(os.fsencode(file.name) + f":{file.stat().st_size}:".encode())
         with open(file, "rb") as stream:
             while block := stream.read(1 << 20):
                 digest.update(block)

@@ -21,17 +21,29 @@ START_PATIENCE = datetime.timedelta(hours=12)
 
 def rank() -> int:
     """This process's number under torchrun, else 0."""
-    return int(os.environ.get("RANK", "0"))
+    return _number("RANK", 0) if world_size() > 1 else 0
 
 
 def world_size() -> int:
     """How many processes train together: torchrun's WORLD_SIZE, else 1."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return _number("WORLD_SIZE", 1)
 
 
 def restarts() -> int:
     """How often this node's torchrun has started its processes again; other nodes' may count otherwise."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
+    return _number("TORCHELASTIC_RESTART_COUNT", 0)
+
+
+def started_again() -> bool:
+    """Whether torchrun or Slurm has started this job before."""
+    return restarts() > 0 or _number("SLURM_RESTART_COUNT", 0) > 0
+
+
+def _number(name: str, otherwise: int) -> int:
+    text = os.environ.get(name) or str(otherwise)
+    if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) < 1):
+        raise UserError(f"{name}={text} in the environment is no number that torchrun or Slurm would give; unset it")
+    return int(text)
 
 
 def job() -> str:

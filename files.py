@@ -15,6 +15,11 @@ from typing import IO
 
 from safetensors import SafetensorError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 from process import UserError
 
 MANIFEST = "manifest.json"
@@ -39,6 +44,12 @@ def require_writable(option: str, path: Path, *, folder: bool = False) -> None:
     Raises:
         UserError: if something else is in the way, or the place cannot be written.
     """
+    if path.is_symlink() and not path.exists():
+        raise UserError(f"{option}={path}: is a link to nowhere; remove it, or give another place")
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{option}={os.fsencode(path)!r}: not UTF-8; give another name") from error
     if path.exists() and path.is_dir() != folder:
         raise UserError(
             f"{option}={path}: is a {'file' if folder else 'folder'}; give a {'folder' if folder else 'file'}"
@@ -65,6 +76,27 @@ def read_text(path: Path, at_most: int = 2**26) -> str:
     if size > at_most:
         raise UserError(f"{path}: {size:,} bytes, more than the {at_most:,} that such a file may have; look what it is")
     return path.read_text(encoding="utf-8")
+
+
+@contextlib.contextmanager
+def held_alone(path: Path, refusal: str) -> Iterator[None]:
+    """A lock for the duration of a block; the system takes it back from a process that dies, however it does.
+
+    Raises:
+        UserError: `refusal`, if another process has it. Where there are no locks (some network disks) nobody has.
+    """
+    if fcntl is None:
+        yield
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(refusal) from error
+        except OSError:
+            pass
+        yield
 
 
 @contextlib.contextmanager
@@ -102,6 +134,8 @@ def folder_written_whole(path: Path, *, manifest: bool = False) -> Iterator[Path
         if manifest:
             (temporary / MANIFEST).write_text(json.dumps(checksums(temporary), indent=1), encoding="utf-8")
         make_durable(temporary)
+        if path.is_symlink():  # to another disk, say: the link goes, what it links to stays
+            path.unlink()
         if path.exists() and exchange(temporary, path):
             shutil.rmtree(temporary)
         elif path.exists():
@@ -138,7 +172,9 @@ def exchange(one: Path, other: Path) -> bool:
 
 def remove_folder(path: Path) -> None:
     """Gone at once under its name, then file by file: an interruption leaves no half folder."""
-    if path.exists():
+    if path.is_symlink():
+        path.unlink()
+    elif path.exists():
         doomed = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.")) / "doomed"
         rename(path, doomed)
         shutil.rmtree(doomed.parent)

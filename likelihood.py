@@ -1,6 +1,7 @@
 """The likelihood of a text under a run: sums of nats, counts of tokens and words, divided once, with their error."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +109,10 @@ class Tally:
         return totals[:5].cpu(), totals[5].item() if self.rounds > 1 else None
 
 
+class OutOfTimeError(Exception):
+    """An evaluation was given up."""
+
+
 @torch.no_grad()
 def score(
     run: Run,
@@ -122,6 +127,7 @@ def score(
     rank: int = 0,
     world_size: int = 1,
     progress: bool = True,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> Likelihood:
     """The bound of the chosen sentences, at `num_steps` steps, with the true weights whatever the training used.
 
@@ -132,17 +138,20 @@ def score(
 
     Raises:
         UserError: if a target is given and the bound is not finite.
+        OutOfTimeError: if `may_go_on`, which is asked before each batch, said no to a process.
     """
     mine = indices[rank::world_size]
     tally, wanted = Tally(len(mine), device), 1 if bound_args == EVERY_WINDOW else 2
     if bound_args.target_se:  # fewer differences than this, and a small error may be luck
         wanted = max(2, 1 + math.ceil(LEAST_DIFFERENCES / len(indices)))
     counts = count(run, text, mine, batch_size, device)
-    place = {int(index): i for i, index in enumerate(mine)}
+    place, out_of_time = {int(index): i for i, index in enumerate(mine)}, False
     with tqdm(desc=f"scoring, {num_steps} steps", unit="sentence", leave=False, disable=not progress or None) as bar:
         while tally.rounds < wanted:
             bar.total = len(mine) * wanted
             for chosen, batch in sorted_batches(text, mine, batch_size, run.tokenizer):
+                if out_of_time := out_of_time or not may_go_on():
+                    break
                 streams = [Generator().manual_seed(sentence_seed(seed, int(i), tally.rounds)) for i in chosen]
                 bound = run.process.bound(run.denoiser, batch.to(device), num_steps, bound_args, generator=streams)
                 tally.add(torch.tensor([place[int(i)] for i in chosen]), bound)
@@ -150,6 +159,10 @@ def score(
             tally.rounds += 1
             if bound_args.target_se and tally.rounds == wanted:
                 wanted = max(wanted, rounds_for(tally, bound_args.target_se))
+    given_up = torch.tensor(float(out_of_time), dtype=torch.float64, device=device)
+    sum_over_ranks(given_up)
+    if given_up:
+        raise OutOfTimeError
     return summary(tally, counts, num_steps, bound_args.estimator)
 
 

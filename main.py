@@ -9,7 +9,9 @@ torchrun --nproc_per_node 4 main.py ...
 
 import contextlib
 import dataclasses
+import hashlib
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ import resuming
 import runtime
 import streaming
 import training_state
-from bookkeeping import EARLY, TOKENIZER, Bookkeeper, Figures, summary
+from bookkeeping import EARLY, TIME_IS_SHORT, TOKENIZER, Bookkeeper, Figures, summary
 from config import TrainArgs, parse
 from corpus import holds_pairs, training_source
 from diffusion_word_freq import WordFreqArgs
@@ -62,7 +64,7 @@ def main() -> None:
         if note := resuming.note_versions(start):
             say(note)
         run, train_text, valid_text = prepare(settings, device, start)
-        resuming.require_same_text(start, train_text.identity, args)
+        resuming.require_same_text(start, identities(run, train_text, valid_text), args)
         train(settings, run, train_text, valid_text, device, start)
     return None
 
@@ -71,6 +73,12 @@ def by_name(settings: Settings) -> dict:
     """Every setting, and how many processes there are."""
     named = {name: value for part in settings for name, value in dataclasses.asdict(part).items()}
     return {**named, "world_size": distributed.world_size(), "job": distributed.job()}
+
+
+def identities(run: checkpoint.Run, train_text: dataloader.Text, valid_text: dataloader.Text) -> dict[str, str]:
+    """What must not change under a run, besides its settings."""
+    counts = hashlib.blake2b(run.token_counts.numpy().tobytes(), digest_size=12).hexdigest()
+    return {"data": train_text.identity, "valid_data": valid_text.identity, "word_freq": counts}
 
 
 def say_done(args: TrainArgs, start: resuming.Start) -> None:
@@ -207,13 +215,19 @@ def train(
     eval_steps = args.eval_steps or max(1, total_steps // 10)
     shared = {"seed": args.seed, "parts": parts, "rank": rank, "world_size": world_size}
     stream = open_batches(train_text, data, run.tokenizer, start.facts.get("position"), shared)
-    facts = {"parts": parts, "data": train_text.identity, "torch": torch.__version__, "of_pairs": run.pairs is not None}
-    figures = Figures(**start.facts.get("figures", {}))
+    facts = {"parts": parts, "torch": torch.__version__, "of_pairs": run.pairs is not None}
+    facts |= identities(run, train_text, valid_text)
+    figures = Figures.of(start.facts.get("figures", {}))
     named = {**by_name(settings), **start.kept}
-    book = Bookkeeper(args, named, run, valid_text, learner, wrapped, device, data, figures, step=start.step)
-    book.announce(train_text, precision, total_steps, per_step, start.step)
 
-    with runtime.Notice().awaited() as notice, contextlib.closing(stream):
+    with alone(args), contextlib.closing(stream), runtime.Notice().awaited() as notice:
+        book = Bookkeeper(args, named, run, valid_text, learner, wrapped, device, data, figures, step=start.step)
+        book.announce(train_text, precision, total_steps, per_step, start.step)
+        if start.facts.get("evaluation_due"):
+            book.evaluate_and_save(start.step, first=True)
+            if start.step >= total_steps:
+                book.save_state(start.step, stream.position(), {**facts, "finished": True})
+                return book.close(start.step)
         for step in range(start.step + 1, total_steps + 1):
             taken = stream.take()
             agreed = book.agree(taken, notice.given)
@@ -247,15 +261,25 @@ def train(
             last = step == total_steps or progress == 1
             if last or step in EARLY or step % args.logging_steps == 0:
                 book.log(step, optimizers[-1].param_groups[0]["lr"], taken[-1].epoch)
-            if last or step % eval_steps == 0:
-                book.evaluate_and_save(step)
+            evaluated = not (last or step % eval_steps == 0) or book.evaluate_and_save(step)
             if last or agreed.why or step % eval_steps == 0 or book.state_is_due(step, agreed):
-                book.save_state(step, stream.position(), {**facts, "finished": last})
-            if last:
+                due = {"evaluation_due": not evaluated, "finished": last and evaluated}
+                book.save_state(step, stream.position(), {**facts, **due})
+            if last and evaluated:
                 return book.close(step)
-            if agreed.why:
-                return book.pause(step, agreed.why)
+            if agreed.why or not evaluated:
+                return book.pause(step, agreed.why or TIME_IS_SHORT)
     return None
+
+
+@contextlib.contextmanager
+def alone(args: TrainArgs) -> Iterator[None]:
+    """No other job may write to the output folder meanwhile; the first process looks, all are refused."""
+    refusal = f"output_dir={args.output_dir}: another process is training into this folder; wait for it, or stop it"
+    with contextlib.ExitStack() as held:
+        lock = files.held_alone(Path(args.output_dir) / "run.lock", refusal)
+        distributed.leader_finds(lambda: held.enter_context(lock))
+        yield
 
 
 def open_batches(

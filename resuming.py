@@ -10,7 +10,7 @@ import torch
 import training_state
 from bookkeeping import OUTPUTS
 from config import TrainArgs
-from distributed import job, world_size
+from distributed import job, started_again, world_size
 from process import UserError
 
 WITHOUT_INFLUENCE = {
@@ -21,6 +21,9 @@ WITHOUT_INFLUENCE = {
 """Settings that change nothing, or only roundings, of what is learnt."""
 LENGTH = {"max_steps", "num_train_epochs", "max_minutes", "eval_steps", "eval_sequences", "eval_step_size"}
 """Settings that --resume true may change: to train for longer."""
+
+
+SAID = {"data": "text", "valid_data": "validation text", "word_freq": "word frequencies"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> S
     present = [name for name in OUTPUTS if (output / name).exists()]
     if not present and args.resume == "true":
         raise UserError(f"output_dir={output}: resume=true, but there is no run in it; leave --resume out")
-    if not present or (args.overwrite and not _began_here(output)):
+    if not present or (args.overwrite and not _began_here(output, settings)):
         return Start()
     remedy = "give another folder, or --overwrite true to replace it"
     known = training_state.read_settings(output)
@@ -81,13 +84,13 @@ def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> S
     return Start(path, facts, kept, bool(facts.get("finished")) and not differences(known, settings, set()))
 
 
-def _began_here(output: Path) -> bool:
+def _began_here(output: Path, settings: dict) -> bool:
     """Whether torchrun or Slurm started again what this very command had begun: that is to go on, not to overwrite."""
     try:
         known = training_state.read_settings(output) or {}
     except UserError:
         return False
-    return bool(job()) and known.get("job") == job()
+    return bool(job()) and known.get("job") == job() and started_again() and not differences(known, settings, set())
 
 
 def require_steps_left(args: TrainArgs, start: Start, total_steps: int) -> None:
@@ -96,7 +99,7 @@ def require_steps_left(args: TrainArgs, start: Start, total_steps: int) -> None:
     Raises:
         UserError: with both numbers.
     """
-    if start.path and start.step >= total_steps:
+    if start.path and start.step >= total_steps and not start.facts.get("evaluation_due"):
         raise UserError(
             f"output_dir={args.output_dir}: this run has taken {start.step} steps, and would end at {total_steps}; "
             "give a larger --max_steps"
@@ -127,17 +130,23 @@ def batches_a_process(args: TrainArgs, start: Start) -> int:
     return parts // world_size()
 
 
-def require_same_text(start: Start, identity: str, args: TrainArgs) -> None:
-    """Refuses to go on with other text than the run began with.
+def require_same_text(start: Start, identities: dict[str, str], args: TrainArgs) -> None:
+    """Refuses to go on with other text, or word frequencies, than the run began with.
+
+    Args:
+        start: where the run stands.
+        identities: of the training text ("data"), the validation text ("valid_data"), the "word_freq".
+        args: with the folder's name.
 
     Raises:
         UserError: with the remedy.
     """
-    if start.path and start.facts["data"] != identity:
-        raise UserError(
-            f"output_dir={args.output_dir} holds a run on other text (the training data has changed since); "
-            "bring the old data back, give another folder, or --overwrite true"
-        )
+    for what, now in identities.items():
+        if start.path and start.facts.get(what) != now:
+            raise UserError(
+                f"output_dir={args.output_dir} holds a run on other {SAID[what]} (the files have changed since); "
+                "bring the old ones back, give another folder, or --overwrite true"
+            )
 
 
 def note_versions(start: Start) -> str:

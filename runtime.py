@@ -135,11 +135,21 @@ def run_script(main: Callable[[], None]) -> None:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
         _refuse(f"{where}{error.strerror}; give another path, or make room")
+    except UnicodeEncodeError as error:
+        _refuse(f"a path that is not UTF-8: {error.object!r}; rename it")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        _refuse(
+            "a process that reads text was killed (for its memory?); give fewer --num_workers or a smaller "
+            "--shuffle_buffer, and start again to go on from the last saved state"
+        )
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def _refuse(message: str) -> None:
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    line = f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}"
+    print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
     sys.exit(2)

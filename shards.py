@@ -26,6 +26,8 @@ from process import UserError
 
 MOST_BYTES = 2**26
 """Of a piece: an epoch's order shuffles pieces, then what is read of them."""
+LEAST_BYTES = 2**19
+"""Of a reader's share, below which it takes turns with the others instead."""
 PLAIN = (".txt", ".jsonl")
 
 
@@ -40,7 +42,7 @@ class Piece:
     end: int = 2**63
     """No record begins here or later."""
     turns: int = 1
-    """Of the records, every so-manieth,"""
+    """Of the records that are not empty, every so-manieth,"""
     turn: int = 0
     """beginning with this one."""
     weight: float = 1.0
@@ -64,6 +66,10 @@ def cut(source: Source, readers: int) -> list[list[Piece]]:
     Raises:
         UserError: if a file cannot be read.
     """
+    if not source.hub_name and (size := sum(file.stat().st_size for file in source.files)) < readers * LEAST_BYTES:
+        # cut at bytes, one long line or a file of blank ones might be all that a reader has
+        files, weight = range(len(source.files)), size / len(source.files) / readers
+        return [[Piece(i, turns=readers, turn=turn, weight=weight) for i in files] for turn in range(readers)]
     pieces = _hub_pieces(source) if source.hub_name else _file_pieces(source, readers)
     if len(pieces) < readers:
         turns = -(-readers // len(pieces))
@@ -115,16 +121,18 @@ def read(source: Source, piece: Piece, start: int = 0, keep: Keep | None = None)
     file = None if source.hub_name else source.files[piece.file]
     if file is not None and not file.is_file():
         raise UserError(f"{file}: it was there and is gone; bring it back, and start again to go on")
+    begin = start if piece.turns == 1 else 0  # whose turn it is, only counting from the beginning tells
     if file is None:
-        found = _of_hub(source, piece, start)
+        found = _of_hub(source, piece, begin)
     elif file.suffix == ".parquet":
-        found = _of_parquet(source, file, piece, max(start, piece.begin))
+        found = _of_parquet(source, file, piece, max(begin, piece.begin))
     elif file.suffix in PLAIN:
-        found = _of_plain(source, file, piece, start)
+        found = _of_plain(source, file, piece, begin)
     else:
-        found = _of_compressed(source, file, piece, start)
-    for record, at, following in found:
-        if record and (keep is None or keep(record[source.columns[0]])):
+        found = _of_compressed(source, file, begin)
+    kept = (entry for entry in found if entry[0] and (keep is None or keep(entry[0][source.columns[0]])))
+    for number, (record, at, following) in enumerate(kept):
+        if (number + piece.file) % piece.turns == piece.turn and at >= start:
             yield Record(record[source.column], at, following)
 
 
@@ -142,21 +150,19 @@ def _of_plain(source: Source, file: Path, piece: Piece, start: int) -> Iterator[
             except UserError:  # the line's number is counted when it is asked for
                 parse_line(line, file, line_at(file, at), source.columns)
                 raise
-            if piece.turns == 1 or at % piece.turns == piece.turn:  # a line's place is as good as its number
-                yield record, at, at + len(line)
+            yield record, at, at + len(line)
             at += len(line)
 
 
-def _of_compressed(source: Source, file: Path, piece: Piece, start: int) -> Iterator[tuple[dict, int, int]]:
+def _of_compressed(source: Source, file: Path, start: int) -> Iterator[tuple[dict, int, int]]:
     for number, (line, _) in enumerate(read_lines(file)):
-        if number >= start and number % piece.turns == piece.turn:
+        if number >= start:
             yield parse_line(line, file, number + 1, source.columns), number, number + 1
 
 
 def _of_parquet(source: Source, file: Path, piece: Piece, start: int) -> Iterator[tuple[dict, int, int]]:
     for number, record in rows_of(file, source.columns, start, piece.end):
-        if number % piece.turns == piece.turn:
-            yield record, number, number + 1
+        yield record, number, number + 1
 
 
 def _of_hub(source: Source, piece: Piece, start: int) -> Iterator[tuple[dict, int, int]]:
@@ -177,10 +183,9 @@ def _rows_of_hub(source: Source, piece: Piece, start: int) -> Iterator[tuple[dic
         if lacking:
             raise UserError(f'data set {source.hub_name}: no column "{lacking}"; it has {", ".join(rows)}')
         for texts in zip(*(rows[column] for column in source.columns), strict=True):
-            if number % piece.turns == piece.turn:
-                place = f"data set {source.hub_name}, shard {piece.file}, row {number}"
-                record = dict(zip(source.columns, texts, strict=True))
-                yield check_record(record, source.columns, place), number, number + 1
+            place = f"data set {source.hub_name}, shard {piece.file}, row {number}"
+            record = dict(zip(source.columns, texts, strict=True))
+            yield check_record(record, source.columns, place), number, number + 1
             number += 1
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count, islice
 from multiprocessing.synchronize import Event as EventType
+from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -38,6 +39,8 @@ SAMPLE = 20_000
 """Sentences that stand for all when lengths are asked for."""
 FULL_BATCHES = 4
 """At least so many in a pool,"""
+GLANCE = 2**16
+"""Bytes of either end of a file by which it is known again."""
 POOL_CHARACTERS = 2**24
 """and at most so much text."""
 Position = tuple[int, int, int, int]
@@ -77,7 +80,7 @@ class StreamedText:
     def counts(self, vocab_size: int) -> Tensor:
         """int64 [V], how often each token occurs in all of it: one pass over the stream, kept in the cache."""
         times = [file.stat().st_mtime_ns for file in self.source.files]  # a file may change and keep its size
-        name = hashlib.blake2b(repr([self.identity, times]).encode(), digest_size=12).hexdigest()
+        name = hashlib.blake2b(repr([self.identity, times, vocab_size]).encode(), digest_size=12).hexdigest()
         return count_tokens(self.source, self.tokenizer, vocab_size, cache_dir=self.args.cache_dir, identity=name)
 
 
@@ -100,9 +103,16 @@ def open_stream(
     if not len(sample):
         raise UserError(f"{source}: no text in it; one sentence a line is expected")
     recipe = [source.hub_name, args.max_length, aside, tokenizer_fingerprint(tokenizer)]
-    recipe += [(file.name, file.stat().st_size) for file in source.files]
+    recipe += [(os.fsencode(file.name), file.stat().st_size, *_ends(file)) for file in source.files]
     identity = hashlib.blake2b(repr(recipe).encode(), digest_size=12).hexdigest()
     return StreamedText(source, sample, args, identity, tokenizer, aside)
+
+
+def _ends(file: Path) -> tuple[bytes, bytes]:
+    with open(file, "rb") as stream:
+        head = stream.read(GLANCE)
+        stream.seek(max(0, file.stat().st_size - GLANCE))
+        return head, stream.read(GLANCE)
 
 
 def load_splits(

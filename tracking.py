@@ -97,9 +97,11 @@ def cut_log(log: Path, step: int) -> None:
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
         try:
             record = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
-        if not isinstance(record, dict) or record.get("step", 0) > step or record.get("steps") is not None:
+        if not isinstance(record, dict) or type(record.get("step", 0)) is not int:
+            break
+        if record.get("step", 0) > step or record.get("steps") is not None:
             break
         kept.append(line)
     with written_whole(log) as file:

@@ -13,6 +13,7 @@ here is ever unpickled.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from parallel import held_by_leader, shard_like
 from process import UserError
 
 FORMAT = 1
+NAME = re.compile(r"step-\d{12}")
+MOST_PARTS = 10**6
 WEIGHTS, AVERAGE, OPTIMIZER = "weights.safetensors", "average.safetensors", "optimizer.safetensors"
 
 
@@ -150,7 +153,7 @@ def folder_of(output: Path, step: int) -> Path:
 
 def states(output: Path) -> Iterator[Path]:
     """The folders that claim to be one, in any order."""
-    return (path for path in (output / "state").glob("step-*") if path.is_dir())
+    return (path for path in (output / "state").glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
 
 
 def newest(output: Path, warn: Callable[[str], None]) -> tuple[Path, dict] | None:
@@ -162,8 +165,8 @@ def newest(output: Path, warn: Callable[[str], None]) -> tuple[Path, dict] | Non
             if not wrong and facts["format"] != FORMAT:
                 wrong = f"of format {facts['format']}, this version reads {FORMAT}"
             elif not wrong:
-                _check(facts)
-        except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+                _check(facts, path)
+        except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             wrong = f"state.json is damaged ({error})"
         if not wrong:
             return path, facts
@@ -171,12 +174,42 @@ def newest(output: Path, warn: Callable[[str], None]) -> tuple[Path, dict] | Non
     return None
 
 
-def _check(facts: dict) -> None:
-    counts = [facts["step"], facts.get("parts", 1)]
-    figures = facts.get("figures", {})
-    numbers = all(isinstance(value, int | float) for value in figures.values())
-    if not all(type(count) is int and count >= 0 for count in counts) or counts[1] < 1 or not numbers:
-        raise ValueError("its counts are none")
+def _check(facts: dict, path: Path) -> None:
+    for name, right in RIGHT.items():
+        if not right(facts[name]):
+            raise ValueError(f"{name} cannot be {str(facts[name])[:50]!r}")
+    if facts["step"] != int(path.name.removeprefix("step-")):
+        raise ValueError(f"it is of step {facts['step']}")
+
+
+def _count(value: object, least: int = 0) -> bool:
+    return type(value) is int and value >= least
+
+
+def _is_position(value: object) -> bool:
+    if isinstance(value, list):  # batches.DealtBatches
+        return len(value) == 2 and all(map(_count, value))
+    counts = [value[name] for name in ("batches", "lanes", "pool")]  # streaming.StreamedBatches
+    lanes = list(value["positions"].items())
+    return (
+        all(map(_count, counts))
+        and 1 <= value["lanes"] <= MOST_PARTS
+        and all(lane.isdecimal() and len(at) == 4 and all(map(_count, at)) for lane, at in lanes)
+    )
+
+
+RIGHT: dict[str, Callable[[object], bool]] = {
+    "step": _count,
+    "parts": lambda value: _count(value, 1) and value <= MOST_PARTS,
+    "position": _is_position,
+    "figures": lambda value: all(type(number) in (int, float) for number in value.values()),
+    "average_updates": _count,
+    "scaler": lambda value: isinstance(value, dict),
+    "finished": lambda value: isinstance(value, bool),
+    "of_pairs": lambda value: isinstance(value, bool),
+    **{name: lambda value: isinstance(value, str) for name in ("torch", "data", "valid_data", "word_freq")},
+}
+"""What state.json must hold."""
 
 
 def write_settings(output: Path, settings: dict) -> None:
@@ -199,6 +232,9 @@ def read_settings(output: Path) -> dict | None:
         raise UserError(
             f"{output / 'run.json'}: damaged ({error}); give another folder, or --overwrite true"
         ) from error
-    if not isinstance(settings, dict):
+    counts = (
+        [settings.get(name, 1) for name in ("world_size", "accumulation_steps")] if isinstance(settings, dict) else []
+    )
+    if not counts or not all(_count(number, 1) and number <= MOST_PARTS for number in counts):
         raise UserError(f"{output / 'run.json'}: damaged; give another folder, or --overwrite true")
     return settings

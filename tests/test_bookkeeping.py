@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from test_main import records, train
 
 import bookkeeping
 import main
+from bookkeeping import Bookkeeper
+from files import held_alone
 from tracking import cut_log
 
 
@@ -49,6 +52,8 @@ def test_a_step_that_is_no_number_is_left_out_and_counted(monkeypatch, corpus, t
     logged = {r["step"]: r for r in records(folder, "train")}
     assert [logged[n].get("skipped_steps") for n in range(1, 7)] == [None, 1, 2, 2, 3, 3]
     assert logged[2]["bits_per_token"] is None and math.isfinite(logged[6]["bits_per_token"])
+    facts = json.loads((folder / "state" / "step-000000000006" / "state.json").read_text())
+    assert facts["average_updates"] == 3  # of the weights, which moved three times
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -68,7 +73,7 @@ def test_a_bound_that_is_no_number_ends_the_run(monkeypatch, capsys, corpus: Pat
     monkeypatch.setattr(bookkeeping.likelihood.Likelihood, "report", lambda self: {"nats_per_sequence": math.nan})
     code, folder = train(monkeypatch, corpus, tmp_path)
     assert code == 2 and "the validation bound is not finite; lower" in capsys.readouterr().err
-    assert {path.name for path in folder.iterdir()} == {"log.jsonl", "run.json", "tokenizer"}
+    assert {path.name for path in folder.iterdir()} == {"log.jsonl", "run.json", "run.lock", "tokenizer"}
 
 
 def test_a_folder_that_vanishes_ends_the_run_in_one_line(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
@@ -107,11 +112,79 @@ def test_states_are_saved_by_steps_or_by_the_clock(monkeypatch, corpus: Path, tm
         assert sorted(int(path.name[5:]) for path in (folder / "state").iterdir()) == expected
 
 
+def test_a_loss_that_is_no_number_moves_nothing_though_its_gradient_is_one(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
+) -> None:
+    """Of an infinite sum the gradient may be finite: the step is left out all the same."""
+    real = main.training_loss
+
+    def loss(*words):
+        found = real(*words)
+        return type(found)(found.total + math.inf, found.num_tokens, found.terms)
+
+    monkeypatch.setattr(main, "training_loss", loss)
+    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 2, "--ema_decay", 0.9)
+    facts = json.loads((folder / "state" / "step-000000000002" / "state.json").read_text())
+    assert code == 0 and facts["average_updates"] == 0 and facts["figures"]["skipped"] == 2
+
+
+def test_there_must_be_time_for_two_more_of_the_longest_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    book, now = Bookkeeper.__new__(Bookkeeper), [100.0]
+    monkeypatch.setattr(bookkeeping.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(bookkeeping, "PROCESS_BEGAN", 0.0)
+    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
+    book.args, book.longest_step, book.step_clock = SimpleNamespace(time_limit=2.0), 0.0, 97.0
+    assert not book.time_is_up()  # 20 seconds are left, and the step took 3
+    for then, up in ((105, False), (113, True), (113.5, True)):  # 5 and 8 seconds; 15, 7 and 6.5 are left
+        now[0] = then
+        assert book.time_is_up() == up
+    book.args.time_limit = 0
+    assert not book.time_is_up()
+
+
+def test_an_evaluation_is_given_up_when_the_time_is_short_and_made_up_for(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its step is saved before it; the next process begins with it, and ends as if nothing had been."""
+    words = ["--max_steps", 4, "--eval_steps", 2, "--time_limit", 60]
+    _, whole = train(monkeypatch, corpus, tmp_path, *words, name="whole")
+    for stop in (2, 4):
+        with monkeypatch.context() as patch:
+            answers = [True] * (stop == 4) + [False] * 9
+            patch.setattr(Bookkeeper, "may_go_on", lambda self, answers=answers: lambda: answers.pop(0))
+            code, folder = train(patch, corpus, tmp_path, *words)
+        assert code == 0 and f"the time limit is near: stopped after step {stop}" in capsys.readouterr().out
+        assert [record["step"] for record in records(folder, "valid")] == [2] * (stop == 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Bookkeeper, "may_go_on", lambda self: lambda: False)
+        assert train(patch, corpus, tmp_path, *words)[0] == 2
+        assert "time_limit=60.0 is too short for an evaluation of" in capsys.readouterr().err
+    assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
+    assert "trained 4 steps" in capsys.readouterr().out
+    assert [record["step"] for record in records(folder, "valid")] == [2, 4]
+    for name in ("checkpoint", "checkpoint-last"):
+        ours, theirs = ((run / name / "model.safetensors").read_bytes() for run in (folder, whole))
+        assert ours == theirs
+
+
+def test_two_processes_do_not_train_into_one_folder(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "run").mkdir()
+    with held_alone(tmp_path / "run" / "run.lock", "not here"):
+        code, folder = train(monkeypatch, corpus, tmp_path)
+    assert code == 2 and "another process is training into this folder" in capsys.readouterr().err
+    assert [path.name for path in folder.iterdir()] == ["run.lock"]
+    assert train(monkeypatch, corpus, tmp_path)[0] == 0
+
+
 def test_a_log_forgets_what_came_after(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     records = [{"kind": "settings"}, *({"kind": "train", "step": n} for n in (1, 2, 3)), {"kind": "note", "steps": 3}]
     log.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"kind": "tr')
     cut_log(log, 2)
     assert [json.loads(line).get("step") for line in log.read_text().splitlines()] == [None, 1, 2]
+    for line in ('{"kind": "train", "step": "x"}', '{"step": null}', "[" * 100_000, "[1]"):
+        log.write_text(json.dumps(records[1]) + "\n" + line + "\n")
+        cut_log(log, 2)
+        assert [json.loads(kept)["step"] for kept in log.read_text().splitlines()] == [1]
     cut_log(tmp_path / "none.jsonl", 2)
     assert (tmp_path / "none.jsonl").read_text() == ""

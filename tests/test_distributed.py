@@ -6,6 +6,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import distributed
+from process import UserError
+
+
+def test_numbers_of_the_environment_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text, ask in (
+        ("WORLD_SIZE", "abc", distributed.world_size),
+        ("WORLD_SIZE", "0", distributed.world_size),
+        ("TORCHELASTIC_RESTART_COUNT", "-1", distributed.restarts),
+        ("SLURM_RESTART_COUNT", "x", distributed.started_again),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, text)
+            with pytest.raises(UserError, match=f"{name}={text} in the environment is no number"):
+                ask()
+    monkeypatch.setenv("RANK", "5")  # alone, it says nothing
+    assert distributed.rank() == 0
+
 
 def test_ranks_add_up() -> None:
     """Two real processes under torch.distributed, each adding its own number."""

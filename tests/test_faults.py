@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -30,10 +30,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-def start(place: Path, name: str, prepare: Callable[[], None] | None = None, **pipes: object) -> subprocess.Popen:
+def start(
+    place: Path, name: str, prepare: Callable[[], None] | None = None, words: Iterable[str] = (), **pipes: object
+) -> subprocess.Popen:
     """The same training under another name."""
+    more = list(words)
     words = [sys.executable, ROOT / "main.py", "--train_data", place / "corpus.txt", "--cache_dir", place / "cache"]
-    words += ["--output_dir", place / name, *faults.SETTINGS]
+    words += ["--output_dir", place / name, *faults.SETTINGS, *more]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     pipes = pipes or {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
@@ -108,6 +111,23 @@ def test_a_full_disk_ends_in_one_line_and_spares_the_last_state(place: Path) -> 
     assert not list((place / "full").glob(".*")) and not list((place / "full" / "state").glob(".*"))
     assert start(place, "full", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(120) == 0
     assert_as_if_nothing_had_been(place, "full")
+
+
+def test_a_reader_that_is_killed_ends_the_run_in_one_line(place: Path) -> None:
+    """As the system does it when memory is short; started again, it goes on from the last state."""
+    words = ["--streaming", "true", "--num_workers", "1", "--save_every", "2", "--max_steps", "100000"]
+    process = start(place, "reader", words=words)
+    until(process, "step 5:")
+    for child in subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split():
+        if "python" in Path(f"/proc/{child}/cmdline").read_text():
+            os.kill(int(child), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "a process that reads text was killed" in errors and errors.count("\n") == 1
+    again = start(place, "reader", words=words)
+    until(again, "resumed after step")
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=60)
+    assert again.returncode == 0
 
 
 @pytest.mark.parametrize("folder", ["/proc/run", "/sys/run", "/dev/null/run"])

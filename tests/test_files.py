@@ -1,5 +1,6 @@
 """files.py: what is written is whole or absent, and what is damaged says so."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,56 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         (new / "a").write_text("three")
         raise RuntimeError
     assert (folder / "a").read_text() == "two" and list(tmp_path.iterdir()) == [folder]
+
+
+def test_content_is_on_the_disk_before_the_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut must not find a name whose content is still on its way; and then the name itself is brought there."""
+    done = []
+
+    def named(handle: int) -> str:
+        return os.readlink(f"/proc/self/fd/{handle}").replace(str(tmp_path), "")
+
+    monkeypatch.setattr(files.os, "fsync", lambda handle: done.append(named(handle)))
+    for verb in ("rename", "exchange"):
+        real = getattr(files, verb)
+        monkeypatch.setattr(files, verb, lambda *words, real=real: done.append("named") or real(*words))
+    for _ in range(2):  # new, and instead of another
+        done.clear()
+        with files.folder_written_whole(tmp_path / "run", manifest=True) as folder:
+            (folder / "a").write_text("x")
+            beside = f"/{folder.name}"
+        before, after = done[: done.index("named")], done[done.index("named") + 1 :]
+        assert {f"{beside}/a", f"{beside}/manifest.json", beside} <= set(before) and after == [""]
+    done.clear()
+    with files.written_whole(tmp_path / "b.txt") as file:
+        file.write("x")
+    assert len(done) == 2 and done[0].startswith("/.b.txt.") and done[1] == "named"
+
+
+def test_a_link_is_replaced_and_what_it_links_to_stays(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("x")
+    (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
+    with files.folder_written_whole(tmp_path / "run") as folder:
+        (folder / "a").write_text("y")
+    assert not (tmp_path / "run").is_symlink() and (tmp_path / "run" / "a").read_text() == "y"
+    assert (tmp_path / "elsewhere" / "mine").read_text() == "x" and len(list(tmp_path.iterdir())) == 2
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    files.remove_folder(tmp_path / "link")
+    assert not (tmp_path / "link").exists() and (tmp_path / "elsewhere" / "mine").exists()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match="is a link to nowhere"):
+        files.require_writable("output_dir", tmp_path / "nowhere", folder=True)
+
+
+def test_a_lock_is_held_by_one_and_let_go(tmp_path: Path) -> None:
+    lock = tmp_path / "new" / "run.lock"
+    for _ in range(2):
+        with files.held_alone(lock, "not yours"):  # noqa: SIM117
+            with pytest.raises(UserError, match="not yours"), files.held_alone(lock, "not yours"):
+                pytest.fail("held by two")
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not UTF-8; give another name"):
+        files.require_writable("output_dir", Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), folder=True)

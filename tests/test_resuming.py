@@ -172,18 +172,46 @@ def test_other_text_is_another_run(monkeypatch, capsys, corpus: Path, tmp_path: 
     assert "a run on other text" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("what", ["validation text", "word frequencies", "text of a stream"])
+def test_what_else_a_run_began_with_must_stay(monkeypatch, capsys, corpus: Path, tmp_path: Path, what: str) -> None:
+    valid, counts, words = tmp_path / "valid.txt", tmp_path / "counts.json", []
+    lines = corpus.read_text().splitlines()
+    valid.write_text("\n".join(lines[:40]) + "\n")
+    counts.write_text('{"the": 5, "a": 2}')
+    if what == "text of a stream":
+        words = ["--streaming", "true", "--num_workers", 0, "--shuffle_buffer", 20, "--batch_size", 4]
+    words += ["--valid_data", valid, "--word_freq_file", counts]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert train(patch, corpus, tmp_path, *words)[0] == 0
+    if what == "validation text":
+        valid.write_text("\n".join(lines[1:41]) + "\n")
+    elif what == "word frequencies":
+        counts.write_text('{"the": 5, "a": 3}')
+    else:
+        corpus.write_text(corpus.read_text().swapcase())  # of the same size
+    assert train(monkeypatch, corpus, tmp_path, *words)[0] == 2
+    assert f"holds a run on other {what.split(' of')[0]} (the files have changed since)" in capsys.readouterr().err
+
+
 def test_a_job_that_is_started_again_goes_on_where_its_first_try_was_to_overwrite(
     monkeypatch, corpus, tmp_path, capsys
 ) -> None:
     """The same words, --overwrite true: another job's run is replaced, this job's own is gone on with."""
-    for job, stop in (("first", 2), ("second", 1)):
+    for job, stop in (("first", 2), ("second", 2), ("second", 1)):  # twice in one allocation: not a second try
         monkeypatch.setenv("SLURM_JOB_ID", job)
         with monkeypatch.context() as patch:
             stop_after(patch, stop)
             assert train(patch, corpus, tmp_path, "--overwrite", "true")[0] == 0
         assert f"stopped after step {stop}" in capsys.readouterr().out
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert train(monkeypatch, corpus, tmp_path, "--overwrite", "true")[0] == 0
     assert "resumed after step 1" in capsys.readouterr().out
+    words = ["--overwrite", "true", "--learning_rate", "1e-4"]
+    assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
+    assert "resumed" not in capsys.readouterr().out
+    assert train(monkeypatch, corpus, tmp_path, *words, "--resume", "true")[0] == 2
+    assert "overwrite=true begins anew and resume=true goes on; give one" in capsys.readouterr().err
 
 
 def test_states_that_are_all_broken_are_not_thrown_away(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
@@ -217,7 +245,9 @@ def test_steps_that_were_never_saved_keep_their_size(monkeypatch, corpus: Path, 
     assert code == 0 and facts["parts"] == 4 and facts["step"] == 3
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", "\0", "null", "[" * 10**5])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "{", "\0", "null", "[" * 10**5, '{"world_size": "x"}', '{"accumulation_steps": 0}']
+)
 def test_a_damaged_claim_is_said_to_be(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match="run.json: damaged"):

@@ -81,6 +81,28 @@ def test_precision_is_as_asked_and_auto_is_something_the_machine_has() -> None:
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed."),
+            "a process that reads text was killed",
+        ),
+        (UnicodeEncodeError("utf-8", "caf\udce9.txt", 3, 4, "surrogates"), "a path that is not UTF-8: 'caf"),
+    ],
+)
+def test_what_others_raise_is_one_line_too(capsys: pytest.CaptureFixture, error: Exception, words: str) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        runtime.run_script(main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and words in said and said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="something else"):
+        runtime.run_script(lambda: (_ for _ in ()).throw(RuntimeError("something else")))
+
+
 def test_devices_and_threads_that_do_not_exist_are_refused() -> None:
     assert runtime.pick_device("cpu").type == "cpu"
     for name in ("gpu9", "cuda:99"):

@@ -38,6 +38,14 @@ def texts(source: Source, piece: shards.Piece, start: int = 0) -> list[str]:
     return [record.text for record in shards.read(source, piece, start)]
 
 
+@pytest.fixture(params=["cut", "in turns"])
+def whole_or_in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files as large ones are read, and as small ones."""
+    if request.param == "cut":
+        monkeypatch.setattr(shards, "LEAST_BYTES", 0)
+
+
+@pytest.mark.usefixtures("whole_or_in_turns")
 @pytest.mark.parametrize("readers", [1, 2, 8, 24])
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_record_is_read_by_just_one_reader(tmp_path: Path, kind: str, readers: int) -> None:
@@ -51,6 +59,7 @@ def test_every_record_is_read_by_just_one_reader(tmp_path: Path, kind: str, read
         assert max(sizes) < 2 * sum(sizes) / readers
 
 
+@pytest.mark.usefixtures("whole_or_in_turns")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_piece_can_be_read_from_any_record_on(tmp_path: Path, kind: str) -> None:
     source = write(tmp_path, kind)
@@ -67,6 +76,24 @@ def test_cuts_within_lines_lose_and_repeat_nothing(tmp_path: Path, size: int) ->
     source = Source((tmp_path / "a.txt",))
     pieces = [shards.Piece(0, begin, begin + size) for begin in range(0, 40, size)]
     assert [text for piece in pieces for text in texts(source, piece)] == ["one", "two", "three", "four ä", "x"]
+
+
+@pytest.mark.parametrize("kind", ["txt", "txt.gz", "parquet"])
+def test_blank_lines_and_long_ones_leave_no_reader_without_text(tmp_path: Path, kind: str) -> None:
+    """Turns are of records: a blank line between all of them, files of one line, one line longer than all others."""
+    folder = tmp_path / kind
+    folder.mkdir()
+    texts_of = {0: [word for i in range(40) for word in (f"a {i}", "")], 1: ["b"], 2: ["", " "], 3: ["c" * 10_000]}
+    texts_of |= {i: [f"file {i}"] for i in range(4, 20)}
+    for i, lines in texts_of.items():
+        if kind == "parquet":
+            pyarrow.parquet.write_table(pyarrow.table({"text": lines}), folder / f"{i:02}.parquet")
+        else:
+            (gzip.open if kind.endswith("gz") else open)(folder / f"{i:02}.{kind}", "wt").write("\n".join(lines) + "\n")
+    source = Source(tuple(sorted(folder.iterdir())))
+    found = [[text for piece in share for text in texts(source, piece)] for share in shards.cut(source, 8)]
+    assert sorted(sum(found, [])) == sorted(line for lines in texts_of.values() for line in lines if line.strip())
+    assert min(map(len, found)) >= 5
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet", "txt.gz"])

@@ -13,6 +13,7 @@ from test_resuming import contents, stop_after
 from test_shards import write
 from transformers import BertTokenizerFast
 
+import shards
 import streaming
 from batches import Part
 from corpus import Source
@@ -31,6 +32,13 @@ def source(tmp_path: Path) -> Source:
         files.append(tmp_path / f"train-{i:05d}-of-00007.txt")
         files[-1].write_text("\n".join(SENTENCES[a:b]) + "\n" * (i % 3))
     return Source(tuple(files))
+
+
+@pytest.fixture(autouse=True, params=["cut", "in turns"])
+def whole_or_in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files as large ones are read, and as small ones."""
+    if request.param == "cut":
+        monkeypatch.setattr(shards, "LEAST_BYTES", 0)
 
 
 def stream(source: Source, tokenizer: BertTokenizerFast, **words: object) -> streaming.StreamedBatches:
@@ -112,6 +120,20 @@ def test_epochs_and_seeds_have_orders_of_their_own(source: Source, tokenizer: Be
     orders = [sentences([part for part in parts if part.epoch == epoch], tokenizer) for epoch in (0, 1)]
     assert sorted(orders[0]) == sorted(orders[1]) and orders[0] != orders[1]
     assert [s for s in orders[0][:40]] != sorted(orders[0][:40], key=SENTENCES.index)
+
+
+def test_a_lane_reads_its_pieces_in_an_order_of_the_epoch(source: Source, tokenizer: BertTokenizerFast) -> None:
+    """What is shuffled is more than what a pool holds."""
+    reader = stream(source, tokenizer, batch_size=1, shuffle_buffer=8)
+    pieces: dict[tuple[int, int], list[int]] = {}
+    for _ in range(700):
+        for part in reader.take():
+            file = int(Path(part.places()[0].rpartition(":")[0]).name[6:11])
+            seen = pieces.setdefault((reader.first % reader.lanes, part.epoch), [])
+            if not seen or seen[-1] != file:
+                seen.append(file)
+    assert any(files != sorted(files) for files in pieces.values())
+    assert any(pieces[lane, 0] != pieces[lane, 1] for lane, epoch in pieces if epoch == 1)
 
 
 def test_batches_know_their_lines(source: Source, tokenizer: BertTokenizerFast) -> None:

@@ -1,6 +1,7 @@
 """training_state.py: what is saved comes back, whole or not at all, and nothing else is believed."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,12 @@ from files import MANIFEST, checksums, whats_wrong
 from optim import AveragedWeights, OptimArgs, make_optimizers
 from process import UserError
 from training_state import Learner
+
+
+def of(step: int) -> dict:
+    """What else a state says."""
+    named = {"torch": "2", "data": "a", "valid_data": "b", "word_freq": "c", "of_pairs": False, "finished": False}
+    return {"step": step, "parts": 1, "position": [0, 0], "figures": {}, **named}
 
 
 def learner(optimizer: str = "muon", decay: float = 0.9, width: int = 3, steps: int = 0) -> Learner:
@@ -46,7 +53,7 @@ def assert_same(one: Learner, other: Learner) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_learner_comes_back_and_goes_on_alike(tmp_path: Path, optimizer: str, decay: float) -> None:
     first = learner(optimizer, decay, steps=3)
-    training_state.save(tmp_path, first, {"step": 3}, keep_last=1)
+    training_state.save(tmp_path, first, of(3), keep_last=1)
     path, facts = training_state.newest(tmp_path, pytest.fail)
     second = learner(optimizer, decay)
     second.restore(path, facts)
@@ -59,7 +66,7 @@ def test_a_learner_comes_back_and_goes_on_alike(tmp_path: Path, optimizer: str, 
 
 
 def test_a_learner_that_has_not_stepped_has_no_memory_to_save(tmp_path: Path) -> None:
-    training_state.save(tmp_path, learner(), {"step": 0}, keep_last=1)
+    training_state.save(tmp_path, learner(), of(0), keep_last=1)
     again = learner(steps=2)
     again.restore(*training_state.newest(tmp_path, pytest.fail))
     assert_same(again, learner())
@@ -67,12 +74,23 @@ def test_a_learner_that_has_not_stepped_has_no_memory_to_save(tmp_path: Path) ->
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (9, 10, 100):
-        training_state.save(tmp_path, learner(), {"step": step}, keep_last=2)
+        training_state.save(tmp_path, learner(), of(step), keep_last=2)
     assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["step-000000000010", "step-000000000100"]
 
 
+def test_what_is_called_otherwise_is_nobodys_state(tmp_path: Path) -> None:
+    """A copy that someone made beside is neither taken nor thrown away."""
+    training_state.save(tmp_path, learner(), of(3), keep_last=1)
+    for name in ("step-000000000003-backup", "step-zzz"):
+        shutil.copytree(training_state.folder_of(tmp_path, 3), tmp_path / "state" / name)
+    training_state.save(tmp_path, learner(), of(4), keep_last=1)
+    assert training_state.newest(tmp_path, pytest.fail)[1]["step"] == 4
+    names = ["step-000000000003-backup", "step-000000000004", "step-zzz"]
+    assert sorted(path.name for path in (tmp_path / "state").iterdir()) == names
+
+
 def test_other_networks_and_optimizers_are_refused(tmp_path: Path) -> None:
-    training_state.save(tmp_path, learner(steps=1), {"step": 1}, keep_last=1)
+    training_state.save(tmp_path, learner(steps=1), of(1), keep_last=1)
     path, facts = training_state.newest(tmp_path, pytest.fail)
     with pytest.raises(UserError, match="does not fit this network or optimizer"):
         learner(width=4).restore(path, facts)
@@ -81,6 +99,25 @@ def test_other_networks_and_optimizers_are_refused(tmp_path: Path) -> None:
         other.restore(path, facts)
     with pytest.raises(UserError, match="does not fit"):
         learner().restore(path, {"scaler": {}})
+
+
+WRONG = {
+    "a word for a place": {"position": "abc"},
+    "half a place": {"position": [1]},
+    "a place before the beginning": {"position": [-1, 0]},
+    "words for places": {"position": ["a", "b"]},
+    "some other place": {"position": {"x": 1}},
+    "no lanes": {"position": {"batches": 1, "lanes": 0, "pool": 1, "positions": {}}},
+    "no figures": {"figures": None},
+    "a list of figures": {"figures": []},
+    "figures of words": {"figures": {"nats": "x"}},
+    "too many parts": {"parts": 10**9},
+    "no parts": {"parts": 0},
+    "updates in words": {"average_updates": "x"},
+    "finished in words": {"finished": "yes"},
+    "no text": {"data": None},
+    "another step": {"step": 7},
+}
 
 
 def damage(path: Path, how: str) -> None:
@@ -102,7 +139,10 @@ def damage(path: Path, how: str) -> None:
         file.rename(path.parent / "elsewhere")
         file.symlink_to(path.parent / "elsewhere")
     else:  # whole, but of no use: the manifest is right
-        (path / "state.json").write_text({"not JSON": "{", "format": '{"format": 9, "step": 1}', "no step": "{}"}[how])
+        found = json.loads((path / "state.json").read_text())
+        changed = {"format": {"format": 9}, **WRONG}.get(how, {})
+        text = {"not JSON": "{", "no step": '{"format": 1}'}.get(how, json.dumps({**found, **changed}))
+        (path / "state.json").write_text(text)
         (path / MANIFEST).write_text(json.dumps(checksums(path)))
 
 
@@ -118,11 +158,12 @@ def damage(path: Path, how: str) -> None:
         ("not JSON", "state.json is damaged"),
         ("format", "of format 9, this version reads 1"),
         ("no step", "state.json is damaged"),
+        *((how, "state.json is damaged") for how in WRONG),
     ],
 )
 def test_what_is_damaged_is_named_and_passed_over(tmp_path: Path, how: str, message: str) -> None:
     for step in (1, 2):
-        training_state.save(tmp_path, learner(), {"step": step}, keep_last=2)
+        training_state.save(tmp_path, learner(), of(step), keep_last=2)
     damage(training_state.folder_of(tmp_path, 2), how)
     said = []
     path, _ = training_state.newest(tmp_path, said.append)
@@ -133,7 +174,7 @@ def test_what_is_damaged_is_named_and_passed_over(tmp_path: Path, how: str, mess
 
 def test_a_pickle_beside_is_never_opened(tmp_path: Path) -> None:
     """A file that would run a program if it were unpickled, under every name that someone might look for."""
-    training_state.save(tmp_path, learner(steps=1), {"step": 1}, keep_last=1)
+    training_state.save(tmp_path, learner(steps=1), of(1), keep_last=1)
     path, facts = training_state.newest(tmp_path, pytest.fail)
     bomb = b"cos\nsystem\n(S'touch " + str(tmp_path / "executed").encode() + b"'\ntR."
     for name in ("optimizer.pt", "pytorch_model.bin", "training_args.bin", "rng_state.pth", "scheduler.pt"):
