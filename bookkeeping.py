@@ -1,10 +1,8 @@
 """What surrounds the training loop: clock, log, evaluation, checkpoints, saved states, words for the person waiting."""
 
 import math
-import os
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from config import TrainArgs
 from dataloader import DataArgs, Text
 from parallel import whole_weights
 from process import UserError
-from runtime import PROCESS_BEGAN
+from runtime import Deadline
 from tracking import Tracker, cut_log
 from vocabulary import vocabulary_size
 
@@ -29,8 +27,6 @@ TOKENIZER = "tokenizer"
 TIME_IS_SHORT = "the time limit is near"
 OUTPUTS = ("checkpoint", "checkpoint-last", "state", TOKENIZER, "log.jsonl", "curve.png", "fitlog", "run.json")
 """What a run leaves in its folder."""
-SLURMS_LAST_MINUTES = 300
-"""Seconds that are left to it, when a --time_limit is given."""
 EARLY = (1, 2, 5, 10, 20)
 """Steps after which the log says something, however rarely it does later."""
 
@@ -106,9 +102,9 @@ class Bookkeeper:
         self.eval_indices = likelihood.pick(valid_text, args.eval_sequences)
         self.began = time.monotonic()
         self.earlier = figures.seconds  # that the run had taken before this process
-        self.log_clock = self.state_clock = self.step_clock = self.began
+        self.log_clock = self.state_clock = self.began
+        self.deadline = Deadline(args.time_limit)
         self.logged_tokens = figures.tokens
-        self.longest_step = 0.0
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         self.bar = tqdm(total=100, desc="training", bar_format=layout, disable=None if self.leads else True)
 
@@ -126,39 +122,13 @@ class Bookkeeper:
         self.bar.update(100 * share - self.bar.n)
         return share
 
-    def time_is_up(self) -> bool:
-        """Whether --time_limit leaves no room for two more steps as long as the longest, what they save included."""
-        now = time.monotonic()
-        self.longest_step, self.step_clock = max(self.longest_step, now - self.step_clock), now
-        return self.args.time_limit > 0 and self.time_left() < 2 * self.longest_step
-
-    def time_left(self) -> float:
-        """Seconds, of --time_limit."""
-        left = 60 * self.args.time_limit - (time.monotonic() - PROCESS_BEGAN)
-        end = os.environ.get("SLURM_JOB_END_TIME", "")
-        if end.isdecimal():  # a process that was started again does not get the whole time again
-            left = min(left, float(end) - time.time() - SLURMS_LAST_MINUTES)
-        return left
-
-    def may_go_on(self) -> Callable[[], bool]:
-        """To be asked between the batches of an evaluation: whether the time will do for another, and for saving."""
-        clock, longest = time.monotonic(), 0.0
-
-        def ask() -> bool:
-            nonlocal clock, longest
-            now = time.monotonic()
-            longest, clock = max(longest, now - clock), now
-            return not self.args.time_limit or self.time_left() > 2 * (longest + self.longest_step)
-
-        return ask
-
     # ---- a step ------------------------------------------------------------------------------------------------------
 
     def agree(self, parts: list[Part], notice: str) -> "Agreement":
         """What all processes must see alike before a step, in one exchange; the clock is the first one's."""
         due = time.monotonic() - self.state_clock > 60 * self.args.save_minutes
         of_leader = [self.seconds(), float(due)] if self.leads else [0.0, 0.0]
-        mine = [*of_leader, float(self.time_is_up()), float(bool(notice)), *self.count(parts)]
+        mine = [*of_leader, float(self.deadline.is_near()), float(bool(notice)), *self.count(parts)]
         everything = torch.tensor(mine, dtype=torch.float64).to(self.device)
         distributed.sum_over_ranks(everything)
         seconds, due, time_is_up, noticed, *counts = everything.tolist()
@@ -258,7 +228,7 @@ class Bookkeeper:
                         "sentences; give more time, or fewer --eval_sequences with --resume true"
                     ) from error
                 return False
-            self.step_clock = time.monotonic()  # an evaluation may be given up, so it is no part of the longest step
+            self.deadline.start_again()  # an evaluation may be given up, so it is no part of the longest step
             is_best = report["bits_per_token"] < self.figures.best
             self.figures.best = min(self.figures.best, report["bits_per_token"])
             self.tracker.valid(step, report, best=is_best)
@@ -284,7 +254,7 @@ class Bookkeeper:
                 device=self.device,
                 rank=distributed.rank(),
                 world_size=distributed.world_size(),
-                may_go_on=self.may_go_on(),
+                may_go_on=self.deadline.watch(),
             ).report()
         if not math.isfinite(report["nats_per_sequence"]):
             raise UserError("the validation bound is not finite; lower --learning_rate, or use --precision fp32")

@@ -17,6 +17,8 @@ from process import UserError
 MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
 """Of malloc.h: M_MMAP_MAX, no mapping per tensor; M_TRIM_THRESHOLD, M_TOP_PAD: a heap that grows in leaps and stays."""
 PROCESS_BEGAN = time.monotonic()
+SLURMS_LAST_MINUTES = 300
+"""Seconds that are left to it, when a --time_limit is given."""
 ECHO = 5
 """Seconds in which a signal that comes twice is one."""
 PR_SET_PDEATHSIG = 1
@@ -119,6 +121,44 @@ class Notice:
         finally:
             for each, handler in self._before.items():
                 signal.signal(each, handler)
+
+
+class Deadline:
+    """When a process must have ended, and whether what comes next would fit before it."""
+
+    def __init__(self, minutes: float) -> None:
+        """So many after the process began, or as Slurm says if that is sooner; 0: never."""
+        self.minutes, self.longest, self.clock = minutes, 0.0, time.monotonic()
+
+    def left(self) -> float:
+        """Seconds."""
+        left = 60 * self.minutes - (time.monotonic() - PROCESS_BEGAN)
+        end = os.environ.get("SLURM_JOB_END_TIME", "")
+        if end.isdecimal():  # a process that was started again does not get the whole time again
+            left = min(left, float(end) - time.time() - SLURMS_LAST_MINUTES)
+        return left
+
+    def is_near(self) -> bool:
+        """To be asked once a step: whether two more as long as the longest, what they save included, would not fit."""
+        self.longest = max(self.longest, time.monotonic() - self.clock)
+        self.start_again()
+        return self.minutes > 0 and self.left() < 2 * self.longest
+
+    def start_again(self) -> None:
+        """What came before is no part of a step."""
+        self.clock = time.monotonic()
+
+    def watch(self) -> Callable[[], bool]:
+        """For work in parts that may be given up: to be asked before each, whether there is time for it and a step."""
+        clock, longest = time.monotonic(), 0.0
+
+        def ask() -> bool:
+            nonlocal clock, longest
+            now = time.monotonic()
+            longest, clock = max(longest, now - clock), now
+            return not self.minutes or self.left() > 2 * (longest + self.longest)
+
+        return ask
 
 
 def run_script(main: Callable[[], None]) -> None:

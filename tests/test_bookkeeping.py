@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +11,8 @@ from test_main import records, train
 
 import bookkeeping
 import main
-from bookkeeping import Bookkeeper
 from files import held_alone
+from runtime import Deadline
 from tracking import cut_log
 
 
@@ -128,20 +127,6 @@ def test_a_loss_that_is_no_number_moves_nothing_though_its_gradient_is_one(
     assert code == 0 and facts["average_updates"] == 0 and facts["figures"]["skipped"] == 2
 
 
-def test_there_must_be_time_for_two_more_of_the_longest_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    book, now = Bookkeeper.__new__(Bookkeeper), [100.0]
-    monkeypatch.setattr(bookkeeping.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(bookkeeping, "PROCESS_BEGAN", 0.0)
-    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-    book.args, book.longest_step, book.step_clock = SimpleNamespace(time_limit=2.0), 0.0, 97.0
-    assert not book.time_is_up()  # 20 seconds are left, and the step took 3
-    for then, up in ((105, False), (113, True), (113.5, True)):  # 5 and 8 seconds; 15, 7 and 6.5 are left
-        now[0] = then
-        assert book.time_is_up() == up
-    book.args.time_limit = 0
-    assert not book.time_is_up()
-
-
 def test_an_evaluation_is_given_up_when_the_time_is_short_and_made_up_for(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -151,12 +136,12 @@ def test_an_evaluation_is_given_up_when_the_time_is_short_and_made_up_for(
     for stop in (2, 4):
         with monkeypatch.context() as patch:
             answers = [True] * (stop == 4) + [False] * 9
-            patch.setattr(Bookkeeper, "may_go_on", lambda self, answers=answers: lambda: answers.pop(0))
+            patch.setattr(Deadline, "watch", lambda self, answers=answers: lambda: answers.pop(0))
             code, folder = train(patch, corpus, tmp_path, *words)
         assert code == 0 and f"the time limit is near: stopped after step {stop}" in capsys.readouterr().out
         assert [record["step"] for record in records(folder, "valid")] == [2] * (stop == 4)
     with monkeypatch.context() as patch:
-        patch.setattr(Bookkeeper, "may_go_on", lambda self: lambda: False)
+        patch.setattr(Deadline, "watch", lambda self: lambda: False)
         assert train(patch, corpus, tmp_path, *words)[0] == 2
         assert "time_limit=60.0 is too short for an evaluation of" in capsys.readouterr().err
     assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
