@@ -7,6 +7,7 @@ python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/t
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 
@@ -28,8 +29,12 @@ class ElboArgs:
 
     checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder written by main.py"})
     data: str = field(metadata={"help": "text or pairs: a file, a folder (its test split), or a data set on the hub"})
-    num_steps: int = field(
-        default=0, metadata={"aliases": ["--diffusion_steps"], "help": "reverse steps; 0: 128, or T if less"}
+    num_steps: float = field(
+        default=0,
+        metadata={
+            "aliases": ["--diffusion_steps"],
+            "help": "reverse steps; inf: the limit of ever finer ones; 0: 128, or T if less, or inf in continuous time",
+        },
     )
     eval_step_size: int = field(default=0, metadata={"help": "the same, as steps of T per window"})
     posterior: str = field(default="", metadata={"help": "exact or released; default: the checkpoint's"})
@@ -45,7 +50,9 @@ class ElboArgs:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
-        check_ranges(self, num_steps=(0, 10**6), eval_step_size=(0, 10**6), limit=(0, 10**12), batch_size=(1, 10**7))
+        if not (0 <= self.num_steps <= 10**6 and self.num_steps % 1 == 0) and self.num_steps != math.inf:
+            raise UserError(f"num_steps={self.num_steps:g} must be a whole number in 0..1000000, or inf")
+        check_ranges(self, eval_step_size=(0, 10**6), limit=(0, 10**12), batch_size=(1, 10**7))
         check_ranges(self, seed=(0, 2**63 - 1))
         if self.num_steps and self.eval_step_size:
             raise UserError("give --num_steps or --eval_step_size, not both: the one is T over the other")
@@ -68,7 +75,7 @@ def main() -> None:
             run,
             text,
             likelihood.pick(text, args.limit, args.seed),
-            num_steps=reverse_steps(run.process_args.num_steps, args.num_steps, args.eval_step_size, "eval_step_size"),
+            num_steps=steps(args, run.process.num_steps),
             bound_args=bound_args,
             batch_size=args.batch_size,
             seed=args.seed,
@@ -80,11 +87,18 @@ def main() -> None:
         say(args, run, text, report)
 
 
+def steps(args: ElboArgs, total: float) -> float:
+    """How many reverse steps the bound has; of a process in continuous time, left to itself, it is the limit."""
+    if math.isinf(total) and not args.num_steps and not args.eval_step_size:
+        return total
+    return reverse_steps(total, args.num_steps, args.eval_step_size, "eval_step_size")
+
+
 def say(args: ElboArgs, run: checkpoint.Run, text: dataloader.Text, report: dict) -> None:
     """The report, and what a person should know of it."""
     if text.cuts:
         print(f"note: {text.cuts}", file=sys.stderr)
-    if run.process_args.posterior == "released":
+    if not run.process.is_bound:
         print("warning: the released posterior's figure is not a bound: it can lie below -log p(x0)", file=sys.stderr)
     print(json.dumps(report) if args.json else likelihood.describe(report))
 

@@ -1,6 +1,7 @@
 """DiffusionBERT: absorbing-state text diffusion whose noise follows how informative each token is.
 
-The whole process on one page, in reading order: schedule, corrupt, posterior, loss, nll_bound, sample.
+In reading order: schedule, what of it a token gets, the reverse process, the bound's terms, the loss. What it shares
+with every masked process (corrupt, posterior, nll_bound, sample) is the page before this one, `masked_process.py`.
 Source: He et al. 2023, "DiffusionBERT", arXiv 2211.15029 (equation numbers below are theirs); the absorbing process
 is D3PM's (Austin et al. 2021). t runs over 0..T: x_0 is clean, x_T is all [MASK]. alpha_bar(t) is the probability
 that a token is still itself at step t.
@@ -12,28 +13,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from estimators import estimate
-from masked_prediction import Prediction, in_parts
+from masked_prediction import Prediction
+from masked_process import MaskedProcess
 from process import (
-    EVERY_WINDOW,
     WHOLE,
     Batch,
-    Bound,
-    BoundArgs,
     Denoiser,
-    Generators,
     Loss,
-    Process,
-    SampleArgs,
     Share,
-    StepCallback,
     UserError,
     check_choices,
     step_windows,
     stratified_timesteps,
-    uniform,
 )
-from row_clocks import RowClocks
 
 
 @dataclass(frozen=True)
@@ -61,6 +53,25 @@ class WordFreqArgs:
     hybrid_lambda: float = field(
         default=0.0, metadata={"help": "weight of the auxiliary cross-entropy (released 0.01)"}
     )
+
+    @property
+    def time_period(self) -> int:
+        """Of the slowest sinusoid by which a network may be told the step."""
+        return self.num_steps
+
+    def check_time(self, time_conditioning: str) -> None:
+        """Every way to tell the network the step will do."""
+
+    def check(self, *, fused_loss: bool, **_: object) -> None:
+        """Refuses settings of the training that do not go with these.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        if (self.posterior, self.loss_weighting) == ("released", "uniform"):
+            raise UserError("posterior=released trains on its own loss; use --hybrid_lambda for its cross-entropy term")
+        if self.posterior == "released" and fused_loss:
+            raise UserError("fused_loss=true is for the exact process; the released loss needs every logit at once")
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -124,11 +135,10 @@ SPINDLES = {
 """What is measured of a token, and how it is set against its sentence."""
 
 
-class WordFreqDiffusion(Process):
-    """The exact process: a Bayes posterior, and a p_theta that sees x_t only. Satisfies `process.Process`."""
+class WordFreqDiffusion(MaskedProcess):
+    """The exact process: a Bayes posterior, and a p_theta that sees x_t only. t runs over the integers 0..T."""
 
-    exact = True
-    """Whether u is Bayes' and h is bounded, on which row clocks and some estimators rest."""
+    tables = ("barred", "sampling_support", "base", "statistic")
 
     def __init__(
         self,
@@ -144,12 +154,10 @@ class WordFreqDiffusion(Process):
         Args:
             args: the settings.
             token_counts: [V], how often each token occurs in the training corpus.
-            mask_id: the absorbing state.
-            excluded_ids: tokens that cannot be a clean target; p_theta gives them, and [MASK], probability 0.
-            unsampled_ids: tokens that may be scored but are never drawn ([UNK]).
+            mask_id, excluded_ids, unsampled_ids: see `TextProcess`.
         """
+        super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
         self.args = args
-        self.mask_id = mask_id
         self.num_steps = args.num_steps
         self.flat = args.spindle == "none" or args.word_freq_lambda < 1e-12
         self.amplitude = 0.0 if self.flat else args.word_freq_lambda
@@ -158,21 +166,15 @@ class WordFreqDiffusion(Process):
         self.base = base_alpha_bar(args.schedule, args.num_steps)
         measure, self.contrast = SPINDLES[args.spindle]
         self.statistic = measure(token_counts)
-        self.barred = torch.tensor([mask_id, *excluded_ids])
-        self.sampling_support = self.support.clone()
-        self.sampling_support[list(unsampled_ids)] = -math.inf
 
-    @property
-    def support(self) -> Tensor:
-        """[V], 0 for what may be predicted, -inf for what may not; added to logits it does what `predict` does."""
-        zeros = torch.zeros(len(self.statistic), device=self.barred.device)
-        return zeros.index_fill(0, self.barred, -math.inf)
+    def windows(self, num_steps: int) -> Tensor:
+        """See MaskedProcess; as equal as whole steps allow, int64 [n, 2]."""
+        return torch.tensor(list(step_windows(self.num_steps, num_steps)), device=self.base.device)
 
-    def to(self, device: torch.device) -> "WordFreqDiffusion":
-        """Move the tables; returns self."""
-        for name in ("base", "statistic", "barred", "sampling_support"):
-            setattr(self, name, getattr(self, name).to(device))
-        return self
+    def time_at(self, level: Tensor) -> Tensor:
+        """The step in 1..T in whose window the base schedule comes down to `level`."""
+        rising = self.base.flip(0).contiguous()
+        return self.num_steps + 1 - torch.searchsorted(rising, level, right=True)
 
     def sentence_mean(self, x0: Tensor, target_mask: Tensor) -> Tensor:
         """Mean of the statistic over the target tokens of each sentence, float64 [B]."""
@@ -207,42 +209,10 @@ class WordFreqDiffusion(Process):
         """The same, where the base schedule is at `level`, in [0, 1]."""
         return level - self.amplitude * torch.sin(math.pi * level) * h
 
-    def alpha_bar(self, t: Tensor, x0: Tensor, target_mask: Tensor) -> Tensor:
-        """Probability that each token is still itself at step t, float64 [B, L]; 1 at t = 0 and 0 at t = T.
-
-        Args:
-            t: int64 [B], in 0..T.
-            x0: int64 [B, L], clean tokens.
-            target_mask: bool [B, L]; the sentence mean runs over these tokens only.
-        """
-        return self.keep_probability(t[:, None], self.informativeness_of(x0, target_mask))
-
-    # ---- corrupt (Eq. 7) and posterior (Eq. 5) -----------------------------------------------------------------------
-
-    def corrupt(self, x0: Tensor, t: Tensor, target_mask: Tensor, *, generator: Generators = None) -> Tensor:
-        """x_t ~ q(x_t | x0), int64 [B, L]: each target token is masked with probability 1 - alpha_bar(t)."""
-        masked = uniform(target_mask, generator) < 1 - self.alpha_bar(t, x0, target_mask)  # never where not a target
-        return x0.masked_fill(masked, self.mask_id)
-
-    def reveal_probability(self, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """Bayes: a token masked at t is itself at s < t with u = (alpha_bar(s) - alpha_bar(t)) / (1 - alpha_bar(t))."""
-        at_t = self.keep_probability(t, h)
-        return (self.keep_probability(s, h) - at_t) / (1 - at_t)
-
     def reveal_rate(self, level: Tensor, h: Tensor) -> Tensor:
         """The limit of the reveal probability over the step, as s -> t: d alpha_bar / (1 - alpha_bar) by `level`."""
         slope = 1 - self.amplitude * math.pi * torch.cos(math.pi * level) * h
         return slope / (1 - self.keep_at(level, h))
-
-    def posterior(self, x0: Tensor, s: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:
-        """q(x_s = x0 | x_t = [MASK], x0), float64 [B, L]; a masked token stays masked otherwise.
-
-        Args:
-            x0: int64 [B, L], clean tokens.
-            s, t: int64 [B], 0 <= s < t <= T.
-            target_mask: bool [B, L].
-        """
-        return self.reveal_probability(self.informativeness_of(x0, target_mask), s[:, None], t[:, None])
 
     # ---- the reverse process p_theta(x_s | x_t) ----------------------------------------------------------------------
 
@@ -274,18 +244,7 @@ class WordFreqDiffusion(Process):
 
         return torch.func.jvp(table, (mean,), (1 / targets.sum(1).clamp(min=1).double(),))
 
-    # ---- loss and nll_bound (Eq. 3) ----------------------------------------------------------------------------------
-
-    def predict(self, denoiser: Denoiser, batch: Batch, xt: Tensor, t: Tensor) -> Prediction:
-        """Log pi at masked targets: the head is run nowhere else, and visible positions reach no softmax."""
-        masked = xt.eq(self.mask_id) & batch.target_mask
-        hidden = denoiser.encode(xt, t, batch.attention_mask)[masked]
-        return self.prediction(denoiser.decode(hidden), batch, xt, masked)
-
-    def prediction(self, logits: Tensor, batch: Batch, xt: Tensor, masked: Tensor) -> Prediction:
-        """The same from the logits at masked targets, [n, V]; they are changed."""
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return Prediction(batch, xt, masked, logits.index_fill_(1, self.barred, -math.inf))
+    # ---- the bound's terms and the loss (Eq. 3) ------------------------------------------------------------------
 
     def divergence(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of every masked target, each float64 [n], nats.
@@ -308,23 +267,6 @@ class WordFreqDiffusion(Process):
         kl = u * (cross_entropy + u.log() - own.log()) + torch.special.xlog1py(1 - u, -u) - (1 - u) * log_stay
         return kl, cross_entropy
 
-    def token_terms(
-        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """`divergence` of every token, each float64 [B, L], nats; 0 at visible ones. Without KL the first is all 0."""
-        masked = xt.eq(self.mask_id) & batch.target_mask
-
-        def terms(hidden: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
-            prediction = self.prediction(denoiser.decode(hidden), batch.rows(rows), xt[rows], masked[rows])
-            if with_kl:
-                return self.divergence(prediction, s[rows], t[rows])
-            return torch.zeros_like(prediction.cross_entropy), prediction.cross_entropy
-
-        hidden = denoiser.encode(xt, t, batch.attention_mask)[masked]
-        found = in_parts(terms, hidden, masked.sum(1), len(self.statistic), again=self.fused_loss)
-        zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
-        return tuple(zeros.masked_scatter(masked, part) for part in found)
-
     def loss(
         self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
     ) -> Loss:
@@ -343,57 +285,3 @@ class WordFreqDiffusion(Process):
         total = self.num_steps * kl.sum() if on_bound else cross_entropy.sum() / mean_mask_rate
         total = total + self.args.hybrid_lambda * self.num_steps * cross_entropy.sum()
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": cross_entropy.detach().sum() / mean_mask_rate})
-
-    def bound(
-        self,
-        denoiser: Denoiser,
-        batch: Batch,
-        num_steps: int,
-        args: BoundArgs = EVERY_WINDOW,
-        *,
-        generator: Generators = None,
-    ) -> Bound:
-        """An unbiased estimate of the bound's terms at `num_steps` windows (t, s); `estimators.py` says how.
-
-        The prior term, KL(q(x_T | x0) || all [MASK]), is exactly 0, since alpha_bar(T) = 0.
-        """
-        return estimate(self, denoiser, batch, num_steps, args, generator=generator)
-
-    # ---- sample ------------------------------------------------------------------------------------------------------
-
-    def check_sampling(self, args: SampleArgs) -> None:
-        """Refuses settings that this process cannot be sampled with.
-
-        Raises:
-            UserError: with the bound.
-        """
-        if math.isfinite(args.num_steps):
-            next(step_windows(self.num_steps, int(args.num_steps)))
-        elif not self.exact:
-            raise UserError("num_steps=inf needs the exact process; the released one takes 1 to T steps")
-
-    def sample(
-        self,
-        denoiser: Denoiser,
-        batch: Batch,
-        args: SampleArgs,
-        *,
-        rows_at_once: int = 0,
-        generator: Generators = None,
-        on_step: StepCallback | None = None,
-    ) -> Tensor:
-        """Ancestral sampling in `args.num_steps` steps, int64 [N, L]; the last step reveals whatever is left.
-
-        Two decisions a step: whether a masked token is revealed, then as what. Temperature, top-k and top-p act on
-        p(x0 | xt), never on the posterior, whose largest entry is [MASK]. Steps in which a row reveals nothing are
-        passed over without a forward (`row_clocks.py`); the law is that of taking every one.
-
-        Args:
-            denoiser: the network.
-            batch: N rows, those of like length side by side.
-            args: steps, temperature, top-k, top-p.
-            rows_at_once: rows in a forward; 0: all.
-            generator: one stream for each row, or one for all.
-            on_step: is told after each forward.
-        """
-        return RowClocks(self, denoiser, batch, args, generator).run(rows_at_once, on_step)

@@ -20,6 +20,7 @@ from process import (
     Generators,
     SampleArgs,
     StepCallback,
+    UserError,
     filter_logits,
     sample_categorical,
     step_windows,
@@ -33,7 +34,15 @@ EPSILON = 1e-20  # inside the released program's logarithms
 class ReleasedWordFreqDiffusion(WordFreqDiffusion):
     """The process as released. Everything it does not override is the exact process."""
 
-    exact = False
+    exact = is_bound = False
+
+    def check_sampling(self, args: SampleArgs) -> None:
+        """Refuses the limit of ever finer steps, which this arithmetic does not have."""
+        if math.isinf(args.num_steps):
+            raise UserError("num_steps=inf needs the exact process; the released one takes 1 to T steps")
+        if args.sampler != "auto":
+            raise UserError(f"sampler={args.sampler} is for the exact process; the released one has its own")
+        super().check_sampling(args)
 
     def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
         """h, not held within the bound that makes the process absorbing."""

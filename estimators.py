@@ -18,15 +18,21 @@ trajectory    what the sampler would do if it were to write x0: every token has 
               cross-entropy is counted once, where it is revealed; so the sum is a chain rule, and a network that
               agrees with itself is estimated without error. What a spindle adds to f_j(M), whether a token was
               expected to be revealed now, is averaged over windows drawn from those that share a set.
+
+In the limit of ever finer windows (num_steps inf; only where all tokens are alike) the bound does not depend on the
+schedule: it is the integral over mask rates r of C(M) / r, W(k) is 1/k, and a trajectory is a random order. A network
+that is told the time may be shown sets by their size there, too: the rate that goes with a set of k out of L is then
+drawn from what is left of that integral, a Beta(k, L - k + 1).
 """
 
+import math
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from masked_prediction import Prediction
-from process import Batch, Bound, BoundArgs, Denoiser, Generators, UserError, step_windows, streams_of, uniform
+from process import Batch, Bound, BoundArgs, Denoiser, Generators, UserError, streams_of, uniform
 
 FEW = 16  # forwards a sentence and round, unless told otherwise
 WINDOWS_A_SET = 2  # drawn from those that share a set, with a spindle
@@ -36,19 +42,27 @@ class Estimated(Protocol):
     """What the estimators ask of a masked process."""
 
     mask_id: int
-    num_steps: int
-    """T."""
     exact: bool
-    """Whether u is Bayes'."""
+    """Whether u is Bayes' and visible tokens cost nothing."""
     flat: bool
     """Whether every token has the same alpha_bar."""
+
+    def windows(self, num_steps: int) -> Tensor:
+        """The reverse steps (t, s) from all [MASK] to clean, [n, 2]."""
+        ...
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """When alpha_bar is at `level`."""
+        ...
 
     def corrupt(self, x0: Tensor, t: Tensor, target_mask: Tensor, *, generator: Generators = None) -> Tensor:
         """x_t, int64 [B, L]."""
         ...
 
-    def token_terms(self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """KL and cross-entropy, each [B, L]."""
+    def token_terms(
+        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """KL, and what a masked token costs over the whole of time, each [B, L]."""
         ...
 
     def informativeness_of(self, x0: Tensor, target_mask: Tensor) -> Tensor:
@@ -71,6 +85,10 @@ class Estimated(Protocol):
         """What the network makes of the masked targets."""
         ...
 
+    def nats(self, prediction: Prediction) -> Tensor:
+        """What a masked target costs over the whole of time, [n]."""
+        ...
+
     def divergence(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The KL terms of a window and the cross-entropies, each [n], for s and t int64 [B]."""
         ...
@@ -80,7 +98,7 @@ def estimate(
     process: Estimated,
     denoiser: Denoiser,
     batch: Batch,
-    num_steps: int,
+    num_steps: float,
     args: BoundArgs,
     *,
     generator: Generators = None,
@@ -90,23 +108,39 @@ def estimate(
     Raises:
         UserError: if the estimator cannot serve this network or this process.
     """
-    grid = torch.tensor(list(step_windows(process.num_steps, num_steps)), device=batch.input_ids.device)
+    limit, name = math.isinf(num_steps), args.estimator
+    refuse(process, denoiser, name, limit=limit)
+    grid = None if limit else process.windows(int(num_steps))
     evaluations = args.evaluations or FEW
-    if args.estimator == "windows":
+    if name == "windows":
         return windows(process, denoiser, batch, grid, generator)
-    if args.estimator == "stratified":
+    if name == "stratified":
         return stratified(process, denoiser, batch, grid, evaluations, generator)
-    if not process.exact:
-        raise UserError(f"estimator={args.estimator} needs the exact posterior; use windows or stratified")
-    if denoiser.time_conditioned:
-        raise UserError(
-            f"estimator={args.estimator} needs a network that is not told the time; use windows or stratified"
-        )
-    if args.estimator == "trajectory":
+    if name == "trajectory":
         return trajectory(process, denoiser, batch, grid, args.evaluations or 2, generator)
-    if not process.flat:
-        raise UserError("estimator=masked-count is for checkpoints without spindle; use trajectory")
     return masked_count(process, denoiser, batch, grid, evaluations, generator)
+
+
+def refuse(process: Estimated, denoiser: Denoiser, name: str, *, limit: bool) -> None:
+    """Refuses an estimator that cannot serve this network, this process, or the limit of ever finer windows.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if limit and not process.flat:
+        raise UserError("num_steps=inf is for processes without spindle; give a number of steps")
+    if limit and not process.exact:
+        raise UserError("num_steps=inf: this process is one of whole steps; give a number of them")
+    if limit and name in ("windows", "stratified"):
+        raise UserError(f"estimator={name} needs a number of steps; with num_steps=inf use masked-count")
+    if name in ("windows", "stratified"):
+        return
+    if not process.exact:
+        raise UserError(f"estimator={name} needs the exact posterior; use windows or stratified")
+    if denoiser.time_conditioned and not (limit and name == "masked-count"):
+        raise UserError(f"estimator={name} needs a network that is not told the time; use windows or stratified")
+    if name == "masked-count" and not process.flat:
+        raise UserError("estimator=masked-count is for checkpoints without spindle; use trajectory")
 
 
 def windows(process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, generator: Generators) -> Bound:
@@ -149,7 +183,7 @@ def bound_of(total: Tensor, reconstruction: Tensor, forwards: Tensor) -> Bound:
 
 
 def masked_count(
-    process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, evaluations: int, generator: Generators
+    process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor | None, evaluations: int, generator: Generators
 ) -> Bound:
     """One forward for each of `evaluations` sets of masked tokens."""
     targets = batch.target_mask
@@ -158,13 +192,21 @@ def masked_count(
     size = draw_sizes(length, uniform(each, generator))
     weight = size_weights(process, length, size, grid) * length[:, None, None] / evaluations
     masked = balanced_sets(targets, size, generator)
-    cross_entropy = []
+    nats = []
     for e in range(evaluations):
         xt = batch.input_ids.masked_fill(masked[:, e], process.mask_id)
-        prediction = process.predict(denoiser, batch, xt, grid[:1, 0].expand(len(xt)))
-        cross_entropy.append(prediction.per_row(prediction.cross_entropy))
-    total, reconstruction = (weight * torch.stack(cross_entropy, 1)[..., None]).sum(1).unbind(-1)
+        told = denoiser.time_conditioned  # otherwise the time is all the same
+        t = process.time_at(1 - rate_of(targets, size[:, e], generator)) if told else torch.ones_like(length)
+        prediction = process.predict(denoiser, batch, xt, t)
+        nats.append(prediction.per_row(process.nats(prediction)))
+    total, reconstruction = (weight * torch.stack(nats, 1)[..., None]).sum(1).unbind(-1)
     return bound_of(total, reconstruction, torch.full_like(total, evaluations))
+
+
+def rate_of(targets: Tensor, size: Tensor, generator: Generators) -> Tensor:
+    """Beta(k, L - k + 1) for k = size [B]: the k-th smallest of as many uniform variables as there are targets."""
+    ordered = uniform(targets, generator).sort(1).values  # 1 where there is no target
+    return ordered.gather(1, (size - 1).clamp(min=0)[:, None])[:, 0]
 
 
 def draw_sizes(lengths: Tensor, u: Tensor) -> Tensor:
@@ -178,8 +220,11 @@ def draw_sizes(lengths: Tensor, u: Tensor) -> Tensor:
     return torch.minimum((share * lengths[:, None]).long() + 1, lengths[:, None])
 
 
-def size_weights(process: Estimated, lengths: Tensor, size: Tensor, grid: Tensor) -> Tensor:
+def size_weights(process: Estimated, lengths: Tensor, size: Tensor, grid: Tensor | None) -> Tensor:
     """W(k), and its part of the window that ends at 0, float64 [B, E, 2], for sizes k [B, E] of L = lengths [B]."""
+    if grid is None:
+        limit = 1 / size.clamp(min=1).double()
+        return torch.stack([limit, torch.zeros_like(limit)], -1)
     t, s = grid.unbind(1)
     average = torch.zeros(len(grid), dtype=torch.float64, device=grid.device)
     u, rate = process.reveal_probability(average, s, t), 1 - process.keep_probability(t, average)
@@ -218,7 +263,7 @@ def balanced_sets(targets: Tensor, size: Tensor, generator: Generators) -> Tenso
 
 
 def trajectory(
-    process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, number: int, generator: Generators
+    process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor | None, number: int, generator: Generators
 ) -> Bound:
     """The mean of so many; every second one reveals in the opposite order, so that a lucky start is paid back."""
     targets = batch.target_mask
@@ -228,10 +273,16 @@ def trajectory(
     for i in range(number):
         if i > 0:
             u = (1 - u).clamp(max=1 - 2.0**-53) if i % 2 else uniform(targets, generator)
-        revealed_in = first_window(process, h, u, grid[:, 1]).masked_fill(~targets, -1)
-        sums += one_trajectory(process, denoiser, batch, grid, revealed_in, generator)
+        found = order_of(u, targets) if grid is None else first_window(process, h, u, grid[:, 1])
+        moments = torch.ones_like(h[:1].T).expand(-1, 2) if grid is None else grid  # one a token; none ends at 0
+        sums += one_trajectory(process, denoiser, batch, moments, found.masked_fill(~targets, -1), generator)
     total, reconstruction, forwards = sums / torch.tensor([[number], [number], [1]], device=h.device)
     return bound_of(total, reconstruction, forwards)
+
+
+def order_of(u: Tensor, targets: Tensor) -> Tensor:
+    """The place of every target in the order of u, int64 [B, L]: one after another."""
+    return u.masked_fill(~targets, torch.inf).argsort(1).argsort(1)
 
 
 def first_window(process: Estimated, h: Tensor, u: Tensor, ends: Tensor) -> Tensor:
@@ -258,7 +309,7 @@ def one_trajectory(
         t, s = grid[now].unbind(1)
         prediction = process.predict(denoiser, rows, rows.input_ids.masked_fill(masked, process.mask_id), t)
         due = (when == now[:, None])[prediction.masked]
-        nats = prediction.per_row(prediction.cross_entropy.where(due, 0.0))
+        nats = prediction.per_row(process.nats(prediction).where(due, 0.0))
         at_the_end = nats.where(s == 0, 0.0)  # where everything is revealed, and its time is no surprise
         if not process.flat:
             each = torch.ones(len(active), WINDOWS_A_SET, dtype=torch.bool, device=grid.device)

@@ -36,7 +36,7 @@ class Likelihood:
     num_sequences: int
     num_tokens: int
     num_words: int
-    num_steps: int
+    num_steps: float
     estimator: str = "windows"
     network_evaluations: float = 0
     """Forwards a sentence went through, on average."""
@@ -61,7 +61,7 @@ class Likelihood:
             "prior_nats": self.prior_nats / self.num_sequences,
             "reconstruction_nats": self.reconstruction_nats / self.num_sequences,
             "unigram_bits_per_token": self.unigram_nats / self.num_tokens / math.log(2),
-            "num_steps": self.num_steps,
+            "num_steps": self.num_steps if math.isfinite(self.num_steps) else "inf",  # JSON has no infinity
             "num_sequences": self.num_sequences,
             "num_tokens": self.num_tokens,
             "num_words": self.num_words,
@@ -119,8 +119,8 @@ def score(
     text: Text,
     indices: np.ndarray,
     *,
-    num_steps: int,
-    bound_args: BoundArgs = EVERY_WINDOW,
+    num_steps: float,
+    bound_args: BoundArgs = BoundArgs(),  # noqa: B008 (it is frozen)
     batch_size: int,
     seed: int,
     device: torch.device,
@@ -141,6 +141,7 @@ def score(
         OutOfTimeError: if `may_go_on`, which is asked before each batch, said no to a process.
     """
     mine = indices[rank::world_size]
+    bound_args = bound_args.settled(num_steps)
     tally, wanted = Tally(len(mine), device), 1 if bound_args == EVERY_WINDOW else 2
     if bound_args.target_se:  # fewer differences than this, and a small error may be luck
         wanted = max(2, 1 + math.ceil(LEAST_DIFFERENCES / len(indices)))
@@ -166,7 +167,7 @@ def score(
     return summary(tally, counts, num_steps, bound_args.estimator)
 
 
-def summary(tally: Tally, counts: Tensor, num_steps: int, estimator: str) -> Likelihood:
+def summary(tally: Tally, counts: Tensor, num_steps: float, estimator: str) -> Likelihood:
     """The totals of all rounds; `counts` are those of `count`."""
     (nats, squares, prior, reconstruction, forwards), variance = tally.totals()
     unigram, sequences, tokens, words = counts.tolist()

@@ -6,6 +6,7 @@ probabilities; whatever else the loss needs is a number a position, and the grad
 
 from collections.abc import Callable
 from functools import cached_property
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Generator, Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from process import WHOLE, Batch, Denoiser, Loss, Share, stratified_timesteps, uniform
+from process import WHOLE, Batch, Denoiser, Loss, Share, stratified_uniform, uniform
 
 LOGITS_AT_ONCE = 2**24
 """64 MiB of them in float32: so many make up a part, where there are parts."""
@@ -167,14 +168,27 @@ class _SpindleTerms(torch.autograd.Function):
         return grad, None, None, None, None
 
 
+class Masking(Protocol):
+    """What a warm start asks of a masked process."""
+
+    mask_id: int
+    vocab_size: int
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """When alpha_bar of an average token is at `level`."""
+        ...
+
+    def told(self, t: Tensor) -> Tensor:
+        """What a time-conditioned network is told at t."""
+        ...
+
+
 def masked_lm_loss(
+    process: Masking,
     denoiser: Denoiser,
     batch: Batch,
     *,
-    mask_id: int,
-    num_steps: int,
     rates: tuple[float, float],
-    vocab_size: int,
     fused: bool = False,
     generator: Generator | None = None,
     share: Share = WHOLE,
@@ -184,17 +198,16 @@ def masked_lm_loss(
     Divided by the mean rate, so that a target token weighs one in expectation, as it does in a process's loss.
     """
     low, high = rates
-    device = batch.input_ids.device
-    t = stratified_timesteps(len(batch.input_ids), num_steps, generator, share).to(device)
-    rate = low + (high - low) * t / num_steps
+    u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
+    rate = low + (high - low) * u
     masked = batch.target_mask & (uniform(batch.target_mask, generator) < rate[:, None])
-    xt = batch.input_ids.masked_fill(masked, mask_id)
+    xt = batch.input_ids.masked_fill(masked, process.mask_id)
 
     def terms(hidden: Tensor, rows: slice) -> tuple[Tensor]:
         logits = denoiser.decode(hidden).float()
         return (F.cross_entropy(logits, batch.input_ids[rows][masked[rows]], reduction="none"),)
 
-    hidden = denoiser.encode(xt, (rate * num_steps).long().clamp(min=1), batch.attention_mask)[masked]
-    (cross_entropy,) = in_parts(terms, hidden, masked.sum(1), vocab_size, again=fused)
+    hidden = denoiser.encode(xt, process.told(process.time_at(1 - rate)), batch.attention_mask)[masked]
+    (cross_entropy,) = in_parts(terms, hidden, masked.sum(1), process.vocab_size, again=fused)
     total = cross_entropy.sum() / ((low + high) / 2)
     return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})

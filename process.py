@@ -6,7 +6,7 @@ A process (diffusion_*.py) knows networks only as a `Denoiser`; a network (model
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
 import torch
@@ -121,9 +121,17 @@ class SampleArgs:
     )
     temperature: float = field(default=1.0, metadata={"help": "divides the logits of p(x0 | xt); 0.001 to 1000"})
     top_k: int = field(default=0, metadata={"aliases": ["--topk"], "help": "keep the k likeliest tokens; 0: all"})
+    sampler: str = field(
+        default="auto",
+        metadata={
+            "choices": ["auto", "row-clocks", "ancestral", "cached"],
+            "help": "rows at steps of their own; every step a forward; or only when a row has changed: the same law",
+        },
+    )
     top_p: float = field(default=1.0, metadata={"help": "keep the likeliest tokens that hold this mass; in (0, 1]"})
 
     def __post_init__(self) -> None:
+        check_choices(self)
         if not (0 <= self.num_steps <= 1_000_000 and self.num_steps % 1 == 0) and self.num_steps != math.inf:
             raise UserError(f"num_steps={self.num_steps} must be a whole number in 1..1000000, 0 for 128, or inf")
         if not 1e-3 <= self.temperature <= 1e3:
@@ -139,10 +147,11 @@ class BoundArgs:
     """How the bound is estimated."""
 
     estimator: str = field(
-        default="windows",
+        default="auto",
         metadata={
-            "choices": ["windows", "stratified", "masked-count", "trajectory"],
-            "help": "every window, as published; fewer of them; sets by their size; or the sets of a reverse process",
+            "choices": ["auto", "windows", "stratified", "masked-count", "trajectory"],
+            "help": "every window, as published (auto, unless num_steps is inf); fewer of them; sets by their size; "
+            "or the sets of a reverse process",
         },
     )
     evaluations: int = field(
@@ -158,13 +167,23 @@ class BoundArgs:
         check_choices(self)
         if not 0 <= self.evaluations <= 1_000_000:
             raise UserError(f"evaluations={self.evaluations} must lie in 0..1000000; 0: the estimator's own choice")
-        if self.evaluations and self.estimator == "windows":
-            raise UserError("evaluations is for the other estimators; windows takes one forward a window (--num_steps)")
         if self.target_se and not 1e-5 <= self.target_se < 1:
             raise UserError(f"target_se={self.target_se} must lie in [0.00001, 1), a share of the bound")
 
+    def settled(self, num_steps: float) -> "BoundArgs":
+        """What auto stands for: every window; in the limit, where they cannot be counted, sets by their size.
 
-EVERY_WINDOW = BoundArgs()
+        Raises:
+            UserError: if a number of evaluations is given, and windows are meant.
+        """
+        choice = "windows" if math.isfinite(num_steps) else "masked-count"
+        found = replace(self, estimator=choice) if self.estimator == "auto" else self
+        if found.evaluations and found.estimator == "windows":
+            raise UserError("evaluations is for the other estimators; windows takes one forward a window (--num_steps)")
+        return found
+
+
+EVERY_WINDOW = BoundArgs("windows")
 """The bound as published."""
 
 
@@ -226,6 +245,14 @@ class Process(Protocol):
         """[B], nats per sentence: an unbiased estimate of an upper bound of -log p_theta(x0) at `num_steps` steps."""
         return self.bound(denoiser, batch, num_steps, args, generator=generator).total
 
+    def check_sampling(self, args: SampleArgs) -> None:
+        """Refuses settings that it cannot be sampled with, before any work.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        ...
+
     def sample(
         self,
         denoiser: Denoiser,
@@ -269,17 +296,15 @@ def streams_of(generator: Generators, rows: Tensor) -> Generators:
     return [generator[row] for row in rows.tolist()] if isinstance(generator, Sequence) else generator
 
 
-def stratified_timesteps(
-    batch_size: int, num_steps: int, generator: Generator | None = None, share: Share = WHOLE
-) -> Tensor:
-    """One step in 1..T per sentence: uniform for each of them, evenly spread over the batch, and over its whole step.
+def stratified_uniform(batch_size: int, generator: Generator | None = None, share: Share = WHOLE) -> Tensor:
+    """One number in [0, 1) per sentence: uniform for each of them, evenly spread over the batch and its whole step.
 
-    Each sentence gets one of B equal slices of 1..T, dealt at random (were sentence b always given slice b, a batch
-    sorted by length would noise its long sentences more), and a uniform place inside its slice. The batches of a step
-    take different parts of every slice: which one, a turn decides that is drawn for the slice, alike for all of them.
+    Each sentence gets one of B equal slices, dealt at random (were sentence b always given slice b, a batch sorted by
+    length would noise its long sentences more), and a uniform place inside its slice. The batches of a step take
+    different parts of every slice: which one, a turn decides that is drawn for the slice, alike for all of them.
 
     Returns:
-        int64 [B] on the generator's device.
+        float64 [B] on the generator's device.
     """
     device = "cpu" if generator is None else generator.device
     slices = torch.randperm(batch_size, generator=generator, device=device)
@@ -287,7 +312,15 @@ def stratified_timesteps(
     if share.parts > 1:
         turn = torch.randint(share.parts, (batch_size,), generator=Generator().manual_seed(share.seed)).to(device)
         place = ((share.part + turn[slices]) % share.parts + place) / share.parts
-    return ((slices + place) / batch_size * num_steps).long().clamp(max=num_steps - 1) + 1
+    return (slices + place) / batch_size
+
+
+def stratified_timesteps(
+    batch_size: int, num_steps: int, generator: Generator | None = None, share: Share = WHOLE
+) -> Tensor:
+    """One step in 1..T per sentence, int64 [B] on the generator's device, spread as `stratified_uniform` spreads."""
+    place = stratified_uniform(batch_size, generator, share)
+    return (place * num_steps).long().clamp(max=num_steps - 1) + 1
 
 
 def step_windows(total_steps: int, num_steps: int = 0) -> Iterator[tuple[int, int]]:
@@ -307,16 +340,18 @@ def step_windows(total_steps: int, num_steps: int = 0) -> Iterator[tuple[int, in
     yield from zip(grid, grid[1:], strict=False)
 
 
-def reverse_steps(total_steps: int, num_steps: float, step_size: int, name: str = "step_size") -> float:
+def reverse_steps(total_steps: float, num_steps: float, step_size: int, name: str = "step_size") -> float:
     """How many reverse steps a command line asks for: a number, or T over a size; neither: 128, or T if that is fewer.
 
     An infinite number stays one.
 
     Raises:
-        UserError: if what was asked for, called num_steps or `name`, is more than T.
+        UserError: if what was asked for, called num_steps or `name`, is more than T, or a part of an infinite T.
     """
+    if step_size and math.isinf(total_steps):
+        raise UserError(f"{name}={step_size}: this checkpoint's time is continuous, without a T; give num_steps")
     if math.isinf(num_steps):
-        return num_steps
+        return math.inf
     asked = step_size or int(num_steps)
     if asked > total_steps:
         raise UserError(f"num_steps or {name} = {asked} must lie in 1..{total_steps}, the T of this checkpoint")

@@ -29,7 +29,6 @@ from process import (
     StepCallback,
     filter_logits,
     sample_categorical,
-    step_windows,
     streams_of,
     uniform,
 )
@@ -42,10 +41,6 @@ class Revealing(Protocol):
     """What the sampler asks of a masked process. Without spindle (`flat`), the last three and `statistic` go unused."""
 
     mask_id: int
-    num_steps: int
-    """T."""
-    base: Tensor
-    """float64 [T + 1], alpha_bar of a token of average information, falling from 1 to 0."""
     sampling_support: Tensor
     """[V], added to logits; -inf bars a token."""
     flat: bool
@@ -54,6 +49,18 @@ class Revealing(Protocol):
     """The h than which no token's is lower: what is revealed soonest."""
     statistic: Tensor
     """[V], what h is made of."""
+
+    def windows(self, num_steps: int) -> Tensor:
+        """The reverse steps (t, s) from all [MASK] to clean, [n, 2]."""
+        ...
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """When alpha_bar of an average token is at `level`."""
+        ...
+
+    def told(self, t: Tensor) -> Tensor:
+        """What a time-conditioned network is told at t."""
+        ...
 
     def reveal_probability(self, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
         """Of a token that is masked at t: to be itself at s."""
@@ -87,8 +94,8 @@ class Clock(Protocol):
         """Probability that a token of informativeness h is revealed, given that the boldest would be."""
         ...
 
-    def timestep(self, moment: Tensor) -> Tensor:
-        """The step t in 1..T that a time-conditioned network is told, int64."""
+    def time(self, moment: Tensor) -> Tensor:
+        """The time t, in the process's own count."""
         ...
 
 
@@ -98,8 +105,7 @@ class WindowClock:
     def __init__(self, process: Revealing, num_steps: int) -> None:
         """Sums the boldest token's hazard window by window; it is infinite in the last, which reveals what is left."""
         self.process = process
-        windows = torch.tensor(list(step_windows(process.num_steps, num_steps)), device=process.base.device)
-        self.t, self.s = windows.unbind(1)
+        self.t, self.s = process.windows(num_steps).unbind(1)
         bold = torch.full(self.t.shape, process.boldest, dtype=torch.float64, device=self.t.device)
         self.bold = process.reveal_probability(bold, self.s, self.t)
         hazard = -torch.log1p(-self.bold.where(self.s > 0, 1.0))
@@ -116,7 +122,7 @@ class WindowClock:
         own = self.process.reveal_probability(h, self.s[window], self.t[window])
         return torch.where(self.s[window] > 0, own / self.bold[window], 1.0)
 
-    def timestep(self, moment: Tensor) -> Tensor:
+    def time(self, moment: Tensor) -> Tensor:
         """See Clock."""
         return self.t[moment.long() - 1]
 
@@ -147,10 +153,9 @@ class ContinuousClock:
         level, bold = self.level(moment), torch.full_like(h, self.process.boldest)
         return self.process.reveal_rate(level, h) / self.process.reveal_rate(level, bold)
 
-    def timestep(self, moment: Tensor) -> Tensor:
-        """See Clock: the step whose window the moment lies in."""
-        rising = self.process.base.flip(0).contiguous()
-        return self.process.num_steps + 1 - torch.searchsorted(rising, self.level(moment), right=True)
+    def time(self, moment: Tensor) -> Tensor:
+        """See Clock."""
+        return self.process.time_at(self.level(moment))
 
 
 def exponential(u: Tensor) -> Tensor:
@@ -218,7 +223,7 @@ class RowClocks:
         attention = self.batch.attention_mask[rows]
         width = int(attention.any(0).nonzero().max()) + 1
         xt = self.xt[rows, :width]
-        t = self.clock.timestep(self.moment[rows].amin(1))
+        t = self.process.told(self.clock.time(self.moment[rows].amin(1)))
         hidden = self.denoiser.encode(xt, t, attention[:, :width])
         mean = None if self.process.flat else self.sentence_mean(xt, hidden, self.batch.target_mask[rows, :width])
         pending = torch.arange(len(rows), device=rows.device)

@@ -201,7 +201,7 @@ def part_elbo(shape: dict, shape_name: str, options: argparse.Namespace) -> dict
     longest = int(sentences.target_mask.sum(1).max())  # forwards of a trajectory, at most
     trajectories = max(1, STEPS // longest)
     for name, spindle in (("lambda0", "none"), ("spindle", "paper")):
-        published = spread(run, sentences, BoundArgs(), options.seeds, spindle=spindle)
+        published = spread(run, sentences, BoundArgs("windows"), options.seeds, spindle=spindle)
         others = {
             "": BoundArgs(estimator="trajectory", evaluations=trajectories),
             "_stratified": BoundArgs(estimator="stratified", evaluations=STEPS),

@@ -89,7 +89,7 @@ def test_precision_hardly_moves_the_figure(score) -> None:
         (["--num_steps", 65], "must lie in 1..64"),
         (["--eval_step_size", 65], "must lie in 1..64"),
         (["--num_steps", 4, "--eval_step_size", 4], "not both"),
-        (["--num_steps", -1], "num_steps=-1 must lie in 0..1000000"),
+        (["--num_steps", -1], "num_steps=-1 must be a whole number in 0..1000000, or inf"),
         (["--data", "missing.txt"], "missing.txt: no such file"),
         (["--checkpoint", "nowhere"], "checkpoint nowhere: no such folder"),
         (["--batch_size", 0], "batch_size=0 must lie in 1..10000000"),

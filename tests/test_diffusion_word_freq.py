@@ -10,6 +10,7 @@ from torch import Tensor
 from toy_process import COUNTS, MASK, SCHEDULES, SPINDLES, TOKENS, every, exact_bound, make, steps, true_likelihoods
 
 import diffusion_word_freq
+import masked_process
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion, base_alpha_bar, entropy
 from process import Batch, UserError, step_windows
 
@@ -302,7 +303,7 @@ def test_extreme_logits_give_finite_losses_and_gradients(spindle: str) -> None:
 @pytest.mark.parametrize("weighting", ["elbo", "uniform"])
 def test_padding_and_given_tokens_change_nothing(spindle: str, weighting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     process, denoiser = make(num_steps=8, spindle=spindle, loss_weighting=weighting), TableDenoiser(5)
-    monkeypatch.setattr(diffusion_word_freq, "uniform", lambda where, generator=None: where.double() * 0.3 + (~where))
+    monkeypatch.setattr(masked_process, "uniform", lambda where, generator=None: where.double() * 0.3 + (~where))
     monkeypatch.setattr(diffusion_word_freq, "stratified_timesteps", lambda n, *_: steps(n, 6))
     plain = text_batch(torch.tensor([[0, 1, 2]]))
     on = torch.tensor([[True, True, True, False, False]])

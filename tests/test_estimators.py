@@ -17,7 +17,7 @@ from process import Batch, BoundArgs, UserError, step_windows
 V = 5
 X0 = torch.tensor([0, 2, 1])
 ESTIMATORS = {
-    "windows": BoundArgs(),
+    "windows": BoundArgs("windows"),
     "stratified, 3 of 6": BoundArgs(estimator="stratified", evaluations=3),
     "stratified, 8 of 6": BoundArgs(estimator="stratified", evaluations=8),
     "masked-count, 1": BoundArgs(estimator="masked-count", evaluations=1),
@@ -164,8 +164,7 @@ def test_estimators_are_refused_where_they_would_be_wrong() -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"estimator": "best"}, "must be one of windows, stratified, masked-count"),
-        ({"evaluations": 5}, "windows takes one forward a window"),
+        ({"estimator": "best"}, "must be one of auto, windows, stratified, masked-count"),
         ({"estimator": "stratified", "evaluations": -1}, "evaluations=-1"),
         ({"target_se": 1.0}, "target_se=1.0"),
         ({"target_se": math.nan}, "target_se=nan"),
@@ -174,6 +173,14 @@ def test_estimators_are_refused_where_they_would_be_wrong() -> None:
 def test_settings_that_name_no_estimate_are_refused(setting: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         BoundArgs(**setting)
+
+
+def test_auto_is_every_window_or_sets_by_their_size_where_there_is_no_number_of_windows() -> None:
+    assert [BoundArgs().settled(steps).estimator for steps in (128, math.inf)] == ["windows", "masked-count"]
+    assert BoundArgs(evaluations=5).settled(math.inf).evaluations == 5
+    for args in (BoundArgs(evaluations=5), BoundArgs("windows", evaluations=5)):
+        with pytest.raises(UserError, match="windows takes one forward a window"):
+            args.settled(128)
 
 
 # ---- sets ------------------------------------------------------------------------------------------------------------

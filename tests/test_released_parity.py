@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import diffusion_word_freq
+import masked_process
 from diffusion_word_freq import WordFreqArgs, base_alpha_bar, log_frequency
 from diffusion_word_freq_released import EPSILON, ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
 from process import Batch, SampleArgs
@@ -162,7 +162,7 @@ def test_training_loss(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", ELBO["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))
 def test_elbo(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = torch.tensor(ELBO["inputs"]["u"], dtype=torch.float64)
-    monkeypatch.setattr(diffusion_word_freq, "uniform", lambda where, generator=None: fixed)
+    monkeypatch.setattr(masked_process, "uniform", lambda where, generator=None: fixed)
     process = process_of(case)
     num_steps = case["T"] // case["eval_step_size"]
     bound = process.bound(Toy(case["toy"], case["T"]), BATCH, num_steps)

@@ -198,10 +198,10 @@ def test_the_reveal_rate_is_the_limit_of_the_reveal_probability(spindle: str) ->
 
 def test_a_timed_network_hears_the_step_of_its_window() -> None:
     process = make(12, "none", schedule="cosine")
-    assert WindowClock(process, 4).timestep(torch.tensor([1.0, 2.0, 4.0])).tolist() == [12, 9, 3]
+    assert WindowClock(process, 4).time(torch.tensor([1.0, 2.0, 4.0])).tolist() == [12, 9, 3]
     for t in range(1, 13):  # the continuous clock: the step whose end the level has not reached
         level = (process.base[t] + process.base[t - 1]) / 2
-        assert ContinuousClock(process).timestep(-torch.log1p(-level)[None]).tolist() == [t]
+        assert ContinuousClock(process).time(-torch.log1p(-level)[None]).tolist() == [t]
 
 
 # ---- what it costs ---------------------------------------------------------------------------------------------------

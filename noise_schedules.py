@@ -1,0 +1,134 @@
+"""Noise in continuous time, as MDLM, D3PM and SEDD are written: total noise sigma(t) for t in [0, 1].
+
+alpha_bar(t) = exp(-sigma(t)) is the probability that a token is still itself; 1 - alpha_bar is the released code's move
+chance. The published schedules stop short of both ends (alpha_bar(1) is 0.001, or alpha_bar(0) below 1), which a bound
+may not: what is left visible at t = 1 would cost infinitely much. `closed` stretches alpha_bar to run from 1 to 0; for
+loglinear that is exactly 1 - t.
+Source: Sahoo et al. 2024 (MDLM), arXiv 2406.07524; Lou et al. 2023 (SEDD), arXiv 2310.16834; their released code.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-3
+"""alpha_bar(1) of loglinear and both cosines."""
+
+
+@dataclass(frozen=True)
+class NoiseSchedule:
+    """Three functions of float64 tensors."""
+
+    alpha_bar: Callable[[Tensor], Tensor]
+    """Of t."""
+    slope: Callable[[Tensor], Tensor]
+    """-d alpha_bar / dt, of t."""
+    time: Callable[[Tensor], Tensor]
+    """The t of an alpha_bar."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Total noise, -log alpha_bar(t)."""
+        return -self.alpha_bar(t.double()).log()
+
+    def rate(self, t: Tensor) -> Tensor:
+        """The derivative of sigma(t)."""
+        return self.slope(t.double()) / self.alpha_bar(t.double())
+
+    def weight(self, t: Tensor) -> Tensor:
+        """What a masked token's cross-entropy weighs: rate / (exp(sigma) - 1), the same as slope / (1 - alpha_bar)."""
+        return self.slope(t.double()) / (1 - self.alpha_bar(t.double()))
+
+    def closed_weight(self, t: Tensor) -> Tensor:
+        """The same of `closed`, for which it averages to the bound; where alpha_bar(0) is 1 they are equal."""
+        first, _ = self.ends
+        return self.slope(t.double()) / (first - self.alpha_bar(t.double()))
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """alpha_bar(0) and alpha_bar(1)."""
+        first, last = self.alpha_bar(torch.tensor([0.0, 1.0], dtype=torch.float64)).tolist()
+        return first, last
+
+    def closed(self, t: Tensor) -> Tensor:
+        """alpha_bar stretched to be exactly 1 at t = 0 and 0 at t = 1, float64."""
+        first, last = self.ends
+        inside = (self.alpha_bar(t.double()) - last) / (first - last)
+        return torch.where(t <= 0, 1.0, torch.where(t >= 1, 0.0, inside.clamp(0, 1)))
+
+    @cached_property
+    def mean_mask_rate(self) -> float:
+        """Of `closed`, over t."""
+        return 1 - self.closed(torch.linspace(0, 1, 10_001, dtype=torch.float64)).mean().item()
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """The t at which `closed` is at `level`."""
+        first, last = self.ends
+        return self.time(last + (first - last) * level.double()).clamp(0, 1)
+
+
+def _scaled(alpha_bar: Tensor) -> Tensor:
+    return ((alpha_bar - EPSILON) / (1 - EPSILON)).clamp(0, 1)
+
+
+def _of_noise(sigma: Callable, rate: Callable, time: Callable) -> NoiseSchedule:
+    def alpha_bar(t: Tensor) -> Tensor:
+        return torch.exp(-sigma(t))
+
+    return NoiseSchedule(alpha_bar, lambda t: rate(t) * alpha_bar(t), lambda a: time(-a.log()))
+
+
+def linear(least: float = 0.0, most: float = 10.0) -> NoiseSchedule:
+    """Total noise = least + t (most - least)."""
+    span = most - least
+    return _of_noise(lambda t: least + t * span, lambda t: torch.full_like(t, span), lambda s: (s - least) / span)
+
+
+def geometric(least: float = 1e-4, most: float = 20.0) -> NoiseSchedule:
+    """Total noise = least^(1-t) most^t: SEDD's."""
+    ratio = math.log(most / least)
+
+    def sigma(t: Tensor) -> Tensor:
+        return least * torch.exp(ratio * t)
+
+    return _of_noise(sigma, lambda t: ratio * sigma(t), lambda s: (s / least).log() / ratio)
+
+
+SCHEDULES: dict[str, NoiseSchedule] = {
+    "loglinear": NoiseSchedule(
+        lambda t: 1 - (1 - EPSILON) * t,
+        lambda t: torch.full_like(t, 1 - EPSILON),
+        lambda a: (1 - a) / (1 - EPSILON),
+    ),
+    "cosine": NoiseSchedule(
+        lambda t: EPSILON + (1 - EPSILON) * torch.cos(math.pi / 2 * t),
+        lambda t: (1 - EPSILON) * math.pi / 2 * torch.sin(math.pi / 2 * t),
+        lambda a: torch.acos(_scaled(a)) * 2 / math.pi,
+    ),
+    "cosinesqr": NoiseSchedule(
+        lambda t: EPSILON + (1 - EPSILON) * torch.cos(math.pi / 2 * t) ** 2,
+        lambda t: (1 - EPSILON) * math.pi / 2 * torch.sin(math.pi * t),
+        lambda a: torch.acos(_scaled(a).sqrt()) * 2 / math.pi,
+    ),
+    "linear": linear(),
+    "geometric": geometric(),
+}
+"""By the names of the released code. loglinear: the mask rate grows evenly with t."""
+
+
+def log_uniform_time(schedule: NoiseSchedule, u: Tensor) -> Tensor:
+    """Importance sampling: t such that the log of the mask rate is uniform and every cross-entropy weighs the same.
+
+    f_0 and f_1 are the logs of the released code's mask rates at the ends; u in [0, 1].
+    """
+    f_0, f_1 = log_mask_rates(schedule)
+    return schedule.time(1 - torch.exp(u.double() * f_1 + (1 - u.double()) * f_0))
+
+
+def log_mask_rates(schedule: NoiseSchedule) -> tuple[float, float]:
+    """log(1 - exp(-sigma)) at sigma_min, which is EPSILON above sigma(0), and at sigma_max = sigma(1)."""
+    first, last = schedule.ends
+    return math.log(-math.expm1(math.log(first) - EPSILON)), math.log(1 - last)

@@ -1,0 +1,211 @@
+"""What holds for every masked process: the posterior is Bayes', the bound is one, samples follow the enumerated law."""
+
+import math
+
+import pytest
+import torch
+from conftest import TableDenoiser, all_sentences, text_batch
+from test_row_clocks import AT_ONCE, N, agrees
+from toy_family import PROCESSES, Timed, V, d3pm, exact_bound, law_of_steps, limit_bound, mdlm, patterns, sedd
+from toy_process import MASK, TOKENS, every, make
+
+from masked_process import MaskedProcess
+from process import Batch, BoundArgs, SampleArgs, UserError
+
+X0 = torch.tensor([0, 2, 1])
+NEVER = torch.zeros((), dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_alpha_bar_falls_from_1_to_0_and_windows_lead_there(name: str) -> None:
+    process = PROCESSES[name]()
+    for number in (1, 3, 12):
+        windows = process.windows(number)
+        t, s = windows.unbind(1)
+        assert len(windows) == number and (s < t).all() and torch.equal(s[:-1], t[1:])
+        kept = process.keep_probability(torch.cat([t, s[-1:]]), torch.zeros(number + 1, dtype=torch.float64))
+        assert kept[0] == 0 and kept[-1] == 1 and (kept.diff() > 0).all()
+    level = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
+    if name.startswith("mdlm"):
+        found = process.keep_probability(process.time_at(level), torch.zeros_like(level))
+        torch.testing.assert_close(found, level, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_posterior_composes(name: str) -> None:
+    """Staying masked over two windows is staying over the first and over the second."""
+    process = PROCESSES[name]()
+    (t, s), (_, r) = process.windows(12)[3], process.windows(12)[4]
+    stay = [1 - process.reveal_probability(NEVER, *pair) for pair in ((s, t), (r, s), (r, t))]
+    assert (stay[0] * stay[1]).item() == pytest.approx(stay[2].item())
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_corruption_has_its_rate_and_spares_what_is_given(name: str) -> None:
+    process, n = PROCESSES[name](), 40_000
+    t = process.windows(12)[5, 0].expand(n)
+    targets = torch.tensor([True, False, True]).expand(n, -1)
+    xt = process.corrupt(X0.expand(n, -1), t, targets)
+    rate = 1 - process.keep_probability(t[0], NEVER).item()
+    masked = xt.eq(MASK).double().mean(0)
+    assert masked[1] == 0
+    for share in masked[[0, 2]].tolist():
+        assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / n)
+
+
+@pytest.mark.parametrize("timed", [False, True])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_the_bound_is_one(name: str, timed: bool) -> None:
+    """Of all sentences exp(-bound) sums to at most one: what bounds every -log p of one law from above does so."""
+    process, denoiser = PROCESSES[name](), (Timed if timed else TableDenoiser)(V)
+    for number in (1, 4, 12):
+        bounds = [exact_bound(process, denoiser, x0, number) for x0 in all_sentences(TOKENS, 2)]
+        assert sum(math.exp(-bound) for bound in bounds) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("name", ["mdlm", "mdlm, 12 steps", "mdlm, cosine", "word_freq", "d3pm, subs_masking"])
+def test_the_bound_is_no_less_than_minus_log_p(name: str) -> None:
+    process, denoiser, args = PROCESSES[name](), TableDenoiser(V), SampleArgs(num_steps=4)
+    law = law_of_steps(process, denoiser, 2, args)
+    assert sum(law.values()) == pytest.approx(1)
+    for x0 in all_sentences(TOKENS, 2):
+        assert exact_bound(process, denoiser, x0, 4) >= -math.log(law[tuple(x0.tolist())]) - 1e-9
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("estimator", [BoundArgs("windows"), BoundArgs("stratified", evaluations=3)])
+def test_the_mean_of_the_estimators_is_the_enumerated_bound(name: str, estimator: BoundArgs) -> None:
+    process, denoiser = PROCESSES[name](), Timed(V)
+    draws = process.nll_bound(denoiser, text_batch(X0.expand(20_000, -1)), 6, estimator)
+    assert abs(draws.mean() - exact_bound(process, denoiser, X0, 6)) < 4 * draws.std() / math.sqrt(len(draws)) + 1e-9
+
+
+LIMITS = [BoundArgs("masked-count", evaluations=2), BoundArgs("masked-count", evaluations=5), BoundArgs("trajectory")]
+
+
+@pytest.mark.parametrize("name", ["word_freq", "mdlm", "mdlm, cosine", "mdlm, geometric"])
+def test_in_the_limit_all_estimators_have_one_mean_whatever_the_schedule(name: str) -> None:
+    """And it is that of ever finer windows."""
+    process, denoiser = PROCESSES[name](), TableDenoiser(V)
+    expected = limit_bound(process, denoiser, X0)
+    for args in LIMITS:
+        draws = process.nll_bound(denoiser, text_batch(X0.expand(20_000, -1)), math.inf, args)
+        assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
+    if name == "mdlm":
+        fine = [exact_bound(process, denoiser, X0, n) for n in (64, 128)]
+        assert 2 * fine[1] - fine[0] == pytest.approx(expected, rel=1e-3)
+
+
+def integral(process: MaskedProcess, denoiser: TableDenoiser, x0: torch.Tensor) -> float:
+    """The bound in continuous time of a network that is told it, by Gauss-Legendre over mask rates."""
+    from numpy.polynomial.legendre import leggauss
+
+    total, length = 0.0, len(x0)
+    for node, weight in zip(*leggauss(24), strict=True):
+        rate = (node + 1) / 2
+        t = process.time_at(torch.tensor([1 - rate], dtype=torch.float64))
+        for masked in patterns(length):
+            if k := int(masked.sum()):
+                xt = x0.masked_fill(masked, MASK)[None]
+                nats = process.token_terms(denoiser, text_batch(x0[None]), xt, t, t, with_kl=False)[1].sum().item()
+                total += weight / 2 * rate ** (k - 1) * (1 - rate) ** (length - k) * nats
+    return total
+
+
+@pytest.mark.parametrize("name", ["mdlm", "mdlm, cosine", "sedd"])
+def test_in_the_limit_a_network_is_told_the_time_of_what_it_is_shown(name: str) -> None:
+    process = {**PROCESSES, "sedd": sedd}[name]()
+    expected = integral(process, Timed(V), X0)
+    assert abs(expected - limit_bound(process, TableDenoiser(V), X0)) > 0.05  # the time makes a difference
+    for evaluations in (1, 4):
+        args = BoundArgs("masked-count", evaluations=evaluations)
+        draws = process.nll_bound(Timed(V), text_batch(X0.expand(20_000, -1)), math.inf, args)
+        assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
+    assert draws.max() < 40  # sets by their size weigh at most as much as there are tokens
+
+
+def test_diffusionbert_without_spindle_is_mdlm() -> None:
+    """The same weights, the same windows, the same bound; and in the limit of both."""
+    denoiser, finest = TableDenoiser(V), make(4096, "none")
+    for number in (1, 5, 64):
+        one, other = (exact_bound(process, denoiser, X0, number) for process in (finest, mdlm()))
+        assert one == pytest.approx(other, rel=1e-3)
+    assert limit_bound(finest, denoiser, X0) == limit_bound(mdlm(), denoiser, X0)
+    assert exact_bound(make(64, "none"), denoiser, X0, 64) == pytest.approx(exact_bound(mdlm(), denoiser, X0, 64))
+
+
+HARD = {"temperature": 0.7, "top_k": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "windows", "filters", "timed"),
+    [
+        ("mdlm", "row-clocks", 5, {}, False),
+        ("mdlm", "ancestral", 5, HARD, True),
+        ("mdlm", "cached", 6, {}, False),
+        ("mdlm, cosine", "row-clocks", 4, HARD, True),
+        ("mdlm, geometric", "cached", 4, {}, False),
+        ("word_freq", "ancestral", 6, {"top_p": 0.8}, False),
+        ("d3pm", "auto", 6, {}, True),
+        ("d3pm, subs_masking", "ancestral", 3, HARD, False),
+        ("sedd", "auto", 5, {}, True),
+        ("sedd", "cached", 4, HARD, False),
+        ("mdlm", "cached", 4, {}, True),
+        ("sedd", "cached", 4, {}, True),
+    ],
+)
+def test_samples_follow_the_enumerated_law(name: str, sampler: str, windows: int, filters: dict, timed: bool) -> None:
+    process, denoiser = {**PROCESSES, "sedd": sedd}[name](), (Timed if timed else TableDenoiser)(V)
+    args = SampleArgs(num_steps=windows, sampler=sampler, **filters)
+    law = law_of_steps(process, denoiser, 3, args)
+    order = torch.tensor([law.get(tuple(x), 0.0) for x in all_sentences(list(range(V)), 3).tolist()])
+    batch = text_batch(torch.zeros(N, 3, dtype=torch.long))
+    assert agrees(process.sample(denoiser, batch, args, rows_at_once=AT_ONCE), batch, order.double())
+
+
+def test_infinitely_many_steps_take_one_order_after_another() -> None:
+    """First hitting: MDLM's law in the limit is that of drawing tokens one by one in a random order."""
+    args = SampleArgs(num_steps=math.inf)
+    batch = text_batch(torch.zeros(N, 3, dtype=torch.long))
+    drawn = mdlm().sample(TableDenoiser(V), batch, args, rows_at_once=AT_ONCE)
+
+    def law(n: int) -> torch.Tensor:
+        found = law_of_steps(mdlm(), TableDenoiser(V), 3, SampleArgs(num_steps=n))
+        return torch.tensor([found.get(tuple(x), 0.0) for x in all_sentences(list(range(V)), 3).tolist()]).double()
+
+    assert agrees(drawn, batch, (2 * law(64) - law(32)).clamp(min=0))
+
+
+def test_what_cannot_be_is_refused() -> None:
+    batch, denoiser = text_batch(X0[None]), TableDenoiser(V)
+    for process, args, message in (
+        (d3pm(), SampleArgs(num_steps=math.inf), "num_steps=inf is for sampler=row-clocks"),
+        (d3pm(), SampleArgs(sampler="row-clocks"), "reveals tokens by what is predicted; use ancestral"),
+        (make(8, "paper"), SampleArgs(sampler="cached"), "is for processes without spindle"),
+        (mdlm(num_steps=4), SampleArgs(num_steps=5), "num_steps=5 must lie in 1..4"),
+    ):
+        with pytest.raises(UserError, match=message):
+            process.sample(denoiser, batch, args)
+    for process, steps, args, message in (
+        (make(8, "paper"), math.inf, LIMITS[0], "num_steps=inf is for processes without spindle"),
+        (d3pm(), math.inf, LIMITS[1], "num_steps=inf: this process is one of whole steps"),
+        (mdlm(), math.inf, BoundArgs("stratified"), "estimator=stratified needs a number of steps"),
+        (mdlm(), math.inf, BoundArgs("windows"), "estimator=windows needs a number of steps"),
+        (sedd(), 8, LIMITS[1], "the bound of process=sedd is that of continuous time"),
+        (d3pm(), 8, LIMITS[2], "estimator=trajectory needs the exact posterior"),
+    ):
+        with pytest.raises(UserError, match=message):
+            process.bound(denoiser, batch, steps, args)
+
+
+def test_padding_costs_nothing() -> None:
+    on = torch.tensor([[True, True, True, False, False]])
+    padded = Batch(torch.tensor([[0, 2, 1, 4, 4]]), on, on)
+    for name in PROCESSES:
+        process = PROCESSES[name]()
+        t, s = process.windows(12)[6:7].unbind(1)
+        xt = torch.tensor([[MASK, 2, MASK]])
+        plain = process.token_terms(TableDenoiser(V), text_batch(X0[None]), xt, s, t)[0]
+        wide = torch.cat([xt, padded.input_ids[:, 3:]], 1)
+        torch.testing.assert_close(process.token_terms(TableDenoiser(V), padded, wide, s, t)[0][:, :3], plain)
+        assert every(xt).shape == plain.shape

@@ -1,0 +1,133 @@
+"""The masked processes without spindle, small enough to enumerate: one of each, and their exact laws."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import torch
+from conftest import TableDenoiser, text_batch
+from torch import Tensor
+from toy_process import COUNTS, MASK, every, make
+
+from diffusion_d3pm import D3pmArgs, D3pmDiffusion
+from diffusion_mdlm import MdlmArgs, MdlmDiffusion
+from diffusion_sedd import SeddArgs, SeddDiffusion
+from masked_process import MaskedProcess
+from process import SampleArgs
+
+V = len(COUNTS)
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def mdlm(**settings: object) -> MdlmDiffusion:
+    return MdlmDiffusion(MdlmArgs(**settings), COUNTS, mask_id=MASK)
+
+
+def d3pm(**settings: object) -> D3pmDiffusion:
+    return D3pmDiffusion(D3pmArgs(**settings), COUNTS, mask_id=MASK)
+
+
+def sedd(**settings: object) -> SeddDiffusion:
+    return SeddDiffusion(SeddArgs(**settings), COUNTS, mask_id=MASK)
+
+
+PROCESSES = {
+    "word_freq": lambda: make(12, "none"),
+    "mdlm": mdlm,
+    "mdlm, 12 steps": lambda: mdlm(num_steps=12),
+    "mdlm, cosine": lambda: mdlm(noise="cosine"),
+    "mdlm, geometric": lambda: mdlm(noise="geometric"),
+    "d3pm": lambda: d3pm(num_steps=12),
+    "d3pm, cosine": lambda: d3pm(num_steps=12, noise="cosine"),
+    "d3pm, subs_masking": lambda: d3pm(num_steps=12, subs_masking=True),
+}
+"""Those whose bound is one of a number of steps."""
+
+
+class Timed(TableDenoiser):
+    """One whose predictions depend on what it is told of the time."""
+
+    time_conditioned = True
+
+    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+        """Another scramble at every t."""
+        told = t.double().clamp(max=50)[:, None, None]
+        return super().encode(xt, t, attention_mask) + torch.sin(told * 1.7 + torch.arange(self.vocab_size))
+
+
+def patterns(length: int) -> list[Tensor]:
+    """Every set of masked tokens, as bool [L]."""
+    return [torch.tensor(pattern) for pattern in itertools.product([False, True], repeat=length)]
+
+
+def exact_bound(process: MaskedProcess, denoiser: TableDenoiser, x0: Tensor, num_windows: int) -> float:
+    """E over x_t of the public `token_terms`, every pattern of masks at every window."""
+    total = 0.0
+    for t, s in process.windows(num_windows):
+        keep = process.keep_probability(t, torch.zeros((), dtype=torch.float64))
+        for masked in patterns(len(x0)):
+            weight = torch.where(masked, 1 - keep, keep).prod().item()
+            if weight > 0:
+                xt = x0.masked_fill(masked, MASK)[None]
+                total += weight * process.token_terms(denoiser, text_batch(x0[None]), xt, s[None], t[None])[0].sum()
+    return float(total)
+
+
+def limit_bound(process: MaskedProcess, denoiser: TableDenoiser, x0: Tensor) -> float:
+    """In continuous time: sets M of masked tokens, each with the integral of r^(k - 1) (1 - r)^(L - k) over rates r."""
+    total, length, at = 0.0, len(x0), torch.ones(1, dtype=torch.float64)
+    for masked in patterns(length):
+        if k := int(masked.sum()):
+            xt = x0.masked_fill(masked, MASK)[None]
+            nats = process.token_terms(denoiser, text_batch(x0[None]), xt, at, at, with_kl=False)[1].sum().item()
+            total += nats * math.gamma(k) * math.gamma(length - k + 1) / math.gamma(length + 1)
+    return total
+
+
+def law_of_steps(process: MaskedProcess, denoiser: TableDenoiser, length: int, args: SampleArgs) -> dict[tuple, float]:
+    """p_theta(x0) of every sentence, by propagating all states through the public `reverse_step` of each window."""
+    law = {(MASK,) * length: 1.0}
+    windows = process.windows(int(args.num_steps))
+    for t, s in [*windows, windows[-1:, 1].expand(2)]:
+        following: dict[tuple, float] = {}
+        for state, mass in law.items():
+            xt = torch.tensor([state])
+            masked = xt[0] == MASK
+            choices = [[(token, 1.0)] for token in state]
+            if masked.any():
+                logits = denoiser.encode(xt, process.told(t[None]), every(xt))[0][masked]
+                stay, weights = process.reverse_step(logits, args, s, t)
+                stay = stay if s < t else torch.zeros_like(stay)
+                for i, still, pi in zip(masked.nonzero()[:, 0].tolist(), stay.tolist(), weights.tolist(), strict=True):
+                    choices[i] = [(token, (1 - still) * p) for token, p in enumerate(pi)] + [(MASK, still)]
+            for outcome in itertools.product(*choices):
+                chance = mass * math.prod(p for _, p in outcome)
+                if chance > 1e-14:
+                    name = tuple(token for token, _ in outcome)
+                    following[name] = following.get(name, 0.0) + chance
+        law = following
+    return law
+
+
+def recorded(name: str) -> dict:
+    """Numbers that the released MDLM gave."""
+    return json.loads((GOLDEN / f"mdlm_{name}.json").read_text())
+
+
+class Recorded:
+    """The network of the recordings: logits[b, l, v] = sin(0.1 (b + 1)(l + 1) + 0.37 v + 0.05 told[b])."""
+
+    def __init__(self, *, time_conditioned: bool) -> None:
+        self.time_conditioned = time_conditioned
+
+    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+        """Float64."""
+        rows, places, tokens = (torch.arange(n, dtype=torch.float64) for n in (*xt.shape, 8))
+        told = t.double() if self.time_conditioned else torch.zeros(len(xt), dtype=torch.float64)
+        angle = 0.1 * (rows + 1)[:, None, None] * (places + 1)[:, None] + 0.37 * tokens
+        return torch.sin(angle + 0.05 * told[:, None, None])
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        """The identity; a copy, for the caller may change it."""
+        return hidden.clone()
