@@ -248,7 +248,7 @@ class Bookkeeper:
                 self.run,
                 self.valid_text,
                 self.eval_indices,
-                num_steps=max(1, self.run.process_args.num_steps // self.args.eval_step_size),
+                num_steps=evaluation_steps(self.run.process.num_steps, self.args.eval_step_size),
                 batch_size=self.batch_size,
                 seed=self.args.seed,
                 device=self.device,
@@ -289,9 +289,9 @@ class Bookkeeper:
         """What is about to happen."""
         run = self.run
         parameters = sum(p.numel() for p in run.denoiser.parameters())
-        released, what = run.process_args.posterior == "released", "pairs" if run.pairs else "sentences"
+        what = "pairs" if run.pairs else "sentences"
         self.say(
-            ("warning: the released posterior's loss and figures are no bound\n" if released else "")
+            ("warning: the released posterior's loss and figures are no bound\n" if not run.process.is_bound else "")
             + f"{train_text.size} training and {self.valid_text.size} validation {what}"
             + (f" ({train_text.cuts})" if train_text.cuts else "")
             + (f"; prompt {run.pairs.prompt!r}, target window {run.pairs.target_window}" if run.pairs else "")
@@ -331,6 +331,11 @@ class Bookkeeper:
         """Print once, above any progress bar."""
         if self.leads:
             tqdm.write(text)
+
+
+def evaluation_steps(total_steps: float, step_size: int) -> float:
+    """How many windows the bound has during a training: T over the size of one, without an end in continuous time."""
+    return total_steps if math.isinf(total_steps) else max(1, int(total_steps) // step_size)
 
 
 def claim(output: Path, settings: dict, step: int) -> None:

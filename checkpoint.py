@@ -13,6 +13,7 @@ Nothing here is ever unpickled: safetensors and JSON only.
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -20,18 +21,42 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from autoregressive import Autoregressive, AutoregressiveArgs
+from diffusion_d3pm import D3pmArgs, D3pmDiffusion
+from diffusion_mdlm import MdlmArgs, MdlmDiffusion
+from diffusion_sedd import SeddArgs, SeddDiffusion
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from diffusion_word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
 from files import folder_written_whole, local_path, read_text, written_whole
-from models.bert import BertDenoiser
+from models.bert import BertDenoiser, wrap
+from models.dit import DitDenoiser
 from models.networks import load_network
 from pairs import PairFormat
 from parallel import state_to_save
 from process import Process, UserError
+from text_process import TextProcess
 from vocabulary import load_tokenizer
 
 FORMAT = 1
-PROCESS_NAME = "word_freq"
+
+
+class Kind(NamedTuple):
+    """What a name of a process stands for."""
+
+    settings: type
+    """A dataclass, saved with the checkpoint."""
+    process: type[TextProcess]
+    causal: bool = False
+    """Whether its network sees only what is to the left."""
+
+
+PROCESSES = {
+    "word_freq": Kind(WordFreqArgs, WordFreqDiffusion),
+    "mdlm": Kind(MdlmArgs, MdlmDiffusion),
+    "d3pm": Kind(D3pmArgs, D3pmDiffusion),
+    "sedd": Kind(SeddArgs, SeddDiffusion),
+    "ar": Kind(AutoregressiveArgs, Autoregressive, causal=True),
+}
 MOST = 10**15  # occurrences of a token: sums over a vocabulary stay exact
 
 
@@ -39,9 +64,10 @@ MOST = 10**15  # occurrences of a token: sums over a vocabulary stay exact
 class Run:
     """Everything that belongs to one trained (or about to be trained) model."""
 
-    denoiser: BertDenoiser
+    denoiser: BertDenoiser | DitDenoiser
     process: Process
-    process_args: WordFreqArgs
+    process_args: object
+    """Its settings."""
     tokenizer: PreTrainedTokenizerBase
     token_counts: Tensor
     """int64 [V], occurrences in the training corpus."""
@@ -54,6 +80,11 @@ class Run:
     pairs: PairFormat | None = None
     """How pairs are written; None for a model of text."""
 
+    @property
+    def process_name(self) -> str:
+        """As --process has it."""
+        return name_of(self.process_args)
+
     def to(self, device: torch.device) -> "Run":
         """Move network and schedule; returns self."""
         self.denoiser.to(device)
@@ -61,14 +92,19 @@ class Run:
         return self
 
 
+def name_of(args: object) -> str:
+    """Which process some settings are of."""
+    return next(name for name, kind in PROCESSES.items() if type(args) is kind.settings)
+
+
 def build_process(
-    args: WordFreqArgs,
+    args: object,
     token_counts: Tensor,
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
     *,
     of_pairs: bool = False,
-) -> WordFreqDiffusion:
+) -> TextProcess:
     """The process that `args` name. Text holds no special tokens, so p_theta rules them out; [UNK] is scored only.
 
     Args:
@@ -78,8 +114,9 @@ def build_process(
         vocab_size: rows of the network's output; ids the tokenizer does not know are ruled out too.
         of_pairs: whether [SEP] and [PAD] are content, as they are in a target window.
     """
-    released = ReleasedConditionalDiffusion if of_pairs else ReleasedWordFreqDiffusion
-    kind = released if args.posterior == "released" else WordFreqDiffusion
+    kind = PROCESSES[name_of(args)].process
+    if getattr(args, "posterior", "") == "released":
+        kind = ReleasedConditionalDiffusion if of_pairs else ReleasedWordFreqDiffusion
     unknown = tokenizer.unk_token_id
     special = {i for i in tokenizer.all_special_ids if i != unknown} - {tokenizer.mask_token_id}
     special -= {tokenizer.sep_token_id, tokenizer.pad_token_id} if of_pairs else set()
@@ -163,7 +200,7 @@ def save(path: Path, run: Run, weights: tuple[dict[str, Tensor], dict[str, Tenso
         write_word_freq(folder / "word_freq.json", run.token_counts, run.tokenizer)
         description = {
             "format": FORMAT,
-            "process": PROCESS_NAME,
+            "process": run.process_name,
             "process_args": asdict(run.process_args),
             "time_conditioning": run.denoiser.time_conditioning,
             "max_length": run.max_length,
@@ -189,18 +226,24 @@ def load(name: str, device: torch.device, *, posterior: str = "") -> Run:
     path = find_checkpoint(name)
     refuse_links(path)
     description = _read_description(path)
+    if posterior and description["process"] != "word_freq":
+        raise UserError(
+            f"posterior={posterior} is for process=word_freq; checkpoint {path} is of {description['process']}"
+        )
     try:
         chosen = {"posterior": posterior} if posterior else {}
-        process_args = WordFreqArgs(**{**description["process_args"], **chosen})
+        kind = PROCESSES[description["process"]]
+        process_args = kind.settings(**{**description["process_args"], **chosen})
         time_conditioning = description["time_conditioning"]
         max_length, histogram = _read_lengths(description)
         form = PairFormat(**description["pairs"]) if description.get("pairs") else None
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"checkpoint {path}: process.json does not fit this version ({error})") from error
-    network = load_network(str(path), whole=True)
+    network = load_network(str(path), whole=True, causal=kind.causal)
     tokenizer = load_tokenizer(str(path))
     try:
-        denoiser = BertDenoiser(network, time_conditioning, process_args.num_steps)
+        process_args.check_time(time_conditioning)
+        denoiser = wrap(network, time_conditioning, process_args.time_period, causal=kind.causal)
     except UserError as error:
         raise UserError(f"checkpoint {path}: {error}") from error
     if denoiser.time is not None:
@@ -254,8 +297,8 @@ def _read_description(path: Path) -> dict:
         raise
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path}: process.json is truncated or damaged ({error})") from error
-    if found[0] != PROCESS_NAME:
-        raise UserError(f"checkpoint {path}: of another process, {found[0]!r}; this script knows {PROCESS_NAME!r}")
+    if found[0] not in PROCESSES:
+        raise UserError(f"checkpoint {path}: of another process, {found[0]!r}; known are {', '.join(PROCESSES)}")
     if found[1] != FORMAT:
         raise UserError(f"checkpoint {path}: format {found[1]}, this version reads format {FORMAT}")
     return description

@@ -13,6 +13,9 @@ from transformers import HfArgumentParser
 
 from process import UserError, check_choices, check_ranges
 
+PROCESS_NAMES = ("word_freq", "mdlm", "d3pm", "sedd", "ar")
+"""What --process may be; `checkpoint.PROCESSES` says what each is."""
+
 
 @dataclass(frozen=True)
 class TrainArgs:
@@ -20,6 +23,10 @@ class TrainArgs:
 
     output_dir: str = field(
         metadata={"help": "a new folder: checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png"}
+    )
+    process: str = field(
+        default="word_freq",
+        metadata={"choices": list(PROCESS_NAMES), "help": "DiffusionBERT, or another way to model the same text"},
     )
     max_steps: int = field(default=0, metadata={"help": "optimizer steps; 0: as many as num_train_epochs takes"})
     num_train_epochs: float = field(default=3.0, metadata={"aliases": ["--epochs"], "help": "passes over the data"})
@@ -138,6 +145,13 @@ class _Parser(HfArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (--help lists every setting)")
+
+
+def chosen_process(argv: list[str] | None = None) -> str:
+    """Which process a command line names: its settings are flags, too, and must be known before the line is read."""
+    words = _split_equals(sys.argv[1:] if argv is None else argv)
+    named = [value for flag, value in zip(words, words[1:], strict=False) if flag == "--process"]
+    return named[-1] if named and named[-1] in PROCESS_NAMES else PROCESS_NAMES[0]
 
 
 def parse(

@@ -32,9 +32,8 @@ import runtime
 import streaming
 import training_state
 from bookkeeping import EARLY, TIME_IS_SHORT, TOKENIZER, Bookkeeper, Figures, summary
-from config import TrainArgs, parse
+from config import TrainArgs, chosen_process, parse
 from corpus import holds_pairs, training_source
-from diffusion_word_freq import WordFreqArgs
 from masked_prediction import masked_lm_loss
 from models import machine
 from models.bert import build
@@ -44,13 +43,13 @@ from process import Batch, Loss, Share, UserError
 from tracking import draw_curve
 from vocabulary import load_tokenizer, vocabulary_size, wordpiece_of
 
-KINDS = [TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, WordFreqArgs, OptimArgs]
-Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, WordFreqArgs, OptimArgs]
+Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, object, OptimArgs]
+"""One dataclass each; the fifth is that of the process."""
 
 
 def main() -> None:
     """Read the settings, find out where the run stands, build it, train it, say what was written."""
-    settings: Settings = parse(KINDS, __doc__)
+    settings: Settings = parse(kinds(chosen_process()), __doc__)
     hub.quiet_libraries()
     args = settings[0]
     runtime.set_up_cpu(args.threads)
@@ -67,6 +66,12 @@ def main() -> None:
         resuming.require_same_text(start, identities(run, train_text, valid_text), args)
         train(settings, run, train_text, valid_text, device, start)
     return None
+
+
+def kinds(process: str) -> list[type]:
+    """The dataclasses that the command line is read into."""
+    noise = checkpoint.PROCESSES[process].settings
+    return [TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, noise, OptimArgs]
 
 
 def by_name(settings: Settings) -> dict:
@@ -102,21 +107,24 @@ def prepare(
 ) -> tuple[checkpoint.Run, dataloader.Text, dataloader.Text]:
     """Tokenizer, texts, network and process: everything that exists before the first step."""
     args, data, _, network, noise, _ = settings
-    if (noise.posterior, noise.loss_weighting) == ("released", "uniform"):
-        raise UserError("posterior=released trains on its own loss; use --hybrid_lambda for its cross-entropy term")
+    noise.check(
+        fused_loss=args.fused_loss,
+        warm_start=args.warm_start,
+        packing=data.packing,
+        time_conditioning=network.time_conditioning,
+    )
     precision = "fp16" if args.fp16 else runtime.pick_precision(args.precision, device)
     for what, given in (("fp16", precision == "fp16"), ("muon", settings[5].optimizer == "muon")):
         if given and args.strategy == "fsdp" and distributed.world_size() > 1:
             raise UserError(f"strategy=fsdp does not go with {what}; use strategy=ddp, or bf16 and adamw")
     if data.streaming and not args.max_steps:
         raise UserError("streaming=true reads a text of unknown length; give max_steps")
-    if noise.posterior == "released" and args.fused_loss:
-        raise UserError("fused_loss=true is for the exact process; the released loss needs every logit at once")
     with distributed.leader_first():
         tokenizer = prepare_tokenizer(data, network, Path(args.output_dir) / TOKENIZER if start.path else None)
         train_text, valid_text, form = load_texts(settings, tokenizer)
     torch.manual_seed(args.seed)
-    denoiser = build(network, tokenizer, noise.num_steps)
+    causal = checkpoint.PROCESSES[args.process].causal
+    denoiser = build(network, tokenizer, noise.time_period, causal=causal)
     if data.max_length > denoiser.max_length:
         raise UserError(
             f"max_length={data.max_length} is more than the {denoiser.max_length} positions of "
@@ -200,7 +208,9 @@ def train(
     model.autocast = runtime.autocast(device, precision)
     machine.fit(model, network, device, precision)
     wrapped = parallel.wrap(LossOfBatch(run, args), model.layers, args.strategy, device)
-    optimizers = make_optimizers(optim, model, model.network.get_output_embeddings())
+    optimizers = make_optimizers(
+        optim, model, [model.network.get_input_embeddings(), model.network.get_output_embeddings()]
+    )
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     learner = training_state.Learner(model, AveragedWeights(model, optim.ema_decay), optimizers, scaler)
     if start.path:
@@ -314,12 +324,10 @@ def training_loss(
     if progress >= args.warm_start:
         return run.process.loss(run.denoiser, batch, generator=generator, share=share)
     return masked_lm_loss(
+        run.process,
         run.denoiser,
         batch,
-        mask_id=run.tokenizer.mask_token_id,
-        num_steps=run.process_args.num_steps,
         rates=args.rates,
-        vocab_size=run.denoiser.vocab_size,
         fused=args.fused_loss,
         generator=generator,
         share=share,

@@ -61,14 +61,14 @@ def learning_rate(args: OptimArgs, step: int, progress: float, warmup_steps: int
     return args.learning_rate
 
 
-def make_optimizers(args: OptimArgs, model: nn.Module, head: nn.Module | None) -> list[torch.optim.Optimizer]:
+def make_optimizers(args: OptimArgs, model: nn.Module, tables: list[nn.Module]) -> list[torch.optim.Optimizer]:
     """AdamW alone, or Muon for the weights of linear maps and AdamW for everything else.
 
-    Muon makes every update of a matrix a near-orthogonal one; embeddings and the vocabulary head (`head`) are tables
-    of rows, not maps, and stay with AdamW. match_rms_adamw scales Muon's steps so that one learning rate serves both.
+    Muon makes every update of a matrix a near-orthogonal one; embeddings and the vocabulary head (`tables`) hold
+    rows, are no maps, and stay with AdamW. match_rms_adamw scales Muon's steps so that one learning rate serves both.
     """
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
-    table = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    table = {id(parameter) for module in tables for parameter in module.parameters()}
     table |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     matrices = [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in table]
     matrix_ids = {id(p) for p in matrices}

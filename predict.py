@@ -77,6 +77,8 @@ def main() -> None:
         show(run, args, sampling, device)
         return
     unknown = parse_infill(run, args.infill).count(run.tokenizer.unk_token_id) if args.infill else 0
+    if args.infill and run.process_name == "ar":
+        print("note: process=ar fills a gap given what is to its left, and does not see the rest", file=sys.stderr)
     if unknown:
         print(f"note: {unknown} tokens of the infill text are unknown to this vocabulary", file=sys.stderr)
     texts = [decode(run, row) for row in samples(run, args, sampling, device)]

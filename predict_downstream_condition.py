@@ -91,7 +91,7 @@ def main() -> None:
     if run.pairs is None:
         raise UserError(f"checkpoint {args.checkpoint} was trained on text, without pairs; use predict.py")
     run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
-    sampling = replace(sampling, num_steps=steps(args, sampling, run.process_args.num_steps))
+    sampling = replace(sampling, num_steps=steps(args, sampling, run.process.num_steps))
     run.process.check_sampling(sampling)  # before the journal of another attempt is touched
     sources, references = read_pairs(args)
     recipe = fingerprint_of(checkpoint.find_checkpoint(args.checkpoint), recipe_of(args, sampling), sources, references)
@@ -121,7 +121,6 @@ def steps(args: DownstreamArgs, sampling: SampleArgs, total: int) -> float:
 def recipe_of(args: DownstreamArgs, sampling: SampleArgs) -> dict:
     """What decides the candidates, the sampler included: work under others cannot be continued."""
     return {
-        "sampler": "row clocks",
         **asdict(sampling),
         **{name: getattr(args, name) for name in ("mbr_size", "seed", "precision")},
     }

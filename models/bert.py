@@ -1,4 +1,4 @@
-"""Any Hugging Face masked language model as a denoiser p_theta(x0 | xt).
+"""Any Hugging Face masked (or causal) language model as a denoiser p_theta(x0 | xt).
 
 The network is a stock transformers class, cut at its vocabulary head into `encode` and `decode`. Time conditioning is
 added from outside, so that the network inside stays a plain `save_pretrained` folder.
@@ -13,14 +13,16 @@ from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hub import first_line
+from models.dit import DitDenoiser, DitNetwork
 from models.networks import TIME_CONDITIONINGS, BertArgs, fresh_network, load_network
 from models.packing import PackedRows, next_fit
 from process import UserError
 from vocabulary import vocabulary_size
 
 HEADS = (
+    ("lm_head", "decoder"),  # ModernBERT's decoder
     ("cls",),  # BERT, DeBERTa, MobileBERT
-    ("lm_head",),  # RoBERTa, XLM-R, CamemBERT, MPNet
+    ("lm_head",),  # RoBERTa, XLM-R, CamemBERT, MPNet; causal ones
     ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),  # DistilBERT
     ("head", "decoder"),  # ModernBERT
     ("predictions",),  # ALBERT
@@ -170,6 +172,12 @@ class BertDenoiser(nn.Module):
         capacity = max(self.row_capacity, attention_mask.shape[1])
         return capacity * next_fit(attention_mask.sum(1).tolist(), capacity)[1]
 
+    def extend(self, tokens: Tensor, cache: object) -> tuple[Tensor, object]:
+        """Of a causal network: tokens [B, n], the cache of those before -> hidden states [B, n, D], the next cache."""
+        with self.autocast:
+            out = self.body(input_ids=tokens, past_key_values=cache, use_cache=True)
+            return out.last_hidden_state, out.past_key_values
+
     def decode(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., V]."""
         with self.autocast:
@@ -245,16 +253,57 @@ def _attention(layer: nn.Module) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
-def build(args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int) -> BertDenoiser:
-    """The denoiser that `args` describe, for that tokenizer and T = num_steps.
+def wrap(
+    network: PreTrainedModel, time_conditioning: str, num_steps: int, *, causal: bool = False
+) -> BertDenoiser | DitDenoiser:
+    """A network as a denoiser.
+
+    Raises:
+        UserError: if it is laid out in a way that is not known, cannot be told the time so, or looks to the wrong side.
+    """
+    if isinstance(network, DitNetwork):
+        denoiser = DitDenoiser(network, time_conditioning)
+    else:
+        denoiser = BertDenoiser(network, time_conditioning, num_steps)
+    ahead = not network.config.causal if isinstance(network, DitNetwork) else looks_ahead(denoiser)
+    if ahead == causal:
+        wanted, is_it = ("its left only", "what is to come") if causal else ("both sides", "its left only")
+        raise UserError(
+            f"{type(network).__name__} sees {is_it}, and this process needs a network that sees {wanted}; use another, "
+            "or --from_scratch true with a preset"
+        )
+    return denoiser
+
+
+@torch.no_grad()
+def looks_ahead(denoiser: BertDenoiser | DitDenoiser) -> bool:
+    """Whether a token changes what the network makes of those before it."""
+    training, device = denoiser.training, denoiser.network.device
+    denoiser.eval()
+    xt = torch.arange(4, device=device)[None] % denoiser.vocab_size
+    other = xt.clone()
+    other[0, -1] = (xt[0, -1] + 1) % denoiser.vocab_size
+    t, everywhere = torch.ones(1, dtype=torch.long, device=device), torch.ones_like(xt, dtype=torch.bool)
+    hidden = [denoiser.encode(tokens, t, everywhere)[:, :-1] for tokens in (xt, other)]
+    denoiser.train(training)
+    return not torch.allclose(*hidden, atol=1e-6, rtol=1e-5)
+
+
+def build(
+    args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int, *, causal: bool = False
+) -> BertDenoiser | DitDenoiser:
+    """The denoiser that `args` describe, for that tokenizer and T = num_steps; `causal`: one that looks to its left.
 
     Raises:
         UserError: if the network cannot be found, read or matched with the tokenizer.
     """
     if args.config_overrides and not args.from_scratch:
         raise UserError("config_overrides changes the architecture, so it needs --from_scratch true")
-    network = fresh_network(args, tokenizer) if args.from_scratch else load_network(args.model_name_or_path)
-    denoiser = BertDenoiser(network, args.time_conditioning, num_steps)
+    if args.from_scratch:
+        network = fresh_network(args, tokenizer, causal=causal)
+    else:
+        network = load_network(args.model_name_or_path, causal=causal)
+    denoiser = wrap(network, args.time_conditioning, num_steps, causal=causal)
     if denoiser.vocab_size < vocabulary_size(tokenizer):
         raise UserError(
             f"the network {args.model_name_or_path} knows {denoiser.vocab_size} tokens but the tokenizer has "
@@ -267,5 +316,8 @@ def build(args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int) ->
             f"attn_implementation={args.attn_implementation!r} cannot be used here: {first_line(error)}"
         ) from error
     if args.gradient_checkpointing:
-        network.activation_checkpointing_enable()
+        try:
+            network.activation_checkpointing_enable()
+        except ValueError as error:
+            raise UserError(f"gradient_checkpointing=true cannot be used here: {first_line(error)}") from error
     return denoiser

@@ -6,15 +6,18 @@ from pathlib import Path
 import torch
 from transformers import (
     AutoConfig,
+    AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
     ModernBertConfig,
+    ModernBertDecoderConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hub import OF_A_CONFIG, OF_A_NETWORK, fetch, first_line, why_not_given
+from models.dit import DitConfig
 from process import UserError
 from vocabulary import vocabulary_size
 
@@ -36,8 +39,19 @@ PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
             "global_attn_every_n_layers": 1,
         },
     ),
+    # MDLM's own, by its names; for `--process ar` its causal variant
+    "ddit-tiny": (DitConfig, {"hidden_dim": 512, "n_blocks": 8, "n_heads": 8}),
+    "ddit-small": (DitConfig, {}),
+    "ddit-medium": (DitConfig, {"hidden_dim": 1024, "n_blocks": 24, "n_heads": 16}),
 }
 """Architectures that need no hub, for `--from_scratch true`."""
+
+CAUSAL: dict[type[PretrainedConfig], tuple[type[PretrainedConfig], dict]] = {
+    BertConfig: (BertConfig, {"is_decoder": True}),
+    ModernBertConfig: (ModernBertDecoderConfig, {}),
+    DitConfig: (DitConfig, {"causal": True}),
+}
+"""The same layers seeing only what is to their left, for process=ar."""
 
 TIME_CONDITIONINGS = ("none", "layerwise", "token")
 
@@ -72,13 +86,14 @@ class BertArgs:
     gradient_checkpointing: bool = field(default=False, metadata={"help": "trade compute for memory"})
 
 
-def load_network(name_or_path: str, *, whole: bool = False) -> PreTrainedModel:
-    """A pretrained masked language model in float32, from a folder or the hub; safetensors only, never a pickle.
+def load_network(name_or_path: str, *, whole: bool = False, causal: bool = False) -> PreTrainedModel:
+    """A pretrained language model in float32, from a folder or the hub; safetensors only, never a pickle.
 
     Args:
         name_or_path: a folder made by save_pretrained, or a name on the hub.
         whole: refuse weights with a tensor missing, which transformers would fill with noise (a bare encoder has no
             head, and may start a training; a checkpoint may not lack anything).
+        causal: one that sees what is to the left, instead of a masked one.
 
     Raises:
         UserError: if it cannot be read.
@@ -87,8 +102,11 @@ def load_network(name_or_path: str, *, whole: bool = False) -> PreTrainedModel:
         raise UserError(f"{name_or_path} is an architecture without weights; add --from_scratch true")
     try:
         folder = name_or_path if Path(name_or_path).exists() else fetch(name_or_path, OF_A_NETWORK)
-        network, report = AutoModelForMaskedLM.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        kind, settings = (AutoModelForCausalLM if causal else AutoModelForMaskedLM), {}
+        if causal and hasattr(AutoConfig.from_pretrained(folder), "is_decoder"):
+            settings = {"is_decoder": True}  # an encoder's weights may begin the training of a causal network
+        network, report = kind.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **settings
         )
     except Exception as error:  # a missing or damaged network raises anything, down to ZeroDivisionError
         raise UserError(_not_loaded("network", name_or_path, error)) from error
@@ -98,14 +116,15 @@ def load_network(name_or_path: str, *, whole: bool = False) -> PreTrainedModel:
     return network
 
 
-def fresh_network(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def fresh_network(args: BertArgs, tokenizer: PreTrainedTokenizerBase, *, causal: bool = False) -> PreTrainedModel:
     """Random weights for the configuration that `args` describe.
 
     Raises:
         UserError: if no such network can be made.
     """
     try:
-        return AutoModelForMaskedLM.from_config(_configuration(args, tokenizer), dtype=torch.float32)
+        kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+        return kind.from_config(_configuration(args, tokenizer, causal=causal), dtype=torch.float32)
     except UserError:
         raise
     except Exception as error:  # sizes that do not fit each other fail deep inside, in many ways
@@ -113,7 +132,7 @@ def fresh_network(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> PreTrai
         raise UserError(f"{what}: no network can be made of it ({first_line(error)})") from error
 
 
-def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase, *, causal: bool) -> PretrainedConfig:
     special = {
         "pad_token_id": tokenizer.pad_token_id,
         "cls_token_id": tokenizer.cls_token_id,
@@ -124,6 +143,8 @@ def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> Pretra
     overrides = _parse_overrides(args.config_overrides)
     if args.model_name_or_path in PRESETS:
         kind, settings = PRESETS[args.model_name_or_path]
+        kind, more = CAUSAL[kind] if causal else (kind, {})
+        settings = {**settings, **more}
         _refuse_unknown(kind(), overrides)
         return kind(**{**settings, "vocab_size": vocabulary_size(tokenizer), **special, **overrides})
     try:
@@ -136,6 +157,7 @@ def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase) -> Pretra
         {
             "vocab_size": max(vocabulary_size(tokenizer), config.vocab_size),
             "pad_token_id": special["pad_token_id"],
+            **({"is_decoder": True} if causal and hasattr(config, "is_decoder") else {}),
             **overrides,
         }
     )

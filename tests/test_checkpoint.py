@@ -137,7 +137,7 @@ def edit_process(folder: Path, **changes: object) -> None:
         (lambda d: shutil.rmtree(d), "no such folder; train one with main.py"),
         (lambda d: (d / "process.json").unlink(), r"not a DiffusionBERT checkpoint \(it has no process.json\)"),
         (lambda d: cut_in_half(d / "process.json"), "process.json is truncated or damaged"),
-        (lambda d: edit(d / "process.json", process="mdlm"), "of another process, 'mdlm'"),
+        (lambda d: edit(d / "process.json", process="dalle"), "of another process, 'dalle'"),
         (lambda d: edit(d / "process.json", format=99), "format 99, this version reads format 1"),
         (lambda d: edit(d / "process.json", process_args={"new": 1}), "does not fit this version"),
         (lambda d: (d / "process.json").write_text("[" * 100000), "process.json is truncated or damaged"),

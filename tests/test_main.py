@@ -17,7 +17,6 @@ import checkpoint
 import main
 from corpus import held_out
 from dataloader import DataArgs
-from diffusion_word_freq import WordFreqArgs
 from optim import OptimArgs
 from process import WHOLE
 
@@ -220,12 +219,7 @@ def test_the_warm_start_is_masked_language_modelling_and_then_the_process_takes_
 ) -> None:
     monkeypatch.setattr(main, "masked_lm_loss", lambda *_, rates, **__: ("masked lm", rates))
     process = SimpleNamespace(loss=lambda *_, **__: "process")
-    run = SimpleNamespace(
-        process=process,
-        denoiser=SimpleNamespace(vocab_size=5),
-        tokenizer=SimpleNamespace(mask_token_id=4),
-        process_args=WordFreqArgs(),
-    )
+    run = SimpleNamespace(process=process, denoiser=None)
     args = main.TrainArgs("x", warm_start=0.25, warm_start_rates="0.2,0.3")
     losses = [main.training_loss(run, None, args, progress, None, WHOLE) for progress in (0.0, 0.24, 0.25, 1.0)]
     assert losses == [("masked lm", (0.2, 0.3))] * 2 + ["process"] * 2

@@ -50,7 +50,7 @@ def names_of(model: Toy, optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def test_muon_takes_the_maps_and_adamw_the_tables_and_vectors() -> None:
     model = Toy()
-    muon, adamw = make_optimizers(OptimArgs(optimizer="muon"), model, model.head)
+    muon, adamw = make_optimizers(OptimArgs(optimizer="muon"), model, [model.head])
     assert muon.param_groups[0]["adjust_lr_fn"] == "match_rms_adamw"  # or one learning rate would not serve both
     assert isinstance(muon, torch.optim.Muon) and set(names_of(model, muon)) == {"inner.weight"}
     decay = names_of(model, adamw)
@@ -60,7 +60,7 @@ def test_muon_takes_the_maps_and_adamw_the_tables_and_vectors() -> None:
 
 def test_adamw_alone_takes_everything_once() -> None:
     model = Toy()
-    (adamw,) = make_optimizers(OptimArgs(), model, model.head)
+    (adamw,) = make_optimizers(OptimArgs(), model, [model.head])
     assert all(group["betas"] == (0.9, 0.98) for group in adamw.param_groups)
     assert set(names_of(model, adamw)) == {name for name, _ in model.named_parameters()}
 
@@ -68,7 +68,7 @@ def test_adamw_alone_takes_everything_once() -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_either_optimizer_lowers_a_loss(optimizer: str) -> None:
     model, x = Toy(), torch.arange(7)
-    optimizers = make_optimizers(OptimArgs(optimizer=optimizer, learning_rate=0.02), model, model.head)
+    optimizers = make_optimizers(OptimArgs(optimizer=optimizer, learning_rate=0.02), model, [model.head])
     losses = []
     for _ in range(60):
         loss = nn.functional.cross_entropy(model.head(model.norm(model.inner(model.embedding(x)))), x)

@@ -25,7 +25,7 @@ def learner(optimizer: str = "muon", decay: float = 0.9, width: int = 3, steps: 
     """A small network with an embedding, matrices and vectors, trained for some steps."""
     torch.manual_seed(width)
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, width), nn.LayerNorm(width))
-    optimizers = make_optimizers(OptimArgs(optimizer=optimizer), model, None)
+    optimizers = make_optimizers(OptimArgs(optimizer=optimizer), model, [])
     made = Learner(model, AveragedWeights(model, decay), optimizers, torch.amp.GradScaler("cpu", enabled=False))
     for _ in range(steps):
         train(made)

@@ -1,0 +1,195 @@
+"""The causal baseline: every token given those before it. The likelihood is exact, and so is sampling, token by token.
+
+It stands behind the same three verbs as the diffusion processes, on the same data: target tokens are scored given
+everything to their left (of text [CLS], of a pair its source), what is no target is given.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from masked_prediction import in_parts
+from process import (
+    EVERY_WINDOW,
+    WHOLE,
+    Batch,
+    Bound,
+    BoundArgs,
+    Denoiser,
+    Generators,
+    Loss,
+    SampleArgs,
+    Share,
+    StepCallback,
+    UserError,
+    filter_logits,
+    sample_categorical,
+    streams_of,
+    uniform,
+)
+from text_process import TextProcess
+
+
+@dataclass(frozen=True)
+class AutoregressiveArgs:
+    """There is nothing to set."""
+
+    num_steps: ClassVar[int] = 1
+    """What is reported as the number of steps: the likelihood has none."""
+    time_period: ClassVar[int] = 1
+
+    def check_time(self, time_conditioning: str) -> None:
+        """Refuses a network that is told the time.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        if time_conditioning != "none":
+            raise UserError(f"time_conditioning={time_conditioning}: process=ar has no time; leave it out")
+
+    def check(self, *, time_conditioning: str, warm_start: float, packing: bool, **_: object) -> None:
+        """Refuses what has no meaning from left to right.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        self.check_time(time_conditioning)
+        if warm_start:
+            raise UserError("warm_start is for masked processes; leave it out with process=ar")
+        if packing:
+            raise UserError("packing=true is for masked processes; with process=ar use --max_tokens")
+
+
+class CausalDenoiser(Denoiser, Protocol):
+    """A network whose every position sees itself and what is to its left, and that can go on where it stopped."""
+
+    def extend(self, tokens: Tensor, cache: object) -> tuple[Tensor, object]:
+        """int64 [B, n], the cache of what came before (None: nothing) -> hidden states [B, n, D], the next cache."""
+        ...
+
+
+class Autoregressive(TextProcess):
+    """Satisfies `process.Process`."""
+
+    def __init__(
+        self,
+        args: AutoregressiveArgs,
+        token_counts: Tensor,
+        *,
+        mask_id: int,
+        excluded_ids: tuple[int, ...] = (),
+        unsampled_ids: tuple[int, ...] = (),
+    ) -> None:
+        """See `TextProcess`; of the counts, [V], only their number counts."""
+        super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
+        self.args, self.num_steps = args, args.num_steps
+
+    def cross_entropy(self, denoiser: Denoiser, batch: Batch) -> Tensor:
+        """-log p(x_i given x_1 .. x_{i-1}) of target tokens, float64 [B, L], 0 elsewhere: their sum is -log p(x)."""
+        scored, following = batch.target_mask[:, 1:], batch.input_ids[:, 1:]
+        hidden = denoiser.encode(batch.input_ids, torch.ones_like(batch.input_ids[:, 0]), batch.attention_mask)
+
+        def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
+            logits = self.within(denoiser.decode(part))
+            return (F.cross_entropy(logits, following[rows][scored[rows]], reduction="none").double(),)
+
+        (nats,) = in_parts(terms, hidden[:, :-1][scored], scored.sum(1), self.vocab_size, again=self.fused_loss)
+        zeros = torch.zeros(batch.input_ids.shape, dtype=torch.float64, device=nats.device)
+        return zeros.masked_scatter(F.pad(scored, (1, 0)), nats)
+
+    def loss(
+        self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
+    ) -> Loss:
+        """-log p of the targets; nothing is drawn."""
+        total = self.cross_entropy(denoiser, batch).sum()
+        return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})
+
+    def bound(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        num_steps: float,
+        args: BoundArgs = EVERY_WINDOW,
+        *,
+        generator: Generators = None,
+    ) -> Bound:
+        """-log p(x), in one forward and without error, whatever the number of steps.
+
+        Raises:
+            UserError: if an estimator is asked for.
+        """
+        if args.estimator != EVERY_WINDOW.estimator:
+            raise UserError("the likelihood of process=ar is exact, in one forward; leave estimator and num_steps out")
+        total = self.cross_entropy(denoiser, batch).sum(1)
+        return Bound(torch.zeros_like(total), torch.zeros_like(total), total, torch.ones_like(total))
+
+    def check_sampling(self, args: SampleArgs) -> None:
+        """Refuses what has no meaning from left to right.
+
+        Raises:
+            UserError: for a sampler, or a number of steps.
+        """
+        if args.sampler != "auto":
+            raise UserError(f"sampler={args.sampler} is for masked processes; leave it out with process=ar")
+        if args.num_steps not in (0, 1):
+            raise UserError(f"num_steps={args.num_steps:g}: process=ar draws token by token; leave it out")
+
+    def sample(
+        self,
+        denoiser: CausalDenoiser,
+        batch: Batch,
+        args: SampleArgs,
+        *,
+        rows_at_once: int = 0,
+        generator: Generators = None,
+        on_step: StepCallback | None = None,
+    ) -> Tensor:
+        """From left to right, int64 [N, L]: targets are drawn given what is to their left, the rest is as it was.
+
+        Args:
+            denoiser: the network, with a cache of what it has seen.
+            batch: N rows, those of like length side by side.
+            args: temperature, top-k, top-p; there are no steps to choose.
+            rows_at_once: rows in a forward; 0: all.
+            generator: one stream for each row, or one for all.
+            on_step: is told after each forward.
+
+        Raises:
+            UserError: as `check_sampling`.
+        """
+        self.check_sampling(args)
+        tokens = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
+        for rows in torch.arange(len(tokens), device=tokens.device).split(rows_at_once or max(1, len(tokens))):
+            streams = streams_of(generator, rows)
+
+            def draw(hidden: Tensor, where: Tensor, streams: Generators = streams) -> Tensor:
+                logits = filter_logits(denoiser.decode(hidden[where]).float() + self.sampling_support, args)
+                return sample_categorical(logits.softmax(-1), uniform(where[:, None], streams)[where, 0])
+
+            self._write(denoiser, batch, tokens, rows, draw, on_step)
+        return tokens
+
+    def _write(
+        self,
+        denoiser: CausalDenoiser,
+        batch: Batch,
+        tokens: Tensor,
+        rows: Tensor,
+        draw: Callable[[Tensor, Tensor], Tensor],
+        on_step: StepCallback | None,
+    ) -> None:
+        targets = batch.target_mask[rows]
+        columns = targets.any(0).nonzero()[:, 0].tolist()
+        last = torch.where(targets, torch.arange(targets.shape[1], device=rows.device), -1).amax(1)
+        seen, cache = 0, None
+        for column in range(columns[0], columns[-1] + 1) if columns else ():
+            hidden, cache = denoiser.extend(tokens[rows, seen:column], cache)
+            seen, where = column, targets[:, column]
+            if where.any():
+                tokens[rows[where], column] = draw(hidden[:, -1], where)
+            if on_step is not None:
+                on_step(rows[last == column], tokens)

@@ -1,0 +1,157 @@
+"""D3PM with an absorbing state: discrete time, a network that may predict [MASK], and a reconstruction term.
+
+In reading order: settings, time, the bound's terms, loss, sampling. Its p_theta is Bayes' rule with the prediction in
+place of x0, summed over what x0 may be, [MASK] included: a network that believes in [MASK] leaves it where it is.
+Source: Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces", arXiv 2107.03006; the
+absorbing closed form and the extra step from x_0 to text as in the released code of MDLM (arXiv 2406.07524).
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from masked_prediction import Prediction, in_parts
+from masked_process import MaskedProcess
+from noise_schedules import SCHEDULES
+from process import (
+    WHOLE,
+    Batch,
+    Denoiser,
+    Loss,
+    SampleArgs,
+    Share,
+    UserError,
+    check_choices,
+    check_ranges,
+    filter_logits,
+    step_windows,
+    stratified_timesteps,
+)
+
+
+@dataclass(frozen=True)
+class D3pmArgs:
+    """Everything that defines the process; saved with the checkpoint."""
+
+    noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "alpha_bar(t), t = 0..T / T"})
+    num_steps: int = field(default=1000, metadata={"aliases": ["--diffusion_steps"], "help": "T, forward steps"})
+    subs_masking: bool = field(default=False, metadata={"help": "give [MASK] probability 0 in the prediction"})
+    time_period: ClassVar[int] = 10_000
+    """Of the slowest sinusoid by which a network may be told sigma."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_ranges(self, num_steps=(1, 10**6))
+
+    def check(self, *, time_conditioning: str, **_: object) -> None:
+        """Refuses settings of the training that do not go with these."""
+        self.check_time(time_conditioning)
+
+    def check_time(self, time_conditioning: str) -> None:
+        """Refuses a network that cannot be told sigma.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        if time_conditioning == "token":
+            raise UserError("time_conditioning=token counts whole steps, and sigma is none; use none or layerwise")
+
+
+class D3pmDiffusion(MaskedProcess):
+    """t runs over multiples of 1/T, float64."""
+
+    exact, by_steps = False, True
+
+    def __init__(
+        self,
+        args: D3pmArgs,
+        token_counts: Tensor,
+        *,
+        mask_id: int,
+        excluded_ids: tuple[int, ...] = (),
+        unsampled_ids: tuple[int, ...] = (),
+    ) -> None:
+        """See `TextProcess`; of the counts, [V], only their number counts."""
+        super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
+        if not args.subs_masking:
+            self.barred = self.barred[self.barred != mask_id]
+        self.args, self.num_steps, self.schedule = args, args.num_steps, SCHEDULES[args.noise]
+
+    def windows(self, num_steps: int) -> Tensor:
+        """See MaskedProcess; float64 [n, 2]."""
+        steps = torch.tensor(list(step_windows(self.num_steps, num_steps)), device=self.barred.device)
+        return steps.double() / self.num_steps
+
+    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
+        """alpha_bar(t), alike for all tokens."""
+        return self.schedule.closed(t) + torch.zeros_like(h)
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """The t at which alpha_bar has come down to `level`."""
+        return self.schedule.time_at(level)
+
+    def told(self, t: Tensor) -> Tensor:
+        """Sigma(t), float32 [B]."""
+        return self.schedule.sigma(t.double()).float()
+
+    # ---- the bound's terms -----------------------------------------------------------------------------------------
+
+    def divergence(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of every masked target, each float64 [n], nats.
+
+        With m = pi([MASK]), a = alpha_bar and u the posterior of x0,
+        KL = u (-log pi(x0)) + log(1 + m a(t) / (1 - a(t))) - (1 - u) log(1 + m a(s) / (1 - a(s))).
+        """
+        at_s, at_t = (self.keep_probability(time, torch.zeros_like(time))[prediction.row] for time in (s, t))
+        u = (at_s - at_t) / (1 - at_t)
+        log_total = prediction.logits.logsumexp(-1)
+        cross_entropy = (log_total - prediction.logits.gather(-1, prediction.x0[:, None]).squeeze(-1)).double()
+        mask = (prediction.logits[:, self.mask_id] - log_total).double().exp()
+        stays = (1 - u) * torch.log1p(mask * at_s / (1 - at_s).clamp(min=1e-12))  # 1 - u is 0 where a(s) is 1
+        return u * cross_entropy + torch.log1p(mask * at_t / (1 - at_t)) - stays, cross_entropy
+
+    def token_terms(
+        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """See MaskedProcess; the step that ends at s = 0 has the reconstruction with it."""
+        kl, cross_entropy = super().token_terms(denoiser, batch, xt, s, t, with_kl=with_kl)
+        last = s == 0
+        if with_kl and last.any():
+            kl = kl.index_add(0, last.nonzero()[:, 0], self.reconstruction(denoiser, batch.rows(last)))
+        return kl, cross_entropy
+
+    def reconstruction(self, denoiser: Denoiser, batch: Batch) -> Tensor:
+        """-log p(x0 | x_0 = x0) of every target, float64 [B, L]: the network is charged for what it sees, too."""
+        targets, x0 = batch.target_mask, batch.input_ids
+        hidden = denoiser.encode(x0, self.told(torch.zeros(len(x0), device=x0.device)), batch.attention_mask)
+
+        def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
+            logits = self.within(denoiser.decode(part))
+            return (F.cross_entropy(logits, x0[rows][targets[rows]], reduction="none").double(),)
+
+        (nats,) = in_parts(terms, hidden[targets], targets.sum(1), self.vocab_size, again=self.fused_loss)
+        return torch.zeros(x0.shape, dtype=torch.float64, device=x0.device).masked_scatter(targets, nats)
+
+    def loss(
+        self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
+    ) -> Loss:
+        """An unbiased estimate of the bound over all T steps, one t per sentence, and the reconstruction."""
+        steps = stratified_timesteps(len(batch.input_ids), self.num_steps, generator, share).to(batch.input_ids.device)
+        t, s = steps.double() / self.num_steps, (steps - 1).double() / self.num_steps
+        xt = self.corrupt(batch.input_ids, t, batch.target_mask, generator=generator)
+        kl, cross_entropy = super().token_terms(denoiser, batch, xt, s, t)
+        total = self.num_steps * kl.sum() + self.reconstruction(denoiser, batch).sum()
+        plain = cross_entropy.detach().sum() / self.schedule.mean_mask_rate
+        return Loss(total, batch.target_mask.sum(), {"cross_entropy": plain})
+
+    # ---- sampling --------------------------------------------------------------------------------------------------
+
+    def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """A masked token stays with (1 - a(s) + m a(s)) / (1 - a(t) + m a(t)); settings act on what is not [MASK]."""
+        at_s, at_t = self.schedule.closed(s), self.schedule.closed(t)
+        mask = self.within(logits.clone()).double().softmax(-1)[:, self.mask_id]
+        stay = (1 - at_s + mask * at_s) / (1 - at_t + mask * at_t).clamp(min=1e-12)
+        return stay, filter_logits(logits + self.sampling_support, args).softmax(-1)

@@ -1,0 +1,158 @@
+"""SEDD with an absorbing state: the network gives ratios of probabilities, which need not add up to one.
+
+In reading order: settings, the score, its entropy, loss, sampling. At a masked position the score of token v is
+s(v) = r q(v), with r = 1 / (exp(sigma) - 1) the total that the true ones have and q(v) = exp(logit(v)) / (V - 1) what
+the network says of v. Score entropy is the divergence for such unnormalised q: where they add up to one it is MDLM's
+cross-entropy, and with any q the integral bounds -log p(x0).
+Source: Lou et al. 2023, "Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution", arXiv
+2310.16834; parameterisation as in the released code of MDLM (arXiv 2406.07524).
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from masked_prediction import Prediction
+from masked_process import MaskedProcess
+from noise_schedules import SCHEDULES
+from process import (
+    EVERY_WINDOW,
+    WHOLE,
+    Batch,
+    Bound,
+    BoundArgs,
+    Denoiser,
+    Generators,
+    Loss,
+    SampleArgs,
+    Share,
+    UserError,
+    check_choices,
+    check_ranges,
+    filter_logits,
+    stratified_uniform,
+)
+
+
+@dataclass(frozen=True)
+class SeddArgs:
+    """Everything that defines the process; saved with the checkpoint."""
+
+    noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "sigma(t)"})
+    sampling_eps: float = field(default=1e-3, metadata={"help": "the smallest t of the training"})
+    time_period: ClassVar[int] = 10_000
+    """Of the slowest sinusoid by which the network is told sigma."""
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_ranges(self, sampling_eps=(1e-6, 0.5))
+
+    def check_time(self, time_conditioning: str) -> None:
+        """Refuses a network that is not told sigma.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        if time_conditioning != "layerwise":
+            raise UserError(f"time_conditioning={time_conditioning}: a score depends on sigma; use layerwise")
+
+    def check(self, *, time_conditioning: str, warm_start: float, **_: object) -> None:
+        """Refuses settings of the training that do not go with these.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        self.check_time(time_conditioning)
+        if warm_start:
+            raise UserError("warm_start trains probabilities, and process=sedd has scores; leave it out")
+
+
+class SeddDiffusion(MaskedProcess):
+    """Continuous time, t in [0, 1]."""
+
+    num_steps, by_steps = math.inf, True
+
+    def __init__(
+        self,
+        args: SeddArgs,
+        token_counts: Tensor,
+        *,
+        mask_id: int,
+        excluded_ids: tuple[int, ...] = (),
+        unsampled_ids: tuple[int, ...] = (),
+    ) -> None:
+        """See `TextProcess`; of the counts, [V], only their number counts."""
+        super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
+        self.args, self.schedule = args, SCHEDULES[args.noise]
+
+    def windows(self, num_steps: int) -> Tensor:
+        """See MaskedProcess; of equal length, float64 [n, 2]."""
+        grid = torch.arange(num_steps or 128, -1, -1, dtype=torch.float64, device=self.barred.device)
+        return torch.stack([grid[:-1], grid[1:]], 1) / grid[0]
+
+    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
+        """alpha_bar(t), alike for all tokens."""
+        return self.schedule.closed(t) + torch.zeros_like(h)
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """The t at which alpha_bar has come down to `level`."""
+        return self.schedule.time_at(level)
+
+    def told(self, t: Tensor) -> Tensor:
+        """Sigma(t), float32 [B]."""
+        return self.schedule.sigma(t.double()).float()
+
+    # ---- the score, its entropy, and the loss ------------------------------------------------------------------------
+
+    def log_ratios(self, logits: Tensor) -> Tensor:
+        """Log q(v), [n, V]; the log score is this plus log r. -inf for [MASK] and what no text holds."""
+        return self.within(logits) - math.log(self.vocab_size - 1)
+
+    def nats(self, prediction: Prediction) -> Tensor:
+        """Score entropy over r d sigma, float64 [n]: sum_v q(v) - 1 - log q(x0), never less than -log pi(x0)."""
+        log_q = prediction.logits - math.log(self.vocab_size - 1)
+        total = log_q.logsumexp(-1).double().exp()
+        return total - 1 - log_q.gather(-1, prediction.x0[:, None]).squeeze(-1).double()
+
+    def loss(
+        self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
+    ) -> Loss:
+        """Score entropies of the masked tokens at one t per sentence, weighted by r d sigma/dt, for loglinear 1/t."""
+        u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
+        t = (1 - self.args.sampling_eps) * u + self.args.sampling_eps
+        xt = self.corrupt(batch.input_ids, t, batch.target_mask, generator=generator)
+        entropy = self.token_terms(denoiser, batch, xt, t, t, with_kl=False)[1].sum(1)
+        total = (self.schedule.closed_weight(t) * entropy).sum()
+        return Loss(total, batch.target_mask.sum(), {"score_entropy": entropy.detach().sum()})
+
+    def bound(
+        self,
+        denoiser: Denoiser,
+        batch: Batch,
+        num_steps: float,
+        args: BoundArgs = EVERY_WINDOW,
+        *,
+        generator: Generators = None,
+    ) -> Bound:
+        """The bound in continuous time: there is none of a number of steps, since scores need not be probabilities.
+
+        Raises:
+            UserError: for a number of steps.
+        """
+        if math.isfinite(num_steps):
+            raise UserError(
+                f"num_steps={num_steps:g}: the bound of process=sedd is that of continuous time; leave it out"
+            )
+        return super().bound(denoiser, batch, num_steps, args, generator=generator)
+
+    # ---- sampling --------------------------------------------------------------------------------------------------
+
+    def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Tweedie's ("analytic") step: v is revealed with probability u q(v), scaled down where they exceed one."""
+        u = self.reveal_probability(torch.zeros_like(t), s, t) if s < t else torch.ones_like(t)
+        revealed = u * self.log_ratios(logits.clone()).logsumexp(-1).double().exp()
+        stay = (1 - revealed).clamp(min=0)
+        return stay, filter_logits(logits + self.sampling_support, args).softmax(-1)

@@ -1,0 +1,195 @@
+"""autoregressive.py: the chain rule, exact in scoring and in sampling; the network never sees what is to come."""
+
+import math
+
+import pytest
+import torch
+from conftest import TableDenoiser, all_sentences, text_batch
+from test_row_clocks import N, agrees
+from torch import Tensor
+from toy_process import COUNTS, MASK, TOKENS
+from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, ModernBertDecoderConfig
+
+import masked_prediction
+from autoregressive import Autoregressive, AutoregressiveArgs
+from models.bert import BertDenoiser, build, looks_ahead, wrap
+from models.networks import BertArgs, fresh_network
+from process import Batch, BoundArgs, SampleArgs, UserError
+
+V = len(COUNTS)
+
+
+class CausalTable(TableDenoiser):
+    """The hidden state at i is a scramble of the tokens up to i; its cache is those tokens."""
+
+    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
+        """Logits of the next token."""
+        position = torch.arange(1, xt.shape[1] + 1, dtype=torch.float64)
+        view = ((xt + 1) * position).cumsum(1) + position * 0.37
+        token = torch.arange(self.vocab_size, dtype=torch.float64)
+        return self.scale * torch.sin(view[..., None] * (1.3 + token) + token)
+
+    def extend(self, tokens: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Everything again, for simplicity."""
+        whole = tokens if cache is None else torch.cat([cache, tokens], 1)
+        return self.encode(whole, None, None)[:, -tokens.shape[1] :], whole
+
+
+def process() -> Autoregressive:
+    return Autoregressive(AutoregressiveArgs(), COUNTS, mask_id=MASK)
+
+
+def after(first: int, rest: Tensor) -> Batch:
+    """Sentences that begin with a given token."""
+    ids = torch.cat([torch.full_like(rest[:, :1], first), rest], 1)
+    targets = torch.ones_like(ids, dtype=torch.bool)
+    targets[:, 0] = False
+    return Batch(ids, torch.ones_like(targets), targets)
+
+
+def test_probabilities_of_all_sentences_sum_to_one() -> None:
+    bound = process().bound(CausalTable(V), after(2, all_sentences(TOKENS, 3)), 1)
+    assert torch.exp(-bound.total).sum().item() == pytest.approx(1) and (bound.forwards == 1).all()
+
+
+def test_it_is_the_chain_rule() -> None:
+    """Token by token, with Python numbers."""
+    denoiser, expected = CausalTable(V), 0.0
+    sentence = [2, 0, 4, 1]
+    for i in range(1, 4):
+        logits = denoiser.encode(torch.tensor([sentence[:i]]), None, None)[0, -1]
+        logits[MASK] = -math.inf
+        expected -= logits.log_softmax(-1)[sentence[i]].item()
+    batch = after(2, torch.tensor([[0, 4, 1]]))
+    assert process().nll_bound(denoiser, batch, 1).item() == pytest.approx(expected)
+    loss = process().loss(denoiser, batch)
+    assert loss.total.item() == pytest.approx(expected) and loss.num_tokens == 3
+
+
+def test_what_is_no_target_is_given_and_costs_nothing() -> None:
+    ids = torch.tensor([[2, 0, 4, 1]])
+    targets = torch.tensor([[False, False, True, False]])
+    nats = process().cross_entropy(CausalTable(V), Batch(ids, torch.ones_like(targets), targets))
+    assert (nats[~targets] == 0).all() and nats[0, 2] > 0
+    whole = process().cross_entropy(CausalTable(V), after(2, ids[:, 1:]))
+    assert nats[0, 2] == whole[0, 2]
+
+
+def test_what_is_scored_only_is_never_drawn() -> None:
+    made = Autoregressive(AutoregressiveArgs(), COUNTS, mask_id=MASK, unsampled_ids=(0,))
+    batch = after(2, torch.zeros(5000, 2, dtype=torch.long))
+    assert not made.sample(CausalTable(V), batch, SampleArgs())[:, 1:].eq(0).any()
+    assert made.bound(CausalTable(V), batch, 1).total.isfinite().all()
+
+
+def test_logits_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = after(2, torch.tensor([[0, 4, 1], [1, 1, 0]]).repeat(20, 1))
+    with torch.no_grad():
+        whole = process().cross_entropy(CausalTable(V), batch)
+        monkeypatch.setattr(masked_prediction, "LOGITS_AT_ONCE", 12 * V)
+        torch.testing.assert_close(process().cross_entropy(CausalTable(V), batch), whole)
+
+
+@pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_k": 3}])
+def test_samples_follow_the_law(filters: dict) -> None:
+    law = torch.zeros(V**3, dtype=torch.float64)
+    for place, rest in enumerate(all_sentences(list(range(V)), 3)):
+        chance, sentence = 1.0, [2]
+        for token in rest.tolist():
+            logits = CausalTable(V).encode(torch.tensor([sentence]), None, None)[0, -1]
+            logits[MASK] = -math.inf
+            logits = logits / filters.get("temperature", 1)
+            kept = logits.topk(filters.get("top_k", V)).values[-1]
+            chance *= logits.masked_fill(logits < kept, -math.inf).softmax(-1)[token].item()
+            sentence.append(token)
+        law[place] = chance
+    batch = after(2, torch.zeros(N, 3, dtype=torch.long))
+    drawn = process().sample(CausalTable(V), batch, SampleArgs(**filters), rows_at_once=50_000)
+    assert agrees(drawn, batch, law)
+
+
+def test_given_tokens_stay_and_rows_do_not_depend_on_their_neighbours() -> None:
+    ids = torch.tensor([[2, 0, 1, 4], [2, 1, 0, 0], [2, 1, 1, 1]])
+    attended = torch.tensor([[True] * 4, [True, True, True, False], [True] * 4])
+    targets = torch.tensor([[False, True, False, True], [False, False, True, False], [False] * 4])
+    batch, args = Batch(ids, attended, targets), SampleArgs()
+
+    def streams(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    finished: list[int] = []
+    together = process().sample(
+        CausalTable(V), batch, args, generator=streams(0, 1, 2), on_step=lambda rows, _: finished.extend(rows.tolist())
+    )
+    apart = [
+        process().sample(CausalTable(V), batch.rows(slice(i, i + 1)), args, generator=streams(i)) for i in range(3)
+    ]
+    assert torch.equal(together, torch.cat(apart)) and sorted(finished) == [0, 1]
+    assert torch.equal(together[~targets], ids[~targets]) and not together.eq(MASK).any()
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 30}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+NETWORKS = {
+    "bert": BertConfig(**SIZES, is_decoder=True),
+    "modernbert": ModernBertDecoderConfig(**SIZES, **SPECIAL, cls_token_id=1, sep_token_id=2),
+    "gpt2": GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=30, **SPECIAL),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_real_network_looks_to_its_left_only_and_its_cache_is_exact(name: str) -> None:
+    denoiser = BertDenoiser(AutoModelForCausalLM.from_config(NETWORKS[name])).eval()
+    ids = torch.randint(3, 30, (4, 9))
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    with torch.no_grad():
+        whole = denoiser.encode(ids, None, everywhere)
+        changed = denoiser.encode(torch.cat([ids[:, :5], ids[:, 5:].flip(1)], 1), None, everywhere)
+        torch.testing.assert_close(changed[:, :5], whole[:, :5])
+        assert not torch.allclose(changed[:, 5:], whole[:, 5:])
+        seen, cache = [], None
+        for a, b in ((0, 4), (4, 5), (5, 6), (6, 9)):
+            hidden, cache = denoiser.extend(ids[:, a:b], cache)
+            seen.append(hidden)
+        torch.testing.assert_close(torch.cat(seen, 1), whole, atol=1e-5, rtol=1e-5)
+
+
+def test_a_network_that_sees_what_is_to_come_is_refused_or_made_causal(tokenizer, tmp_path) -> None:
+    """The weights of an encoder may begin the training; its eyes may not."""
+    encoder = fresh_network(BertArgs(model_name_or_path="bert-small", from_scratch=True), tokenizer)
+    encoder.save_pretrained(tmp_path / "bert")
+    made = build(BertArgs(model_name_or_path=str(tmp_path / "bert")), tokenizer, 1, causal=True)
+    assert not looks_ahead(made) and looks_ahead(build(BertArgs(str(tmp_path / "bert")), tokenizer, 1))
+    made.network.save_pretrained(tmp_path / "causal")
+    assert not looks_ahead(build(BertArgs(str(tmp_path / "causal")), tokenizer, 1, causal=True))
+    with pytest.raises(
+        UserError, match="sees what is to come, and this process needs a network that sees its left only"
+    ):
+        wrap(encoder, "none", 1, causal=True)
+    with pytest.raises(UserError, match="sees its left only, and this process needs a network that sees both sides"):
+        wrap(AutoModelForCausalLM.from_config(NETWORKS["gpt2"]), "none", 1)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    batch = after(2, torch.zeros(1, 2, dtype=torch.long))
+    for call, message in (
+        (
+            lambda: process().bound(CausalTable(V), batch, 1, BoundArgs("trajectory")),
+            "the likelihood of process=ar is exact, in one forward",
+        ),
+        (
+            lambda: process().sample(CausalTable(V), batch, SampleArgs(num_steps=9)),
+            "num_steps=9: process=ar draws token by",
+        ),
+        (lambda: process().sample(CausalTable(V), batch, SampleArgs(sampler="cached")), "is for masked processes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call()
+    for words, message in (
+        ({"time_conditioning": "layerwise"}, "process=ar has no time"),
+        ({"warm_start": 0.1}, "warm_start is for masked processes"),
+        ({"packing": True}, "packing=true is for masked processes"),
+    ):
+        with pytest.raises(UserError, match=message):
+            AutoregressiveArgs().check(**{"time_conditioning": "none", "warm_start": 0, "packing": False, **words})
+    assert text_batch(batch.input_ids).input_ids.shape == (1, 3)

@@ -1,0 +1,198 @@
+"""diffusion_mdlm.py: the recorded losses and reverse steps of the released MDLM, and its training loss is the bound."""
+
+import math
+
+import pytest
+import torch
+from conftest import TableDenoiser, text_batch
+from toy_family import Recorded, V, limit_bound, mdlm, recorded
+
+from diffusion_mdlm import MdlmArgs, MdlmDiffusion
+from noise_schedules import SCHEDULES, geometric
+from process import Batch, SampleArgs, Share, UserError
+
+LOSSES, STEPS, OUTPUTS = recorded("losses"), recorded("sampling_step"), recorded("parameterization")
+MASK8 = LOSSES["inputs"]["mask_id"]
+X0, XT = (torch.tensor(LOSSES["inputs"][name]) for name in ("x0", "x_t"))
+BATCH = Batch(X0, torch.ones_like(X0, dtype=torch.bool), torch.ones_like(X0, dtype=torch.bool))
+SETTINGS = ("parameterization", "T", "noise", "time_conditioning", "importance_sampling", "change_of_variables")
+
+
+def subs(cases: list[dict]) -> list[dict]:
+    return [case for case in cases if case["parameterization"] == "subs"]
+
+
+def process_of(case: dict) -> MdlmDiffusion:
+    """Over the recordings' vocabulary of eight."""
+    args = MdlmArgs(
+        noise=case.get("noise", "loglinear"),
+        num_steps=case.get("T", 0),
+        importance_sampling=case.get("importance_sampling", False),
+        change_of_variables=case.get("change_of_variables", False),
+    )
+    process = MdlmDiffusion(args, torch.ones(8), mask_id=MASK8)
+    if args.noise == "geometric":
+        process.schedule = geometric(1e-3, 1.0)  # of which the recordings are
+    return process
+
+
+def name_of(case: dict) -> str:
+    return " ".join(f"{key}={case[key]}" for key in SETTINGS[1:] if case.get(key))
+
+
+def cross_entropies(process: MdlmDiffusion, case: dict, t: torch.Tensor) -> torch.Tensor:
+    denoiser = Recorded(time_conditioned=case["time_conditioning"])
+    return process.token_terms(denoiser, BATCH, XT, t, t, with_kl=False)[1]
+
+
+@pytest.mark.parametrize("case", subs(LOSSES["cases"]), ids=name_of)
+def test_the_loss_of_a_token_is_the_recorded_one(case: dict) -> None:
+    process = process_of(case)
+    t = process.draw_time((torch.tensor(case["t_drawn"]).double() - 1e-3) / (1 - 1e-3))
+    if not case["change_of_variables"]:
+        torch.testing.assert_close(t, torch.tensor(case["t_used"]).double(), rtol=1e-4, atol=1e-6)
+    raw_weight = process.schedule.weight(t) if case["noise"] == "geometric" else process.weight(t)
+    found = cross_entropies(process, case, t) * raw_weight[:, None]
+    if case["loss_mean"] == "nan":  # at t = 1/T: 0/0 there, and here the limit
+        assert found.isfinite().all() and found[0, 0] == pytest.approx(1000 * cross_entropies(process, case, t)[0, 0])
+        found, expected = found[1], torch.tensor(case["loss_per_token"][1]).double()
+    else:
+        expected = torch.tensor(case["loss_per_token"]).double()
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", subs(LOSSES["cases"]), ids=name_of)
+def test_the_mask_rate_is_the_recorded_one(case: dict) -> None:
+    process = process_of(case)
+    t = process.draw_time((torch.tensor(case["t_drawn"]).double() - 1e-3) / (1 - 1e-3))
+    raw = 1 - process.schedule.alpha_bar(t)
+    torch.testing.assert_close(raw, torch.tensor(case["move_chance"]).double(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", subs(OUTPUTS["cases"]), ids=lambda case: str(case["time_conditioning"]))
+def test_the_prediction_is_the_recorded_one(case: dict) -> None:
+    """[MASK] has probability 0, and visible tokens are not predicted at all."""
+    process, t = process_of({}), torch.tensor(OUTPUTS["inputs"]["t"]).double()
+    found = process.predict(Recorded(time_conditioned=case["time_conditioning"]), BATCH, XT, t)
+    expected = torch.tensor(case["output"]).double()
+    assert (found.probs[:, MASK8] == 0).all()
+    torch.testing.assert_close(
+        found.probs.double().log()[:, [0, 1, 2, 4, 5, 6, 7]],
+        expected[XT.eq(MASK8)][:, [0, 1, 2, 4, 5, 6, 7]],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    torch.testing.assert_close(
+        process.told(t).double(), torch.tensor(OUTPUTS["inputs"]["sigma"]).double(), rtol=1e-4, atol=0
+    )
+    visible = expected[~XT.eq(MASK8)].argmax(-1)
+    assert torch.equal(visible, XT[~XT.eq(MASK8)])
+
+
+@pytest.mark.parametrize(
+    "case", subs(STEPS["cases"]), ids=lambda c: f"{c['algorithm']} {c['noise']} {c['t']} {c['dt']}"
+)
+def test_a_reverse_step_is_the_recorded_one(case: dict) -> None:
+    """ddpm, its cached form and the analytic step: one law but for what the schedule is taken to be.
+
+    Closed, alpha_bar is 1 - t: the cached form's. The others are compared at the released mask rates.
+    """
+    process, algorithm = process_of(case), case["algorithm"]
+    t = torch.tensor(case["t"], dtype=torch.float64)
+    s = torch.zeros_like(t) if algorithm == "denoiser" else t - case["dt"]
+    denoiser, masked = Recorded(time_conditioned=case["time_conditioning"]), XT.eq(MASK8)
+    logits = denoiser.encode(XT, process.told(t[None]).expand(2), BATCH.attention_mask)[masked]
+    if algorithm != "ddpm_cache":
+        process.schedule = RawSchedule(process.schedule)
+    stay, weights = process.reverse_step(logits, SampleArgs(), s, t)
+    stay = torch.zeros_like(stay) if algorithm == "denoiser" else stay
+    found = (weights * (1 - stay)[:, None]).index_copy(1, torch.tensor([MASK8]), stay[:, None])
+    torch.testing.assert_close(found, torch.tensor(case["prob"]).double()[masked], rtol=2e-3, atol=1e-4)
+
+
+class RawSchedule:
+    """A schedule whose ends are left open, as released."""
+
+    def __init__(self, schedule: object) -> None:
+        self.closed, self.sigma = schedule.alpha_bar, schedule.sigma
+
+
+@pytest.mark.parametrize("settings", [{}, {"noise": "cosine"}, {"noise": "geometric"}, {"noise": "linear"}])
+def test_the_mean_of_the_loss_is_the_bound_in_continuous_time(settings: dict) -> None:
+    """For every schedule, since the bound knows of none."""
+    process, x0 = mdlm(sampling_eps=1e-6, **settings), torch.tensor([0, 2, 1])
+    losses = torch.stack(
+        [process.loss(TableDenoiser(V), text_batch(x0.expand(4000, -1))).total / 4000 for _ in range(20)]
+    )
+    error = losses.std() / math.sqrt(len(losses))
+    assert abs(losses.mean() - limit_bound(process, TableDenoiser(V), x0)) < 5 * error
+
+
+@pytest.mark.parametrize("settings", [{"importance_sampling": True}, {"change_of_variables": True}])
+def test_importance_sampling_has_the_same_mean(settings: dict) -> None:
+    """But for the mask rates below 0.001, which are never drawn, and the 0.014 % of the released constant."""
+    process, x0 = mdlm(**settings), torch.tensor([0, 2, 1])
+    losses = torch.stack(
+        [process.loss(TableDenoiser(V), text_batch(x0.expand(4000, -1))).total / 4000 for _ in range(20)]
+    )
+    expected = limit_bound(process, TableDenoiser(V), x0)
+    assert abs(losses.mean() - expected) < 5 * losses.std() / math.sqrt(len(losses)) + 4e-3 * expected
+
+
+def test_discrete_time_trains_on_the_bound_of_so_many_steps() -> None:
+    from toy_family import exact_bound
+
+    process, x0 = mdlm(num_steps=6, sampling_eps=1e-6), torch.tensor([0, 2, 1])
+    losses = torch.stack(
+        [process.loss(TableDenoiser(V), text_batch(x0.expand(6000, -1))).total / 6000 for _ in range(20)]
+    )
+    error = losses.std() / math.sqrt(len(losses))
+    assert abs(losses.mean() - exact_bound(process, TableDenoiser(V), x0, 6)) < 5 * error
+
+
+def test_uniform_weights_are_one_in_expectation() -> None:
+    """With a network that gives every token the same loss c, the expected total is c a target token."""
+    for noise in SCHEDULES:
+        process = mdlm(noise=noise, loss_weighting="uniform", sampling_eps=1e-6)
+        loss = process.loss(TableDenoiser(V, scale=0.0), text_batch(torch.zeros(20_000, 6, dtype=torch.long)))
+        assert loss.total.item() / 120_000 == pytest.approx(math.log(4), rel=0.03)
+
+
+def test_times_are_spread_over_the_batch_and_its_step() -> None:
+    process = mdlm()
+    for part in range(2):
+        u = torch.sort(
+            process_times(process, 100, Share(part, 2, 7)),
+        ).values
+        assert ((u * 100).long() == torch.arange(100)).double().mean() > 0.85
+
+
+def process_times(process: MdlmDiffusion, n: int, share: Share) -> torch.Tensor:
+    from process import stratified_uniform
+
+    return process.draw_time(stratified_uniform(n, torch.Generator().manual_seed(3), share))
+
+
+def test_what_the_network_is_told() -> None:
+    t = torch.tensor([0.0, 0.3, 1.0]).double()
+    told = mdlm().told(t)
+    torch.testing.assert_close(told, torch.tensor([0.0, 0.356246501, 6.907755]), rtol=1e-4, atol=1e-6)
+    told = mdlm(change_of_variables=True).told(
+        mdlm(change_of_variables=True).draw_time(torch.tensor([0.0, 0.5, 0.999]))
+    )
+    torch.testing.assert_close(told, torch.tensor([0.001, 0.5005, 0.999]), rtol=1e-3, atol=1e-4)  # the number drawn
+    assert geometric().sigma(torch.tensor(1.0)).item() == pytest.approx(20)
+
+
+def test_settings_that_contradict_each_other_are_refused() -> None:
+    for settings, message in (
+        ({"importance_sampling": True, "change_of_variables": True}, "two ways to do the same"),
+        ({"importance_sampling": True, "num_steps": 8}, "is for continuous time"),
+        ({"sampling_eps": 0.0}, "sampling_eps=0.0 must lie in"),
+        ({"num_steps": -1}, "num_steps=-1 must lie in 0..1000000"),
+        ({"noise": "pink"}, "noise='pink' must be one of loglinear, cosine"),
+    ):
+        with pytest.raises(UserError, match=message):
+            MdlmArgs(**settings)
+    with pytest.raises(UserError, match="time_conditioning=token counts whole steps"):
+        MdlmArgs().check(time_conditioning="token")
