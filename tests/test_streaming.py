@@ -169,6 +169,7 @@ def test_too_little_text_is_refused(tmp_path: Path, tokenizer: BertTokenizerFast
             reader.take()
 
 
+@pytest.mark.parametrize("whole_or_in_turns", ["cut"], indirect=True)
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt.gz"])
 def test_a_run_streams_stops_and_goes_on(monkeypatch, tmp_path: Path, capsys, kind: str) -> None:
     """From the command line, with workers: stopped in its fifth step or not, the weights are the same."""

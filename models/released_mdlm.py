@@ -1,0 +1,134 @@
+"""Weights that MDLM's authors released: a Lightning checkpoint (.ckpt), or a folder as on the hub (mdlm-owt).
+
+A .ckpt is a pickle. It is opened by torch's weights-only reader, which builds tensors and plain containers and runs
+nothing; the settings and the tokenizer that Lightning keeps beside them become empty stand-ins, and any other name in
+the file is a refusal.
+"""
+
+import collections
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from hub import first_line
+from models.dit import DitConfig, DitNetwork
+from process import UserError
+
+PREFIX = "backbone."
+
+
+class StandIn:
+    """Of an object that is not wanted: it takes whatever it is given and keeps nothing."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        """Nothing."""
+
+    def __setstate__(self, state: object) -> None:
+        """Nothing."""
+
+
+IGNORED = ("omegaconf.", "transformers.", "tokenizers.", "typing.", "pathlib.")
+"""Packages whose objects Lightning keeps beside the weights: a run's settings, and its tokenizer."""
+PLAIN = {f"builtins.{kind.__name__}" for kind in (dict, list, int, float, str, bool, tuple, set, bytes)}
+"""Types that settings refer to."""
+
+
+FACTORIES = {"collections.defaultdict": collections.defaultdict}
+
+
+def read_weights(path: Path, *, averaged: bool) -> dict[str, Tensor]:
+    """Tensors of the network by its own names, in the order of its parameters.
+
+    Args:
+        path: a .ckpt, or a folder with model.safetensors.
+        averaged: of a .ckpt, the moving average, which the authors score and sample with.
+
+    Raises:
+        UserError: if it cannot be read, or holds anything but what is expected.
+    """
+    try:
+        if path.is_dir():
+            held, shadow = load_file(path / "model.safetensors"), None
+        else:
+            held, shadow = _read_lightning(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({first_line(error)}); give a .ckpt, or a folder of the hub"
+        ) from error
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in held.items() if name.startswith(PREFIX)}
+    if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise UserError(f"{path}: no tensors named {PREFIX}... in it; MDLM's checkpoints have them")
+    weights = _averaged(path, weights, shadow) if averaged and shadow is not None else weights
+    for name, tensor in weights.items():  # a few bytes may claim to be a large tensor
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            raise UserError(f"{path}: {name} is larger than what is stored of it")
+    return weights
+
+
+def _read_lightning(path: Path) -> tuple[dict, object]:
+    try:
+        named = torch.serialization.get_unsafe_globals_in_checkpoint(path)  # read off the file, which is not run
+        strangers = [name for name in named if not name.startswith(IGNORED) and name not in PLAIN | FACTORIES.keys()]
+        if strangers:
+            raise UserError(f"{path}: refused, since it names {strangers[0]}; only tensors and settings are read")
+        with torch.serialization.safe_globals([(FACTORIES.get(name, StandIn), name) for name in named]):
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, UserError):
+        raise
+    except Exception as error:  # what damaged bytes run into
+        raise UserError(f"{path}: not a checkpoint of Lightning ({type(error).__name__}); give another file") from error
+    if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
+        raise UserError(f"{path}: no state_dict in it; a Lightning checkpoint has one")
+    average = found.get("ema")
+    return found["state_dict"], average.get("shadow_params") if isinstance(average, dict) else None
+
+
+def _averaged(path: Path, weights: dict[str, Tensor], shadow: object) -> dict[str, Tensor]:
+    """The average is a list; the order is that of the parameters, which is that of their names in the file."""
+    names = [name for name in weights if not name.endswith("inv_freq")]
+    shapes = [tensor.shape for tensor in shadow] if isinstance(shadow, list) else []
+    if shapes != [weights[name].shape for name in names]:
+        raise UserError(f"{path}: its average does not fit its network; give --averaged false")
+    return {**weights, **dict(zip(names, shadow, strict=True))}
+
+
+def network_of(weights: dict[str, Tensor], *, model_length: int, n_heads: int = 0) -> DitNetwork:
+    """A network of those weights, its sizes read off them, float32.
+
+    Args:
+        weights: from `read_weights`.
+        model_length: tokens of a text.
+        n_heads: 0: as the rotary frequencies tell.
+
+    Raises:
+        UserError: if the weights are not those of such a network.
+    """
+    try:
+        (vocab_size, dim), rotary = weights["vocab_embed.embedding"].shape, weights.get("rotary_emb.inv_freq")
+        if not n_heads and rotary is None:
+            raise UserError("the weights do not tell how many heads there are; give --n_heads")
+        blocks = {int(name.split(".")[1]) for name in weights if name.startswith("blocks.")}
+        if blocks != set(range(len(blocks))):
+            raise UserError(f"block {max(blocks)} of {len(blocks)}: some are missing")
+        causal = "sigma_map.mlp.2.weight" not in weights
+        config = DitConfig(
+            vocab_size=vocab_size,
+            model_length=model_length,
+            hidden_dim=dim,
+            cond_dim=128 if causal else len(weights["sigma_map.mlp.2.weight"]),
+            n_blocks=len(blocks),
+            n_heads=n_heads or dim // (2 * len(rotary)),
+            causal=causal,
+        )
+        network = DitNetwork(config)
+        given = {**network.backbone.state_dict(), **weights} if rotary is None else weights
+        network.backbone.load_state_dict({name: tensor.float() for name, tensor in given.items()}, strict=True)
+    except (KeyError, ValueError, IndexError, ZeroDivisionError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        lines = str(error).splitlines()
+        raise UserError(f"these are not the weights of MDLM's network ({(lines[1:] or lines)[0].strip()})") from error
+    return network

@@ -1,0 +1,179 @@
+"""models/released_mdlm.py and import_mdlm.py: released weights in, our checkpoint out, and nothing else is believed."""
+
+import json
+import os
+import pickle
+import re
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SENTENCES, call
+from test_dit import SMALL, network
+from tokenizers import ByteLevelBPETokenizer
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+
+import checkpoint
+import compute_elbo
+import import_mdlm
+import predict
+from models.dit import DitNetwork
+from models.released_mdlm import network_of, read_weights
+from process import UserError
+
+IDS = torch.tensor([[5, 0, 7, 4]])
+
+
+def lightning(path: Path, made: DitNetwork, average: DitNetwork, extra: object = None) -> Path:
+    """A checkpoint as Lightning writes it: settings that are objects of another package among the tensors."""
+    package = {name: types.ModuleType(name) for name in ("omegaconf", "omegaconf.dictconfig", "omegaconf.base")}
+
+    class DictConfig:
+        def __init__(self) -> None:
+            self.__dict__["_content"] = {"lr": 3e-4, "kind": dict}
+
+    class ContainerMetadata:
+        pass
+
+    for kind, where in ((DictConfig, "omegaconf.dictconfig"), (ContainerMetadata, "omegaconf.base")):
+        kind.__module__, kind.__qualname__ = where, kind.__name__
+        setattr(package[where], kind.__name__, kind)
+    sys.modules.update(package)
+    try:
+        settings = DictConfig()
+        settings.__dict__["_metadata"] = ContainerMetadata()
+        shadow = [parameter.detach().clone() for parameter in average.backbone.parameters()]
+        content = {
+            "state_dict": {f"backbone.{name}": tensor for name, tensor in made.backbone.state_dict().items()},
+            "ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": shadow},
+            "hyper_parameters": {
+                "config": settings,
+                "tokenizer": BertTokenizerFast(vocab={"[UNK]": 0}),
+                "extra": extra,
+            },
+            "epoch": 3,
+        }
+        torch.save(content, path)
+    finally:
+        for name in package:
+            del sys.modules[name]
+    return path
+
+
+def test_the_average_is_mapped_by_position(tmp_path: Path) -> None:
+    made, average = network(seed=1), network(seed=2)
+    file = lightning(tmp_path / "mdlm.ckpt", made, average)
+    for averaged, expected in ((False, made), (True, average)):
+        found = network_of(read_weights(file, averaged=averaged), model_length=32).eval()
+        torch.testing.assert_close(found(IDS), expected(IDS))
+        assert found.config.n_heads == 2 and found.config.cond_dim == 8 and found.config.n_blocks == 2
+
+
+def test_a_folder_of_the_hub_and_a_causal_network(tmp_path: Path) -> None:
+    made = network(causal=True)
+    made.save_pretrained(tmp_path / "a")
+    found = network_of(read_weights(tmp_path / "a", averaged=True), model_length=32).eval()
+    torch.testing.assert_close(found(IDS), made(IDS))
+    assert found.config.causal
+
+
+class Bomb:
+    """Would leave a mark if it were unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_nothing_else_in_the_file_is_built(tmp_path: Path) -> None:
+    mark = tmp_path / "executed"
+    file = lightning(tmp_path / "a.ckpt", network(), network(), extra=Bomb(mark))
+    (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Bomb(mark)))
+    (tmp_path / "c.ckpt").write_bytes(b"PK\3\4 no zip")
+    (tmp_path / "d.ckpt").write_bytes(b"")
+    lightning(tmp_path / "e.ckpt", network(), network(), extra=re.compile("x"))  # harmless, but not expected
+    for name in "abcde":
+        with pytest.raises(UserError, match=f"{name}.ckpt: "):
+            read_weights(tmp_path / f"{name}.ckpt", averaged=True)
+    assert not mark.exists() and file.exists()
+
+
+def test_other_weights_are_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"model.weight": torch.ones(2)}}, tmp_path / "a.ckpt")
+    torch.save({"weights": 1}, tmp_path / "b.ckpt")
+    wider = network(hidden_dim=32)
+    lightning(tmp_path / "c.ckpt", network(), wider)
+    for name, message in (
+        ("a", "no tensors named backbone"),
+        ("b", "no state_dict in it"),
+        ("c", "give --averaged false"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read_weights(tmp_path / f"{name}.ckpt", averaged=True)
+    weights = read_weights(lightning(tmp_path / "d.ckpt", network(), network()), averaged=False)
+    huge = {**weights, "vocab_embed.embedding": torch.ones(1).expand(10**8, 1024)}
+    torch.save({"state_dict": {f"backbone.{name}": tensor for name, tensor in huge.items()}}, tmp_path / "e.ckpt")
+    with pytest.raises(UserError, match="vocab_embed.embedding is larger than what is stored of it"):
+        read_weights(tmp_path / "e.ckpt", averaged=False)
+    for change, message in (
+        ({"blocks.99999999.x": torch.ones(1)}, "block 99999999 of 3: some are missing"),
+        ({"blocks.1.norm1.weight": None}, "Missing key.*blocks.1.norm1.weight"),
+        ({"blocks.1.extra": torch.ones(1)}, "Unexpected key.*blocks.1.extra"),
+        ({"vocab_embed.embedding": torch.ones(3)}, "not the weights of MDLM's network"),
+        ({"rotary_emb.inv_freq": None}, "give --n_heads"),
+    ):
+        changed = {name: tensor for name, tensor in {**weights, **change}.items() if tensor is not None}
+        with pytest.raises(UserError, match=message):
+            network_of(changed, model_length=32)
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """A byte-level tokenizer without [MASK], as GPT-2's."""
+    trainer = ByteLevelBPETokenizer()
+    trainer.train_from_iterator(SENTENCES, vocab_size=330, special_tokens=["<|endoftext|>"], show_progress=False)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=trainer._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+    )
+    made.save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+@pytest.mark.parametrize("process", ["mdlm", "sedd", "ar"])
+def test_what_is_imported_all_scripts_take(monkeypatch, capsys, gpt2: Path, tmp_path: Path, process: str) -> None:
+    size = json.loads((gpt2 / "tokenizer.json").read_text())["model"]["vocab"]
+    made = network(causal=process == "ar", vocab_size=len(size) + 1)
+    file = lightning(tmp_path / "a.ckpt", network(causal=process == "ar", vocab_size=len(size) + 1, seed=5), made)
+    words = ["--source", file, "--tokenizer", gpt2, "--output_dir", tmp_path / "out", "--process", process]
+    words += ["--max_length", 24, *(["--time_conditioning", "layerwise"] if process == "sedd" else [])]
+    assert call(import_mdlm.main, monkeypatch, *words) == 0
+    assert f"{sum(p.numel() for p in made.parameters()):,} parameters written" in capsys.readouterr().out
+    run = checkpoint.load(str(tmp_path / "out"), torch.device("cpu"))
+    torch.testing.assert_close(run.denoiser.network(IDS), made(IDS))
+    assert run.process_name == process and run.tokenizer.mask_token_id == len(size)
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES[:5]) + "\n")
+    words = ["--data", tmp_path / "text.txt", "--cache_dir", tmp_path / "cache"]
+    assert call(compute_elbo.main, monkeypatch, "--checkpoint", tmp_path / "out", *words) == 0
+    assert call(predict.main, monkeypatch, "--checkpoint", tmp_path / "out", "--num_samples", 2, "--num_steps", 0) == 0
+
+
+def test_what_does_not_fit_is_one_line_and_nothing_is_written(monkeypatch, capsys, gpt2: Path, tmp_path: Path) -> None:
+    file = lightning(tmp_path / "a.ckpt", network(), network())
+    base = {"--source": file, "--tokenizer": gpt2, "--output_dir": tmp_path / "out"}
+    for change, message in (
+        ({"--source": tmp_path / "none.ckpt"}, "no such file or folder"),
+        ({"--process": "ar"}, "process=ar: this network sees all"),
+        ({"--process": "gan"}, "process"),
+        ({"--process": "sedd"}, "a score depends on sigma; use layerwise"),
+        ({}, f"the network {SMALL['vocab_size']}"),
+        ({"--tokenizer": tmp_path / "nowhere"}, "nowhere"),
+        ({"--output_dir": tmp_path}, "is not empty; give a new folder"),
+    ):
+        words = [word for pair in {**base, **change}.items() for word in pair]
+        assert call(import_mdlm.main, monkeypatch, *words) == 2
+        said = capsys.readouterr().err.strip()
+        assert message in said and "\n" not in said and not (tmp_path / "out").exists()
