@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from masked_prediction import Prediction, in_parts
-from masked_process import MaskedProcess
+from masked_process import ScheduledProcess
 from noise_schedules import SCHEDULES
 from process import (
     WHOLE,
@@ -27,7 +27,6 @@ from process import (
     check_choices,
     check_ranges,
     filter_logits,
-    step_windows,
     stratified_timesteps,
 )
 
@@ -60,7 +59,7 @@ class D3pmArgs:
             raise UserError("time_conditioning=token counts whole steps, and sigma is none; use none or layerwise")
 
 
-class D3pmDiffusion(MaskedProcess):
+class D3pmDiffusion(ScheduledProcess):
     """t runs over multiples of 1/T, float64."""
 
     exact, by_steps = False, True
@@ -79,23 +78,6 @@ class D3pmDiffusion(MaskedProcess):
         if not args.subs_masking:
             self.barred = self.barred[self.barred != mask_id]
         self.args, self.num_steps, self.schedule = args, args.num_steps, SCHEDULES[args.noise]
-
-    def windows(self, num_steps: int) -> Tensor:
-        """See MaskedProcess; float64 [n, 2]."""
-        steps = torch.tensor(list(step_windows(self.num_steps, num_steps)), device=self.barred.device)
-        return steps.double() / self.num_steps
-
-    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
-        """alpha_bar(t), alike for all tokens."""
-        return self.schedule.closed(t) + torch.zeros_like(h)
-
-    def time_at(self, level: Tensor) -> Tensor:
-        """The t at which alpha_bar has come down to `level`."""
-        return self.schedule.time_at(level)
-
-    def told(self, t: Tensor) -> Tensor:
-        """Sigma(t), float32 [B]."""
-        return self.schedule.sigma(t.double()).float()
 
     # ---- the bound's terms -----------------------------------------------------------------------------------------
 

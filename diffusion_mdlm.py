@@ -14,7 +14,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
-from masked_process import MaskedProcess
+from masked_process import ScheduledProcess
 from noise_schedules import SCHEDULES, log_mask_rates, log_uniform_time
 from process import (
     WHOLE,
@@ -25,7 +25,6 @@ from process import (
     UserError,
     check_choices,
     check_ranges,
-    step_windows,
     stratified_uniform,
 )
 
@@ -74,7 +73,7 @@ class MdlmArgs:
             raise UserError("time_conditioning=token counts whole steps, and sigma is none; use none or layerwise")
 
 
-class MdlmDiffusion(MaskedProcess):
+class MdlmDiffusion(ScheduledProcess):
     """Continuous time: t in [0, 1], of float64; with args.num_steps the times of the training are multiples of 1/T."""
 
     def __init__(
@@ -101,26 +100,10 @@ class MdlmDiffusion(MaskedProcess):
 
     # ---- time ----------------------------------------------------------------------------------------------------
 
-    def windows(self, num_steps: int) -> Tensor:
-        """See MaskedProcess; of equal length, float64 [n, 2]."""
-        if self.args.num_steps:
-            steps = torch.tensor(list(step_windows(self.args.num_steps, num_steps)), device=self.barred.device)
-            return steps.double() / self.args.num_steps
-        grid = torch.arange(num_steps or 128, -1, -1, dtype=torch.float64, device=self.barred.device)
-        return torch.stack([grid[:-1], grid[1:]], 1) / grid[0]
-
-    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
-        """alpha_bar(t), alike for all tokens."""
-        return self.schedule.closed(t) + torch.zeros_like(h)
-
-    def time_at(self, level: Tensor) -> Tensor:
-        """The t at which alpha_bar has come down to `level`."""
-        return self.schedule.time_at(level)
-
     def told(self, t: Tensor) -> Tensor:
         """Sigma(t), float32 [B]; with a change of variables the place of the log mask rate between its ends."""
         if not self.args.change_of_variables:
-            return self.schedule.sigma(t.double()).float()
+            return super().told(t)
         low, high = self.log_rates
         rate = 1 - self.schedule.alpha_bar(t.double())
         return ((rate.log() - low) / (high - low)).clamp(0, 1).float()

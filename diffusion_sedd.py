@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor
 
 from masked_prediction import Prediction
-from masked_process import MaskedProcess
+from masked_process import ScheduledProcess
 from noise_schedules import SCHEDULES
 from process import (
     EVERY_WINDOW,
@@ -70,7 +70,7 @@ class SeddArgs:
             raise UserError("warm_start trains probabilities, and process=sedd has scores; leave it out")
 
 
-class SeddDiffusion(MaskedProcess):
+class SeddDiffusion(ScheduledProcess):
     """Continuous time, t in [0, 1]."""
 
     num_steps, by_steps = math.inf, True
@@ -87,23 +87,6 @@ class SeddDiffusion(MaskedProcess):
         """See `TextProcess`; of the counts, [V], only their number counts."""
         super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
         self.args, self.schedule = args, SCHEDULES[args.noise]
-
-    def windows(self, num_steps: int) -> Tensor:
-        """See MaskedProcess; of equal length, float64 [n, 2]."""
-        grid = torch.arange(num_steps or 128, -1, -1, dtype=torch.float64, device=self.barred.device)
-        return torch.stack([grid[:-1], grid[1:]], 1) / grid[0]
-
-    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
-        """alpha_bar(t), alike for all tokens."""
-        return self.schedule.closed(t) + torch.zeros_like(h)
-
-    def time_at(self, level: Tensor) -> Tensor:
-        """The t at which alpha_bar has come down to `level`."""
-        return self.schedule.time_at(level)
-
-    def told(self, t: Tensor) -> Tensor:
-        """Sigma(t), float32 [B]."""
-        return self.schedule.sigma(t.double()).float()
 
     # ---- the score, its entropy, and the loss ------------------------------------------------------------------------
 

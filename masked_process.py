@@ -14,6 +14,7 @@ from torch import Tensor
 import ancestral
 from estimators import estimate
 from masked_prediction import Prediction, in_parts
+from noise_schedules import NoiseSchedule
 from process import (
     EVERY_WINDOW,
     Batch,
@@ -25,6 +26,7 @@ from process import (
     StepCallback,
     UserError,
     filter_logits,
+    step_windows,
     uniform,
 )
 from row_clocks import RowClocks
@@ -228,3 +230,35 @@ class MaskedProcess(TextProcess):
         """
         stay = 1 - self.reveal_probability(torch.zeros_like(t, dtype=torch.float64), s, t)
         return stay.expand(len(logits)), filter_logits(logits + self.sampling_support, args).softmax(-1)
+
+
+class ScheduledProcess(MaskedProcess):
+    """One whose alpha_bar follows a sigma(t) of `noise_schedules.py`: t in [0, 1], float64.
+
+    In continuous time (`num_steps` infinite) windows are of equal length; otherwise they lie on multiples of 1/T.
+    """
+
+    schedule: NoiseSchedule
+    num_steps: float
+    """T."""
+
+    def windows(self, num_steps: int) -> Tensor:
+        """See MaskedProcess; float64 [n, 2]."""
+        device = self.barred.device
+        if math.isfinite(self.num_steps):
+            steps = torch.tensor(list(step_windows(int(self.num_steps), num_steps)), device=device)
+            return steps.double() / self.num_steps
+        grid = torch.arange(num_steps or 128, -1, -1, dtype=torch.float64, device=device)
+        return torch.stack([grid[:-1], grid[1:]], 1) / grid[0]
+
+    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
+        """alpha_bar(t), alike for all tokens."""
+        return self.schedule.closed(t) + torch.zeros_like(h)
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """The t at which alpha_bar has come down to `level`."""
+        return self.schedule.time_at(level)
+
+    def told(self, t: Tensor) -> Tensor:
+        """Sigma(t), float32 [B]."""
+        return self.schedule.sigma(t.double()).float()
