@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from process import Batch, Denoiser, Generators, SampleArgs, StepCallback, sample_categorical, streams_of, uniform
+from draws import sample_categorical, streams_of, uniform
+from process import Batch, Denoiser, Generators, SampleArgs, StepCallback
 
 
 class Stepping(Protocol):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from draws import filter_logits, sample_categorical, streams_of, uniform
 from masked_prediction import in_parts
 from process import (
     EVERY_WINDOW,
@@ -26,10 +27,6 @@ from process import (
     Share,
     StepCallback,
     UserError,
-    filter_logits,
-    sample_categorical,
-    streams_of,
-    uniform,
 )
 from text_process import TextProcess
 

@@ -13,22 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from draws import filter_logits, stratified_timesteps
 from masked_prediction import Prediction, in_parts
 from masked_process import ScheduledProcess
 from noise_schedules import SCHEDULES
-from process import (
-    WHOLE,
-    Batch,
-    Denoiser,
-    Loss,
-    SampleArgs,
-    Share,
-    UserError,
-    check_choices,
-    check_ranges,
-    filter_logits,
-    stratified_timesteps,
-)
+from process import WHOLE, Batch, Denoiser, Loss, SampleArgs, Share, UserError, check_choices, check_ranges
 
 
 @dataclass(frozen=True)

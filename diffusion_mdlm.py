@@ -14,19 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from draws import stratified_uniform
 from masked_process import ScheduledProcess
 from noise_schedules import SCHEDULES, log_mask_rates, log_uniform_time
-from process import (
-    WHOLE,
-    Batch,
-    Denoiser,
-    Loss,
-    Share,
-    UserError,
-    check_choices,
-    check_ranges,
-    stratified_uniform,
-)
+from process import WHOLE, Batch, Denoiser, Loss, Share, UserError, check_choices, check_ranges
 
 
 @dataclass(frozen=True)

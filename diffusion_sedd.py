@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor
 
+from draws import filter_logits, stratified_uniform
 from masked_prediction import Prediction
 from masked_process import ScheduledProcess
 from noise_schedules import SCHEDULES
@@ -32,8 +33,6 @@ from process import (
     UserError,
     check_choices,
     check_ranges,
-    filter_logits,
-    stratified_uniform,
 )
 
 

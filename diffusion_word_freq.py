@@ -13,19 +13,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
+from draws import stratified_timesteps
 from masked_prediction import Prediction
 from masked_process import MaskedProcess
-from process import (
-    WHOLE,
-    Batch,
-    Denoiser,
-    Loss,
-    Share,
-    UserError,
-    check_choices,
-    step_windows,
-    stratified_timesteps,
-)
+from process import WHOLE, Batch, Denoiser, Loss, Share, UserError, check_choices, step_windows
 
 
 @dataclass(frozen=True)

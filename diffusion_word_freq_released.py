@@ -14,19 +14,8 @@ import torch
 from torch import Tensor
 
 from diffusion_word_freq import WordFreqDiffusion
-from process import (
-    Batch,
-    Denoiser,
-    Generators,
-    SampleArgs,
-    StepCallback,
-    UserError,
-    filter_logits,
-    sample_categorical,
-    step_windows,
-    streams_of,
-    uniform,
-)
+from draws import filter_logits, sample_categorical, streams_of, uniform
+from process import Batch, Denoiser, Generators, SampleArgs, StepCallback, UserError, step_windows
 
 EPSILON = 1e-20  # inside the released program's logarithms
 

@@ -31,8 +31,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from draws import streams_of, uniform
 from masked_prediction import Prediction
-from process import Batch, Bound, BoundArgs, Denoiser, Generators, UserError, streams_of, uniform
+from process import Batch, Bound, BoundArgs, Denoiser, Generators, UserError
 
 FEW = 16  # forwards a sentence and round, unless told otherwise
 WINDOWS_A_SET = 2  # drawn from those that share a set, with a spindle

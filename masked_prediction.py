@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from process import WHOLE, Batch, Denoiser, Loss, Share, stratified_uniform, uniform
+from draws import stratified_uniform, uniform
+from process import WHOLE, Batch, Denoiser, Loss, Share
 
 LOGITS_AT_ONCE = 2**24
 """64 MiB of them in float32: so many make up a part, where there are parts."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import ancestral
+from draws import filter_logits, uniform
 from estimators import estimate
 from masked_prediction import Prediction, in_parts
 from noise_schedules import NoiseSchedule
@@ -25,9 +26,7 @@ from process import (
     SampleArgs,
     StepCallback,
     UserError,
-    filter_logits,
     step_windows,
-    uniform,
 )
 from row_clocks import RowClocks
 from text_process import TextProcess

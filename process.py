@@ -267,62 +267,6 @@ class Process(Protocol):
         ...
 
 
-def uniform(where: Tensor, generator: Generators = None) -> Tensor:
-    """Independent U[0, 1) numbers at the True positions of `where`, 1 elsewhere.
-
-    With one generator per sentence, sentence b takes exactly as many numbers from its own stream as it has True
-    positions: its draws are the same whatever else is in the batch and however far the batch is padded.
-
-    Args:
-        where: bool [B, L].
-        generator: CPU generators (so that a seed means the same on every device), or one on `where`'s device.
-
-    Returns:
-        float64 [B, L].
-    """
-    values = torch.ones(where.shape, dtype=torch.float64, device=where.device)
-    if isinstance(generator, Sequence):
-        counts = where.sum(1).tolist()
-        draws = [torch.rand(n, generator=g, dtype=torch.float64) for n, g in zip(counts, generator, strict=True)]
-        values[where] = torch.cat(draws).to(where.device)
-        return values
-    device = where.device if generator is None else generator.device
-    drawn = torch.rand(where.shape, generator=generator, dtype=torch.float64, device=device)
-    return torch.where(where, drawn.to(where.device), values)
-
-
-def streams_of(generator: Generators, rows: Tensor) -> Generators:
-    """The streams of some rows, or the one that all share."""
-    return [generator[row] for row in rows.tolist()] if isinstance(generator, Sequence) else generator
-
-
-def stratified_uniform(batch_size: int, generator: Generator | None = None, share: Share = WHOLE) -> Tensor:
-    """One number in [0, 1) per sentence: uniform for each of them, evenly spread over the batch and its whole step.
-
-    Each sentence gets one of B equal slices, dealt at random (were sentence b always given slice b, a batch sorted by
-    length would noise its long sentences more), and a uniform place inside its slice. The batches of a step take
-    different parts of every slice: which one, a turn decides that is drawn for the slice, alike for all of them.
-
-    Returns:
-        float64 [B] on the generator's device.
-    """
-    device = "cpu" if generator is None else generator.device
-    slices = torch.randperm(batch_size, generator=generator, device=device)
-    place = torch.rand(batch_size, generator=generator, dtype=torch.float64, device=device)
-    if share.parts > 1:
-        turn = torch.randint(share.parts, (batch_size,), generator=Generator().manual_seed(share.seed)).to(device)
-        place = ((share.part + turn[slices]) % share.parts + place) / share.parts
-    return (slices + place) / batch_size
-
-
-def stratified_timesteps(
-    batch_size: int, num_steps: int, generator: Generator | None = None, share: Share = WHOLE
-) -> Tensor:
-    """One step in 1..T per sentence, int64 [B] on the generator's device, spread as `stratified_uniform` spreads."""
-    place = stratified_uniform(batch_size, generator, share)
-    return (place * num_steps).long().clamp(max=num_steps - 1) + 1
-
-
 def step_windows(total_steps: int, num_steps: int = 0) -> Iterator[tuple[int, int]]:
     """The reverse steps (t, s), s < t, that lead from T to 0 in `num_steps` windows, as equal as whole steps allow.
 
@@ -356,42 +300,3 @@ def reverse_steps(total_steps: float, num_steps: float, step_size: int, name: st
     if asked > total_steps:
         raise UserError(f"num_steps or {name} = {asked} must lie in 1..{total_steps}, the T of this checkpoint")
     return -(-total_steps // step_size) if step_size else asked or min(128, total_steps)
-
-
-def sample_categorical(weights: Tensor, u: Tensor) -> Tensor:
-    """Index drawn with probability proportional to `weights`, by inverting the cumulative sum in float64.
-
-    Float32 Gumbel noise has a largest value of 16.6 and so never picks small weights often enough; this does.
-
-    Args:
-        weights: [N, V], not negative, each row with a positive sum.
-        u: float64 [N] in [0, 1).
-
-    Returns:
-        int64 [N]; never an index of weight 0.
-
-    Raises:
-        UserError: if a weight is not finite.
-    """
-    cumulative = weights.double().cumsum(-1)
-    total = cumulative[:, -1:]
-    if not total.isfinite().all():
-        raise UserError("the network's predictions are not finite; use --precision fp32, or another checkpoint")
-    # u is at most 1 - 2**-53, so u * total rounds to less than the total, and the index is one of the vocabulary
-    return torch.searchsorted(cumulative, u.unsqueeze(-1) * total, right=True).squeeze(-1)
-
-
-def filter_logits(logits: Tensor, args: SampleArgs) -> Tensor:
-    """Temperature, then top-k, then top-p, on the logits of p(x0 | xt), [N, V]; what is cut becomes -inf."""
-    logits = logits / args.temperature if args.temperature != 1 else logits
-    if 0 < args.top_k < logits.shape[-1]:
-        kth = logits.topk(args.top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    if args.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        mass_before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-        beyond = mass_before >= args.top_p
-        beyond[:, 0] = False  # the likeliest stays, however small top_p is
-        cut = torch.zeros_like(beyond).scatter(-1, order, beyond)
-        logits = logits.masked_fill(cut, -torch.inf)
-    return logits

@@ -21,17 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from process import (
-    Batch,
-    Denoiser,
-    Generators,
-    SampleArgs,
-    StepCallback,
-    filter_logits,
-    sample_categorical,
-    streams_of,
-    uniform,
-)
+from draws import filter_logits, sample_categorical, streams_of, uniform
+from process import Batch, Denoiser, Generators, SampleArgs, StepCallback
 
 LOGITS_AT_ONCE = 2**22
 """Where every masked position is predicted: what fits a cache is quicker than what fits the memory."""

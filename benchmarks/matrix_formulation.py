@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_word_freq import WordFreqDiffusion
-from process import Batch, Denoiser, Generators, SampleArgs, filter_logits, step_windows, uniform
+from draws import filter_logits, uniform
+from process import Batch, Denoiser, Generators, SampleArgs, step_windows
 
 
 def predictions(denoiser: Denoiser, xt: Tensor, t: Tensor, batch: Batch, support: Tensor, args: SampleArgs) -> Tensor:

@@ -14,8 +14,9 @@ from batches import deal
 from benchmarks import matrix_formulation
 from dataloader import DataArgs
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from draws import stratified_timesteps
 from models.bert import BertDenoiser
-from process import Batch, SampleArgs, step_windows, stratified_timesteps
+from process import Batch, SampleArgs, step_windows
 
 MASK, FIRST = 103, 1000
 SHAPES = {

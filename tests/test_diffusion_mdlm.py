@@ -168,7 +168,7 @@ def test_times_are_spread_over_the_batch_and_its_step() -> None:
 
 
 def process_times(process: MdlmDiffusion, n: int, share: Share) -> torch.Tensor:
-    from process import stratified_uniform
+    from draws import stratified_uniform
 
     return process.draw_time(stratified_uniform(n, torch.Generator().manual_seed(3), share))
 
