@@ -141,7 +141,7 @@ class Bookkeeper:
         each = [
             (
                 int(part.batch.target_mask.sum()),
-                likelihood.num_tokens(part.batch, pad),  # a [PAD] of a target window is scored but is no token
+                likelihood.num_tokens(part.batch, self.run),  # a [PAD] of a target window is scored but is no token
                 self.run.denoiser.num_slots(part.batch.attention_mask),
                 int((part.batch.input_ids != pad).sum()),
             )

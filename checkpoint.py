@@ -34,6 +34,7 @@ from models.networks import load_network
 from pairs import PairFormat
 from parallel import state_to_save
 from process import Process, UserError
+from protocols import TextForm
 from text_process import TextProcess
 from vocabulary import load_tokenizer
 
@@ -79,6 +80,13 @@ class Run:
     """Step, validation metrics and the like; for people, not read back by any computation."""
     pairs: PairFormat | None = None
     """How pairs are written; None for a model of text."""
+    form: TextForm = field(default_factory=TextForm)
+    """How texts are read, of a model of text."""
+
+    @property
+    def causal(self) -> bool:
+        """Whether its network sees only what is to the left."""
+        return PROCESSES[self.process_name].causal
 
     @property
     def process_name(self) -> str:
@@ -104,6 +112,7 @@ def build_process(
     vocab_size: int,
     *,
     of_pairs: bool = False,
+    form: TextForm | None = None,
 ) -> TextProcess:
     """The process that `args` name. Text holds no special tokens, so p_theta rules them out; [UNK] is scored only.
 
@@ -113,6 +122,7 @@ def build_process(
         tokenizer: gives the special ids.
         vocab_size: rows of the network's output; ids the tokenizer does not know are ruled out too.
         of_pairs: whether [SEP] and [PAD] are content, as they are in a target window.
+        form: how texts are read, where ends may be content, too.
     """
     kind = PROCESSES[name_of(args)].process
     if getattr(args, "posterior", "") == "released":
@@ -120,6 +130,7 @@ def build_process(
     unknown = tokenizer.unk_token_id
     special = {i for i in tokenizer.all_special_ids if i != unknown} - {tokenizer.mask_token_id}
     special -= {tokenizer.sep_token_id, tokenizer.pad_token_id} if of_pairs else set()
+    special -= form.content(tokenizer) if form else set()
     strangers = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
     return kind(
         args,
@@ -206,19 +217,21 @@ def save(path: Path, run: Run, weights: tuple[dict[str, Tensor], dict[str, Tenso
             "max_length": run.max_length,
             "length_histogram": run.length_histogram,
             "pairs": run.pairs and asdict(run.pairs),
+            "text": None if run.pairs else asdict(run.form),
             "facts": run.facts,
         }
         (folder / "process.json").write_text(json.dumps(description, indent=1), encoding="utf-8")
         (folder / "README.md").write_text(_model_card(run), encoding="utf-8")
 
 
-def load(name: str, device: torch.device, *, posterior: str = "") -> Run:
+def load(name: str, device: torch.device, *, posterior: str = "", **of_text: str) -> Run:
     """A run from its folder; needs nothing but the path.
 
     Args:
         name: the folder, or an output folder of main.py that holds one.
         device: where to put it.
         posterior: replaces the checkpoint's own choice (exact or released) if given.
+        of_text: protocol and detokenizer do the same, of a model of text.
 
     Raises:
         UserError: if the folder is missing, truncated, or of another process.
@@ -236,7 +249,9 @@ def load(name: str, device: torch.device, *, posterior: str = "") -> Run:
         process_args = kind.settings(**{**description["process_args"], **chosen})
         time_conditioning = description["time_conditioning"]
         max_length, histogram = _read_lengths(description)
-        form = PairFormat(**description["pairs"]) if description.get("pairs") else None
+        pairs = PairFormat(**description["pairs"]) if description.get("pairs") else None
+        form = TextForm(**{**(description.get("text") or {}), **{k: v for k, v in of_text.items() if v}})
+        form.check(flat=getattr(process_args, "spindle", "none") == "none", packing=False, streaming=False)
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"checkpoint {path}: process.json does not fit this version ({error})") from error
     network = load_network(str(path), whole=True, causal=kind.causal)
@@ -249,9 +264,9 @@ def load(name: str, device: torch.device, *, posterior: str = "") -> Run:
     if denoiser.time is not None:
         _load_time_conditioning(denoiser.time, path / "time_conditioning.safetensors")
     counts = read_word_freq(path / "word_freq.json", tokenizer, denoiser.vocab_size)
-    process = build_process(process_args, counts, tokenizer, denoiser.vocab_size, of_pairs=form is not None)
+    process = build_process(process_args, counts, tokenizer, denoiser.vocab_size, of_pairs=pairs is not None, form=form)
     facts = description.get("facts", {})
-    run = Run(denoiser.eval(), process, process_args, tokenizer, counts, histogram, max_length, facts, form)
+    run = Run(denoiser.eval(), process, process_args, tokenizer, counts, histogram, max_length, facts, pairs, form)
     return run.to(device)
 
 
@@ -330,7 +345,7 @@ def _load_time_conditioning(module: torch.nn.Module, file: Path) -> None:
 
 
 def _model_card(run: Run) -> str:
-    chosen = {**asdict(run.process_args), **(asdict(run.pairs) if run.pairs else {})}
+    chosen = {**asdict(run.process_args), **asdict(run.pairs or run.form)}
     settings = "\n".join(f"| {name} | {value} |" for name, value in chosen.items())
     script, more = ("predict_downstream_condition.py", " --data FILE") if run.pairs else ("predict.py", "")
     facts = "\n".join(f"| {name} | {value} |" for name, value in run.facts.items())

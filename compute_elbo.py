@@ -17,10 +17,12 @@ import distributed
 import hub
 import likelihood
 import pairs
+import protocols
 import runtime
 from config import FROM_CHECKPOINT, parse
 from corpus import holds_pairs, scored_source
-from process import BoundArgs, UserError, check_ranges, reverse_steps
+from detokenizers import DETOKENIZERS
+from process import BoundArgs, UserError, check_choices, check_ranges, reverse_steps
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,12 @@ class ElboArgs:
     )
     eval_step_size: int = field(default=0, metadata={"help": "the same, as steps of T per window"})
     posterior: str = field(default="", metadata={"help": "exact or released; default: the checkpoint's"})
+    protocol: str = field(
+        default="", metadata={"choices": ["", *protocols.PROTOCOLS], "help": "of rows; default: the checkpoint's"}
+    )
+    detokenizer: str = field(
+        default="", metadata={"choices": ["", *DETOKENIZERS], "help": "of this text; default: the checkpoint's"}
+    )
     limit: int = field(default=0, metadata={"help": "score this many sentences, drawn once for a seed; 0: all"})
     batch_size: int = field(default=64, metadata={"help": "sentences at a time; does not change the result"})
     json: bool = field(default=False, metadata={"help": "print one JSON object and nothing else on stdout"})
@@ -56,6 +64,7 @@ class ElboArgs:
         check_ranges(self, seed=(0, 2**63 - 1))
         if self.num_steps and self.eval_step_size:
             raise UserError("give --num_steps or --eval_step_size, not both: the one is T over the other")
+        check_choices(self)
         if self.posterior not in ("", "exact", "released"):
             raise UserError(f"posterior={self.posterior!r} must be exact or released")
 
@@ -67,7 +76,8 @@ def main() -> None:
     runtime.set_up_cpu(args.threads)
     device = runtime.pick_device(args.device)
     with distributed.process_group(device):
-        run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
+        of_text = {"protocol": args.protocol, "detokenizer": args.detokenizer}
+        run = checkpoint.load(args.checkpoint, device, posterior=args.posterior, **of_text)
         run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
         with distributed.leader_first():
             text = read_text(args, run)
@@ -114,7 +124,10 @@ def read_text(args: ElboArgs, run: checkpoint.Run) -> dataloader.Text:
         kinds = ("pairs", "text") if run.pairs else ("text", "pairs")
         raise UserError(f"{args.data}: the checkpoint was trained on {kinds[0]}, and this file holds {kinds[1]}")
     if run.pairs is None:
-        return dataloader.tokenize(source, run.tokenizer, run.max_length - 2, args.cache_dir)
+        where = run.tokenizer, run.max_length, args.cache_dir
+        return protocols.read_text(source, run.form, *where, causal=run.causal)
+    if args.protocol or args.detokenizer:
+        raise UserError(f"{args.data} holds pairs; protocol and detokenizer are for text, leave them out")
     layout = pairs.Layout(run.pairs, run.tokenizer, run.max_length)
     return pairs.tokenize_pairs(source, "", None, layout, run.tokenizer, args.cache_dir)
 

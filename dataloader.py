@@ -19,11 +19,12 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import Keep, Place, Source, find_source, fingerprint, held_out, read_records, training_source
+from detokenizers import detokenize
 from files import folder_written_whole
 from process import Batch, UserError, check_ranges
 from vocabulary import encode, tokenizer_fingerprint, vocabulary_size
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 TOKENIZE_AT_ONCE = 2000
 Thing = TypeVar("Thing")
 
@@ -198,6 +199,7 @@ def tokenize(
     part: str = "",
     keep: Keep | None = None,
     lead: str = "",
+    detokenizer: str = "none",
 ) -> TokenizedText:
     """Token ids of a source, from the cache if the same text was tokenised the same way before.
 
@@ -209,17 +211,20 @@ def tokenize(
         part: names what `keep` keeps, for the cache.
         keep: which sentences to take; default all.
         lead: is put before each of them that is not empty.
+        detokenizer: of `detokenizers.py`, applied to each; words are counted after it.
 
     Raises:
         UserError: if the text cannot be read or no sentence is left.
     """
-    recipe = f"{CACHE_FORMAT}:{fingerprint(source)}:{tokenizer_fingerprint(tokenizer)}:{longest}:{part}:{lead}"
+    recipe = (
+        f"{CACHE_FORMAT}:{fingerprint(source)}:{tokenizer_fingerprint(tokenizer)}:{longest}:{part}:{lead}:{detokenizer}"
+    )
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
     text = _read_tokens(folder, source)
     if text is None:
         with folder_written_whole(folder) as temporary:
             records = read_records(source, keep=keep, description=f"tokenizing {part}".strip())
-            led = ((lead + sentence if sentence else "", place) for sentence, place in records)
+            led = ((lead + detokenize(text, detokenizer) if text else "", place) for text, place in records)
             _write_tokens(led, source, tokenizer, longest, temporary)
         text = _read_tokens(folder, source)
     if text is None or len(text) == 0:
@@ -330,20 +335,6 @@ def split_sources(args: DataArgs) -> tuple[tuple[Source, str, Keep | None], tupl
     return (train, f"train without {share}", lambda text: not aside(text)), (train, f"held-out {share}", aside)
 
 
-def load_splits(args: DataArgs, tokenizer: PreTrainedTokenizerBase) -> tuple[TokenizedText, TokenizedText]:
-    """The training and the validation sentences of a corpus.
-
-    Raises:
-        UserError: if there are fewer training sentences than one batch holds.
-    """
-    train, valid = (
-        tokenize(source, tokenizer, args.max_length - 2, args.cache_dir, part=part, keep=keep)
-        for source, part, keep in split_sources(args)
-    )
-    require_a_batch(train, args)
-    return train, valid
-
-
 def require_a_batch(train: Text, args: DataArgs) -> None:
     """Refuses a corpus smaller than a batch.
 
@@ -362,10 +353,10 @@ def require_a_batch(train: Text, args: DataArgs) -> None:
         )
 
 
-def collate(sentences: list[np.ndarray], tokenizer: PreTrainedTokenizerBase) -> Batch:
-    """[CLS] text [SEP] [PAD]..., as long as the longest; the text alone is a target, all but [PAD] is attended to."""
+def collate(sentences: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, width: int = 0) -> Batch:
+    """[CLS] text [SEP] [PAD]..., as wide as told or as the longest; the text is a target, all but [PAD] attended to."""
     lengths = torch.tensor([len(sentence) for sentence in sentences])
-    input_ids = torch.full((len(sentences), int(lengths.max()) + 2), tokenizer.pad_token_id)
+    input_ids = torch.full((len(sentences), width or int(lengths.max()) + 2), tokenizer.pad_token_id)
     input_ids[:, 0] = tokenizer.cls_token_id
     for row, sentence in enumerate(sentences):
         input_ids[row, 1 : len(sentence) + 1] = torch.from_numpy(np.asarray(sentence, dtype=np.int64))

@@ -112,7 +112,7 @@ class D3pmDiffusion(ScheduledProcess):
         """An unbiased estimate of the bound over all T steps, one t per sentence, and the reconstruction."""
         steps = stratified_timesteps(len(batch.input_ids), self.num_steps, generator, share).to(batch.input_ids.device)
         t, s = steps.double() / self.num_steps, (steps - 1).double() / self.num_steps
-        xt = self.corrupt(batch.input_ids, t, batch.target_mask, generator=generator)
+        xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         kl, cross_entropy = super().token_terms(denoiser, batch, xt, s, t)
         total = self.num_steps * kl.sum() + self.reconstruction(denoiser, batch).sum()
         plain = cross_entropy.detach().sum() / self.schedule.mean_mask_rate

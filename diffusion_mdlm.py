@@ -110,7 +110,7 @@ class MdlmDiffusion(ScheduledProcess):
         """
         u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
         t = self.draw_time(u)
-        xt = self.corrupt(batch.input_ids, t, batch.target_mask, generator=generator)
+        xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         cross_entropy = self.token_terms(denoiser, batch, xt, t, t, with_kl=False)[1]
         plain = cross_entropy.sum() / self.schedule.mean_mask_rate
         on_bound = self.args.loss_weighting == "elbo"

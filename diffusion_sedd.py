@@ -105,7 +105,7 @@ class SeddDiffusion(ScheduledProcess):
         """Score entropies of the masked tokens at one t per sentence, weighted by r d sigma/dt, for loglinear 1/t."""
         u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
         t = (1 - self.args.sampling_eps) * u + self.args.sampling_eps
-        xt = self.corrupt(batch.input_ids, t, batch.target_mask, generator=generator)
+        xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         entropy = self.token_terms(denoiser, batch, xt, t, t, with_kl=False)[1].sum(1)
         total = (self.schedule.closed_weight(t) * entropy).sum()
         return Loss(total, batch.target_mask.sum(), {"score_entropy": entropy.detach().sum()})

@@ -269,7 +269,7 @@ class WordFreqDiffusion(MaskedProcess):
         hybrid_lambda adds that multiple of T * cross-entropy, the released code's auxiliary term at masked positions.
         """
         t = stratified_timesteps(len(batch.input_ids), self.num_steps, generator, share).to(batch.input_ids.device)
-        xt = self.corrupt(batch.input_ids, t, batch.target_mask, generator=generator)
+        xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         on_bound = self.args.loss_weighting == "elbo"
         kl, cross_entropy = self.token_terms(denoiser, batch, xt, t - 1, t, with_kl=on_bound)
         mean_mask_rate = 1 - self.base[1:].mean()

@@ -168,7 +168,7 @@ def stratified(
     t, s = grid[place].unbind(-1)
     terms = []
     for e in range(evaluations):
-        xt = process.corrupt(batch.input_ids, t[:, e], batch.target_mask, generator=generator)
+        xt = process.corrupt(batch.input_ids, t[:, e], batch.noised, generator=generator)
         terms.append(process.token_terms(denoiser, batch, xt, s[:, e], t[:, e])[0].sum(1))
     share = torch.stack(terms, 1) * (len(grid) / evaluations)
     reconstruction = share.where(s == 0, 0.0).sum(1)
@@ -187,7 +187,7 @@ def masked_count(
     process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor | None, evaluations: int, generator: Generators
 ) -> Bound:
     """One forward for each of `evaluations` sets of masked tokens."""
-    targets = batch.target_mask
+    targets = batch.noised
     length = targets.sum(1)
     each = torch.ones(len(targets), evaluations, dtype=torch.bool, device=targets.device)
     size = draw_sizes(length, uniform(each, generator))
@@ -267,7 +267,7 @@ def trajectory(
     process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor | None, number: int, generator: Generators
 ) -> Bound:
     """The mean of so many; every second one reveals in the opposite order, so that a lucky start is paid back."""
-    targets = batch.target_mask
+    targets = batch.noised
     h = process.informativeness_of(batch.input_ids, targets)
     sums = torch.zeros(3, len(h), dtype=torch.float64, device=h.device)
     u = uniform(targets, generator)

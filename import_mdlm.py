@@ -2,6 +2,8 @@
 
 python import_mdlm.py --source mdlm.ckpt --tokenizer gpt2 --output_dir out/mdlm-owt
 python import_mdlm.py --source kuleshov-group-mdlm-owt-folder --tokenizer gpt2 --output_dir out/mdlm-owt
+python import_mdlm.py --source lm1b.ckpt --tokenizer bert-base-uncased --protocol padded \
+    --max_length 128 --output_dir out/mdlm-lm1b
 python import_mdlm.py --source ar.ckpt --tokenizer gpt2 --process ar --output_dir out/ar-owt
 python import_mdlm.py --source sedd.ckpt --tokenizer gpt2 --process sedd --time_conditioning layerwise --output_dir out
 """
@@ -21,6 +23,7 @@ from config import parse
 from models.bert import wrap
 from models.released_mdlm import network_of, read_weights
 from process import UserError, check_choices, check_ranges
+from protocols import PROTOCOLS, TextForm
 from runtime import run_script
 from vocabulary import load_tokenizer, vocabulary_size
 
@@ -36,6 +39,10 @@ class ImportArgs:
     averaged: bool = field(default=True, metadata={"help": "of a .ckpt, the moving average of the weights"})
     time_conditioning: str = field(
         default="none", metadata={"choices": ["none", "layerwise"], "help": "layerwise: it is told sigma (SEDD is)"}
+    )
+    protocol: str = field(
+        default="wrapped",
+        metadata={"choices": list(PROTOCOLS), "help": "of its training: wrapped; of LM1B's network padded"},
     )
     max_length: int = field(default=1024, metadata={"help": "tokens of a text"})
     n_heads: int = field(default=0, metadata={"help": "0: as the weights tell"})
@@ -72,11 +79,11 @@ def main() -> None:
         raise UserError(f"tokenizer={args.tokenizer} has {vocabulary_size(tokenizer)} tokens, the network {known}")
     denoiser = wrap(network, args.time_conditioning, settings.time_period, causal=kind.causal)
     counts = torch.ones(network.config.vocab_size, dtype=torch.long)  # of the training text nothing is known
-    process = checkpoint.build_process(settings, counts, tokenizer, network.config.vocab_size)
+    form = TextForm(args.protocol)
+    process = checkpoint.build_process(settings, counts, tokenizer, network.config.vocab_size, form=form)
     histogram = [0] * (args.max_length - 2) + [1]
-    run = checkpoint.Run(
-        denoiser, process, settings, tokenizer, counts, histogram, args.max_length, {"source": source.name}
-    )
+    facts = {"source": source.name}
+    run = checkpoint.Run(denoiser, process, settings, tokenizer, counts, histogram, args.max_length, facts, form=form)
     checkpoint.save(output, run)
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters written to {output}")
     print(f"next: python predict.py --checkpoint {output} --num_samples 4")

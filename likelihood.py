@@ -40,6 +40,8 @@ class Likelihood:
     estimator: str = "windows"
     network_evaluations: float = 0
     """Forwards a sentence went through, on average."""
+    protocol: str = ""
+    """How texts became rows (protocols.py); of pairs, empty."""
     draws_variance: float | None = None
     """Variance of `nats` by the draws of x_t alone; None if there was one round of them."""
 
@@ -66,6 +68,7 @@ class Likelihood:
             "num_tokens": self.num_tokens,
             "num_words": self.num_words,
             "estimator": self.estimator,
+            "protocol": self.protocol,
             "network_evaluations": self.network_evaluations,
             "standard_error_nats": math.sqrt(variance / (n - 1) / n) if n > 1 else None,
             "draws_error_nats": None if self.draws_variance is None else math.sqrt(self.draws_variance) / n,
@@ -164,10 +167,10 @@ def score(
     sum_over_ranks(given_up)
     if given_up:
         raise OutOfTimeError
-    return summary(tally, counts, num_steps, bound_args.estimator)
+    return summary(tally, counts, num_steps, bound_args.estimator, "" if run.pairs else run.form.protocol)
 
 
-def summary(tally: Tally, counts: Tensor, num_steps: float, estimator: str) -> Likelihood:
+def summary(tally: Tally, counts: Tensor, num_steps: float, estimator: str, protocol: str) -> Likelihood:
     """The totals of all rounds; `counts` are those of `count`."""
     (nats, squares, prior, reconstruction, forwards), variance = tally.totals()
     unigram, sequences, tokens, words = counts.tolist()
@@ -179,9 +182,10 @@ def summary(tally: Tally, counts: Tensor, num_steps: float, estimator: str) -> L
         unigram_nats=unigram,
         num_sequences=int(sequences),
         num_tokens=int(tokens),
-        num_words=int(words),
+        num_words=round(words),
         num_steps=num_steps,
         estimator=estimator,
+        protocol=protocol,
         network_evaluations=round(forwards.item() / sequences, 1),
         draws_variance=variance,
     )
@@ -205,8 +209,8 @@ def count(run: Run, text: Text, mine: np.ndarray, batch_size: int, device: torch
     """Unigram nats, sentences, tokens and words of all processes' sentences, float64 [4]."""
     information, counts = entropy(run.token_counts), torch.zeros(4, dtype=torch.float64)
     for chosen, batch in sorted_batches(text, mine, batch_size, run.tokenizer):
-        tokens = num_tokens(batch, run.tokenizer.pad_token_id)
-        words = text.num_words[np.sort(chosen)].sum()
+        tokens = num_tokens(batch, run)
+        words = float(text.num_words[np.sort(chosen)].sum())
         unigram = information[batch.input_ids[batch.target_mask]].sum().item()
         counts += torch.tensor([unigram, len(chosen), tokens, words], dtype=torch.float64)
     counts = counts.to(device)
@@ -214,9 +218,10 @@ def count(run: Run, text: Text, mine: np.ndarray, batch_size: int, device: torch
     return counts
 
 
-def num_tokens(batch: Batch, pad_id: int) -> int:
+def num_tokens(batch: Batch, run: Run) -> int:
     """Target tokens of a batch. Of a pair's window, its text and [SEP]; the [PAD]s are scored, but are no tokens."""
-    return int((batch.target_mask & (batch.input_ids != pad_id)).sum())
+    text = batch.input_ids != run.tokenizer.pad_token_id if run.pairs else True
+    return int((batch.target_mask & text).sum())
 
 
 def sentence_seed(seed: int, index: int, round_: int = 0) -> int:
@@ -245,4 +250,5 @@ def describe(report: dict[str, float | int | str | None]) -> str:
         f"of these prior {report['prior_nats']:.3f}, reconstruction {report['reconstruction_nats']:.3f}\n"
         f"{report['num_steps']} steps{of_estimator}, {report['network_evaluations']:g} network evaluations a sequence; "
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"
+        + (f"; rows {report['protocol']}" if report["protocol"] else "")
     )

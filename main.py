@@ -27,6 +27,7 @@ import files
 import hub
 import pairs
 import parallel
+import protocols
 import resuming
 import runtime
 import streaming
@@ -43,7 +44,7 @@ from process import Batch, Loss, Share, UserError
 from tracking import draw_curve
 from vocabulary import load_tokenizer, vocabulary_size, wordpiece_of
 
-Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, object, OptimArgs]
+Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, object, OptimArgs, protocols.TextForm]
 """One dataclass each; the fifth is that of the process."""
 
 
@@ -71,7 +72,7 @@ def main() -> None:
 def kinds(process: str) -> list[type]:
     """The dataclasses that the command line is read into."""
     noise = checkpoint.PROCESSES[process].settings
-    return [TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, noise, OptimArgs]
+    return [TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, noise, OptimArgs, protocols.TextForm]
 
 
 def by_name(settings: Settings) -> dict:
@@ -106,13 +107,14 @@ def prepare(
     settings: Settings, device: torch.device, start: resuming.Start
 ) -> tuple[checkpoint.Run, dataloader.Text, dataloader.Text]:
     """Tokenizer, texts, network and process: everything that exists before the first step."""
-    args, data, _, network, noise, _ = settings
+    args, data, _, network, noise, _, form = settings
     noise.check(
         fused_loss=args.fused_loss,
         warm_start=args.warm_start,
         packing=data.packing,
         time_conditioning=network.time_conditioning,
     )
+    form.check(flat=getattr(noise, "spindle", "none") == "none", packing=data.packing, streaming=data.streaming)
     precision = "fp16" if args.fp16 else runtime.pick_precision(args.precision, device)
     for what, given in (("fp16", precision == "fp16"), ("muon", settings[5].optimizer == "muon")):
         if given and args.strategy == "fsdp" and distributed.world_size() > 1:
@@ -121,7 +123,7 @@ def prepare(
         raise UserError("streaming=true reads a text of unknown length; give max_steps")
     with distributed.leader_first():
         tokenizer = prepare_tokenizer(data, network, Path(args.output_dir) / TOKENIZER if start.path else None)
-        train_text, valid_text, form = load_texts(settings, tokenizer)
+        train_text, valid_text, of_pairs = load_texts(settings, tokenizer)
     torch.manual_seed(args.seed)
     causal = checkpoint.PROCESSES[args.process].causal
     denoiser = build(network, tokenizer, noise.time_period, causal=causal)
@@ -133,14 +135,15 @@ def prepare(
     denoiser.pack_rows(data.max_length if data.packing else 0)
     if data.word_freq_file:
         counts = checkpoint.read_word_freq(Path(data.word_freq_file), tokenizer, denoiser.vocab_size)
-        counts = train_text.with_ends(counts) if form else counts
+        counts = train_text.with_ends(counts) if of_pairs else counts
     else:
         with distributed.leader_first():
             counts = train_text.counts(denoiser.vocab_size)
-    process = checkpoint.build_process(noise, counts, tokenizer, denoiser.vocab_size, of_pairs=form is not None)
+    words = {"of_pairs": of_pairs is not None, "form": form}
+    process = checkpoint.build_process(noise, counts, tokenizer, denoiser.vocab_size, **words)
     process.fused_loss = args.fused_loss
     histogram = np.bincount(train_text.target_lengths).tolist()
-    run = checkpoint.Run(denoiser, process, noise, tokenizer, counts, histogram, data.max_length, pairs=form)
+    run = checkpoint.Run(denoiser, process, noise, tokenizer, counts, histogram, data.max_length, {}, of_pairs, form)
     return run.to(device), train_text, valid_text
 
 
@@ -152,16 +155,19 @@ def load_texts(
     Raises:
         UserError: if a setting of pairs is given for text, or one of streams for pairs.
     """
-    args, data, pair_args = settings[:3]
+    (args, data, pair_args), form = settings[:3], settings[-1]
     if holds_pairs(training_source(data.train_data), streaming=data.streaming):
         if data.streaming:
             raise UserError(f"{data.train_data} holds pairs; streaming is for text, leave it out")
+        if form != protocols.TextForm():
+            raise UserError(f"{data.train_data} holds pairs; protocol and detokenizer are for text, leave them out")
         return pairs.load_splits(data, pair_args, tokenizer)
     if pair_args != pairs.PairArgs():
         raise UserError(f'{data.train_data} holds text; prompt and target_window are for pairs ("src" and "trg")')
     if data.streaming:
         return *streaming.load_splits(data, tokenizer, args.eval_sequences), None
-    return *dataloader.load_splits(data, tokenizer), None
+    causal = checkpoint.PROCESSES[args.process].causal
+    return *protocols.load_splits(data, tokenizer, form, causal=causal), None
 
 
 def prepare_tokenizer(
@@ -202,7 +208,7 @@ def train(
     start: resuming.Start,
 ) -> None:
     """The loop: learning rate, accumulate, clip, step, average, log, evaluate, save."""
-    args, data, _, network, _, optim = settings
+    args, data, _, network, _, optim, _ = settings
     model, rank, world_size = run.denoiser, distributed.rank(), distributed.world_size()
     precision = "fp16" if args.fp16 else runtime.pick_precision(args.precision, device)
     model.autocast = runtime.autocast(device, precision)

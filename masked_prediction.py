@@ -201,8 +201,8 @@ def masked_lm_loss(
     low, high = rates
     u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
     rate = low + (high - low) * u
-    masked = batch.target_mask & (uniform(batch.target_mask, generator) < rate[:, None])
-    xt = batch.input_ids.masked_fill(masked, process.mask_id)
+    noise = uniform(batch.noised, generator) < rate[:, None]  # never where a token is given
+    xt, masked = batch.input_ids.masked_fill(noise, process.mask_id), noise & batch.target_mask
 
     def terms(hidden: Tensor, rows: slice) -> tuple[Tensor]:
         logits = denoiser.decode(hidden).float()

@@ -19,10 +19,10 @@ import checkpoint
 import distributed
 import files
 import hub
+import protocols
 import runtime
 from config import FROM_CHECKPOINT, parse
 from process import Batch, SampleArgs, StepCallback, UserError, check_ranges
-from vocabulary import text_of
 
 FORMATS = (".txt", ".jsonl")
 MOST_SAMPLES = 1_000_000  # each has a generator of its own, 5 kB
@@ -121,16 +121,18 @@ def samples(
 
 def blank(run: checkpoint.Run, args: PredictArgs, stream: Generator) -> tuple[Tensor, Tensor]:
     """Token ids and target mask, each [L], of one sentence to be drawn."""
-    tokenizer = run.tokenizer
     text = parse_infill(run, args.infill) if args.infill else []
-    length = len(text) or args.length or draw_length(run.length_histogram, stream)
-    if length + 2 > run.denoiser.max_length:
-        raise UserError(
-            f"{length} tokens with [CLS] and [SEP] exceed the network's {run.denoiser.max_length} positions"
-        )
-    text = text or [tokenizer.mask_token_id] * length
-    input_ids = torch.tensor([tokenizer.cls_token_id, *text, tokenizer.sep_token_id])
-    return input_ids, input_ids == tokenizer.mask_token_id
+    length = len(text) or args.length
+    if run.form.protocol == "unpadded":
+        length = length or draw_length(run.length_histogram, stream)
+    elif args.length:
+        fixed = f"a row of protocol={run.form.protocol} has {run.max_length} tokens"
+        raise UserError(f"length={length}: {fixed}; leave it out")
+    most = run.denoiser.max_length if run.form.protocol == "unpadded" else run.max_length
+    if length + 2 > most:
+        raise UserError(f"{length} tokens with [CLS] and [SEP] exceed the {most} positions of this checkpoint")
+    text = text or [run.tokenizer.mask_token_id] * length
+    return protocols.blank_row(run.form, run.tokenizer, run.max_length, text, causal=run.causal)
 
 
 def parse_infill(run: checkpoint.Run, text: str) -> list[int]:
@@ -170,7 +172,7 @@ def stack(blanks: list[tuple[Tensor, Tensor]], pad_id: int) -> Batch:
 
 def decode(run: checkpoint.Run, tokens: Tensor) -> str:
     """Text of a sample without its [CLS] and [SEP]; anything else special in it would be shown, not hidden."""
-    return text_of(run.tokenizer, tokens[1:-1])
+    return protocols.written(run.form, run.tokenizer, tokens)
 
 
 def write(texts: list[str], output: str) -> None:

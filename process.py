@@ -53,14 +53,24 @@ class Batch:
     """bool [B, L], True where a token may be attended to."""
     target_mask: Tensor
     """bool [B, L], True where a token is noised and scored: all text, or the target side of a pair."""
+    noised_mask: Tensor | None = None
+    """bool [B, L], True where a token is noised, whether scored or not (MDLM's [PAD]s); None: targets alone are."""
+
+    @property
+    def noised(self) -> Tensor:
+        """Bool [B, L], True where a token is noised."""
+        return self.target_mask if self.noised_mask is None else self.noised_mask
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch on another device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def rows(self, chosen: slice | Tensor) -> "Batch":
         """Some of the sentences."""
-        return Batch(*(tensor[chosen] for tensor in vars(self).values()))
+        return self._each(lambda tensor: tensor[chosen])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        return Batch(*(tensor if tensor is None else change(tensor) for tensor in vars(self).values()))
 
 
 @dataclass(frozen=True)

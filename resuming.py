@@ -109,7 +109,7 @@ def require_steps_left(args: TrainArgs, start: Start, total_steps: int) -> None:
 def differences(known: dict, settings: dict, allowed: set[str]) -> list[str]:
     """Names of settings that would make another run."""
     settings = json.loads(json.dumps(settings, default=str))
-    known = {"process": "word_freq", **known}  # what runs were that did not say
+    known = {"process": "word_freq", "protocol": "unpadded", "detokenizer": "none", **known}  # those that do not say
     ignored = WITHOUT_INFLUENCE | allowed
     if known.get("world_size") != settings["world_size"]:
         ignored = ignored | {"accumulation_steps"}  # follows from the steps' size, `batches_a_process`

@@ -10,9 +10,9 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from tokenizers import BertWordPieceTokenizer
+from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
-from transformers import AutoTokenizer, BertTokenizerFast
+from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
@@ -21,16 +21,31 @@ from hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
 from process import UserError
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+TEXT8 = "text8"
+TEXT8_TOKENS = [
+    "[CLS]",
+    "[SEP]",
+    "[BOS]",
+    "[EOS]",
+    "[MASK]",
+    "[PAD]",
+    "[RESERVED]",
+    "[UNK]",
+    *"abcdefghijklmnopqrstuvwxyz ",
+]
+"""MDLM's ids: a is 8, a space 34."""
 RECIPE = 1  # of a learnt vocabulary; part of its name in the cache
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """A fast tokenizer with [MASK], from a folder, a WordPiece vocab.txt, or the hub.
+    """A fast tokenizer with [MASK], from a folder, a WordPiece vocab.txt, or the hub; `text8` is one of characters.
 
     Raises:
         UserError: if it cannot be read, or lacks a token that the process needs.
     """
     path = local_path(name_or_path)
+    if name_or_path == TEXT8 and not path.exists():
+        return text8_tokenizer()
     try:
         if path.is_file() and path.suffix == ".txt":
             tokenizer = _wordpiece_from_vocab(path)
@@ -70,6 +85,16 @@ def _wordpiece_from_vocab(file: Path) -> PreTrainedTokenizerBase:
             f"{file}: a WordPiece vocabulary must hold {', '.join(SPECIAL_TOKENS)}; missing: {', '.join(lacking)}"
         )
     return BertTokenizerFast(vocab=str(file))
+
+
+def text8_tokenizer() -> PreTrainedTokenizerBase:
+    """Characters a to z and the space, as text8 is written; capitals become small, anything else [UNK]."""
+    model = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TEXT8_TOKENS)}, unk_token="[UNK]"))
+    model.normalizer = normalizers.Lowercase()
+    model.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    model.decoder = decoders.Fuse()
+    names = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "bos", "eos", "mask", "pad", "unk")}
+    return PreTrainedTokenizerFast(tokenizer_object=model, **names)
 
 
 def wordpiece_of(source: Source, vocab_size: int, cache_dir: str) -> PreTrainedTokenizerBase:

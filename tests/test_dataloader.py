@@ -10,8 +10,9 @@ from transformers import BertTokenizerFast
 
 import dataloader
 from corpus import training_source
-from dataloader import DataArgs, collate, load_splits, tokenize
+from dataloader import DataArgs, collate, tokenize
 from process import UserError
+from protocols import load_splits
 from vocabulary import train_wordpiece
 
 

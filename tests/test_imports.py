@@ -44,6 +44,8 @@ LIBRARY = {
     "metrics_of_models",
     "masked_prediction",
     "predictions",
+    "protocols",
+    "detokenizers",
 }
 PROCESSES = {
     "diffusion_word_freq",
@@ -64,7 +66,9 @@ MAY_IMPORT = {
     "hub": set(),
     "corpus": {"files", "hub", "process"},
     "vocabulary": {"corpus", "files", "hub", "process"},
-    "dataloader": {"corpus", "files", "process", "vocabulary"},
+    "detokenizers": set(),
+    "protocols": {"corpus", "dataloader", "detokenizers", "process", "vocabulary"},
+    "dataloader": {"corpus", "detokenizers", "files", "process", "vocabulary"},
     "batches": {"dataloader", "process"},
     "pairs": {"corpus", "dataloader", "files", "hub", "process", "vocabulary"},
     "shards": {"corpus", "hub", "process"},
@@ -115,6 +119,7 @@ MAY_IMPORT = {
         "process",
         "files",
         "text_process",
+        "protocols",
         *PROCESSES,
     },
     "likelihood": {"batches", "checkpoint", "dataloader", "diffusion_word_freq", "distributed", "process"},

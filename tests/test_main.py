@@ -70,7 +70,7 @@ def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
 def test_the_saved_weights_give_the_recorded_bound(trained: Path, tmp_path: Path) -> None:
     """Scoring the checkpoint again on the same held-out sentences reproduces the log: it holds what was scored."""
     import likelihood
-    from dataloader import load_splits
+    from protocols import load_splits
 
     run = checkpoint.load(str(trained), CPU)
     args = DataArgs(

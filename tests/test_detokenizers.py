@@ -1,0 +1,38 @@
+"""detokenizers.py: the released rules' own results, corpus by corpus."""
+
+import pytest
+
+from detokenizers import DETOKENIZERS, detokenize
+
+RECORDED = {
+    "wikitext": (
+        "= = Robert 's = = The 1 @,@ 000 @-@ ton ships ' guns ( 5 @.@ 2 in ) fired , \" well \" ; 3 ° C . So !",
+        "== Robert's == The 1,000-ton ships' guns (5.2 in) fired, \"well\"; 3°C. So !",
+    ),
+    "ptb": (
+        "<unk> does n't pay $ N million or N N N shares to the banks ' clients \\/ it 's # N",
+        "? doesn't pay $1 million or 1 1 1 shares to the banks' clients / it's # N",
+    ),
+    "lm1b": (
+        '" It \'s ( not ) over , " he said : $ 5 at http : / / x.org . Why ? Now !',
+        '"It\'s (not) over," he said: $5 at http://x.org . Why? Now!',
+    ),
+    "lambada": (" “ Yes , ” he said . ", '\n" Yes , " he said .'),
+    "scientific_papers": (
+        "the layers ' mass [ 3 ] , of a 's size ( @xmath0 ) . see fig . 2 ?",
+        "the layers'mass [3], of a's size (@xmath0). see fig. 2?",
+    ),
+}
+"""What MDLM's functions made of these lines."""
+
+
+@pytest.mark.parametrize("corpus", RECORDED)
+def test_a_line_becomes_what_the_released_rules_make_of_it(corpus: str) -> None:
+    before, after = RECORDED[corpus]
+    assert detokenize(before, corpus) == after
+
+
+def test_none_changes_nothing_and_no_rule_fails_on_nothing() -> None:
+    line = " a ' b ( c \\1 \\n ) \n"
+    assert detokenize(line, "none") == line
+    assert {name: detokenize("", name) for name in DETOKENIZERS} == dict.fromkeys(DETOKENIZERS, "") | {"lambada": "\n"}

@@ -1,0 +1,285 @@
+"""protocols.py: every token of a text is in its rows once, what is scored is what is said, and no bound is broken."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES, TINY, TableDenoiser, all_sentences, call
+from toy_family import mdlm, patterns
+from toy_process import MASK, make
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+import checkpoint
+import compute_elbo
+import dataloader
+import main
+import predict
+from corpus import training_source
+from masked_prediction import masked_lm_loss
+from masked_process import MaskedProcess
+from process import Batch, BoundArgs, UserError
+from protocols import PROTOCOLS, Blocks, TextForm, blank_row, load_splits, read_text, written
+from vocabulary import encode, load_tokenizer
+
+WIDTH = 12
+
+
+def rows_of(protocol: str, file: Path, tokenizer: PreTrainedTokenizerBase, **more: object) -> dataloader.Text:
+    form = TextForm(protocol, **more)
+    return read_text(training_source(str(file)), form, tokenizer, WIDTH, str(file.parent / "cache"))
+
+
+def batch_of(rows: dataloader.Text, tokenizer: PreTrainedTokenizerBase) -> Batch:
+    return rows.batch(np.arange(len(rows)), tokenizer)
+
+
+# ---- rows ------------------------------------------------------------------------------------------------------------
+
+
+def test_unpadded_rows_are_the_texts_themselves(corpus: Path, tokenizer) -> None:
+    rows = rows_of("unpadded", corpus, tokenizer)
+    assert type(rows) is dataloader.TokenizedText and len(rows) == len(SENTENCES)
+
+
+def test_padded_rows_are_noised_and_seen_everywhere_and_scored_up_to_their_sep(corpus: Path, tokenizer) -> None:
+    batch = batch_of(rows_of("padded", corpus, tokenizer), tokenizer)
+    assert batch.input_ids.shape == (len(SENTENCES), WIDTH)
+    assert batch.attention_mask.all() and batch.noised.all()
+    assert torch.equal(batch.target_mask, batch.input_ids != tokenizer.pad_token_id)
+    sep = batch.input_ids == tokenizer.sep_token_id
+    assert (sep.sum(1) == 1).all() and (batch.input_ids[:, 0] == tokenizer.cls_token_id).all()
+
+
+def test_blocks_hold_every_token_once_in_order_and_a_sep_after_each_text(corpus: Path, tokenizer) -> None:
+    batch = batch_of(rows_of("wrapped", corpus, tokenizer), tokenizer)
+    told = [[*ids, tokenizer.sep_token_id] for ids in encode(tokenizer, SENTENCES)["input_ids"]]
+    stream = [token for text in told for token in text]
+    inside = batch.input_ids[:, 1:-1].flatten().tolist()
+    assert inside == stream[: len(inside)] and len(stream) - len(inside) < WIDTH - 2
+    assert (batch.input_ids[:, 0] == tokenizer.cls_token_id).all()
+    assert (batch.input_ids[:, -1] == tokenizer.sep_token_id).all()
+    assert batch.target_mask.all() and batch.attention_mask.all()
+
+
+def test_running_text_is_the_lines_with_a_space_between(tmp_path: Path) -> None:
+    characters, lines = load_tokenizer("text8"), ["the cat sat on the mat", "a dog", "my bird sees the old red ball"]
+    (tmp_path / "lines.txt").write_text("\n".join(lines) + "\n")
+    batch = batch_of(rows_of("running", tmp_path / "lines.txt", characters), characters)
+    text = characters.decode(batch.input_ids[:, 1:-1].flatten())
+    whole = " " + " ".join(lines)
+    assert text == whole[: len(text)] and len(whole) - len(text) < WIDTH - 2
+    assert batch.target_mask[:, 1:-1].all() and not batch.target_mask[:, [0, -1]].any()
+
+
+def test_the_ids_of_text8_are_those_of_mdlm() -> None:
+    tokenizer = load_tokenizer("text8")
+    assert encode(tokenizer, ["az ", "A[MASK]"])["input_ids"] == [[8, 33, 34], [8, 7, 20, 8, 26, 18, 7]]
+    assert (tokenizer.mask_token_id, len(tokenizer)) == (4, 35)
+
+
+@pytest.mark.parametrize("protocol", ["padded", "wrapped", "running"])
+def test_counts_are_those_of_what_is_scored(protocol: str, tmp_path: Path, tokenizer) -> None:
+    file = tmp_path / "ten.txt"  # 40 times ten tokens, so that nothing is left over: with their [SEP]s 44 blocks of ten
+    ten = next(s for s, ids in zip(SENTENCES, encode(tokenizer, SENTENCES)["input_ids"], strict=True) if len(ids) == 10)
+    file.write_text((ten + "\n") * 40)
+    rows = rows_of(protocol, file, tokenizer)
+    batch = batch_of(rows, tokenizer)
+    scored = torch.bincount(batch.input_ids[batch.target_mask], minlength=len(tokenizer))
+    assert torch.equal(rows.counts(len(tokenizer)), scored)
+    assert len(rows) == {"wrapped": 44}.get(protocol, 40) and scored.sum() == rows.target_lengths.sum()
+    assert rows.num_words.sum() == pytest.approx(40 * len(ten.split())) and len(rows.num_words) == len(rows)
+
+
+def test_a_block_knows_where_it_begins(corpus: Path, tokenizer) -> None:
+    rows = rows_of("wrapped", corpus, tokenizer)
+    lengths = [len(ids) + 1 for ids in encode(tokenizer, SENTENCES)["input_ids"]]
+    line = int(np.searchsorted(np.cumsum(lengths), 5 * (WIDTH - 2), side="right")) + 1
+    assert rows.place(5) == f"{corpus}:{line}"
+
+
+def test_a_detokenizer_is_applied_before_the_text_is_cut(tmp_path: Path, tokenizer) -> None:
+    (tmp_path / "a.txt").write_text("the cat , a dog ?\n")
+    (tmp_path / "b.txt").write_text("the cat, a dog?\n")
+    found = rows_of("unpadded", tmp_path / "a.txt", tokenizer, detokenizer="lm1b")
+    assert found.sentence(0).tolist() == rows_of("unpadded", tmp_path / "b.txt", tokenizer).sentence(0).tolist()
+    assert found.num_words.tolist() == [4]
+
+
+def test_to_a_causal_network_what_stands_first_is_given(corpus: Path, tokenizer) -> None:
+    args = dataloader.DataArgs(str(corpus), max_length=WIDTH, batch_size=4, cache_dir=str(corpus.parent / "cache"))
+    for protocol in PROTOCOLS:
+        plain, causal = (load_splits(args, tokenizer, TextForm(protocol), causal=c)[0] for c in (False, True))
+        a, b = (rows.batch(np.arange(3), tokenizer) for rows in (plain, causal))
+        assert not b.target_mask[:, 0].any() and torch.equal(a.target_mask[:, 1:], b.target_mask[:, 1:])
+        assert len(plain) == len(causal) and plain.size == causal.size
+
+
+def test_a_text_that_fills_no_block_is_refused(tmp_path: Path, tokenizer) -> None:
+    (tmp_path / "short.txt").write_text("a dog\n")
+    with pytest.raises(UserError, match=r"short.txt: 3 tokens do not fill one block of 10"):
+        rows_of("wrapped", tmp_path / "short.txt", tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "row", "text"),
+    [
+        ("unpadded", "[CLS] the cat [SEP]", "the cat"),
+        ("running", "[CLS] the cat [SEP]", "the cat"),
+        ("padded", "[CLS] the cat [SEP] [PAD] dog", "the cat"),
+        ("padded", "[CLS] the cat dog tree a", "the cat dog tree a"),
+        ("wrapped", "[CLS] cat [SEP] the dog [SEP] a [SEP]", "cat the dog a"),
+        ("wrapped", "the dog [SEP] [SEP] a", "the dog a"),
+        ("padded", "[PAD] the cat", ""),
+    ],
+)
+def test_what_a_row_says(protocol: str, row: str, text: str, tokenizer) -> None:
+    ids = torch.tensor(tokenizer.convert_tokens_to_ids(row.split()))
+    assert written(TextForm(protocol), tokenizer, ids) == text
+
+
+def test_a_blank_row_is_to_be_written_wherever_nothing_is_given(tokenizer) -> None:
+    mask, ends = tokenizer.mask_token_id, [tokenizer.cls_token_id, tokenizer.sep_token_id]
+    for protocol, drawn in (("padded", 12), ("wrapped", 12), ("running", 10)):
+        ids, targets = blank_row(TextForm(protocol), tokenizer, 12, [])
+        assert len(ids) == 12 and targets.sum() == drawn and (ids[targets] == mask).all()
+    assert blank_row(TextForm("wrapped"), tokenizer, 12, [], causal=True)[1].tolist() == [False] + [True] * 11
+    ids, targets = blank_row(TextForm("padded"), tokenizer, 8, [7, mask, 9])
+    assert ids.tolist() == [ends[0], 7, mask, 9, ends[1], *[tokenizer.pad_token_id] * 3] and targets.sum() == 1
+
+
+# ---- the bound, when some of what is noised is not scored ------------------------------------------------------------
+
+PAD = 4
+
+
+def padded(text: torch.Tensor) -> Batch:
+    """Two tokens of text and two [PAD]s."""
+    row = torch.cat([text, torch.full((2,), PAD)])[None]
+    everything = torch.ones_like(row, dtype=torch.bool)
+    return Batch(row, everything, row != PAD, everything)
+
+
+def exact(process: MaskedProcess, denoiser: TableDenoiser, batch: Batch) -> float:
+    """In continuous time, by all sets of masked positions: of k of them, the integral of r^(k-1) (1-r)^(L-k)."""
+    total, length, at = 0.0, batch.input_ids.shape[1], torch.ones(1, dtype=torch.float64)
+    for masked in patterns(length):
+        if k := int(masked.sum()):
+            xt = batch.input_ids.masked_fill(masked, MASK)
+            nats = process.token_terms(denoiser, batch, xt, at, at, with_kl=False)[1].sum().item()
+            total += nats * math.gamma(k) * math.gamma(length - k + 1) / math.gamma(length + 1)
+    return total
+
+
+def test_padded_texts_of_one_length_have_a_bound() -> None:
+    """Over all texts of two tokens exp(-bound) sums to less than one: what the [PAD]s tell is their length alone."""
+    process, denoiser = mdlm(), TableDenoiser(5)
+    texts = all_sentences([0, 1, 2], 2)
+    bounds = [exact(process, denoiser, padded(text)) for text in texts]
+    assert 0.01 < sum(math.exp(-b) for b in bounds) < 1
+
+
+@pytest.mark.parametrize(
+    ("num_steps", "args"),
+    [
+        (math.inf, BoundArgs("masked-count", 3)),
+        (math.inf, BoundArgs("trajectory", 2)),
+        (400, BoundArgs("masked-count", 3)),
+        (400, BoundArgs("trajectory", 2)),
+        (400, BoundArgs("stratified", 40)),
+    ],
+)
+def test_estimators_agree_where_pads_are_noised_and_not_scored(num_steps: float, args: BoundArgs) -> None:
+    process, denoiser, batch = mdlm(), TableDenoiser(5), padded(torch.tensor([2, 0]))
+    draws = process.nll_bound(denoiser, batch.rows(torch.zeros(4000, dtype=torch.long)), num_steps, args)
+    slack = 0.02 if math.isfinite(num_steps) else 0  # of 400 windows
+    assert abs(draws.mean() - exact(process, denoiser, batch)) < 4 * draws.std() / 4000**0.5 + slack
+
+
+def test_the_loss_has_the_padded_bound_for_its_mean() -> None:
+    process, denoiser, batch = mdlm(importance_sampling=True), TableDenoiser(5), padded(torch.tensor([2, 0]))
+    losses = [process.loss(denoiser, batch.rows(torch.zeros(1000, dtype=torch.long))) for _ in range(40)]
+    means = torch.tensor([loss.total / 1000 for loss in losses])
+    assert all(loss.num_tokens == 2000 for loss in losses)
+    assert abs(means.mean() - exact(process, denoiser, batch)) < 4 * means.std() / 40**0.5
+
+
+def test_a_warm_start_noises_the_pads_and_counts_the_text() -> None:
+    seen = []
+
+    class Watching(TableDenoiser):
+        def encode(self, xt, t, attention_mask):
+            seen.append(xt)
+            return super().encode(xt, t, attention_mask)
+
+    batch = padded(torch.tensor([2, 0])).rows(torch.zeros(200, dtype=torch.long))
+    loss = masked_lm_loss(mdlm(), Watching(5), batch, rates=(0.5, 0.5))
+    assert (seen[0] == MASK).float().mean(0).min() > 0.3 and loss.num_tokens == 400
+
+
+# ---- through the scripts ---------------------------------------------------------------------------------------------
+
+T = TINY.index("--num_steps")
+WORDS = [*TINY[:T], *TINY[T + 2 :], "--process", "mdlm", "--max_steps", 30, "--eval_steps", 30, "--max_length", 16]
+
+
+def train(monkeypatch, corpus: Path, *words: object) -> int:
+    base = [*WORDS, "--train_data", corpus, "--cache_dir", corpus.parent / "cache", "--valid_fraction", 0.2]
+    return call(main.main, monkeypatch, *base, "--output_dir", corpus.parent / "run", *words)
+
+
+@pytest.mark.parametrize("process", ["mdlm", "ar"])
+@pytest.mark.parametrize("protocol", ["padded", "wrapped", "running"])
+def test_a_checkpoint_is_scored_and_sampled_by_its_protocol(process, protocol, corpus, monkeypatch, capsys) -> None:
+    assert train(monkeypatch, corpus, "--protocol", protocol, "--process", process, "--detokenizer", "lm1b") == 0
+    folder = corpus.parent / "run"
+    run = checkpoint.load(str(folder), torch.device("cpu"))
+    assert run.form == TextForm(protocol, "lm1b")
+    words = ["--checkpoint", folder, "--threads", 1]
+    capsys.readouterr()
+    more = ["--data", corpus, "--cache_dir", corpus.parent / "cache", "--json", "true"]
+    assert call(compute_elbo.main, monkeypatch, *words, *more) == 0
+    own = json.loads(capsys.readouterr().out)
+    assert call(compute_elbo.main, monkeypatch, *words, *more, "--protocol", "unpadded", "--detokenizer", "none") == 0
+    other = json.loads(capsys.readouterr().out)
+    assert (own["protocol"], other["protocol"]) == (protocol, "unpadded")
+    assert own["num_tokens"] != other["num_tokens"] and math.isfinite(own["nats_per_sequence"])
+    assert call(predict.main, monkeypatch, *words, "--num_samples", 3, "--infill", "the [MASK] sees a dog") == 0
+    assert call(predict.main, monkeypatch, *words, "--num_samples", 3) == 0
+    assert not any(name in capsys.readouterr().out for name in ("[MASK]", "[CLS]", "[PAD]"))
+    assert call(predict.main, monkeypatch, *words, "--length", 3) == 2
+    assert f"a row of protocol={protocol} has 16 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--protocol", "padded", "--process", "word_freq"], "add --spindle none"),
+        (["--protocol", "wrapped", "--packing", "true"], "packing=true is for protocol=unpadded"),
+        (["--protocol", "wrapped", "--streaming", "true"], "streaming=true is for protocol=unpadded"),
+        (["--detokenizer", "ptb", "--streaming", "true"], "without a detokenizer"),
+        (["--protocol", "wrap"], "wrap"),
+    ],
+)
+def test_what_does_not_go_with_a_protocol_is_refused(words, said, corpus, monkeypatch, capsys) -> None:
+    assert train(monkeypatch, corpus, *words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_pairs_have_no_protocol(pairs_folder, monkeypatch, capsys) -> None:
+    assert train(monkeypatch, pairs_folder / "train.jsonl", "--protocol", "wrapped") == 2
+    assert "holds pairs; protocol and detokenizer are for text" in capsys.readouterr().err
+
+
+def test_a_spindle_runs_over_blocks_as_over_texts(corpus: Path, tokenizer) -> None:
+    """Of wrapped text every token is a target, ends included: nothing of the spindle knows of protocols."""
+    rows = rows_of("wrapped", corpus, tokenizer)
+    assert isinstance(rows, Blocks)
+    batch = Batch(torch.tensor([[0, 2, 1]]), *torch.ones(2, 1, 3, dtype=torch.bool))
+    process = make(8, "paper")
+    same = replace(batch, noised_mask=batch.target_mask)
+    draws = [process.loss(TableDenoiser(5), b, generator=torch.Generator().manual_seed(3)).total for b in (batch, same)]
+    assert draws[0] == draws[1]
