@@ -18,6 +18,12 @@ class Stepping(Protocol):
     """What the sampler asks of a masked process."""
 
     mask_id: int
+    sampling_support: Tensor
+    """[V], added to logits; -inf bars a token."""
+
+    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
+        """alpha_bar at t; of an average token h is 0."""
+        ...
 
     def windows(self, num_steps: int) -> Tensor:
         """The reverse steps (t, s) from all [MASK] to clean, [n, 2]."""
@@ -38,26 +44,38 @@ def sample(
     batch: Batch,
     args: SampleArgs,
     *,
+    group_of: "type[Group] | None" = None,
     rows_at_once: int = 0,
     generator: Generators = None,
     on_step: StepCallback | None = None,
 ) -> Tensor:
-    """x_0 ~ p_theta, int64 [N, L]: every target drawn anew, everything else as it was; nothing is left masked."""
+    """x_0 ~ p_theta, int64 [N, L]: every target drawn anew, everything else as it was; nothing is left masked.
+
+    Args:
+        process, denoiser, batch, args: see `MaskedProcess.sample`.
+        group_of: how a step is taken; by default, by the law.
+        rows_at_once, generator, on_step: see `MaskedProcess.sample`.
+    """
     xt = batch.input_ids.masked_fill(batch.target_mask, process.mask_id)
     windows = process.windows(int(args.num_steps))
     final = windows[-1:, 1].expand(2)  # what a process leaves masked at the end is drawn given the rest
     for rows in torch.arange(len(xt), device=xt.device).split(rows_at_once or max(1, len(xt))):
-        group = Group(process, denoiser, batch.rows(rows), xt[rows], args, streams_of(generator, rows))
+        kind = group_of or Group
+        group = kind(process, denoiser, batch.rows(rows), xt[rows], args, streams_of(generator, rows))
         for window in [*windows, final]:
             moved = group.step(*window.unbind())
             xt[rows] = group.xt
             if moved and on_step is not None:
-                on_step(rows[group.finish()], xt)
+                over = kind.ends_early or bool(window[1] == windows[-1, 1])
+                on_step(rows[group.finish()] if over else rows[:0], xt)
     return xt
 
 
 class Group:
     """Rows that go through the steps together."""
+
+    ends_early = True
+    """Whether a row in which nothing is masked is done."""
 
     def __init__(
         self, process: Stepping, denoiser: Denoiser, batch: Batch, xt: Tensor, args: SampleArgs, streams: Generators
@@ -88,7 +106,7 @@ class Group:
 
     def look(self, needed: Tensor, t: Tensor) -> None:
         """Hidden states of the rows in need, [B, width, D]; of those that have not changed, what they were."""
-        if self.hidden is not None and self.args.sampler == "cached" and not self.denoiser.time_conditioned:
+        if self.hidden is not None and self.args.sampler != "ancestral" and not self.denoiser.time_conditioned:
             needed = needed & self.changed
         rows = needed.nonzero()[:, 0]
         if not len(rows):

@@ -127,7 +127,7 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         xt = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
         for rows in torch.arange(len(xt)).split(rows_at_once or len(xt)):
             width = int(batch.attention_mask[rows].any(0).nonzero().max()) + 1
-            part = Batch(*(tensor[rows.to(tensor.device), :width] for tensor in vars(batch).values()))
+            part = batch.rows((rows.to(xt.device), slice(width)))
             streams = streams_of(generator, rows)
             for t, s in step_windows(self.num_steps, int(args.num_steps)):
                 u = uniform(part.target_mask, streams)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 import ancestral
+from ancestral import Group
+from decoding import Confident, Remasking
 from draws import filter_logits, uniform
 from estimators import estimate
 from masked_prediction import Prediction, in_parts
@@ -30,6 +32,9 @@ from process import (
 )
 from row_clocks import RowClocks
 from text_process import TextProcess
+
+STEPPING = {"ancestral": Group, "cached": Group, "confidence": Confident, "remdm": Remasking}
+"""Samplers that take every step."""
 
 
 class MaskedProcess(TextProcess):
@@ -179,12 +184,16 @@ class MaskedProcess(TextProcess):
         """
         if math.isfinite(args.num_steps):
             self.windows(int(args.num_steps))
-        elif self.by_steps or args.sampler in ("ancestral", "cached"):
+        elif self.by_steps or args.sampler in STEPPING:
             raise UserError("num_steps=inf is for sampler=row-clocks; give a number of steps")
         if self.by_steps and args.sampler == "row-clocks":
             raise UserError("sampler=row-clocks: this process reveals tokens by what is predicted; use ancestral")
-        if not self.flat and args.sampler in ("ancestral", "cached"):
-            raise UserError(f"sampler={args.sampler} is for processes without spindle; use row-clocks")
+        if not self.flat and args.sampler in ("ancestral", "cached", "remdm"):
+            raise UserError(f"sampler={args.sampler} is for processes without spindle; use row-clocks or confidence")
+        if self.by_steps and args.sampler == "remdm":
+            raise UserError(
+                "sampler=remdm: this process reveals tokens by what is predicted; use ancestral or confidence"
+            )
 
     def sample(
         self,
@@ -200,7 +209,8 @@ class MaskedProcess(TextProcess):
 
         Two decisions a step: whether a masked token is revealed, then as what. Temperature, top-k and top-p act on
         p(x0 | xt), never on the posterior, whose largest entry is [MASK]. Steps in which a row reveals nothing are
-        passed over without a forward (`row_clocks.py`); the law is that of taking every one.
+        passed over without a forward (`row_clocks.py`); the law is that of taking every one. Samplers of `decoding.py`
+        draw from other laws.
 
         Args:
             denoiser: the network.
@@ -211,9 +221,9 @@ class MaskedProcess(TextProcess):
             on_step: is told after each forward.
         """
         self.check_sampling(args)
-        if self.by_steps or args.sampler in ("ancestral", "cached"):
+        if self.by_steps or args.sampler in STEPPING:
             words = {"rows_at_once": rows_at_once, "generator": generator, "on_step": on_step}
-            return ancestral.sample(self, denoiser, batch, args, **words)
+            return ancestral.sample(self, denoiser, batch, args, group_of=STEPPING.get(args.sampler), **words)
         return RowClocks(self, denoiser, batch, args, generator).run(rows_at_once, on_step)
 
     def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -65,8 +65,8 @@ class Batch:
         """The same batch on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def rows(self, chosen: slice | Tensor) -> "Batch":
-        """Some of the sentences."""
+    def rows(self, chosen: slice | Tensor | tuple) -> "Batch":
+        """Some of the sentences; of a pair of indices, some columns of them."""
         return self._each(lambda tensor: tensor[chosen])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -118,6 +118,10 @@ class Bound:
         return self.prior + self.diffusion + self.reconstruction
 
 
+OTHER_LAWS = ("confidence", "remdm")
+"""Samplers whose samples do not follow p_theta (decoding.py)."""
+
+
 @dataclass(frozen=True)
 class SampleArgs:
     """How to draw from the reverse process."""
@@ -134,9 +138,16 @@ class SampleArgs:
     sampler: str = field(
         default="auto",
         metadata={
-            "choices": ["auto", "row-clocks", "ancestral", "cached"],
-            "help": "rows at steps of their own; every step a forward; or only when a row has changed: the same law",
+            "choices": ["auto", "row-clocks", "ancestral", "cached", *OTHER_LAWS],
+            "help": "rows at steps of their own; every step a forward; or only when a row has changed: the same law. "
+            "confidence and remdm draw from other laws: the surest first, or what is visible masked again",
         },
+    )
+    remask_eta: float = field(
+        default=0.02, metadata={"help": "remdm: how often a visible token is masked again, at most, a step; in (0, 1]"}
+    )
+    confidence_threshold: float = field(
+        default=0.0, metadata={"help": "confidence: what is drawn more surely is revealed at once; 0: as many as due"}
     )
     top_p: float = field(default=1.0, metadata={"help": "keep the likeliest tokens that hold this mass; in (0, 1]"})
 
@@ -148,6 +159,12 @@ class SampleArgs:
             raise UserError(f"temperature={self.temperature} must lie in [0.001, 1000] (use top_k=1 for the mode)")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k} must be 0 (keep all) or more")
+        if not 0 < self.remask_eta <= 1:
+            raise UserError(f"remask_eta={self.remask_eta} must lie in (0, 1]; for none of it leave out sampler=remdm")
+        if not 0 <= self.confidence_threshold < 1:
+            raise UserError(f"confidence_threshold={self.confidence_threshold} must lie in [0, 1)")
+        if self.confidence_threshold and self.sampler != "confidence":
+            raise UserError(f"confidence_threshold is for sampler=confidence, not {self.sampler}; leave it out")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
 

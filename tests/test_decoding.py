@@ -1,0 +1,155 @@
+"""decoding.py: each sampler draws from the law it is said to draw from, which is not the process's."""
+
+import itertools
+
+import pytest
+import torch
+from conftest import TableDenoiser, all_sentences, text_batch
+from test_masked_process import agrees
+from toy_family import Timed, V, d3pm, law_of_steps, mdlm, sedd
+from toy_process import MASK, every, make
+
+from decoding import remask_rates
+from process import Batch, SampleArgs, UserError
+
+N = 20_000
+
+
+def remasking_law(denoiser: TableDenoiser, length: int, args: SampleArgs) -> torch.Tensor:
+    """Of every sentence, by propagating all states through the remasking kernel, multiplied out."""
+    process = mdlm()
+    law = {(MASK,) * length: 1.0}
+    for t, s in process.windows(int(args.num_steps)):
+        again, reveal = (float(p) for p in remask_rates(1 - s, 1 - t, args.remask_eta))
+        following: dict[tuple, float] = {}
+        for state, mass in law.items():
+            xt = torch.tensor([state])
+            logits = denoiser.encode(xt, t[None], every(xt))[0].clone()
+            logits[:, MASK] = -torch.inf
+            pi = logits.softmax(-1)
+            choices = [
+                [(token, reveal * float(pi[i, token])) for token in range(V)] + [(MASK, 1 - reveal)]
+                if state[i] == MASK
+                else [(state[i], 1 - again), (MASK, again)]
+                for i in range(length)
+            ]
+            for outcome in itertools.product(*choices):
+                chance = mass
+                for _, p in outcome:
+                    chance *= p
+                if chance > 1e-14:
+                    name = tuple(token for token, _ in outcome)
+                    following[name] = following.get(name, 0.0) + chance
+        law = following
+    return torch.tensor([law.get(tuple(x), 0.0) for x in all_sentences(list(range(V)), length).tolist()]).double()
+
+
+def test_remasking_follows_its_own_kernel_and_not_the_process() -> None:
+    args = SampleArgs(num_steps=4, sampler="remdm", remask_eta=0.4)
+    batch = text_batch(torch.zeros(N, 3, dtype=torch.long))
+    law = remasking_law(TableDenoiser(V), 3, args)
+    drawn = mdlm().sample(TableDenoiser(V), batch, args, rows_at_once=5000)
+    assert law.sum() == pytest.approx(1) and agrees(drawn, batch, law)
+    own = law_of_steps(mdlm(), TableDenoiser(V), 3, SampleArgs(num_steps=4))
+    plain = torch.tensor([own.get(tuple(x), 0.0) for x in all_sentences(list(range(V)), 3).tolist()]).double()
+    assert (law - plain).abs().sum() > 0.05 and not agrees(drawn, batch, plain)
+
+
+@pytest.mark.parametrize("eta", [0.01, 0.3, 1.0])
+def test_as_many_are_masked_at_every_time_as_without_remasking(eta: float) -> None:
+    level = torch.linspace(0, 1, 33, dtype=torch.float64)
+    at_t, at_s = level[:-1], level[1:]
+    again, reveal = remask_rates(at_s, at_t, eta)
+    torch.testing.assert_close((1 - at_t) * (1 - reveal) + at_t * again, 1 - at_s)
+    assert again.min() >= 0 and again.max() <= eta and reveal.min() >= 0 and reveal.max() <= 1
+    assert again[-1] == 0 and reveal[-1] == 1  # nothing is left masked
+
+
+def test_remasking_of_a_word_by_itself_changes_no_law() -> None:
+    """One token sees nothing but [MASK], so that drawing it again is drawing it once."""
+    args = SampleArgs(num_steps=5, sampler="remdm", remask_eta=0.5)
+    batch = text_batch(torch.zeros(N, 1, dtype=torch.long))
+    logits = TableDenoiser(V).encode(torch.tensor([[MASK]]), torch.ones(1), every(torch.zeros(1, 1)))[0, 0].clone()
+    logits[MASK] = -torch.inf
+    assert agrees(mdlm().sample(TableDenoiser(V), batch, args), batch, logits.softmax(-1).double())
+
+
+def surest_first(denoiser: TableDenoiser, length: int, num_steps: int) -> list[int]:
+    """The mode of the surest positions, so many a step."""
+    row = [MASK] * length
+    for step in range(1, num_steps + 1):
+        xt = torch.tensor([row])
+        logits = denoiser.encode(xt, torch.ones(1), every(xt))[0].clone()
+        logits[:, MASK] = -torch.inf
+        pi = logits.softmax(-1)
+        masked = sorted((i for i in range(length) if row[i] == MASK), key=lambda i: -float(pi[i].max()))
+        left = -(-length * (num_steps - step) // num_steps)
+        for i in masked[: len(masked) - left]:
+            row[i] = int(pi[i].argmax())
+    return row
+
+
+@pytest.mark.parametrize("process", [mdlm(), make(12, "paper"), d3pm(num_steps=12)], ids=["mdlm", "spindle", "d3pm"])
+def test_as_many_are_revealed_as_the_schedule_says(process) -> None:
+    """Seven tokens in four steps: after each, three quarters, a half, a quarter of them, rounded up, and none."""
+    batch = text_batch(torch.zeros(1, 7, dtype=torch.long))
+    counts: list[int] = []
+    args = SampleArgs(num_steps=4, sampler="confidence")
+    process.sample(TableDenoiser(V), batch, args, on_step=lambda _, xt: counts.append(int(xt.eq(MASK).sum())))
+    assert counts == [6, 4, 2, 0]
+
+
+def test_the_surest_are_first() -> None:
+    """Logits so steep that the drawn token is all but certainly the mode, and yet of different steepness."""
+    denoiser = TableDenoiser(V, scale=9)
+    batch = text_batch(torch.zeros(400, 6, dtype=torch.long))
+    drawn = mdlm().sample(denoiser, batch, SampleArgs(num_steps=3, sampler="confidence"))
+    greedy = torch.tensor(surest_first(denoiser, 6, 3))
+    assert (drawn == greedy).all(1).float().mean() > 0.5
+
+
+def test_with_a_threshold_fewer_steps_are_taken() -> None:
+    batch, denoiser = text_batch(torch.zeros(1, 8, dtype=torch.long)), TableDenoiser(V, scale=9)
+    for threshold, most in ((0.0, 8), (0.5, 4)):
+        args = SampleArgs(num_steps=8, sampler="confidence", confidence_threshold=threshold)
+        calls: list[int] = []
+        mdlm().sample(denoiser, batch, args, on_step=lambda _, xt, calls=calls: calls.append(1))
+        assert len(calls) <= most and (threshold or len(calls) == 8)
+
+
+@pytest.mark.parametrize("sampler", ["confidence", "remdm"])
+@pytest.mark.parametrize("timed", [False, True])
+def test_given_tokens_stay_and_rows_do_not_depend_on_their_neighbours(sampler: str, timed: bool) -> None:
+    ids = torch.tensor([[0, 2, 1, 4], [4, 1, 0, 0]])
+    attended = torch.tensor([[True] * 4, [True, True, True, False]])
+    targets = torch.tensor([[True, False, True, True], [True, False, True, False]])
+    batch, args = Batch(ids, attended, targets), SampleArgs(num_steps=4, sampler=sampler, remask_eta=0.5)
+    denoiser, finished = (Timed if timed else TableDenoiser)(V), []
+
+    def streams(*seeds: int) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+    words = {"on_step": lambda rows, xt: finished.extend(rows.tolist())}
+    together = mdlm().sample(denoiser, batch, args, generator=streams(1, 2), **words)
+    apart = [mdlm().sample(denoiser, batch.rows(slice(i, i + 1)), args, generator=streams(i + 1)) for i in (0, 1)]
+    assert torch.equal(together, torch.cat(apart)) and sorted(finished) == [0, 1]
+    assert torch.equal(together[~targets], ids[~targets]) and not together.eq(MASK).any()
+
+
+def test_what_cannot_be_is_refused() -> None:
+    batch, denoiser = text_batch(torch.zeros(1, 3, dtype=torch.long)), TableDenoiser(V)
+    for process, words, message in (
+        (
+            make(8, "paper"),
+            {"sampler": "remdm"},
+            "sampler=remdm is for processes without spindle; use row-clocks",
+        ),
+        (d3pm(), {"sampler": "remdm"}, "sampler=remdm: this process reveals tokens by what is predicted"),
+        (sedd(), {"sampler": "remdm"}, "sampler=remdm: this process reveals tokens by what is predicted"),
+        (mdlm(), {"sampler": "confidence", "num_steps": float("inf")}, "num_steps=inf is for sampler=row-clocks"),
+        (mdlm(), {"remask_eta": 0.0}, r"remask_eta=0.0 must lie in \(0, 1\]"),
+        (mdlm(), {"confidence_threshold": 0.9}, "confidence_threshold is for sampler=confidence, not auto"),
+        (mdlm(), {"confidence_threshold": 1.0, "sampler": "confidence"}, "must lie in"),
+    ):
+        with pytest.raises(UserError, match=message):
+            process.sample(denoiser, batch, SampleArgs(**words))
