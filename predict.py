@@ -3,8 +3,10 @@
 python predict.py --checkpoint out/demo/checkpoint --num_samples 20
 python predict.py --checkpoint out/demo/checkpoint --infill "the [MASK] [MASK] of the house"
 python predict.py --checkpoint out/demo/checkpoint --show
+python predict.py --checkpoint out/wrapped/checkpoint --semi_ar true --stride_length 128 --num_strides 14
 """
 
+import functools
 import json
 import sys
 from dataclasses import dataclass, field
@@ -21,8 +23,10 @@ import files
 import hub
 import protocols
 import runtime
+import semi_autoregressive
 from config import FROM_CHECKPOINT, parse
-from process import Batch, SampleArgs, StepCallback, UserError, check_ranges
+from process import OTHER_LAWS, Batch, SampleArgs, StepCallback, UserError, check_ranges
+from semi_autoregressive import SemiArArgs
 
 FORMATS = (".txt", ".jsonl")
 MOST_SAMPLES = 1_000_000  # each has a generator of its own, 5 kB
@@ -62,7 +66,7 @@ class PredictArgs:
 
 def main() -> None:
     """Load, sample, print and write."""
-    args, sampling = parse([PredictArgs, SampleArgs], __doc__, meaningless=MEANINGLESS)
+    args, sampling, longer = parse([PredictArgs, SampleArgs, SemiArArgs], __doc__, meaningless=MEANINGLESS)
     distributed.require_single("predict.py")
     hub.quiet_libraries()
     if args.output:
@@ -73,6 +77,8 @@ def main() -> None:
     if run.pairs:
         raise UserError(f"checkpoint {args.checkpoint} was trained on pairs; use predict_downstream_condition.py")
     run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
+    if longer.semi_ar:
+        check_semi_ar(run, args)
     if args.show:
         show(run, args, sampling, device)
         return
@@ -81,7 +87,11 @@ def main() -> None:
         print("note: process=ar fills a gap given what is to its left, and does not see the rest", file=sys.stderr)
     if unknown:
         print(f"note: {unknown} tokens of the infill text are unknown to this vocabulary", file=sys.stderr)
-    texts = [decode(run, row) for row in samples(run, args, sampling, device)]
+    if sampling.sampler in OTHER_LAWS:
+        print(
+            f"note: sampler={sampling.sampler} draws from another law than the model's (decoding.py)", file=sys.stderr
+        )
+    texts = [decode(run, row) for row in samples(run, args, sampling, device, longer=longer)]
     write(texts, args.output)
 
 
@@ -91,8 +101,9 @@ def samples(
     sampling: SampleArgs,
     device: torch.device,
     on_step: StepCallback | None = None,
+    longer: SemiArArgs | None = None,
 ) -> list[Tensor]:
-    """Token ids of each sample, without padding, in the order of their numbers.
+    """Token ids of each sample, without padding, in the order of their numbers; `longer` than a window if so told.
 
     Sample i has a stream of random numbers of its own, so that neither the batch size nor the number of samples asked
     for changes it; sentences of like length lie side by side.
@@ -102,17 +113,23 @@ def samples(
     blanks = [blank(run, args, stream) for stream in streams]
     order = sorted(range(args.num_samples), key=lambda i: -len(blanks[i][0]))
     batch = stack([blanks[i] for i in order], run.tokenizer.pad_token_id).to(device)
-    with tqdm(total=len(order), desc="sampling", unit="sentence", leave=False, disable=None) as bar, torch.no_grad():
+    windows = longer.num_strides + 1 if longer and longer.semi_ar else 1
+    with (
+        tqdm(total=len(order) * windows, desc="sampling", unit="sentence", leave=False, disable=None) as bar,
+        torch.no_grad(),
+    ):
 
         def count(finished: Tensor, xt: Tensor) -> None:
             bar.update(len(finished))
             if on_step is not None:
                 on_step(finished, xt)
 
-        streams_in_order = [streams[i] for i in order]
-        tokens = run.process.sample(
-            run.denoiser, batch, sampling, rows_at_once=args.batch_size, generator=streams_in_order, on_step=count
-        ).cpu()
+        words = {"rows_at_once": args.batch_size, "generator": [streams[i] for i in order], "on_step": count}
+        draw = functools.partial(run.process.sample, run.denoiser, args=sampling, **words)
+        if windows > 1:
+            stride = longer.stride(int(batch.target_mask[0].sum()))
+            return list(semi_autoregressive.write(batch, draw, stride, longer.num_strides).cpu())
+        tokens = draw(batch).cpu()
     drawn: list[Tensor] = [torch.empty(0)] * args.num_samples
     for i, row in zip(order, tokens, strict=True):
         drawn[i] = row[: len(blanks[i][0])]
@@ -153,6 +170,19 @@ def parse_infill(run: checkpoint.Run, text: str) -> list[int]:
         names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(special)))
         raise UserError(f"infill={text!r}: {names} cannot stand in a text; only [MASK] can")
     return ids
+
+
+def check_semi_ar(run: checkpoint.Run, args: PredictArgs) -> None:
+    """Refuses what does not go with texts longer than the window.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if run.form.protocol not in ("wrapped", "running"):
+        how = f"this checkpoint's rows are {run.form.protocol}, single texts that end"
+        raise UserError(f"semi_ar=true goes on from a block of text, and {how}; train one with --protocol wrapped")
+    if args.infill or args.show:
+        raise UserError("semi_ar=true writes texts from nothing; leave --infill and --show out")
 
 
 def draw_length(histogram: list[int], stream: Generator) -> int:

@@ -46,6 +46,7 @@ LIBRARY = {
     "predictions",
     "protocols",
     "detokenizers",
+    "semi_autoregressive",
 }
 PROCESSES = {
     "diffusion_word_freq",
@@ -67,6 +68,7 @@ MAY_IMPORT = {
     "corpus": {"files", "hub", "process"},
     "vocabulary": {"corpus", "files", "hub", "process"},
     "detokenizers": set(),
+    "semi_autoregressive": {"process"},
     "protocols": {"corpus", "dataloader", "detokenizers", "process", "vocabulary"},
     "dataloader": {"corpus", "detokenizers", "files", "process", "vocabulary"},
     "batches": {"dataloader", "process"},

@@ -153,7 +153,7 @@ def test_show_prints_the_sentence_as_it_emerges(
         (["--num_samples", 0], "num_samples=0 must lie in 1..1000000"),
         (
             ["--length", 600],
-            "600 tokens with [CLS] and [SEP] exceed the network's 512 positions",
+            "600 tokens with [CLS] and [SEP] exceed the 512 positions of this checkpoint",
         ),
         (["--length", 10**18], "length=1000000000000000000 must lie in 0..1000000"),
         (["--num_samples", 10**9], "num_samples=1000000000 must lie in 1.."),
