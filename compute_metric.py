@@ -20,6 +20,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 import distributed
 import files
 import hub
+import judges
 import metrics
 import metrics_of_models
 import runtime
@@ -55,6 +56,9 @@ class MetricArgs:
     bertscore_model: str = field(default="", metadata={"help": "model folder; DiffuSeq's: deberta-xlarge-mnli"})
     bertscore_layer: int = field(default=0, metadata={"help": "0: bert-score's choice for such a model"})
     mauve_model: str = field(default="", metadata={"help": "folder of a causal language model"})
+    judge_model: str = field(
+        default="", metadata={"help": "folder of a causal language model, or an ar checkpoint: generative perplexity"}
+    )
     json: bool = field(default=False, metadata={"help": "print one JSON object and nothing else on stdout"})
     seed: int = field(default=0, metadata={"help": "of random training targets and of MAUVE's clusters"})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
@@ -88,6 +92,7 @@ def main() -> None:
         report = unconditional(args, read_samples(path), source, speller(args, tokenizer))
     else:
         refuse(args, "mauve_model", "predictions of pairs are measured with --bertscore_model")
+        refuse(args, "judge_model", "predictions of pairs are measured with --bertscore_model")
         report = conditional(args, records, tokenizer)
     print(json.dumps(report) if args.json else table(report))
 
@@ -239,6 +244,8 @@ def unconditional(args: MetricArgs, samples: list[str], source: Source, spell: S
     if args.mauve_model:
         device = runtime.pick_device(args.device)
         report["mauve"] = metrics_of_models.mauve(samples, references, args.mauve_model, args.seed, device)
+    if args.judge_model:
+        report |= judges.generative_perplexity(samples, args.judge_model, runtime.pick_device(args.device))
     return report
 
 

@@ -27,8 +27,10 @@ BERTSCORE_LAYERS = {
 MAUVE_SCALE, MAUVE_POINTS, MAUVE_VARIANCE, MAUVE_RESTARTS = 5, 25, 0.9, 5
 
 
-def load(folder: str, *, eval_device: torch.device) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model and its tokenizer from a local folder; safetensors only.
+def load(
+    folder: str, *, eval_device: torch.device, kind: type = AutoModel
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model, of a kind, and its tokenizer from a local folder; safetensors only.
 
     Raises:
         UserError: if it is not there or cannot be read.
@@ -38,7 +40,7 @@ def load(folder: str, *, eval_device: torch.device) -> tuple[PreTrainedModel, Pr
     try:
         path = str(Path(folder).expanduser())
         tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModel.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        model = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     except Exception as error:  # a damaged model raises anything
         raise UserError(f"{folder}: cannot be read as a model ({first_line(error)})") from error
     if tokenizer.pad_token_id is None:

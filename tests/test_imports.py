@@ -47,6 +47,7 @@ LIBRARY = {
     "protocols",
     "detokenizers",
     "semi_autoregressive",
+    "judges",
 }
 PROCESSES = {
     "diffusion_word_freq",
@@ -69,6 +70,7 @@ MAY_IMPORT = {
     "vocabulary": {"corpus", "files", "hub", "process"},
     "detokenizers": set(),
     "semi_autoregressive": {"process"},
+    "judges": {"checkpoint", "dataloader", "metrics_of_models", "process", "vocabulary"},
     "protocols": {"corpus", "dataloader", "detokenizers", "process", "vocabulary"},
     "dataloader": {"corpus", "detokenizers", "files", "process", "vocabulary"},
     "batches": {"dataloader", "process"},
