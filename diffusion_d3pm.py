@@ -51,7 +51,7 @@ class D3pmArgs:
 class D3pmDiffusion(ScheduledProcess):
     """t runs over multiples of 1/T, float64."""
 
-    exact, by_steps = False, True
+    exact, thins, lingers = False, True, True
 
     def __init__(
         self,
@@ -120,9 +120,16 @@ class D3pmDiffusion(ScheduledProcess):
 
     # ---- sampling --------------------------------------------------------------------------------------------------
 
+    def reveal_probability(self, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
+        """(1 - m) (a(s) - a(t)) / (1 - a(t) + m a(t)), which without m is Bayes'. Here m = pi([MASK]) is called h."""
+        at_s, at_t = self.keep_probability(s, torch.zeros_like(h)), self.keep_probability(t, torch.zeros_like(h))
+        return (1 - h) * (at_s - at_t) / (1 - at_t + h * at_t).clamp(min=1e-300)
+
+    def hesitation(self, logits: Tensor, token: Tensor, mean: None) -> Tensor:
+        """m, float64 [n], whichever token was drawn; temperature, top-k and top-p do not act on it."""
+        return self.within(logits.clone()).double().softmax(-1)[:, self.mask_id]
+
     def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """A masked token stays with (1 - a(s) + m a(s)) / (1 - a(t) + m a(t)); settings act on what is not [MASK]."""
-        at_s, at_t = self.schedule.closed(s), self.schedule.closed(t)
-        mask = self.within(logits.clone()).double().softmax(-1)[:, self.mask_id]
-        stay = (1 - at_s + mask * at_s) / (1 - at_t + mask * at_t).clamp(min=1e-12)
-        return stay, filter_logits(logits + self.sampling_support, args).softmax(-1)
+        """See MaskedProcess; a masked token stays with (1 - a(s) + m a(s)) / (1 - a(t) + m a(t))."""
+        weights = filter_logits(logits + self.sampling_support, args).softmax(-1)
+        return 1 - self.reveal_probability(self.hesitation(logits, weights, None), s, t), weights

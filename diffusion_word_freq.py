@@ -205,6 +205,10 @@ class WordFreqDiffusion(MaskedProcess):
         slope = 1 - self.amplitude * math.pi * torch.cos(math.pi * level) * h
         return slope / (1 - self.keep_at(level, h))
 
+    def hesitation(self, logits: Tensor, token: Tensor, mean: Tensor) -> Tensor:
+        """The h of drawn tokens, float64 [n], in sentences of that mean: how long `row_clocks.py` lets them wait."""
+        return self.informativeness(self.statistic[token], mean)
+
     # ---- the reverse process p_theta(x_s | x_t) ----------------------------------------------------------------------
 
     def estimated_mean(self, expected: Tensor, xt: Tensor, masked: Tensor, target_mask: Tensor) -> Tensor:

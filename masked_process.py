@@ -44,10 +44,17 @@ class MaskedProcess(TextProcess):
     """Whether the reveal probability is Bayes', on which row clocks and some estimators rest."""
     flat = True
     """Whether every token has the same alpha_bar."""
+    lingers = False
+    """Whether a token may still be masked after the last window."""
     by_steps = False
     """Whether it can only be sampled step by step."""
     boldest = 0.0
     """The h than which no token's is lower: what is revealed soonest."""
+
+    @property
+    def thins(self) -> bool:
+        """Whether a prediction has a say in when a token is revealed."""
+        return not self.flat
 
     # ---- when tokens are masked: a subclass says -----------------------------------------------------------------
 
@@ -186,11 +193,13 @@ class MaskedProcess(TextProcess):
             self.windows(int(args.num_steps))
         elif self.by_steps or args.sampler in STEPPING:
             raise UserError("num_steps=inf is for sampler=row-clocks; give a number of steps")
+        elif not self.exact:
+            raise UserError("num_steps=inf: this process is one of whole steps; give a number of them")
         if self.by_steps and args.sampler == "row-clocks":
             raise UserError("sampler=row-clocks: this process reveals tokens by what is predicted; use ancestral")
         if not self.flat and args.sampler in ("ancestral", "cached", "remdm"):
             raise UserError(f"sampler={args.sampler} is for processes without spindle; use row-clocks or confidence")
-        if self.by_steps and args.sampler == "remdm":
+        if (self.by_steps or self.thins) and args.sampler == "remdm":
             raise UserError(
                 "sampler=remdm: this process reveals tokens by what is predicted; use ancestral or confidence"
             )

@@ -9,10 +9,11 @@ and the rows of a batch may stand at different steps. When a token is due can be
    of its own probability to be revealed now against the boldest's (thinning: Lewis and Shedler 1979). After a
    rejection the position draws its next moment, and the same prediction serves again, for nothing has changed.
 
-Without spindle all tokens are equally bold and every moment is accepted: the vocabulary head runs at revealed positions
-only. Without windows (`--num_steps inf`) this is the first-hitting sampler (Zheng et al. 2024, arXiv 2409.02908): one
-token a forward. A row takes as many forwards as it has moments with a reveal in them, at most one a token. Rows that
-are done leave the batch and waiting ones take their places, so it stays full to the end.
+Where a prediction has no say in when a token is revealed (no spindle, no [MASK] predicted), every moment is accepted,
+and the vocabulary head runs at revealed positions only. Without windows (`--num_steps inf`) this is the first-hitting
+sampler (Zheng et al. 2024, arXiv 2409.02908): one token a forward. A row takes as many forwards as it has moments with
+a reveal in them, at most one a token. Rows that are done leave the batch and waiting ones take their places, so it
+stays full to the end.
 """
 
 import math
@@ -29,17 +30,21 @@ LOGITS_AT_ONCE = 2**22
 
 
 class Revealing(Protocol):
-    """What the sampler asks of a masked process. Without spindle (`flat`), the last three and `statistic` go unused."""
+    """What the sampler asks of a masked process. What h is, of a token or a position, is the process's matter."""
 
     mask_id: int
     sampling_support: Tensor
     """[V], added to logits; -inf bars a token."""
     flat: bool
     """Whether all tokens are equally bold."""
+    thins: bool
+    """Whether a prediction has a say in when a token is revealed, so that it may be rejected when it comes up."""
+    lingers: bool
+    """Whether a token may still be masked after the last window; it is then revealed given the rest."""
     boldest: float
-    """The h than which no token's is lower: what is revealed soonest."""
+    """The h than which none is lower: what is revealed soonest."""
     statistic: Tensor
-    """[V], what h is made of."""
+    """[V], what h is made of; unused if `flat`, as is `estimated_mean`."""
 
     def windows(self, num_steps: int) -> Tensor:
         """The reverse steps (t, s) from all [MASK] to clean, [n, 2]."""
@@ -69,8 +74,8 @@ class Revealing(Protocol):
         """[B], the sentence mean of the statistic, of which the masked positions have the expectations given."""
         ...
 
-    def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
-        """The h of tokens in sentences of that mean."""
+    def hesitation(self, logits: Tensor, token: Tensor, mean: Tensor | None) -> Tensor:
+        """The h of drawn tokens, [n], predicted by logits [n, V], in sentences of that mean (None if `flat`)."""
         ...
 
 
@@ -97,6 +102,8 @@ class WindowClock:
         """Sums the boldest token's hazard window by window; it is infinite in the last, which reveals what is left."""
         self.process = process
         self.t, self.s = process.windows(num_steps).unbind(1)
+        if process.lingers:  # one window more, of no length
+            self.t, self.s = torch.cat([self.t, self.s[-1:]]), torch.cat([self.s, self.s[-1:]])
         bold = torch.full(self.t.shape, process.boldest, dtype=torch.float64, device=self.t.device)
         self.bold = process.reveal_probability(bold, self.s, self.t)
         hazard = -torch.log1p(-self.bold.where(self.s > 0, 1.0))
@@ -111,7 +118,7 @@ class WindowClock:
         """See Clock."""
         window = moment.long() - 1
         own = self.process.reveal_probability(h, self.s[window], self.t[window])
-        return torch.where(self.s[window] > 0, own / self.bold[window], 1.0)
+        return torch.where(window < len(self.s) - 1, own / self.bold[window], 1.0)
 
     def time(self, moment: Tensor) -> Tensor:
         """See Clock."""
@@ -230,7 +237,7 @@ class RowClocks:
         Args:
             rows: int64 [b], their numbers.
             hidden: [b, width, D], what the network made of them.
-            mean: [b], the sentence means; None without spindle.
+            mean: [b], the sentence means; None if all tokens are alike.
 
         Returns:
             bool [b], whether a row revealed anything.
@@ -239,27 +246,28 @@ class RowClocks:
         due = moment == moment.amin(1, keepdim=True)
         place, column = due.nonzero().unbind(1)
         row, now = rows[place], moment[due]
-        drawn = self.draw(due.repeat(1, 1 if mean is None else 3), rows).split(due.shape[1], dim=1)
-        token = sample_categorical(self.weights(hidden[due]), drawn[0][due])
-        if mean is None:
+        drawn = self.draw(due.repeat(1, 3 if self.process.thins else 1), rows).split(due.shape[1], dim=1)
+        logits = self.denoiser.decode(hidden[due])
+        token = sample_categorical(self.weights(logits), drawn[0][due])
+        if not self.process.thins:
             self.xt[row, column], self.moment[row, column] = token, math.inf
             return torch.ones_like(rows, dtype=torch.bool)
-        h = self.process.informativeness(self.process.statistic[token], mean[place])
+        h = self.process.hesitation(logits, token, None if mean is None else mean[place])
         accepted = drawn[1][due] < self.clock.acceptance(now, h)
         later = self.clock.next(now, exponential(drawn[2][due]))
         self.xt[row, column] = token.where(accepted, self.process.mask_id)
         self.moment[row, column] = torch.where(accepted, math.inf, later)
         return torch.zeros_like(rows, dtype=torch.bool).index_fill(0, place[accepted], True)
 
-    def weights(self, hidden: Tensor) -> Tensor:
-        """p(x0 | xt), [n, V], of hidden states [n, D]: float32 at least, filtered as asked."""
-        return filter_logits(self.denoiser.decode(hidden) + self.process.sampling_support, self.args).softmax(-1)
+    def weights(self, logits: Tensor) -> Tensor:
+        """p(x0 | xt), [n, V]: float32 at least, filtered as asked."""
+        return filter_logits(logits + self.process.sampling_support, self.args).softmax(-1)
 
     def sentence_mean(self, xt: Tensor, hidden: Tensor, targets: Tensor) -> Tensor:
         """What h is set against, as far as x_t shows it, float64 [b]: the one thing that takes every prediction."""
         masked = xt.eq(self.process.mask_id) & targets
         statistic = self.process.statistic
         at_once = max(1, LOGITS_AT_ONCE // len(statistic))
-        predicted = (self.weights(part) for part in hidden[masked].split(at_once))
+        predicted = (self.weights(self.denoiser.decode(part)) for part in hidden[masked].split(at_once))
         expected = torch.cat([weights @ statistic.to(weights.dtype) for weights in predicted])
         return self.process.estimated_mean(expected, xt, masked, targets)

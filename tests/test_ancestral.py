@@ -59,7 +59,7 @@ def test_what_a_process_leaves_masked_is_drawn_at_the_end() -> None:
     drawn = d3pm(num_steps=8).sample(
         Believer(V),
         text_batch(torch.zeros(50, 4, dtype=torch.long)),
-        SampleArgs(num_steps=8),
+        SampleArgs(num_steps=8, sampler="ancestral"),
         on_step=lambda _, xt: states.append(int(xt.eq(MASK).sum())),
     )
     assert len(states) == 9 and states[-2] > 190 and states[-1] == 0 and not drawn.eq(MASK).any()

@@ -147,6 +147,10 @@ HARD = {"temperature": 0.7, "top_k": 3}
         ("mdlm, geometric", "cached", 4, {}, False),
         ("word_freq", "ancestral", 6, {"top_p": 0.8}, False),
         ("d3pm", "auto", 6, {}, True),
+        ("d3pm", "row-clocks", 5, HARD, False),
+        ("d3pm, cosine", "row-clocks", 3, {}, False),
+        ("d3pm", "ancestral", 6, {}, True),
+        ("d3pm", "cached", 4, {}, False),
         ("d3pm, subs_masking", "ancestral", 3, HARD, False),
         ("sedd", "auto", 5, {}, True),
         ("sedd", "cached", 4, HARD, False),
@@ -179,8 +183,9 @@ def test_infinitely_many_steps_take_one_order_after_another() -> None:
 def test_what_cannot_be_is_refused() -> None:
     batch, denoiser = text_batch(X0[None]), TableDenoiser(V)
     for process, args, message in (
-        (d3pm(), SampleArgs(num_steps=math.inf), "num_steps=inf is for sampler=row-clocks"),
-        (d3pm(), SampleArgs(sampler="row-clocks"), "reveals tokens by what is predicted; use ancestral"),
+        (d3pm(), SampleArgs(num_steps=math.inf), "num_steps=inf: this process is one of whole steps"),
+        (mdlm(), SampleArgs(num_steps=math.inf, sampler="cached"), "num_steps=inf is for sampler=row-clocks"),
+        (sedd(), SampleArgs(sampler="row-clocks"), "reveals tokens by what is predicted; use ancestral"),
         (make(8, "paper"), SampleArgs(sampler="cached"), "is for processes without spindle"),
         (mdlm(num_steps=4), SampleArgs(num_steps=5), "num_steps=5 must lie in 1..4"),
     ):

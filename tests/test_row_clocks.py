@@ -53,7 +53,7 @@ def law_of(process: WordFreqDiffusion, denoiser: TableDenoiser, batch: Batch, ar
     """Probability of every value of a one-row batch's targets after the last step, by propagating all of them."""
     targets = batch.target_mask[0].nonzero()[:, 0]
     values = all_sentences(list(range(V)), len(targets))
-    many = Batch(*(tensor.expand(len(values), -1) for tensor in vars(batch).values()))
+    many = batch.rows(torch.zeros(len(values), dtype=torch.long))
     states = many.input_ids.clone()
     states[:, targets] = values
     law = values.eq(MASK).all(1).double()
@@ -245,7 +245,7 @@ def test_a_row_with_a_stream_of_its_own_does_not_depend_on_the_others(spindle: s
     whole = draw(batch, generator=streams())
     for size in (1, 7, 32):
         assert torch.equal(draw(batch, generator=streams(), rows_at_once=size), whole)
-    alone = draw(Batch(*(tensor[5:6] for tensor in vars(batch).values())), generator=streams()[5:6])
+    alone = draw(batch.rows(slice(5, 6)), generator=streams()[5:6])
     assert torch.equal(alone, whole[5:6]) and len(whole.unique(dim=0)) > 5
 
 
