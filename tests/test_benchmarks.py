@@ -9,7 +9,7 @@ import torch
 from conftest import TableDenoiser, text_batch
 from toy_process import make
 
-from benchmarks import quality, speed, table, throughput, variants
+from benchmarks import family, quality, speed, table, throughput, variants
 from models.bert import BertDenoiser
 from process import SampleArgs
 
@@ -97,3 +97,14 @@ def test_throughput_measures_a_machine(monkeypatch: pytest.MonkeyPatch, capsys) 
         assert fitted.pop() == "eager"
         assert row["share_of_peak"] == pytest.approx(row["tflops"] / 0.5) and row["tokens_per_second"] > 0
     assert all(value > 0 for value in json.loads(sampling).values())
+
+
+def test_the_cost_of_every_process_is_taken_on_a_network_of_its_kind() -> None:
+    small = {**SHAPE, "rounds": 1}
+    figures = {**family.part_train(small), **family.part_sample(small, 5), **family.part_long(small, 8, 16)}
+    assert len([name for name in figures if name.startswith("train ")]) == len(family.TRAINED)
+    for name, sampler in family.SAMPLED:
+        _, calls, share = figures[f"sample {name} {sampler} 1"]
+        assert 1 <= calls <= 8 and share > 0, (name, sampler)
+    assert figures["sample mdlm released 1"][:2] == [pytest.approx(751.8, abs=0.1), 65] and figures["long ratio"] > 0
+    assert all(name in family.rows_of(figures) for name in family.TRAINED)

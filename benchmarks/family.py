@@ -1,0 +1,212 @@
+"""What each process of the family costs: a training step, a sample, and a text longer than the window.
+
+python benchmarks/family.py                    # steps of training, then samples, then long texts
+python benchmarks/family.py --part sample
+
+One BERT of 4 layers x 256, vocabulary 30,522, for all (with --process ar its causal twin), random weights and tokens,
+fp32. Training steps are timed in turn and divided within a round by stock masked language modelling on the same batch.
+Samples are timed in units of a bare forward of as many rows, encoded and decoded everywhere. So is MDLM's own program
+(its cached sampler, measured on two cores of an AMD EPYC with a network of this size): 10.3 s and 65 calls for a row of
+64 tokens at T = 1000, where a forward takes 0.0137 s; 237 s and 401 calls for eight rows, where it takes 0.088 s.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import torch
+import transformers
+from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
+
+from autoregressive import Autoregressive, AutoregressiveArgs
+from benchmarks import variants
+from benchmarks.speed import ratios, seconds
+from benchmarks.variants import MASK, Step, text, trained
+from diffusion_d3pm import D3pmArgs, D3pmDiffusion
+from diffusion_mdlm import MdlmArgs, MdlmDiffusion
+from diffusion_sedd import SeddArgs, SeddDiffusion
+from models.bert import BertDenoiser
+from process import Batch, SampleArgs
+from semi_autoregressive import write
+from text_process import TextProcess
+
+MDLM_UNITS = {1: (10.3 / 0.0137, 65), 8: (237 / 0.088, 401)}
+"""MDLM's cached sampler for so many rows: bare forwards' worth of time, and calls of the network."""
+RESULTS = Path(__file__).parent / "results" / "family.json"
+
+
+def process_of(name: str, shape: dict) -> TextProcess:
+    """One of the family, without word frequencies."""
+    kinds = {
+        "mdlm": (MdlmDiffusion, MdlmArgs()),
+        "d3pm": (D3pmDiffusion, D3pmArgs()),
+        "sedd": (SeddDiffusion, SeddArgs()),
+        "ar": (Autoregressive, AutoregressiveArgs()),
+    }
+    if name.startswith("word_freq"):
+        return variants.process_of(shape, num_steps=1000, spindle="paper" if name == "word_freq" else "none")
+    kind, settings = kinds[name]
+    return kind(settings, torch.ones(shape["vocabulary"]), mask_id=MASK, excluded_ids=(0, 101, 102))
+
+
+def denoiser_of(name: str, shape: dict, *, timed: bool | None = None) -> BertDenoiser:
+    """The network that goes with it: causal, or told the time, where it must be (or `timed` says)."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": shape["hidden"], "num_hidden_layers": shape["layers"], "is_decoder": name == "ar"}
+    sizes |= {"num_attention_heads": shape["hidden"] // 64, "intermediate_size": 4 * shape["hidden"]}
+    config = BertConfig(vocab_size=shape["vocabulary"], max_position_embeddings=4096, **sizes)
+    told = name == "sedd" if timed is None else timed
+    kind = BertLMHeadModel if name == "ar" else BertForMaskedLM
+    return BertDenoiser(kind(config), "layerwise" if told else "none", 10_000)
+
+
+def training(name: str, shape: dict) -> Step:
+    """Forward, backward and AdamW of its own loss."""
+    denoiser, process, batch = denoiser_of(name, shape), process_of(name, shape), text(shape)
+
+    def loss() -> torch.Tensor:
+        found = process.loss(denoiser, batch)
+        return found.total / found.num_tokens
+
+    return trained(denoiser, loss)
+
+
+TRAINED = ("word_freq", "word_freq_none", "mdlm", "d3pm", "sedd", "ar")
+
+
+def part_train(shape: dict) -> dict:
+    """Time of a training step over that of a stock one, [least, median, most]."""
+    steps = {"stock": variants.stock(shape), **{name: training(name, shape) for name in TRAINED}}
+    return {f"train {name}": found for name, found in ratios(steps, "stock", shape["rounds"]).items()}
+
+
+SAMPLED = [
+    ("mdlm", "row-clocks"),
+    ("mdlm", "cached"),
+    ("mdlm", "ancestral"),
+    ("word_freq", "row-clocks"),
+    ("d3pm", "row-clocks"),
+    ("d3pm", "cached"),
+    ("sedd", "ancestral"),
+    ("ar", "auto"),
+]
+"""Which process by which sampler."""
+
+
+@torch.no_grad()
+def part_sample(shape: dict, num_steps: int = 1000) -> dict:
+    """Bare forwards' worth of time, calls of the network, and the one by the other's rows, at one row and at eight."""
+    found = {}
+    for rows in (1, 8):
+        for name, sampler in SAMPLED:
+            if rows > 1 and sampler in ("ancestral", "cached") and name != "mdlm":
+                continue  # minutes, and no news
+            shown = denoiser_of(name, shape).eval()
+            args = SampleArgs(num_steps=0 if name == "ar" else num_steps, sampler=sampler)
+            batch = text(shape, rows)
+            if name == "ar":
+                batch.target_mask[:, 0] = False  # it needs a beginning
+            found[f"sample {name} {sampler} {rows}"] = sampled(process_of(name, shape), shown, batch, args)
+        found[f"sample mdlm released {rows}"] = [*MDLM_UNITS[rows], None]
+    return found
+
+
+def sampled(process: TextProcess, denoiser: BertDenoiser, batch: Batch, args: SampleArgs) -> list[float]:
+    """[time in bare forwards, calls, time over that of bare forwards of the rows the network saw]."""
+    counted = variants.Counted(denoiser)
+    counted.extend = counting_extend(counted)
+    t = torch.ones(len(batch.input_ids), dtype=torch.long)
+
+    def bare() -> torch.Tensor:
+        return denoiser.decode(denoiser.encode(batch.input_ids, t, batch.attention_mask))
+
+    bare()
+    forward = statistics.median(seconds(bare) for _ in range(15))
+    spent = seconds(lambda: process.sample(counted, batch, args))
+    forward = statistics.median([forward, *(seconds(bare) for _ in range(15))])
+    units = spent / forward
+    return [units, counted.calls, units / (counted.rows / len(batch.input_ids))]
+
+
+def counting_extend(counted: variants.Counted) -> Callable:
+    """The cached forward of an autoregressive network, counted as one of all its rows."""
+
+    def extend(tokens: torch.Tensor, cache: object) -> tuple:
+        counted.calls += 1
+        counted.rows += len(tokens)
+        return counted.inner.extend(tokens, cache)
+
+    return extend
+
+
+@torch.no_grad()
+def part_long(shape: dict, window: int = 256, length: int = 2048) -> dict:
+    """Seconds for a text of `length` tokens by strides of half a window, over those of as many drawn at once."""
+    process, denoiser = process_of("mdlm", shape), denoiser_of("mdlm", shape).eval()
+    args, stride = SampleArgs(num_steps=window // 2), window // 2
+    strides = (length - window) // stride
+
+    def by_strides() -> torch.Tensor:
+        first = text({**shape, "length": window}, 1)
+        return write(first, lambda batch: process.sample(denoiser, batch, args), stride, strides)
+
+    def at_once() -> torch.Tensor:
+        return process.sample(denoiser, text({**shape, "length": length}, 1), SampleArgs(num_steps=length // 2))
+
+    assert by_strides().shape == at_once().shape == (1, length)
+    one, other = ([seconds(way) for _ in range(3)] for way in (by_strides, at_once))
+    return {
+        "long by strides, seconds": statistics.median(one),
+        "long at once, seconds": statistics.median(other),
+        "long ratio": statistics.median(one) / statistics.median(other),
+    }
+
+
+def rows_of(figures: dict) -> str:
+    """The README's two tables."""
+    lines = ["| process | training step / stock masked LM |", "|---|---|"]
+    for name in TRAINED:
+        least, median, most = figures[f"train {name}"]
+        lines.append(f"| {name} | {median:.2f} ({least:.2f} to {most:.2f}) |")
+    lines += [
+        "",
+        "| process | sampler | one row: time | calls | / its forwards | eight: time | calls | / its forwards |",
+    ]
+    lines.append("|---|---|---|---|---|---|---|---|")
+    for name, sampler in [*SAMPLED, ("mdlm", "released")]:
+        cells = []
+        for rows in (1, 8):
+            units, calls, share = figures.get(f"sample {name} {sampler} {rows}", [None] * 3)
+            cells += ["" if units is None else f"{units:,.0f}", "" if calls is None else f"{calls}"]
+            cells.append("" if share is None else f"{share:.2f}")
+        lines.append(f"| {name} | {sampler} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+PARTS = {"train": part_train, "sample": part_sample, "long": part_long}
+
+
+def main() -> None:
+    """Run the parts, print their tables, keep the figures in benchmarks/results/family.json."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    figures = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name, part in PARTS.items():
+        if options.part in (name, "all"):
+            figures |= part(variants.SHAPES["small"])
+            RESULTS.write_text(json.dumps(figures, indent=1) + "\n")
+    print(json.dumps(figures) if options.json else rows_of(figures))
+
+
+if __name__ == "__main__":
+    main()

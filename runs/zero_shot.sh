@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# The zero-shot table of MDLM's paper: texts that a model was not trained on, each undone of its own spacing, one after the
+# other in blocks of the checkpoint's length (wrapped), perplexity per token.
+#   bash runs/zero_shot.sh CHECKPOINT FOLDER [FLAGS of compute_elbo.py]
+# FOLDER holds any of ptb, wikitext, lm1b, lambada, ag_news, pubmed, arxiv, as .txt (a text a line), .jsonl ({"text": ...})
+# or .parquet; what is not there is left out.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ $# -ge 2 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+checkpoint=$1
+folder=$2
+shift 2
+. ./setup.sh
+ensure_environment requirements.txt
+results=$(mktemp -d)
+trap 'rm -rf "$results"' EXIT
+while read -r name rules; do
+    for file in "$folder/$name".{txt,jsonl,parquet}; do
+        [ -e "$file" ] || continue
+        python compute_elbo.py --checkpoint "$checkpoint" --data "$file" --protocol wrapped --detokenizer "$rules" \
+            --json true "$@" >"$results/$name.json"
+    done
+done <<'CORPORA'
+ptb ptb
+wikitext wikitext
+lm1b lm1b
+lambada lambada
+ag_news none
+pubmed scientific_papers
+arxiv scientific_papers
+CORPORA
+python - "$results" "$folder" <<'PYTHON'
+import json
+import sys
+from pathlib import Path
+
+order = ["ptb", "wikitext", "lm1b", "lambada", "ag_news", "pubmed", "arxiv"]
+found = {name: json.loads(file.read_text()) for name in order if (file := Path(sys.argv[1]) / f"{name}.json").exists()}
+if not found:
+    sys.exit(f"error: {sys.argv[2]} holds none of {', '.join(order)} (.txt, .jsonl or .parquet)")
+print("| text | PPL per token | nats a block | blocks | protocol |\n|---|---|---|---|---|")
+for name, r in found.items():
+    error = "" if r["standard_error_nats"] is None else f" ± {r['standard_error_nats']:.1f}"
+    print(
+        f"| {name} | {r['ppl_token']:.2f} | {r['nats_per_sequence']:.1f}{error} "
+        f"| {r['num_sequences']:,} | {r['protocol']} |"
+    )
+PYTHON
