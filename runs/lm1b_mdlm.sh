@@ -21,11 +21,10 @@ shift
 ensure_environment requirements.txt
 out=out/lm1b-$process
 data=lm1b
-size=("--batch_size" 512)
-case " $* " in *" --batch_size "*) size=() ;; esac
+size=(--batch_size 512)
 for word in "$@"; do [ "${previous-}" != --train_data ] || data=$word; previous=$word; done
 count=$(gpus)
-if [ ${#size[@]} -gt 0 ] && [ "$count" -gt 0 ]; then read -r -a size <<<"$(fit_to_memory "$count" 512)"; fi
+if [ "$count" -gt 0 ]; then read -r -a size <<<"$(fit_to_memory "$count" 512)"; fi
 launch "$count" --process "$process" "${own[@]}" --train_data lm1b --output_dir "$out" --tokenizer bert-base-uncased \
     --model_name_or_path ddit-small --from_scratch true --protocol padded --detokenizer lm1b --max_length 128 "${size[@]}" \
     --optimizer adamw --learning_rate 3e-4 --lr_schedule constant --warmup_steps 2500 --weight_decay 0 --max_grad_norm 1 \
