@@ -94,7 +94,7 @@ def text8_tokenizer() -> PreTrainedTokenizerBase:
     model.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     model.decoder = decoders.Fuse()
     names = {f"{name}_token": f"[{name.upper()}]" for name in ("cls", "sep", "bos", "eos", "mask", "pad", "unk")}
-    return PreTrainedTokenizerFast(tokenizer_object=model, **names)
+    return PreTrainedTokenizerFast(tokenizer_object=model, additional_special_tokens=["[RESERVED]"], **names)
 
 
 def wordpiece_of(source: Source, vocab_size: int, cache_dir: str) -> PreTrainedTokenizerBase:
