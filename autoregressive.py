@@ -1,7 +1,8 @@
 """The causal baseline: every token given those before it. The likelihood is exact, and so is sampling, token by token.
 
 It stands behind the same three verbs as the diffusion processes, on the same data: target tokens are scored given
-everything to their left (of text [CLS], of a pair its source), what is no target is given.
+everything to their left (of text [CLS], of a pair its source), what is no target is given. Of single texts (`end_id`)
+the end is scored, too, though it is no target: a diffusion is told how long a text is to be, and this has to say it.
 """
 
 from collections.abc import Callable
@@ -84,10 +85,19 @@ class Autoregressive(TextProcess):
         """See `TextProcess`; of the counts, [V], only their number counts."""
         super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
         self.args, self.num_steps = args, args.num_steps
+        self.end_id: int | None = None
+        """The token that ends a text, scored where it follows a target; None: what is written does not end."""
+
+    def scored(self, batch: Batch) -> Tensor:
+        """Bool [B, L], targets and the ends of texts."""
+        if self.end_id is None:
+            return batch.target_mask
+        follows = F.pad(batch.target_mask[:, :-1], (1, 0))
+        return batch.target_mask | (follows & batch.input_ids.eq(self.end_id) & batch.attention_mask)
 
     def cross_entropy(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        """-log p(x_i given x_1 .. x_{i-1}) of target tokens, float64 [B, L], 0 elsewhere: their sum is -log p(x)."""
-        scored, following = batch.target_mask[:, 1:], batch.input_ids[:, 1:]
+        """-log p(x_i given x_1 .. x_{i-1}) of what is scored, float64 [B, L], 0 elsewhere: their sum is -log p(x)."""
+        scored, following = self.scored(batch)[:, 1:], batch.input_ids[:, 1:]
         hidden = denoiser.encode(batch.input_ids, torch.ones_like(batch.input_ids[:, 0]), batch.attention_mask)
 
         def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
@@ -147,6 +157,9 @@ class Autoregressive(TextProcess):
     ) -> Tensor:
         """From left to right, int64 [N, L]: targets are drawn given what is to their left, the rest is as it was.
 
+        A row that ends in a target may end before: after a drawn `end_id` its targets are all ends. In one that ends in
+        what is given, nothing but a gap is to be filled, and no end is drawn.
+
         Args:
             denoiser: the network, with a cache of what it has seen.
             batch: N rows, those of like length side by side.
@@ -161,11 +174,14 @@ class Autoregressive(TextProcess):
         self.check_sampling(args)
         tokens = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
         for rows in torch.arange(len(tokens), device=tokens.device).split(rows_at_once or max(1, len(tokens))):
-            streams = streams_of(generator, rows)
+            streams, ended = streams_of(generator, rows), ends_in_given(batch.rows(rows))
 
-            def draw(hidden: Tensor, where: Tensor, streams: Generators = streams) -> Tensor:
-                logits = filter_logits(denoiser.decode(hidden[where]).float() + self.sampling_support, args)
-                return sample_categorical(logits.softmax(-1), uniform(where[:, None], streams)[where, 0])
+            def draw(hidden: Tensor, where: Tensor, streams: Generators = streams, no_end: Tensor = ended) -> Tensor:
+                logits = denoiser.decode(hidden[where]).float() + self.sampling_support
+                if self.end_id is not None:
+                    logits[no_end[where], self.end_id] = -torch.inf
+                weights = filter_logits(logits, args).softmax(-1)
+                return sample_categorical(weights, uniform(where[:, None], streams)[where, 0])
 
             self._write(denoiser, batch, tokens, rows, draw, on_step)
         return tokens
@@ -182,11 +198,24 @@ class Autoregressive(TextProcess):
         targets = batch.target_mask[rows]
         columns = targets.any(0).nonzero()[:, 0].tolist()
         last = torch.where(targets, torch.arange(targets.shape[1], device=rows.device), -1).amax(1)
-        seen, cache = 0, None
+        seen, cache, ended = 0, None, torch.zeros_like(targets[:, 0])
         for column in range(columns[0], columns[-1] + 1) if columns else ():
             hidden, cache = denoiser.extend(tokens[rows, seen:column], cache)
-            seen, where = column, targets[:, column]
+            seen, where = column, targets[:, column] & ~ended
             if where.any():
                 tokens[rows[where], column] = draw(hidden[:, -1], where)
+            ends = where & tokens[rows, column].eq(-1 if self.end_id is None else self.end_id)
+            later = ends[:, None] & targets & (torch.arange(targets.shape[1], device=rows.device) > column)
+            tokens[rows] = tokens[rows].masked_fill(later, self.end_id or 0)
             if on_step is not None:
-                on_step(rows[last == column], tokens)
+                on_step(rows[ends | (~ended & (last == column))], tokens)
+            ended |= ends
+            if (ended | (last <= column)).all():
+                break
+
+
+def ends_in_given(batch: Batch) -> Tensor:
+    """Bool [B], whether the last token that may be attended to is no target."""
+    place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    last = torch.where(batch.attention_mask, place, -1).amax(1)
+    return ~batch.target_mask.gather(1, last[:, None])[:, 0]

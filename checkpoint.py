@@ -131,14 +131,19 @@ def build_process(
     special = {i for i in tokenizer.all_special_ids if i != unknown} - {tokenizer.mask_token_id}
     special -= {tokenizer.sep_token_id, tokenizer.pad_token_id} if of_pairs else set()
     special -= form.content(tokenizer) if form else set()
+    ends = PROCESSES[name_of(args)].causal and not of_pairs and (form or TextForm()).protocol in ("unpadded", "padded")
+    special -= {tokenizer.sep_token_id} if ends else set()
     strangers = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
-    return kind(
+    process = kind(
         args,
         token_counts,
         mask_id=tokenizer.mask_token_id,
         excluded_ids=tuple(sorted(special | strangers)),
         unsampled_ids=() if unknown is None else (unknown,),
     )
+    if ends:
+        process.end_id = tokenizer.sep_token_id
+    return process
 
 
 # ---- word frequencies ------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ tokens is that of MDLM's evaluation (arXiv 2406.07524): an end of text after the
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +88,8 @@ def _by_checkpoint(texts: Sequence[str], folder: str, device: torch.device) -> I
     for start in range(0, len(texts), AT_ONCE):
         rows = [ids[:longest] for ids in encode(run.tokenizer, list(texts[start : start + AT_ONCE]))["input_ids"]]
         batch = collate([np.asarray(ids) for ids in rows], run.tokenizer).to(device)
+        no_end = batch.attention_mask & batch.input_ids.ne(run.tokenizer.sep_token_id)  # samples may be cut
+        batch = replace(batch, attention_mask=no_end)
         nats = run.process.nll_bound(run.denoiser, batch, 1).tolist()
         yield from zip(nats, map(len, rows), rows, strict=True)
 

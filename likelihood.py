@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from process import EVERY_WINDOW, Batch, Bound, BoundArgs, UserError
 class Likelihood:
     """Totals over sentences, and the figures that follow from them.
 
-    Only text tokens count: no [CLS], [SEP], [PAD]. Of pairs, the target is scored given its source, with its end: its
-    nats are those of the whole window, its tokens are its text and [SEP].
+    Only text tokens count: no [CLS], [SEP], [PAD], unless the protocol says so; of process=ar the nats of a text's end
+    do, not its token. Of pairs, the target is scored given its source, with its end: its nats are those of the whole
+    window, its tokens are its text and [SEP].
     """
 
     nats: float
@@ -42,6 +43,8 @@ class Likelihood:
     """Forwards a sentence went through, on average."""
     protocol: str = ""
     """How texts became rows (protocols.py); of pairs, empty."""
+    length_nats: float | None = None
+    """Sum over sentences of -log of how frequent their length was in training; None where lengths are not given."""
     draws_variance: float | None = None
     """Variance of `nats` by the draws of x_t alone; None if there was one round of them."""
 
@@ -69,6 +72,7 @@ class Likelihood:
             "num_words": self.num_words,
             "estimator": self.estimator,
             "protocol": self.protocol,
+            "length_nats": None if self.length_nats is None else self.length_nats / n,
             "network_evaluations": self.network_evaluations,
             "standard_error_nats": math.sqrt(variance / (n - 1) / n) if n > 1 else None,
             "draws_error_nats": None if self.draws_variance is None else math.sqrt(self.draws_variance) / n,
@@ -167,7 +171,20 @@ def score(
     sum_over_ranks(given_up)
     if given_up:
         raise OutOfTimeError
-    return summary(tally, counts, num_steps, bound_args.estimator, "" if run.pairs else run.form.protocol)
+    found = summary(tally, counts, num_steps, bound_args.estimator, "" if run.pairs else run.form.protocol)
+    return replace(found, length_nats=length_nats(run, text.target_lengths[indices]) if of_given_length(run) else None)
+
+
+def of_given_length(run: Run) -> bool:
+    """Whether a text's length is given, and no part of its nats: predict.py draws it as in training."""
+    return not run.pairs and run.form.protocol == "unpadded" and not run.causal
+
+
+def length_nats(run: Run, lengths: np.ndarray) -> float:
+    """What lengths cost under the training text's, one added to each up to the longest; the sum."""
+    seen = np.zeros(max(run.max_length - 1, len(run.length_histogram), int(lengths.max()) + 1))
+    seen[: len(run.length_histogram)] = run.length_histogram
+    return float(-np.log((seen[1:] + 1) / (seen[1:] + 1).sum())[lengths - 1].sum())
 
 
 def summary(tally: Tally, counts: Tensor, num_steps: float, estimator: str, protocol: str) -> Likelihood:
@@ -242,11 +259,12 @@ def describe(report: dict[str, float | int | str | None]) -> str:
     error, draws = report["standard_error_nats"], report["draws_error_nats"]
     margin = "unknown" if error is None else f"{error:.3f}"
     of_estimator = "" if report["estimator"] == "windows" else f" by {report['estimator']}"
+    given = "" if report["length_nats"] is None else f" given their lengths ({report['length_nats']:.3f} more)"
     margin += "" if draws is None else f" (of the draws alone {draws:.3f})"
     return (
         f"{report['bits_per_token']:.3f} bits/token (unigram {report['unigram_bits_per_token']:.3f}), "
         f"PPL {report['ppl_token']:.2f} per token, {report['ppl_word']:.2f} per word\n"
-        f"{report['nats_per_sequence']:.3f} nats/sequence, standard error {margin}; "
+        f"{report['nats_per_sequence']:.3f} nats/sequence{given}, standard error {margin}; "
         f"of these prior {report['prior_nats']:.3f}, reconstruction {report['reconstruction_nats']:.3f}\n"
         f"{report['num_steps']} steps{of_estimator}, {report['network_evaluations']:g} network evaluations a sequence; "
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"

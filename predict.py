@@ -39,7 +39,9 @@ class PredictArgs:
 
     checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder written by main.py"})
     num_samples: int = field(default=20, metadata={"help": "how many (per --infill, how many ways to fill it)"})
-    length: int = field(default=0, metadata={"help": "tokens each; 0: lengths drawn as in the training text"})
+    length: int = field(
+        default=0, metadata={"help": "tokens each; 0: drawn as in the training text, or as long as process=ar goes on"}
+    )
     infill: str = field(default="", metadata={"help": "text with [MASK]s to fill; the rest stays as it is"})
     output: str = field(default="", metadata={"aliases": ["--output_file"], "help": "a .txt or .jsonl file"})
     show: bool = field(default=False, metadata={"help": "watch one sentence being denoised"})
@@ -140,9 +142,9 @@ def blank(run: checkpoint.Run, args: PredictArgs, stream: Generator) -> tuple[Te
     """Token ids and target mask, each [L], of one sentence to be drawn."""
     text = parse_infill(run, args.infill) if args.infill else []
     length = len(text) or args.length
-    if run.form.protocol == "unpadded":
+    if run.form.protocol == "unpadded" and not run.causal:
         length = length or draw_length(run.length_histogram, stream)
-    elif args.length:
+    elif args.length and run.form.protocol != "unpadded":
         fixed = f"a row of protocol={run.form.protocol} has {run.max_length} tokens"
         raise UserError(f"length={length}: {fixed}; leave it out")
     most = run.denoiser.max_length if run.form.protocol == "unpadded" else run.max_length

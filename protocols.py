@@ -292,7 +292,7 @@ def blank_row(
     if text:
         pads = [tokenizer.pad_token_id] * (width - 2 - len(text)) if form.protocol == "padded" else []
         row = [ends[0], *text, ends[1], *pads]
-    elif form.whole_rows:
+    elif form.whole_rows or (causal and form.protocol == "unpadded"):  # a causal model says where a text ends
         row = [ends[0] if causal else mask, *[mask] * (width - 1)]
     else:
         row = [ends[0], *[mask] * (width - 2), ends[1]]
@@ -302,14 +302,14 @@ def blank_row(
 
 def written(form: TextForm, tokenizer: PreTrainedTokenizerBase, row: Tensor) -> str:
     """The text of a row. Of blocks, their texts with a space between; anything else special is shown, not hidden."""
-    if not form.whole_rows:
+    if form.protocol == "running":
         return text_of(tokenizer, row[1:-1])
-    ends = {tokenizer.cls_token_id, tokenizer.sep_token_id} | form.content(tokenizer)
+    ends = {tokenizer.sep_token_id} | form.content(tokenizer)
     texts: list[list[int]] = [[]]
     for token in row.tolist()[row[0].item() == tokenizer.cls_token_id :]:
         if token not in ends:
             texts[-1].append(token)
-        elif form.protocol == "padded":  # the first end is that of the text
+        elif form.protocol != "wrapped":  # the first end is that of the text
             break
         else:
             texts.append([])

@@ -1,9 +1,11 @@
 """autoregressive.py: the chain rule, exact in scoring and in sampling; the network never sees what is to come."""
 
+import itertools
 import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import TableDenoiser, all_sentences, text_batch
 from test_row_clocks import N, agrees
 from torch import Tensor
@@ -126,6 +128,62 @@ def test_given_tokens_stay_and_rows_do_not_depend_on_their_neighbours() -> None:
     ]
     assert torch.equal(together, torch.cat(apart)) and sorted(finished) == [0, 1]
     assert torch.equal(together[~targets], ids[~targets]) and not together.eq(MASK).any()
+
+
+END = 1
+
+
+def ending() -> Autoregressive:
+    made = process()
+    made.end_id = END
+    return made
+
+
+def ended(*texts: list[int]) -> Batch:
+    """[2] text [END] [END]..., where what follows the first end is not attended to."""
+    longest = max(map(len, texts)) + 2
+    ids = torch.tensor([[2, *text, *[END] * (longest - 1 - len(text))] for text in texts])
+    place, lengths = torch.arange(longest), torch.tensor([[len(text)] for text in texts])
+    return Batch(ids, place <= lengths + 1, (place > 0) & (place <= lengths))
+
+
+def test_where_a_text_ends_is_part_of_what_it_says() -> None:
+    """Texts of up to three tokens and their ends, and all that go on: together their probabilities are one."""
+    inner = [token for token in TOKENS if token != END]
+    whole = [list(text) for n in range(1, 4) for text in itertools.product(inner, repeat=n)]
+    nats = ending().nll_bound(CausalTable(V), ended(*whole), 1)
+    goes_on = after(2, all_sentences(inner, 4))
+    more = ending().nll_bound(CausalTable(V), goes_on, 1)
+    at_once = CausalTable(V).encode(torch.tensor([[2]]), None, None)[0, 0]
+    at_once[MASK] = -math.inf
+    total = torch.exp(-nats).sum() + torch.exp(-more).sum() + at_once.softmax(-1)[END]
+    assert total.item() == pytest.approx(1)
+    assert ending().loss(CausalTable(V), ended([0, 4], [0])).num_tokens == 3  # the tokens of texts
+    plain = process().nll_bound(CausalTable(V), ended([0, 4], [0]), 1)
+    assert (ending().nll_bound(CausalTable(V), ended([0, 4], [0]), 1) > plain).all()
+
+
+def test_texts_are_drawn_with_their_ends_and_gaps_without() -> None:
+    number = 20_000
+    ids = torch.full((number, 4), MASK)
+    ids[:, 0] = 2
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    open_ = Batch(ids, everywhere, ids == MASK)
+    finished: list[int] = []
+    drawn = ending().sample(CausalTable(V), open_, SampleArgs(), on_step=lambda rows, _: finished.extend(rows.tolist()))
+    assert sorted(finished) == list(range(number))
+    first = (drawn[:, 1:] == END).int().argmax(1) + 1
+    has = (drawn[:, 1:] == END).any(1)
+    after_it = (torch.arange(4) >= first[:, None]) & has[:, None]
+    assert (drawn[after_it] == END).all()  # nothing but ends after the end
+    one = ended([0])
+    chance = math.exp(-ending().nll_bound(CausalTable(V), one, 1).item())
+    share = ((drawn[:, 1] == 0) & (drawn[:, 2] == END)).double().mean().item()
+    assert abs(share - chance) < 4 * math.sqrt(chance / number)
+    wide = F.pad(ids, (0, 1), value=END)
+    gaps = Batch(wide, torch.ones_like(wide, dtype=torch.bool), wide == MASK)
+    filled = ending().sample(CausalTable(V), gaps, SampleArgs())
+    assert not (filled[:, 1:4] == END).any() and (filled[:, 4] == END).all()
 
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 30}

@@ -4,17 +4,20 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES, TINY, call
 from test_metrics_of_models import gpt2  # noqa: F401 (a fixture)
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-import compute_elbo
+import checkpoint
 import compute_metric
 import main
+from dataloader import collate
 from judges import entropy, generative_perplexity, scored_tokens
 from process import UserError
+from vocabulary import encode
 
 CPU = torch.device("cpu")
 
@@ -57,14 +60,17 @@ def test_a_checkpoint_of_ar_judges_as_it_is_scored(gpt2, tmp_path: Path, monkeyp
         more = ["--process", process, "--output_dir", tmp_path / process, "--max_steps", 3, "--valid_fraction", 0.2]
         assert call(main.main, monkeypatch, *words, *more) == 0
     capsys.readouterr()
-    words = ["--checkpoint", tmp_path / "ar", "--data", tmp_path / "corpus.txt", "--cache_dir", tmp_path / "cache"]
-    assert call(compute_elbo.main, monkeypatch, *words, "--json", "true", "--threads", 1) == 0
-    scored = json.loads(capsys.readouterr().out)
+    run, nats, tokens = checkpoint.load(str(tmp_path / "ar"), CPU), 0.0, 0
+    for ids in encode(run.tokenizer, SENTENCES)["input_ids"]:  # one by one, and without their ends
+        batch = collate([np.array(ids)], run.tokenizer)
+        with torch.no_grad():
+            nats += run.process.cross_entropy(run.denoiser, batch)[batch.target_mask].sum().item()
+        tokens += len(ids)
     words = ["--predictions", tmp_path / "corpus.txt", "--references", tmp_path / "corpus.txt", "--threads", 1]
     assert call(compute_metric.main, monkeypatch, *words, "--judge_model", tmp_path / "ar", "--json", "true") == 0
     judged = json.loads(capsys.readouterr().out)
-    assert judged["gen_ppl"] == pytest.approx(scored["ppl_token"], rel=1e-5)
-    assert judged["gen_tokens"] == scored["num_tokens"] and judged["token_entropy"] > 0
+    assert judged["gen_ppl"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    assert judged["gen_tokens"] == tokens and judged["token_entropy"] > 0
     assert call(compute_metric.main, monkeypatch, *words, "--judge_model", tmp_path / "mdlm") == 2
     assert "is of process=mdlm, which has a bound only; give one of ar" in capsys.readouterr().err
 
