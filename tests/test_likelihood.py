@@ -156,3 +156,16 @@ def test_one_sentence_has_no_standard_error() -> None:
     report = likelihood.Likelihood(9.0, 81.0, 0.0, 1.0, 12.0, 1, 3, 2, 8).report()
     assert report["standard_error_nats"] is None and "standard error unknown" in likelihood.describe(report)
     assert report["ppl_word"] == pytest.approx(math.exp(4.5)) and report["ppl_token"] == pytest.approx(math.exp(3))
+
+
+def test_what_a_given_length_costs_is_said_apart(run: checkpoint.Run, text: TokenizedText) -> None:
+    """Under the training lengths, which predict.py draws from, one added to each up to the longest allowed."""
+    counts = [*run.length_histogram, *[0] * (run.max_length - 1 - len(run.length_histogram))][1:]
+    chances = [(count + 1) / (sum(counts) + len(counts)) for count in counts]
+    assert sum(chances) == pytest.approx(1) and len(chances) == run.max_length - 2
+    expected = [-math.log(chances[length - 1]) for length in text.lengths[:40]]
+    report = score(run, text).report()
+    assert report["length_nats"] == pytest.approx(sum(expected) / 40)
+    assert "given their lengths" in likelihood.describe(report)
+    without = likelihood.Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128).report()
+    assert without["length_nats"] is None and "lengths" not in likelihood.describe(without)
