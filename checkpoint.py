@@ -127,12 +127,14 @@ def build_process(
     kind = PROCESSES[name_of(args)].process
     if getattr(args, "posterior", "") == "released":
         kind = ReleasedConditionalDiffusion if of_pairs else ReleasedWordFreqDiffusion
-    unknown = tokenizer.unk_token_id
+    ends = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
+    unknown = None if tokenizer.unk_token_id in ends else tokenizer.unk_token_id  # GPT-2 has one token for all of them
     special = {i for i in tokenizer.all_special_ids if i != unknown} - {tokenizer.mask_token_id}
     special -= {tokenizer.sep_token_id, tokenizer.pad_token_id} if of_pairs else set()
     special -= form.content(tokenizer) if form else set()
-    ends = PROCESSES[name_of(args)].causal and not of_pairs and (form or TextForm()).protocol in ("unpadded", "padded")
-    special -= {tokenizer.sep_token_id} if ends else set()
+    single = not of_pairs and (form or TextForm()).protocol in ("unpadded", "padded")
+    says_end = PROCESSES[name_of(args)].causal and single
+    special -= {tokenizer.sep_token_id} if says_end else set()
     strangers = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
     process = kind(
         args,
@@ -141,7 +143,7 @@ def build_process(
         excluded_ids=tuple(sorted(special | strangers)),
         unsampled_ids=() if unknown is None else (unknown,),
     )
-    if ends:
+    if says_end:
         process.end_id = tokenizer.sep_token_id
     return process
 
@@ -256,7 +258,6 @@ def load(name: str, device: torch.device, *, posterior: str = "", **of_text: str
         max_length, histogram = _read_lengths(description)
         pairs = PairFormat(**description["pairs"]) if description.get("pairs") else None
         form = TextForm(**{**(description.get("text") or {}), **{k: v for k, v in of_text.items() if v}})
-        form.check(flat=getattr(process_args, "spindle", "none") == "none", packing=False, streaming=False)
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"checkpoint {path}: process.json does not fit this version ({error})") from error
     network = load_network(str(path), whole=True, causal=kind.causal)
@@ -270,6 +271,7 @@ def load(name: str, device: torch.device, *, posterior: str = "", **of_text: str
         _load_time_conditioning(denoiser.time, path / "time_conditioning.safetensors")
     counts = read_word_freq(path / "word_freq.json", tokenizer, denoiser.vocab_size)
     process = build_process(process_args, counts, tokenizer, denoiser.vocab_size, of_pairs=pairs is not None, form=form)
+    form.check_process(flat=getattr(process, "flat", True))
     facts = description.get("facts", {})
     run = Run(denoiser.eval(), process, process_args, tokenizer, counts, histogram, max_length, facts, pairs, form)
     return run.to(device)

@@ -24,7 +24,7 @@ from files import folder_written_whole
 from process import Batch, UserError, check_ranges
 from vocabulary import encode, tokenizer_fingerprint, vocabulary_size
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 3
 TOKENIZE_AT_ONCE = 2000
 Thing = TypeVar("Thing")
 
@@ -216,9 +216,9 @@ def tokenize(
     Raises:
         UserError: if the text cannot be read or no sentence is left.
     """
-    recipe = (
-        f"{CACHE_FORMAT}:{fingerprint(source)}:{tokenizer_fingerprint(tokenizer)}:{longest}:{part}:{lead}:{detokenizer}"
-    )
+    recipe = f"{CACHE_FORMAT}:{fingerprint(source)}:{tokenizer_fingerprint(tokenizer)}:{longest}:{part}:{lead}"
+    if detokenizer != "none":  # runs from before there were any keep their identity
+        recipe += f":{detokenizer}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
     text = _read_tokens(folder, source)
     if text is None:
@@ -351,6 +351,12 @@ def require_a_batch(train: Text, args: DataArgs) -> None:
             f"{args.train_data}: {len(train)} training sentences are fewer than batch_size={args.batch_size}; "
             "give more text or a smaller batch"
         )
+
+
+def with_ends(counts: Tensor, own: Tensor, ends: list[int]) -> Tensor:
+    """Word counts of another text, int64 [V], with as many of the special tokens `ends` to a word as `own` has."""
+    words, others = (c.sum() - c[ends].sum() for c in (own, counts))
+    return counts.index_put((torch.tensor(ends),), (own[ends] * (others / words.clamp(min=1))).round().long())
 
 
 def collate(sentences: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, width: int = 0) -> Batch:

@@ -17,6 +17,8 @@ from torch import Tensor
 from ancestral import Group
 from draws import filter_logits, sample_categorical, uniform
 
+USUAL_ETA = 0.02
+
 
 class Confident(Group):
     """sampler=confidence."""
@@ -62,7 +64,7 @@ class Remasking(Group):
         """See Group."""
         masked, average = self.xt.eq(self.process.mask_id) & self.targets, torch.zeros_like(t, dtype=torch.float64)
         at_s, at_t = (self.process.keep_probability(time, average) for time in (s, t))
-        again, reveal = remask_rates(at_s, at_t, self.args.remask_eta)
+        again, reveal = remask_rates(at_s, at_t, self.args.remask_eta or USUAL_ETA)
         visible = self.targets & ~masked
         drawn = self.xt.clone()
         if masked.any():

@@ -6,8 +6,8 @@ tokens is that of MDLM's evaluation (arXiv 2406.07524): an end of text after the
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,50 +17,93 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 import checkpoint
-from dataloader import collate
 from metrics_of_models import load
-from process import UserError
+from process import Batch, UserError
 from vocabulary import encode
 
 AT_ONCE = 16
-Scored = tuple[float, int, list[int]]
-"""Of a text: its nats, how many tokens they are of, and all its tokens."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A causal language model, as far as it matters here."""
+
+    tokens: Callable[[list[str]], list[list[int]]]
+    """Texts to ids, nothing added."""
+    begin: tuple[int, ...]
+    """What stands before a text and is given; may be nothing, and then a text's first token is."""
+    end: int | None
+    """The end of text, of which the first of a row alone is scored."""
+    longest: int
+    """Tokens in a row, `begin` among them."""
+    nats: Callable[[Tensor], Tensor]
+    """A row, int64 [L] -> -log p of tokens 1..L-1 given those before, [L - 1]."""
 
 
 @torch.no_grad()
-def generative_perplexity(texts: Sequence[str], folder: str, device: torch.device) -> dict[str, float | int]:
+def generative_perplexity(texts: Sequence[str], folder: str, device: torch.device) -> dict[str, float | int | None]:
     """Exp of the mean nats per token that a judge gives the texts.
 
+    A text longer than the judge's window is read in windows that overlap by half, each token scored once.
+
     Args:
-        texts: samples; of one of fewer than two tokens there may be nothing to score.
+        texts: samples; of one too short for the judge there is nothing to score.
         folder: the judge.
         device: where it runs.
 
     Returns:
-        gen_ppl with its standard error over texts, gen_tokens that were scored, and token_entropy, the mean over texts
-        of the entropy of a text's own token frequencies, in nats.
+        gen_ppl with its standard error over texts (None for a single one), gen_tokens that were scored, and
+        token_entropy, the mean over texts of the entropy of a text's own token frequencies, in nats.
 
     Raises:
         UserError: if the folder is no judge, or there is nothing to score.
     """
-    with tqdm(total=len(texts), desc="judging", unit="text", leave=False, disable=None) as bar:
-        path, scored = Path(folder).expanduser(), []
-        own = any((place / "process.json").exists() for place in (path, path / "checkpoint"))
-        for one in (_by_checkpoint if own else _by_transformers)(texts, folder, device):
-            scored.append(one)
-            bar.update(1)
-    nats, tokens = (np.array(column, dtype=float) for column in zip(*[s[:2] for s in scored], strict=True))
+    path, sums, entropies = Path(folder).expanduser(), [], []
+    own = any((place / "process.json").exists() for place in (path, path / "checkpoint"))
+    judge = (_of_checkpoint if own else _of_transformers)(folder, device)
+    for start in tqdm(range(0, len(texts), AT_ONCE), desc="judging", leave=False, disable=None):
+        for ids in judge.tokens(list(texts[start : start + AT_ONCE])):
+            sums.append(score(judge, ids, device))
+            entropies += [entropy(ids)] if ids else []
+    nats, tokens = np.array(sums, dtype=float).reshape(-1, 2).T
     if not tokens.sum():
-        raise UserError(f"judge_model={folder}: the texts are too short to be scored; each needs two tokens")
-    mean = nats.sum() / tokens.sum()
-    spread = ((nats - mean * tokens) ** 2).sum() * len(nats) / max(1, len(nats) - 1)
-    perplexity = math.exp(min(mean, 700.0))
+        raise UserError(f"judge_model={folder}: the texts are too short to be scored; give longer ones")
+    perplexity = math.exp(min(nats.sum() / tokens.sum(), 700.0))
     return {
         "gen_ppl": perplexity,
-        "gen_ppl_se": perplexity * math.sqrt(spread) / tokens.sum(),
+        "gen_ppl_se": perplexity * error_of_ratio(nats, tokens) if len(nats) > 1 else None,
         "gen_tokens": int(tokens.sum()),
-        "token_entropy": float(np.mean([entropy(ids) for *_, ids in scored if ids])),
+        "token_entropy": float(np.mean(entropies)),
     }
+
+
+def score(judge: Judge, ids: list[int], device: torch.device) -> tuple[float, int]:
+    """Nats of a text, and how many tokens they are of."""
+    given = len(judge.begin)
+    counted = torch.cat([torch.zeros(1 - given, dtype=torch.bool), scored_tokens([*judge.begin, *ids], judge.end)])
+    nats = torch.zeros(len(ids), dtype=torch.float64)
+    for begin, end, fresh in windows(len(ids), judge.longest - given):
+        row = torch.tensor([*judge.begin, *ids[begin:end]], device=device)
+        first = max(fresh, begin + 1 - given)  # the first that has something before it
+        if first < end:
+            nats[first:end] = judge.nats(row)[first - begin - 1 + given :].double().cpu()
+    return nats[counted[: len(ids)]].sum().item(), int(counted[: len(ids)].sum())
+
+
+def windows(length: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """Begin and end of windows of at most so many tokens, and from where on their tokens are new."""
+    end = min(length, most)
+    yield 0, end, 0
+    while end < length:
+        begin, fresh = end - most // 2, end
+        end = min(length, begin + most)
+        yield begin, end, fresh
+
+
+def error_of_ratio(nats: np.ndarray, tokens: np.ndarray) -> float:
+    """Standard error over texts of sum(nats) / sum(tokens) (delta method)."""
+    spread = ((nats - nats.sum() / tokens.sum() * tokens) ** 2).sum()
+    return math.sqrt(spread * len(nats) / (len(nats) - 1)) / tokens.sum()
 
 
 def entropy(ids: Sequence[int]) -> float:
@@ -69,44 +112,49 @@ def entropy(ids: Sequence[int]) -> float:
     return float(-(share * np.log(share)).sum())
 
 
-def scored_tokens(ids: Tensor, end: int | None) -> Tensor:
+def scored_tokens(ids: Sequence[int], end: int | None) -> Tensor:
     """Which of the tokens 1..n-1 count, bool [n - 1]: all but ends of text other than the first of all n."""
+    row = torch.as_tensor(ids, dtype=torch.long)
     if end is None:
-        return torch.ones(len(ids) - 1, dtype=torch.bool)
-    ends = ids == end
+        return torch.ones(max(0, len(row) - 1), dtype=torch.bool)
+    ends = row == end
     return (~ends | (ends.cumsum(0) == 1))[1:]
 
 
-def _by_checkpoint(texts: Sequence[str], folder: str, device: torch.device) -> Iterator[Scored]:
-    """By an autoregressive checkpoint of this project: -log p, exact, of each text given [CLS]."""
+def _of_checkpoint(folder: str, device: torch.device) -> Judge:
+    """An autoregressive checkpoint of this project."""
     run = checkpoint.load(folder, device)
-    if run.process_name != "ar":
-        raise UserError(
-            f"judge_model={folder} is of process={run.process_name}, which has a bound only; give one of ar"
-        )
-    longest = min(run.max_length, run.denoiser.max_length) - 2
-    for start in range(0, len(texts), AT_ONCE):
-        rows = [ids[:longest] for ids in encode(run.tokenizer, list(texts[start : start + AT_ONCE]))["input_ids"]]
-        batch = collate([np.asarray(ids) for ids in rows], run.tokenizer).to(device)
-        no_end = batch.attention_mask & batch.input_ids.ne(run.tokenizer.sep_token_id)  # samples may be cut
-        batch = replace(batch, attention_mask=no_end)
-        nats = run.process.nll_bound(run.denoiser, batch, 1).tolist()
-        yield from zip(nats, map(len, rows), rows, strict=True)
+    if run.process_name != "ar" or run.pairs:
+        what = "pairs" if run.pairs else f"process={run.process_name}, which has a bound only"
+        raise UserError(f"judge_model={folder} is of {what}; give one of text and process=ar")
+    run.process.end_id = None  # samples may be cut
+
+    def nats(row: Tensor) -> Tensor:
+        there = torch.ones_like(row, dtype=torch.bool)[None]
+        targets = there & (torch.arange(len(row), device=device) > 0)
+        return run.process.cross_entropy(run.denoiser, Batch(row[None], there, targets))[0, 1:]
+
+    longest = min(run.max_length, run.denoiser.max_length) - 1
+    begin = (run.tokenizer.cls_token_id,)
+    return Judge(lambda texts: encode(run.tokenizer, texts)["input_ids"], begin, None, longest, nats)
 
 
-def _by_transformers(texts: Sequence[str], folder: str, device: torch.device) -> Iterator[Scored]:
-    """By a stock causal language model: a beginning of text is given, if its tokenizer has one."""
+def _of_transformers(folder: str, device: torch.device) -> Judge:
+    """A stock causal language model; the beginning of text, if its tokenizer has one, is given."""
     model, tokenizer = load(folder, eval_device=device, kind=AutoModelForCausalLM)
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
-    begin = end if begin is None else begin
+    begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+
+    def nats(row: Tensor) -> Tensor:
+        logits = model(input_ids=row[None]).logits[0, :-1].float()
+        return torch.nn.functional.cross_entropy(logits, row[1:], reduction="none")
+
+    rows = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device) % model.config.vocab_size
+    states = (model(input_ids=row[None], output_hidden_states=True).hidden_states[-1][0, :-1] for row in rows)
+    if not torch.allclose(*states, atol=1e-6, rtol=1e-5):
+        raise UserError(f"judge_model={folder} sees what is to come; give a causal language model (GPT-2, ...)")
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1024), 1024)
-    for start in range(0, len(texts), AT_ONCE):
-        chunk = tokenizer(list(texts[start : start + AT_ONCE]), add_special_tokens=False, verbose=False)["input_ids"]
-        rows = [torch.tensor(([] if begin is None else [begin]) + ids)[:longest].long() for ids in chunk]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(device)
-        attended = torch.arange(ids.shape[1], device=device) < torch.tensor([[len(row)] for row in rows], device=device)
-        logits = model(input_ids=ids, attention_mask=attended.long()).logits[:, :-1].float()
-        nats = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none").double().cpu()
-        for row, own, of_row in zip(rows, chunk, nats, strict=True):
-            counted = scored_tokens(row, end) if len(row) else torch.zeros(0, dtype=torch.bool)
-            yield of_row[: len(counted)][counted].sum().item(), int(counted.sum()), own
+
+    def tokens(texts: list[str]) -> list[list[int]]:
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+
+    return Judge(tokens, () if begin is None else (begin,), tokenizer.eos_token_id, longest, nats)

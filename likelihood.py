@@ -36,13 +36,15 @@ class Likelihood:
     """The same tokens under the training corpus's word frequencies."""
     num_sequences: int
     num_tokens: int
-    num_words: int
+    num_words: float
+    """Of texts that are cut, as much as is there."""
     num_steps: float
     estimator: str = "windows"
     network_evaluations: float = 0
     """Forwards a sentence went through, on average."""
     protocol: str = ""
     """How texts became rows (protocols.py); of pairs, empty."""
+    detokenizer: str = ""
     length_nats: float | None = None
     """Sum over sentences of -log of how frequent their length was in training; None where lengths are not given."""
     draws_variance: float | None = None
@@ -62,16 +64,17 @@ class Likelihood:
             "nats_per_sequence": mean,
             "bits_per_token": self.nats / self.num_tokens / math.log(2),
             "ppl_token": _exp(self.nats / self.num_tokens),
-            "ppl_word": _exp(self.nats / self.num_words),
+            "ppl_word": _exp(self.nats / max(self.num_words, 1e-9)),
             "prior_nats": self.prior_nats / self.num_sequences,
             "reconstruction_nats": self.reconstruction_nats / self.num_sequences,
             "unigram_bits_per_token": self.unigram_nats / self.num_tokens / math.log(2),
             "num_steps": self.num_steps if math.isfinite(self.num_steps) else "inf",  # JSON has no infinity
             "num_sequences": self.num_sequences,
             "num_tokens": self.num_tokens,
-            "num_words": self.num_words,
+            "num_words": round(self.num_words),
             "estimator": self.estimator,
             "protocol": self.protocol,
+            "detokenizer": self.detokenizer,
             "length_nats": None if self.length_nats is None else self.length_nats / n,
             "network_evaluations": self.network_evaluations,
             "standard_error_nats": math.sqrt(variance / (n - 1) / n) if n > 1 else None,
@@ -172,7 +175,9 @@ def score(
     if given_up:
         raise OutOfTimeError
     found = summary(tally, counts, num_steps, bound_args.estimator, "" if run.pairs else run.form.protocol)
-    return replace(found, length_nats=length_nats(run, text.target_lengths[indices]) if of_given_length(run) else None)
+    more = {} if run.pairs else {"detokenizer": run.form.detokenizer}
+    given = length_nats(run, text.target_lengths[indices]) if of_given_length(run) else None
+    return replace(found, length_nats=given, **more)
 
 
 def of_given_length(run: Run) -> bool:
@@ -199,7 +204,7 @@ def summary(tally: Tally, counts: Tensor, num_steps: float, estimator: str, prot
         unigram_nats=unigram,
         num_sequences=int(sequences),
         num_tokens=int(tokens),
-        num_words=round(words),
+        num_words=words,
         num_steps=num_steps,
         estimator=estimator,
         protocol=protocol,
@@ -269,4 +274,5 @@ def describe(report: dict[str, float | int | str | None]) -> str:
         f"{report['num_steps']} steps{of_estimator}, {report['network_evaluations']:g} network evaluations a sequence; "
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"
         + (f"; rows {report['protocol']}" if report["protocol"] else "")
+        + (f", detokenized as {report['detokenizer']}" if report["detokenizer"] not in ("", "none") else "")
     )

@@ -114,7 +114,7 @@ def prepare(
         packing=data.packing,
         time_conditioning=network.time_conditioning,
     )
-    form.check(flat=getattr(noise, "spindle", "none") == "none", packing=data.packing, streaming=data.streaming)
+    form.check(packing=data.packing, streaming=data.streaming, word_freq_file=data.word_freq_file)
     precision = "fp16" if args.fp16 else runtime.pick_precision(args.precision, device)
     for what, given in (("fp16", precision == "fp16"), ("muon", settings[5].optimizer == "muon")):
         if given and args.strategy == "fsdp" and distributed.world_size() > 1:
@@ -135,12 +135,13 @@ def prepare(
     denoiser.pack_rows(data.max_length if data.packing else 0)
     if data.word_freq_file:
         counts = checkpoint.read_word_freq(Path(data.word_freq_file), tokenizer, denoiser.vocab_size)
-        counts = train_text.with_ends(counts) if of_pairs else counts
+        counts = train_text.with_ends(counts) if of_pairs or form.whole_rows else counts
     else:
         with distributed.leader_first():
             counts = train_text.counts(denoiser.vocab_size)
     words = {"of_pairs": of_pairs is not None, "form": form}
     process = checkpoint.build_process(noise, counts, tokenizer, denoiser.vocab_size, **words)
+    form.check_process(flat=getattr(process, "flat", True))
     process.fused_loss = args.fused_loss
     histogram = np.bincount(train_text.target_lengths).tolist()
     run = checkpoint.Run(denoiser, process, noise, tokenizer, counts, histogram, data.max_length, {}, of_pairs, form)

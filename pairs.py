@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import Keep, Source
-from dataloader import DataArgs, TokenizedText, require_a_batch, split_sources, tokenize
+from dataloader import DataArgs, TokenizedText, require_a_batch, split_sources, tokenize, with_ends
 from files import local_path
 from hub import first_line
 from process import Batch, UserError
@@ -249,9 +249,7 @@ class TokenizedPairs:
 
     def with_ends(self, counts: Tensor) -> Tensor:
         """Word counts of another text, int64 [V], with as many [SEP] and [PAD] to a word as these windows have."""
-        own, ends = self.counts(len(counts)), [self.layout.sep_id, self.layout.pad_id]
-        words, others = (c.sum() - c[ends].sum() for c in (own, counts))
-        return counts.index_put((torch.tensor(ends),), (own[ends] * (others / words.clamp(min=1))).round().long())
+        return with_ends(counts, self.counts(len(counts)), [self.layout.sep_id, self.layout.pad_id])
 
     def place(self, index: int) -> str:
         """File and line."""

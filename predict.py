@@ -25,7 +25,7 @@ import protocols
 import runtime
 import semi_autoregressive
 from config import FROM_CHECKPOINT, parse
-from process import OTHER_LAWS, Batch, SampleArgs, StepCallback, UserError, check_ranges
+from process import Batch, SampleArgs, StepCallback, UserError, check_ranges
 from semi_autoregressive import SemiArArgs
 
 FORMATS = (".txt", ".jsonl")
@@ -89,10 +89,7 @@ def main() -> None:
         print("note: process=ar fills a gap given what is to its left, and does not see the rest", file=sys.stderr)
     if unknown:
         print(f"note: {unknown} tokens of the infill text are unknown to this vocabulary", file=sys.stderr)
-    if sampling.sampler in OTHER_LAWS:
-        print(
-            f"note: sampler={sampling.sampler} draws from another law than the model's (decoding.py)", file=sys.stderr
-        )
+    sampling.warn()
     texts = [decode(run, row) for row in samples(run, args, sampling, device, longer=longer)]
     write(texts, args.output)
 
@@ -208,15 +205,17 @@ def decode(run: checkpoint.Run, tokens: Tensor) -> str:
 
 
 def write(texts: list[str], output: str) -> None:
-    """Print the samples, and write them to `output` if one is given."""
-    for text in texts:
-        print(text)
+    """Print the samples, and write them to `output` if one is given; a .txt has one a line, without their own ends."""
+    lines = [" ".join(text.splitlines()) for text in texts]
+    for line in lines:
+        print(line)
     if not output:
         return
     path = Path(output)
     with files.written_whole(path) as file:
-        for text in texts:
-            file.write(text + "\n" if path.suffix == ".txt" else json.dumps({"text": text}, ensure_ascii=False) + "\n")
+        for text, line in zip(texts, lines, strict=True):
+            file.write(line if path.suffix == ".txt" else json.dumps({"text": text}, ensure_ascii=False))
+            file.write("\n")
     print(f"{len(texts)} samples written to {path}", file=sys.stderr)
 
 

@@ -77,6 +77,7 @@ class DownstreamArgs:
 def main() -> None:
     """Load, sample what is not there yet, choose, write, show."""
     args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, meaningless=MEANINGLESS)
+    sampling.warn()
     distributed.require_single("predict_downstream_condition.py")
     hub.quiet_libraries()
     output = Path(args.output)

@@ -5,6 +5,7 @@ A process (diffusion_*.py) knows networks only as a `Denoiser`; a network (model
 """
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
@@ -144,7 +145,7 @@ class SampleArgs:
         },
     )
     remask_eta: float = field(
-        default=0.02, metadata={"help": "remdm: how often a visible token is masked again, at most, a step; in (0, 1]"}
+        default=0.0, metadata={"help": "remdm: how often a visible token is masked again, at most, a step; 0: 0.02"}
     )
     confidence_threshold: float = field(
         default=0.0, metadata={"help": "confidence: what is drawn more surely is revealed at once; 0: as many as due"}
@@ -159,14 +160,21 @@ class SampleArgs:
             raise UserError(f"temperature={self.temperature} must lie in [0.001, 1000] (use top_k=1 for the mode)")
         if self.top_k < 0:
             raise UserError(f"top_k={self.top_k} must be 0 (keep all) or more")
-        if not 0 < self.remask_eta <= 1:
-            raise UserError(f"remask_eta={self.remask_eta} must lie in (0, 1]; for none of it leave out sampler=remdm")
+        if not 0 <= self.remask_eta <= 1:
+            raise UserError(f"remask_eta={self.remask_eta} must lie in [0, 1], a share; 0: 0.02")
+        if self.remask_eta and self.sampler != "remdm":
+            raise UserError(f"remask_eta is for sampler=remdm, not {self.sampler}; leave it out")
         if not 0 <= self.confidence_threshold < 1:
             raise UserError(f"confidence_threshold={self.confidence_threshold} must lie in [0, 1)")
         if self.confidence_threshold and self.sampler != "confidence":
             raise UserError(f"confidence_threshold is for sampler=confidence, not {self.sampler}; leave it out")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
+
+    def warn(self) -> None:
+        """Say on stderr if samples will not be the model's own."""
+        if self.sampler in OTHER_LAWS:
+            print(f"note: sampler={self.sampler}: the law is not the model's (decoding.py)", file=sys.stderr)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ A sum of nats under one of them is no number of another.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import Keep, Source
-from dataloader import DataArgs, Text, TokenizedText, collate, require_a_batch, split_sources, tokenize
+from dataloader import DataArgs, Text, TokenizedText, collate, require_a_batch, split_sources, tokenize, with_ends
 from detokenizers import DETOKENIZERS
 from process import Batch, UserError, check_choices
 from vocabulary import text_of
@@ -63,18 +64,31 @@ class TextForm:
         ends = {tokenizer.cls_token_id, tokenizer.sep_token_id}
         return {"padded": ends | {tokenizer.pad_token_id}, "wrapped": ends}.get(self.protocol, set())
 
-    def check(self, *, flat: bool, packing: bool, streaming: bool) -> None:
-        """Refuses what does not go with the protocol.
+    def check_process(self, *, flat: bool) -> None:
+        """Refuses a process that does not go with the protocol: one whose tokens are not all alike.
 
         Raises:
             UserError: with the remedy.
         """
         if self.protocol == "padded" and not flat:
-            raise UserError("protocol=padded noises [PAD]s, of which a spindle knows nothing; add --spindle none")
+            raise UserError(
+                "protocol=padded noises [PAD]s, of which a spindle knows nothing; give another, or --spindle none"
+            )
+
+    def check(self, *, packing: bool, streaming: bool, word_freq_file: str) -> None:
+        """Refuses settings of the training that do not go with these.
+
+        Raises:
+            UserError: with the remedy.
+        """
         if self.protocol != "unpadded" and packing:
             raise UserError(f"packing=true is for protocol=unpadded; rows of protocol={self.protocol} are full")
         if self != TextForm() and streaming:
             raise UserError("streaming=true is for protocol=unpadded without a detokenizer; leave one of them out")
+        if self.detokenizer != "none" and word_freq_file:
+            raise UserError(
+                f"word_freq_file counts text as it stands; leave it out with detokenizer={self.detokenizer}"
+            )
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -96,6 +110,10 @@ class _Arranged:
     def lengths(self) -> np.ndarray:
         """int64 [N], by which rows are put together: all alike."""
         return self.widths
+
+    def with_ends(self, counts: Tensor) -> Tensor:
+        """Word counts of another text, int64 [V], with as many [CLS] and [SEP] to a word as these rows have."""
+        return with_ends(counts, self.counts(len(counts)), [self.tokenizer.cls_token_id, self.tokenizer.sep_token_id])
 
     def with_specials(self, counts: Tensor, **numbers: int) -> Tensor:
         """Counts with so many of the special tokens."""
@@ -160,12 +178,13 @@ class Blocks(_Arranged):
         self.starts = text.offsets + separated * np.arange(len(text.offsets))
         """int64 [number of texts + 1], where each begins in the stream of all."""
         if not len(self):
-            raise UserError(f"{text.source}: {self.starts[-1]} tokens do not fill one block of {self.inner}")
+            less = f"{self.starts[-1]} tokens do not fill one block of {self.inner}"
+            raise UserError(f"{text.source}: {less}; give more text (valid_data, valid_fraction) or less max_length")
 
     def __len__(self) -> int:
         return int(self.starts[-1]) // self.inner
 
-    @property
+    @cached_property
     def num_words(self) -> np.ndarray:
         """float64 [N]: a text that is cut counts in each block by how much of it is there."""
         edges = np.arange(len(self) + 1) * self.inner
@@ -183,16 +202,21 @@ class Blocks(_Arranged):
 
     def counts(self, vocab_size: int) -> Tensor:
         """int64 [V], how often each token is scored."""
+        end = len(self) * self.inner  # what comes after it is in no block
+        last = int(np.searchsorted(self.starts, end, side="right")) - 1
+        begins = self.text.offsets[last]
+        used = begins + min(end - self.starts[last], self.text.offsets[min(last + 1, len(self.text))] - begins)
+        counts = torch.from_numpy(np.bincount(self.text.tokens[:used], minlength=vocab_size))
         ends = len(self) * self.scored_ends
-        between = len(self.text) * self.separated
-        return self.with_specials(self.text.counts(vocab_size), cls=ends, sep=ends + between)
+        return self.with_specials(counts, cls=ends, sep=ends + end - int(used))
 
     def stream(self, begin: int, end: int) -> np.ndarray:
         """Tokens begin..end-1 of all texts one after the other."""
         position = np.arange(begin, end)
         which = np.searchsorted(self.starts, position, side="right") - 1
-        within, length = position - self.starts[which], np.diff(self.text.offsets)[which]
-        tokens = self.text.tokens[self.text.offsets[which] + np.minimum(within, length - 1)]
+        within, begins = position - self.starts[which], self.text.offsets[which]
+        length = self.text.offsets[which + 1] - begins
+        tokens = self.text.tokens[begins + np.minimum(within, length - 1)]
         return np.where(within < length, tokens, self.tokenizer.sep_token_id)
 
     def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
@@ -206,10 +230,10 @@ class Blocks(_Arranged):
 
 
 class GivenFirst:
-    """Rows for a causal network, to which what stands first is given: there is nothing to its left."""
+    """Rows for a causal network, to which the [CLS] that stands first is given: there is nothing to its left."""
 
-    def __init__(self, rows: Text) -> None:
-        """Of any protocol."""
+    def __init__(self, rows: PaddedRows | Blocks) -> None:
+        """Of a protocol in which it is scored."""
         self.rows = rows
 
     def __len__(self) -> int:
@@ -217,6 +241,19 @@ class GivenFirst:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.rows, name)
+
+    @property
+    def target_lengths(self) -> np.ndarray:
+        """int64 [N], scored tokens."""
+        return self.rows.target_lengths - 1
+
+    def counts(self, vocab_size: int) -> Tensor:
+        """int64 [V], how often each token is scored."""
+        return self.rows.with_specials(self.rows.counts(vocab_size), cls=-len(self))
+
+    def with_ends(self, counts: Tensor) -> Tensor:
+        """See the rows."""
+        return self.rows.with_specials(self.rows.with_ends(counts), cls=-len(self)).clamp(min=0)
 
     def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
         """The chosen rows."""
@@ -238,7 +275,7 @@ def arrange(
     else:
         wrapped = form.protocol == "wrapped"
         rows = Blocks(text, tokenizer, width, separated=wrapped, scored_ends=wrapped)
-    return GivenFirst(rows) if causal else rows
+    return GivenFirst(rows) if causal and form.whole_rows else rows
 
 
 def read_text(

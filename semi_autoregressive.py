@@ -2,7 +2,8 @@
 
 Each window has the last tokens of the one before it for a given prefix, and is drawn by whatever sampler the process
 has; conditioning is data (`target_mask`), so nothing here knows of noise. With a stride of one token this is an
-autoregressive model of windows; with half a window every token is drawn with half a window of text before it.
+autoregressive model of windows; with half a window every token is drawn with half a window of text before it. A model
+of `wrapped` rows has learnt that its window ends in an end of text, and so writes more of those than texts have.
 Source: Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3 ("semi-autoregressive"), who also give the names.
 """
 

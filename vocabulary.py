@@ -44,7 +44,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         UserError: if it cannot be read, or lacks a token that the process needs.
     """
     path = local_path(name_or_path)
-    if name_or_path == TEXT8 and not path.exists():
+    if name_or_path == TEXT8 and not path.is_dir():  # the text itself has that name, too
         return text8_tokenizer()
     try:
         if path.is_file() and path.suffix == ".txt":

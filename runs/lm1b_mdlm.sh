@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LM1B as MDLM's paper trains it: its network (DDiT, 12 x 768, 139 M), bert-base-uncased's vocabulary, rows padded to 128
 # and noised throughout, 512 rows a step, AdamW at 3e-4 after 2,500 steps of warm-up, weights averaged at 0.9999, 1 M steps
-# (33 billion tokens, padding included).
+# (65.5 billion slots, padding included).
 #   bash runs/lm1b_mdlm.sh mdlm|d3pm|sedd|ar|word_freq [FLAGS of main.py]      (GPUs; --train_data FOLDER for local text)
 # word_freq is DiffusionBERT without spindle, T = 2048. Then scored twice: by MDLM's protocol, and unpadded.
 set -euo pipefail
@@ -22,7 +22,11 @@ ensure_environment requirements.txt
 out=out/lm1b-$process
 data=lm1b
 size=(--batch_size 512)
-for word in "$@"; do [ "${previous-}" != --train_data ] || data=$word; previous=$word; done
+for word in "$@"; do
+    case $word in --train_data=*) data=${word#*=} ;; esac
+    [ "${previous-}" != --train_data ] || data=$word
+    previous=$word
+done
 count=$(gpus)
 if [ "$count" -gt 0 ]; then read -r -a size <<<"$(fit_to_memory "$count" 512)"; fi
 launch "$count" --process "$process" "${own[@]}" --train_data lm1b --output_dir "$out" --tokenizer bert-base-uncased \

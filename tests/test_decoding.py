@@ -123,7 +123,8 @@ def test_given_tokens_stay_and_rows_do_not_depend_on_their_neighbours(sampler: s
     ids = torch.tensor([[0, 2, 1, 4], [4, 1, 0, 0]])
     attended = torch.tensor([[True] * 4, [True, True, True, False]])
     targets = torch.tensor([[True, False, True, True], [True, False, True, False]])
-    batch, args = Batch(ids, attended, targets), SampleArgs(num_steps=4, sampler=sampler, remask_eta=0.5)
+    batch, eta = Batch(ids, attended, targets), {"remask_eta": 0.5} if sampler == "remdm" else {}
+    args = SampleArgs(num_steps=4, sampler=sampler, **eta)
     denoiser, finished = (Timed if timed else TableDenoiser)(V), []
 
     def streams(*seeds: int) -> list[torch.Generator]:
@@ -147,7 +148,8 @@ def test_what_cannot_be_is_refused() -> None:
         (d3pm(), {"sampler": "remdm"}, "sampler=remdm: this process reveals tokens by what is predicted"),
         (sedd(), {"sampler": "remdm"}, "sampler=remdm: this process reveals tokens by what is predicted"),
         (mdlm(), {"sampler": "confidence", "num_steps": float("inf")}, "num_steps=inf is for sampler=row-clocks"),
-        (mdlm(), {"remask_eta": 0.0}, r"remask_eta=0.0 must lie in \(0, 1\]"),
+        (mdlm(), {"remask_eta": 1.5, "sampler": "remdm"}, r"remask_eta=1.5 must lie in \[0, 1\]"),
+        (mdlm(), {"remask_eta": 0.5}, "remask_eta is for sampler=remdm, not auto"),
         (mdlm(), {"confidence_threshold": 0.9}, "confidence_threshold is for sampler=confidence, not auto"),
         (mdlm(), {"confidence_threshold": 1.0, "sampler": "confidence"}, "must lie in"),
     ):

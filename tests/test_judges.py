@@ -9,15 +9,15 @@ import pytest
 import torch
 from conftest import SENTENCES, TINY, call
 from test_metrics_of_models import gpt2  # noqa: F401 (a fixture)
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2LMHeadModel
 
 import checkpoint
 import compute_metric
 import main
 from dataloader import collate
-from judges import entropy, generative_perplexity, scored_tokens
+from judges import Judge, entropy, error_of_ratio, generative_perplexity, score, scored_tokens, windows
 from process import UserError
-from vocabulary import encode
+from vocabulary import encode, train_wordpiece
 
 CPU = torch.device("cpu")
 
@@ -52,6 +52,73 @@ def test_a_stock_judge_is_asked_token_by_token(gpt2: str) -> None:  # noqa: F811
     assert 0 < found["gen_ppl_se"] < found["gen_ppl"]
 
 
+def test_a_long_text_is_read_in_windows_that_score_each_token_once() -> None:
+    for length, most in ((5, 9), (9, 9), (10, 9), (40, 9), (41, 8), (0, 4)):
+        fresh = [range(max(new, begin), end) for begin, end, new in windows(length, most)]
+        assert [i for each in fresh for i in each] == list(range(length))
+        assert all(end - begin <= most for begin, end, _ in windows(length, most))
+        assert all(new - begin == most // 2 for begin, _, new in list(windows(length, most))[1:])
+    told = []
+
+    def nats(row: torch.Tensor) -> torch.Tensor:
+        told.append(row.tolist())
+        return row[1:].double() + 100 * len(row)
+
+    for begin, first in (((99,), 0), ((), 1)):  # a token costs its own number and 100 times the length of its row
+        told.clear()
+        judge = Judge(lambda texts: [], begin, None, 5, nats)
+        total, count = score(judge, list(range(10)), CPU)
+        assert count == 10 - first and max(map(len, told)) == 5
+        expected = sum(100 * len(row) * new for row, new in zip(told, [len(told[0]) - 1, *[2] * 9], strict=False))
+        rest = 10 - first - (len(told[0]) - 1)
+        assert expected and sum(range(first, 10)) < total <= sum(range(first, 10)) + 500 * count and rest > 0
+
+
+def test_the_standard_error_is_that_of_the_ratio_over_many_repeats() -> None:
+    rng = np.random.default_rng(0)
+
+    def texts() -> tuple[np.ndarray, np.ndarray]:
+        tokens = rng.integers(5, 60, 300).astype(float)
+        return tokens * rng.normal(4, 1, 300) + rng.normal(0, 5, 300), tokens
+
+    ratios = [nats.sum() / tokens.sum() for nats, tokens in (texts() for _ in range(2000))]
+    told = np.mean([error_of_ratio(*texts()) for _ in range(50)])
+    assert told == pytest.approx(np.std(ratios), rel=0.08)
+
+
+def test_what_sees_both_sides_is_no_judge(tmp_path: Path) -> None:
+    folder = tmp_path / "bert"
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
+    tokenizer = train_wordpiece(SENTENCES, 200)
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(UserError, match="sees what is to come; give a causal language model"):
+        generative_perplexity(SENTENCES[:3], str(folder), CPU)
+
+
+def test_without_a_beginning_of_text_the_first_token_is_given(gpt2: str, tmp_path: Path) -> None:  # noqa: F811
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(gpt2), train_wordpiece(SENTENCES, 200)
+    model.save_pretrained(tmp_path / "bare")
+    tokenizer.save_pretrained(tmp_path / "bare")  # a BERT vocabulary has neither beginning nor end of text
+    texts = [*[""] * 20, "the cat sees it"]
+    ids = torch.tensor(encode(tokenizer, texts[-1:])["input_ids"])
+    with torch.no_grad():
+        law = model.eval()(ids).logits[0, :-1].log_softmax(-1)
+    expected = math.exp(-law.gather(1, ids[0, 1:, None]).mean().item())
+    found = generative_perplexity(texts, str(tmp_path / "bare"), CPU)
+    assert found["gen_ppl"] == pytest.approx(expected, rel=1e-4) and found["gen_tokens"] == ids.shape[1] - 1
+    assert generative_perplexity(texts[-1:], str(tmp_path / "bare"), CPU)["gen_ppl_se"] is None
+
+
+def test_a_judge_of_pairs_is_refused(pairs_folder: Path, tmp_path: Path, monkeypatch) -> None:
+    t = TINY.index("--num_steps")
+    words = [*TINY[:t], *TINY[t + 2 :], "--process", "ar", "--train_data", pairs_folder, "--max_length", 40]
+    words += ["--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "run", "--max_steps", 1]
+    assert call(main.main, monkeypatch, *words) == 0
+    with pytest.raises(UserError, match="is of pairs; give one of text and process=ar"):
+        generative_perplexity(["a"], str(tmp_path / "run"), CPU)
+
+
 def test_a_checkpoint_of_ar_judges_as_it_is_scored(gpt2, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: F811
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
     t = TINY.index("--num_steps")
@@ -72,7 +139,7 @@ def test_a_checkpoint_of_ar_judges_as_it_is_scored(gpt2, tmp_path: Path, monkeyp
     assert judged["gen_ppl"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
     assert judged["gen_tokens"] == tokens and judged["token_entropy"] > 0
     assert call(compute_metric.main, monkeypatch, *words, "--judge_model", tmp_path / "mdlm") == 2
-    assert "is of process=mdlm, which has a bound only; give one of ar" in capsys.readouterr().err
+    assert "is of process=mdlm, which has a bound only; give one of text and process=ar" in capsys.readouterr().err
 
 
 def test_what_cannot_be_judged_is_one_clear_line(gpt2: str, tmp_path: Path) -> None:  # noqa: F811

@@ -188,3 +188,11 @@ def test_the_released_posterior_draws_no_special_token_either(trained: Path) -> 
     args, hot = predict.PredictArgs(str(trained), num_samples=60, length=12), SampleArgs(num_steps=8, temperature=30)
     drawn = torch.stack(predict.samples(run, args, hot, torch.device("cpu")))[:, 1:-1]
     assert not torch.isin(drawn, torch.tensor(run.tokenizer.all_special_ids)).any()
+
+
+def test_a_text_with_ends_of_lines_is_one_line_of_a_txt_and_whole_in_a_jsonl(tmp_path: Path, capsys) -> None:
+    for name in ("s.txt", "s.jsonl"):
+        predict.write(["a b\nc d", "e"], str(tmp_path / name))
+    assert (tmp_path / "s.txt").read_text() == "a b c d\ne\n"
+    assert [json.loads(line)["text"] for line in (tmp_path / "s.jsonl").open()] == ["a b\nc d", "e"]
+    assert capsys.readouterr().out.splitlines() == ["a b c d", "e"] * 2

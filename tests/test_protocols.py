@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import pytest
 import torch
 from conftest import SENTENCES, TINY, TableDenoiser, all_sentences, call
 from toy_family import mdlm, patterns
-from toy_process import MASK, make
+from toy_process import MASK
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import checkpoint
@@ -22,7 +21,7 @@ from corpus import training_source
 from masked_prediction import masked_lm_loss
 from masked_process import MaskedProcess
 from process import Batch, BoundArgs, UserError
-from protocols import PROTOCOLS, Blocks, TextForm, blank_row, load_splits, read_text, written
+from protocols import PROTOCOLS, TextForm, blank_row, load_splits, read_text, written
 from vocabulary import encode, load_tokenizer
 
 WIDTH = 12
@@ -81,17 +80,29 @@ def test_the_ids_of_text8_are_those_of_mdlm() -> None:
     assert (tokenizer.mask_token_id, len(tokenizer)) == (4, 35)
 
 
+@pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("protocol", ["padded", "wrapped", "running"])
-def test_counts_are_those_of_what_is_scored(protocol: str, tmp_path: Path, tokenizer) -> None:
-    file = tmp_path / "ten.txt"  # 40 times ten tokens, so that nothing is left over: with their [SEP]s 44 blocks of ten
+@pytest.mark.parametrize("number", [40, 43])
+def test_counts_are_those_of_what_is_scored(
+    protocol: str, number: int, causal: bool, tmp_path: Path, tokenizer
+) -> None:
+    """Texts of ten tokens, in blocks of ten: 40 of them, with their [SEP]s, fill 44; of 43 something is left over."""
+    file = tmp_path / "ten.txt"
     ten = next(s for s, ids in zip(SENTENCES, encode(tokenizer, SENTENCES)["input_ids"], strict=True) if len(ids) == 10)
-    file.write_text((ten + "\n") * 40)
-    rows = rows_of(protocol, file, tokenizer)
+    file.write_text((ten + "\n") * number)
+    form, where = TextForm(protocol), (tokenizer, WIDTH, str(tmp_path / "cache"))
+    rows = read_text(training_source(str(file)), form, *where, causal=causal)
     batch = batch_of(rows, tokenizer)
     scored = torch.bincount(batch.input_ids[batch.target_mask], minlength=len(tokenizer))
-    assert torch.equal(rows.counts(len(tokenizer)), scored)
-    assert len(rows) == {"wrapped": 44}.get(protocol, 40) and scored.sum() == rows.target_lengths.sum()
-    assert rows.num_words.sum() == pytest.approx(40 * len(ten.split())) and len(rows.num_words) == len(rows)
+    assert torch.equal(rows.counts(len(tokenizer)), scored) and scored.sum() == rows.target_lengths.sum()
+    assert len(rows) == len(rows.num_words) == ({40: 44, 43: 47}[number] if protocol == "wrapped" else number)
+    assert number < 43 or protocol != "wrapped" or rows.num_words.sum() < number * len(ten.split())
+    if number == 40:
+        assert rows.num_words.sum() == pytest.approx(40 * len(ten.split()))
+    if form.whole_rows:  # of counts of another text, twice as long, without ends
+        plain = dataloader.tokenize(training_source(str(file)), tokenizer, 99, where[2]).counts(len(tokenizer))
+        ends = [tokenizer.cls_token_id, tokenizer.sep_token_id]
+        assert (rows.with_ends(2 * plain)[ends] - 2 * scored[ends]).abs().max() <= len(rows) * 2 * causal + 4
 
 
 def test_a_block_knows_where_it_begins(corpus: Path, tokenizer) -> None:
@@ -116,6 +127,20 @@ def test_to_a_causal_network_what_stands_first_is_given(corpus: Path, tokenizer)
         a, b = (rows.batch(np.arange(3), tokenizer) for rows in (plain, causal))
         assert not b.target_mask[:, 0].any() and torch.equal(a.target_mask[:, 1:], b.target_mask[:, 1:])
         assert len(plain) == len(causal) and plain.size == causal.size
+
+
+def test_text_without_a_space_has_no_words_and_a_likelihood(tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "dna.txt").write_text("".join("acgt" * i + "\n" for i in range(30, 90)))
+    words = [*WORDS[2:], "--tokenizer", "text8", "--protocol", "running", "--train_data", tmp_path / "dna.txt"]
+    words = [word for word in words if word not in ("--vocab_size", "300")]
+    more = ["--cache_dir", tmp_path / "cache", "--valid_fraction", 0.3, "--eval_sequences", 4, "--max_steps", 2]
+    assert call(main.main, monkeypatch, *words, *more, "--output_dir", tmp_path / "run") == 0, capsys.readouterr().err
+
+
+def test_a_file_named_text8_is_no_tokenizer(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "text8").write_text(" anarchism originated")
+    monkeypatch.chdir(tmp_path)
+    assert len(load_tokenizer("text8")) == 35
 
 
 def test_a_text_that_fills_no_block_is_refused(tmp_path: Path, tokenizer) -> None:
@@ -257,7 +282,8 @@ def test_a_checkpoint_is_scored_and_sampled_by_its_protocol(process, protocol, c
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--protocol", "padded", "--process", "word_freq"], "add --spindle none"),
+        (["--protocol", "padded", "--process", "word_freq"], "give another, or --spindle none"),
+        (["--detokenizer", "ptb", "--word_freq_file", "x.json"], "word_freq_file counts text as it stands"),
         (["--protocol", "wrapped", "--packing", "true"], "packing=true is for protocol=unpadded"),
         (["--protocol", "wrapped", "--streaming", "true"], "streaming=true is for protocol=unpadded"),
         (["--detokenizer", "ptb", "--streaming", "true"], "without a detokenizer"),
@@ -272,14 +298,3 @@ def test_what_does_not_go_with_a_protocol_is_refused(words, said, corpus, monkey
 def test_pairs_have_no_protocol(pairs_folder, monkeypatch, capsys) -> None:
     assert train(monkeypatch, pairs_folder / "train.jsonl", "--protocol", "wrapped") == 2
     assert "holds pairs; protocol and detokenizer are for text" in capsys.readouterr().err
-
-
-def test_a_spindle_runs_over_blocks_as_over_texts(corpus: Path, tokenizer) -> None:
-    """Of wrapped text every token is a target, ends included: nothing of the spindle knows of protocols."""
-    rows = rows_of("wrapped", corpus, tokenizer)
-    assert isinstance(rows, Blocks)
-    batch = Batch(torch.tensor([[0, 2, 1]]), *torch.ones(2, 1, 3, dtype=torch.bool))
-    process = make(8, "paper")
-    same = replace(batch, noised_mask=batch.target_mask)
-    draws = [process.loss(TableDenoiser(5), b, generator=torch.Generator().manual_seed(3)).total for b in (batch, same)]
-    assert draws[0] == draws[1]

@@ -22,6 +22,7 @@ import predict
 from models.dit import DitNetwork
 from models.released_mdlm import network_of, read_weights
 from process import UserError
+from protocols import TextForm
 
 IDS = torch.tensor([[5, 0, 7, 4]])
 
@@ -137,7 +138,8 @@ def gpt2(tmp_path: Path) -> Path:
     trainer = ByteLevelBPETokenizer()
     trainer.train_from_iterator(SENTENCES, vocab_size=330, special_tokens=["<|endoftext|>"], show_progress=False)
     made = PreTrainedTokenizerFast(
-        tokenizer_object=trainer._tokenizer, eos_token="<|endoftext|>", bos_token="<|endoftext|>"
+        tokenizer_object=trainer._tokenizer,
+        **dict.fromkeys(("eos_token", "bos_token", "unk_token"), "<|endoftext|>"),
     )
     made.save_pretrained(tmp_path / "gpt2")
     return tmp_path / "gpt2"
@@ -159,6 +161,17 @@ def test_what_is_imported_all_scripts_take(monkeypatch, capsys, gpt2: Path, tmp_
     words = ["--data", tmp_path / "text.txt", "--cache_dir", tmp_path / "cache"]
     assert call(compute_elbo.main, monkeypatch, "--checkpoint", tmp_path / "out", *words) == 0
     assert call(predict.main, monkeypatch, "--checkpoint", tmp_path / "out", "--num_samples", 2, "--num_steps", 0) == 0
+
+
+def test_of_wrapped_rows_the_end_of_text_is_content_and_of_single_texts_it_is_not(gpt2: Path) -> None:
+    """GPT-2's one special token is its unknown one, too; it must be drawn where texts follow each other."""
+    tokenizer = import_mdlm.open_tokenizer(str(gpt2))
+    size, end = len(tokenizer), tokenizer.eos_token_id
+    for protocol, drawn in (("wrapped", True), ("unpadded", False), ("running", False)):
+        settings = checkpoint.PROCESSES["mdlm"].settings()
+        form = TextForm(protocol)
+        process = checkpoint.build_process(settings, torch.ones(size), tokenizer, size, form=form)
+        assert bool(process.sampling_support[end].isfinite()) == bool(process.support[end].isfinite()) == drawn
 
 
 def test_what_does_not_fit_is_one_line_and_nothing_is_written(monkeypatch, capsys, gpt2: Path, tmp_path: Path) -> None:

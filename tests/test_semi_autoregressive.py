@@ -86,6 +86,10 @@ def test_a_text_grows_by_its_strides_and_its_beginning_is_that_of_a_shorter_one(
         found.append(capsys.readouterr().out.splitlines())
     for short, long in zip(*found, strict=True):
         assert long.startswith(short[: len(short) // 2]) and len(long) > len(short)
+    capsys.readouterr()
+    one = ["--stride_length", 5, "--num_strides", 3, "--batch_size", 1]
+    assert call(predict.main, monkeypatch, *base, *one) == 0
+    assert capsys.readouterr().out.splitlines() == found[1]  # whatever else is in the batch
     assert call(predict.main, monkeypatch, *base, "--infill", "the [MASK]") == 2
     assert "leave --infill and --show out" in capsys.readouterr().err
 
