@@ -150,6 +150,34 @@ def test_discrete_time_trains_on_the_bound_of_so_many_steps() -> None:
     assert abs(losses.mean() - exact_bound(process, TableDenoiser(V), x0, 6)) < 5 * error
 
 
+class Fixed:
+    """The logits of the released program's small example, whatever is seen."""
+
+    time_conditioned = False
+    logits = torch.tensor(
+        [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [1, 0, -1, 0.5, -0.5, 2], [0] * 6, [-1, 2, 0.3, 0, 1, -2]], dtype=torch.float64
+    )
+
+    def encode(self, xt: torch.Tensor, t: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(xt), -1, -1)
+
+    def decode(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden.clone()
+
+
+def test_the_mean_over_padded_rows_is_the_recorded_one() -> None:
+    """Recorded: losses (3.438833, 0, 3.218876, 0) at t = .5, and 2.219236, their mean with the last one a [PAD]."""
+    process = MdlmDiffusion(MdlmArgs(), torch.ones(6), mask_id=5)
+    everything, text = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[True, True, True, False]])
+    half = torch.tensor([0.5], dtype=torch.float64)
+    xt = torch.tensor([[5, 0, 5, 5]])  # the [PAD] is noised, too
+    for targets, divisor, recorded_mean in ((everything, 4, None), (text, 3, 2.219236)):
+        batch = Batch(torch.tensor([[1, 0, 3, 4]]), everything, targets, everything)
+        nats = process.token_terms(Fixed(), batch, xt, half, half, with_kl=False)[1] * process.weight(half)
+        torch.testing.assert_close(nats[0, :3], torch.tensor([3.438833, 0, 3.218876]).double(), rtol=1e-5, atol=1e-6)
+        assert (nats.sum() / divisor == pytest.approx(recorded_mean, rel=1e-5)) if recorded_mean else nats[0, 3] > 0
+
+
 def test_uniform_weights_are_one_in_expectation() -> None:
     """With a network that gives every token the same loss c, the expected total is c a target token."""
     for noise in SCHEDULES:

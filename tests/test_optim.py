@@ -80,6 +80,17 @@ def test_either_optimizer_lowers_a_loss(optimizer: str) -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
+def test_the_average_of_one_to_five_is_the_recorded_one_of_mdlm() -> None:
+    module = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(module.weight)
+    average, seen = AveragedWeights(module, 0.9999), []
+    for value in range(1, 6):
+        torch.nn.init.constant_(module.weight, value)
+        average.update()
+        seen.append(average.shadow[0].item())
+    assert seen == pytest.approx([0.818182, 1.704545, 2.601399, 3.500499, 4.4002], rel=1e-5)
+
+
 def test_averaged_weights_follow_the_definition_and_step_aside() -> None:
     model = nn.Linear(1, 1, bias=False)
     average, expected = AveragedWeights(model, 0.5), model.weight.item()
