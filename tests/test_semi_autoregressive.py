@@ -69,13 +69,16 @@ def test_strides_are_refused_that_are_no_part_of_a_window() -> None:
 T = TINY.index("--num_steps")
 
 
-@pytest.mark.parametrize("process", ["mdlm", "ar"])
-@pytest.mark.parametrize("protocol", ["wrapped", "running"])
+@pytest.mark.parametrize(
+    ("process", "protocol"),
+    [(p, "wrapped") for p in ("mdlm", "ar", "sedd", "d3pm", "word_freq")] + [("mdlm", "running"), ("ar", "running")],
+)
 def test_a_text_grows_by_its_strides_and_its_beginning_is_that_of_a_shorter_one(
     process: str, protocol: str, tmp_path, monkeypatch, capsys
 ) -> None:
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
     words = [*TINY[:T], *TINY[T + 2 :], "--process", process, "--protocol", protocol, "--max_length", 16]
+    words += ["--time_conditioning", "layerwise"] if process == "sedd" else []
     words += ["--train_data", tmp_path / "corpus.txt", "--cache_dir", tmp_path / "cache", "--max_steps", 5]
     assert call(main.main, monkeypatch, *words, "--output_dir", tmp_path / "run", "--valid_fraction", 0.2) == 0
     base = ["--checkpoint", tmp_path / "run", "--threads", 1, "--num_samples", 2, "--semi_ar", "true"]
