@@ -92,8 +92,9 @@ class Autoregressive(TextProcess):
         """Bool [B, L], targets and the ends of texts."""
         if self.end_id is None:
             return batch.target_mask
-        follows = F.pad(batch.target_mask[:, :-1], (1, 0))
-        return batch.target_mask | (follows & batch.input_ids.eq(self.end_id) & batch.attention_mask)
+        ends = batch.input_ids.eq(self.end_id)
+        follows = F.pad((batch.target_mask & ~ends)[:, :-1], (1, 0))  # once: [PAD]s may have its id
+        return batch.target_mask | (follows & ends & batch.attention_mask)
 
     def cross_entropy(self, denoiser: Denoiser, batch: Batch) -> Tensor:
         """-log p(x_i given x_1 .. x_{i-1}) of what is scored, float64 [B, L], 0 elsewhere: their sum is -log p(x)."""

@@ -11,7 +11,7 @@ Nothing here is ever unpickled: safetensors and JSON only.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,6 +82,8 @@ class Run:
     """How pairs are written; None for a model of text."""
     form: TextForm = field(default_factory=TextForm)
     """How texts are read, of a model of text."""
+    trained_on: str = ""
+    """The protocol of its training text, of which `length_histogram` is; empty: that of `form`."""
 
     @property
     def causal(self) -> bool:
@@ -257,7 +259,8 @@ def load(name: str, device: torch.device, *, posterior: str = "", **of_text: str
         time_conditioning = description["time_conditioning"]
         max_length, histogram = _read_lengths(description)
         pairs = PairFormat(**description["pairs"]) if description.get("pairs") else None
-        form = TextForm(**{**(description.get("text") or {}), **{k: v for k, v in of_text.items() if v}})
+        trained = TextForm(**(description.get("text") or {}))
+        form = replace(trained, **{k: v for k, v in of_text.items() if v})
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"checkpoint {path}: process.json does not fit this version ({error})") from error
     network = load_network(str(path), whole=True, causal=kind.causal)
@@ -274,6 +277,7 @@ def load(name: str, device: torch.device, *, posterior: str = "", **of_text: str
     form.check_process(flat=getattr(process, "flat", True))
     facts = description.get("facts", {})
     run = Run(denoiser.eval(), process, process_args, tokenizer, counts, histogram, max_length, facts, pairs, form)
+    run.trained_on = trained.protocol
     return run.to(device)
 
 

@@ -355,6 +355,7 @@ def require_a_batch(train: Text, args: DataArgs) -> None:
 
 def with_ends(counts: Tensor, own: Tensor, ends: list[int]) -> Tensor:
     """Word counts of another text, int64 [V], with as many of the special tokens `ends` to a word as `own` has."""
+    ends = sorted(set(ends))
     words, others = (c.sum() - c[ends].sum() for c in (own, counts))
     return counts.index_put((torch.tensor(ends),), (own[ends] * (others / words.clamp(min=1))).round().long())
 

@@ -46,7 +46,7 @@ class Likelihood:
     """How texts became rows (protocols.py); of pairs, empty."""
     detokenizer: str = ""
     length_nats: float | None = None
-    """Sum over sentences of -log of how frequent their length was in training; None where lengths are not given."""
+    """Sum over sentences of -log of how frequent their length was in training; None where none is given, or known."""
     draws_variance: float | None = None
     """Variance of `nats` by the draws of x_t alone; None if there was one round of them."""
 
@@ -176,19 +176,24 @@ def score(
         raise OutOfTimeError
     found = summary(tally, counts, num_steps, bound_args.estimator, "" if run.pairs else run.form.protocol)
     more = {} if run.pairs else {"detokenizer": run.form.detokenizer}
-    given = length_nats(run, text.target_lengths[indices]) if of_given_length(run) else None
-    return replace(found, length_nats=given, **more)
+    return replace(found, length_nats=length_nats(run, text.target_lengths[indices]), **more)
 
 
-def of_given_length(run: Run) -> bool:
-    """Whether a text's length is given, and no part of its nats: predict.py draws it as in training."""
-    return not run.pairs and run.form.protocol == "unpadded" and not run.causal
+def length_nats(run: Run, scored: np.ndarray) -> float | None:
+    """What lengths cost under the training text's, one added to each up to the longest: the sum.
 
-
-def length_nats(run: Run, lengths: np.ndarray) -> float:
-    """What lengths cost under the training text's, one added to each up to the longest; the sum."""
-    seen = np.zeros(max(run.max_length - 1, len(run.length_histogram), int(lengths.max()) + 1))
-    seen[: len(run.length_histogram)] = run.length_histogram
+    Args:
+        run: of pairs, blocks or a causal network no length is given; of imported weights none is known.
+        scored: int64 [n], scored tokens of each text.
+    """
+    single = ("unpadded", "padded")
+    known = (run.trained_on or run.form.protocol) in single and sum(run.length_histogram) > 1
+    if run.pairs or run.causal or run.form.protocol not in single or not known:
+        return None
+    own, trained = (2 * (p == "padded") for p in (run.form.protocol, run.trained_on or run.form.protocol))
+    histogram, lengths = run.length_histogram[trained:], scored - own
+    seen = np.zeros(max(run.max_length - 1, len(histogram), int(lengths.max()) + 1))
+    seen[: len(histogram)] = histogram
     return float(-np.log((seen[1:] + 1) / (seen[1:] + 1).sum())[lengths - 1].sum())
 
 

@@ -5,7 +5,8 @@ unpadded  [CLS] text [SEP], one text a row, cut to its length: the text alone is
           given its length.
 padded    MDLM's for LM1B: the same row filled up with [PAD]s to `max_length`. Everything is noised and attended to;
           [CLS], text and [SEP] are scored, [PAD]s are not. So it is that of the row given its length, too, of which a
-          [PAD] tells as soon as it is visible; but [CLS] and [SEP], which are easy, count as tokens.
+          [PAD] tells as soon as it is visible; but [CLS] and [SEP], which are easy, count as tokens. (A causal network is given
+          the [CLS] of this and the next protocol, and no length.)
 wrapped   texts one after the other, a [SEP] after each, cut into blocks; [CLS] before and [SEP] after a block.
           Everything is noised and scored. MDLM's for all else.
 running   texts one after the other with a space between, cut into blocks; [CLS] and [SEP] around a block are given.
@@ -253,7 +254,8 @@ class GivenFirst:
 
     def with_ends(self, counts: Tensor) -> Tensor:
         """See the rows."""
-        return self.rows.with_specials(self.rows.with_ends(counts), cls=-len(self)).clamp(min=0)
+        tokenizer = self.rows.tokenizer
+        return with_ends(counts, self.counts(len(counts)), [tokenizer.cls_token_id, tokenizer.sep_token_id])
 
     def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
         """The chosen rows."""

@@ -56,3 +56,14 @@ micro = max(1, min(fits, wanted // gpus))
 print(f"--batch_size {micro} --accumulation_steps {max(1, round(wanted / (micro * gpus)))}")
 PYTHON
 }
+
+given() { # flag, default, words...: the value that a command line gives it
+    local flag=$1 value=$2 previous= word
+    shift 2
+    for word in "$@"; do
+        case $word in "$flag"=*) value=${word#*=} ;; esac
+        [ "$previous" != "$flag" ] || value=$word
+        previous=$word
+    done
+    echo "$value"
+}

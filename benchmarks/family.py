@@ -146,17 +146,17 @@ def counting_extend(counted: variants.Counted) -> Callable:
 
 @torch.no_grad()
 def part_long(shape: dict, window: int = 256, length: int = 2048) -> dict:
-    """Seconds for a text of `length` tokens by strides of half a window, over those of as many drawn at once."""
-    process, denoiser = process_of("mdlm", shape), denoiser_of("mdlm", shape).eval()
-    args, stride = SampleArgs(num_steps=window // 2), window // 2
-    strides = (length - window) // stride
+    """Seconds for a text of `length` tokens by strides of half a window, and for as many drawn at once: two a step."""
+    process, denoiser, stride = process_of("mdlm", shape), denoiser_of("mdlm", shape).eval(), window // 2
+
+    def draw(batch: Batch) -> torch.Tensor:
+        return process.sample(denoiser, batch, SampleArgs(num_steps=int(batch.target_mask.sum()) // 2))
 
     def by_strides() -> torch.Tensor:
-        first = text({**shape, "length": window}, 1)
-        return write(first, lambda batch: process.sample(denoiser, batch, args), stride, strides)
+        return write(text({**shape, "length": window}, 1), draw, stride, (length - window) // stride)
 
     def at_once() -> torch.Tensor:
-        return process.sample(denoiser, text({**shape, "length": length}, 1), SampleArgs(num_steps=length // 2))
+        return draw(text({**shape, "length": length}, 1))
 
     assert by_strides().shape == at_once().shape == (1, length)
     one, other = ([seconds(way) for _ in range(3)] for way in (by_strides, at_once))
@@ -168,15 +168,12 @@ def part_long(shape: dict, window: int = 256, length: int = 2048) -> dict:
 
 
 def rows_of(figures: dict) -> str:
-    """The README's two tables."""
+    """Tables of what is there: steps of training, samples, long texts."""
     lines = ["| process | training step / stock masked LM |", "|---|---|"]
     for name in TRAINED:
-        least, median, most = figures[f"train {name}"]
-        lines.append(f"| {name} | {median:.2f} ({least:.2f} to {most:.2f}) |")
-    lines += [
-        "",
-        "| process | sampler | one row: time | calls | / its forwards | eight: time | calls | / its forwards |",
-    ]
+        if found := figures.get(f"train {name}"):
+            lines.append(f"| {name} | {found[1]:.2f} ({found[0]:.2f} to {found[2]:.2f}) |")
+    lines += ["", "| process | sampler | 1 row: time | calls | / its forwards | 8: time | calls | / its forwards |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, sampler in [*SAMPLED, ("mdlm", "released")]:
         cells = []
@@ -185,6 +182,7 @@ def rows_of(figures: dict) -> str:
             cells += ["" if units is None else f"{units:,.0f}", "" if calls is None else f"{calls}"]
             cells.append("" if share is None else f"{share:.2f}")
         lines.append(f"| {name} | {sampler} | {' | '.join(cells)} |")
+    lines += ["", *(f"{name}: {value:.2f}" for name, value in figures.items() if name.startswith("long"))]
     return "\n".join(lines)
 
 

@@ -54,15 +54,20 @@ for name in ar d3pm mdlm sedd word_freq word_freq_none; do
 done
 python - "$out" <<'PYTHON'
 import json
+import math
 import sys
 from pathlib import Path
 
-columns = "process | nats a sequence | bits/token | PPL per token | PPL per word | generative PPL | entropy of a sample"
-print(f"| {columns} |\n|---|---|---|---|---|---|---|")
+columns = "process | nats a sequence | of these its length | bits/token | PPL per token | PPL per word | generative PPL | entropy"
+print(f"| {columns} |\n|---|---|---|---|---|---|---|---|")
 for name in ("ar", "mdlm", "word_freq_none", "word_freq", "d3pm", "sedd"):
     r, m = (json.loads(Path(sys.argv[1], f"{name}.{kind}").read_text()) for kind in ("json", "metrics"))
+    length = r["length_nats"] or 0  # of ar the end of a text is in its nats; the others are given the length
+    total = r["nats_per_sequence"] + length
+    token, word = (math.exp(total * r["num_sequences"] / r[count]) for count in ("num_tokens", "num_words"))
     print(
-        f"| {name} | {r['nats_per_sequence']:.2f} ± {r['standard_error_nats']:.2f} | {r['bits_per_token']:.3f} "
-        f"| {r['ppl_token']:.1f} | {r['ppl_word']:.0f} | {m['gen_ppl']:.0f} ± {m['gen_ppl_se']:.0f} | {m['token_entropy']:.3f} |"
+        f"| {name} | {total:.2f} ± {r['standard_error_nats']:.2f} | {f'{length:.2f}' if length else 'said'} "
+        f"| {math.log2(token):.3f} | {token:.1f} | {word:.0f} "
+        f"| {m['gen_ppl']:.0f} ± {m['gen_ppl_se']:.0f} | {m['token_entropy']:.3f} |"
     )
 PYTHON

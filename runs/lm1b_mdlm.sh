@@ -19,14 +19,9 @@ shift
 . ./setup.sh
 . ./recipe.sh
 ensure_environment requirements.txt
-out=out/lm1b-$process
-data=lm1b
+out=$(given --output_dir "out/lm1b-$process" "$@")
+data=$(given --train_data lm1b "$@")
 size=(--batch_size 512)
-for word in "$@"; do
-    case $word in --train_data=*) data=${word#*=} ;; esac
-    [ "${previous-}" != --train_data ] || data=$word
-    previous=$word
-done
 count=$(gpus)
 if [ "$count" -gt 0 ]; then read -r -a size <<<"$(fit_to_memory "$count" 512)"; fi
 launch "$count" --process "$process" "${own[@]}" --train_data lm1b --output_dir "$out" --tokenizer bert-base-uncased \

@@ -11,8 +11,10 @@ shift
 . ./setup.sh
 . ./recipe.sh
 ensure_environment requirements.txt
-out=out/text8
-python - "$text" "$out/data" <<'PYTHON'
+out=$(given --output_dir out/text8 "$@")
+data=out/cache/text8-$(cksum <"$text" | tr ' ' -)
+mkdir -p out/cache
+python - "$text" "$data" <<'PYTHON'
 import sys
 from pathlib import Path
 
@@ -30,9 +32,9 @@ PYTHON
 count=$(gpus)
 size=(--batch_size 512)
 if [ "$count" -gt 0 ]; then read -r -a size <<<"$(fit_to_memory "$count" 512)"; fi
-launch "$count" --process mdlm --train_data "$out/data" --output_dir "$out/run" --tokenizer text8 --protocol running \
+launch "$count" --process mdlm --train_data "$data" --output_dir "$out" --tokenizer text8 --protocol running \
     --max_length 258 --model_name_or_path ddit-small --from_scratch true "${size[@]}" \
     --optimizer adamw --learning_rate 3e-4 --lr_schedule constant --warmup_steps 2500 --weight_decay 0 \
     --ema_decay 0.9999 --max_steps 1000000 --eval_steps 10000 --logging_steps 1000 "$@"
-python compute_elbo.py --checkpoint "$out/run/checkpoint-last" --data "$out/data/test.txt"
-python predict.py --checkpoint "$out/run/checkpoint-last" --num_samples 3
+python compute_elbo.py --checkpoint "$out/checkpoint-last" --data "$data/test.txt"
+python predict.py --checkpoint "$out/checkpoint-last" --num_samples 3

@@ -16,9 +16,13 @@ results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
 while read -r name rules; do
     for file in "$folder/$name".{txt,jsonl,parquet}; do
-        [ -e "$file" ] || continue
-        python compute_elbo.py --checkpoint "$checkpoint" --data "$file" --protocol wrapped --detokenizer "$rules" \
-            --json true "$@" >"$results/$name.json"
+        [ -e "$file" ] && [ ! -e "$results/$name.json" ] || continue
+        if python compute_elbo.py --checkpoint "$checkpoint" --data "$file" --protocol wrapped --detokenizer "$rules" \
+            --json true "$@" >"$results/part"; then
+            mv "$results/part" "$results/$name.json"
+        else
+            echo "$file is left out" >&2
+        fi
     done
 done <<'CORPORA'
 ptb ptb

@@ -163,6 +163,15 @@ def test_where_a_text_ends_is_part_of_what_it_says() -> None:
     assert (ending().nll_bound(CausalTable(V), ended([0, 4], [0]), 1) > plain).all()
 
 
+def test_an_end_is_scored_once_even_if_pads_have_its_id() -> None:
+    """GPT-2's padded rows: text, its end, and more of the same id, all attended to."""
+    ids = torch.tensor([[2, 0, 4, END, END, END], [2, 0, END, END, END, END]])
+    everywhere = torch.ones_like(ids, dtype=torch.bool)
+    for with_end in (False, True):
+        targets = torch.tensor([[0, 1, 1, with_end, 0, 0], [0, 1, with_end, 0, 0, 0]]).bool()
+        assert ending().scored(Batch(ids, everywhere, targets)).sum(1).tolist() == [3, 2]
+
+
 def test_texts_are_drawn_with_their_ends_and_gaps_without() -> None:
     number = 20_000
     ids = torch.full((number, 4), MASK)

@@ -1,6 +1,7 @@
 """likelihood.py: sums over sentences divided once; neither batch size nor ranks change a figure."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import likelihood
 from corpus import training_source
 from dataloader import TokenizedText, tokenize
 from process import Bound, BoundArgs, UserError
+from protocols import TextForm
 
 CPU = torch.device("cpu")
 
@@ -167,5 +169,11 @@ def test_what_a_given_length_costs_is_said_apart(run: checkpoint.Run, text: Toke
     report = score(run, text).report()
     assert report["length_nats"] == pytest.approx(sum(expected) / 40)
     assert "given their lengths" in likelihood.describe(report)
+    shifted = replace(run, trained_on="padded", length_histogram=[0, 0, *run.length_histogram])
+    assert likelihood.length_nats(shifted, text.lengths[:40]) == pytest.approx(sum(expected))
+    padded = replace(run, form=TextForm("padded"), trained_on="unpadded")
+    assert likelihood.length_nats(padded, text.lengths[:40] + 2) == pytest.approx(sum(expected))
+    for changes in ({"trained_on": "wrapped"}, {"form": TextForm("running")}, {"length_histogram": [0, 0, 1]}):
+        assert likelihood.length_nats(replace(run, **changes), text.lengths[:40]) is None
     without = likelihood.Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128).report()
     assert without["length_nats"] is None and "lengths" not in likelihood.describe(without)
