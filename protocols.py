@@ -5,8 +5,8 @@ unpadded  [CLS] text [SEP], one text a row, cut to its length: the text alone is
           given its length.
 padded    MDLM's for LM1B: the same row filled up with [PAD]s to `max_length`. Everything is noised and attended to;
           [CLS], text and [SEP] are scored, [PAD]s are not. So it is that of the row given its length, too, of which a
-          [PAD] tells as soon as it is visible; but [CLS] and [SEP], which are easy, count as tokens. (A causal network is given
-          the [CLS] of this and the next protocol, and no length.)
+          [PAD] tells as soon as it is visible; but [CLS] and [SEP], which are easy, count as tokens. (A causal
+          network is given the [CLS] of this and the next protocol, and no length.)
 wrapped   texts one after the other, a [SEP] after each, cut into blocks; [CLS] before and [SEP] after a block.
           Everything is noised and scored. MDLM's for all else.
 running   texts one after the other with a space between, cut into blocks; [CLS] and [SEP] around a block are given.
