@@ -248,7 +248,7 @@ def test_a_warm_start_noises_the_pads_and_counts_the_text() -> None:
 # ---- through the scripts ---------------------------------------------------------------------------------------------
 
 T = TINY.index("--num_steps")
-WORDS = [*TINY[:T], *TINY[T + 2 :], "--process", "mdlm", "--max_steps", 30, "--eval_steps", 30, "--max_length", 16]
+WORDS = [*TINY[:T], *TINY[T + 2 :], "--process", "mdlm", "--max_steps", 10, "--eval_steps", 10, "--max_length", 16]
 
 
 def train(monkeypatch, corpus: Path, *words: object) -> int:

@@ -80,6 +80,7 @@ def test_a_text_grows_by_its_strides_and_its_beginning_is_that_of_a_shorter_one(
     words = [*TINY[:T], *TINY[T + 2 :], "--process", process, "--protocol", protocol, "--max_length", 16]
     words += ["--time_conditioning", "layerwise"] if process == "sedd" else []
     words += ["--train_data", tmp_path / "corpus.txt", "--cache_dir", tmp_path / "cache", "--max_steps", 5]
+    words += ["--eval_sequences", 2, *(["--num_steps", 64] if process == "word_freq" else [])]
     assert call(main.main, monkeypatch, *words, "--output_dir", tmp_path / "run", "--valid_fraction", 0.2) == 0
     base = ["--checkpoint", tmp_path / "run", "--threads", 1, "--num_samples", 2, "--semi_ar", "true"]
     found: list[list[str]] = []
