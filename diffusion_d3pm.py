@@ -27,12 +27,15 @@ class D3pmArgs:
     noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "alpha_bar(t), t = 0..T / T"})
     num_steps: int = field(default=1000, metadata={"aliases": ["--diffusion_steps"], "help": "T, forward steps"})
     subs_masking: bool = field(default=False, metadata={"help": "give [MASK] probability 0 in the prediction"})
+    reconstruction_weight: float = field(
+        default=1.0, metadata={"help": "of the charge for visible tokens in the training; the bound has it whole"}
+    )
     time_period: ClassVar[int] = 10_000
     """Of the slowest sinusoid by which a network may be told sigma."""
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_ranges(self, num_steps=(1, 10**6))
+        check_ranges(self, num_steps=(1, 10**6), reconstruction_weight=(0, 1000))
 
     def check(self, *, time_conditioning: str, **_: object) -> None:
         """Refuses settings of the training that do not go with these."""
@@ -114,7 +117,9 @@ class D3pmDiffusion(ScheduledProcess):
         t, s = steps.double() / self.num_steps, (steps - 1).double() / self.num_steps
         xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         kl, cross_entropy = super().token_terms(denoiser, batch, xt, s, t)
-        total = self.num_steps * kl.sum() + self.reconstruction(denoiser, batch).sum()
+        total, weight = self.num_steps * kl.sum(), self.args.reconstruction_weight
+        if weight:  # a forward of its own
+            total = total + weight * self.reconstruction(denoiser, batch).sum()
         plain = cross_entropy.detach().sum() / self.schedule.mean_mask_rate
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": plain})
 

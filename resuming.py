@@ -23,6 +23,8 @@ LENGTH = {"max_steps", "num_train_epochs", "max_minutes", "eval_steps", "eval_se
 """Settings that --resume true may change: to train for longer."""
 
 
+BEFORE = {"process": "word_freq", "protocol": "unpadded", "detokenizer": "none", "reconstruction_weight": 1.0}
+"""Settings of runs that began before there was a choice."""
 SAID = {"data": "text", "valid_data": "validation text", "word_freq": "word frequencies"}
 
 
@@ -109,7 +111,7 @@ def require_steps_left(args: TrainArgs, start: Start, total_steps: int) -> None:
 def differences(known: dict, settings: dict, allowed: set[str]) -> list[str]:
     """Names of settings that would make another run."""
     settings = json.loads(json.dumps(settings, default=str))
-    known = {"process": "word_freq", "protocol": "unpadded", "detokenizer": "none", **known}  # those that do not say
+    known = {**BEFORE, **known}
     ignored = WITHOUT_INFLUENCE | allowed
     if known.get("world_size") != settings["world_size"]:
         ignored = ignored | {"accumulation_steps"}  # follows from the steps' size, `batches_a_process`

@@ -86,6 +86,20 @@ def test_without_a_mask_probability_it_is_mdlm_and_a_reconstruction() -> None:
     assert whole == pytest.approx(exact_bound(mdlm(num_steps=8), denoiser, x0, 8) + apart)
 
 
+def test_the_charge_for_what_is_visible_weighs_as_told_in_training_and_whole_in_the_bound() -> None:
+    x0, denoiser = torch.tensor([0, 2, 1]), TableDenoiser(V)
+    batch, apart = text_batch(x0[None]), d3pm(num_steps=8).reconstruction(denoiser, text_batch(x0[None])).sum()
+
+    def loss(weight: float) -> torch.Tensor:
+        process = d3pm(num_steps=8, reconstruction_weight=weight)
+        return process.loss(denoiser, batch, generator=torch.Generator().manual_seed(1)).total
+
+    torch.testing.assert_close(loss(2.0) - loss(0.0), 2 * apart)
+    torch.testing.assert_close(loss(1.0) - loss(0.0), apart)
+    bounds = [exact_bound(d3pm(num_steps=8, reconstruction_weight=w), denoiser, x0, 8) for w in (0.0, 1.0)]
+    assert bounds[0] == bounds[1]
+
+
 def test_losses_at_the_first_step_are_finite() -> None:
     process = D3pmDiffusion(D3pmArgs(num_steps=1000), torch.ones(8), mask_id=MASK8)
     t = torch.tensor([1 / 1000, 1.0]).double()
