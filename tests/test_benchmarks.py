@@ -22,6 +22,8 @@ def test_the_readme_shows_the_committed_figures() -> None:
     small = json.loads((RESULTS / "amd-epyc-2-cores.small.json").read_text())
     assert table.table(small) in readme
     assert quality.table(json.loads((RESULTS / "quality.json").read_text())) in readme
+    costs = family.rows_of(json.loads((RESULTS / "family.json").read_text())).splitlines()
+    assert all(line in readme for line in costs if line.startswith("|"))
 
 
 def test_ratios_are_of_the_same_round() -> None:
