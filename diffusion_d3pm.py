@@ -7,7 +7,6 @@ absorbing closed form and the extra step from x_0 to text as in the released cod
 """
 
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -15,13 +14,13 @@ from torch import Generator, Tensor
 
 from draws import filter_logits, stratified_timesteps
 from masked_prediction import Prediction, in_parts
-from masked_process import ScheduledProcess
+from masked_process import ScheduledProcess, ToldSigma
 from noise_schedules import SCHEDULES
-from process import WHOLE, Batch, Denoiser, Loss, SampleArgs, Share, UserError, check_choices, check_ranges
+from process import WHOLE, Batch, Denoiser, Loss, SampleArgs, Share, check_choices, check_ranges
 
 
 @dataclass(frozen=True)
-class D3pmArgs:
+class D3pmArgs(ToldSigma):
     """Everything that defines the process; saved with the checkpoint."""
 
     noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "alpha_bar(t), t = 0..T / T"})
@@ -30,25 +29,10 @@ class D3pmArgs:
     reconstruction_weight: float = field(
         default=1.0, metadata={"help": "of the charge for visible tokens in the training; the bound has it whole"}
     )
-    time_period: ClassVar[int] = 10_000
-    """Of the slowest sinusoid by which a network may be told sigma."""
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_ranges(self, num_steps=(1, 10**6), reconstruction_weight=(0, 1000))
-
-    def check(self, *, time_conditioning: str, **_: object) -> None:
-        """Refuses settings of the training that do not go with these."""
-        self.check_time(time_conditioning)
-
-    def check_time(self, time_conditioning: str) -> None:
-        """Refuses a network that cannot be told sigma.
-
-        Raises:
-            UserError: with the remedy.
-        """
-        if time_conditioning == "token":
-            raise UserError("time_conditioning=token counts whole steps, and sigma is none; use none or layerwise")
 
 
 class D3pmDiffusion(ScheduledProcess):

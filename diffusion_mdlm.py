@@ -9,19 +9,18 @@ tokens stay what they are.
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from draws import stratified_uniform
-from masked_process import ScheduledProcess
+from masked_process import ScheduledProcess, ToldSigma
 from noise_schedules import SCHEDULES, log_mask_rates, log_uniform_time
 from process import WHOLE, Batch, Denoiser, Loss, Share, UserError, check_choices, check_ranges
 
 
 @dataclass(frozen=True)
-class MdlmArgs:
+class MdlmArgs(ToldSigma):
     """Everything that defines the process; saved with the checkpoint."""
 
     noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "sigma(t)"})
@@ -37,8 +36,6 @@ class MdlmArgs:
         default=False, metadata={"help": "the same, and the network is told the drawn number instead of sigma"}
     )
     sampling_eps: float = field(default=1e-3, metadata={"help": "the smallest t of the training"})
-    time_period: ClassVar[int] = 10_000
-    """Of the slowest sinusoid by which a network may be told sigma."""
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -49,19 +46,6 @@ class MdlmArgs:
             raise UserError("loss_weighting=uniform gives up the weights that importance_sampling evens out; give one")
         if self.num_steps and (self.importance_sampling or self.change_of_variables):
             raise UserError(f"num_steps={self.num_steps}: importance_sampling is for continuous time, num_steps 0")
-
-    def check(self, *, time_conditioning: str, **_: object) -> None:
-        """Refuses settings of the training that do not go with these."""
-        self.check_time(time_conditioning)
-
-    def check_time(self, time_conditioning: str) -> None:
-        """Refuses a network that cannot be told sigma.
-
-        Raises:
-            UserError: with the remedy.
-        """
-        if time_conditioning == "token":
-            raise UserError("time_conditioning=token counts whole steps, and sigma is none; use none or layerwise")
 
 
 class MdlmDiffusion(ScheduledProcess):

@@ -10,14 +10,13 @@ Source: Lou et al. 2023, "Discrete Diffusion Modeling by Estimating the Ratios o
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from draws import filter_logits, stratified_uniform
 from masked_prediction import Prediction
-from masked_process import ScheduledProcess
+from masked_process import ScheduledProcess, ToldSigma
 from noise_schedules import SCHEDULES
 from process import (
     EVERY_WINDOW,
@@ -37,13 +36,11 @@ from process import (
 
 
 @dataclass(frozen=True)
-class SeddArgs:
+class SeddArgs(ToldSigma):
     """Everything that defines the process; saved with the checkpoint."""
 
     noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "sigma(t)"})
     sampling_eps: float = field(default=1e-3, metadata={"help": "the smallest t of the training"})
-    time_period: ClassVar[int] = 10_000
-    """Of the slowest sinusoid by which the network is told sigma."""
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -7,6 +7,7 @@ estimated and how it is sampled are the same for each, and stand here. Time is w
 """
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -248,6 +249,26 @@ class MaskedProcess(TextProcess):
         """
         stay = 1 - self.reveal_probability(torch.zeros_like(t, dtype=torch.float64), s, t)
         return stay.expand(len(logits)), filter_logits(logits + self.sampling_support, args).softmax(-1)
+
+
+class ToldSigma:
+    """What the settings of processes have in common whose networks may be told sigma."""
+
+    time_period: ClassVar[int] = 10_000
+    """Of the slowest sinusoid by which they are."""
+
+    def check(self, *, time_conditioning: str, **_: object) -> None:
+        """Refuses settings of the training that do not go with these."""
+        self.check_time(time_conditioning)
+
+    def check_time(self, time_conditioning: str) -> None:
+        """Refuses a network that cannot be told sigma.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        if time_conditioning == "token":
+            raise UserError("time_conditioning=token counts whole steps, and sigma is none; use none or layerwise")
 
 
 class ScheduledProcess(MaskedProcess):
