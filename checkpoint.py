@@ -24,6 +24,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from autoregressive import Autoregressive, AutoregressiveArgs
 from diffusion_d3pm import D3pmArgs, D3pmDiffusion
 from diffusion_mdlm import MdlmArgs, MdlmDiffusion
+from diffusion_score import ScoreArgs, ScoreDiffusion
 from diffusion_sedd import SeddArgs, SeddDiffusion
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from diffusion_word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
@@ -31,6 +32,7 @@ from files import folder_written_whole, local_path, read_text, written_whole
 from models.bert import BertDenoiser, wrap
 from models.dit import DitDenoiser
 from models.networks import load_network
+from models.score_denoiser import ScoreDenoiser
 from pairs import PairFormat
 from parallel import state_to_save
 from process import Process, UserError
@@ -49,6 +51,8 @@ class Kind(NamedTuple):
     process: type[TextProcess]
     causal: bool = False
     """Whether its network sees only what is to the left."""
+    continuous: bool = False
+    """Whether its network reads noisy embeddings, not tokens."""
 
 
 PROCESSES = {
@@ -57,6 +61,7 @@ PROCESSES = {
     "d3pm": Kind(D3pmArgs, D3pmDiffusion),
     "sedd": Kind(SeddArgs, SeddDiffusion),
     "ar": Kind(AutoregressiveArgs, Autoregressive, causal=True),
+    "score": Kind(ScoreArgs, ScoreDiffusion, continuous=True),
 }
 MOST = 10**15  # occurrences of a token: sums over a vocabulary stay exact
 
@@ -65,7 +70,7 @@ MOST = 10**15  # occurrences of a token: sums over a vocabulary stay exact
 class Run:
     """Everything that belongs to one trained (or about to be trained) model."""
 
-    denoiser: BertDenoiser | DitDenoiser
+    denoiser: BertDenoiser | DitDenoiser | ScoreDenoiser
     process: Process
     process_args: object
     """Its settings."""
@@ -267,7 +272,8 @@ def load(name: str, device: torch.device, *, posterior: str = "", **of_text: str
     tokenizer = load_tokenizer(str(path))
     try:
         process_args.check_time(time_conditioning)
-        denoiser = wrap(network, time_conditioning, process_args.time_period, causal=kind.causal)
+        kinds = {"causal": kind.causal, "continuous": kind.continuous}
+        denoiser = wrap(network, time_conditioning, process_args.time_period, **kinds)
     except UserError as error:
         raise UserError(f"checkpoint {path}: {error}") from error
     if denoiser.time is not None:

@@ -13,7 +13,7 @@ from transformers import HfArgumentParser
 
 from process import UserError, check_choices, check_ranges
 
-PROCESS_NAMES = ("word_freq", "mdlm", "d3pm", "sedd", "ar")
+PROCESS_NAMES = ("word_freq", "mdlm", "d3pm", "sedd", "ar", "score")
 """What --process may be; `checkpoint.PROCESSES` says what each is."""
 
 
@@ -22,7 +22,10 @@ class TrainArgs:
     """How long to train, on what, and where the results go."""
 
     output_dir: str = field(
-        metadata={"help": "a new folder: checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png"}
+        metadata={
+            "aliases": ["-mdir"],
+            "help": "a new folder: checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png",
+        }
     )
     process: str = field(
         default="word_freq",

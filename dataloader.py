@@ -35,7 +35,7 @@ class DataArgs:
 
     train_data: str = field(
         metadata={
-            "aliases": ["--train_data_dir", "--task_name"],
+            "aliases": ["--train_data_dir", "--task_name", "-d"],
             "help": ".txt, .jsonl (.gz, .xz), a folder with train / valid files, or a data set on the hub (lm1b)",
         },
     )
@@ -48,9 +48,13 @@ class DataArgs:
     )
     tokenizer: str = field(
         default="",
-        metadata={"help": "hub name, folder, vocab.txt, or `wordpiece` to train one; default: the network's own"},
+        metadata={
+            "aliases": ["-spm"],
+            "help": "hub name, folder, vocab.txt, SentencePiece .model; `wordpiece` or `sentencepiece` to learn one; "
+            "default: the network's own",
+        },
     )
-    vocab_size: int = field(default=0, metadata={"help": "entries of a trained wordpiece; otherwise only checked"})
+    vocab_size: int = field(default=0, metadata={"help": "entries of a learnt vocabulary; otherwise only checked"})
     max_length: int = field(
         default=128, metadata={"aliases": ["--block_size"], "help": "tokens a sentence, [CLS] and [SEP] included"}
     )

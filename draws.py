@@ -32,6 +32,28 @@ def uniform(where: Tensor, generator: Generators = None) -> Tensor:
     return torch.where(where, drawn.to(where.device), values)
 
 
+def gaussian(where: Tensor, width: int, generator: Generators = None) -> Tensor:
+    """Independent N(0, 1) vectors at the True positions of `where`, 0 elsewhere; streams as in `uniform`.
+
+    Args:
+        where: bool [B, L].
+        width: E.
+        generator: CPU generators, or one on `where`'s device.
+
+    Returns:
+        float32 [B, L, E].
+    """
+    values = torch.zeros(*where.shape, width, device=where.device)
+    if isinstance(generator, Sequence):
+        counts = where.sum(1).tolist()
+        draws = [torch.randn(n, width, generator=g) for n, g in zip(counts, generator, strict=True)]
+        values[where] = torch.cat(draws).to(where.device)
+        return values
+    device = where.device if generator is None else generator.device
+    drawn = torch.randn(*where.shape, width, generator=generator, device=device)
+    return torch.where(where[..., None], drawn.to(where.device), values)
+
+
 def streams_of(generator: Generators, rows: Tensor) -> Generators:
     """The streams of some rows, or the one that all share."""
     return [generator[row] for row in rows.tolist()] if isinstance(generator, Sequence) else generator

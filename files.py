@@ -72,10 +72,20 @@ def read_text(path: Path, at_most: int = 2**26) -> str:
         UserError: if it is.
         OSError, ValueError: if it cannot be read or is not UTF-8.
     """
+    return read_bytes(path, at_most).decode("utf-8")
+
+
+def read_bytes(path: Path, at_most: int = 2**26) -> bytes:
+    """A file that is not meant to be large.
+
+    Raises:
+        UserError: if it is.
+        OSError: if it cannot be read.
+    """
     size = path.stat().st_size
     if size > at_most:
         raise UserError(f"{path}: {size:,} bytes, more than the {at_most:,} that such a file may have; look what it is")
-    return path.read_text(encoding="utf-8")
+    return path.read_bytes()
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -49,6 +49,10 @@ class Likelihood:
     """Sum over sentences of -log of how frequent their length was in training; None where none is given, or known."""
     draws_variance: float | None = None
     """Variance of `nats` by the draws of x_t alone; None if there was one round of them."""
+    profile: dict[str, float] = field(default_factory=dict)
+    """What the process has to say besides: sums over sentences, in nats, that are reported by token."""
+    about: dict[str, float] = field(default_factory=dict)
+    """And what is reported as it is."""
 
     def report(self) -> dict[str, float | int | str | None]:
         """Every figure by its name.
@@ -79,6 +83,8 @@ class Likelihood:
             "network_evaluations": self.network_evaluations,
             "standard_error_nats": math.sqrt(variance / (n - 1) / n) if n > 1 else None,
             "draws_error_nats": None if self.draws_variance is None else math.sqrt(self.draws_variance) / n,
+            **{name: nats / self.num_tokens for name, nats in self.profile.items()},
+            **self.about,
         }
 
 
@@ -86,6 +92,8 @@ def _exp(value: float) -> float:
     return math.exp(min(value, 700.0))  # an untrained network's perplexity may leave the range of a float
 
 
+OF_PROFILE = 2**31
+"""A round of draws that no estimate takes."""
 LEAST_DIFFERENCES = 20
 """Sentences times rounds but one, before the error of the draws is believed."""
 
@@ -151,7 +159,7 @@ def score(
         OutOfTimeError: if `may_go_on`, which is asked before each batch, said no to a process.
     """
     mine = indices[rank::world_size]
-    bound_args = bound_args.settled(num_steps)
+    bound_args = bound_args.settled(num_steps, run.process.in_the_limit)
     tally, wanted = Tally(len(mine), device), 1 if bound_args == EVERY_WINDOW else 2
     if bound_args.target_se:  # fewer differences than this, and a small error may be luck
         wanted = max(2, 1 + math.ceil(LEAST_DIFFERENCES / len(indices)))
@@ -174,9 +182,11 @@ def score(
     sum_over_ranks(given_up)
     if given_up:
         raise OutOfTimeError
-    found = summary(tally, counts, num_steps, bound_args.estimator, "" if run.pairs else run.form.protocol)
+    more = profile_of(run, text, mine, batch_size, seed, device)
+    found = summary(tally, counts, num_steps, bound_args.estimator, "" if run.pairs else run.form.protocol, more)
     more = {} if run.pairs else {"detokenizer": run.form.detokenizer}
-    return replace(found, length_nats=length_nats(run, text.target_lengths[indices]), **more)
+    about = run.process.about(run.denoiser)
+    return replace(found, length_nats=length_nats(run, text.target_lengths[indices]), about=about, **more)
 
 
 def length_nats(run: Run, scored: np.ndarray) -> float | None:
@@ -197,8 +207,26 @@ def length_nats(run: Run, scored: np.ndarray) -> float | None:
     return float(-np.log((seen[1:] + 1) / (seen[1:] + 1).sum())[lengths - 1].sum())
 
 
-def summary(tally: Tally, counts: Tensor, num_steps: float, estimator: str, protocol: str) -> Likelihood:
-    """The totals of all rounds; `counts` are those of `count`."""
+def profile_of(
+    run: Run, text: Text, mine: np.ndarray, batch_size: int, seed: int, device: torch.device
+) -> dict[str, float]:
+    """What the process has to say of all processes' sentences besides their bound: sums in nats, by name."""
+    sums: dict[str, Tensor] = {}
+    for chosen, batch in sorted_batches(text, mine, batch_size, run.tokenizer):
+        streams = [Generator().manual_seed(sentence_seed(seed, int(i), OF_PROFILE)) for i in chosen]
+        found = run.process.profile(run.denoiser, batch.to(device), streams)
+        if not found:
+            return {}
+        sums = {name: sums.get(name, 0.0) + nats.double().sum() for name, nats in found.items()}
+    for total in sums.values():
+        sum_over_ranks(total)
+    return {name: total.item() for name, total in sums.items()}
+
+
+def summary(
+    tally: Tally, counts: Tensor, num_steps: float, estimator: str, protocol: str, profile: dict[str, float]
+) -> Likelihood:
+    """The totals of all rounds; `counts` are those of `count`, `profile` that of `profile_of`."""
     (nats, squares, prior, reconstruction, forwards), variance = tally.totals()
     unigram, sequences, tokens, words = counts.tolist()
     return Likelihood(
@@ -215,6 +243,7 @@ def summary(tally: Tally, counts: Tensor, num_steps: float, estimator: str, prot
         protocol=protocol,
         network_evaluations=round(forwards.item() / sequences, 1),
         draws_variance=variance,
+        profile=profile,
     )
 
 

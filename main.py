@@ -42,7 +42,7 @@ from models.networks import BertArgs
 from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
 from process import Batch, Loss, Share, UserError
 from tracking import draw_curve
-from vocabulary import load_tokenizer, vocabulary_size, wordpiece_of
+from vocabulary import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
 
 Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, object, OptimArgs, protocols.TextForm]
 """One dataclass each; the fifth is that of the process."""
@@ -126,7 +126,8 @@ def prepare(
         train_text, valid_text, of_pairs = load_texts(settings, tokenizer)
     torch.manual_seed(args.seed)
     causal = checkpoint.PROCESSES[args.process].causal
-    denoiser = build(network, tokenizer, noise.time_period, causal=causal)
+    of_embeddings = getattr(noise, "network_settings", None)
+    denoiser = build(network, tokenizer, noise.time_period, causal=causal, of_embeddings=of_embeddings)
     if data.max_length > denoiser.max_length:
         raise UserError(
             f"max_length={data.max_length} is more than the {denoiser.max_length} positions of "
@@ -174,13 +175,15 @@ def load_texts(
 def prepare_tokenizer(
     data: dataloader.DataArgs, network: BertArgs, earlier: Path | None
 ) -> transformers.PreTrainedTokenizerBase:
-    """The named tokenizer, or a WordPiece learnt from the training text: by an `earlier` part of the run, if any."""
-    if data.tokenizer == "wordpiece" and data.streaming and training_source(data.train_data).hub_name:
-        raise UserError("tokenizer=wordpiece would download all of a hub's stream; give a tokenizer")
-    if data.tokenizer == "wordpiece" and earlier:  # learnt again, it might break ties otherwise
+    """The named tokenizer, or one learnt from the training text: by an `earlier` part of the run, if any."""
+    learnt = data.tokenizer in LEARNT
+    if learnt and data.streaming and training_source(data.train_data).hub_name:
+        raise UserError(f"tokenizer={data.tokenizer} would download all of a hub's stream; give a tokenizer")
+    if learnt and earlier:  # learnt again, it might break ties otherwise
         return load_tokenizer(str(earlier))
-    if data.tokenizer == "wordpiece":
-        return wordpiece_of(training_source(data.train_data), data.vocab_size or 8192, data.cache_dir)
+    if learnt:
+        source = training_source(data.train_data)
+        return learn_tokenizer(data.tokenizer, source, data.vocab_size or 8192, data.cache_dir)
     tokenizer = load_tokenizer(data.tokenizer or network.model_name_or_path)
     if data.vocab_size not in (0, known := vocabulary_size(tokenizer)):
         raise UserError(f"vocab_size={data.vocab_size}, but the tokenizer has {known} tokens; leave it out")

@@ -121,6 +121,8 @@ class Bound:
 
 OTHER_LAWS = ("confidence", "remdm")
 """Samplers whose samples do not follow p_theta (decoding.py)."""
+OF_EMBEDDINGS = ("euler", "heun", "renoise", "sde")
+"""Samplers of noisy embeddings (score_samplers.py)."""
 
 
 @dataclass(frozen=True)
@@ -139,9 +141,10 @@ class SampleArgs:
     sampler: str = field(
         default="auto",
         metadata={
-            "choices": ["auto", "row-clocks", "ancestral", "cached", *OTHER_LAWS],
+            "choices": ["auto", "row-clocks", "ancestral", "cached", *OTHER_LAWS, *OF_EMBEDDINGS],
             "help": "rows at steps of their own; every step a forward; or only when a row has changed: the same law. "
-            "confidence and remdm draw from other laws: the surest first, or what is visible masked again",
+            "confidence and remdm draw from other laws: the surest first, or what is visible masked again. "
+            "euler, heun, renoise and sde are for process=score (score_samplers.py)",
         },
     )
     remask_eta: float = field(
@@ -149,6 +152,10 @@ class SampleArgs:
     )
     confidence_threshold: float = field(
         default=0.0, metadata={"help": "confidence: what is drawn more surely is revealed at once; 0: as many as due"}
+    )
+    guidance: float = field(
+        default=1.0,
+        metadata={"help": "process=score: above 1, more of what is given than the model says; 1: as it says"},
     )
     top_p: float = field(default=1.0, metadata={"help": "keep the likeliest tokens that hold this mass; in (0, 1]"})
 
@@ -168,6 +175,7 @@ class SampleArgs:
             raise UserError(f"confidence_threshold={self.confidence_threshold} must lie in [0, 1)")
         if self.confidence_threshold and self.sampler != "confidence":
             raise UserError(f"confidence_threshold is for sampler=confidence, not {self.sampler}; leave it out")
+        check_ranges(self, guidance=(0, 100))
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
 
@@ -205,13 +213,13 @@ class BoundArgs:
         if self.target_se and not 1e-5 <= self.target_se < 1:
             raise UserError(f"target_se={self.target_se} must lie in [0.00001, 1), a share of the bound")
 
-    def settled(self, num_steps: float) -> "BoundArgs":
-        """What auto stands for: every window; in the limit, where they cannot be counted, sets by their size.
+    def settled(self, num_steps: float, in_the_limit: str = "masked-count") -> "BoundArgs":
+        """What auto stands for: every window; in the limit, where they cannot be counted, what the process says.
 
         Raises:
             UserError: if a number of evaluations is given, and windows are meant.
         """
-        choice = "windows" if math.isfinite(num_steps) else "masked-count"
+        choice = "windows" if math.isfinite(num_steps) else in_the_limit
         found = replace(self, estimator=choice) if self.estimator == "auto" else self
         if found.evaluations and found.estimator == "windows":
             raise UserError("evaluations is for the other estimators; windows takes one forward a window (--num_steps)")

@@ -5,12 +5,14 @@ import math
 import torch
 from torch import Tensor
 
-from process import Process
+from process import Batch, Denoiser, Generators, Process
 
 
 class TextProcess(Process):
     """Tables over the vocabulary, on whatever device the network is."""
 
+    in_the_limit = "masked-count"
+    """What estimates the bound in continuous time, where there is no end of windows."""
     is_bound = True
     """Whether what `bound` estimates is one."""
     tables = ("barred", "sampling_support")
@@ -47,6 +49,14 @@ class TextProcess(Process):
         """Logits [n, V], float32 at least, with -inf where nothing may be predicted; they are changed."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.index_fill_(1, self.barred, -math.inf)
+
+    def profile(self, denoiser: Denoiser, batch: Batch, generator: Generators) -> dict[str, Tensor]:
+        """Further sums over a sentence's targets that a report is to hold, [B] in nats, by their names."""
+        return {}
+
+    def about(self, denoiser: Denoiser) -> dict[str, float]:
+        """Further figures for it that no text has a part in."""
+        return {}
 
     def to(self, device: torch.device) -> "TextProcess":
         """Move the tables; returns self."""

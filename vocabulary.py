@@ -19,7 +19,10 @@ from corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
 from files import folder_written_whole, local_path, read_text
 from hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
 from process import UserError
+from sentencepieces import load_sentencepiece, train_sentencepiece
 
+LEARNT = ("wordpiece", "sentencepiece")
+"""Tokenizers that are learnt from the training text."""
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT8 = "text8"
 TEXT8_TOKENS = [
@@ -38,7 +41,9 @@ RECIPE = 1  # of a learnt vocabulary; part of its name in the cache
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
-    """A fast tokenizer with [MASK], from a folder, a WordPiece vocab.txt, or the hub; `text8` is one of characters.
+    """A fast tokenizer with [MASK], from a folder, a WordPiece vocab.txt, a SentencePiece .model, or the hub.
+
+    `text8` is one of characters.
 
     Raises:
         UserError: if it cannot be read, or lacks a token that the process needs.
@@ -49,6 +54,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     try:
         if path.is_file() and path.suffix == ".txt":
             tokenizer = _wordpiece_from_vocab(path)
+        elif path.is_file() and path.suffix == ".model":
+            tokenizer = load_sentencepiece(path)
         elif path.is_dir() and (path / "vocab.txt").exists() and not (path / "tokenizer_config.json").exists():
             tokenizer = _wordpiece_from_vocab(path / "vocab.txt")
         else:
@@ -62,7 +69,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         raise UserError(
             f"cannot load the tokenizer {name_or_path!r}: no local folder, and the hub gave none "
             f"({why_not_given(error)}). "
-            "Offline: --tokenizer FOLDER or a vocab.txt; main.py can learn one from the text: --tokenizer wordpiece"
+            "Offline: --tokenizer FOLDER, a vocab.txt or a SentencePiece .model; main.py can learn one from the text: "
+            "--tokenizer wordpiece or sentencepiece"
         ) from error
     lacking = [name for name in ("mask", "pad", "cls", "sep") if getattr(tokenizer, f"{name}_token_id") is None]
     if lacking:
@@ -97,15 +105,20 @@ def text8_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=model, additional_special_tokens=["[RESERVED]"], **names)
 
 
-def wordpiece_of(source: Source, vocab_size: int, cache_dir: str) -> PreTrainedTokenizerBase:
-    """A WordPiece tokenizer learnt from a source (from both sides of pairs), from the cache if it was learnt before."""
-    recipe = f"{RECIPE}:wordpiece:{fingerprint(source)}:{vocab_size}"
+def learn_tokenizer(kind: str, source: Source, vocab_size: int, cache_dir: str) -> PreTrainedTokenizerBase:
+    """One of `LEARNT`, learnt from a source (from both sides of pairs), from the cache if it was learnt before."""
+    recipe = f"{RECIPE}:{kind}:{fingerprint(source)}:{vocab_size}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
     if not (folder / "tokenizer_config.json").exists():
         columns = PAIR if holds_pairs(source) else (source.column,)
         sides = (read_sentences(replace(source, column=c), description="learning a vocabulary") for c in columns)
-        tokenizer = train_wordpiece(chain.from_iterable(sides), vocab_size)
         with folder_written_whole(folder) as temporary:
+            if kind == "sentencepiece":
+                model = temporary / "sentencepiece.model"
+                model.write_bytes(train_sentencepiece(chain.from_iterable(sides), vocab_size))
+                tokenizer = load_sentencepiece(model)
+            else:
+                tokenizer = train_wordpiece(chain.from_iterable(sides), vocab_size)
             tokenizer.save_pretrained(temporary)
     return load_tokenizer(str(folder))
 

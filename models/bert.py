@@ -14,8 +14,17 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hub import first_line
 from models.dit import DitDenoiser, DitNetwork
-from models.networks import TIME_CONDITIONINGS, BertArgs, fresh_network, load_network
+from models.networks import (
+    TIME_CONDITIONINGS,
+    BertArgs,
+    for_embeddings,
+    fresh_network,
+    load_network,
+    require_settings,
+)
 from models.packing import PackedRows, next_fit
+from models.score_denoiser import ScoreDenoiser, as_score_denoiser
+from models.score_lm import ScoreLmNetwork
 from process import UserError
 from vocabulary import vocabulary_size
 
@@ -254,13 +263,18 @@ def _attention(layer: nn.Module) -> nn.Module | None:
 
 
 def wrap(
-    network: PreTrainedModel, time_conditioning: str, num_steps: int, *, causal: bool = False
-) -> BertDenoiser | DitDenoiser:
-    """A network as a denoiser.
+    network: PreTrainedModel, time_conditioning: str, num_steps: int, *, causal: bool = False, continuous: bool = False
+) -> BertDenoiser | DitDenoiser | ScoreDenoiser:
+    """A network as a denoiser: of tokens, or `continuous`, of embeddings.
 
     Raises:
-        UserError: if it is laid out in a way that is not known, cannot be told the time so, or looks to the wrong side.
+        UserError: if it is laid out in a way that is not known, cannot be told the time so, looks to the wrong side, or
+            reads the other kind.
     """
+    if continuous:
+        return as_score_denoiser(network, time_conditioning)
+    if isinstance(network, ScoreLmNetwork):
+        raise UserError("ScoreLmNetwork reads embeddings, and is for --process score; give another network")
     if isinstance(network, DitNetwork):
         denoiser = DitDenoiser(network, time_conditioning)
     else:
@@ -290,20 +304,35 @@ def looks_ahead(denoiser: BertDenoiser | DitDenoiser) -> bool:
 
 
 def build(
-    args: BertArgs, tokenizer: PreTrainedTokenizerBase, num_steps: int, *, causal: bool = False
-) -> BertDenoiser | DitDenoiser:
-    """The denoiser that `args` describe, for that tokenizer and T = num_steps; `causal`: one that looks to its left.
+    args: BertArgs,
+    tokenizer: PreTrainedTokenizerBase,
+    num_steps: int,
+    *,
+    causal: bool = False,
+    of_embeddings: dict | None = None,
+) -> BertDenoiser | DitDenoiser | ScoreDenoiser:
+    """The denoiser that `args` describe, for that tokenizer and T = num_steps.
+
+    Args:
+        args: which network; the default is `networks.OF_EMBEDDINGS` if one of embeddings is needed.
+        tokenizer: whose tokens it must know.
+        num_steps: T.
+        causal: one that looks to its left.
+        of_embeddings: what a network over embeddings is to have; None: one over tokens is needed.
 
     Raises:
         UserError: if the network cannot be found, read or matched with the tokenizer.
     """
+    if of_embeddings is not None:
+        args = for_embeddings(args)
     if args.config_overrides and not args.from_scratch:
         raise UserError("config_overrides changes the architecture, so it needs --from_scratch true")
     if args.from_scratch:
-        network = fresh_network(args, tokenizer, causal=causal)
+        network = fresh_network(args, tokenizer, causal=causal, **(of_embeddings or {}))
     else:
         network = load_network(args.model_name_or_path, causal=causal)
-    denoiser = wrap(network, args.time_conditioning, num_steps, causal=causal)
+    denoiser = wrap(network, args.time_conditioning, num_steps, causal=causal, continuous=of_embeddings is not None)
+    require_settings(network, of_embeddings or {})
     if denoiser.vocab_size < vocabulary_size(tokenizer):
         raise UserError(
             f"the network {args.model_name_or_path} knows {denoiser.vocab_size} tokens but the tokenizer has "

@@ -1,6 +1,6 @@
 """Which network: the settings that name it, architectures that need no hub, weights from a folder or the hub."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hub import OF_A_CONFIG, OF_A_NETWORK, fetch, first_line, why_not_given
 from models.dit import DitConfig
+from models.score_lm import ScoreLmConfig
 from process import UserError
 from vocabulary import vocabulary_size
 
@@ -43,8 +44,24 @@ PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
     "ddit-tiny": (DitConfig, {"hidden_dim": 512, "n_blocks": 8, "n_heads": 8}),
     "ddit-small": (DitConfig, {}),
     "ddit-medium": (DitConfig, {"hidden_dim": 1024, "n_blocks": 24, "n_heads": 16}),
+    # over embeddings, for `--process score`
+    "score-lm": (ScoreLmConfig, {}),
+    "score-lm-small": (
+        ScoreLmConfig,
+        {
+            "embedding_size": 64,
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 512,
+            "dropout": 0.0,
+        },
+    ),
 }
 """Architectures that need no hub, for `--from_scratch true`."""
+
+OF_EMBEDDINGS = "score-lm"
+"""What --process score trains unless told otherwise."""
 
 CAUSAL: dict[type[PretrainedConfig], tuple[type[PretrainedConfig], dict]] = {
     BertConfig: (BertConfig, {"is_decoder": True}),
@@ -62,7 +79,10 @@ class BertArgs:
 
     model_name_or_path: str = field(
         default="bert-base-uncased",
-        metadata={"aliases": ["--model_type"], "help": f"hub name, folder, or preset: {', '.join(PRESETS)}"},
+        metadata={
+            "aliases": ["--model_type"],
+            "help": f"hub name, folder, or preset: {', '.join(PRESETS)}; process=score: score-lm",
+        },
     )
     from_scratch: bool = field(default=False, metadata={"help": "random weights: take the configuration only"})
     config_overrides: str = field(
@@ -116,15 +136,40 @@ def load_network(name_or_path: str, *, whole: bool = False, causal: bool = False
     return network
 
 
-def fresh_network(args: BertArgs, tokenizer: PreTrainedTokenizerBase, *, causal: bool = False) -> PreTrainedModel:
-    """Random weights for the configuration that `args` describe.
+def for_embeddings(args: BertArgs) -> BertArgs:
+    """The same, but for the default: there is no pretrained network over embeddings, so a fresh one is made."""
+    if args.model_name_or_path != BertArgs.model_name_or_path:
+        return args
+    return replace(args, model_name_or_path=OF_EMBEDDINGS, from_scratch=True)
+
+
+def require_settings(network: PreTrainedModel, settings: dict[str, bool]) -> None:
+    """Refuses a network that was made with other settings than the process asks for.
+
+    Raises:
+        UserError: naming the first.
+    """
+    for name, value in settings.items():
+        if getattr(network.config, name, None) != value:
+            raise UserError(
+                f"{name}={str(value).lower()}: the network was made with {name}={str(not value).lower()}; "
+                "give the same, or another network"
+            )
+
+
+def fresh_network(
+    args: BertArgs, tokenizer: PreTrainedTokenizerBase, *, causal: bool = False, **more: object
+) -> PreTrainedModel:
+    """Random weights for the configuration that `args` describe, with `more` settings if it has them.
 
     Raises:
         UserError: if no such network can be made.
     """
     try:
         kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
-        return kind.from_config(_configuration(args, tokenizer, causal=causal), dtype=torch.float32)
+        config = _configuration(args, tokenizer, causal=causal)
+        config.update({name: value for name, value in more.items() if hasattr(config, name)})
+        return kind.from_config(config, dtype=torch.float32)
     except UserError:
         raise
     except Exception as error:  # sizes that do not fit each other fail deep inside, in many ways

@@ -36,9 +36,10 @@ class PackedRows:
         """int64 [R, C], place within the own sentence."""
 
     def fill(self, values: Tensor) -> Tensor:
-        """[B, L] -> [R, C]; 0 where a slot is nobody's."""
-        slots = values.new_zeros(self.num_rows * self.capacity)
-        return slots.index_copy(0, self.slots, values[self.attention_mask]).view(self.num_rows, self.capacity)
+        """[B, L, ...] -> [R, C, ...]; 0 where a slot is nobody's."""
+        slots = values.new_zeros(self.num_rows * self.capacity, *values.shape[2:])
+        filled = slots.index_copy(0, self.slots, values[self.attention_mask])
+        return filled.unflatten(0, (self.num_rows, self.capacity))
 
     def restore(self, hidden: Tensor) -> Tensor:
         """[R, C, D] -> [B, L, D]; 0 at positions that are not attended to."""

@@ -56,6 +56,7 @@ PROCESSES = {
     "diffusion_d3pm",
     "diffusion_sedd",
     "autoregressive",
+    "diffusion_score",
 }
 MAY_IMPORT = {
     "process": set(),
@@ -67,7 +68,8 @@ MAY_IMPORT = {
     "tracking": {"files"},
     "hub": set(),
     "corpus": {"files", "hub", "process"},
-    "vocabulary": {"corpus", "files", "hub", "process"},
+    "vocabulary": {"corpus", "files", "hub", "process", "sentencepieces"},
+    "sentencepieces": {"files", "hub", "process"},
     "detokenizers": set(),
     "semi_autoregressive": {"process"},
     "judges": {"checkpoint", "dataloader", "metrics_of_models", "process", "vocabulary"},
@@ -115,6 +117,27 @@ MAY_IMPORT = {
     "diffusion_d3pm": {"draws", "process", "masked_process", "masked_prediction", "noise_schedules"},
     "diffusion_sedd": {"draws", "process", "masked_process", "masked_prediction", "noise_schedules"},
     "autoregressive": {"draws", "process", "text_process", "masked_prediction"},
+    "noise_levels": set(),
+    "score_samplers": set(),
+    "score_bound": {"diffusion_score", "draws", "noise_levels", "process"},  # the types of the process, no more
+    "score_sampling": {
+        "diffusion_score",
+        "draws",
+        "masked_prediction",
+        "noise_levels",
+        "process",
+        "score_samplers",
+    },
+    "diffusion_score": {
+        "draws",
+        "masked_prediction",
+        "noise_levels",
+        "process",
+        "score_bound",
+        "score_samplers",
+        "score_sampling",
+        "text_process",
+    },
     "diffusion_word_freq": {"draws", "process", "masked_process", "masked_prediction"},
     "diffusion_word_freq_released": {"draws", "process", "diffusion_word_freq"},
     "checkpoint": {

@@ -1,0 +1,137 @@
+"""The score-based process's bound of -log p(x0), and its cross-entropy by noise level.
+
+The sampler `sde` is a hierarchy of Gaussians (Kingma et al. 2021, arXiv 2107.00630, Eqs. 11 to 18): p(x_T) is
+N(0, sigma_max^2 + 1), p(x_s | x_t) is q(x_s | x_t, x0) at the estimate x0_hat(x_t) of the clean embeddings e(x0), and
+at the lowest level every token is drawn from p(x0 | x_t). Its evidence bound, in nats, is the sum over tokens of
+
+    prior            E / 2 log(1 + 1 / sigma_max^2)                                  since |e|^2 = E
+    diffusion        sum over steps from t to s of (1 / s^2 - 1 / t^2) |e - x0_hat|^2 / 2; in the limit of ever finer
+                     ones the integral of |e - x0_hat|^2 / sigma^3 from sigma_min to sigma_max
+    reconstruction   -log p(x0 | x_t) at sigma_min
+
+which holds for any estimate that is a function of x_t alone. A network that is to know its estimate before is therefore
+asked twice at every level; the sampler takes the estimate of the step before instead, and is not quite the one scored.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from draws import uniform
+from noise_levels import ladder
+from process import Batch, Bound, BoundArgs, Generators, UserError
+
+if TYPE_CHECKING:
+    from diffusion_score import ScoreDenoiser, ScoreDiffusion
+
+EVALUATIONS = 16
+REPORTED = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+"""Levels at which the cross-entropy is reported, as far as there are such, besides the highest."""
+
+
+def bound(
+    process: "ScoreDiffusion",
+    denoiser: "ScoreDenoiser",
+    batch: Batch,
+    num_steps: float,
+    args: BoundArgs,
+    generator: Generators,
+) -> Bound:
+    """See `ScoreDiffusion.bound`; every level has noise of its own."""
+    schedule, noised, device = process.schedule(denoiser), batch.noised, batch.input_ids.device
+    number = batch.target_mask.sum(1).double()
+    prior = number * denoiser.embedding_size / 2 * math.log1p(schedule.sigma_max**-2)
+    levels, weights, lowest = terms_of(process, denoiser, batch, num_steps, args, generator)
+    diffusion, clean, table = torch.zeros_like(prior), denoiser.embed(batch.input_ids), denoiser.table()
+    for level, weight in zip(levels.T, weights.T, strict=True):
+        sigma = level.to(device)[:, None].float() * noised
+        hidden = look(process, denoiser, batch, sigma, table, generator)
+        error = (clean - process.estimate(denoiser, hidden, noised, table)).double().square().sum(-1)
+        diffusion += weight.to(device) * (error * batch.target_mask).sum(1)
+    hidden = look(process, denoiser, batch, lowest * noised, table, generator)
+    forwards = torch.full_like(prior, (1 + denoiser.self_conditioning) * (levels.shape[1] + 1))
+    return Bound(prior, diffusion, nats_of(process, denoiser, batch, hidden), forwards)
+
+
+def terms_of(
+    process: "ScoreDiffusion",
+    denoiser: "ScoreDenoiser",
+    batch: Batch,
+    num_steps: float,
+    args: BoundArgs,
+    generator: Generators,
+) -> tuple[Tensor, Tensor, float]:
+    """Levels of the diffusion term and what |e - x0_hat|^2 weighs at each, float64 [B, K]; and the lowest level.
+
+    windows: every step of the sampler, from each level to the next. stratified: some of them, or, in the limit, places
+    spread evenly over log sigma, by which the integral of sigma^-2 d log sigma is estimated.
+
+    Raises:
+        UserError: for another estimator.
+    """
+    if args.estimator not in ("windows", "stratified"):
+        raise UserError(f"estimator={args.estimator} is for masked processes; process=score has windows and stratified")
+    schedule, rows = process.schedule(denoiser), len(batch.input_ids)
+    if math.isinf(num_steps):
+        if args.estimator == "windows":
+            raise UserError("estimator=windows: in the limit there is no end of them; give num_steps, or stratified")
+        place, width = (
+            spread(rows, args.evaluations or EVALUATIONS, generator),
+            math.log(schedule.sigma_max / schedule.sigma_min),
+        )
+        level = schedule.sigma_min * torch.exp(place * width)
+        return level, width / place.shape[1] / level.square(), schedule.sigma_min
+    level = schedule(process.places(denoiser, ladder(int(num_steps))).detach().cpu())
+    weight = (level[1:] ** -2 - level[:-1] ** -2) / 2
+    if args.estimator == "windows" or len(weight) == 0:
+        every = (level[:-1].expand(rows, -1), weight.expand(rows, -1))
+        return *every, float(level[-1])
+    place = spread(rows, args.evaluations or EVALUATIONS, generator)
+    chosen = (place * len(weight)).long().clamp(max=len(weight) - 1)
+    return level[:-1][chosen], weight[chosen] * len(weight) / place.shape[1], float(level[-1])
+
+
+def spread(rows: int, number: int, generator: Generators) -> Tensor:
+    """Of every sentence, one place in each of so many equal parts of [0, 1): float64 [rows, number]."""
+    return (torch.arange(number) + uniform(torch.ones(rows, number, dtype=torch.bool), generator)) / number
+
+
+def look(
+    process: "ScoreDiffusion",
+    denoiser: "ScoreDenoiser",
+    batch: Batch,
+    sigma: Tensor,
+    table: Tensor,
+    generator: Generators,
+) -> Tensor:
+    """Hidden states of a batch noised to levels [B, L]; a network that is to know an estimate before is asked twice."""
+    x = process.noisy(denoiser, batch, sigma, generator)
+    hidden = process.encode(denoiser, x, sigma, batch)
+    if not denoiser.self_conditioning:
+        return hidden
+    before = process.estimate(denoiser, hidden, sigma > 0, table)
+    return process.encode(denoiser, x, sigma, batch, before)
+
+
+def nats_of(process: "ScoreDiffusion", denoiser: "ScoreDenoiser", batch: Batch, hidden: Tensor) -> Tensor:
+    """-log p(x0 | x_t) of every sentence's targets, float64 [B]."""
+    where = batch.target_mask
+    nats = process.cross_entropy(denoiser, batch, hidden, where)
+    sums = torch.zeros(len(where), dtype=torch.float64, device=where.device)
+    return sums.index_add(0, where.nonzero()[:, 0], nats)
+
+
+def profile(
+    process: "ScoreDiffusion", denoiser: "ScoreDenoiser", batch: Batch, generator: Generators
+) -> dict[str, Tensor]:
+    """Cross-entropy at some levels, the same for every position: [B] in nats by name."""
+    schedule, table = process.schedule(denoiser), denoiser.table()
+    levels = [sigma for sigma in REPORTED if schedule.sigma_min <= sigma < schedule.sigma_max]
+    return {
+        f"cross_entropy_at_{sigma:g}": nats_of(
+            process, denoiser, batch, look(process, denoiser, batch, sigma * batch.noised, table, generator)
+        )
+        for sigma in [*levels, schedule.sigma_max]
+    }
