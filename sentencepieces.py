@@ -58,8 +58,13 @@ def merging(model: proto.ModelProto) -> models.BPE:
     )
     merges = [pair for _, pair in sorted(pairs, key=lambda entry: entry[0])]
     unknown = next(piece.piece for piece in model.pieces if piece.type == UNKNOWN)
-    byte_fallback = model.trainer_spec.byte_fallback
-    return models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=byte_fallback)
+    fallback, whole = model.trainer_spec.byte_fallback, bool(long_symbols(model))
+    return models.BPE(ids, merges, unk_token=unknown, fuse_unk=True, byte_fallback=fallback, ignore_merges=whole)
+
+
+def long_symbols(model: proto.ModelProto) -> list[str]:
+    """User-defined symbols that no merging makes: what stands alone and is a piece must be taken as it is for them."""
+    return [piece.piece for piece in model.pieces if piece.type == USER_DEFINED and len(piece.piece) > 1]
 
 
 def scoring(model: proto.ModelProto) -> models.Unigram:
@@ -84,18 +89,19 @@ def normalizer(model: proto.ModelProto) -> normalizers.Normalizer:
 def splitter(model: proto.ModelProto) -> pre_tokenizers.PreTokenizer:
     """Before words, unless pieces reach over them.
 
-    Of BPE user-defined symbols stand alone. Of unigram pieces special ones are torn apart where a text has them: BPE
-    never puts them together, but here they are pieces like any.
+    Of BPE user-defined symbols stand alone. Special pieces are torn apart where a text has them, unless they need a
+    merging that there is not.
     """
     over_words = any(SPACE in piece.piece[1:].lstrip(SPACE) for piece in model.pieces if piece.type == NORMAL)
     lead = "always" if model.normalizer_spec.add_dummy_prefix else "never"
     parts = [pre_tokenizers.Metaspace(SPACE, prepend_scheme=lead, split=not over_words)]
-    if model.trainer_spec.model_type == BPE:
+    alone, unigram = [], model.trainer_spec.model_type == UNIGRAM
+    if not unigram:
         own = sorted((piece.piece for piece in model.pieces if piece.type == USER_DEFINED), key=len, reverse=True)
-        alone = [f"(?:{quoted(piece)})" for piece in own]
-    else:
+        alone += [f"(?:{quoted(piece)})" for piece in own]
+    if unigram or long_symbols(model):
         special = [piece.piece for piece in model.pieces if piece.type in (UNKNOWN, CONTROL, BYTE)]
-        alone = [f"{quoted(piece[0])}(?={quoted(piece[1:])})" for piece in special if len(piece) > 1]
+        alone += [f"{quoted(piece[0])}(?={quoted(piece[1:])})" for piece in special if len(piece) > 1]
     if alone:
         parts.append(pre_tokenizers.Split(Regex("|".join(alone)), "isolated"))
     return pre_tokenizers.Sequence(parts)

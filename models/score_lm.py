@@ -68,13 +68,17 @@ class RmsNorm(nn.Module):
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
+class ScalesAndShifts(nn.Linear):
+    """A linear map that begins at scale 1 and shift 0, whatever it is told."""
+
+
 class Film(nn.Module):
     """RMSNorm, scaled and shifted by the condition of each position."""
 
     def __init__(self, dim: int, film_size: int) -> None:
-        """`wf` gives scales, then shifts; it begins at scale 1 and shift 0, whatever the condition."""
+        """`wf` gives scales, then shifts."""
         super().__init__()
-        self.norm, self.wf = RmsNorm(), nn.Linear(film_size, 2 * dim)
+        self.norm, self.wf = RmsNorm(), ScalesAndShifts(film_size, 2 * dim)
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
         """[B, L, D], condition [B, L or 1, film_size]."""
@@ -188,7 +192,10 @@ class ScoreLmNetwork(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.Linear):
+        if isinstance(module, ScalesAndShifts):
+            init.zeros_(module.weight)
+            init.copy_(module.bias, torch.tensor([1.0, 0.0]).repeat_interleave(module.out_features // 2))
+        elif isinstance(module, nn.Linear):
             init.normal_(module.weight, std=module.in_features**-0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -198,9 +205,6 @@ class ScoreLmNetwork(PreTrainedModel):
             init.normal_(module.frequency)
         elif isinstance(module, TimeWarp):
             module.straighten()
-        if isinstance(module, Film):
-            init.zeros_(module.wf.weight)
-            init.copy_(module.wf.bias, torch.tensor([1.0, 0.0]).repeat_interleave(module.wf.out_features // 2))
 
     def get_input_embeddings(self) -> nn.Module:
         """The table as it is learnt; on the sphere it is `ScoreDenoiser.table`."""

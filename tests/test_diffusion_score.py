@@ -1,0 +1,268 @@
+"""diffusion_score.py: levels and given tokens of a step, the loss against its formula, what it must not depend on."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import text_batch
+from test_score_lm import network
+from torch import Generator, Tensor
+
+import noise_levels
+from diffusion_score import ScoreArgs, ScoreDiffusion
+from models.score_denoiser import ScoreDenoiser
+from process import Batch, SampleArgs, Share, UserError
+
+V, MASK, UNK = 20, 19, 18
+COUNTS = torch.ones(V, dtype=torch.long)
+IDS = torch.randint(3, 18, (4, 9), generator=Generator().manual_seed(0))
+GIVEN_ENDS = torch.ones(4, 9, dtype=torch.bool).index_fill(1, torch.tensor([0, 8]), False)
+BATCH = Batch(IDS, torch.ones(4, 9, dtype=torch.bool), GIVEN_ENDS)
+
+
+def process(**settings: object) -> ScoreDiffusion:
+    return ScoreDiffusion(ScoreArgs(**settings), COUNTS, mask_id=MASK, excluded_ids=(0, 1, 2), unsampled_ids=(UNK,))
+
+
+def denoiser(seed: int = 0, **more: object) -> ScoreDenoiser:
+    return ScoreDenoiser(network(seed, **more)).eval()
+
+
+def seeded(seed: int = 7) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def many(rows: int = 10_000, length: int = 6) -> Batch:
+    return text_batch(torch.full((rows, length), 3))
+
+
+# ---- levels ----------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_given_has_no_noise_and_is_not_learnt() -> None:
+    drawn = process(given_share=1.0).draw(denoiser(), BATCH, seeded(), Share())
+    assert not (drawn.learnt & ~GIVEN_ENDS).any() and (GIVEN_ENDS & ~drawn.learnt).any()
+    assert torch.equal(drawn.sigma > 0, drawn.learnt)
+    assert (drawn.sigma[drawn.learnt] >= 1).all() and drawn.sigma.max() <= noise_levels.sigma_max_for(8)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
+def test_a_share_of_the_sentences_has_a_level_for_every_position(share: float) -> None:
+    made = process(position_levels=share, given_share=0.0)
+    drawn = made.draw(denoiser(), many(), seeded(), Share())
+    alone = (drawn.sigma != drawn.sigma[:, :1]).any(1)
+    assert torch.equal(alone, ~drawn.single)
+    assert alone.float().mean() == pytest.approx(share, abs=0.01)
+
+
+def test_levels_are_spread_evenly_over_a_step_in_the_place_of_the_schedule() -> None:
+    made, parts = process(position_levels=0.0), 4
+    found = [made.draw(denoiser(), many(8), seeded(i), Share(i, parts, 5)).sigma.amax(1) for i in range(parts)]
+    place = made.schedule(denoiser()).place(torch.cat(found).double()).sort().values
+    assert torch.equal((place * 32).long(), torch.arange(32))
+
+
+def test_rising_levels_are_ar_diffusions() -> None:
+    made = process(level_order="rising", position_levels=0.0, given_share=0.0)
+    drawn = made.draw(denoiser(), many(50), seeded(), Share())
+    assert (drawn.sigma.diff(dim=1) >= 0).all() and (drawn.sigma.diff(dim=1) > 0).any()
+    expected = made.schedule(denoiser())(noise_levels.rising_places(drawn.place, torch.ones(50, 6).bool()))
+    assert torch.allclose(drawn.sigma, expected.float())
+
+
+def test_a_warp_moves_the_places_that_are_drawn() -> None:
+    made, warped = process(time_warp=True, position_levels=0.0), denoiser(time_warp=True)
+    drawn, even = (made.draw(each, many(64), seeded(), Share()).place for each in (warped, denoiser()))
+    assert torch.allclose(drawn, warped.warp.places(even)) and not torch.allclose(drawn, even, atol=0.01)
+    warped.warp.straighten()
+    assert torch.allclose(made.draw(warped, many(64), seeded(), Share()).place, even, atol=1e-6)
+
+
+def test_what_is_given_may_be_hidden_at_the_highest_level() -> None:
+    made = process(drop_given=0.25, given_share=0.0)
+    batch = replace(many(4000), target_mask=torch.ones(4000, 6).bool().index_fill(1, torch.tensor([0]), False))
+    sigma = made.draw(denoiser(), batch, seeded(), Share()).sigma[:, 0]
+    assert set(sigma.tolist()) == {0, float(torch.tensor(made.schedule(denoiser()).sigma_max))}
+    assert (sigma > 0).float().mean() == pytest.approx(0.25, abs=0.02)
+
+
+# ---- loss ------------------------------------------------------------------------------------------------------------
+
+
+def by_hand(made: ScoreDiffusion, network: ScoreDenoiser, batch: Batch, seed: int = 7) -> tuple[Tensor, Tensor]:
+    """Cross-entropies and levels of what is learnt, [n], written out."""
+    generator = seeded(seed)
+    drawn = made.draw(network, batch, generator, Share())
+    e = F.normalize(network.network.embedding.weight, dim=-1) * 8**0.5
+    z = torch.randn(*batch.input_ids.shape, 8, generator=generator)
+    xt = e[batch.input_ids] + drawn.sigma[..., None] * z
+    hidden = network.encode(xt / (drawn.sigma[..., None] ** 2 + 1).sqrt(), drawn.sigma, batch.attention_mask)
+    logits = network.network.head(hidden)
+    if made.args.output_prior:
+        logits = logits + xt @ e.T / drawn.sigma.clamp(min=1e-6)[..., None] ** 2
+    logits[..., [0, 1, 2, MASK]] = -torch.inf
+    nats = -logits.log_softmax(-1).gather(-1, batch.input_ids[..., None])[..., 0]
+    return nats[drawn.learnt], drawn.sigma[drawn.learnt]
+
+
+@pytest.mark.parametrize("prior", [True, False])
+@pytest.mark.parametrize("weighting", ["uniform", "edm"])
+def test_the_loss_is_the_mean_cross_entropy_of_what_is_noisy_times_the_targets(weighting: str, prior: bool) -> None:
+    made, net = process(loss_weighting=weighting, output_prior=prior, position_levels=0.5), denoiser()
+    nats, sigma = by_hand(made, net, BATCH)
+    weight = (sigma**2 + 1) / sigma**2 if weighting == "edm" else 1
+    found = made.loss(net, BATCH, generator=seeded())
+    assert found.total.item() == pytest.approx((nats * weight).mean().item() * 28, rel=1e-5)
+    assert found.terms["cross_entropy"].item() == pytest.approx(nats.mean().item() * 28, rel=1e-5)
+    assert found.num_tokens == 28
+
+
+def test_a_fused_loss_is_the_same_to_its_gradient() -> None:
+    grads = []
+    for fused in (False, True):
+        made, net = process(), denoiser()
+        made.fused_loss = fused
+        made.loss(net, BATCH, generator=seeded()).total.backward()
+        grads.append([p.grad for p in net.parameters()])
+    assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*grads, strict=True))
+
+
+def test_every_weight_learns() -> None:
+    made = process(self_conditioning=True, time_warp=True, drop_given=0.3)
+    net = denoiser(self_conditioning=True, time_warp=True)
+    made.loss(net, BATCH, generator=seeded()).total.backward()
+    idle = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert idle == []
+    assert net.network.embedding.weight.grad[IDS.unique()].abs().sum(1).all()
+
+
+def test_packed_and_unpacked_losses_are_equal_with_their_gradients() -> None:
+    lengths = torch.tensor([9, 4, 4, 6])
+    attended = torch.arange(9) < lengths[:, None]
+    batch = Batch(IDS, attended, attended & GIVEN_ENDS)
+    found = []
+    for capacity in (0, 12):
+        made, net = process(position_levels=0.5), denoiser()
+        net.pack_rows(capacity)
+        loss = made.loss(net, batch, generator=seeded())
+        loss.total.backward()
+        found.append((loss.total.item(), [p.grad for p in net.parameters()]))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(found[0][1], found[1][1], strict=True))
+
+
+def test_pads_and_their_number_are_without_influence() -> None:
+    made, net = process(), denoiser()
+    sigma = torch.full((4, 9), 3.0) * GIVEN_ENDS
+    x = made.noisy(net, BATCH, sigma, seeded())
+    wide = F.pad(x, (0, 0, 0, 3), value=7.0)
+    batch = Batch(F.pad(IDS, (0, 3), value=5), F.pad(BATCH.attention_mask, (0, 3)), F.pad(BATCH.target_mask, (0, 3)))
+    one = made.cross_entropy(net, BATCH, made.encode(net, x, sigma, BATCH), GIVEN_ENDS)
+    other = made.cross_entropy(net, batch, made.encode(net, wide, F.pad(sigma, (0, 3)), batch), batch.target_mask)
+    assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_a_batch_of_which_all_is_given_costs_nothing() -> None:
+    made, net = process(), denoiser()
+    batch = replace(BATCH, target_mask=torch.zeros_like(GIVEN_ENDS))
+    loss = made.loss(net, batch, generator=seeded())
+    assert loss.total.item() == 0 and loss.num_tokens == 0
+    loss.total.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+# ---- given tokens ----------------------------------------------------------------------------------------------------
+
+
+def test_the_output_is_invariant_to_noise_at_given_positions() -> None:
+    made, net = process(), denoiser()
+    sigma = torch.where(torch.arange(9) < 4, 0.0, 5.0).expand(4, 9)
+    x = made.noisy(net, BATCH, sigma, seeded())
+    other = x + torch.randn(x.shape) * (sigma == 0)[..., None] * 100
+    assert not torch.equal(x, other)
+    assert torch.equal(made.encode(net, x, sigma, BATCH), made.encode(net, other, sigma, BATCH))
+    elsewhere = x + (sigma > 0)[..., None]
+    assert not torch.equal(made.encode(net, x, sigma, BATCH), made.encode(net, elsewhere, sigma, BATCH))
+
+
+def test_the_loss_does_not_depend_on_what_given_targets_are_to_be() -> None:
+    """Only through what the network reads of them: a token the network cannot tell from another changes nothing."""
+    made, net = process(given_share=1.0), denoiser()
+    with torch.no_grad():
+        net.network.embedding.weight[4] = net.network.embedding.weight[5]
+    learnt = made.draw(net, BATCH, seeded(), Share()).learnt
+    one, other = (replace(BATCH, input_ids=torch.where(learnt, IDS, token)) for token in (4, 5))
+    made.args.__dict__["output_prior"] = False
+    assert made.loss(net, one, generator=seeded()).total == made.loss(net, other, generator=seeded()).total
+
+
+def test_with_levels_and_scalings_off_options_change_nothing() -> None:
+    """A network that may know its estimate but is given none is the network that cannot."""
+    plain, knowing = denoiser(), denoiser(self_conditioning=True)
+    knowing.network.load_state_dict(plain.network.state_dict(), strict=False)
+    for args in ({}, {"position_levels": 1.0}):
+        made = process(**args)
+        hidden = [
+            made.encode(net, made.noisy(net, BATCH, 2.0 * GIVEN_ENDS, seeded()), 2.0 * GIVEN_ENDS, BATCH)
+            for net in (plain, knowing)
+        ]
+        assert torch.equal(*hidden)
+
+
+def test_half_of_the_sentences_see_an_estimate_of_their_own() -> None:
+    made, net = process(self_conditioning=True, given_share=1.0), denoiser(self_conditioning=True)
+    batch = Batch(*(tensor.repeat(100, 1) for tensor in (IDS, BATCH.attention_mask, GIVEN_ENDS)))
+    generator = seeded()
+    drawn = made.draw(net, batch, generator, Share())
+    x = made.noisy(net, batch, drawn.sigma, generator)
+    before = made.estimate_before(net, batch, x, drawn, generator)
+    seen = before.abs().sum(-1) > 0
+    assert seen.any(1).float().mean() == pytest.approx(0.5, abs=0.1)
+    assert torch.equal(seen[seen.any(1)], drawn.learnt[seen.any(1)]) and not before.requires_grad
+    hidden = made.encode(net, x, drawn.sigma, batch)
+    weights = made.within(made.logits(net, hidden[drawn.learnt], net.table())).softmax(-1)
+    expected = torch.zeros_like(x).masked_scatter(drawn.learnt[..., None], weights @ net.table())
+    assert torch.allclose(before[seen.any(1)], expected[seen.any(1)], atol=1e-5)
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sigma_max": 0.5}, "sigma_max=0.5 must be above sigma_min=1; 0: by the width"),
+        ({"sigma_min": 0.0}, "sigma_min=0.0 must lie in 0.001..1000.0"),
+        ({"rho": 0.0}, "rho=0.0 must lie in"),
+        ({"position_levels": 1.5}, "position_levels=1.5 must lie in 0..1"),
+        ({"given_kinds": "prefix,suffix"}, "given_kinds='prefix,suffix' must be some of prefix,span,infill"),
+        ({"given_kinds": ""}, "must be some of"),
+        ({"loss_weighting": "elbo"}, "must be one of uniform, edm"),
+        ({"level_order": "rising", "time_warp": True}, "leave it out with level_order=rising"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ScoreArgs(**settings)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (SampleArgs(sampler="row-clocks"), "is for masked processes; this one has euler, heun, renoise, sde"),
+        (SampleArgs(num_steps=float("inf")), "takes whole steps; give a number"),
+        (SampleArgs(guidance=2.0), "guidance=2 needs a checkpoint trained with --drop_given"),
+    ],
+)
+def test_sampling_settings_without_meaning_are_refused(args: SampleArgs, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        process().check_sampling(args)
+    process(drop_given=0.1).check_sampling(SampleArgs(guidance=2.0, sampler="heun"))
+
+
+def test_training_settings_without_meaning_are_refused() -> None:
+    with pytest.raises(UserError, match="warm_start is for masked processes"):
+        ScoreArgs().check(time_conditioning="none", warm_start=0.1, packing=True)
+    with pytest.raises(UserError, match="time_conditioning=token"):
+        ScoreArgs().check(time_conditioning="token", warm_start=0.0)

@@ -1,0 +1,134 @@
+"""noise_levels.py: the recorded numbers of schedule and scalings; how levels and given tokens are drawn."""
+
+import math
+
+import pytest
+import torch
+from torch import Generator
+
+from noise_levels import (
+    KINDS,
+    Drawn,
+    RhoSchedule,
+    anisotropy,
+    c_in,
+    c_out,
+    c_skip,
+    draw_given,
+    ladder,
+    loss_weight,
+    places_of_positions,
+    rising_places,
+    sigma_max_for,
+)
+
+PLACES = torch.tensor([1, 0.75, 0.5, 0.25, 0], dtype=torch.float64)
+EVERY = torch.ones(1, 5, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "rho", "levels"),
+    [
+        (1, 10, 1, [10, 7.75, 5.5, 3.25, 1]),
+        (1, 10, 7, [10, 6.013451, 3.47483, 1.916383, 1]),
+        (0.1, 100, 7, [100, 30.302438, 7.177132, 1.168049, 0.1]),
+    ],
+)
+def test_the_schedule_is_the_recorded_one(low: float, high: float, rho: float, levels: list[float]) -> None:
+    schedule = RhoSchedule(low, high, rho)
+    assert schedule(PLACES).tolist() == pytest.approx(levels, rel=1e-6)
+    assert schedule.place(schedule(PLACES)).tolist() == pytest.approx(PLACES.tolist(), abs=1e-12)
+
+
+def test_scalings_are_the_recorded_ones() -> None:
+    sigma = torch.tensor([0.0, 1, 2, 5, 10], dtype=torch.float64)
+    assert c_skip(sigma).tolist() == pytest.approx([1, 0.5, 0.2, 0.038462, 0.009901], abs=5e-7)
+    assert c_out(sigma).tolist() == pytest.approx([0, 0.707107, 0.894427, 0.980581, 0.995037], abs=5e-7)
+    assert c_in(sigma).tolist() == pytest.approx([1, 0.707107, 0.447214, 0.196116, 0.099504], abs=5e-7)
+    assert loss_weight(sigma).tolist() == pytest.approx([math.inf, 2, 1.25, 1.04, 1.01])
+
+
+def test_a_ladder_leads_from_the_highest_place_to_the_lowest() -> None:
+    assert RhoSchedule(1, 10, 1)(ladder(4)).tolist() == pytest.approx([10, 7, 4, 1])
+    assert ladder(1).tolist() == [1] and ladder(2).tolist() == [1, 0]
+
+
+def test_a_level_of_ten_destroys_little_at_width_256_and_the_default_all() -> None:
+    """Of two tokens sqrt(2 E) apart, how often the noisy one is nearer to its own: at 10 nearly nine times in ten."""
+    told = [0.5 * math.erfc(-math.sqrt(2 * 256) / (2 * sigma) / math.sqrt(2)) for sigma in (10, sigma_max_for(256))]
+    assert told[0] == pytest.approx(0.871, abs=1e-3) and told[1] == pytest.approx(0.515, abs=1e-3)
+    assert sigma_max_for(256) == 300
+    for width in (16, 64, 256):
+        assert width / 2 * math.log1p(sigma_max_for(width) ** -2) == pytest.approx(0.00142, rel=0.01)
+
+
+# ---- places ----------------------------------------------------------------------------------------------------------
+
+
+def test_positions_have_places_spread_over_their_row() -> None:
+    noised = torch.tensor([[True] * 6, [False, True, True, True, False, False]])
+    draws = torch.stack([places_of_positions(noised, Generator().manual_seed(i)) for i in range(4000)])
+    assert (draws >= 0).all() and (draws < 1).all()
+    for row, number in ((0, 6), (1, 3)):
+        slices = (draws[:, row, noised[row]] * number).long().sort(1).values
+        assert torch.equal(slices, torch.arange(number).expand(4000, -1))  # one in each slice
+    assert draws[:, noised].mean(0).sub(0.5).abs().max() < 0.02
+    assert draws[:, noised].var(0).sub(1 / 12).abs().max() < 0.004
+
+
+@pytest.mark.parametrize(
+    ("i", "levels"),
+    [(0, [0, 0, 0, 0, 0]), (2, [0, 0, 0, 12, 25]), (4, [0, 10, 20, 30, 40]), (8, [4, 14, 23, 32, 42]), (104, [99] * 5)],
+)
+def test_rising_places_are_the_recorded_ones(i: int, levels: list[int]) -> None:
+    places = rising_places(torch.tensor([i / 104], dtype=torch.float64), EVERY, num_levels=100)
+    assert (places[0] * 99).tolist() == pytest.approx(levels, abs=0.51)  # there they are rounded
+
+
+def test_rising_places_count_the_noised_tokens_alone() -> None:
+    noised = torch.tensor([[False, True, True, False, True, True, True, False]])
+    start = torch.tensor([0.4], dtype=torch.float64)
+    assert torch.equal(rising_places(start, noised)[noised], rising_places(start, EVERY)[0])
+
+
+# ---- what is given ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_given_parts_have_their_form_and_every_number_is_as_likely(kind: str) -> None:
+    target = torch.zeros(20_000, 9, dtype=torch.bool)
+    target[:, 1:7] = True
+    given = draw_given(target, 1.0, [kind], Generator().manual_seed(0))
+    assert not (given & ~target).any()
+    numbers = given.sum(1)
+    assert numbers.max() == 5  # never all
+    assert given[:, 1:7].float().mean() == pytest.approx((6 - 1) / (2 * 6), abs=0.01)
+    assert (numbers.bincount(minlength=6) / 20_000 - 1 / 6).abs().max() < 0.01
+    runs = (given.int().diff(dim=1) == 1).sum(1)
+    if kind == "prefix":
+        assert torch.equal(given[:, 1], numbers > 0) and runs.max() == 1
+    elif kind == "span":
+        assert runs.max() == 1 and given[:, 6].any() and (~given[numbers > 0, 1]).any()
+    else:
+        assert runs.max() == 3
+        assert given[:, 1:7].float().mean(0).sub(5 / 12).abs().max() < 0.02
+
+
+def test_a_share_of_the_sentences_has_something_given_and_kinds_are_as_likely() -> None:
+    target = torch.ones(20_000, 8, dtype=torch.bool)
+    given = draw_given(target, 0.3, ["prefix", "infill"], Generator().manual_seed(0))
+    assert given.any(1).float().mean() == pytest.approx(0.3 * 7 / 8, abs=0.01)
+    assert not draw_given(target, 0.0, list(KINDS), Generator().manual_seed(0)).any()
+    assert not draw_given(target[:, :1], 1.0, list(KINDS), Generator().manual_seed(0)).any()  # nothing else to learn
+
+
+def test_means_are_of_the_learnt_tokens_of_each_sentence() -> None:
+    learnt = torch.tensor([[True, True, False], [False, False, False], [False, True, False]])
+    drawn = Drawn(torch.zeros(3, 3), learnt, torch.zeros(3), torch.tensor([True, True, False]))
+    means, counted = drawn.means(torch.tensor([1.0, 3.0, 5.0]))
+    assert means.tolist() == [2, 0, 5] and counted.tolist() == [True, False, False]
+
+
+def test_anisotropy_is_the_mean_cosine() -> None:
+    assert anisotropy(torch.eye(2)) == pytest.approx(0, abs=1e-12)
+    assert anisotropy(torch.tensor([[1.0, 0], [1, 1], [0, 1]])) == pytest.approx(0.471404, abs=1e-6)

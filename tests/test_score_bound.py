@@ -1,0 +1,162 @@
+"""score_bound.py: a bound of -log p by enumeration and by sampling, and equal to the entropy where it must be."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+from conftest import all_sentences, text_batch
+from test_diffusion_score import BATCH, denoiser, process, seeded
+from torch import Generator, Tensor
+
+from diffusion_score import ScoreArgs, ScoreDiffusion
+from noise_levels import ladder
+from process import BoundArgs, SampleArgs, UserError
+
+LAW = torch.tensor([0.3, 0.05, 0.02, 0.03, 0.25, 0.05, 0.1, 0.05, 0.15], dtype=torch.float64)
+"""Of the nine sentences of two tokens out of three: not independent."""
+SENTENCES = all_sentences([0, 1, 2], 2)
+STRATIFIED = BoundArgs("stratified", evaluations=64)
+
+
+@dataclass
+class Bayes:
+    """p(x0 | x_t) of that law, exactly, for every token alone; wrong by `error`, a function of what it sees."""
+
+    error: float = 0.0
+    embedding_size = 3
+    self_conditioning = False
+    warp = None
+    time_conditioned = True
+
+    def table(self) -> Tensor:
+        """Three tokens at right angles, of length sqrt(3)."""
+        return math.sqrt(3) * torch.eye(4, 3)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.table()[tokens]
+
+    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor, previous: Tensor | None = None) -> Tensor:
+        """Logits: the likelihood of both tokens under each sentence, summed over the sentences that have a token."""
+        x = (xt * (t.square() + 1).sqrt()[..., None]).double()
+        e = self.table()[SENTENCES].double()
+        distance = (x[:, None] - e).square().sum(-1) / (2 * t[:, None].double().square())
+        weight = LAW.log() - distance.sum(-1)
+        logits = [torch.stack([weight[:, SENTENCES[:, i] == k].logsumexp(1) for k in range(3)], -1) for i in range(2)]
+        logits = torch.stack(logits, 1) + self.error * torch.sin(3 * x.sum((1, 2)))[:, None, None] * torch.arange(3.0)
+        return torch.cat([logits, torch.zeros_like(logits[..., :1])], -1).float()
+
+    def decode(self, hidden: Tensor) -> Tensor:
+        return hidden.clone()
+
+
+def tiny(**settings: object) -> ScoreDiffusion:
+    settings = {"sigma_min": 0.3, "sigma_max": 60.0, "output_prior": False, **settings}
+    return ScoreDiffusion(ScoreArgs(**settings), torch.ones(4, dtype=torch.long), mask_id=3)
+
+
+def bounds(net: Bayes, num_steps: float, args: BoundArgs, repeats: int, made: ScoreDiffusion | None = None) -> Tensor:
+    """The mean of many estimates for each of the nine sentences, float64 [9]."""
+    batch = text_batch(SENTENCES.repeat(repeats, 1))
+    total = (made or tiny()).bound(net, batch, num_steps, args, generator=Generator().manual_seed(0)).total
+    return total.view(repeats, 9).mean(0)
+
+
+def test_of_the_true_posterior_it_is_the_entropy_in_the_limit() -> None:
+    """The integral of the mean square error is an information (Guo et al. 2005): nothing of it is lost."""
+    found = (bounds(Bayes(), math.inf, STRATIFIED, 400) * LAW).sum()
+    entropy = -(LAW * LAW.log()).sum()
+    assert float(found) == pytest.approx(float(entropy), abs=0.02)
+
+
+def test_whole_steps_cost_more_the_fewer_they_are_and_tend_to_the_limit() -> None:
+    entropy = float(-(LAW * LAW.log()).sum())
+    found = [float((bounds(Bayes(), n, BoundArgs("windows"), 300) * LAW).sum()) for n in (2, 8, 64, 256)]
+    assert found[0] > found[1] > found[2] > found[3] > entropy
+    assert [excess - entropy for excess in found[2:]] == pytest.approx([0.24, 0.06], abs=0.04)
+    found[2] = float((bounds(Bayes(), 64, BoundArgs("windows"), 1000) * LAW).sum())
+    some = (bounds(Bayes(), 64, BoundArgs("stratified", evaluations=32), 2000) * LAW).sum()
+    assert float(some) == pytest.approx(found[2], abs=0.03)
+
+
+@pytest.mark.parametrize("error", [0.0, 1.5])
+@pytest.mark.parametrize("num_steps", [1, 2, 5])
+def test_it_bounds_the_law_of_the_sampler_sde(num_steps: int, error: float) -> None:
+    """Samples are counted: of no sentence is the bound below -log of how often it is drawn."""
+    made, net, n = tiny(sigma_max=8.0), Bayes(error), 60_000
+    batch = text_batch(torch.zeros(n, 2, dtype=torch.long))
+    args = SampleArgs(sampler="sde", num_steps=num_steps)
+    drawn = made.sample(net, batch, args, generator=Generator().manual_seed(1), rows_at_once=20_000)
+    often = (drawn[:, 0] * 3 + drawn[:, 1]).bincount(minlength=9) / n
+    found = bounds(net, num_steps, BoundArgs("windows"), 3000, made)
+    noise = 4 * ((1 - often) / (often * n)).sqrt() + 0.02
+    assert (found > -often.log() - noise).all()
+    assert (-found).exp().sum() < 1
+    if num_steps == 1 and error == 0:  # from almost nothing but noise each token is drawn by itself
+        assert (found + often.log()).abs().max() < 0.1
+
+
+def test_its_prior_is_a_divergence_of_gaussians() -> None:
+    made, net = tiny(sigma_max=2.0), Bayes()
+    found = made.bound(net, text_batch(SENTENCES), 1, generator=seeded()).prior
+    q = torch.distributions.Normal(torch.tensor([math.sqrt(3), 0, 0]), 2.0)
+    p = torch.distributions.Normal(0.0, math.sqrt(5))
+    assert found.tolist() == pytest.approx([2 * float(torch.distributions.kl_divergence(q, p).sum())] * 9, rel=1e-6)
+
+
+def test_its_steps_are_divergences_of_gaussians() -> None:
+    """KL(q(x_s | x_t, e) || q(x_s | x_t, x0_hat)) depends on the two means' distance alone."""
+    t, s, e, guess = 4.0, 2.5, 1.7, 0.4
+    spread = math.sqrt(s**2 * (t**2 - s**2) / t**2)
+    means = [(1 - s**2 / t**2) * mean for mean in (e, guess)]
+    kl = torch.distributions.kl_divergence(*(torch.distributions.Normal(mean, spread) for mean in means))
+    assert (s**-2 - t**-2) / 2 * (e - guess) ** 2 == pytest.approx(float(kl), rel=1e-5)
+    rungs = tiny().schedule(Bayes())(ladder(6))
+    from score_bound import terms_of
+
+    levels, weights, lowest = terms_of(tiny(), Bayes(), text_batch(SENTENCES), 6, BoundArgs("windows"), None)
+    assert torch.allclose(levels[0], rungs[:-1]) and lowest == pytest.approx(0.3)
+    assert weights[0].tolist() == pytest.approx([(s**-2 - t**-2) / 2 for t, s in itertools.pairwise(rungs.tolist())])
+
+
+def test_only_targets_are_scored_and_draws_do_not_depend_on_the_batch() -> None:
+    made, net = process(), denoiser()
+    whole = [made.bound(net, BATCH, math.inf, BoundArgs("stratified"), generator=[seeded(i) for i in range(4)])]
+    rows = torch.tensor([2, 0])
+    whole += [made.bound(net, BATCH.rows(rows), math.inf, BoundArgs("stratified"), generator=[seeded(2), seeded(0)])]
+    assert torch.allclose(whole[0].total[rows], whole[1].total, rtol=1e-5)
+    assert whole[0].forwards.tolist() == [17] * 4
+    nothing = BATCH.rows(slice(0, 2))
+    nothing = type(nothing)(nothing.input_ids, nothing.attention_mask, torch.zeros_like(nothing.target_mask))
+    assert made.bound(net, nothing, 4, generator=seeded()).total.tolist() == [0, 0]
+
+
+def test_a_network_that_is_to_know_its_estimate_is_asked_twice() -> None:
+    made, net = process(self_conditioning=True), denoiser(self_conditioning=True)
+    seen = []
+    encode = net.encode
+    net.encode = lambda *words: seen.append(words[3]) or encode(*words)
+    found = made.bound(net, BATCH, 5, generator=seeded())
+    assert found.forwards.tolist() == [10] * 4 and len(seen) == 10
+    assert [before is None for before in seen] == [True, False] * 5
+
+
+def test_cross_entropies_are_reported_by_level() -> None:
+    made, net = process(), denoiser()
+    found = made.profile(net, BATCH, [seeded(i) for i in range(4)])
+    assert list(found) == [f"cross_entropy_at_{s}" for s in ("1", "2", "5", "10", "20", "50", "53.033")]
+    assert all(nats.shape == (4,) and (nats > 0).all() for nats in found.values())
+    assert made.about(net)["sigma_max"] == pytest.approx(18.75 * 8**0.5)
+    exact = tiny().profile(Bayes(), text_batch(SENTENCES.repeat(2000, 1)), Generator().manual_seed(0))
+    one = (exact["cross_entropy_at_50"].view(2000, 9).mean(0) * LAW).sum()
+    marginals = torch.stack([torch.stack([LAW[SENTENCES[:, i] == k].sum() for k in range(3)]) for i in range(2)])
+    assert float(one) == pytest.approx(float(-(marginals * marginals.log()).sum()), abs=0.02)  # each by itself
+
+
+@pytest.mark.parametrize("name", ["masked-count", "trajectory"])
+def test_estimators_of_masked_processes_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"estimator={name} is for masked processes"):
+        process().bound(denoiser(), BATCH, 4, BoundArgs(name))
+    with pytest.raises(UserError, match="in the limit there is no end of them"):
+        process().bound(denoiser(), BATCH, math.inf, BoundArgs("windows"))

@@ -1,0 +1,121 @@
+"""score_sampling.py: what is given stays, rows do not depend on each other, guidance, levels from left to right."""
+
+import math
+
+import pytest
+import torch
+from test_diffusion_score import BATCH, GIVEN_ENDS, IDS, UNK, denoiser, process, seeded
+from test_score_bound import LAW, Bayes, tiny
+from torch import Generator, Tensor
+
+from diffusion_score import ScoreDiffusion
+from models.score_denoiser import ScoreDenoiser
+from process import Batch, SampleArgs
+from score_samplers import SAMPLERS
+from score_sampling import Reverse, levels_of
+
+GAPS = torch.tensor([2, 3, 6])
+
+
+def draw(made: ScoreDiffusion, net: ScoreDenoiser, batch: Batch, **words: object) -> Tensor:
+    args = {name: words.pop(name) for name in list(words) if name in SampleArgs.__dataclass_fields__}
+    streams = words.pop("generator", [seeded(i) for i in range(len(batch.input_ids))])
+    return made.sample(net, batch, SampleArgs(**{"num_steps": 6, **args}), generator=streams, **words)
+
+
+@pytest.mark.parametrize("sampler", ["auto", *SAMPLERS])
+@pytest.mark.parametrize("gaps", [torch.arange(1, 8), GAPS, torch.arange(4, 9), torch.tensor([], dtype=torch.long)])
+def test_what_is_given_is_exactly_what_was_given(sampler: str, gaps: Tensor) -> None:
+    batch = Batch(IDS, BATCH.attention_mask, torch.zeros(4, 9).bool().index_fill(1, gaps, True))
+    found = draw(process(), denoiser(), batch, sampler=sampler)
+    assert torch.equal(found[~batch.target_mask], IDS[~batch.target_mask])
+    assert not torch.isin(found[batch.target_mask], torch.tensor([0, 1, 2, UNK, 19])).any()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("more", [{}, {"guidance": 2.0}, {"top_k": 3}])
+def test_a_row_is_the_same_in_any_batch(sampler: str, more: dict) -> None:
+    made, net = process(drop_given=0.1, self_conditioning=True), denoiser(self_conditioning=True)
+    whole = draw(made, net, BATCH, sampler=sampler, **more)
+    assert torch.equal(draw(made, net, BATCH, sampler=sampler, rows_at_once=3, **more), whole)
+    order = torch.tensor([3, 1])
+    some = draw(made, net, BATCH.rows(order), sampler=sampler, generator=[seeded(3), seeded(1)], **more)
+    assert torch.equal(some, whole[order])
+    other = draw(made, net, BATCH, sampler=sampler, generator=[seeded(i + 9) for i in range(4)], **more)
+    assert not torch.equal(other, whole)
+
+
+@pytest.mark.parametrize("sampler", ["renoise", "sde", "euler", "heun"])
+def test_samples_follow_the_law_if_the_network_knows_it(sampler: str) -> None:
+    """From the exact posterior of nine sentences; renoise, which is another law, at least says nothing impossible."""
+    n, made = 6000, tiny(sigma_max=30.0)
+    everything = torch.ones(n, 2, dtype=torch.bool)
+    batch = Batch(torch.zeros(n, 2, dtype=torch.long), everything, everything)
+    found = draw(made, Bayes(), batch, sampler=sampler, num_steps=100, generator=Generator().manual_seed(0))
+    often = (found[:, 0] * 3 + found[:, 1]).bincount(minlength=9) / n
+    distance = (often - LAW).abs().sum() / 2
+    assert distance < (0.5 if sampler == "renoise" else 0.04)
+
+
+def test_each_forward_is_reported_and_each_row_once() -> None:
+    batch = Batch(IDS, BATCH.attention_mask, GIVEN_ENDS.clone())
+    batch.target_mask[2] = False
+    seen = []
+    draw(process(), denoiser(), batch, rows_at_once=2, on_step=lambda done, x: seen.append((done.tolist(), x.clone())))
+    assert [done for done, _ in seen if done] == [[0, 1], [3]]
+    assert len(seen) == 2 * (6 + 1)
+    assert all(torch.equal(x[2], IDS[2]) for _, x in seen)
+    assert (seen[0][1][:2][GIVEN_ENDS[:2]] != 19).all() and (seen[0][1][3, 1:8] == 19).all()  # not begun: [MASK]s
+
+
+def test_levels_fall_for_all_alike_or_from_left_to_right() -> None:
+    net = denoiser()
+    alike = torch.stack(levels_of(process(), net, GIVEN_ENDS, 5))[..., 0]
+    assert (alike[:, ~GIVEN_ENDS] == 0).all() and (alike.diff(dim=0)[:, GIVEN_ENDS] < 0).all()
+    assert (alike[:, GIVEN_ENDS] == alike[:, GIVEN_ENDS][:, :1]).all()
+    assert alike[0].max() == pytest.approx(18.75 * 8**0.5) and alike[-1].max() == 1
+    rising = torch.stack(levels_of(process(level_order="rising"), net, GIVEN_ENDS, 9))[:, 0, 1:8, 0]
+    assert (rising.diff(dim=0) <= 0).all() and (rising.diff(dim=1) >= 0).all() and (rising[4, 0] < rising[4, -1])
+    assert torch.equal(rising[[0, -1]], alike[[0, -1], 0, 1:8])
+    warped = denoiser(time_warp=True)
+    bent = torch.stack(levels_of(process(time_warp=True), warped, GIVEN_ENDS, 5))[:, 0, 1, 0]
+    assert bent[[0, -1]].tolist() == pytest.approx(alike[[0, -1], 0, 1].tolist())
+    assert not torch.allclose(bent, alike[:, 0, 1], rtol=0.01)
+
+
+def test_guidance_moves_the_estimate_along_what_is_given_makes_of_it() -> None:
+    made, net = process(drop_given=0.1), denoiser()
+    x, sigma = torch.randn(4, 9, 8), (4.0 * GIVEN_ENDS)[..., None]
+    estimates = {}
+    for g in (0.0, 1.0, 3.0):
+        estimates[g] = Reverse(made, net, BATCH, SampleArgs(guidance=g), seeded())(x, sigma)[GIVEN_ENDS]
+    assert torch.allclose(estimates[3.0], estimates[0.0] + 3 * (estimates[1.0] - estimates[0.0]), atol=1e-4)
+    assert not torch.allclose(estimates[0.0], estimates[1.0], atol=1e-3)
+    other = Batch(torch.where(GIVEN_ENDS, IDS, 5), BATCH.attention_mask, GIVEN_ENDS)  # without it, it does not count
+    without = Reverse(made, net, other, SampleArgs(guidance=0.0), seeded())(x, sigma)[GIVEN_ENDS]
+    assert torch.allclose(without, estimates[0.0], atol=1e-5)
+
+
+def test_the_next_look_knows_the_estimate_before() -> None:
+    made, net = process(self_conditioning=True), denoiser(self_conditioning=True)
+    reverse = Reverse(made, net, BATCH, SampleArgs(), seeded())
+    x, sigma = torch.randn(4, 9, 8), (4.0 * GIVEN_ENDS)[..., None]
+    first, second = reverse(x, sigma), reverse(x, sigma)
+    assert not torch.allclose(first, second, atol=1e-4)
+    hidden = made.encode(net, x, sigma[..., 0], BATCH, first)
+    logits = made.logits(net, hidden[GIVEN_ENDS], net.table()) + made.sampling_support
+    assert torch.allclose(second[GIVEN_ENDS], logits.softmax(-1) @ net.table(), atol=1e-4)
+
+
+@torch.no_grad()
+def test_temperature_sharpens_the_interpolation() -> None:
+    made, net = process(), denoiser()
+    x, sigma = torch.randn(4, 9, 8), (9.0 * GIVEN_ENDS)[..., None]
+    length = {
+        t: Reverse(made, net, BATCH, SampleArgs(temperature=t), seeded())(x, sigma)[GIVEN_ENDS].norm(dim=-1).mean()
+        for t in (0.01, 1.0, 100.0)
+    }
+    assert length[0.01] > length[1.0] > length[100.0]
+    assert length[0.01] == pytest.approx(math.sqrt(8), rel=0.05)  # a token, not a mixture
+    single = Reverse(made, net, BATCH, SampleArgs(top_k=1), seeded())
+    assert torch.allclose(single(x, sigma)[GIVEN_ENDS], net.table()[single.guess], atol=1e-5)

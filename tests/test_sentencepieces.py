@@ -1,0 +1,139 @@
+"""sentencepieces.py: a .model file cuts text exactly as SentencePiece does; one learnt has the README's ids."""
+
+import io
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from conftest import SENTENCES, TINY, call
+
+import main
+from process import UserError
+from sentencepieces import DIGITS, load_sentencepiece, train_sentencepiece
+from vocabulary import encode, load_tokenizer
+
+TEXTS = [
+    *SENTENCES,
+    "",
+    " ",
+    "  two  spaces ",
+    "tabs\tand 12345 digits 7, page 1a2b3c",
+    "ünïcödé ﬁ ½ １２ no-break\u00a0space\u3000wide",
+    "日本語 text 😀😀 x",
+    "a" * 50,
+    "aaaa bbbb aaa",
+    "▁ under ▁x",
+    "'quotes' \"x\" -- ... the The THE",
+]
+LITERALS = ["<s> the cat", "</s>", "[MASK] sees", "<unk> <pad>", "<0x41> a"]
+"""Texts that hold the names of special tokens: to SentencePiece they are characters like any."""
+LEARNT_FROM = [*SENTENCES, "in 1984 there were 12 of them, or 7, or 65.", "aaaa bbbb aaa abab"] * 3
+KINDS = {
+    "bpe": {"model_type": "bpe"},
+    "bpe of bytes": {"model_type": "bpe", "byte_fallback": True, "vocab_size": 380},
+    "bpe as it stands": {
+        "model_type": "bpe",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "normalization_rule_name": "identity",
+    },
+    "bpe over words": {"model_type": "bpe", "split_by_whitespace": False},
+    "bpe with symbols": {"model_type": "bpe", "user_defined_symbols": ["the", "<x>", *DIGITS]},
+    "unigram": {"model_type": "unigram", "vocab_size": 60},
+    "unigram of bytes with symbols": {
+        "model_type": "unigram",
+        "byte_fallback": True,
+        "user_defined_symbols": ["ab", "ing"],
+        "vocab_size": 310,
+    },
+}
+
+
+def learnt(file: Path, **settings: object) -> Path:
+    written = io.BytesIO()
+    settings = {"vocab_size": 120, "minloglevel": 2, **settings}
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(LEARNT_FROM), model_writer=written, **settings)
+    file.write_bytes(written.getvalue())
+    return file
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_text_is_cut_as_sentencepiece_cuts_it_and_put_together_again(kind: str, tmp_path: Path) -> None:
+    file = learnt(tmp_path / "x.model", **KINDS[kind])
+    ours, theirs = load_sentencepiece(file), sentencepiece.SentencePieceProcessor(model_file=str(file))
+    torn = kind.startswith("unigram") or kind == "bpe with symbols"  # there one unknown may become two
+    texts = TEXTS if torn else TEXTS + LITERALS
+    for text, ids in zip(texts, encode(ours, texts)["input_ids"], strict=True):
+        assert ids == theirs.encode(text), text
+        if theirs.unk_id() not in ids:
+            assert ours.decode(ids, clean_up_tokenization_spaces=False) == theirs.decode(ids)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_of_special_tokens_in_a_text_are_text(kind: str, tmp_path: Path) -> None:
+    ours = load_sentencepiece(learnt(tmp_path / "x.model", **KINDS[kind]))
+    special = set(ours.all_special_ids) - {ours.unk_token_id}
+    assert not special & {i for ids in encode(ours, LITERALS)["input_ids"] for i in ids}
+
+
+def test_a_learnt_model_has_the_readmes_ids_and_its_digits_stand_alone(tmp_path: Path) -> None:
+    file = tmp_path / "x.model"
+    file.write_bytes(train_sentencepiece(LEARNT_FROM, 100))
+    ours = load_tokenizer(str(file))
+    assert (ours.cls_token_id, ours.sep_token_id, ours.pad_token_id, ours.unk_token_id) == (0, 1, 2, 3)
+    assert ours.convert_ids_to_tokens(list(range(4, 14))) == DIGITS
+    assert (ours.mask_token, ours.mask_token_id, len(ours)) == ("[MASK]", 100, 101)
+    (ids,) = encode(ours, ["in 1984"])["input_ids"]
+    assert ours.convert_ids_to_tokens(ids)[-4:] == list("1984")
+
+
+def test_what_a_model_lacks_is_added_after_its_ids(tmp_path: Path) -> None:
+    ours = load_sentencepiece(learnt(tmp_path / "x.model", bos_id=-1, eos_id=-1, unk_id=0, vocab_size=60))
+    added = {ours.cls_token_id, ours.sep_token_id, ours.pad_token_id, ours.mask_token_id}
+    assert added == {60, 61, 62, 63} and ours.unk_token_id == 0
+
+
+def test_a_saved_tokenizer_is_the_same_without_sentencepiece(tmp_path: Path) -> None:
+    ours = load_tokenizer(str(learnt(tmp_path / "x.model", vocab_size=60)))
+    ours.save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(str(tmp_path / "saved"))
+    assert encode(again, TEXTS)["input_ids"] == encode(ours, TEXTS)["input_ids"]
+    assert again.mask_token_id == ours.mask_token_id
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"not a model at all", "not a SentencePiece model"),
+        (b"", "not a SentencePiece model of bpe or unigram pieces with one unknown"),
+    ],
+)
+def test_other_files_are_refused_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "x.model").write_bytes(content)
+    with pytest.raises(UserError, match=message) as refused:
+        load_tokenizer(str(tmp_path / "x.model"))
+    assert "\n" not in str(refused.value) and "x.model" in str(refused.value)
+    learnt(tmp_path / "c.model", model_type="char", vocab_size=40)
+    with pytest.raises(UserError, match="not a SentencePiece model of bpe or unigram"):
+        load_tokenizer(str(tmp_path / "c.model"))
+
+
+@pytest.mark.parametrize("vocab_size", [10, 100_000])
+def test_vocabularies_that_the_text_does_not_have_are_refused(vocab_size: int) -> None:
+    with pytest.raises(UserError, match=f"vocab_size={vocab_size}: no SentencePiece model can be learnt") as refused:
+        train_sentencepiece(SENTENCES, vocab_size)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("process", ["mdlm", "word_freq"])
+def test_every_process_takes_one(process: str, monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    words = [word for word in TINY if word not in ("--num_steps", "64")]
+    model = tmp_path / "x.model"
+    model.write_bytes(train_sentencepiece(LEARNT_FROM, 100))
+    given = {"mdlm": ["--tokenizer", "sentencepiece", "--vocab_size", 100], "word_freq": [f"-spm={model}"]}[process]
+    begin = words.index("--tokenizer")
+    words = [*words[:begin], *words[begin + 4 :], *given, f"-d={corpus}", "-mdir", tmp_path / "run"]
+    more = ["--process", process, "--cache_dir", tmp_path / "cache", "--max_steps", 2, "--valid_fraction", 0.1]
+    assert call(main.main, monkeypatch, *words, *more) == 0
+    assert "101 tokens in the vocabulary" in capsys.readouterr().out
+    assert load_tokenizer(str(tmp_path / "run" / "checkpoint")).mask_token_id == 100
