@@ -361,6 +361,11 @@ def _load_time_conditioning(module: torch.nn.Module, file: Path) -> None:
         ) from error
 
 
+def _after_import(run: Run) -> str:
+    own = type(run.denoiser.network).__module__
+    return f" after `import {own}` of this project" if own.startswith("models.") else ""
+
+
 def _model_card(run: Run) -> str:
     chosen = {**asdict(run.process_args), **asdict(run.pairs or run.form)}
     settings = "\n".join(f"| {name} | {value} |" for name, value in chosen.items())
@@ -374,7 +379,7 @@ tags: [diffusion, masked-diffusion, diffusionbert]
 # A DiffusionBERT checkpoint
 
 Sample: `python {script} --checkpoint DIR{more}`. Score: `python compute_elbo.py --checkpoint DIR --data FILE`.
-The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`.
+The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`{_after_import(run)}.
 
 | setting of the process | value |
 |---|---|

@@ -67,7 +67,7 @@ class ScoreArgs:
         default=0.0, metadata={"help": "share of sentences in which what is given is hidden in noise, for --guidance"}
     )
     output_prior: bool = field(
-        default=True, metadata={"help": "add how likely x_t is of each token to the network's logits (Plaid)"}
+        default=False, metadata={"help": "add how likely x_t is of each token to the network's logits (Plaid)"}
     )
     self_conditioning: bool = field(default=False, metadata={"help": "the network sees its estimate before"})
     time_warp: bool = field(default=False, metadata={"help": "learn where levels are worth drawing (CDCD)"})

@@ -294,7 +294,7 @@ def pick(text: Text, limit: int, seed: int = 0) -> np.ndarray:
 
 
 def describe(report: dict[str, float | int | str | None]) -> str:
-    """A report in three lines for people."""
+    """A report in a few lines for people."""
     error, draws = report["standard_error_nats"], report["draws_error_nats"]
     margin = "unknown" if error is None else f"{error:.3f}"
     of_estimator = "" if report["estimator"] == "windows" else f" by {report['estimator']}"
@@ -309,4 +309,11 @@ def describe(report: dict[str, float | int | str | None]) -> str:
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"
         + (f"; rows {report['protocol']}" if report["protocol"] else "")
         + (f", detokenized as {report['detokenizer']}" if report["detokenizer"] not in ("", "none") else "")
+        + _by_level(report)
     )
+
+
+def _by_level(report: dict[str, float | int | str | None]) -> str:
+    prefix = "cross_entropy_at_"
+    levels = [f"{name.removeprefix(prefix)}: {nats:.3f}" for name, nats in report.items() if name.startswith(prefix)]
+    return f"\ncross-entropy, nats a token, by noise level: {', '.join(levels)}" if levels else ""

@@ -22,8 +22,8 @@ class OptimArgs:
     lr_schedule: str = field(
         default="cosine",
         metadata={
-            "choices": ["constant", "cosine", "linear", "inverse_sqrt"],
-            "help": "after the warm-up; inverse_sqrt is the released one",
+            "choices": ["constant", "cosine", "linear", "inverse_sqrt", "late_cosine"],
+            "help": "after the warm-up; inverse_sqrt is the released one; late_cosine begins at its end (thorinf's)",
         },
     )
     warmup_steps: int = field(default=0, metadata={"help": "steps of linear warm-up; 0: a hundredth of the training"})
@@ -47,7 +47,8 @@ def learning_rate(args: OptimArgs, step: int, progress: float, warmup_steps: int
     """The rate at `step` (from 1), when a share `progress` in [0, 1] of the training is done.
 
     inverse_sqrt is the released schedule, scaled so that its peak is args.learning_rate:
-    (step / warmup + 1e-3) up to the end of the warm-up, then sqrt(warmup / step).
+    (step / warmup + 1e-3) up to the end of the warm-up, then sqrt(warmup / step). late_cosine, with n steps in all, is
+    (1 + cos(pi (step - warmup) / n)) / 2, and ends a little above zero.
     """
     if args.lr_schedule == "inverse_sqrt":
         factor = step / warmup_steps + 1e-3 if step < warmup_steps else math.sqrt(warmup_steps / step)
@@ -56,6 +57,9 @@ def learning_rate(args: OptimArgs, step: int, progress: float, warmup_steps: int
         return args.learning_rate * step / warmup_steps
     if args.lr_schedule == "cosine":
         return args.learning_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * min(progress, 1))) / 2)
+    if args.lr_schedule == "late_cosine":
+        late = progress * (step - warmup_steps) / max(1, step - 1)  # steps after the warm-up, over all steps
+        return args.learning_rate * (1 + math.cos(math.pi * min(late, 1))) / 2
     if args.lr_schedule == "linear":
         return args.learning_rate * max(1 - progress, 0.02)
     return args.learning_rate

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,14 @@ from models.packing import next_fit
 
 LM1B_LENGTHS = json.loads((Path(__file__).parent / "golden" / "lm1b_lengths.json").read_text())["histogram"]
 WAYS = [{}, {"max_tokens": 640}, {"packing": True}, {"packing": True, "max_tokens": 320}]
+
+
+def simulated(name: str, seed: int, number: int = 64 * 128) -> np.ndarray:
+    """The released code's lengths as they were simulated, cut at 64; unpacked they fill 64.5 % and 71.8 % of them."""
+    rng = np.random.default_rng(seed)
+    if name == "uniform 8 to 96":
+        return np.minimum(rng.integers(8, 97, number), 64)
+    return np.clip(np.exp(math.log(40) + 0.6 * rng.standard_normal(number)).round().astype(int), 3, 64)
 
 
 def lm1b_widths(longest: int) -> np.ndarray:
@@ -180,3 +189,30 @@ def test_sorted_batches_cover_the_chosen_sentences(text: TokenizedText, tokenize
     assert sorted(np.concatenate([i for i, _ in batches]).tolist()) == sorted(chosen.tolist())
     widths = [batch.input_ids.shape[1] for _, batch in batches]
     assert widths == sorted(widths, reverse=True)
+
+
+@pytest.mark.parametrize(
+    ("widths", "rows"),
+    [
+        ([5, 3, 2, 4, 1], [[0], [3, 4], [1, 2]]),
+        ([64, 30, 34, 10, 54, 20, 20, 24], [[0], [4, 3], [2, 1], [7, 5, 6]]),
+        ([3, 3, 3, 6], [[3], [0, 1], [2]]),
+        ([2, 2, 2, 2], [[0], [1], [2], [3]]),
+    ],
+)
+def test_rows_are_those_recorded_of_first_fit_decreasing(widths: list[int], rows: list[list[int]]) -> None:
+    assert packed_rows(np.array(widths), max(widths)) == rows
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("name", "unpacked"), [("lognormal of median 40", 0.645), ("uniform 8 to 96", 0.718)])
+def test_packed_rows_of_simulated_lengths_hold_real_tokens_in_98_of_100_slots(
+    name: str, unpacked: float, seed: int
+) -> None:
+    widths = simulated(name, seed)
+    assert widths.sum() / (64 * len(widths)) == pytest.approx(unpacked, abs=0.006)
+    slots = sum(
+        64 * next_fit(widths[batch].tolist(), 64)[1]
+        for batch in dealt(widths, batch_size=128, max_length=64, packing=True)
+    )
+    assert widths.sum() / slots >= 0.98  # the last batch, which is not full, included

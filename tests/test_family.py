@@ -26,7 +26,12 @@ OWN = {
     "d3pm": ["--num_steps", 64, "--time_conditioning", "layerwise"],
     "sedd": ["--time_conditioning", "layerwise", "--fused_loss", "true"],
     "ar": [],
-}
+    "score": [
+        "--time_warp", "true", "--self_conditioning", "true", "--model_name_or_path", "score-lm-small",
+        "--config_overrides",
+        "hidden_size=64,embedding_size=32,intermediate_size=128,num_hidden_layers=2,num_attention_heads=2",
+    ],
+}  # fmt: skip
 """What each is trained with; one flag or more that others do not have."""
 
 
@@ -73,9 +78,10 @@ def test_its_bound_is_scored_alike_in_any_batch(trained: tuple[str, Path], monke
         assert call(compute_elbo.main, monkeypatch, *words, "--limit", 40, "--json", "true", "--batch_size", size) == 0
         reports.append(json.loads(capsys.readouterr().out))
     assert reports[0]["nats_per_sequence"] == pytest.approx(reports[1]["nats_per_sequence"], rel=1e-4)
-    steps = {"ar": 1, "mdlm": "inf", "sedd": "inf"}.get(name, 64)
+    steps = {"ar": 1, "mdlm": "inf", "sedd": "inf", "score": "inf"}.get(name, 64)
     assert reports[0]["num_steps"] == steps and reports[0]["bits_per_token"] < 5
-    assert reports[0]["estimator"] == {"mdlm": "masked-count", "sedd": "masked-count"}.get(name, "windows")
+    estimators = {"mdlm": "masked-count", "sedd": "masked-count", "score": "stratified"}
+    assert reports[0]["estimator"] == estimators.get(name, "windows")
 
 
 @pytest.mark.parametrize("name", OWN)

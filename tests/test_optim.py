@@ -34,6 +34,24 @@ def test_schedules_fall_as_they_are_named() -> None:
     assert rate("linear", 20_000, 0.25) == pytest.approx(0.75) and rate("linear", 20_000, 1) == pytest.approx(0.02)
 
 
+@pytest.mark.parametrize(
+    ("step", "expected"), [(15_000, 5e-5), (30_000, 1e-4), (515_000, 5.235532e-5), (1_000_000, 2.219018e-7)]
+)
+def test_late_cosine_is_that_of_the_score_based_lm(step: int, expected: float) -> None:
+    assert 5e-5 * rate("late_cosine", step, (step - 1) / 1e6, 30_000) * 2 == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_average_is_that_of_the_score_based_lm() -> None:
+    model = nn.Linear(2, 1, bias=False)
+    model.weight.data = torch.tensor([[1.0, 2.0]])
+    average = AveragedWeights(model, 0.95)
+    average.updates = 10_000  # its warm-up is over
+    model.weight.data = torch.tensor([[3.0, 4.0]])
+    average.update()
+    with average.in_place():
+        assert model.weight.flatten().tolist() == pytest.approx([1.1, 2.1])
+
+
 class Toy(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# The score-based process beside DiffusionBERT and MDLM, each trained for the same number of minutes on one core: the same
+# text, vocabulary, depth, width, batches, optimizer and seed. Then the bound of 500 held-out sentences, and 200 samples at
+# temperature 1 and at 0.5, which a judge reads: an autoregressive model of the same size, trained here as long.
+#   bash runs/equal_time.sh TRAIN.txt VALID.txt [OUT [MINUTES]]
+# Two rows at a time (JOBS=1: one); what is there is not run again. Leave the machine alone meanwhile.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+over_tokens=(--model_name_or_path modernbert-small
+    --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3)
+over_embeddings=(--process score --model_name_or_path score-lm-small
+    --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3,embedding_size=64
+    --time_warp true --self_conditioning true --rho 3)
+
+row() { # name, train, valid, folder, minutes
+    local name=$1 train=$2 valid=$3 out=$4 minutes=$5 flags=() scoring=(--target_se 0.003)
+    case $name in
+        word_freq) flags=("${over_tokens[@]}" --spindle paper) scoring+=(--num_steps 2048 --estimator trajectory) ;;
+        mdlm) flags=("${over_tokens[@]}" --process mdlm) ;;
+        score) flags=("${over_embeddings[@]}") ;;
+        score_prior) flags=("${over_embeddings[@]}" --output_prior true) ;;
+        judge) flags=("${over_tokens[@]}" --process ar --seed 7) scoring=() ;;
+    esac
+    [ -e "$out/$name/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$out/$name" \
+        --cache_dir "$out/cache" --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 64 --from_scratch true \
+        --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 --weight_decay 0.1 \
+        --max_minutes "$minutes" --max_steps 1000000 --eval_steps 1000000 --eval_sequences 64 --logging_steps 100 \
+        --threads 1 --precision fp32 "${flags[@]}"
+    [ -e "$out/$name.json" ] || python compute_elbo.py --checkpoint "$out/$name/checkpoint-last" --data "$valid" \
+        --cache_dir "$out/cache" --limit 500 --threads 1 --json true "${scoring[@]}" >"$out/$name.part"
+    [ ! -e "$out/$name.part" ] || mv "$out/$name.part" "$out/$name.json"
+    for heat in 1 0.5; do
+        [ "$name" = judge ] || [ -e "$out/$name.$heat.txt" ] || python predict.py --checkpoint "$out/$name/checkpoint-last" \
+            --num_samples 200 --temperature "$heat" --threads 1 --output "$out/$name.$heat.txt" >/dev/null
+    done
+    echo "== $name is done"
+}
+
+if [ "${1-}" = --row ]; then
+    shift
+    row "$@"
+    exit
+fi
+[ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. ./setup.sh
+ensure_environment requirements.txt
+export OMP_NUM_THREADS=1
+out=${3:-out/equal_time}
+mkdir -p "$out"
+python - "$1" "$out/cache" <<'PYTHON' # the vocabulary once, before two rows learn it side by side
+import sys
+
+from corpus import training_source
+from vocabulary import learn_tokenizer
+
+learn_tokenizer("wordpiece", training_source(sys.argv[1]), 4096, sys.argv[2])
+PYTHON
+printf '%s\0' score mdlm score_prior word_freq judge |
+    xargs -0 -P "${JOBS:-2}" -I{} bash runs/equal_time.sh --row {} "$1" "$2" "$out" "${4:-8}"
+for sample in "$out"/*.1.txt "$out"/*.0.5.txt; do
+    found=${sample%.txt}.metrics
+    [ -e "$found" ] || python compute_metric.py --predictions "$sample" --references "$2" \
+        --tokenizer "$out/mdlm/checkpoint-last" --judge_model "$out/judge/checkpoint-last" --json true >"$out/metrics.part"
+    [ ! -e "$out/metrics.part" ] || mv "$out/metrics.part" "$found"
+done
+python - "$out" <<'PYTHON'
+import json
+import math
+import sys
+from pathlib import Path
+
+columns = "process | steps | bits/token (less its length) | PPL per token | generative PPL | entropy | at 0.5 | entropy | BLEU-4"
+print(f"| {columns} |\n|---|---|---|---|---|---|---|---|---|")
+for name in ("word_freq", "mdlm", "score", "score_prior"):
+    out = Path(sys.argv[1])
+    score, *metrics = (json.loads((out / f"{name}.{kind}").read_text()) for kind in ("json", "1.metrics", "0.5.metrics"))
+    steps = json.loads((out / name / "checkpoint-last" / "process.json").read_text())["facts"]["step"]
+    judged = " | ".join(f"{m['gen_ppl']:.0f} ± {m['gen_ppl_se']:.0f} | {m['token_entropy']:.2f}" for m in metrics)
+    bits = score["nats_per_sequence"] * score["num_sequences"] / score["num_tokens"] / math.log(2)
+    bleu = metrics[1]["bleu_4"]
+    print(f"| {name} | {steps:,} | {bits:.2f} | {score['ppl_token']:.0f} | {judged} | {bleu:.3f} |")
+PYTHON

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The score-based diffusion LM, with the flags of thorinf's command:
+#   bash runs/score.sh -d=TXT_CORPUS -spm=SPM_MODEL -mdir=MODEL_DIRECTORY [FLAGS of main.py]
+# Without -spm a SentencePiece model is learnt from the corpus (BPE, digits as symbols); without -mdir: out/score.
+# With a GPU the released sizes: embeddings of 256, 8 layers of 1,024, packed rows of 64, 128 rows a step, AdamW at 1e-4 after
+# 30,000 steps of warm-up, 1 M steps, average 0.9999. Without one a small network, an hour at most. What differs from the
+# release is CDCD's: noise up to where nothing is left of a token, time warping, self-conditioning.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+[ -n "$(printf '%s\n' "$@" | grep -E '^(-d|--train_data)(=|$)' || true)" ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+. ./setup.sh
+. ./recipe.sh
+ensure_environment requirements.txt
+count=$(gpus)
+common=(--process score --from_scratch true -spm sentencepiece -mdir out/score --max_length 64 --packing true
+    --time_warp true --self_conditioning true --rho 3 --drop_given 0.1)
+learnt() { [ -n "$(given -spm '' "$@")$(given --tokenizer '' "$@")" ] || echo "--vocab_size $size"; } # by nobody else
+if [ "$count" -gt 0 ]; then
+    size=32000
+    # shellcheck disable=SC2046
+    launch "$count" "${common[@]}" $(learnt "$@") --model_name_or_path score-lm --batch_size $((128 / count)) \
+        --optimizer adamw --learning_rate 1e-4 --lr_schedule late_cosine --warmup_steps 30000 --weight_decay 0.1 \
+        --ema_decay 0.9999 --max_steps 1000000 --eval_steps 10000 --logging_steps 500 "$@"
+else
+    size=8192
+    # shellcheck disable=SC2046
+    launch 0 "${common[@]}" $(learnt "$@") --model_name_or_path score-lm-small --batch_size 32 \
+        --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 --weight_decay 0.1 \
+        --num_train_epochs 10 --max_minutes 60 "$@"
+fi
