@@ -141,6 +141,7 @@ class Autoregressive(TextProcess):
         Raises:
             UserError: for a sampler, or a number of steps.
         """
+        args.require_tokens("process=ar")
         if args.sampler != "auto":
             raise UserError(f"sampler={args.sampler} is for masked processes; leave it out with process=ar")
         if args.num_steps not in (0, 1):

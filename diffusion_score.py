@@ -4,14 +4,14 @@
     -log p(x0 | x_t)                                          what is learnt: cross-entropy, at a level drawn anew
     x0_hat = sum_k p(k | x_t) e(k)                            score interpolation: score = (x0_hat - x_t) / sigma^2
 
-In reading order: settings, levels, loss, bound, sampling. Levels and scalings are in noise_levels.py, the samplers in
+In reading order: settings, levels, loss, bound, sampling. Levels and scalings: noise_levels.py; the samplers:
 score_samplers.py. Sources: CDCD (Dieleman et al. 2022, arXiv 2211.15089), thorinf's score-based-diffusion-lm,
 AR-Diffusion (Wu et al. 2023, arXiv 2305.09515). The bound is that of variational diffusion (score_bound.py).
 """
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +29,10 @@ from process import (
     Batch,
     Bound,
     BoundArgs,
-    Denoiser,
     Generators,
     Loss,
     SampleArgs,
+    ScoreDenoiser,
     Share,
     StepCallback,
     UserError,
@@ -51,7 +51,7 @@ class ScoreArgs:
     sigma_max: float = field(
         default=0.0, metadata={"help": "the highest; 0: 18.75 times the root of the embeddings' width"}
     )
-    rho: float = field(default=7.0, metadata={"help": "spacing of the levels: 1 is even, more dwells on low ones"})
+    rho: float = field(default=3.0, metadata={"help": "spacing of the levels: 1 is even, more dwells on low ones"})
     loss_weighting: str = field(
         default="uniform", metadata={"choices": ["uniform", "edm"], "help": "edm: by (sigma^2 + 1) / sigma^2"}
     )
@@ -67,14 +67,13 @@ class ScoreArgs:
         default=0.0, metadata={"help": "share of sentences in which what is given is hidden in noise, for --guidance"}
     )
     output_prior: bool = field(
-        default=False, metadata={"help": "add how likely x_t is of each token to the network's logits (Plaid)"}
+        default=True, metadata={"help": "add how likely x_t is of each token to the network's logits (Plaid)"}
     )
-    self_conditioning: bool = field(default=False, metadata={"help": "the network sees its estimate before"})
-    time_warp: bool = field(default=False, metadata={"help": "learn where levels are worth drawing (CDCD)"})
+    self_conditioning: bool = field(default=True, metadata={"help": "the network sees its estimate before"})
+    time_warp: bool = field(default=True, metadata={"help": "learn where levels are worth drawing (CDCD)"})
 
     time_period: ClassVar[int] = 1
-    num_steps: ClassVar[float] = math.inf
-    """Time is continuous."""
+    num_steps: ClassVar[float] = math.inf  # time is continuous
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -85,7 +84,7 @@ class ScoreArgs:
         if not set(self.given_kinds.split(",")) <= set(KINDS):
             raise UserError(f"given_kinds={self.given_kinds!r} must be some of {','.join(KINDS)}")
         if self.level_order == "rising" and self.time_warp:
-            raise UserError("time_warp draws one level a sentence; leave it out with level_order=rising")
+            raise UserError("level_order=rising has levels of its own; give time_warp=false with it")
 
     @property
     def network_settings(self) -> dict[str, bool]:
@@ -110,23 +109,6 @@ class ScoreArgs:
         self.check_time(time_conditioning)
         if warm_start:
             raise UserError("warm_start is for masked processes; leave it out with process=score")
-
-
-class ScoreDenoiser(Denoiser, Protocol):
-    """A network over embeddings, see models/score_denoiser.py."""
-
-    embedding_size: int
-    self_conditioning: bool
-    warp: object | None
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """int64 [...] -> [..., E]."""
-
-    def table(self) -> Tensor:
-        """[V, E]."""
-
-    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Scaled noisy embeddings [B, L, E], levels [B, L], bool [B, L] -> hidden states [B, L, D]."""
 
 
 class ScoreDiffusion(TextProcess):
@@ -191,16 +173,17 @@ class ScoreDiffusion(TextProcess):
         evidence = torch.where(noisy, x / sigma[..., None].square().clamp(min=1e-12), 0.0)
         return torch.cat([hidden.to(evidence.dtype), evidence], -1)
 
-    def logits(self, denoiser: ScoreDenoiser, features: Tensor, table: Tensor) -> Tensor:
+    def logits(self, denoiser: ScoreDenoiser, features: Tensor, table: Tensor, temperature: float = 1.0) -> Tensor:
         """Of p(x0 | x_t), [n, V], from what `encode` gave, [n, D] or [n, D + E].
 
         By Bayes p(k | x_t) is p(k | all else) exp(<x_t, e_k> / sigma^2), as all e_k are of one length: with the output
-        prior the network is left to say the first factor (Gulrajani and Hashimoto 2023, arXiv 2305.18619).
+        prior the network is left to say the first factor (Gulrajani and Hashimoto 2023, arXiv 2305.18619), and that is
+        what a temperature is of.
         """
         if not self.args.output_prior:
-            return denoiser.decode(features)
+            return denoiser.decode(features).to(table.dtype) / temperature
         hidden, evidence = features.split([features.shape[-1] - table.shape[1], table.shape[1]], -1)
-        return denoiser.decode(hidden).to(table.dtype) + evidence @ table.T
+        return denoiser.decode(hidden).to(table.dtype) / temperature + evidence @ table.T
 
     # ---- loss ----------------------------------------------------------------------------------------------------
 
@@ -216,8 +199,7 @@ class ScoreDiffusion(TextProcess):
         previous = self.estimate_before(denoiser, batch, x, drawn, generator)
         hidden = self.encode(denoiser, x, drawn.sigma, batch, previous)
         nats = self.cross_entropy(denoiser, batch, hidden, drawn.learnt)
-        edm = self.args.loss_weighting == "edm"
-        weight = noise_levels.loss_weight(drawn.sigma[drawn.learnt]) if edm else 1.0
+        weight = noise_levels.loss_weight(drawn.sigma[drawn.learnt]) if self.args.loss_weighting == "edm" else 1.0
         num_tokens = batch.target_mask.sum()
         scale = num_tokens / drawn.learnt.sum().clamp(min=1)
         total = (nats * weight).sum() * scale
@@ -263,7 +245,7 @@ class ScoreDiffusion(TextProcess):
         (found,) = in_parts(terms, hidden[where], where.sum(1), self.vocab_size, again=False)
         return found.new_zeros(*where.shape, table.shape[1]).masked_scatter(where[..., None], found)
 
-    # ---- bound ---------------------------------------------------------------------------------------------------
+    # ---- bound and sampling --------------------------------------------------------------------------------------
 
     def bound(
         self,
@@ -288,8 +270,6 @@ class ScoreDiffusion(TextProcess):
     def about(self, denoiser: ScoreDenoiser) -> dict[str, float]:
         """How high the noise goes, and how far the embeddings have drawn together."""
         return {"sigma_max": self.schedule(denoiser).sigma_max, "anisotropy": noise_levels.anisotropy(denoiser.table())}
-
-    # ---- sampling ------------------------------------------------------------------------------------------------
 
     def check_sampling(self, args: SampleArgs) -> None:
         """Refuses what has no meaning without [MASK], and guidance of a network that was never asked without.

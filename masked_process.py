@@ -190,6 +190,7 @@ class MaskedProcess(TextProcess):
         Raises:
             UserError: with the bound.
         """
+        args.require_tokens("a masked process")
         if math.isfinite(args.num_steps):
             self.windows(int(args.num_steps))
         elif self.by_steps or args.sampler in STEPPING:

@@ -179,6 +179,17 @@ class SampleArgs:
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
 
+    def require_tokens(self, name: str = "this process") -> None:
+        """Refuses what is for noisy embeddings.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        if self.sampler in OF_EMBEDDINGS:
+            raise UserError(f"sampler={self.sampler} is for process=score, not {name}; leave it out")
+        if self.guidance != 1:
+            raise UserError(f"guidance={self.guidance:g} is for process=score, not {name}; leave it out")
+
     def warn(self) -> None:
         """Say on stderr if samples will not be the model's own."""
         if self.sampler in OTHER_LAWS:
@@ -243,6 +254,23 @@ class Denoiser(Protocol):
     def decode(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D] -> logits [..., V], a tensor that the caller may change."""
         ...
+
+
+class ScoreDenoiser(Denoiser, Protocol):
+    """A network over embeddings, see models/score_denoiser.py."""
+
+    embedding_size: int
+    self_conditioning: bool
+    warp: object | None
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """int64 [...] -> [..., E]."""
+
+    def table(self) -> Tensor:
+        """[V, E]."""
+
+    def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor, previous: Tensor | None = None) -> Tensor:
+        """Scaled noisy embeddings [B, L, E], levels [B, L], bool [B, L] -> hidden states [B, L, D]."""
 
 
 StepCallback = Callable[[Tensor, Tensor], None]

@@ -21,10 +21,10 @@ from torch import Tensor
 
 from draws import uniform
 from noise_levels import ladder
-from process import Batch, Bound, BoundArgs, Generators, UserError
+from process import Batch, Bound, BoundArgs, Generators, ScoreDenoiser, UserError
 
 if TYPE_CHECKING:
-    from diffusion_score import ScoreDenoiser, ScoreDiffusion
+    from diffusion_score import ScoreDiffusion
 
 EVALUATIONS = 16
 REPORTED = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
@@ -33,7 +33,7 @@ REPORTED = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 
 def bound(
     process: "ScoreDiffusion",
-    denoiser: "ScoreDenoiser",
+    denoiser: ScoreDenoiser,
     batch: Batch,
     num_steps: float,
     args: BoundArgs,
@@ -57,7 +57,7 @@ def bound(
 
 def terms_of(
     process: "ScoreDiffusion",
-    denoiser: "ScoreDenoiser",
+    denoiser: ScoreDenoiser,
     batch: Batch,
     num_steps: float,
     args: BoundArgs,
@@ -100,7 +100,7 @@ def spread(rows: int, number: int, generator: Generators) -> Tensor:
 
 def look(
     process: "ScoreDiffusion",
-    denoiser: "ScoreDenoiser",
+    denoiser: ScoreDenoiser,
     batch: Batch,
     sigma: Tensor,
     table: Tensor,
@@ -115,7 +115,7 @@ def look(
     return process.encode(denoiser, x, sigma, batch, before)
 
 
-def nats_of(process: "ScoreDiffusion", denoiser: "ScoreDenoiser", batch: Batch, hidden: Tensor) -> Tensor:
+def nats_of(process: "ScoreDiffusion", denoiser: ScoreDenoiser, batch: Batch, hidden: Tensor) -> Tensor:
     """-log p(x0 | x_t) of every sentence's targets, float64 [B]."""
     where = batch.target_mask
     nats = process.cross_entropy(denoiser, batch, hidden, where)
@@ -124,7 +124,7 @@ def nats_of(process: "ScoreDiffusion", denoiser: "ScoreDenoiser", batch: Batch, 
 
 
 def profile(
-    process: "ScoreDiffusion", denoiser: "ScoreDenoiser", batch: Batch, generator: Generators
+    process: "ScoreDiffusion", denoiser: ScoreDenoiser, batch: Batch, generator: Generators
 ) -> dict[str, Tensor]:
     """Cross-entropy at some levels, the same for every position: [B] in nats by name."""
     schedule, table = process.schedule(denoiser), denoiser.table()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,11 +11,11 @@ from torch import Tensor
 from draws import filter_logits, gaussian, sample_categorical, streams_of, uniform
 from masked_prediction import in_parts
 from noise_levels import ladder, rising_places
-from process import Batch, Generators, SampleArgs, StepCallback
+from process import Batch, Generators, SampleArgs, ScoreDenoiser, StepCallback
 from score_samplers import SAMPLERS
 
 if TYPE_CHECKING:
-    from diffusion_score import ScoreDenoiser, ScoreDiffusion
+    from diffusion_score import ScoreDiffusion
 
 STEPS = 128
 AUTO = "renoise"
@@ -26,7 +27,7 @@ class Reverse:
     def __init__(
         self,
         process: "ScoreDiffusion",
-        denoiser: "ScoreDenoiser",
+        denoiser: ScoreDenoiser,
         batch: Batch,
         args: SampleArgs,
         generator: Generators,
@@ -75,9 +76,9 @@ class Reverse:
     def logits(self, hidden: Tensor) -> list[Tensor]:
         """Of p(x0 | x_t), filtered, of each branch: [n, V]."""
         return [
-            filter_logits(logits.float() + self.process.sampling_support, self.args)
+            filter_logits(logits + self.process.sampling_support, replace(self.args, temperature=1.0))
             for part in hidden.chunk(1 + self.guided, -1)
-            for logits in [self.process.logits(self.denoiser, part, self.table)]
+            for logits in [self.process.logits(self.denoiser, part, self.table, self.args.temperature)]
         ]
 
     def estimates(self, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -102,7 +103,7 @@ class Reverse:
         return self.batch.input_ids.masked_scatter(self.batch.noised, found)
 
 
-def levels_of(process: "ScoreDiffusion", denoiser: "ScoreDenoiser", noised: Tensor, num_steps: int) -> list[Tensor]:
+def levels_of(process: "ScoreDiffusion", denoiser: ScoreDenoiser, noised: Tensor, num_steps: int) -> list[Tensor]:
     """The levels that a sampler asks at, each float32 [B, L, 1], 0 at what is given."""
     schedule, rungs = process.schedule(denoiser), ladder(num_steps).to(noised.device)
     if process.args.level_order == "rising":
@@ -114,7 +115,7 @@ def levels_of(process: "ScoreDiffusion", denoiser: "ScoreDenoiser", noised: Tens
 
 def sample(
     process: "ScoreDiffusion",
-    denoiser: "ScoreDenoiser",
+    denoiser: ScoreDenoiser,
     batch: Batch,
     args: SampleArgs,
     rows_at_once: int,

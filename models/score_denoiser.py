@@ -12,7 +12,7 @@ from process import UserError
 
 
 class ScoreDenoiser(nn.Module):
-    """What diffusion_score.py calls its denoiser; it is always told the noise level, of every position."""
+    """A `process.ScoreDenoiser`; it is always told the noise level, of every position."""
 
     head, time, time_conditioning, time_conditioned = ("head",), None, "layerwise", True
 

@@ -10,8 +10,7 @@ cd "$(dirname "$0")/.."
 over_tokens=(--model_name_or_path modernbert-small
     --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3)
 over_embeddings=(--process score --model_name_or_path score-lm-small
-    --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3,embedding_size=64
-    --time_warp true --self_conditioning true --rho 3)
+    --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3,embedding_size=64)
 
 row() { # name, train, valid, folder, minutes
     local name=$1 train=$2 valid=$3 out=$4 minutes=$5 flags=() scoring=(--target_se 0.003)
@@ -19,7 +18,7 @@ row() { # name, train, valid, folder, minutes
         word_freq) flags=("${over_tokens[@]}" --spindle paper) scoring+=(--num_steps 2048 --estimator trajectory) ;;
         mdlm) flags=("${over_tokens[@]}" --process mdlm) ;;
         score) flags=("${over_embeddings[@]}") ;;
-        score_prior) flags=("${over_embeddings[@]}" --output_prior true) ;;
+        score_plain) flags=("${over_embeddings[@]}" --output_prior false) ;;
         judge) flags=("${over_tokens[@]}" --process ar --seed 7) scoring=() ;;
     esac
     [ -e "$out/$name/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$out/$name" \
@@ -56,7 +55,7 @@ from vocabulary import learn_tokenizer
 
 learn_tokenizer("wordpiece", training_source(sys.argv[1]), 4096, sys.argv[2])
 PYTHON
-printf '%s\0' score mdlm score_prior word_freq judge |
+printf '%s\0' score mdlm score_plain word_freq judge |
     xargs -0 -P "${JOBS:-2}" -I{} bash runs/equal_time.sh --row {} "$1" "$2" "$out" "${4:-8}"
 for sample in "$out"/*.1.txt "$out"/*.0.5.txt; do
     found=${sample%.txt}.metrics
@@ -72,7 +71,7 @@ from pathlib import Path
 
 columns = "process | steps | bits/token (less its length) | PPL per token | generative PPL | entropy | at 0.5 | entropy | BLEU-4"
 print(f"| {columns} |\n|---|---|---|---|---|---|---|---|---|")
-for name in ("word_freq", "mdlm", "score", "score_prior"):
+for name in ("word_freq", "mdlm", "score", "score_plain"):
     out = Path(sys.argv[1])
     score, *metrics = (json.loads((out / f"{name}.{kind}").read_text()) for kind in ("json", "1.metrics", "0.5.metrics"))
     steps = json.loads((out / name / "checkpoint-last" / "process.json").read_text())["facts"]["step"]

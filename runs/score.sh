@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 ensure_environment requirements.txt
 count=$(gpus)
 common=(--process score --from_scratch true -spm sentencepiece -mdir out/score --max_length 64 --packing true
-    --time_warp true --self_conditioning true --rho 3 --drop_given 0.1)
+    --drop_given 0.1)
 learnt() { [ -n "$(given -spm '' "$@")$(given --tokenizer '' "$@")" ] || echo "--vocab_size $size"; } # by nobody else
 if [ "$count" -gt 0 ]; then
     size=32000

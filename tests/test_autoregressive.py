@@ -249,6 +249,10 @@ def test_what_cannot_be_is_refused() -> None:
             "num_steps=9: process=ar draws token by",
         ),
         (lambda: process().sample(CausalTable(V), batch, SampleArgs(sampler="cached")), "is for masked processes"),
+        (
+            lambda: process().sample(CausalTable(V), batch, SampleArgs(sampler="sde")),
+            "is for process=score, not process",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             call()

@@ -64,7 +64,7 @@ def test_levels_are_spread_evenly_over_a_step_in_the_place_of_the_schedule() -> 
 
 
 def test_rising_levels_are_ar_diffusions() -> None:
-    made = process(level_order="rising", position_levels=0.0, given_share=0.0)
+    made = process(level_order="rising", time_warp=False, position_levels=0.0, given_share=0.0)
     drawn = made.draw(denoiser(), many(50), seeded(), Share())
     assert (drawn.sigma.diff(dim=1) >= 0).all() and (drawn.sigma.diff(dim=1) > 0).any()
     expected = made.schedule(denoiser())(noise_levels.rising_places(drawn.place, torch.ones(50, 6).bool()))
@@ -239,7 +239,7 @@ def test_half_of_the_sentences_see_an_estimate_of_their_own() -> None:
         ({"given_kinds": "prefix,suffix"}, "given_kinds='prefix,suffix' must be some of prefix,span,infill"),
         ({"given_kinds": ""}, "must be some of"),
         ({"loss_weighting": "elbo"}, "must be one of uniform, edm"),
-        ({"level_order": "rising", "time_warp": True}, "leave it out with level_order=rising"),
+        ({"level_order": "rising", "time_warp": True}, "give time_warp=false with it"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:

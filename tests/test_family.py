@@ -27,7 +27,7 @@ OWN = {
     "sedd": ["--time_conditioning", "layerwise", "--fused_loss", "true"],
     "ar": [],
     "score": [
-        "--time_warp", "true", "--self_conditioning", "true", "--model_name_or_path", "score-lm-small",
+        "--model_name_or_path", "score-lm-small",
         "--config_overrides",
         "hidden_size=64,embedding_size=32,intermediate_size=128,num_hidden_layers=2,num_attention_heads=2",
     ],

@@ -188,6 +188,8 @@ def test_what_cannot_be_is_refused() -> None:
         (sedd(), SampleArgs(sampler="row-clocks"), "reveals tokens by what is predicted; use ancestral"),
         (make(8, "paper"), SampleArgs(sampler="cached"), "is for processes without spindle"),
         (mdlm(num_steps=4), SampleArgs(num_steps=5), "num_steps=5 must lie in 1..4"),
+        (mdlm(), SampleArgs(sampler="euler"), "sampler=euler is for process=score, not a masked process"),
+        (make(8, "paper"), SampleArgs(guidance=2.0), "guidance=2 is for process=score, not a masked process"),
     ):
         with pytest.raises(UserError, match=message):
             process.sample(denoiser, batch, args)

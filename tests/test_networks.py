@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig
 
-from models.networks import _parse_overrides, load_network
+from models.networks import BertArgs, _parse_overrides, for_embeddings, load_network, require_settings
+from models.score_lm import ScoreLmConfig, ScoreLmNetwork
 from process import UserError
 
 
@@ -22,3 +23,22 @@ def test_a_pickled_network_is_never_read(tmp_path: Path) -> None:
 def test_overrides_keep_their_types() -> None:
     parsed = _parse_overrides("a=1,b=0.5,c=true,d=gelu")
     assert parsed == {"a": 1, "b": 0.5, "c": True, "d": "gelu"} and parsed["c"] is True
+
+
+def test_a_network_over_embeddings_is_made_anew_unless_one_is_named() -> None:
+    default = for_embeddings(BertArgs(config_overrides="hidden_size=64"))
+    assert (default.model_name_or_path, default.from_scratch) == ("score-lm", True)
+    assert default.config_overrides == "hidden_size=64"
+    named = BertArgs("out/score/checkpoint")
+    assert for_embeddings(named) is named
+
+
+@pytest.mark.parametrize("has", [True, False])
+@pytest.mark.parametrize("name", ["self_conditioning", "time_warp"])
+def test_a_network_made_with_other_settings_is_refused(name: str, has: bool) -> None:
+    sizes = {"vocab_size": 9, "embedding_size": 4, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    network = ScoreLmNetwork(ScoreLmConfig(**sizes, **{name: has}))
+    other = {"self_conditioning": False, "time_warp": False}
+    require_settings(network, {**other, name: has})
+    with pytest.raises(UserError, match=f"{name}={str(not has).lower()}: the network was made with {name}="):
+        require_settings(network, {**other, name: not has})

@@ -52,7 +52,7 @@ class Bayes:
 
 
 def tiny(**settings: object) -> ScoreDiffusion:
-    settings = {"sigma_min": 0.3, "sigma_max": 60.0, "output_prior": False, **settings}
+    settings = {"sigma_min": 0.3, "sigma_max": 60.0, "rho": 7.0, "output_prior": False, **settings}
     return ScoreDiffusion(ScoreArgs(**settings), torch.ones(4, dtype=torch.long), mask_id=3)
 
 

@@ -1,6 +1,7 @@
 """sentencepieces.py: a .model file cuts text exactly as SentencePiece does; one learnt has the README's ids."""
 
 import io
+import random
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,22 @@ def test_other_files_are_refused_in_one_line(content: bytes, message: str, tmp_p
     learnt(tmp_path / "c.model", model_type="char", vocab_size=40)
     with pytest.raises(UserError, match="not a SentencePiece model of bpe or unigram"):
         load_tokenizer(str(tmp_path / "c.model"))
+
+
+def test_a_damaged_model_is_a_tokenizer_or_refused_in_one_line(tmp_path: Path) -> None:
+    whole, rng = learnt(tmp_path / "x.model", vocab_size=60).read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for _ in range(rng.choice([1, 5])):
+            begin = rng.randrange(len(damaged))
+            damaged[begin : begin + rng.randrange(3)] = bytes([rng.randrange(256)])
+        (tmp_path / "y.model").write_bytes(damaged[: rng.choice([len(damaged), rng.randrange(len(damaged))])])
+        try:
+            encode(load_tokenizer(str(tmp_path / "y.model")), TEXTS)
+        except UserError as error:
+            refused += "y.model" in str(error) and "\n" not in str(error)
+    assert refused > 20
 
 
 @pytest.mark.parametrize("vocab_size", [10, 100_000])
