@@ -68,10 +68,9 @@ class Reverse:
             self.before[: len(found)] = found
         return torch.lerp(found[1], found[0], self.args.guidance) if self.guided else found[0]
 
-    def in_parts(self, terms: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def in_parts(self, terms: Callable[[Tensor, slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What `terms` makes of the hidden states of the last look, a few rows at a time."""
-        counts = self.batch.noised.sum(1)
-        return in_parts(lambda part, rows: terms(part), self.hidden, counts, self.process.vocab_size, again=False)
+        return in_parts(terms, self.hidden, self.batch.noised.sum(1), self.process.vocab_size, again=False)
 
     def logits(self, hidden: Tensor) -> list[Tensor]:
         """Of p(x0 | x_t), filtered, of each branch: [n, V]."""
@@ -81,7 +80,7 @@ class Reverse:
             for logits in [self.process.logits(self.denoiser, part, self.table, self.args.temperature)]
         ]
 
-    def estimates(self, hidden: Tensor) -> tuple[Tensor, ...]:
+    def estimates(self, hidden: Tensor, _: slice) -> tuple[Tensor, ...]:
         """Mean embeddings [n, E] of each branch, and the likeliest tokens [n]."""
         logits = self.logits(hidden)
         return *(part.softmax(-1) @ self.table for part in logits), self.blend(logits).argmax(-1)
@@ -95,12 +94,16 @@ class Reverse:
 
     def tokens(self, *, drawn: bool = False) -> Tensor:
         """int64 [B, L]: the likeliest tokens of the last look, or drawn from its prediction."""
-        found = self.guess
+        found, noised = self.guess, self.batch.noised
         if drawn:
-            place = uniform(self.batch.noised, self.generator)[self.batch.noised]
-            (weights,) = self.in_parts(lambda part: (self.blend(self.logits(part)).softmax(-1),))
-            found = sample_categorical(weights, place)
-        return self.batch.input_ids.masked_scatter(self.batch.noised, found)
+            place = uniform(noised, self.generator)
+
+            def draw(part: Tensor, rows: slice) -> tuple[Tensor]:
+                weights = self.blend(self.logits(part)).softmax(-1)
+                return (sample_categorical(weights, place[rows][noised[rows]]),)
+
+            (found,) = self.in_parts(draw)
+        return self.batch.input_ids.masked_scatter(noised, found)
 
 
 def levels_of(process: "ScoreDiffusion", denoiser: ScoreDenoiser, noised: Tensor, num_steps: int) -> list[Tensor]:
