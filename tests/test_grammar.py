@@ -98,7 +98,7 @@ def test_tokens_are_named_from_little_noise(folder: Path, monkeypatch, capsys) -
 
 
 @pytest.mark.parametrize(
-    ("sampler", "steps", "share"), [("renoise", 200, 0.98), ("euler", 50, 0.90), ("heun", 25, 0.90), ("sde", 200, 0.90)]
+    ("sampler", "steps", "share"), [("renoise", 200, 0.98), ("euler", 50, 0.90), ("heun", 25, 0.90), ("sde", 100, 0.90)]
 )
 def test_samples_are_in_the_grammar(sampler: str, steps: int, share: float, folder: Path, monkeypatch, capsys) -> None:
     found = samples(folder, monkeypatch, capsys, "--sampler", sampler, "--num_steps", steps)
