@@ -73,7 +73,6 @@ class ScoreArgs:
     time_warp: bool = field(default=True, metadata={"help": "learn where levels are worth drawing (CDCD)"})
 
     time_period: ClassVar[int] = 1
-    num_steps: ClassVar[float] = math.inf  # time is continuous
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -87,25 +86,22 @@ class ScoreArgs:
             raise UserError("level_order=rising has levels of its own; give time_warp=false with it")
 
     @property
+    def num_steps(self) -> float:
+        """Time is continuous; levels that rise from left to right are AR-Diffusion's whole steps."""
+        return 2000 if self.level_order == "rising" else math.inf
+
+    @property
     def network_settings(self) -> dict[str, bool]:
         """What a network that is made for the process must have."""
         return {"self_conditioning": self.self_conditioning, "time_warp": self.time_warp}
 
     def check_time(self, time_conditioning: str) -> None:
-        """Refuses a network that is told the level in another way than it is.
-
-        Raises:
-            UserError: with the remedy.
-        """
+        """Refuses a network that is told the level in another way than it is, with a UserError."""
         if time_conditioning == "token":
             raise UserError("time_conditioning=token: process=score tells the noise of every position; leave it out")
 
     def check(self, *, time_conditioning: str, warm_start: float, **_: object) -> None:
-        """Refuses what has no meaning without [MASK].
-
-        Raises:
-            UserError: with the remedy.
-        """
+        """Refuses what has no meaning without [MASK], with a UserError."""
         self.check_time(time_conditioning)
         if warm_start:
             raise UserError("warm_start is for masked processes; leave it out with process=score")
@@ -147,7 +143,7 @@ class ScoreDiffusion(TextProcess):
         place = stratified_uniform(len(noised), generator, share).to(device)
         coins = torch.rand(2, len(noised), generator=generator, dtype=torch.float64).to(device)
         if args.level_order == "rising":
-            own = noise_levels.rising_places(place, noised)
+            own = noise_levels.rising_places(place, learnt)
         else:
             place = self.places(denoiser, place).detach()
             own = place[:, None].expand(noised.shape)
@@ -263,8 +259,12 @@ class ScoreDiffusion(TextProcess):
         """
         return score_bound.bound(self, denoiser, batch, num_steps, args, generator)
 
-    def profile(self, denoiser: ScoreDenoiser, batch: Batch, generator: Generators) -> dict[str, Tensor]:
-        """Cross-entropy by noise level, [B] in nats."""
+    def profiled(self, denoiser: ScoreDenoiser) -> list[str]:
+        """Cross-entropies, by noise level."""
+        return [f"cross_entropy_at_{sigma:g}" for sigma in score_bound.reported(self, denoiser)]
+
+    def profile(self, denoiser: ScoreDenoiser, batch: Batch, generator: Generators) -> Tensor:
+        """These, float64 [number of names, B] in nats."""
         return score_bound.profile(self, denoiser, batch, generator)
 
     def about(self, denoiser: ScoreDenoiser) -> dict[str, float]:
@@ -279,8 +279,7 @@ class ScoreDiffusion(TextProcess):
         """
         if args.sampler not in ("auto", *SAMPLERS):
             raise UserError(f"sampler={args.sampler} is for masked processes; this one has {', '.join(SAMPLERS)}")
-        if math.isinf(args.num_steps):
-            raise UserError("num_steps=inf: process=score takes whole steps; give a number of them")
+        score_bound.check_steps(self, args.num_steps)
         if args.guidance != 1 and not self.args.drop_given:
             raise UserError(f"guidance={args.guidance:g} needs a checkpoint trained with --drop_given (0.1, say)")
 

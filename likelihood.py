@@ -127,6 +127,25 @@ class Tally:
         return totals[:5].cpu(), totals[5].item() if self.rounds > 1 else None
 
 
+class Profile:
+    """What the process has to say of sentences besides their bound."""
+
+    def __init__(self, run: Run, device: torch.device) -> None:
+        """Nothing yet."""
+        self.run, self.names = run, run.process.profiled(run.denoiser)
+        self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
+
+    def add(self, batch: Batch, streams: list[Generator]) -> None:
+        """Some of this process's sentences."""
+        if self.names:
+            self.sums += self.run.process.profile(self.run.denoiser, batch, streams).sum(1)
+
+    def totals(self) -> dict[str, float]:
+        """Sums over all processes' sentences, in nats, by name; every process must ask."""
+        sum_over_ranks(self.sums)
+        return dict(zip(self.names, self.sums.tolist(), strict=True))
+
+
 class OutOfTimeError(Exception):
     """An evaluation was given up."""
 
@@ -178,12 +197,19 @@ def score(
             tally.rounds += 1
             if bound_args.target_se and tally.rounds == wanted:
                 wanted = max(wanted, rounds_for(tally, bound_args.target_se))
+    profile = Profile(run, device)
+    for chosen, batch in () if out_of_time else sorted_batches(text, mine, batch_size, run.tokenizer):
+        if out_of_time := not may_go_on():
+            break
+        profile.add(
+            batch.to(device), [Generator().manual_seed(sentence_seed(seed, int(i), OF_PROFILE)) for i in chosen]
+        )
     given_up = torch.tensor(float(out_of_time), dtype=torch.float64, device=device)
     sum_over_ranks(given_up)
     if given_up:
         raise OutOfTimeError
-    more = profile_of(run, text, mine, batch_size, seed, device)
-    found = summary(tally, counts, num_steps, bound_args.estimator, "" if run.pairs else run.form.protocol, more)
+    protocol = "" if run.pairs else run.form.protocol
+    found = summary(tally, counts, num_steps, bound_args.estimator, protocol, profile.totals())
     more = {} if run.pairs else {"detokenizer": run.form.detokenizer}
     about = run.process.about(run.denoiser)
     return replace(found, length_nats=length_nats(run, text.target_lengths[indices]), about=about, **more)
@@ -207,26 +233,10 @@ def length_nats(run: Run, scored: np.ndarray) -> float | None:
     return float(-np.log((seen[1:] + 1) / (seen[1:] + 1).sum())[lengths - 1].sum())
 
 
-def profile_of(
-    run: Run, text: Text, mine: np.ndarray, batch_size: int, seed: int, device: torch.device
-) -> dict[str, float]:
-    """What the process has to say of all processes' sentences besides their bound: sums in nats, by name."""
-    sums: dict[str, Tensor] = {}
-    for chosen, batch in sorted_batches(text, mine, batch_size, run.tokenizer):
-        streams = [Generator().manual_seed(sentence_seed(seed, int(i), OF_PROFILE)) for i in chosen]
-        found = run.process.profile(run.denoiser, batch.to(device), streams)
-        if not found:
-            return {}
-        sums = {name: sums.get(name, 0.0) + nats.double().sum() for name, nats in found.items()}
-    for total in sums.values():
-        sum_over_ranks(total)
-    return {name: total.item() for name, total in sums.items()}
-
-
 def summary(
     tally: Tally, counts: Tensor, num_steps: float, estimator: str, protocol: str, profile: dict[str, float]
 ) -> Likelihood:
-    """The totals of all rounds; `counts` are those of `count`, `profile` that of `profile_of`."""
+    """The totals of all rounds; `counts` are those of `count`, `profile` those of `Profile`."""
     (nats, squares, prior, reconstruction, forwards), variance = tally.totals()
     unigram, sequences, tokens, words = counts.tolist()
     return Likelihood(

@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from draws import uniform
-from noise_levels import ladder
+from noise_levels import ladder, rising_places
 from process import Batch, Bound, BoundArgs, Generators, ScoreDenoiser, UserError
 
 if TYPE_CHECKING:
     from diffusion_score import ScoreDiffusion
 
-EVALUATIONS = 16
+EVALUATIONS, MOST_STEPS = 16, 10_000
 REPORTED = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 """Levels at which the cross-entropy is reported, as far as there are such, besides the highest."""
 
@@ -40,18 +40,16 @@ def bound(
     generator: Generators,
 ) -> Bound:
     """See `ScoreDiffusion.bound`; every level has noise of its own."""
-    schedule, noised, device = process.schedule(denoiser), batch.noised, batch.input_ids.device
-    number = batch.target_mask.sum(1).double()
+    schedule, noised, number = process.schedule(denoiser), batch.noised, batch.target_mask.sum(1).double()
     prior = number * denoiser.embedding_size / 2 * math.log1p(schedule.sigma_max**-2)
-    levels, weights, lowest = terms_of(process, denoiser, batch, num_steps, args, generator)
+    terms, lowest = terms_of(process, denoiser, batch, num_steps, args, generator)
     diffusion, clean, table = torch.zeros_like(prior), denoiser.embed(batch.input_ids), denoiser.table()
-    for level, weight in zip(levels.T, weights.T, strict=True):
-        sigma = level.to(device)[:, None].float() * noised
-        hidden = look(process, denoiser, batch, sigma, table, generator)
+    for sigma, weight in terms:
+        hidden = look(process, denoiser, batch, sigma.float() * noised, table, generator)
         error = (clean - process.estimate(denoiser, hidden, noised, table)).double().square().sum(-1)
-        diffusion += weight.to(device) * (error * batch.target_mask).sum(1)
-    hidden = look(process, denoiser, batch, lowest * noised, table, generator)
-    forwards = torch.full_like(prior, (1 + denoiser.self_conditioning) * (levels.shape[1] + 1))
+        diffusion += (weight * error * batch.target_mask).sum(1)
+    hidden = look(process, denoiser, batch, lowest.float() * noised, table, generator)
+    forwards = torch.full_like(prior, (1 + denoiser.self_conditioning) * (len(terms) + 1))
     return Bound(prior, diffusion, nats_of(process, denoiser, batch, hidden), forwards)
 
 
@@ -62,35 +60,59 @@ def terms_of(
     num_steps: float,
     args: BoundArgs,
     generator: Generators,
-) -> tuple[Tensor, Tensor, float]:
-    """Levels of the diffusion term and what |e - x0_hat|^2 weighs at each, float64 [B, K]; and the lowest level.
+) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    """The levels of the diffusion term and what |e - x0_hat|^2 weighs at each; and the lowest: float64 [B, L or 1].
 
     windows: every step of the sampler, from each level to the next. stratified: some of them, or, in the limit, places
     spread evenly over log sigma, by which the integral of sigma^-2 d log sigma is estimated.
 
     Raises:
-        UserError: for another estimator.
+        UserError: for another estimator, or steps that this process does not have.
     """
     if args.estimator not in ("windows", "stratified"):
         raise UserError(f"estimator={args.estimator} is for masked processes; process=score has windows and stratified")
-    schedule, rows = process.schedule(denoiser), len(batch.input_ids)
+    schedule, noised, number = process.schedule(denoiser), batch.noised, args.evaluations or EVALUATIONS
+    check_steps(process, num_steps, limit=True)
     if math.isinf(num_steps):
         if args.estimator == "windows":
             raise UserError("estimator=windows: in the limit there is no end of them; give num_steps, or stratified")
-        place, width = (
-            spread(rows, args.evaluations or EVALUATIONS, generator),
-            math.log(schedule.sigma_max / schedule.sigma_min),
-        )
-        level = schedule.sigma_min * torch.exp(place * width)
-        return level, width / place.shape[1] / level.square(), schedule.sigma_min
-    level = schedule(process.places(denoiser, ladder(int(num_steps))).detach().cpu())
-    weight = (level[1:] ** -2 - level[:-1] ** -2) / 2
-    if args.estimator == "windows" or len(weight) == 0:
-        every = (level[:-1].expand(rows, -1), weight.expand(rows, -1))
-        return *every, float(level[-1])
-    place = spread(rows, args.evaluations or EVALUATIONS, generator)
-    chosen = (place * len(weight)).long().clamp(max=len(weight) - 1)
-    return level[:-1][chosen], weight[chosen] * len(weight) / place.shape[1], float(level[-1])
+        width = math.log(schedule.sigma_max / schedule.sigma_min)
+        level = schedule.sigma_min * torch.exp(spread(len(noised), number, generator).to(noised.device) * width)
+        lowest = torch.full_like(level[:, :1], schedule.sigma_min)
+        return [(each[:, None], width / number / each[:, None].square()) for each in level.T], lowest
+    levels = levels_of(process, denoiser, noised, int(num_steps)).clamp(min=1e-9)  # of what is given, any
+    weights = (levels[1:] ** -2 - levels[:-1] ** -2) / 2
+    if args.estimator == "windows" or len(weights) == 0:
+        return list(zip(levels[:-1], weights, strict=True)), levels[-1]
+    place = spread(len(noised), number, generator).to(noised.device)
+    chosen = (place * len(weights)).long().clamp(max=len(weights) - 1).T
+    rows = torch.arange(len(noised), device=noised.device)
+    return [(levels[each, rows], weights[each, rows] * len(weights) / number) for each in chosen], levels[-1]
+
+
+def check_steps(process: "ScoreDiffusion", num_steps: float, *, limit: bool = False) -> None:
+    """Refuses a number of steps that there cannot be.
+
+    Args:
+        process: whose time may be continuous.
+        num_steps: of a sample or bound.
+        limit: whether there may be no end of them, if it is.
+
+    Raises:
+        UserError: with the bound.
+    """
+    if num_steps > MOST_STEPS and not (math.isinf(num_steps) and limit and math.isinf(process.num_steps)):
+        raise UserError(f"num_steps={num_steps:g}: this takes whole steps, {MOST_STEPS:,} at most; give fewer")
+
+
+def levels_of(process: "ScoreDiffusion", denoiser: ScoreDenoiser, noised: Tensor, num_steps: int) -> Tensor:
+    """The levels that a sampler asks at, highest first, float64 [num_steps, B, L], 0 at what is given."""
+    schedule, rungs = process.schedule(denoiser), ladder(num_steps).to(noised.device)
+    if process.args.level_order == "rising":
+        places = torch.stack([rising_places(rung.expand(len(noised)), noised) for rung in rungs])
+    else:
+        places = process.places(denoiser, rungs).detach()[:, None, None].expand(-1, *noised.shape)
+    return schedule(places) * noised
 
 
 def spread(rows: int, number: int, generator: Generators) -> Tensor:
@@ -123,15 +145,16 @@ def nats_of(process: "ScoreDiffusion", denoiser: ScoreDenoiser, batch: Batch, hi
     return sums.index_add(0, where.nonzero()[:, 0], nats)
 
 
-def profile(
-    process: "ScoreDiffusion", denoiser: ScoreDenoiser, batch: Batch, generator: Generators
-) -> dict[str, Tensor]:
-    """Cross-entropy at some levels, the same for every position: [B] in nats by name."""
-    schedule, table = process.schedule(denoiser), denoiser.table()
-    levels = [sigma for sigma in REPORTED if schedule.sigma_min <= sigma < schedule.sigma_max]
-    return {
-        f"cross_entropy_at_{sigma:g}": nats_of(
-            process, denoiser, batch, look(process, denoiser, batch, sigma * batch.noised, table, generator)
-        )
-        for sigma in [*levels, schedule.sigma_max]
-    }
+def reported(process: "ScoreDiffusion", denoiser: ScoreDenoiser) -> list[float]:
+    """Levels at which the cross-entropy is reported."""
+    schedule = process.schedule(denoiser)
+    return [*(sigma for sigma in REPORTED if schedule.sigma_min <= sigma < schedule.sigma_max), schedule.sigma_max]
+
+
+def profile(process: "ScoreDiffusion", denoiser: ScoreDenoiser, batch: Batch, generator: Generators) -> Tensor:
+    """Cross-entropy at some levels, the same for every position: float64 [number of levels, B] in nats."""
+    table = denoiser.table()
+    looks = (
+        look(process, denoiser, batch, sigma * batch.noised, table, generator) for sigma in reported(process, denoiser)
+    )
+    return torch.stack([nats_of(process, denoiser, batch, hidden) for hidden in looks])

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from draws import filter_logits, gaussian, sample_categorical, streams_of, uniform
 from masked_prediction import in_parts
-from noise_levels import ladder, rising_places
 from process import Batch, Generators, SampleArgs, ScoreDenoiser, StepCallback
+from score_bound import levels_of
 from score_samplers import SAMPLERS
 
 if TYPE_CHECKING:
@@ -50,47 +50,51 @@ class Reverse:
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """The estimate [B, L, E]; with guidance g, g times that from what is given, less g - 1 times that without it.
 
-        Without it means that what is given stands at the highest level, as noise.
+        Without it means that what is given stands at the highest level, as noise. A network that is to know an estimate
+        sees that of the look before, or with `sde` one of its own, made for the purpose: so does the bound.
         """
         sigma = sigma.expand(*x.shape[:2], 1)[..., 0]
         looks = [(x, sigma)]
         if self.guided:
             hidden_x = torch.where(self.given[..., None], self.hiding, x)
             looks.append((hidden_x, sigma.masked_fill(self.given, self.highest)))
+        if self.denoiser.self_conditioning and self.args.sampler == "sde":
+            self.before = [*self.look(looks, [None, None]), None]
+        found = self.look(looks, self.before)
+        if self.denoiser.self_conditioning:
+            self.before = [*found, None]
+        return torch.lerp(found[1], found[0], self.args.guidance) if self.guided else found[0]
+
+    def look(self, looks: list[tuple[Tensor, Tensor]], before: list[Tensor | None]) -> list[Tensor]:
+        """The estimates [B, L, E] of each branch."""
         hidden = [
-            self.process.encode(self.denoiser, *look, self.batch, before)
-            for look, before in zip(looks, self.before, strict=False)
+            self.process.encode(self.denoiser, *look, self.batch, known)
+            for look, known in zip(looks, before, strict=False)
         ]
         self.hidden = torch.cat(hidden, -1)[self.batch.noised]
         *estimates, self.guess = self.in_parts(self.estimates)
-        found = [torch.zeros_like(x).masked_scatter(self.batch.noised[..., None], part) for part in estimates]
-        if self.denoiser.self_conditioning:
-            self.before[: len(found)] = found
-        return torch.lerp(found[1], found[0], self.args.guidance) if self.guided else found[0]
+        return [torch.zeros_like(looks[0][0]).masked_scatter(self.batch.noised[..., None], part) for part in estimates]
 
     def in_parts(self, terms: Callable[[Tensor, slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What `terms` makes of the hidden states of the last look, a few rows at a time."""
         return in_parts(terms, self.hidden, self.batch.noised.sum(1), self.process.vocab_size, again=False)
 
-    def logits(self, hidden: Tensor) -> list[Tensor]:
-        """Of p(x0 | x_t), filtered, of each branch: [n, V]."""
-        return [
-            filter_logits(logits + self.process.sampling_support, replace(self.args, temperature=1.0))
+    def logits(self, hidden: Tensor) -> tuple[list[Tensor], Tensor]:
+        """Log p(x0 | x_t) of each branch, and guided and filtered, [n, V]; the branches are cut as the last one is."""
+        args, support = self.args, self.process.sampling_support
+        each = [
+            (self.process.logits(self.denoiser, part, self.table, args.temperature) + support).log_softmax(-1)
             for part in hidden.chunk(1 + self.guided, -1)
-            for logits in [self.process.logits(self.denoiser, part, self.table, self.args.temperature)]
         ]
+        guided = torch.lerp(*each[::-1], args.guidance) if self.guided else each[0]
+        guided = torch.where(support == 0, guided, -torch.inf)
+        kept = filter_logits(guided, replace(args, temperature=1.0))
+        return [logits.masked_fill(kept == -torch.inf, -torch.inf) for logits in each], kept
 
     def estimates(self, hidden: Tensor, _: slice) -> tuple[Tensor, ...]:
         """Mean embeddings [n, E] of each branch, and the likeliest tokens [n]."""
-        logits = self.logits(hidden)
-        return *(part.softmax(-1) @ self.table for part in logits), self.blend(logits).argmax(-1)
-
-    def blend(self, logits: list[Tensor]) -> Tensor:
-        """Guided; what is ruled out with what is given stays so."""
-        if not self.guided:
-            return logits[0]
-        blended = torch.lerp(logits[1].clamp(min=-1e4), logits[0].clamp(min=-1e4), self.args.guidance)
-        return torch.where(logits[0].isfinite(), blended, -torch.inf)
+        each, guided = self.logits(hidden)
+        return *(logits.softmax(-1) @ self.table for logits in each), guided.argmax(-1)
 
     def tokens(self, *, drawn: bool = False) -> Tensor:
         """int64 [B, L]: the likeliest tokens of the last look, or drawn from its prediction."""
@@ -99,21 +103,11 @@ class Reverse:
             place = uniform(noised, self.generator)
 
             def draw(part: Tensor, rows: slice) -> tuple[Tensor]:
-                weights = self.blend(self.logits(part)).softmax(-1)
+                weights = self.logits(part)[1].softmax(-1)
                 return (sample_categorical(weights, place[rows][noised[rows]]),)
 
             (found,) = self.in_parts(draw)
         return self.batch.input_ids.masked_scatter(noised, found)
-
-
-def levels_of(process: "ScoreDiffusion", denoiser: ScoreDenoiser, noised: Tensor, num_steps: int) -> list[Tensor]:
-    """The levels that a sampler asks at, each float32 [B, L, 1], 0 at what is given."""
-    schedule, rungs = process.schedule(denoiser), ladder(num_steps).to(noised.device)
-    if process.args.level_order == "rising":
-        places = [rising_places(rung.expand(len(noised)), noised) for rung in rungs]
-    else:
-        places = [place.expand(noised.shape) for place in process.places(denoiser, rungs).detach()]
-    return [(schedule(place).float() * noised)[..., None] for place in places]
 
 
 def sample(
@@ -145,7 +139,8 @@ def sample(
             return found
 
         x = draw() * math.sqrt(reverse.highest**2 + 1)
-        sampler(watch, x, levels_of(process, denoiser, part.noised, int(args.num_steps) or STEPS), draw)
+        levels = levels_of(process, denoiser, part.noised, int(args.num_steps) or STEPS)
+        sampler(watch, x, levels.float()[..., None].unbind(), draw)
         tokens[rows] = reverse.tokens(drawn=args.sampler == "sde")
         if on_step is not None:
             on_step(rows[part.noised.any(1)], tokens)

@@ -69,7 +69,7 @@ def long_symbols(model: proto.ModelProto) -> list[str]:
 
 def scoring(model: proto.ModelProto) -> models.Unigram:
     """The likeliest pieces; user-defined symbols count as if every byte of theirs were the best of them."""
-    best = max(piece.score for piece in model.pieces if piece.type == NORMAL)
+    best = max((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0)
     own = {p.piece: len(p.piece.encode()) * best - 0.1 for p in model.pieces if p.type == USER_DEFINED}
     scores = [(piece.piece, own.get(piece.piece, piece.score)) for piece in model.pieces]
     unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == UNKNOWN)

@@ -50,9 +50,13 @@ class TextProcess(Process):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.index_fill_(1, self.barred, -math.inf)
 
-    def profile(self, denoiser: Denoiser, batch: Batch, generator: Generators) -> dict[str, Tensor]:
-        """Further sums over a sentence's targets that a report is to hold, [B] in nats, by their names."""
-        return {}
+    def profiled(self, denoiser: Denoiser) -> list[str]:
+        """Names of further figures that a report is to hold."""
+        return []
+
+    def profile(self, denoiser: Denoiser, batch: Batch, generator: Generators) -> Tensor:
+        """These, as sums over each sentence's targets, float64 [number of names, B] in nats."""
+        raise NotImplementedError
 
     def about(self, denoiser: Denoiser) -> dict[str, float]:
         """Further figures for it that no text has a part in."""

@@ -282,7 +282,7 @@ AutoModelForCausalLM.register(DitConfig, DitNetwork)
 class DitDenoiser(nn.Module):
     """Behind `process.Denoiser`, as `BertDenoiser` is; told the time by its modulation, if at all."""
 
-    head, time, row_capacity = (), None, 0
+    head, time, row_capacity, only_sdpa = (), None, 0, True
 
     def __init__(self, network: DitNetwork, time_conditioning: str = "none") -> None:
         """Wrap a network.

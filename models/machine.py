@@ -16,7 +16,12 @@ def fit(denoiser: BertDenoiser, args: BertArgs, device: torch.device, precision:
     Raises:
         UserError: if what was asked for does not work here.
     """
-    if args.attn_implementation == "auto":
+    if getattr(denoiser, "only_sdpa", False):
+        if args.attn_implementation not in ("auto", "sdpa"):
+            what = f"attn_implementation={args.attn_implementation!r}: {type(denoiser.network).__name__}"
+            raise UserError(f"{what} has torch's own attention, and no other; leave it out")
+        denoiser.network.set_attn_implementation("sdpa")
+    elif args.attn_implementation == "auto":
         take_if_right(denoiser, attention_for(device, precision, packing=denoiser.row_capacity > 0))
     else:
         require(denoiser, args.attn_implementation)

@@ -167,6 +167,8 @@ def fresh_network(
     """
     try:
         kind = AutoModelForCausalLM if causal else AutoModelForMaskedLM
+        if taken := sorted(set(more) & set(_parse_overrides(args.config_overrides))):
+            raise UserError(f"config_overrides: {taken[0]} is a setting of the process; give --{taken[0]} instead")
         config = _configuration(args, tokenizer, causal=causal)
         config.update({name: value for name, value in more.items() if hasattr(config, name)})
         return kind.from_config(config, dtype=torch.float32)

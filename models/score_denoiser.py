@@ -14,7 +14,7 @@ from process import UserError
 class ScoreDenoiser(nn.Module):
     """A `process.ScoreDenoiser`; it is always told the noise level, of every position."""
 
-    head, time, time_conditioning, time_conditioned = ("head",), None, "layerwise", True
+    head, time, time_conditioning, time_conditioned, only_sdpa = ("head",), None, "layerwise", True, True
 
     def __init__(self, network: ScoreLmNetwork) -> None:
         """Wrap a network."""

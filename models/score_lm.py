@@ -47,6 +47,17 @@ class ScoreLmConfig(PretrainedConfig):
         self.self_conditioning, self.time_warp = self_conditioning, time_warp
         more.pop("tie_word_embeddings", None)
         super().__init__(tie_word_embeddings=False, **more)
+        sizes = (
+            vocab_size,
+            embedding_size,
+            hidden_size,
+            num_hidden_layers,
+            num_attention_heads,
+            film_size,
+            fourier_size,
+        )
+        if min(sizes) < 1 or intermediate_size < 0 or not 0 <= dropout < 1 or not rotary_base > 0:
+            raise ValueError(f"sizes must be 1 or more, dropout={dropout} in [0, 1), rotary_base={rotary_base} above 0")
         if hidden_size % (2 * num_attention_heads) or fourier_size % 2:
             raise ValueError(
                 f"hidden_size={hidden_size} must be a multiple of 2 num_attention_heads = {2 * num_attention_heads}, "

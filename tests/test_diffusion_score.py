@@ -251,7 +251,7 @@ def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None
     ("args", "message"),
     [
         (SampleArgs(sampler="row-clocks"), "is for masked processes; this one has euler, heun, renoise, sde"),
-        (SampleArgs(num_steps=float("inf")), "takes whole steps; give a number"),
+        (SampleArgs(num_steps=float("inf")), "takes whole steps, 10,000 at most; give fewer"),
         (SampleArgs(guidance=2.0), "guidance=2 needs a checkpoint trained with --drop_given"),
     ],
 )

@@ -126,6 +126,7 @@ MAY_IMPORT = {
         "masked_prediction",
         "noise_levels",
         "process",
+        "score_bound",
         "score_samplers",
     },
     "diffusion_score": {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig
 
-from models.networks import BertArgs, _parse_overrides, for_embeddings, load_network, require_settings
+from models.networks import BertArgs, _parse_overrides, for_embeddings, fresh_network, load_network, require_settings
 from models.score_lm import ScoreLmConfig, ScoreLmNetwork
 from process import UserError
 
@@ -42,3 +42,9 @@ def test_a_network_made_with_other_settings_is_refused(name: str, has: bool) -> 
     require_settings(network, {**other, name: has})
     with pytest.raises(UserError, match=f"{name}={str(not has).lower()}: the network was made with {name}="):
         require_settings(network, {**other, name: not has})
+
+
+def test_what_the_process_says_of_its_network_is_not_overridden(tokenizer) -> None:
+    args = BertArgs("score-lm-small", from_scratch=True, config_overrides="self_conditioning=false")
+    with pytest.raises(UserError, match="self_conditioning is a setting of the process; give --self_conditioning"):
+        fresh_network(args, tokenizer, self_conditioning=True, time_warp=True)

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 from conftest import all_sentences, text_batch
-from test_diffusion_score import BATCH, denoiser, process, seeded
+from test_diffusion_score import BATCH, GIVEN_ENDS, denoiser, process, seeded
 from torch import Generator, Tensor
 
 from diffusion_score import ScoreArgs, ScoreDiffusion
 from noise_levels import ladder
 from process import BoundArgs, SampleArgs, UserError
+from score_bound import levels_of, terms_of
 
 LAW = torch.tensor([0.3, 0.05, 0.02, 0.03, 0.25, 0.05, 0.1, 0.05, 0.15], dtype=torch.float64)
 """Of the nine sentences of two tokens out of three: not independent."""
@@ -113,11 +114,12 @@ def test_its_steps_are_divergences_of_gaussians() -> None:
     kl = torch.distributions.kl_divergence(*(torch.distributions.Normal(mean, spread) for mean in means))
     assert (s**-2 - t**-2) / 2 * (e - guess) ** 2 == pytest.approx(float(kl), rel=1e-5)
     rungs = tiny().schedule(Bayes())(ladder(6))
-    from score_bound import terms_of
-
-    levels, weights, lowest = terms_of(tiny(), Bayes(), text_batch(SENTENCES), 6, BoundArgs("windows"), None)
-    assert torch.allclose(levels[0], rungs[:-1]) and lowest == pytest.approx(0.3)
-    assert weights[0].tolist() == pytest.approx([(s**-2 - t**-2) / 2 for t, s in itertools.pairwise(rungs.tolist())])
+    terms, lowest = terms_of(tiny(), Bayes(), text_batch(SENTENCES), 6, BoundArgs("windows"), None)
+    assert torch.allclose(torch.stack([level[0, 0] for level, _ in terms]), rungs[:-1]) and (lowest == rungs[-1]).all()
+    steps = itertools.pairwise(rungs.tolist())
+    assert [float(weight[0, 0]) for _, weight in terms] == pytest.approx([(s**-2 - t**-2) / 2 for t, s in steps])
+        [(s**-2 - t**-2) / 2 for t, s in itertools.pairwise(rungs.tolist())]
+    )
 
 
 def test_only_targets_are_scored_and_draws_do_not_depend_on_the_batch() -> None:
@@ -134,22 +136,58 @@ def test_only_targets_are_scored_and_draws_do_not_depend_on_the_batch() -> None:
 
 def test_a_network_that_is_to_know_its_estimate_is_asked_twice() -> None:
     made, net = process(self_conditioning=True), denoiser(self_conditioning=True)
-    seen = []
+    seen, answers = [], []
     encode = net.encode
-    net.encode = lambda *words: seen.append(words[3]) or encode(*words)
+
+    def watched(*words: object) -> Tensor:
+        seen.append(words)
+        answers.append(encode(*words))
+        return answers[-1]
+
+    net.encode = watched
     found = made.bound(net, BATCH, 5, generator=seeded())
     assert found.forwards.tolist() == [10] * 4 and len(seen) == 10
-    assert [before is None for before in seen] == [True, False] * 5
+    for first, answer, second in zip(seen[::2], answers[::2], seen[1::2], strict=True):
+        assert first[3] is None and torch.equal(first[0], second[0])  # the same x_t, and of the tokens nothing but it
+        logits = made.logits(net, torch.cat([answer, evidence(first)], -1)[GIVEN_ENDS], net.table())
+        expected = made.within(logits).softmax(-1) @ net.table()
+        assert torch.allclose(second[3][GIVEN_ENDS], expected, atol=1e-4) and not second[3][~GIVEN_ENDS].any()
+
+
+def evidence(words: tuple) -> Tensor:
+    """What the output prior adds for c_in x_t at levels sigma: x_t / sigma^2."""
+    x, sigma = words[0] * (words[1] ** 2 + 1).sqrt()[..., None], words[1][..., None]
+    return torch.where(sigma > 0, x / sigma.clamp(min=1e-6) ** 2, 0.0)
+
+
+@pytest.mark.parametrize("estimator", ["windows", "stratified"])
+def test_levels_that_rise_are_scored_as_they_are_sampled(estimator: str) -> None:
+    made, net = process(level_order="rising", time_warp=False), denoiser()
+    rungs = levels_of(made, net, GIVEN_ENDS, 6)
+    terms, lowest = terms_of(made, net, BATCH, 6, BoundArgs(estimator), None)
+    assert torch.equal(lowest[GIVEN_ENDS], rungs[-1][GIVEN_ENDS])
+    shares = torch.zeros(5, 4, dtype=torch.float64)
+    for level, weight in terms:
+        step = torch.tensor([[torch.equal(rungs[i, b], level[b] * GIVEN_ENDS[b]) for b in range(4)] for i in range(5)])
+        assert step.sum(0).tolist() == [1] * 4
+        exact = (rungs[1:] ** -2 - rungs[:-1] ** -2) / 2
+        scale = weight[GIVEN_ENDS] / exact.transpose(0, 1)[step.T][GIVEN_ENDS]
+        assert torch.allclose(scale[scale.isfinite()], scale[scale.isfinite()][0])
+        shares += step / len(terms)
+    assert (shares.sum(0) == 1).all() or torch.allclose(shares.sum(0), torch.ones(4, dtype=torch.float64))
+    assert made.num_steps == 2000
+    with pytest.raises(UserError, match="this takes whole steps, 10,000 at most"):
+        terms_of(made, net, BATCH, math.inf, BoundArgs("stratified"), None)
 
 
 def test_cross_entropies_are_reported_by_level() -> None:
     made, net = process(), denoiser()
     found = made.profile(net, BATCH, [seeded(i) for i in range(4)])
-    assert list(found) == [f"cross_entropy_at_{s}" for s in ("1", "2", "5", "10", "20", "50", "53.033")]
-    assert all(nats.shape == (4,) and (nats > 0).all() for nats in found.values())
+    assert made.profiled(net) == [f"cross_entropy_at_{s}" for s in ("1", "2", "5", "10", "20", "50", "53.033")]
+    assert found.shape == (7, 4) and (found > 0).all()
     assert made.about(net)["sigma_max"] == pytest.approx(18.75 * 8**0.5)
     exact = tiny().profile(Bayes(), text_batch(SENTENCES.repeat(2000, 1)), Generator().manual_seed(0))
-    one = (exact["cross_entropy_at_50"].view(2000, 9).mean(0) * LAW).sum()
+    one = (exact[tiny().profiled(Bayes()).index("cross_entropy_at_50")].view(2000, 9).mean(0) * LAW).sum()
     marginals = torch.stack([torch.stack([LAW[SENTENCES[:, i] == k].sum() for k in range(3)]) for i in range(2)])
     assert float(one) == pytest.approx(float(-(marginals * marginals.log()).sum()), abs=0.02)  # each by itself
 

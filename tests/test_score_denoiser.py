@@ -8,7 +8,8 @@ from test_score_lm import network
 from torch import Tensor
 
 from models.bert import wrap
-from models.machine import trial
+from models.machine import fit, trial
+from models.networks import BertArgs
 from models.score_denoiser import ScoreDenoiser, as_score_denoiser
 from process import UserError
 
@@ -82,8 +83,13 @@ def test_an_estimate_before_matters_only_to_a_network_that_is_to_know_it() -> No
     assert not hasattr(denoiser().body, "project_previous")
 
 
-def test_the_machine_may_try_it() -> None:
+def test_the_machine_may_try_it_and_there_is_no_choice_of_attention() -> None:
     assert trial(denoiser()).isfinite().all()
+    made = denoiser()
+    fit(made, BertArgs(), torch.device("cpu"), "bf16")
+    assert made.network.config._attn_implementation == "sdpa"
+    with pytest.raises(UserError, match="ScoreLmNetwork has torch's own attention, and no other; leave it out"):
+        fit(made, BertArgs(attn_implementation="eager"), torch.device("cpu"), "fp32")
 
 
 def test_networks_over_tokens_and_over_embeddings_are_not_confused() -> None:

@@ -138,7 +138,10 @@ def test_its_parts_have_as_many_parameters_as_counted_by_hand() -> None:
     assert sum(parameter.numel() for parameter in body.parameters()) == 8 * layer + level + 256 * 1024
 
 
-@pytest.mark.parametrize("words", ["num_attention_heads=3", "fourier_size=3"])
+@pytest.mark.parametrize(
+    "words",
+    ["num_attention_heads=3", "fourier_size=3", "dropout=2", "embedding_size=0", "hidden_size=0", "rotary_base=0"],
+)
 def test_sizes_that_do_not_fit_are_refused(words: str, tokenizer) -> None:
     args = BertArgs(model_name_or_path="score-lm-small", from_scratch=True, config_overrides=words)
     with pytest.raises(UserError, match="no network can be made of it"):

@@ -11,8 +11,9 @@ from torch import Generator, Tensor
 from diffusion_score import ScoreDiffusion
 from models.score_denoiser import ScoreDenoiser
 from process import Batch, SampleArgs
+from score_bound import levels_of
 from score_samplers import SAMPLERS
-from score_sampling import Reverse, levels_of
+from score_sampling import Reverse
 
 GAPS = torch.tensor([2, 3, 6])
 
@@ -70,15 +71,15 @@ def test_each_forward_is_reported_and_each_row_once() -> None:
 
 def test_levels_fall_for_all_alike_or_from_left_to_right() -> None:
     net = denoiser()
-    alike = torch.stack(levels_of(process(), net, GIVEN_ENDS, 5))[..., 0]
+    alike = levels_of(process(), net, GIVEN_ENDS, 5)
     assert (alike[:, ~GIVEN_ENDS] == 0).all() and (alike.diff(dim=0)[:, GIVEN_ENDS] < 0).all()
     assert (alike[:, GIVEN_ENDS] == alike[:, GIVEN_ENDS][:, :1]).all()
     assert alike[0].max() == pytest.approx(18.75 * 8**0.5) and alike[-1].max() == 1
-    rising = torch.stack(levels_of(process(level_order="rising", time_warp=False), net, GIVEN_ENDS, 9))[:, 0, 1:8, 0]
+    rising = levels_of(process(level_order="rising", time_warp=False), net, GIVEN_ENDS, 9)[:, 0, 1:8]
     assert (rising.diff(dim=0) <= 0).all() and (rising.diff(dim=1) >= 0).all() and (rising[4, 0] < rising[4, -1])
     assert torch.equal(rising[[0, -1]], alike[[0, -1], 0, 1:8])
     warped = denoiser(time_warp=True)
-    bent = torch.stack(levels_of(process(time_warp=True), warped, GIVEN_ENDS, 5))[:, 0, 1, 0]
+    bent = levels_of(process(time_warp=True), warped, GIVEN_ENDS, 5)[:, 0, 1]
     assert bent[[0, -1]].tolist() == pytest.approx(alike[[0, -1], 0, 1].tolist())
     assert not torch.allclose(bent, alike[:, 0, 1], rtol=0.01)
 
@@ -94,6 +95,53 @@ def test_guidance_moves_the_estimate_along_what_is_given_makes_of_it() -> None:
     other = Batch(torch.where(GIVEN_ENDS, IDS, 5), BATCH.attention_mask, GIVEN_ENDS)  # without it, it does not count
     without = Reverse(made, net, other, SampleArgs(guidance=0.0), seeded())(x, sigma)[GIVEN_ENDS]
     assert torch.allclose(without, estimates[0.0], atol=1e-5)
+
+
+def test_without_what_is_given_nothing_of_it_is_known_even_on_a_second_look() -> None:
+    made, net = process(drop_given=0.1), denoiser(self_conditioning=True)
+    x, sigma = torch.randn(4, 9, 8), (4.0 * GIVEN_ENDS)[..., None]
+    other = Batch(torch.where(GIVEN_ENDS, IDS, 5), BATCH.attention_mask, GIVEN_ENDS)
+    for sampler in ("renoise", "sde"):
+        found = []
+        for batch in (BATCH, other):
+            reverse = Reverse(made, net, batch, SampleArgs(guidance=0.0, sampler=sampler), seeded())
+            first = reverse(x, sigma)
+            found.append(reverse(x, sigma)[GIVEN_ENDS])
+            assert torch.equal(first[GIVEN_ENDS], found[-1]) == (sampler == "sde")
+        assert torch.allclose(*found, atol=1e-5)
+
+
+def test_guided_tokens_are_those_of_the_guided_law_however_it_is_filtered() -> None:
+    made, net = process(drop_given=0.1), denoiser()
+    x, sigma = torch.randn(4, 9, 8), (4.0 * GIVEN_ENDS)[..., None]
+    plain = Reverse(made, net, BATCH, SampleArgs(guidance=2.0), seeded())
+    plain(x, sigma)
+    decode = net.decode
+    for args in (SampleArgs(guidance=2.0, top_k=3), SampleArgs(guidance=2.0, top_p=0.8)):
+        for shift in (0.0, -30.0):  # which no softmax sees
+            net.decode = lambda hidden, shift=shift: decode(hidden) + shift
+            filtered = Reverse(made, net, BATCH, args, seeded())
+            filtered(x, sigma)
+            assert torch.equal(filtered.guess, plain.guess)
+            each, guided = filtered.logits(filtered.hidden)
+            assert all(torch.equal(logits.isfinite(), guided.isfinite()) for logits in each)
+    cold = Reverse(made, net, BATCH, SampleArgs(guidance=2.0, temperature=0.001), seeded())
+    cold(x, sigma)
+    assert torch.equal(cold.guess, plain.guess)
+
+
+def test_sde_looks_twice_as_the_bound_does() -> None:
+    made, net = process(), denoiser(self_conditioning=True)
+    x, sigma = torch.randn(4, 9, 8), 4.0 * GIVEN_ENDS
+    found = Reverse(made, net, BATCH, SampleArgs(sampler="sde"), seeded())(x, sigma[..., None])
+    support = made.sampling_support
+    first, second = None, None
+    for _ in range(2):
+        hidden = made.encode(net, x, sigma, BATCH, first)[GIVEN_ENDS]
+        weights = (made.logits(net, hidden, net.table()) + support).softmax(-1)
+        second = torch.zeros_like(x).masked_scatter(GIVEN_ENDS[..., None], weights @ net.table())
+        first = second
+    assert torch.allclose(found, second, atol=1e-4)
 
 
 def test_the_next_look_knows_the_estimate_before() -> None:
