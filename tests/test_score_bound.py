@@ -118,8 +118,6 @@ def test_its_steps_are_divergences_of_gaussians() -> None:
     assert torch.allclose(torch.stack([level[0, 0] for level, _ in terms]), rungs[:-1]) and (lowest == rungs[-1]).all()
     steps = itertools.pairwise(rungs.tolist())
     assert [float(weight[0, 0]) for _, weight in terms] == pytest.approx([(s**-2 - t**-2) / 2 for t, s in steps])
-        [(s**-2 - t**-2) / 2 for t, s in itertools.pairwise(rungs.tolist())]
-    )
 
 
 def test_only_targets_are_scored_and_draws_do_not_depend_on_the_batch() -> None:
