@@ -9,8 +9,8 @@ at the lowest level every token is drawn from p(x0 | x_t). Its evidence bound, i
                      ones the integral of |e - x0_hat|^2 / sigma^3 from sigma_min to sigma_max
     reconstruction   -log p(x0 | x_t) at sigma_min
 
-which holds for any estimate that is a function of x_t alone. A network that is to know its estimate before is therefore
-asked twice at every level; the sampler takes the estimate of the step before instead, and is not quite the one scored.
+which holds for any estimate that is a function of x_t alone. A network that is to know an estimate is therefore asked
+twice at every level, here and by `sde`, the second time with the estimate of the first.
 """
 
 import math

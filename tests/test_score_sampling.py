@@ -112,7 +112,7 @@ def test_without_what_is_given_nothing_of_it_is_known_even_on_a_second_look() ->
 
 
 def test_guided_tokens_are_those_of_the_guided_law_however_it_is_filtered() -> None:
-    made, net = process(drop_given=0.1), denoiser()
+    made, net = process(drop_given=0.1, output_prior=False), denoiser()
     x, sigma = torch.randn(4, 9, 8), (4.0 * GIVEN_ENDS)[..., None]
     plain = Reverse(made, net, BATCH, SampleArgs(guidance=2.0), seeded())
     plain(x, sigma)
