@@ -35,6 +35,16 @@ def test_sentences_are_laid_out_in_order() -> None:
     assert PackedRows(torch.ones(2, 9).bool(), 4).sentence.shape == (2, 9)  # wider than a row: wider rows
 
 
+def test_rows_of_the_score_based_lm_are_the_recorded_ones_with_the_right_mask() -> None:
+    ids = torch.tensor([[0, 5, 1, 2], [0, 6, 7, 1], [0, 9, 1, 2]])
+    rows = PackedRows(ids != 2, 7)
+    held = rows.sentence > 0
+    assert rows.fill(ids).where(held, 2).tolist() == [[0, 5, 1, 0, 6, 7, 1], [0, 9, 1, 2, 2, 2, 2]]
+    mask = (rows.sentence[:, :, None] == rows.sentence[:, None]) & held[:, None]
+    blocks = [torch.ones(3, 3), torch.ones(4, 4)], [torch.ones(3, 3), torch.zeros(4, 4)]
+    assert torch.equal(mask, torch.stack([torch.block_diag(*each).bool() for each in blocks]))
+
+
 def test_restoring_undoes_filling() -> None:
     rows = PackedRows(ATTENDED, 10)
     restored = rows.restore(rows.fill(X)[..., None])[..., 0]
