@@ -135,10 +135,14 @@ class Profile:
         self.run, self.names = run, run.process.profiled(run.denoiser)
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
 
-    def add(self, batch: Batch, streams: list[Generator]) -> None:
-        """Some of this process's sentences."""
-        if self.names:
-            self.sums += self.run.process.profile(self.run.denoiser, batch, streams).sum(1)
+    def fill(self, text: Text, mine: np.ndarray, batch_size: int, seed: int, may_go_on: Callable[[], bool]) -> bool:
+        """Ask of this process's sentences; whether there was the time for it."""
+        for chosen, batch in sorted_batches(text, mine, batch_size, self.run.tokenizer) if self.names else ():
+            if not may_go_on():
+                return False
+            streams = [Generator().manual_seed(sentence_seed(seed, int(i), OF_PROFILE)) for i in chosen]
+            self.sums += self.run.process.profile(self.run.denoiser, batch.to(self.sums.device), streams).sum(1)
+        return True
 
     def totals(self) -> dict[str, float]:
         """Sums over all processes' sentences, in nats, by name; every process must ask."""
@@ -198,12 +202,7 @@ def score(
             if bound_args.target_se and tally.rounds == wanted:
                 wanted = max(wanted, rounds_for(tally, bound_args.target_se))
     profile = Profile(run, device)
-    for chosen, batch in () if out_of_time else sorted_batches(text, mine, batch_size, run.tokenizer):
-        if out_of_time := not may_go_on():
-            break
-        profile.add(
-            batch.to(device), [Generator().manual_seed(sentence_seed(seed, int(i), OF_PROFILE)) for i in chosen]
-        )
+    out_of_time = out_of_time or not profile.fill(text, mine, batch_size, seed, may_go_on)
     given_up = torch.tensor(float(out_of_time), dtype=torch.float64, device=device)
     sum_over_ranks(given_up)
     if given_up:
