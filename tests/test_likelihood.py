@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -177,3 +178,11 @@ def test_what_a_given_length_costs_is_said_apart(run: checkpoint.Run, text: Toke
         assert likelihood.length_nats(replace(run, **changes), text.lengths[:40]) is None
     without = likelihood.Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128).report()
     assert without["length_nats"] is None and "lengths" not in likelihood.describe(without)
+
+
+def test_a_process_that_has_no_sentence_has_its_part_in_the_profile() -> None:
+    """Of two processes and one sentence: all must sum the same figures, or wait for each other forever."""
+    process = SimpleNamespace(profiled=lambda denoiser: ["a", "b"])
+    found = likelihood.Profile(SimpleNamespace(denoiser=None, process=process, tokenizer=None), torch.device("cpu"))
+    assert found.fill(SimpleNamespace(lengths=np.zeros(3)), np.zeros(0, int), 4, 0, lambda: True)
+    assert found.totals() == {"a": 0.0, "b": 0.0}
