@@ -57,6 +57,7 @@ class Drawn(NamedTuple):
 
 
 # ---- scalings, for data of unit size in every coordinate (Karras et al. 2022, table 1) -------------------------------
+# c_skip and c_out are of networks that estimate embeddings; those here name tokens, and take c_in alone.
 
 
 def c_in(sigma: Tensor) -> Tensor:

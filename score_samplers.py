@@ -67,8 +67,3 @@ def ancestral(denoise: Denoise, x: Tensor, levels: Levels, noise: Noise) -> Tens
 
 SAMPLERS = {"euler": euler, "heun": heun, "renoise": renoise, "sde": ancestral}
 """By the names that --sampler knows."""
-
-
-def calls(sampler: str, num_levels: int) -> int:
-    """How often a sampler asks the network."""
-    return 2 * num_levels - 1 if sampler == "heun" else num_levels

@@ -22,7 +22,7 @@ from models.networks import (
     load_network,
     require_settings,
 )
-from models.packing import PackedRows, next_fit
+from models.packing import PackedRows, num_slots
 from models.score_denoiser import ScoreDenoiser, as_score_denoiser
 from models.score_lm import ScoreLmNetwork
 from process import UserError
@@ -176,10 +176,7 @@ class BertDenoiser(nn.Module):
 
     def num_slots(self, attention_mask: Tensor) -> int:
         """How many positions the network runs over for such a batch."""
-        if not self.row_capacity:
-            return attention_mask.numel()
-        capacity = max(self.row_capacity, attention_mask.shape[1])
-        return capacity * next_fit(attention_mask.sum(1).tolist(), capacity)[1]
+        return num_slots(attention_mask, self.row_capacity)
 
     def extend(self, tokens: Tensor, cache: object) -> tuple[Tensor, object]:
         """Of a causal network: tokens [B, n], the cache of those before -> hidden states [B, n, D], the next cache."""

@@ -68,6 +68,14 @@ class PackedRows:
         return {"full_attention": whole, "sliding_attention": create_bidirectional_sliding_window_mask(**settings)}
 
 
+def num_slots(attention_mask: Tensor, capacity: int) -> int:
+    """Positions that a network runs over for such a batch, in packed rows of so many slots (0: one sentence a row)."""
+    if not capacity:
+        return attention_mask.numel()
+    capacity = max(capacity, attention_mask.shape[1])
+    return capacity * next_fit(attention_mask.sum(1).tolist(), capacity)[1]
+
+
 def next_fit(widths: list[int], capacity: int) -> tuple[list[int], int]:
     """Each sentence's first slot when rows are filled in order, and the number of rows."""
     starts, row, used = [], 0, 0

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from models.packing import PackedRows, next_fit
+from models.packing import PackedRows, num_slots
 from models.score_lm import Body, ScoreLmNetwork, to_sphere
 from models.time_warp import TimeWarp
 from process import UserError
@@ -83,10 +83,7 @@ class ScoreDenoiser(nn.Module):
 
     def num_slots(self, attention_mask: Tensor) -> int:
         """How many positions the network runs over for such a batch."""
-        if not self.row_capacity:
-            return attention_mask.numel()
-        capacity = max(self.row_capacity, attention_mask.shape[1])
-        return capacity * next_fit(attention_mask.sum(1).tolist(), capacity)[1]
+        return num_slots(attention_mask, self.row_capacity)
 
 
 def as_score_denoiser(network: nn.Module, time_conditioning: str) -> ScoreDenoiser:

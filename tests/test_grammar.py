@@ -16,56 +16,15 @@ from conftest import call
 import compute_elbo
 import main
 import predict
-
-ADJECTIVES, NOUNS = ["old", "big", "small", "young"], ["cat", "dog", "king", "queen", "bird"]
-VERBS, PLACES = ["sees", "likes", "finds", "hears"], ["by the sea", "in the park", "near the house"]
-THING = f"the (?:(?:{'|'.join(ADJECTIVES)}) )?(?:{'|'.join(NOUNS)})"
-GRAMMAR = re.compile(f"{THING} (?:{'|'.join(VERBS)}) {THING}(?: (?:{'|'.join(PLACES)}))?")
-
-
-def sentence(rng: random.Random) -> str:
-    def thing() -> str:
-        return " ".join(["the", *rng.sample(ADJECTIVES, rng.randrange(2)), rng.choice(NOUNS)])
-
-    return " ".join([thing(), rng.choice(VERBS), thing(), *rng.sample(PLACES, rng.randrange(2))])
+from benchmarks.grammar import GRAMMAR, SETTINGS, sentence, share_in_grammar, write_corpus
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where it is trained."""
-    place, rng = tmp_path_factory.mktemp("grammar"), random.Random(0)
-    (place / "train.txt").write_text("".join(sentence(rng) + "\n" for _ in range(20_000)))
-    (place / "valid.txt").write_text("".join(sentence(rng) + "\n" for _ in range(300)))
-    words = [
-        "--process",
-        "score",
-        "--output_prior",
-        "false",
-        "-d",
-        place,
-        "-spm",
-        "sentencepiece",
-        "--vocab_size",
-        160,
-        "-mdir",
-        place / "run",
-    ]
-    words += ["--model_name_or_path", "score-lm-small", "--from_scratch", "true", "--config_overrides"]
-    words += ["hidden_size=64,embedding_size=32,num_hidden_layers=2,fourier_size=32,intermediate_size=256"]
-    words += ["--max_length", 24, "--batch_size", 16, "--max_steps", 2000, "--packing", "true"]
-    words += [
-        "--optimizer",
-        "muon",
-        "--learning_rate",
-        "3e-3",
-        "--warmup_steps",
-        100,
-        "--eval_steps",
-        2000,
-        "--eval_sequences",
-        64,
-    ]
-    words += ["--cache_dir", place / "cache", "--threads", 1, "--precision", "fp32", "--fitlog", "false"]
+    place = tmp_path_factory.mktemp("grammar")
+    write_corpus(place)
+    words = [*SETTINGS, "-d", place, "-mdir", place / "run", "--cache_dir", place / "cache"]
     with pytest.MonkeyPatch.context() as patch:
         assert call(main.main, patch, *words) == 0
     return place
@@ -75,10 +34,6 @@ def samples(folder: Path, monkeypatch, capsys, *words: object) -> list[str]:
     fixed = ["--checkpoint", folder / "run", "--num_samples", 200, "--threads", 1]
     assert call(predict.main, monkeypatch, *fixed, *words) == 0
     return capsys.readouterr().out.splitlines()
-
-
-def share_in_grammar(texts: list[str]) -> float:
-    return sum(bool(GRAMMAR.fullmatch(text)) for text in texts) / len(texts)
 
 
 def test_the_grammar_is_that_of_its_sentences() -> None:
