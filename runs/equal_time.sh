@@ -3,7 +3,8 @@
 # text, vocabulary, depth, width, batches, optimizer and seed. Then the bound of 500 held-out sentences, and 200 samples at
 # temperature 1 and at 0.5, which a judge reads: an autoregressive model of the same size, trained here as long.
 #   bash runs/equal_time.sh TRAIN.txt VALID.txt [OUT [MINUTES]]
-# Two rows at a time (JOBS=1: one); what is there is not run again. Leave the machine alone meanwhile.
+# Two rows at a time (JOBS=1: one), of those that ROWS names ("score mdlm score_plain word_freq", whatever it says a judge);
+# what is there is not run again. Leave the machine alone meanwhile.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -41,7 +42,7 @@ if [ "${1-}" = --row ]; then
     row "$@"
     exit
 fi
-[ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 . ./setup.sh
 ensure_environment requirements.txt
 export OMP_NUM_THREADS=1
@@ -55,7 +56,8 @@ from vocabulary import learn_tokenizer
 
 learn_tokenizer("wordpiece", training_source(sys.argv[1]), 4096, sys.argv[2])
 PYTHON
-printf '%s\0' score mdlm score_plain word_freq judge |
+read -ra rows <<<"${ROWS:-score mdlm score_plain word_freq}"
+printf '%s\0' "${rows[@]}" judge |
     xargs -0 -P "${JOBS:-2}" -I{} bash runs/equal_time.sh --row {} "$1" "$2" "$out" "${4:-8}"
 for sample in "$out"/*.1.txt "$out"/*.0.5.txt; do
     found=${sample%.txt}.metrics
@@ -73,6 +75,8 @@ columns = "process | steps | bits/token (less its length) | PPL per token | gene
 print(f"| {columns} |\n|---|---|---|---|---|---|---|---|---|")
 for name in ("word_freq", "mdlm", "score", "score_plain"):
     out = Path(sys.argv[1])
+    if not (out / f"{name}.json").exists():
+        continue
     score, *metrics = (json.loads((out / f"{name}.{kind}").read_text()) for kind in ("json", "1.metrics", "0.5.metrics"))
     steps = json.loads((out / name / "checkpoint-last" / "process.json").read_text())["facts"]["step"]
     judged = " | ".join(f"{m['gen_ppl']:.0f} ± {m['gen_ppl_se']:.0f} | {m['token_entropy']:.2f}" for m in metrics)
