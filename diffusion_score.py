@@ -80,6 +80,8 @@ class ScoreArgs:
         check_ranges(self, position_levels=(0, 1), given_share=(0, 1), drop_given=(0, 1))
         if self.sigma_max and self.sigma_max <= self.sigma_min:
             raise UserError(f"sigma_max={self.sigma_max:g} must be above sigma_min={self.sigma_min:g}; 0: by the width")
+        if not self.sigma_max and self.sigma_min >= noise_levels.REACH:
+            raise UserError(f"sigma_min={self.sigma_min:g} must be below {noise_levels.REACH}, or give sigma_max, too")
         if not set(self.given_kinds.split(",")) <= set(KINDS):
             raise UserError(f"given_kinds={self.given_kinds!r} must be some of {','.join(KINDS)}")
         if self.level_order == "rising" and self.time_warp:
@@ -222,15 +224,19 @@ class ScoreDiffusion(TextProcess):
     def estimate_before(
         self, denoiser: ScoreDenoiser, batch: Batch, x: Tensor, drawn: Drawn, generator: Generator | None
     ) -> Tensor | None:
-        """Of half of the sentences, the estimate that the network makes without one, [B, L, E]; of others 0."""
+        """Of half of the sentences, the estimate that the network makes without one, [B, L, E]; of others 0.
+
+        The first is looked at in any case: of a network whose weights lie on several processes (FSDP), each must run it
+        as often as the others do.
+        """
         if not denoiser.self_conditioning:
             return None
         rows = torch.rand(len(x), generator=generator, dtype=torch.float64).to(x.device) < 0.5
-        before = torch.zeros_like(x)
-        if rows.any():
-            hidden = self.encode(denoiser, x[rows], drawn.sigma[rows], batch.rows(rows))
-            before[rows] = self.estimate(denoiser, hidden, drawn.learnt[rows], denoiser.table())
-        return before
+        looked, before = rows.clone(), torch.zeros_like(x)
+        looked[:1] = True
+        hidden = self.encode(denoiser, x[looked], drawn.sigma[looked], batch.rows(looked))
+        before[looked] = self.estimate(denoiser, hidden, drawn.learnt[looked], denoiser.table())
+        return before * rows[:, None, None]
 
     def estimate(self, denoiser: ScoreDenoiser, hidden: Tensor, where: Tensor, table: Tensor) -> Tensor:
         """Score interpolation: the mean clean embedding under p(x0 | x_t), [B, L, E]; 0 elsewhere."""

@@ -30,11 +30,6 @@ class RhoSchedule:
         low, high = (level ** (1 / self.rho) for level in (self.sigma_min, self.sigma_max))
         return (low + v * (high - low)) ** self.rho
 
-    def place(self, sigma: Tensor) -> Tensor:
-        """The inverse: v of a level."""
-        low, high = (level ** (1 / self.rho) for level in (self.sigma_min, self.sigma_max))
-        return (sigma ** (1 / self.rho) - low) / (high - low)
-
 
 class Drawn(NamedTuple):
     """The noise of a training batch."""
@@ -57,22 +52,12 @@ class Drawn(NamedTuple):
 
 
 # ---- scalings, for data of unit size in every coordinate (Karras et al. 2022, table 1) -------------------------------
-# c_skip and c_out are of networks that estimate embeddings; those here name tokens, and take c_in alone.
+# A network that estimates embeddings has c_skip and c_out, too; those here name tokens.
 
 
 def c_in(sigma: Tensor) -> Tensor:
     """What noisy embeddings are multiplied by, so that the network sees coordinates of unit size."""
     return (sigma.square() + 1).rsqrt()
-
-
-def c_skip(sigma: Tensor) -> Tensor:
-    """The share of the noisy embedding in its best linear estimate of the clean one."""
-    return 1 / (sigma.square() + 1)
-
-
-def c_out(sigma: Tensor) -> Tensor:
-    """The error of that estimate."""
-    return sigma * (sigma.square() + 1).rsqrt()
 
 
 def loss_weight(sigma: Tensor) -> Tensor:

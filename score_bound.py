@@ -101,8 +101,9 @@ def check_steps(process: "ScoreDiffusion", num_steps: float, *, limit: bool = Fa
     Raises:
         UserError: with the bound.
     """
-    if num_steps > MOST_STEPS and not (math.isinf(num_steps) and limit and math.isinf(process.num_steps)):
-        raise UserError(f"num_steps={num_steps:g}: this takes whole steps, {MOST_STEPS:,} at most; give fewer")
+    most = int(min(MOST_STEPS, process.num_steps))
+    if num_steps > most and not (math.isinf(num_steps) and limit and math.isinf(process.num_steps)):
+        raise UserError(f"num_steps={num_steps:g}: this takes whole steps, {most:,} at most; give fewer")
 
 
 def levels_of(process: "ScoreDiffusion", denoiser: ScoreDenoiser, noised: Tensor, num_steps: int) -> Tensor:

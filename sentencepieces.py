@@ -40,6 +40,8 @@ def load_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
     kind, unknown = model.trainer_spec.model_type, [p.piece for p in model.pieces if p.type == UNKNOWN]
     if kind not in (BPE, UNIGRAM) or len(unknown) != 1:
         raise UserError(f"tokenizer {file}: not a SentencePiece model of bpe or unigram pieces with one unknown")
+    if model.trainer_spec.treat_whitespace_as_suffix:
+        raise UserError(f"tokenizer {file}: its spaces end words (treat_whitespace_as_suffix), and must begin them")
     found = Tokenizer(merging(model) if kind == BPE else scoring(model))
     found.normalizer, found.pre_tokenizer = normalizer(model), splitter(model)
     found.decoder = decoder(model)
@@ -77,12 +79,14 @@ def scoring(model: proto.ModelProto) -> models.Unigram:
 
 
 def normalizer(model: proto.ModelProto) -> normalizers.Normalizer:
-    """The model's own table of characters, and no more spaces than one between words."""
+    """The model's own table of characters, no more spaces than one between words, and one before the first."""
     spec, parts = model.normalizer_spec, []
     if spec.precompiled_charsmap:
         parts.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
         parts += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    if model.normalizer_spec.add_dummy_prefix:
+        parts.append(normalizers.Prepend(" "))
     return normalizers.Sequence(parts)
 
 
@@ -92,9 +96,8 @@ def splitter(model: proto.ModelProto) -> pre_tokenizers.PreTokenizer:
     Of BPE user-defined symbols stand alone. Special pieces are torn apart where a text has them, unless they need a
     merging that there is not.
     """
-    over_words = any(SPACE in piece.piece[1:].lstrip(SPACE) for piece in model.pieces if piece.type == NORMAL)
-    lead = "always" if model.normalizer_spec.add_dummy_prefix else "never"
-    parts = [pre_tokenizers.Metaspace(SPACE, prepend_scheme=lead, split=not over_words)]
+    over_words = any(SPACE in piece.piece[1:] for piece in model.pieces if piece.type == NORMAL)
+    parts = [pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=not over_words)]
     alone, unigram = [], model.trainer_spec.model_type == UNIGRAM
     if not unigram:
         own = sorted((piece.piece for piece in model.pieces if piece.type == USER_DEFINED), key=len, reverse=True)

@@ -3,8 +3,9 @@
 python benchmarks/family.py                    # steps of training, then samples, then long texts
 python benchmarks/family.py --part sample
 
-One BERT of 4 layers x 256, vocabulary 30,522, for all (with --process ar its causal twin), random weights and tokens,
-fp32. Training steps are timed in turn and divided within a round by stock masked language modelling on the same batch.
+One BERT of 4 layers x 256, vocabulary 30,522, for all (with --process ar its causal twin, with --process score a
+network of the same sizes over embeddings of 64), random weights and tokens, fp32. Training steps are timed in turn and
+divided within a round by stock masked language modelling on the same batch.
 Samples are timed in units of a bare forward of as many rows, encoded and decoded everywhere. So is MDLM's own program
 (its cached sampler, measured on two cores of an AMD EPYC with a network of this size): 10.3 s and 65 calls for a row of
 64 tokens at T = 1000, where a forward takes 0.0137 s; 237 s and 401 calls for eight rows, where it takes 0.088 s.
@@ -29,8 +30,11 @@ from benchmarks.speed import ratios, seconds
 from benchmarks.variants import MASK, Step, text, trained
 from diffusion_d3pm import D3pmArgs, D3pmDiffusion
 from diffusion_mdlm import MdlmArgs, MdlmDiffusion
+from diffusion_score import ScoreArgs, ScoreDiffusion
 from diffusion_sedd import SeddArgs, SeddDiffusion
 from models.bert import BertDenoiser
+from models.score_denoiser import ScoreDenoiser
+from models.score_lm import ScoreLmConfig, ScoreLmNetwork
 from process import Batch, SampleArgs
 from semi_autoregressive import write
 from text_process import TextProcess
@@ -47,6 +51,7 @@ def process_of(name: str, shape: dict) -> TextProcess:
         "d3pm": (D3pmDiffusion, D3pmArgs()),
         "sedd": (SeddDiffusion, SeddArgs()),
         "ar": (Autoregressive, AutoregressiveArgs()),
+        "score": (ScoreDiffusion, ScoreArgs()),
     }
     if name.startswith("word_freq"):
         return variants.process_of(shape, num_steps=1000, spindle="paper" if name == "word_freq" else "none")
@@ -54,12 +59,15 @@ def process_of(name: str, shape: dict) -> TextProcess:
     return kind(settings, torch.ones(shape["vocabulary"]), mask_id=MASK, excluded_ids=(0, 101, 102))
 
 
-def denoiser_of(name: str, shape: dict, *, timed: bool | None = None) -> BertDenoiser:
-    """The network that goes with it: causal, or told the time, where it must be (or `timed` says)."""
+def denoiser_of(name: str, shape: dict, *, timed: bool | None = None) -> BertDenoiser | ScoreDenoiser:
+    """The network that goes with it: over embeddings, causal, or told the time, where it must be (or `timed` says)."""
     torch.manual_seed(0)
-    sizes = {"hidden_size": shape["hidden"], "num_hidden_layers": shape["layers"], "is_decoder": name == "ar"}
+    sizes = {"vocab_size": shape["vocabulary"], "hidden_size": shape["hidden"], "num_hidden_layers": shape["layers"]}
     sizes |= {"num_attention_heads": shape["hidden"] // 64, "intermediate_size": 4 * shape["hidden"]}
-    config = BertConfig(vocab_size=shape["vocabulary"], max_position_embeddings=4096, **sizes)
+    if name == "score":
+        config = ScoreLmConfig(embedding_size=64, **process_of(name, shape).args.network_settings, **sizes)
+        return ScoreDenoiser(ScoreLmNetwork(config))
+    config = BertConfig(max_position_embeddings=4096, is_decoder=name == "ar", **sizes)
     told = name == "sedd" if timed is None else timed
     kind = BertLMHeadModel if name == "ar" else BertForMaskedLM
     return BertDenoiser(kind(config), "layerwise" if told else "none", 10_000)
@@ -76,7 +84,7 @@ def training(name: str, shape: dict) -> Step:
     return trained(denoiser, loss)
 
 
-TRAINED = ("word_freq", "word_freq_none", "mdlm", "d3pm", "sedd", "ar")
+TRAINED = ("word_freq", "word_freq_none", "mdlm", "d3pm", "sedd", "ar", "score")
 
 
 def part_train(shape: dict) -> dict:

@@ -21,6 +21,7 @@ row() { # name, train, valid, folder, minutes
         score) flags=("${over_embeddings[@]}") ;;
         score_plain) flags=("${over_embeddings[@]}" --output_prior false) ;;
         judge) flags=("${over_tokens[@]}" --process ar --seed 7) scoring=() ;;
+        *) echo "ROWS: $name must be one of score, mdlm, score_plain, word_freq" >&2; exit 2 ;;
     esac
     [ -e "$out/$name/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$out/$name" \
         --cache_dir "$out/cache" --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 64 --from_scratch true \
@@ -62,7 +63,7 @@ printf '%s\0' "${rows[@]}" judge |
 for sample in "$out"/*.1.txt "$out"/*.0.5.txt; do
     found=${sample%.txt}.metrics
     [ -e "$found" ] || python compute_metric.py --predictions "$sample" --references "$2" \
-        --tokenizer "$out/mdlm/checkpoint-last" --judge_model "$out/judge/checkpoint-last" --json true >"$out/metrics.part"
+        --tokenizer "$out/judge/checkpoint-last" --judge_model "$out/judge/checkpoint-last" --json true >"$out/metrics.part"
     [ ! -e "$out/metrics.part" ] || mv "$out/metrics.part" "$found"
 done
 python - "$out" <<'PYTHON'

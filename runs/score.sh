@@ -3,8 +3,8 @@
 #   bash runs/score.sh -d=TXT_CORPUS -spm=SPM_MODEL -mdir=MODEL_DIRECTORY [FLAGS of main.py]
 # Without -spm a SentencePiece model is learnt from the corpus (BPE, digits as symbols); without -mdir: out/score.
 # With a GPU the released sizes: embeddings of 256, 8 layers of 1,024, packed rows of 64, 128 rows a step, AdamW at 1e-4 after
-# 30,000 steps of warm-up, 1 M steps, average 0.9999. Without one a small network, an hour at most. What differs from the
-# release is CDCD's: noise up to where nothing is left of a token, time warping, self-conditioning.
+# 30,000 steps of warm-up, 1 M steps, average 0.9999. Without one a small network, an hour at most. The README's section on
+# the score-based LM says what else differs from the release, and how to have it as it was.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "$(printf '%s\n' "$@" | grep -E '^(-d|--train_data)(=|$)' || true)" ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }

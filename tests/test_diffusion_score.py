@@ -59,8 +59,8 @@ def test_a_share_of_the_sentences_has_a_level_for_every_position(share: float) -
 def test_levels_are_spread_evenly_over_a_step_in_the_place_of_the_schedule() -> None:
     made, parts = process(position_levels=0.0), 4
     found = [made.draw(denoiser(), many(8), seeded(i), Share(i, parts, 5)).sigma.amax(1) for i in range(parts)]
-    place = made.schedule(denoiser()).place(torch.cat(found).double()).sort().values
-    assert torch.equal((place * 32).long(), torch.arange(32))
+    edges = made.schedule(denoiser())(torch.arange(33, dtype=torch.float64) / 32)
+    assert torch.equal(torch.bucketize(torch.cat(found).double().sort().values, edges, right=True), torch.arange(1, 33))
 
 
 def test_rising_levels_are_ar_diffusions() -> None:
@@ -118,6 +118,25 @@ def test_the_loss_is_the_mean_cross_entropy_of_what_is_noisy_times_the_targets(w
     assert found.num_tokens == 28
 
 
+def test_the_warps_own_error_is_added_and_pulls_at_the_warp_alone() -> None:
+    made, net = process(time_warp=True, position_levels=0.5), denoiser(time_warp=True)
+    drawn = made.draw(net, BATCH, seeded(), Share())
+    assert drawn.single.any() and not drawn.single.all()
+    nats = by_hand(made, net, BATCH)[0].detach().double().split(drawn.learnt.sum(1).tolist())
+    warp, rows = net.warp, [i for i in range(4) if drawn.single[i] and len(nats[i])]
+    errors = [(warp.heights_at(v) - nats[i].mean()) ** 2 / warp.slopes(v) for i in rows for v in [drawn.place[i]]]
+    found = made.loss(net, BATCH, generator=seeded())
+    own = found.total - found.terms["cross_entropy"]
+    assert own.item() == pytest.approx(28 * 1e-3 * sum(errors).item() / len(rows), rel=1e-4)
+
+    warp.straighten()
+    head, heads = net.network.head.weight, []
+    for each in (made, process(position_levels=0.5, time_warp=False)):
+        each.places = lambda denoiser, r: r
+        heads.append(torch.autograd.grad(each.loss(net, BATCH, generator=seeded()).total, head)[0])
+    assert torch.allclose(*heads, atol=1e-6)
+
+
 def test_a_fused_loss_is_the_same_to_its_gradient() -> None:
     grads = []
     for fused in (False, True):
@@ -156,11 +175,13 @@ def test_pads_and_their_number_are_without_influence() -> None:
     made, net = process(), denoiser()
     sigma = torch.full((4, 9), 3.0) * GIVEN_ENDS
     x = made.noisy(net, BATCH, sigma, seeded())
-    wide = F.pad(x, (0, 0, 0, 3), value=7.0)
+    wide = F.pad(x.detach(), (0, 0, 0, 3), value=7.0).requires_grad_()
     batch = Batch(F.pad(IDS, (0, 3), value=5), F.pad(BATCH.attention_mask, (0, 3)), F.pad(BATCH.target_mask, (0, 3)))
     one = made.cross_entropy(net, BATCH, made.encode(net, x, sigma, BATCH), GIVEN_ENDS)
     other = made.cross_entropy(net, batch, made.encode(net, wide, F.pad(sigma, (0, 3)), batch), batch.target_mask)
     assert torch.allclose(one, other, atol=1e-5)
+    other.sum().backward()
+    assert not wide.grad[:, 9:].any() and wide.grad[GIVEN_ENDS.nonzero(as_tuple=True)].any(-1).all()
 
 
 def test_a_batch_of_which_all_is_given_costs_nothing() -> None:
@@ -188,17 +209,15 @@ def test_the_output_is_invariant_to_noise_at_given_positions() -> None:
 
 def test_the_loss_does_not_depend_on_what_given_targets_are_to_be() -> None:
     """Only through what the network reads of them: a token the network cannot tell from another changes nothing."""
-    made, net = process(given_share=1.0), denoiser()
+    made, net = process(given_share=1.0, output_prior=False), denoiser()
     with torch.no_grad():
         net.network.embedding.weight[4] = net.network.embedding.weight[5]
     learnt = made.draw(net, BATCH, seeded(), Share()).learnt
     one, other = (replace(BATCH, input_ids=torch.where(learnt, IDS, token)) for token in (4, 5))
-    made.args.__dict__["output_prior"] = False
     assert made.loss(net, one, generator=seeded()).total == made.loss(net, other, generator=seeded()).total
 
 
-def test_with_levels_and_scalings_off_options_change_nothing() -> None:
-    """A network that may know its estimate but is given none is the network that cannot."""
+def test_a_network_that_may_know_its_estimate_but_is_given_none_is_the_network_that_cannot() -> None:
     plain, knowing = denoiser(), denoiser(self_conditioning=True)
     knowing.network.load_state_dict(plain.network.state_dict(), strict=False)
     for args in ({}, {"position_levels": 1.0}):
@@ -226,6 +245,20 @@ def test_half_of_the_sentences_see_an_estimate_of_their_own() -> None:
     assert torch.allclose(before[seen.any(1)], expected[seen.any(1)], atol=1e-5)
 
 
+def test_the_network_is_run_as_often_whatever_is_drawn() -> None:
+    """Processes that hold shares of the weights (FSDP) would wait for each other."""
+    made, net, calls = process(self_conditioning=True), denoiser(self_conditioning=True), []
+    encode = net.encode
+    net.encode = lambda *words: calls.append(len(words[0])) or encode(*words)
+    batch = BATCH.rows(slice(0, 1))
+    for seed in range(8):
+        drawn = made.draw(net, batch, seeded(seed), Share())
+        x = made.noisy(net, batch, drawn.sigma, seeded(seed))
+        seen = made.estimate_before(net, batch, x, drawn, seeded(seed)).any()
+        assert seen == (torch.rand(1, generator=seeded(seed), dtype=torch.float64) < 0.5)
+    assert calls == [1] * 8
+
+
 # ---- refusals --------------------------------------------------------------------------------------------------------
 
 
@@ -234,6 +267,7 @@ def test_half_of_the_sentences_see_an_estimate_of_their_own() -> None:
     [
         ({"sigma_max": 0.5}, "sigma_max=0.5 must be above sigma_min=1; 0: by the width"),
         ({"sigma_min": 0.0}, "sigma_min=0.0 must lie in 0.001..1000.0"),
+        ({"sigma_min": 200.0}, "sigma_min=200 must be below 18.75, or give sigma_max, too"),
         ({"rho": 0.0}, "rho=0.0 must lie in"),
         ({"position_levels": 1.5}, "position_levels=1.5 must lie in 0..1"),
         ({"given_kinds": "prefix,suffix"}, "given_kinds='prefix,suffix' must be some of prefix,span,infill"),
@@ -259,6 +293,8 @@ def test_sampling_settings_without_meaning_are_refused(args: SampleArgs, message
     with pytest.raises(UserError, match=message):
         process().check_sampling(args)
     process(drop_given=0.1).check_sampling(SampleArgs(guidance=2.0, sampler="heun"))
+    with pytest.raises(UserError, match="num_steps=5000: this takes whole steps, 2,000 at most"):
+        process(level_order="rising", time_warp=False).check_sampling(SampleArgs(num_steps=5000))
 
 
 def test_training_settings_without_meaning_are_refused() -> None:

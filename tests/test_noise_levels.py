@@ -12,8 +12,6 @@ from noise_levels import (
     RhoSchedule,
     anisotropy,
     c_in,
-    c_out,
-    c_skip,
     draw_given,
     ladder,
     loss_weight,
@@ -35,16 +33,14 @@ EVERY = torch.ones(1, 5, dtype=torch.bool)
     ],
 )
 def test_the_schedule_is_the_recorded_one(low: float, high: float, rho: float, levels: list[float]) -> None:
-    schedule = RhoSchedule(low, high, rho)
-    assert schedule(PLACES).tolist() == pytest.approx(levels, rel=1e-6)
-    assert schedule.place(schedule(PLACES)).tolist() == pytest.approx(PLACES.tolist(), abs=1e-12)
+    assert RhoSchedule(low, high, rho)(PLACES).tolist() == pytest.approx(levels, rel=1e-6)
 
 
 def test_scalings_are_the_recorded_ones() -> None:
     sigma = torch.tensor([0.0, 1, 2, 5, 10], dtype=torch.float64)
-    assert c_skip(sigma).tolist() == pytest.approx([1, 0.5, 0.2, 0.038462, 0.009901], abs=5e-7)
-    assert c_out(sigma).tolist() == pytest.approx([0, 0.707107, 0.894427, 0.980581, 0.995037], abs=5e-7)
     assert c_in(sigma).tolist() == pytest.approx([1, 0.707107, 0.447214, 0.196116, 0.099504], abs=5e-7)
+    assert (c_in(sigma) ** 2).tolist() == pytest.approx([1, 0.5, 0.2, 0.038462, 0.009901], abs=5e-7)  # their c_skip
+    assert (sigma * c_in(sigma)).tolist() == pytest.approx([0, 0.707107, 0.894427, 0.980581, 0.995037], abs=5e-7)
     assert loss_weight(sigma).tolist() == pytest.approx([math.inf, 2, 1.25, 1.04, 1.01])
 
 

@@ -38,6 +38,13 @@ def test_a_level_for_the_row_is_that_level_at_every_position() -> None:
     assert torch.equal(encode(made, sigma=level), encode(made, sigma=level[:, None].expand(8, 7)))
 
 
+def test_the_network_by_itself_names_what_the_denoiser_names() -> None:
+    made = denoiser()
+    ids, everything = torch.arange(56).view(8, 7) % 20, torch.ones(8, 7, dtype=torch.bool)
+    scaled = made.embed(ids) * (SIGMA[..., None] ** 2 + 1).rsqrt()
+    assert torch.allclose(made.network(ids, SIGMA), made.decode(made.encode(scaled, SIGMA, everything)), atol=1e-5)
+
+
 def test_tokens_are_read_as_their_embeddings() -> None:
     made = denoiser()
     ids = torch.arange(56).view(8, 7) % 20

@@ -28,7 +28,7 @@ TEXTS = [
 ]
 LITERALS = ["<s> the cat", "</s>", "[MASK] sees", "<unk> <pad>", "<0x41> a"]
 """Texts that hold the names of special tokens: to SentencePiece they are characters like any."""
-LEARNT_FROM = [*SENTENCES, "in 1984 there were 12 of them, or 7, or 65.", "aaaa bbbb aaa abab"] * 3
+LEARNT_FROM = [*SENTENCES, "in 1984 there were 12 of them, or 7, or 65.", "aaaa bbbb aaa abab", "a  b" + "    c  d" * 30] * 3
 KINDS = {
     "bpe": {"model_type": "bpe"},
     "bpe of bytes": {"model_type": "bpe", "byte_fallback": True, "vocab_size": 380},
@@ -37,6 +37,18 @@ KINDS = {
         "add_dummy_prefix": False,
         "remove_extra_whitespaces": False,
         "normalization_rule_name": "identity",
+    },
+    "bpe of runs of spaces": {
+        "model_type": "bpe",
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+    },
+    "unigram as it stands": {
+        "model_type": "unigram",
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "vocab_size": 60,
     },
     "bpe over words": {"model_type": "bpe", "split_by_whitespace": False},
     "bpe with symbols": {"model_type": "bpe", "user_defined_symbols": ["the", "<x>", *DIGITS]},
@@ -75,6 +87,11 @@ def test_names_of_special_tokens_in_a_text_are_text(kind: str, tmp_path: Path) -
     ours = load_sentencepiece(learnt(tmp_path / "x.model", **KINDS[kind]))
     special = set(ours.all_special_ids) - {ours.unk_token_id}
     assert not special & {i for ids in encode(ours, LITERALS)["input_ids"] for i in ids}
+
+
+def test_runs_of_spaces_are_pieces_where_they_were_learnt(tmp_path: Path) -> None:
+    ours = load_sentencepiece(learnt(tmp_path / "x.model", **KINDS["bpe of runs of spaces"]))
+    assert "▁▁" in ours.tokenize("a  b    c")
 
 
 def test_a_learnt_model_has_the_readmes_ids_and_its_digits_stand_alone(tmp_path: Path) -> None:
