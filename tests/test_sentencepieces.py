@@ -28,7 +28,12 @@ TEXTS = [
 ]
 LITERALS = ["<s> the cat", "</s>", "[MASK] sees", "<unk> <pad>", "<0x41> a"]
 """Texts that hold the names of special tokens: to SentencePiece they are characters like any."""
-LEARNT_FROM = [*SENTENCES, "in 1984 there were 12 of them, or 7, or 65.", "aaaa bbbb aaa abab", "a  b" + "    c  d" * 30] * 3
+LEARNT_FROM = [
+    *SENTENCES,
+    "in 1984 there were 12 of them, or 7, or 65.",
+    "aaaa bbbb aaa abab",
+    "a  b" + "    c  d" * 30,
+] * 3
 KINDS = {
     "bpe": {"model_type": "bpe"},
     "bpe of bytes": {"model_type": "bpe", "byte_fallback": True, "vocab_size": 380},
