@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The score-based process beside DiffusionBERT and MDLM, each trained for the same number of minutes on one core: the same
 # text, vocabulary, depth, width, batches, optimizer and seed. Then the bound of 500 held-out sentences, and 200 samples at
-# temperature 1 and at 0.5, which a judge reads: an autoregressive model of the same size, trained here as long.
+# temperature 1 and at 0.5, which a judge reads: an autoregressive model of the same size, trained here as long, but for 12
+# minutes at most (such a model soon knows a small text by heart), of which the checkpoint is taken that is best at VALID.txt.
 #   bash runs/equal_time.sh TRAIN.txt VALID.txt [OUT [MINUTES]]
 # Two rows at a time (JOBS=1: one), of those that ROWS names ("score mdlm score_plain word_freq", whatever it says a judge);
 # what is there is not run again. Leave the machine alone meanwhile.
@@ -20,7 +21,10 @@ row() { # name, train, valid, folder, minutes
         mdlm) flags=("${over_tokens[@]}" --process mdlm) ;;
         score) flags=("${over_embeddings[@]}") ;;
         score_plain) flags=("${over_embeddings[@]}" --output_prior false) ;;
-        judge) flags=("${over_tokens[@]}" --process ar --seed 7) scoring=() ;;
+        judge)
+            flags=("${over_tokens[@]}" --process ar --seed 7 --eval_steps 250 --eval_sequences 500) scoring=()
+            [ "${minutes%.*}" -lt 12 ] || minutes=12
+            ;;
         *) echo "ROWS: $name must be one of score, mdlm, score_plain, word_freq" >&2; exit 2 ;;
     esac
     [ -e "$out/$name/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$out/$name" \
@@ -43,7 +47,7 @@ if [ "${1-}" = --row ]; then
     row "$@"
     exit
 fi
-[ $# -ge 2 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 . ./setup.sh
 ensure_environment requirements.txt
 export OMP_NUM_THREADS=1
@@ -63,7 +67,7 @@ printf '%s\0' "${rows[@]}" judge |
 for sample in "$out"/*.1.txt "$out"/*.0.5.txt; do
     found=${sample%.txt}.metrics
     [ -e "$found" ] || python compute_metric.py --predictions "$sample" --references "$2" \
-        --tokenizer "$out/judge/checkpoint-last" --judge_model "$out/judge/checkpoint-last" --json true >"$out/metrics.part"
+        --tokenizer "$out/judge/checkpoint" --judge_model "$out/judge/checkpoint" --json true >"$out/metrics.part"
     [ ! -e "$out/metrics.part" ] || mv "$out/metrics.part" "$found"
 done
 python - "$out" <<'PYTHON'
