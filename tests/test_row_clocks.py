@@ -16,7 +16,7 @@ from diffusion_word_freq import WordFreqDiffusion
 from process import Batch, SampleArgs, step_windows
 from row_clocks import ContinuousClock, RowClocks, WindowClock
 
-N, V, AT_ONCE = 200_000, 5, 20_011
+N, V, AT_ONCE = 100_000, 5, 20_011
 HARD = {"temperature": 0.7, "top_k": 3}
 
 
