@@ -1,4 +1,4 @@
-"""A small grammar, learnt by process=score without its output prior: what it must have understood after 2,000 steps.
+"""A small grammar, learnt by process=score without its output prior: what it must have understood after 1,200 steps.
 
 Sentences like "the old cat sees the big dog by the sea", cut by a SentencePiece model learnt from them, in packed rows.
 The thresholds are what the released modules reached on such a grammar, or better: their Euler sampler kept to it in .55
@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where it is trained."""
     place = tmp_path_factory.mktemp("grammar")
     write_corpus(place)
-    words = [*SETTINGS, "-d", place, "-mdir", place / "run", "--cache_dir", place / "cache"]
+    words = [*SETTINGS, "-d", place, "-mdir", place / "run", "--cache_dir", place / "cache", "--max_steps", 1200]
     with pytest.MonkeyPatch.context() as patch:
         assert call(main.main, patch, *words) == 0
     return place

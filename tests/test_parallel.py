@@ -52,7 +52,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("name", "processes", "words"),
     [
-        ("two", 2, ["--accumulation_steps", 2]),
         ("four", 4, []),
         ("shards", 2, ["--accumulation_steps", 2, "--strategy", "fsdp"]),
     ],
