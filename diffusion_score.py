@@ -224,16 +224,12 @@ class ScoreDiffusion(TextProcess):
     def estimate_before(
         self, denoiser: ScoreDenoiser, batch: Batch, x: Tensor, drawn: Drawn, generator: Generator | None
     ) -> Tensor | None:
-        """Of half of the sentences, the estimate that the network makes without one, [B, L, E]; of others 0.
-
-        The first is looked at in any case: of a network whose weights lie on several processes (FSDP), each must run it
-        as often as the others do.
-        """
+        """Of half of the sentences, the estimate that the network makes without one, [B, L, E]; of others 0."""
         if not denoiser.self_conditioning:
             return None
         rows = torch.rand(len(x), generator=generator, dtype=torch.float64).to(x.device) < 0.5
         looked, before = rows.clone(), torch.zeros_like(x)
-        looked[:1] = True
+        looked[:1] = True  # so that processes that share its weights (FSDP) run the network equally often
         hidden = self.encode(denoiser, x[looked], drawn.sigma[looked], batch.rows(looked))
         before[looked] = self.estimate(denoiser, hidden, drawn.learnt[looked], denoiser.table())
         return before * rows[:, None, None]
