@@ -25,7 +25,6 @@ row() { # name, train, valid, folder, minutes
             flags=("${over_tokens[@]}" --process ar --seed 7 --eval_steps 250 --eval_sequences 500) scoring=()
             [ "${minutes%.*}" -lt 12 ] || minutes=12
             ;;
-        *) echo "ROWS: $name must be one of score, mdlm, score_plain, word_freq" >&2; exit 2 ;;
     esac
     [ -e "$out/$name/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$out/$name" \
         --cache_dir "$out/cache" --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 64 --from_scratch true \
@@ -48,6 +47,13 @@ if [ "${1-}" = --row ]; then
     exit
 fi
 [ $# -ge 2 ] || { sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+read -ra rows <<<"${ROWS:-score mdlm score_plain word_freq}"
+for name in "${rows[@]}"; do
+    case $name in
+        score | mdlm | score_plain | word_freq) ;;
+        *) echo "ROWS: $name must be one of score, mdlm, score_plain, word_freq" >&2; exit 2 ;;
+    esac
+done
 . ./setup.sh
 ensure_environment requirements.txt
 export OMP_NUM_THREADS=1
@@ -61,7 +67,6 @@ from vocabulary import learn_tokenizer
 
 learn_tokenizer("wordpiece", training_source(sys.argv[1]), 4096, sys.argv[2])
 PYTHON
-read -ra rows <<<"${ROWS:-score mdlm score_plain word_freq}"
 printf '%s\0' "${rows[@]}" judge |
     xargs -0 -P "${JOBS:-2}" -I{} bash runs/equal_time.sh --row {} "$1" "$2" "$out" "${4:-8}"
 for sample in "$out"/*.1.txt "$out"/*.0.5.txt; do
