@@ -90,7 +90,7 @@ class ScoreArgs:
     @property
     def num_steps(self) -> float:
         """Time is continuous; levels that rise from left to right are AR-Diffusion's whole steps."""
-        return 2000 if self.level_order == "rising" else math.inf
+        return noise_levels.RISING if self.level_order == "rising" else math.inf
 
     @property
     def network_settings(self) -> dict[str, bool]:

@@ -13,6 +13,8 @@ from torch import Generator, Tensor
 
 KINDS = ("prefix", "span", "infill")
 """Parts of a text that may be given."""
+RISING = 2000
+"""Whole steps of levels that rise from left to right: AR-Diffusion's."""
 REACH = 18.75
 """sigma_max over the square root of E where none is given: CDCD's 300 at its width of 256."""
 
@@ -81,7 +83,7 @@ def places_of_positions(noised: Tensor, generator: Generator | None = None) -> T
     return (order + drawn[1]) / noised.sum(1, keepdim=True).clamp(min=1) % 1
 
 
-def rising_places(start: Tensor, noised: Tensor, num_levels: int = 2000, slope: float = 2.0) -> Tensor:
+def rising_places(start: Tensor, noised: Tensor, num_levels: int = RISING, slope: float = 2.0) -> Tensor:
     """AR-Diffusion's places: what is further left is noised later, and written sooner. float64 [B, L].
 
     The levels of a text of N tokens lie on a line from where the text, or the noise, is left to a fixed far end. It

@@ -41,7 +41,7 @@ def load_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
     if kind not in (BPE, UNIGRAM) or len(unknown) != 1:
         raise UserError(f"tokenizer {file}: not a SentencePiece model of bpe or unigram pieces with one unknown")
     if model.trainer_spec.treat_whitespace_as_suffix:
-        raise UserError(f"tokenizer {file}: its spaces end words (treat_whitespace_as_suffix), and must begin them")
+        raise UserError(f"tokenizer {file}: its spaces end words; train it without treat_whitespace_as_suffix")
     found = Tokenizer(merging(model) if kind == BPE else scoring(model))
     found.normalizer, found.pre_tokenizer = normalizer(model), splitter(model)
     found.decoder = decoder(model)

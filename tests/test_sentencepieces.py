@@ -141,6 +141,12 @@ def test_other_files_are_refused_in_one_line(content: bytes, message: str, tmp_p
         load_tokenizer(str(tmp_path / "c.model"))
 
 
+def test_a_model_whose_spaces_end_words_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    learnt(tmp_path / "x.model", model_type="bpe", treat_whitespace_as_suffix=True)
+    with pytest.raises(UserError, match="x.model: its spaces end words; train it without treat_whitespace_as_suffix"):
+        load_tokenizer(str(tmp_path / "x.model"))
+
+
 def test_a_damaged_model_is_a_tokenizer_or_refused_in_one_line(tmp_path: Path) -> None:
     whole, rng = learnt(tmp_path / "x.model", vocab_size=60).read_bytes(), random.Random(0)
     refused = 0
