@@ -7,11 +7,12 @@ import json
 import os
 import re
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -79,13 +80,31 @@ def read_bytes(path: Path, at_most: int = 2**26) -> bytes:
     """A file that is not meant to be large.
 
     Raises:
-        UserError: if it is.
+        UserError: if it is, or is a pipe or a device.
         OSError: if it cannot be read.
     """
-    size = path.stat().st_size
-    if size > at_most:
+    with open_regular(path) as file:
+        content = file.read(at_most + 1)  # not its size: that of a file in /proc is 0, and a file may grow
+    if len(content) > at_most:
+        size = max(len(content), path.stat().st_size)
         raise UserError(f"{path}: {size:,} bytes, more than the {at_most:,} that such a file may have; look what it is")
-    return path.read_bytes()
+    return content
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file opened for reading, if it is one: a pipe would be waited for, and a device such as /dev/zero has no end.
+
+    Raises:
+        UserError: if it is a pipe, a device or a socket.
+        OSError: if it cannot be opened, or is a folder.
+    """
+    if path.exists() and not path.is_dir() and not path.is_file():  # opening a pipe would block
+        raise UserError(f"{path}: not a regular file but a pipe, device or socket; give a file")
+    file = open(path, "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise UserError(f"{path}: not a regular file but a pipe, device or socket; give a file")
+    return file
 
 
 @contextlib.contextmanager
@@ -119,7 +138,7 @@ def written_whole(path: Path) -> Iterator[IO[str]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
+        os.chmod(temporary, 0o666 & ~umask())
         rename(Path(temporary), path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -136,11 +155,12 @@ def folder_written_whole(path: Path, *, manifest: bool = False) -> Iterator[Path
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    in_use = _lock_folder(temporary)
     try:
         yield temporary
-        for file in temporary.rglob("*"):
-            file.chmod(0o755 if file.is_dir() else 0o644)  # as others write them; safetensors lets nobody else read
-        temporary.chmod(0o755)
+        for file in temporary.rglob("*"):  # safetensors lets nobody else read, whatever the umask
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~umask())
+        temporary.chmod(0o777 & ~umask())
         if manifest:
             (temporary / MANIFEST).write_text(json.dumps(checksums(temporary), indent=1), encoding="utf-8")
         make_durable(temporary)
@@ -161,6 +181,42 @@ def folder_written_whole(path: Path, *, manifest: bool = False) -> Iterator[Path
         if reason := _why_not_written(error, temporary):
             raise UserError(f"{path}: cannot be written ({reason}); make room, or give another place") from error
         raise
+    finally:
+        if in_use is not None:
+            os.close(in_use)
+
+
+def umask() -> int:
+    """The permissions that this process takes from what it makes."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _lock_folder(folder: Path) -> int | None:
+    """A lock on a folder itself, held until the handle is closed or the process dies; None where there are none."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return handle
+    except OSError:
+        os.close(handle)
+        return None
+
+
+def clear_abandoned(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder that many processes may be writing to (a cache).
+
+    `folder_written_whole` holds a lock on what it writes, so a temporary folder that can be locked is nobody's.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if LEFTOVER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            handle = _lock_folder(path)
+            if handle is not None:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(handle)
 
 
 def _why_not_written(error: BaseException, temporary: Path) -> str:

@@ -44,6 +44,32 @@ def check_ranges(args: object, **bounds: tuple[float, float]) -> None:
             raise UserError(f"{name}={getattr(args, name)} must lie in {least}..{most}")
 
 
+MOST_SHOWN = 200
+"""Characters of a refused value that an error quotes."""
+
+
+def shown(value: object) -> str:
+    """A value as an error message quotes it: its repr, the middle left out if it is long."""
+    text = repr(value)
+    half = MOST_SHOWN // 2
+    return text if len(text) <= MOST_SHOWN else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
+
+
+def require_finite(report: dict[str, object], remedy: str) -> None:
+    """Refuse to report a figure that is no number: JSON has no NaN, and a reader would take it for a result.
+
+    Args:
+        report: figures by name; what is not a float is left alone.
+        remedy: ends the message.
+
+    Raises:
+        UserError: naming the first such figure.
+    """
+    for name, value in report.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} is {value}, not a finite number; {remedy}")
+
+
 @dataclass(frozen=True)
 class Batch:
     """Sentences padded to one length. Conditioning is data: what is not in `target_mask` is given."""

@@ -24,6 +24,15 @@ ECHO = 5
 PR_SET_PDEATHSIG = 1
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 """What a write may end in that says nothing of which file it was."""
+REMEDIES = {
+    **dict.fromkeys(NO_ROOM, "make room, or give another path"),
+    errno.EMFILE: "close files or raise the limit (ulimit -n)",
+    errno.ENFILE: "the system has too many files open; close some",
+    errno.EIO: "the disk or the network behind it fails; give another path",
+    errno.ELOOP: "a link leads to itself; give another path",
+}
+MOST_WORDS = 1500
+"""Characters of an error line: its beginning names the value, its end the remedy."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
@@ -163,6 +172,9 @@ class Deadline:
 
 def run_script(main: Callable[[], None]) -> None:
     """Calls `main`; what the user got wrong ends in one line on stderr and exit code 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding cannot show must not lose a result
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     try:
         main()
     except UserError as error:
@@ -171,10 +183,10 @@ def run_script(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        if error.filename is None and error.errno not in NO_ROOM:
+        if error.filename is None and error.errno not in REMEDIES:
             raise
         where = f"{error.filename}: " if error.filename is not None else ""
-        _refuse(f"{where}{error.strerror}; give another path, or make room")
+        _refuse(f"{where}{error.strerror}; {REMEDIES.get(error.errno, 'give another path')}")
     except UnicodeEncodeError as error:
         _refuse(f"a path that is not UTF-8: {error.object!r}; rename it")
     except RuntimeError as error:
@@ -191,5 +203,7 @@ def run_script(main: Callable[[], None]) -> None:
 
 def _refuse(message: str) -> None:
     line = f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}"
+    if len(line) > MOST_WORDS:
+        line = f"{line[: MOST_WORDS // 2]} [...] {line[-MOST_WORDS // 2 :]}"
     print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
     sys.exit(2)
