@@ -21,13 +21,13 @@ from models.networks import (
     fresh_network,
     load_network,
     require_settings,
+    require_vocabulary,
 )
 from models.packing import PackedRows, num_slots
 from models.score_denoiser import ScoreDenoiser, as_score_denoiser
 from models.score_lm import ScoreLmNetwork
 from models.trials import FAMILIES, try_out
 from process import UserError
-from vocabulary import vocabulary_size
 
 HEADS = (
     ("lm_head", "decoder"),  # ModernBERT's decoder
@@ -337,11 +337,7 @@ def build(
         network = load_network(args.model_name_or_path, causal=causal)
     denoiser = wrap(network, args.time_conditioning, num_steps, causal=causal, continuous=of_embeddings is not None)
     require_settings(network, of_embeddings or {})
-    if denoiser.vocab_size < vocabulary_size(tokenizer):
-        raise UserError(
-            f"the network {args.model_name_or_path} knows {denoiser.vocab_size} tokens but the tokenizer has "
-            f"{vocabulary_size(tokenizer)}; use the network's own tokenizer, or --from_scratch true"
-        )
+    require_vocabulary(args.model_name_or_path, denoiser.vocab_size, tokenizer)
     try:  # auto is settled where the device is known, models/machine.py
         network.set_attn_implementation("sdpa" if args.attn_implementation == "auto" else args.attn_implementation)
     except (ImportError, ValueError) as error:

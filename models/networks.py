@@ -180,6 +180,24 @@ def require_settings(network: PreTrainedModel, settings: dict[str, bool]) -> Non
             )
 
 
+def require_vocabulary(name: str, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with ids beyond the network's table of tokens.
+
+    Args:
+        name: of the network, for the message.
+        rows: of its table.
+        tokenizer: whose largest id must be below.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    if rows < vocabulary_size(tokenizer):
+        raise UserError(
+            f"the network {name} knows {rows} tokens but the tokenizer has {vocabulary_size(tokenizer)}; use the "
+            "network's own tokenizer, without added tokens, or --from_scratch true"
+        )
+
+
 def fresh_network(
     args: BertArgs, tokenizer: PreTrainedTokenizerBase, *, causal: bool = False, **more: object
 ) -> PreTrainedModel:

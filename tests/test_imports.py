@@ -148,6 +148,7 @@ MAY_IMPORT = {
         "pairs",
         "parallel",
         "models",
+        "pretrained",
         "process",
         "files",
         "text_process",
