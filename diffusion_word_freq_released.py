@@ -48,9 +48,8 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
     def __init__(self, args: WordFreqArgs, token_counts: Tensor, **ids: object) -> None:
         """Prepare the released tables; arguments as for the exact process."""
         super().__init__(args, token_counts, **ids)
-        self.unforced = (
-            torch.cat([torch.ones(1), 1 - released_betas(args.schedule, args.num_steps)]).double().cumprod(0)
-        )
+        stays = 1 - released_betas(args.schedule, args.num_steps).double()
+        self.unforced = torch.cat([torch.ones(1, dtype=torch.float64), stays]).cumprod(0)
         """alpha_bar(0..T) as the betas have it, float64 [T + 1]: above 0 at T where the last beta is below 1."""
         self.base = self.unforced.index_fill(0, torch.tensor([args.num_steps]), 0.0)
 
