@@ -35,12 +35,14 @@ import training_state
 from bookkeeping import EARLY, TIME_IS_SHORT, TOKENIZER, Bookkeeper, Figures, summary
 from config import TrainArgs, chosen_process, parse
 from corpus import holds_pairs, training_source
+from diffusion_word_freq import WordFreqDiffusion
 from masked_prediction import masked_lm_loss
 from models import machine
 from models.bert import build
 from models.networks import BertArgs
 from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
 from process import Batch, Loss, Share, UserError
+from spindle_report import spindle_report
 from tracking import draw_curve
 from vocabulary import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
 
@@ -65,6 +67,8 @@ def main() -> None:
             say(note)
         run, train_text, valid_text = prepare(settings, device, start)
         resuming.require_same_text(start, identities(run, train_text, valid_text), args)
+        if isinstance(run.process, WordFreqDiffusion) and run.process.exact and not settings[1].streaming:
+            say(spindle_report(run.process, train_text, run.tokenizer))
         train(settings, run, train_text, valid_text, device, start)
     return None
 

@@ -49,6 +49,7 @@ LIBRARY = {
     "detokenizers",
     "semi_autoregressive",
     "judges",
+    "spindle_report",
 }
 PROCESSES = {
     "diffusion_word_freq",
@@ -174,6 +175,7 @@ MAY_IMPORT = {
     },
     "resuming": {"bookkeeping", "config", "distributed", "process", "training_state"},
     "config": {"process"},
+    "spindle_report": {"dataloader", "diffusion_word_freq"},
     **dict.fromkeys(SCRIPTS, LIBRARY | {"models", "diffusion_word_freq"}),
 }
 FILES = sorted([*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py")])
