@@ -43,11 +43,16 @@ launch_small() { # data, output folder, flags...: from scratch on a CPU, an hour
         --max_length 128 --batch_size 64 "${from_scratch[@]}" --num_train_epochs 10 --max_minutes 60 "$@"
 }
 
-fit_to_memory() { # number of GPUs, sentences a step -> fitted: the batch for the smallest GPU, and how often to accumulate it
+fit_to_memory() { # number of GPUs, sentences a step -> fitted: flags of main.py; without a GPU, all of them in one batch
     local flags
     fitted=(--batch_size "$2")
     [ "$1" -gt 0 ] || return 0
-    flags=$(python - "$1" "$2" <<'PYTHON'
+    flags=$(batch_of_memory "$1" "$2")
+    read -r -a fitted <<<"$flags"
+}
+
+batch_of_memory() { # number of GPUs, sentences a step: the batch that fits the smallest GPU, and how often to accumulate it
+    python - "$1" "$2" <<'PYTHON'
 import sys
 
 import torch
@@ -58,8 +63,6 @@ fits = next(size for least, size in ((20, 64), (10, 32), (6, 16), (0, 8)) if gib
 micro = max(1, min(fits, wanted // gpus))
 print(f"--batch_size {micro} --accumulation_steps {max(1, round(wanted / (micro * gpus)))}")
 PYTHON
-    )
-    read -r -a fitted <<<"$flags"
 }
 
 given() { # names of a flag, default, words...: the value that a command line gives it

@@ -137,7 +137,7 @@ resolve() { # words of a command line, to `words`: --flag PATH and --flag=PATH a
 
 ensure_environment() { # files with pinned requirements
     local python=${PYTHON:-python3} wanted file
-    [ "$caller" = "$root" ] || echo "working in $root: out/ is there" >&2
+    [ "$caller" = "$root" ] || echo "working in $root: out/ and the commands shown below are of this folder" >&2
     if [ ! -x .venv/bin/python ]; then
         case $python in */*) python=$(existing "$python") ;; esac
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
