@@ -118,7 +118,10 @@ case ${1-lm1b} in
         must_exist "$1" "file or folder"
         text=$(existing "$1")
         name=$(results_of "$text")
-        [ "$name" != cache ] || refuse "$(shown "$1"): out/cache holds tokenised text; give the file another name"
+        case $name in
+            cache) refuse "$(shown "$1"): out/cache holds tokenised text; give the file another name" ;;
+            /) refuse "/: give a folder of texts" ;;
+        esac
         recipe=(own_text "$text" "out/$name")
         shift
         ;;

@@ -35,6 +35,7 @@ refuse() { # what is wrong: said below the usage, before anything is installed o
 
 shown() { # a word of the command line, for a message: one line, and not an endless one
     local word=${1//$'\n'/ }
+    [ -n "$word" ] || word="(an empty name)"
     [ "${#word}" -le 200 ] || word=${word:0:197}...
     printf '%s\n' "$word"
 }

@@ -51,6 +51,7 @@ FILES = (
     "my text.txt", "-dash.txt", "a.v1.txt", "a.v2.jsonl.gz", "a.TXT", "-x/train.txt", "a.txt.d/train.txt", "ünï {}.txt",
     "pairs/train.jsonl", "pairs/test.jsonl", "tok/tokenizer.json", "wordpiece/vocab.txt", "bert-small/config.json",
     "freq.json", "~/home.txt", "lm1b/train.txt", "model/process.json", "texts/ptb.txt", "texts/lambada.jsonl",
+    "cache/train.txt",
 )  # fmt: skip
 
 
@@ -143,6 +144,9 @@ def test_help_is_answered_without_installing(script: str, place: Path) -> None:
 REFUSED = {
     "run.sh": {
         "nothere.txt": "nothere.txt: no such file or folder",
+        "|": "(an empty name): no such file or folder",
+        "/": "/: give a folder of texts",
+        "cache/": "out/cache holds tokenised text",
         "a.v1.txt|a.v2.jsonl.gz": "a.v2.jsonl.gz: a word too many",
         "demo|--seed|3": "--seed: demo takes no further words",
         "-dash.txt": "-dash.txt is read as a flag; write ./-dash.txt",
