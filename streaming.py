@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import os
 import signal
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +20,7 @@ from multiprocessing.synchronize import Event as EventType
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -29,6 +31,7 @@ from corpus import Source, held_out
 from counting import count_tokens
 from dataloader import DataArgs, TokenizedText, split_sources, tokenize, tokenize_in_memory
 from distributed import from_everyone
+from hub import first_line
 from process import Batch, UserError
 from runtime import die_with_parent
 from vocabulary import one_core, tokenizer_fingerprint
@@ -161,9 +164,15 @@ class Taken:
     lane: int
     position: Position
     """Of the lane, after it."""
-    batch: Batch
+    arrays: dict[str, np.ndarray | None]
+    """The fields of a Batch. As tensors they would go through /dev/shm, which a container may keep small: a worker that
+    finds it full dies of a bus error, or its tensors with it."""
     places: np.ndarray
     """int64 [B, 2], file and position of its sentences."""
+
+    def batch(self) -> Batch:
+        """Its tensors."""
+        return Batch(**{name: None if a is None else torch.from_numpy(a) for name, a in self.arrays.items()})
 
 
 @dataclass(eq=False)
@@ -195,6 +204,8 @@ class Lanes(IterableDataset):
             yield error
         except OSError as error:
             yield UserError(f"{error.filename or self.text.source}: cannot be read ({error.strerror}); start again")
+        except Exception as error:  # the loader would hand over a traceback
+            yield UserError(f"{self.text.source}: reading it failed ({type(error).__name__}: {first_line(error)})")
 
     def _batches(self, first: int, stride: int) -> Iterator[Taken]:
         lanes = len(self.shared)
@@ -205,7 +216,8 @@ class Lanes(IterableDataset):
             if lane in own:
                 position, batch, places = next(readers[lane])
                 if number >= first and (number - first) % stride == 0:
-                    yield Taken(number, lane, position, batch, places)
+                    arrays = {name: None if t is None else t.numpy() for name, t in vars(batch).items()}
+                    yield Taken(number, lane, position, arrays, places)
 
     def _lane(self, lane: int, pieces: list[shards.Piece]) -> Iterator[tuple[Position, Batch, np.ndarray]]:
         epoch, first, at, used = self.positions.get(lane, (0, 0, 0, 0))
@@ -279,10 +291,12 @@ class StreamedBatches:
         at = {lane: at for lane, (_, at) in self.positions.items()}
         shared = shards.cut(text.source, self.lanes)
         lanes = Lanes(text, seed, shared, self.pool, self.first, rank, world_size, at)
-        self._closing = multiprocessing.Event()
+        self._closing = _locks(workers)
         ends = partial(_live_and_die_with_the_trainer, self._closing)
         settings = {"prefetch_factor": 4, "worker_init_fn": ends} if workers else {}
-        self._source = iter(DataLoader(lanes, batch_size=None, num_workers=workers, **settings))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create")  # more than cores, if so told
+            self._source = iter(DataLoader(lanes, batch_size=None, num_workers=workers, **settings))
 
     def _least(self) -> int:
         """Sentences of a pool: so many that what its last batch lacks hardly matters."""
@@ -301,7 +315,7 @@ class StreamedBatches:
                 raise taken
             self.positions[taken.lane] = (taken.number, taken.position)
             places = partial(self._places, taken.places.tolist())
-            parts.append(Part(taken.number - self.first, taken.position[0], taken.batch, places))
+            parts.append(Part(taken.number - self.first, taken.position[0], taken.batch(), places))
         self.first += self.parts
         return parts
 
@@ -321,6 +335,23 @@ class StreamedBatches:
         """Lets the workers go."""
         self._closing.set()
         self._source = None
+
+
+def _locks(workers: int) -> EventType:
+    """What tells the workers that the trainer closes.
+
+    Raises:
+        UserError: if there is no room for the locks of so many workers' queues, which are files in /dev/shm.
+    """
+    try:
+        closing = multiprocessing.Event()
+        _ = [multiprocessing.Queue() for _ in range(workers + 2)]  # to see; given back before the loader makes its own
+        return closing
+    except OSError as error:
+        raise UserError(
+            f"num_workers={workers}: the readers cannot be started ({error.strerror}); make room in /dev/shm, or "
+            "--num_workers 0"
+        ) from error
 
 
 def _live_and_die_with_the_trainer(closing: EventType, worker: int) -> None:

@@ -122,7 +122,8 @@ def test_a_reader_that_is_killed_ends_the_run_in_one_line(place: Path) -> None:
         if "python" in Path(f"/proc/{child}/cmdline").read_text():
             os.kill(int(child), signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and "a process that reads text was killed" in errors and errors.count("\n") == 1
+    assert process.returncode == 2 and "a process that reads text was killed" in errors, errors
+    assert errors.count("\n") == 1, errors
     again = start(place, "reader", words=words)
     until(again, "resumed after step")
     again.send_signal(signal.SIGTERM)

@@ -88,6 +88,7 @@ MAY_IMPORT = {
         "counting",
         "dataloader",
         "distributed",
+        "hub",
         "process",
         "runtime",
         "shards",

@@ -161,6 +161,34 @@ def test_what_goes_wrong_in_a_worker_is_said_as_by_anyone(source: Source, tokeni
     reader.close()
 
 
+def test_a_worker_hands_over_no_tensor(source: Source, tokenizer: BertTokenizerFast) -> None:
+    """One would go through /dev/shm, and could not be had any more once its worker is gone."""
+    text = streaming.open_stream(source, tokenizer, DataArgs("x", **WORDS))
+    one = streaming.StreamedBatches(text, seed=1)
+    taken = next(iter(one._source._dataset))
+    assert not [value for value in (*vars(taken).values(), *taken.arrays.values()) if isinstance(value, torch.Tensor)]
+    assert torch.equal(taken.batch().input_ids, one.take()[0].batch.input_ids)
+
+
+def test_a_worker_that_fails_ends_the_run_in_one_line(source: Source, tokenizer, monkeypatch) -> None:
+    text = streaming.open_stream(source, tokenizer, DataArgs("x", **{**WORDS, "num_workers": 1}))
+    monkeypatch.setattr(streaming, "tokenize_in_memory", lambda *_: 1 / 0)  # a worker is a fork, and has this, too
+    reading = streaming.StreamedBatches(text, seed=1)
+    with pytest.raises(UserError, match=r"reading it failed \(ZeroDivisionError: division by zero\)"):
+        reading.take()
+    reading.close()
+
+
+def test_readers_that_cannot_be_started_are_said_to_be(source: Source, tokenizer, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    text = streaming.open_stream(source, tokenizer, DataArgs("x", **WORDS))
+    monkeypatch.setattr(streaming.multiprocessing, "Queue", full)
+    with pytest.raises(UserError, match="cannot be started .No space left on device.; make room in /dev/shm, or --num"):
+        streaming.StreamedBatches(text, seed=1)
+
+
 def test_too_little_text_is_refused(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
     (tmp_path / "a.txt").write_text("one line.\n")
     reader = stream(Source((tmp_path / "a.txt",)), tokenizer)
