@@ -33,7 +33,7 @@ def load(
     """A model, of a kind, and its tokenizer from a local folder; safetensors only.
 
     Raises:
-        UserError: if it is not there or cannot be read.
+        UserError: if it is not there or cannot be read, or a weight is no finite number.
     """
     if not Path(folder).expanduser().is_dir():
         raise UserError(f"{folder}: no such folder; give a model folder made by save_pretrained")
@@ -43,6 +43,9 @@ def load(
         model = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
     except Exception as error:  # a damaged model raises anything
         raise UserError(f"{folder}: cannot be read as a model ({first_line(error)})") from error
+    for name, weights in model.named_parameters():
+        if not weights.isfinite().all():
+            raise UserError(f"{folder}: its weights are damaged: {name} holds NaN or infinity; give another copy")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval().to(eval_device), tokenizer
@@ -62,6 +65,8 @@ def hidden_states(
             encoded = tokenizer(chunk, padding=True, truncation=True, max_length=limit, return_tensors="pt")
             encoded = encoded.to(model.device)
             states = model(**encoded, output_hidden_states=True).hidden_states[layer]
+            if not states.isfinite().all():
+                raise UserError(f"{description}: the model's hidden states are not finite; give another model")
             for ids, mask, state in zip(encoded.input_ids, encoded.attention_mask.bool(), states, strict=True):
                 yield ids[mask].tolist(), state[mask].cpu()
             bar.update(len(chunk))
@@ -103,7 +108,7 @@ def greedy_f1(hypothesis: list[int], h: Tensor, reference: list[int], r: Tensor,
     if not words_h or not words_r:
         return 0.0
     precision, recall = similarity.amax(1)[words_h].mean(), similarity.amax(0)[words_r].mean()
-    return float(2 * precision * recall / (precision + recall))
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
 # ---- MAUVE (Pillutla et al. 2021) ------------------------------------------------------------------------------------
