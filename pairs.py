@@ -21,7 +21,7 @@ from corpus import Keep, Source
 from dataloader import DataArgs, TokenizedText, require_a_batch, split_sources, tokenize, with_ends
 from files import local_path, read_bytes
 from hub import first_line
-from process import Batch, UserError
+from process import Batch, UserError, shown
 from vocabulary import encode, text_of
 
 PLAIN = "plain"
@@ -84,8 +84,7 @@ def prompt_of(data: str) -> str:
     except Exception as error:  # YAML fails in many ways
         raise UserError(f"{card}: its header is not YAML ({first_line(error)}); give --prompt") from error
     if not isinstance(declared, str):
-        what = f"its prompt is a {type(declared).__name__}, and must be a text with {{src}} and {{trg}}, or {PLAIN}"
-        raise UserError(f"{card}: {what}")
+        raise UserError(f"{card}: prompt={shown(declared)} must be a text with {{src}} and {{trg}}, or {PLAIN}")
     check_prompt(declared, f"{card}: prompt")
     return declared
 
@@ -103,7 +102,10 @@ def header_of(card: Path) -> dict:
         return {}
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(header[2], yaml.SafeLoader)):
         raise UserError(f"{card}: its header has an alias (*name); write out what it stands for, or give --prompt")
-    return dict(yaml.safe_load(header[2]) or {})
+    declared = yaml.safe_load(header[2]) or {}
+    if not isinstance(declared, dict):
+        raise ValueError(f"it is a {type(declared).__name__}, not names with values")
+    return declared
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
