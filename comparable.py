@@ -7,6 +7,10 @@ from protocols import TextForm
 
 SINGLE = ("unpadded", "padded")
 """Protocols with a text a row."""
+WHY = {
+    "protocol": "the figures are no measure of what it has learnt, and not comparable with its training's",
+    "detokenizer": "the figures are not comparable with its training's",
+}
 
 
 def trained_form(run: Run) -> TextForm:
@@ -26,10 +30,9 @@ def longest_trained(run: Run) -> int | None:
 def other_than_trained(run: Run, text: Text) -> list[str]:
     """Notes on why the figures of a text are not comparable with those of the training."""
     notes, trained, longest = [], trained_form(run), longest_trained(run)
-    for name in ("protocol", "detokenizer"):
+    for name, why in WHY.items():
         own, its = getattr(run.form, name), getattr(trained, name)
         if own != its and not run.pairs:
-            why = "the figures are no measure of what it has learnt, and not comparable with its training's"
             notes.append(f"{name}={own}, but the checkpoint was trained with {name}={its}: {why}")
     if longest is not None and run.form.protocol in SINGLE:
         longer = int((getattr(text, "text", text).lengths > longest).sum())  # the text in padded rows

@@ -17,7 +17,7 @@ JOINERS = dict.fromkeys(map(ord, "\u00ad\u200c\u200d\u2060"))
 LETTER, UNSPACED_LETTER = re.compile(r"[^\W\d_]"), re.compile(rf"(?=[^\W\d_])[{UNSPACED}]")
 ASCII_WORD = re.compile(r"[a-z0-9]+")
 WORD_KINDS = ("unicode", "ascii")
-LOOKED_AT = 1000
+LOOKED_AT = 200
 """Texts that decide about a script, evenly spread over all."""
 LETTERS_A_GAP = 5
 """Letters to a space, at least, where words are not set apart; Thai and Japanese cut into words have 2 to 4."""
@@ -52,7 +52,7 @@ def are_set_apart(texts: Sequence[str], gaps: float | None = None) -> bool:
     """Whether spaces stand between the words of texts: not if most letters are of a script without, and few spaces.
 
     Args:
-        texts: at most a thousand of them are looked at.
+        texts: a few hundred of them, at most, are looked at.
         gaps: spaces between words in what is looked at, where that is all and its spaces are not the original's.
     """
     seen = texts[:: -(-len(texts) // LOOKED_AT)] if len(texts) > LOOKED_AT else texts
