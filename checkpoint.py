@@ -90,6 +90,8 @@ class Run:
     """How texts are read, of a model of text."""
     trained_on: str = ""
     """The protocol of its training text, of which `length_histogram` is; empty: that of `form`."""
+    trained_detokenizer: str = ""
+    """Likewise."""
 
     @property
     def causal(self) -> bool:
@@ -175,7 +177,7 @@ def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: i
     """
     remedy = "make them with word_freq.py"
     try:
-        entries = json.loads(read_text(path, 2**28))
+        entries = json.loads(read_text(path, 2**28).removeprefix("\ufeff"))
     except OSError as error:
         raise UserError(f"word frequencies {path}: cannot be read ({error.strerror}); {remedy}") from error
     except UserError:
@@ -285,7 +287,7 @@ def load(name: str, device: torch.device, *, posterior: str = "", **of_text: str
     form.check_process(flat=getattr(process, "flat", True))
     facts = description.get("facts", {})
     run = Run(denoiser.eval(), process, process_args, tokenizer, counts, histogram, max_length, facts, pairs, form)
-    run.trained_on = trained.protocol
+    run.trained_on, run.trained_detokenizer = trained.protocol, trained.detokenizer
     return run.to(device)
 
 

@@ -6,14 +6,15 @@ python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/t
     --target_se 0.005
 """
 
-import json
 import math
 import sys
 from dataclasses import dataclass, field
 
 import checkpoint
+import comparable
 import dataloader
 import distributed
+import figures
 import hub
 import likelihood
 import pairs
@@ -22,7 +23,7 @@ import runtime
 from config import FROM_CHECKPOINT, parse
 from corpus import holds_pairs, scored_source
 from detokenizers import DETOKENIZERS
-from process import BoundArgs, UserError, check_choices, check_ranges, reverse_steps
+from process import BoundArgs, UserError, check_choices, check_ranges, require_finite, reverse_steps
 
 
 @dataclass(frozen=True)
@@ -105,12 +106,32 @@ def steps(args: ElboArgs, total: float) -> float:
 
 
 def say(args: ElboArgs, run: checkpoint.Run, text: dataloader.Text, report: dict) -> None:
-    """The report, and what a person should know of it."""
-    if text.cuts:
-        print(f"note: {text.cuts}", file=sys.stderr)
+    """The report, and what a person should know of it.
+
+    Raises:
+        UserError: if a figure is not finite.
+    """
+    require_finite(report, remedy(args, run))
+    notes = [text.cuts] if text.cuts else []
+    notes += comparable.other_than_trained(run, text)
+    for sentence in notes:
+        figures.note(sentence)
     if not run.process.is_bound:
-        print("warning: the released posterior's figure is not a bound: it can lie below -log p(x0)", file=sys.stderr)
-    print(json.dumps(report) if args.json else likelihood.describe(report))
+        notes.append("the released posterior's figure is not a bound: it can lie below -log p(x0)")
+        print(f"warning: {notes[-1]}", file=sys.stderr)
+    print(figures.as_json(report | {"notes": notes}) if args.json else likelihood.describe(report))
+
+
+def remedy(args: ElboArgs, run: checkpoint.Run) -> str:
+    """What to do about a bound that is not finite."""
+    for name, weights in run.denoiser.network.named_parameters():
+        if not weights.isfinite().all():
+            return (
+                f"the weights of {args.checkpoint} are damaged: {name} holds NaN or infinity; give another checkpoint"
+            )
+    if args.precision != "fp32":
+        return f"precision={args.precision} may be too coarse for this network; give --precision fp32"
+    return "the network's weights are finite, but not what it makes of this text; try its lines one by one (--limit 1)"
 
 
 def read_text(args: ElboArgs, run: checkpoint.Run) -> dataloader.Text:

@@ -7,7 +7,6 @@ python compute_metric.py --predictions samples.txt --references test.txt --token
     --train_data train.txt
 """
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -18,20 +17,28 @@ from tqdm import tqdm
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import distributed
+import figures
 import files
 import hub
 import judges
 import metrics
 import metrics_of_models
 import runtime
+import words
 from config import parse
 from corpus import PAIR, Source, holds_pairs, read_sentences, scored_source, training_source
 from predictions import read_predictions, read_samples
-from process import UserError, check_ranges
+from process import UserError, check_choices, check_ranges, require_finite
 from vocabulary import encode, load_tokenizer, respell
 
-Report = dict[str, float | int | None]
+Report = dict[str, float | int | str | list[str] | None]
 Spell = Callable[[list[str]], list[str]]
+MOST_CANDIDATES = 1000
+"""Of a source: MBR and self-BLEU compare all pairs."""
+MOST_CHARACTERS = 500_000
+"""Of a text whose words are aligned with another's, in seconds."""
+MOST_WORDS_COMPARED = 10**9
+"""By BLEU of all pairs of a source's candidates, in hours."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +60,13 @@ class MetricArgs:
     released: bool = field(
         default=False, metadata={"help": "as the released program had it: BLEU swapped, text references as they are"}
     )
+    rouge_tokens: str = field(
+        default="unicode",
+        metadata={
+            "choices": list(words.WORD_KINDS),
+            "help": "words of ROUGE-L: of any script; or a-z and 0-9 alone, as DiffuSeq has it",
+        },
+    )
     bertscore_model: str = field(default="", metadata={"help": "model folder; DiffuSeq's: deberta-xlarge-mnli"})
     bertscore_layer: int = field(default=0, metadata={"help": "0: bert-score's choice for such a model"})
     mauve_model: str = field(default="", metadata={"help": "folder of a causal language model"})
@@ -65,7 +79,9 @@ class MetricArgs:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
-        check_ranges(self, mbr_size=(0, 1000), diversity_samples=(0, 10**6), bertscore_layer=(0, 1000))
+        check_choices(self)
+        check_ranges(self, mbr_size=(0, MOST_CANDIDATES), diversity_samples=(0, MOST_CANDIDATES))
+        check_ranges(self, bertscore_layer=(0, 1000))
         check_ranges(self, seed=(0, 2**63 - 1))
 
 
@@ -94,7 +110,14 @@ def main() -> None:
         refuse(args, "mauve_model", "predictions of pairs are measured with --bertscore_model")
         refuse(args, "judge_model", "predictions of pairs are measured with --bertscore_model")
         report = conditional(args, records, tokenizer)
-    print(json.dumps(report) if args.json else table(report))
+    models = [m for m in (args.bertscore_model, args.mauve_model, args.judge_model) if m]
+    require_finite(
+        report,
+        f"look for NaN in the weights of {', '.join(models)}" if models else "report it: a fault of this program",
+    )
+    for text in report["notes"]:
+        figures.note(text)
+    print(figures.as_json(report) if args.json else table(report))
 
 
 def refuse(args: MetricArgs, name: str, reason: str) -> None:
@@ -145,6 +168,7 @@ def conditional(args: MetricArgs, records: list[dict], tokenizer: PreTrainedToke
         raise UserError(
             "train_data: its targets are spelled, and its sources compared, by a tokenizer; add --tokenizer"
         )
+    require_comparable(args, records)
     references = [record["reference"] for record in records]
     candidates = [record["candidates"][: args.mbr_size or None] for record in records]
     if args.mbr_size > len(candidates[0]):
@@ -152,7 +176,8 @@ def conditional(args: MetricArgs, records: list[dict], tokenizer: PreTrainedToke
     chosen = tqdm(candidates, desc="choosing", unit="source", leave=False, disable=None)
     predictions = [texts[metrics.mbr_select(texts, released=args.released)] for texts in chosen]
     report: Report = {"num_sources": len(records), "mbr_size": len(candidates[0])}
-    report |= summarise(quality(predictions, references, args.released))
+    report |= summarise(quality(args, predictions, references))
+    report["rouge_tokens"] = args.rouge_tokens
     report |= summarise({"bleu_single": bleus([texts[0] for texts in candidates], references, args.released)})
     report |= diversity(args, [record["candidates"] for record in records])
     if args.bertscore_model:
@@ -160,7 +185,38 @@ def conditional(args: MetricArgs, records: list[dict], tokenizer: PreTrainedToke
         settings = args.bertscore_model, args.bertscore_layer, device
         report |= summarise({"bertscore": metrics_of_models.bert_score(predictions, references, *settings)})
     report |= summarise(baselines(args, records, tokenizer))
-    return report
+    return report | {"notes": notes([*predictions, *references])}
+
+
+def require_comparable(args: MetricArgs, records: list[dict]) -> None:
+    """Refuses what would take days: all pairs of candidates are compared, and all words of two texts.
+
+    Raises:
+        UserError: with the bound.
+    """
+    for number, record in enumerate(records, start=1):
+        texts = record["candidates"][: args.mbr_size or None]
+        if len(texts) > MOST_CANDIDATES:
+            many = f"{len(texts):,} candidates a source, and all pairs are compared"
+            raise UserError(f"{args.predictions}: {many}; give --mbr_size, {MOST_CANDIDATES:,} at most")
+        longest = max(len(text) for text in (*texts, record["source"], record["reference"]))
+        if longest > MOST_CHARACTERS:
+            long = f"text {number} has {longest:,} characters, more than {MOST_CHARACTERS:,}"
+            raise UserError(f"{args.predictions}: {long}; split it into several")
+        if len(texts) * sum(len(text.split()) for text in texts) > MOST_WORDS_COMPARED:
+            many = f"{len(texts):,} candidates of text {number} are too long to compare all pairs of them"
+            raise UserError(f"{args.predictions}: {many}; lower --mbr_size")
+
+
+def notes(texts: list[str]) -> list[str]:
+    """What must be known of the figures of texts."""
+    if words.are_set_apart(texts):
+        return []
+    return [
+        "most of the text is in a script without spaces between words, so a line is one word: BLEU, distinct, dist_1, "
+        "entropy, repetition, length and the choice among candidates say little (put spaces between its words or "
+        "letters); ROUGE-L takes each letter for a word"
+    ]
 
 
 def bleus(hypotheses: list[str], references: list[str], released: bool = False) -> list[float]:
@@ -169,11 +225,11 @@ def bleus(hypotheses: list[str], references: list[str], released: bool = False) 
     return [metrics.bleu(*pair) for pair in zip(*sides, strict=True)]
 
 
-def quality(predictions: list[str], references: list[str], released: bool) -> dict[str, list[float]]:
+def quality(args: MetricArgs, predictions: list[str], references: list[str]) -> dict[str, list[float]]:
     """One figure a source, by metric."""
     return {
-        "bleu": bleus(predictions, references, released),
-        "rouge_l": [metrics.rouge_l(*pair) for pair in zip(predictions, references, strict=True)],
+        "bleu": bleus(predictions, references, args.released),
+        "rouge_l": [metrics.rouge_l(*pair, args.rouge_tokens) for pair in zip(predictions, references, strict=True)],
         "dist_1": [metrics.distinct_1(prediction) for prediction in predictions],
         "length": [float(len(prediction.split())) for prediction in predictions],
         "exact_match": [float(p == r) for p, r in zip(predictions, references, strict=True)],
@@ -197,7 +253,7 @@ def baselines(
 ) -> dict[str, list[float]]:
     """The same metrics of copying the source, and BLEU of training targets: a random one, and the nearest source's."""
     sources, references = ([record[side] for record in records] for side in ("source", "reference"))
-    found = {f"{name}_copy": values for name, values in quality(sources, references, args.released).items()}
+    found = {f"{name}_copy": values for name, values in quality(args, sources, references).items()}
     del found["exact_match_copy"], found["length_copy"]
     if not args.train_data:
         return found
@@ -225,19 +281,18 @@ def pieces(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[set[int
 
 def unconditional(args: MetricArgs, samples: list[str], source: Source, spell: Spell) -> Report:
     """Quality against a whole corpus, diversity, repetition, and copying."""
-    words = [sample.split() for sample in samples]
+    tokenised = [sample.split() for sample in samples]
     references = spell([*read_sentences(source, description="reading references")])
     corpus = metrics.ReferenceCorpus(text.split() for text in references)
     report: Report = {"num_samples": len(samples), "num_references": len(references)}
-    values = {"bleu_4": [corpus.bleu(sample) for sample in words]}
-    if len(words) > 1:
-        values["self_bleu_4"] = metrics.self_bleu(words)
-    values["repetition"] = [metrics.repetition(sample) for sample in words]
-    values["length"] = [float(len(sample)) for sample in words]
+    values = {"bleu_4": [corpus.bleu(sample) for sample in tokenised]}
+    values["self_bleu_4"] = metrics.self_bleu(tokenised) if len(tokenised) > 1 else []
+    values["repetition"] = [metrics.repetition(sample) for sample in tokenised]
+    values["length"] = [float(len(sample)) for sample in tokenised]
     report |= summarise(values)
-    report["corpus_bleu_4"] = corpus.corpus_bleu(words)
-    report |= {f"distinct_{order}": metrics.distinct(words, order) for order in range(1, metrics.MAX_ORDER + 1)}
-    report["unigram_entropy"] = metrics.unigram_entropy(words)
+    report["corpus_bleu_4"] = corpus.corpus_bleu(tokenised)
+    report |= {f"distinct_{order}": metrics.distinct(tokenised, order) for order in range(1, metrics.MAX_ORDER + 1)}
+    report["unigram_entropy"] = metrics.unigram_entropy(tokenised)
     if args.train_data:
         known = set(spell([*read_sentences(training_source(args.train_data), description="reading training text")]))
         report |= summarise({"copied": [float(sample in known) for sample in samples]})
@@ -246,29 +301,29 @@ def unconditional(args: MetricArgs, samples: list[str], source: Source, spell: S
         report["mauve"] = metrics_of_models.mauve(samples, references, args.mauve_model, args.seed, device)
     if args.judge_model:
         report |= judges.generative_perplexity(samples, args.judge_model, runtime.pick_device(args.device))
-    return report
+    return report | {"notes": notes([*samples, *references])}
 
 
 # ---- words for people ------------------------------------------------------------------------------------------------
 
 
 def summarise(values: dict[str, list[float]]) -> Report:
-    """Mean and standard error of each list."""
+    """Mean and standard error of each list; None of an empty one."""
     report: Report = {}
     for name, numbers in values.items():
-        report[name], report[f"{name}_se"] = metrics.mean_and_error(numbers)
+        report[name], report[f"{name}_se"] = metrics.mean_and_error(numbers) if numbers else (None, None)
     return report
 
 
 def table(report: Report) -> str:
-    """One metric a line, with its standard error if it has one."""
+    """One metric a line, with its standard error if it has one; the notes are said elsewhere."""
     lines = []
     for name, value in report.items():
-        if name.endswith("_se"):
+        if name.endswith("_se") or name == "notes":
             continue
         error = report.get(f"{name}_se")
-        shown = f"{value:.4f}" if isinstance(value, float) else f"{value}"
-        lines.append(f"{name:20}{shown:>10}" + (f" ± {error:.4f}" if error is not None else ""))
+        shown = figures.number(value, 4) if value is None or isinstance(value, float) else f"{value}"
+        lines.append(f"{name:20}{shown:>10}" + (f" ± {figures.number(error, 4)}" if error is not None else ""))
     return "\n".join(lines)
 
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 import checkpoint
+import figures
 from metrics_of_models import load
 from process import Batch, UserError
 from vocabulary import encode
@@ -52,11 +53,12 @@ def generative_perplexity(texts: Sequence[str], folder: str, device: torch.devic
         device: where it runs.
 
     Returns:
-        gen_ppl with its standard error over texts (None for a single one), gen_tokens that were scored, and
-        token_entropy, the mean over texts of the entropy of a text's own token frequencies, in nats.
+        gen_ppl (None beyond the range of a float) with its standard error over texts (None for a single one),
+        gen_tokens that were scored, and token_entropy, the mean over texts of the entropy of a text's own token
+        frequencies, in nats.
 
     Raises:
-        UserError: if the folder is no judge, or there is nothing to score.
+        UserError: if the folder is no judge, or gives no finite figure, or there is nothing to score.
     """
     path, sums, entropies = Path(folder).expanduser(), [], []
     own = any((place / "process.json").exists() for place in (path, path / "checkpoint"))
@@ -68,10 +70,15 @@ def generative_perplexity(texts: Sequence[str], folder: str, device: torch.devic
     nats, tokens = np.array(sums, dtype=float).reshape(-1, 2).T
     if not tokens.sum():
         raise UserError(f"judge_model={folder}: the texts are too short to be scored; give longer ones")
-    perplexity = math.exp(min(nats.sum() / tokens.sum(), 700.0))
+    if not np.isfinite(nats).all():
+        place = int(np.flatnonzero(~np.isfinite(nats))[0]) + 1
+        raise UserError(f"judge_model={folder} gives text {place} {sums[place - 1][0]} nats; give another judge")
+    perplexity = figures.perplexity(nats.sum() / tokens.sum())
+    error = error_of_ratio(nats, tokens) if len(nats) > 1 else math.inf
+    margin = math.inf if perplexity is None else perplexity * error
     return {
         "gen_ppl": perplexity,
-        "gen_ppl_se": perplexity * error_of_ratio(nats, tokens) if len(nats) > 1 else None,
+        "gen_ppl_se": margin if math.isfinite(margin) else None,
         "gen_tokens": int(tokens.sum()),
         "token_entropy": float(np.mean(entropies)),
     }
@@ -150,6 +157,9 @@ def _of_transformers(folder: str, device: torch.device) -> Judge:
 
     rows = torch.tensor([[0, 1, 2, 3], [0, 1, 2, 4]], device=device) % model.config.vocab_size
     states = (model(input_ids=row[None], output_hidden_states=True).hidden_states[-1][0, :-1] for row in rows)
+    states = [*states]
+    if not all(state.isfinite().all() for state in states):
+        raise UserError(f"judge_model={folder}: its hidden states are not finite; give another judge")
     if not torch.allclose(*states, atol=1e-6, rtol=1e-5):
         raise UserError(f"judge_model={folder} sees what is to come; give a causal language model (GPT-2, ...)")
     longest = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 1024), 1024)

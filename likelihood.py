@@ -14,7 +14,9 @@ from checkpoint import Run
 from dataloader import Text
 from diffusion_word_freq import entropy
 from distributed import sum_over_ranks
+from figures import MOST_NATS, number, perplexity
 from process import EVERY_WINDOW, Batch, Bound, BoundArgs, UserError
+from words import LOOKED_AT, are_set_apart
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,14 @@ class Likelihood:
     """What the process has to say besides: sums over sentences, in nats, that are reported by token."""
     about: dict[str, float] = field(default_factory=dict)
     """And what is reported as it is."""
+    set_apart: bool = True
+    """Whether spaces stand between words: if not, there is no perplexity per word."""
 
     def report(self) -> dict[str, float | int | str | None]:
         """Every figure by its name.
 
-        ppl_word is the paper's: exp of the mean nats per sequence over the mean number of whitespace words.
+        ppl_word is the paper's: exp of the mean nats per sequence over the mean number of whitespace words; None of
+        text whose words are not set apart by spaces. A perplexity beyond the range of a float is None, too.
         standard_error_nats is that of nats_per_sequence, and covers both the choice of sentences and the draws of x_t;
         None for a single sentence. draws_error_nats is the part of the draws: what more evaluations would lessen.
         """
@@ -67,8 +72,8 @@ class Likelihood:
         return {
             "nats_per_sequence": mean,
             "bits_per_token": self.nats / self.num_tokens / math.log(2),
-            "ppl_token": _exp(self.nats / self.num_tokens),
-            "ppl_word": _exp(self.nats / max(self.num_words, 1e-9)),
+            "ppl_token": perplexity(self.nats / self.num_tokens),
+            "ppl_word": perplexity(self.nats / max(self.num_words, 1e-9)) if self.set_apart else None,
             "prior_nats": self.prior_nats / self.num_sequences,
             "reconstruction_nats": self.reconstruction_nats / self.num_sequences,
             "unigram_bits_per_token": self.unigram_nats / self.num_tokens / math.log(2),
@@ -86,10 +91,6 @@ class Likelihood:
             **{name: nats / self.num_tokens for name, nats in self.profile.items()},
             **self.about,
         }
-
-
-def _exp(value: float) -> float:
-    return math.exp(min(value, 700.0))  # an untrained network's perplexity may leave the range of a float
 
 
 OF_PROFILE = 2**31
@@ -210,8 +211,17 @@ def score(
     protocol = "" if run.pairs else run.form.protocol
     found = summary(tally, counts, num_steps, bound_args.estimator, protocol, profile.totals())
     more = {} if run.pairs else {"detokenizer": run.form.detokenizer}
-    about = run.process.about(run.denoiser)
-    return replace(found, length_nats=length_nats(run, text.target_lengths[indices]), about=about, **more)
+    more |= {"about": run.process.about(run.denoiser), "set_apart": words_set_apart(run, text, indices)}
+    return replace(found, length_nats=length_nats(run, text.target_lengths[indices]), **more)
+
+
+def words_set_apart(run: Run, text: Text, indices: np.ndarray) -> bool:
+    """Whether spaces stand between the words of the chosen sentences; some of them are looked at."""
+    chosen = np.sort(indices[:: -(-len(indices) // LOOKED_AT)])
+    batches = (batch for _, batch in sorted_batches(text, chosen, 64, run.tokenizer))
+    rows = (ids[mask] for batch in batches for ids, mask in zip(batch.input_ids, batch.target_mask, strict=True))
+    texts = [run.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    return are_set_apart(texts, gaps=float(text.num_words[chosen].sum()) - len(texts))
 
 
 def length_nats(run: Run, scored: np.ndarray) -> float | None:
@@ -264,7 +274,9 @@ def rounds_for(tally: Tally, target: float) -> int:
     """
     (nats, *_), variance = tally.totals()
     if not math.isfinite(variance) or not math.isfinite(nats):
-        raise UserError("the bound is not finite, so no target_se can be met; use --precision fp32")
+        raise UserError(
+            "the bound is not finite, so no target_se can be met; use --precision fp32, and look for NaN in the weights"
+        )
     if math.sqrt(variance) <= target * nats.item():
         return tally.rounds
     return max(tally.rounds + 1, math.ceil(tally.rounds * variance / (target * nats.item()) ** 2))
@@ -305,15 +317,15 @@ def pick(text: Text, limit: int, seed: int = 0) -> np.ndarray:
 def describe(report: dict[str, float | int | str | None]) -> str:
     """A report in a few lines for people."""
     error, draws = report["standard_error_nats"], report["draws_error_nats"]
-    margin = "unknown" if error is None else f"{error:.3f}"
+    margin = "unknown" if error is None else number(error, 3)
     of_estimator = "" if report["estimator"] == "windows" else f" by {report['estimator']}"
-    given = "" if report["length_nats"] is None else f" given their lengths ({report['length_nats']:.3f} more)"
-    margin += "" if draws is None else f" (of the draws alone {draws:.3f})"
+    given = "" if report["length_nats"] is None else f" given their lengths ({number(report['length_nats'], 3)} more)"
+    margin += "" if draws is None else f" (of the draws alone {number(draws, 3)})"
     return (
-        f"{report['bits_per_token']:.3f} bits/token (unigram {report['unigram_bits_per_token']:.3f}), "
-        f"PPL {report['ppl_token']:.2f} per token, {report['ppl_word']:.2f} per word\n"
-        f"{report['nats_per_sequence']:.3f} nats/sequence{given}, standard error {margin}; "
-        f"of these prior {report['prior_nats']:.3f}, reconstruction {report['reconstruction_nats']:.3f}\n"
+        f"{number(report['bits_per_token'], 3)} bits/token (unigram {number(report['unigram_bits_per_token'], 3)}), "
+        f"PPL {_perplexities(report)}\n"
+        f"{number(report['nats_per_sequence'], 3)} nats/sequence{given}, standard error {margin}; of these prior "
+        f"{number(report['prior_nats'], 3)}, reconstruction {number(report['reconstruction_nats'], 3)}\n"
         f"{report['num_steps']} steps{of_estimator}, {report['network_evaluations']:g} network evaluations a sequence; "
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"
         + (f"; rows {report['protocol']}" if report["protocol"] else "")
@@ -322,7 +334,17 @@ def describe(report: dict[str, float | int | str | None]) -> str:
     )
 
 
+def _perplexities(report: dict[str, float | int | str | None]) -> str:
+    token, word = (None if report[name] is None else number(report[name], 2) for name in ("ppl_token", "ppl_word"))
+    nats = report["nats_per_sequence"] * report["num_sequences"]
+    beyond = nats > MOST_NATS * max(report["num_words"], 1e-9)
+    without = "above 1e308 per word" if beyond else "none per word (no spaces between words)"
+    return f"{token or 'above 1e308'} per token, " + (without if word is None else f"{word} per word")
+
+
 def _by_level(report: dict[str, float | int | str | None]) -> str:
     prefix = "cross_entropy_at_"
-    levels = [f"{name.removeprefix(prefix)}: {nats:.3f}" for name, nats in report.items() if name.startswith(prefix)]
+    levels = [
+        f"{name.removeprefix(prefix)}: {number(nats, 3)}" for name, nats in report.items() if name.startswith(prefix)
+    ]
     return f"\ncross-entropy, nats a token, by noise level: {', '.join(levels)}" if levels else ""

@@ -4,8 +4,8 @@ Words are whitespace words of the strings as given. BLEU of a pair is nltk's; ag
 without its cost, since all samples share the same reference counts.
 """
 
+import functools
 import math
-import re
 from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from nltk.translate.bleu_score import SmoothingFunction, brevity_penalty, sentence_bleu
 from nltk.util import ngrams
+
+from words import rouge_words
 
 MAX_ORDER = 4
 method4 = SmoothingFunction().method4
@@ -28,21 +30,38 @@ def bleu(hypothesis: str, reference: str) -> float:
     return float(sentence_bleu([reference.split()], hypothesis.split(), smoothing_function=method4))
 
 
-def rouge_l(hypothesis: str, reference: str) -> float:
-    """F1 of the longest common subsequence of lower-cased alphanumeric words (Lin 2004), as in rouge-score."""
-    a, b = (re.findall(r"[a-z0-9]+", text.lower()) for text in (hypothesis, reference))
+def rouge_l(hypothesis: str, reference: str, kind: str = "unicode") -> float:
+    """F1 of the longest common subsequence of lower-cased words of letters and digits (Lin 2004), as in rouge-score.
+
+    Args:
+        hypothesis, reference: texts; 0 if either has no word.
+        kind: of words, see `words.rouge_words`; rouge-score's own is ascii.
+    """
+    a, b = (rouge_words(text, kind) for text in (hypothesis, reference))
     common = longest_common_subsequence(a, b)
     return 2 * common / (len(a) + len(b)) if common else 0.0
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Its length, by the usual table, one row at a time."""
-    row = [0] * (len(b) + 1)
+    """Its length, by the usual table, a row of which is one integer (Hyyro 2004): a bit is 0 where the row goes up."""
+    a, b = sorted((a, b), key=len)
+    places: dict[str, list[int]] = defaultdict(list)
+    for j, word in enumerate(b):
+        places[word].append(j)
+
+    @functools.lru_cache(512)  # of all words, it would be the square of their number in memory
+    def standing(word: str) -> int:
+        bits = bytearray(len(b) // 8 + 1)
+        for j in places[word]:
+            bits[j >> 3] |= 1 << (j & 7)
+        return int.from_bytes(bits, "little")
+
+    everywhere = row = (1 << len(b)) - 1
     for word in a:
-        diagonal = 0
-        for j, other in enumerate(b, start=1):
-            diagonal, row[j] = row[j], diagonal + 1 if word == other else max(row[j], row[j - 1])
-    return row[-1]
+        if word in places:
+            matches = row & standing(word)
+            row = ((row + matches) | (row - matches)) & everywhere
+    return len(b) - row.bit_count()
 
 
 def distinct_1(text: str) -> float:

@@ -34,7 +34,7 @@ def load(
     """A model, of a kind, and its tokenizer from a local folder; safetensors only.
 
     Raises:
-        UserError: if it is not there or cannot be read.
+        UserError: if it is not there or cannot be read, or a weight is no finite number.
     """
     if not Path(folder).expanduser().is_dir():
         raise UserError(f"{folder}: no such folder; give a model folder made by save_pretrained")
@@ -65,8 +65,13 @@ def hidden_states(
         for start in range(0, len(texts), 64):
             chunk = list(texts[start : start + 64])
             encoded = tokenizer(chunk, padding=True, truncation=True, max_length=limit, return_tensors="pt")
+            if not encoded.input_ids.shape[1]:  # no network takes rows of nothing
+                yield from (([], torch.zeros(0, model.config.hidden_size)) for _ in chunk)
+                continue
             encoded = encoded.to(model.device)
             states = model(**encoded, output_hidden_states=True).hidden_states[layer]
+            if not states.isfinite().all():
+                raise UserError(f"{description}: the model's hidden states are not finite; give another model")
             for ids, mask, state in zip(encoded.input_ids, encoded.attention_mask.bool(), states, strict=True):
                 yield ids[mask].tolist(), state[mask].cpu()
             bar.update(len(chunk))
@@ -108,7 +113,7 @@ def greedy_f1(hypothesis: list[int], h: Tensor, reference: list[int], r: Tensor,
     if not words_h or not words_r:
         return 0.0
     precision, recall = similarity.amax(1)[words_h].mean(), similarity.amax(0)[words_r].mean()
-    return float(2 * precision * recall / (precision + recall))
+    return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
 # ---- MAUVE (Pillutla et al. 2021) ------------------------------------------------------------------------------------
@@ -125,12 +130,18 @@ def mauve(samples: Sequence[str], references: Sequence[str], folder: str, seed: 
         folder: a causal language model's folder.
         seed: of k-means.
         device: where to run the model.
+
+    Raises:
+        UserError: if the model's tokenizer makes nothing of a text.
     """
     model, tokenizer = load(folder, eval_device=device)
-    features = [
-        torch.stack([state[-1] for _, state in hidden_states(model, tokenizer, texts, -1, "MAUVE")]).double().numpy()
-        for texts in ([text or " " for text in samples], [text or " " for text in references])
-    ]
+    features = []
+    for name, texts in (("sample", samples), ("reference", references)):
+        found = hidden_states(model, tokenizer, [text or " " for text in texts], -1, "MAUVE")
+        states = [state[-1:] for _, state in found]
+        if empty := [i for i, state in enumerate(states, start=1) if not len(state)]:
+            raise UserError(f"mauve_model={folder}: its tokenizer makes nothing of {name} {empty[0]}; leave that out")
+        features.append(torch.cat(states).double().numpy())
     p, q = quantise(*features, seed)
     return area(divergence_curve(p, q))
 

@@ -8,23 +8,27 @@ learns where a target ends, and ends its own. A source too long for its place lo
 """
 
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import torch
-from huggingface_hub import metadata_load
+import yaml
+from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import Keep, Source
 from dataloader import DataArgs, TokenizedText, require_a_batch, split_sources, tokenize, with_ends
-from files import local_path
+from files import local_path, read_bytes
 from hub import first_line
-from process import Batch, UserError
+from process import Batch, UserError, shown
 from vocabulary import encode, text_of
 
 PLAIN = "plain"
 WINDOW_PERCENTILE = 99
 NO_LIMIT = 2**31
+MOST_CARD = 2**20
+"""Bytes of a data card."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +78,33 @@ def prompt_of(data: str) -> str:
     if not path.exists() or not card.exists():
         return PLAIN
     try:
-        declared = (metadata_load(card) or {}).get("prompt", PLAIN)
+        declared = header_of(card).get("prompt", PLAIN)
+    except UserError:
+        raise
     except Exception as error:  # YAML fails in many ways
         raise UserError(f"{card}: its header is not YAML ({first_line(error)}); give --prompt") from error
     if not isinstance(declared, str):
-        raise UserError(f"{card}: prompt={declared!r} must be a text with {{src}} and {{trg}}, or {PLAIN}")
+        raise UserError(f"{card}: prompt={shown(declared)} must be a text with {{src}} and {{trg}}, or {PLAIN}")
     check_prompt(declared, f"{card}: prompt")
+    return declared
+
+
+def header_of(card: Path) -> dict:
+    """What a data card declares in the YAML between its first lines of three dashes; empty if it has none.
+
+    Raises:
+        UserError: if the card is no regular file or too large, or its header refers to itself (which can grow without
+            end).
+        OSError, ValueError, yaml.YAMLError: if it cannot be read, or is no mapping.
+    """
+    header = REGEX_YAML_BLOCK.search(read_bytes(card, MOST_CARD).decode("utf-8-sig"))
+    if header is None:
+        return {}
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(header[2], yaml.SafeLoader)):
+        raise UserError(f"{card}: its header has an alias (*name); write out what it stands for, or give --prompt")
+    declared = yaml.safe_load(header[2]) or {}
+    if not isinstance(declared, dict):
+        raise ValueError(f"it is a {type(declared).__name__}, not names with values")
     return declared
 
 

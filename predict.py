@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 import checkpoint
+import comparable
 import distributed
 import files
 import hub
@@ -81,6 +82,7 @@ def main() -> None:
     run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
     if longer.semi_ar:
         check_semi_ar(run, args)
+    comparable.warn_of_length(run, len(parse_infill(run, args.infill)) if args.infill else args.length)
     if args.show:
         show(run, args, sampling, device)
         return

@@ -11,13 +11,18 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
-from files import folder_written_whole, read_text, written_whole
-from process import UserError
+from corpus import _decoded, read_line
+from files import folder_written_whole, open_regular, written_whole
+from process import UserError, shown
 
 FORM = {"source": str, "reference": str, "prediction": str, "candidates": list}
 """What a record of ours must hold."""
+MOST_BYTES = 2**30
+"""In a file of predictions; all of it is in memory."""
 
 
 def fingerprint_of(checkpoint: Path, recipe: dict, sources: list[str], references: list[str]) -> str:
@@ -127,7 +132,7 @@ def read_predictions(path: Path) -> list[dict] | None:
         if not files:
             raise UserError(f"{path}: no .json file of DiffuSeq's form in this folder")
         return merge([read_records(file) for file in files], files)
-    if path.suffix == ".txt":
+    if path.suffix.lower() == ".txt":
         return None
     records = read_records(path)
     first, size = next(iter(records.values())), None
@@ -145,16 +150,30 @@ def read_predictions(path: Path) -> list[dict] | None:
     return list(records.values())
 
 
+def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Number and text of each line, stripped, as a corpus is read: a BOM is taken off, U+2028 is no end of a line.
+
+    Raises:
+        UserError: naming file and line, if it is not UTF-8 or too long; if it is no regular file, or too large.
+    """
+    number = size = 0
+    try:
+        with open_regular(path) as file:
+            while line := read_line(file, path, partial(int, number + 1)):
+                number, size = number + 1, size + len(line)
+                if size > MOST_BYTES:
+                    raise UserError(f"{path}: more than {MOST_BYTES:,} bytes; split it into several files")
+                yield number, _decoded(line, path, number)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def read_records(path: Path) -> dict[int, dict]:
     """The objects of a file with one JSON object a line, by their line's number."""
-    try:
-        lines = read_text(path, 2**30).split("\n")  # JSON may hold what str.splitlines takes for a line's end
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
     records = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(path):
         try:
-            record = json.loads(line) if line.strip() else None
+            record = json.loads(line) if line else None
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}:{number}: not JSON ({error}); every line must be an object") from error
         if record is not None and not isinstance(record, dict):
@@ -172,14 +191,11 @@ def read_samples(path: Path) -> list[str]:
     Raises:
         UserError: if there are none, or the file is of another kind.
     """
-    if path.suffix == ".txt":
-        try:
-            samples = read_text(path, 2**30).removesuffix("\n").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error})") from error
-        if samples == [""]:
+    if path.suffix.lower() == ".txt":
+        samples = [line for _, line in read_lines(path)]
+        if samples in ([], [""]):
             raise UserError(f"{path}: no predictions in it")
-        return [sample.strip() for sample in samples]
+        return samples
     records = read_records(path)
     for number, record in records.items():
         _require(record, {"text": str}, path, number)
@@ -213,7 +229,9 @@ def _require(record: dict, wanted: dict[str, type], path: Path, number: int) -> 
     for name, kind in wanted.items():
         if not isinstance(record.get(name), kind):
             what = {str: "a string", list: "a list"}[kind]
-            raise UserError(f'{path}:{number}: every line must have {what} "{name}"; its keys are {sorted(record)}')
+            raise UserError(
+                f'{path}:{number}: every line must have {what} "{name}"; its keys are {shown(sorted(record))}'
+            )
     _encodable([record[name] for name, kind in wanted.items() if kind is str], path, number)
 
 

@@ -181,6 +181,10 @@ class Blocks(_Arranged):
         if not len(self):
             less = f"{self.starts[-1]} tokens do not fill one block of {self.inner}"
             raise UserError(f"{text.source}: {less}; give more text (valid_data, valid_fraction) or less max_length")
+        if rest := int(self.starts[-1]) % self.inner:
+            words, kept = int(text.num_words.sum()), round(float(self.num_words.sum()))
+            lost = f"{rest:,} tokens at the end ({words - kept:,} of {words:,} words) fill no block and are left out"
+            self.cuts = f"{text.cuts}, {lost}" if text.cuts else lost
 
     def __len__(self) -> int:
         return int(self.starts[-1]) // self.inner

@@ -46,6 +46,7 @@ summarise_demo() {
 import json
 from pathlib import Path
 
+from figures import number
 from files import written_whole
 
 demo = Path("out/demo")
@@ -61,7 +62,7 @@ took = ", ".join(f"{name} {n} s" for name, n in seconds.items())
 print(f"""
 The demo is done ({took}).
   {elbo['bits_per_token']:.2f} bits/token on held-out sentences (an upper bound; word frequencies alone: {elbo['unigram_bits_per_token']:.2f}),
-  perplexity {elbo['ppl_word']:.1f} per word at {elbo['num_steps']} steps
+  perplexity {number(elbo['ppl_word'], 1)} per word at {elbo['num_steps']} steps
   out/demo/checkpoint    the model
   out/demo/samples.txt   the sentences above
   out/demo/curve.png     its training curve

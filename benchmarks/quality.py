@@ -23,6 +23,7 @@ import predict
 import runtime
 from benchmarks.variants import Counted
 from corpus import find_source, read_sentences
+from figures import number
 from process import BoundArgs, SampleArgs
 
 STEPS = (16, 64, 128, 1000, math.inf)
@@ -93,7 +94,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
     columns = ("forwards", "bleu_4", "self_bleu_4", "distinct_1", "distinct_4", "unigram_entropy", "ppl_word")
     lines = ["| steps | " + " | ".join(columns).replace("_", "-") + " |", "|" + "---|" * (len(columns) + 1)]
     for steps, row in found.items():
-        cells = [f"{row[name]:.1f}" if row[name] >= 20 else f"{row[name]:.3f}".lstrip("0") for name in columns]
+        cells = [number(row[name], 1 if (row[name] or 0) >= 20 else 3).lstrip("0") for name in columns]
         lines.append(f"| {steps} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -88,6 +88,8 @@ import math
 import sys
 from pathlib import Path
 
+from figures import number
+
 columns = "process | steps | bits/token (less its length) | PPL per token | generative PPL | entropy | at 0.5 | entropy | BLEU-4"
 print(f"| {columns} |\n|---|---|---|---|---|---|---|---|---|")
 for name in ("word_freq", "mdlm", "score", "score_plain"):
@@ -96,8 +98,8 @@ for name in ("word_freq", "mdlm", "score", "score_plain"):
         continue
     score, *metrics = (json.loads((out / f"{name}.{kind}").read_text()) for kind in ("json", "1.metrics", "0.5.metrics"))
     steps = json.loads((out / name / "checkpoint-last" / "process.json").read_text())["facts"]["step"]
-    judged = " | ".join(f"{m['gen_ppl']:.0f} ± {m['gen_ppl_se']:.0f} | {m['token_entropy']:.2f}" for m in metrics)
+    judged = " | ".join(f"{number(m['gen_ppl'], 0)} ± {number(m['gen_ppl_se'], 0)} | {m['token_entropy']:.2f}" for m in metrics)
     bits = score["nats_per_sequence"] * score["num_sequences"] / score["num_tokens"] / math.log(2)
     bleu = metrics[1]["bleu_4"]
-    print(f"| {name} | {steps:,} | {bits:.2f} | {score['ppl_token']:.0f} | {judged} | {bleu:.3f} |")
+    print(f"| {name} | {steps:,} | {bits:.2f} | {number(score['ppl_token'], 0)} | {judged} | {bleu:.3f} |")
 PYTHON

@@ -66,6 +66,8 @@ import math
 import sys
 from pathlib import Path
 
+from figures import number
+
 columns = "process | nats a sequence | of these its length | bits/token | PPL per token | PPL per word | generative PPL | entropy"
 print(f"| {columns} |\n|---|---|---|---|---|---|---|---|")
 for name in ("ar", "mdlm", "word_freq_none", "word_freq", "d3pm", "sedd"):
@@ -76,6 +78,6 @@ for name in ("ar", "mdlm", "word_freq_none", "word_freq", "d3pm", "sedd"):
     print(
         f"| {name} | {total:.2f} ± {r['standard_error_nats']:.2f} | {f'{length:.2f}' if length else 'said'} "
         f"| {math.log2(token):.3f} | {token:.1f} | {word:.0f} "
-        f"| {m['gen_ppl']:.0f} ± {m['gen_ppl_se']:.0f} | {m['token_entropy']:.3f} |"
+        f"| {number(m['gen_ppl'], 0)} ± {number(m['gen_ppl_se'], 0)} | {m['token_entropy']:.3f} |"
     )
 PYTHON

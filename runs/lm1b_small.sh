@@ -46,11 +46,13 @@ python - <<'PYTHON'
 import json
 from pathlib import Path
 
+from figures import number
+
 print("| spindle | nats/sequence | bits/token | PPL per word | `released` would claim: nats | PPL per word |\n|---|---|---|---|---|---|")
 for spindle in ("paper", "released", "none"):
     exact, claim = (json.loads(Path(f"out/lm1b-small/{spindle}-{p}.json").read_text()) for p in ("exact", "released"))
     print(
         f"| {spindle} | {exact['nats_per_sequence']:.2f} ± {exact['standard_error_nats']:.2f} | {exact['bits_per_token']:.3f} "
-        f"| {exact['ppl_word']:.0f} | {claim['nats_per_sequence']:.2f} | {claim['ppl_word']:.0f} |"
+        f"| {number(exact['ppl_word'], 0)} | {claim['nats_per_sequence']:.2f} | {number(claim['ppl_word'], 0)} |"
     )
 PYTHON

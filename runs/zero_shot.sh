@@ -44,6 +44,8 @@ import json
 import sys
 from pathlib import Path
 
+from figures import number
+
 order = ["ptb", "wikitext", "lm1b", "lambada", "ag_news", "pubmed", "arxiv"]
 found = {name: json.loads(file.read_text()) for name in order if (file := Path(sys.argv[1]) / f"{name}.json").exists()}
 if not found:
@@ -52,7 +54,7 @@ print("| text | PPL per token | nats a block | blocks | protocol |\n|---|---|---
 for name, r in found.items():
     error = "" if r["standard_error_nats"] is None else f" ± {r['standard_error_nats']:.1f}"
     print(
-        f"| {name} | {r['ppl_token']:.2f} | {r['nats_per_sequence']:.1f}{error} "
+        f"| {name} | {number(r['ppl_token'], 2)} | {r['nats_per_sequence']:.1f}{error} "
         f"| {r['num_sequences']:,} | {r['protocol']} |"
     )
 PYTHON

@@ -237,3 +237,9 @@ def test_frequencies_of_another_kind_are_refused(
     (tmp_path / "f.json").write_text(content)
     with pytest.raises(UserError, match=message):
         checkpoint.read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+
+
+def test_word_frequencies_are_read_with_their_byte_order_mark(tmp_path: Path, tokenizer) -> None:
+    (tmp_path / "f.json").write_text('{"the": 3}', encoding="utf-8-sig")
+    counts = checkpoint.read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+    assert counts.sum() == counts[tokenizer.get_vocab()["the"]] == 3

@@ -4,9 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import call
 
+import checkpoint
 import compute_elbo
+import likelihood
 
 KEYS = {
     "nats_per_sequence", "bits_per_token", "ppl_token", "ppl_word", "num_steps", "num_sequences", "num_tokens",
@@ -103,3 +106,24 @@ def test_precision_hardly_moves_the_figure(score) -> None:
 def test_bad_input_is_one_line_and_exit_code_2(score, words: list, message: str) -> None:
     code, out, err = score(*words)
     assert code == 2 and message in err and err.count("\n") == 1 and out == ""
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_figure_that_is_not_finite_is_no_result(score, monkeypatch, trained: Path, value: float) -> None:
+    run = checkpoint.load(str(trained), torch.device("cpu"))
+    name, weights = next((n, w) for n, w in run.denoiser.network.named_parameters() if w.ndim == 2)
+    with torch.no_grad():
+        weights[:, 3] = value
+    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: run)
+    for words in (["--json"], [], ["--estimator", "trajectory"], ["--estimator", "trajectory", "--target_se", 0.1]):
+        code, out, err = score("--num_steps", 4, *words)
+        assert code == 2 and out == "" and err.count("\n") == 1 and "finite" in err
+        assert "--target_se" in words or f"{name} holds NaN or infinity" in err
+
+
+def test_what_else_may_be_wrong_with_a_bound(score, monkeypatch) -> None:
+    found = likelihood.Likelihood(float("inf"), 1.0, 0.0, 1.0, 12.0, 1, 3, 2, 8)
+    monkeypatch.setattr(likelihood, "score", lambda *_, **__: found)
+    for precision, message in (("bf16", "precision=bf16 may be too coarse"), ("fp32", "--limit 1")):
+        code, out, err = score("--precision", precision)
+        assert code == 2 and out == "" and message in err and "nats_per_sequence is inf" in err

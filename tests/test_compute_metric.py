@@ -162,6 +162,65 @@ def test_one_source_has_no_standard_error(measure) -> None:
     assert report["bleu_se"] is None
 
 
+def test_one_sample_has_no_self_bleu(measure, monkeypatch, tmp_path: Path, corpus: Path, capsys) -> None:
+    (tmp_path / "s.txt").write_text("the cat sees a tree.\n")
+    report = measure("--references", corpus, records=tmp_path / "s.txt")[1]
+    assert report["self_bleu_4"] is report["self_bleu_4_se"] is None and report["notes"] == []
+    words = ["--predictions", tmp_path / "s.txt", "--references", corpus, "--threads", 1]
+    assert call(compute_metric.main, monkeypatch, *words) == 0
+    lines = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
+    assert lines["self_bleu_4"] == "n/a" and "notes" not in lines
+
+
+def test_large_figures_have_an_exponent() -> None:
+    report = {
+        "gen_ppl": 3.2e12,
+        "gen_ppl_se": 1e7,
+        "num_references": 12345678,
+        "bleu": 0.5,
+        "bleu_se": None,
+        "notes": [],
+    }
+    assert [" ".join(line.split()) for line in compute_metric.table(report).splitlines()] == [
+        "gen_ppl 3.200e+12 ± 1.000e+07", "num_references 12345678", "bleu 0.5000",
+    ]  # fmt: skip
+
+
+# ---- other scripts ---------------------------------------------------------------------------------------------------
+
+
+def same(text: str) -> list[dict]:
+    return [{"source": "s", "reference": text, "candidates": [text, text], "prediction": text}]
+
+
+@pytest.mark.parametrize("text", ["Мой дядя самых честных правил", "我喜欢这只猫", "पेड़ पर बिल्ली है"])
+def test_equal_texts_have_a_rouge_of_one_in_any_script(measure, text: str) -> None:
+    _, report, _ = measure(records=same(text))
+    assert report["rouge_l"] == report["exact_match"] == 1 and report["rouge_tokens"] == "unicode"
+    _, report, _ = measure("--rouge_tokens", "ascii", records=same(text))
+    assert report["rouge_l"] == 0 and report["rouge_tokens"] == "ascii"
+
+
+def test_text_without_spaces_is_said_to_have_no_words(measure, tmp_path: Path) -> None:
+    for text, told in (("我喜欢这只猫", True), ("我 喜欢 这 只 猫", False), ("แมวกินปลาที่บ้าน", True), ("the cat", False)):
+        _, report, said = measure(records=same(text))
+        assert len(report["notes"]) == ("without spaces between words" in said) == told
+        (tmp_path / "s.txt").write_text(f"{text}\n{text}\n")
+        _, report, said = measure("--references", tmp_path / "s.txt", records=tmp_path / "s.txt")
+        assert len(report["notes"]) == ("without spaces between words" in said) == told
+
+
+def test_a_byte_order_mark_changes_no_figure(measure, tmp_path: Path, corpus: Path) -> None:
+    (tmp_path / "s.txt").write_text("the cat sees a tree.\na dog likes it.\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text((tmp_path / "s.txt").read_text(), encoding="utf-8-sig")
+    (tmp_path / "c.txt").write_text(corpus.read_text(), encoding="utf-8-sig")
+    plain, marked = (
+        measure("--references", r, records=s)[1]
+        for r, s in ((corpus, tmp_path / "s.txt"), (tmp_path / "c.txt", tmp_path / "b.txt"))
+    )
+    assert plain == marked and plain["bleu_4"] > 0
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -181,6 +240,41 @@ def test_one_source_has_no_standard_error(measure) -> None:
 def test_bad_settings_end_in_one_line(measure, words: list, message: str) -> None:
     code, _, error = measure(*words)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1
+
+
+LONG = "word " * 110_000
+
+
+@pytest.mark.parametrize(
+    ("records", "words", "message"),
+    [
+        (
+            [RECORDS[0] | {"candidates": ["a"] * 3000}],
+            [],
+            "3,000 candidates a source, and all pairs are compared; give",
+        ),
+        ([RECORDS[0], RECORDS[1] | {"reference": LONG}], [], "text 2 has 550,000 characters, more than 500,000; split"),
+        ([RECORDS[0] | {"source": LONG}], [], "text 1 has 550,000 characters"),
+        ([RECORDS[0] | {"candidates": ["a b " * 1000] * 900}], [], "900 candidates of text 1 are too long to compare"),
+        (RECORDS, ["--diversity_samples", 1001], "diversity_samples=1001 must lie in 0..1000"),
+        (RECORDS, ["--rouge_tokens", "latin"], "rouge_tokens"),
+    ],
+)
+def test_what_would_take_days_is_refused(measure, records: list, words: list, message: str) -> None:
+    code, _, error = measure(*words, records=records)
+    assert code == 2 and message in error and len(error.strip().splitlines()) == 1
+
+
+def test_the_first_of_too_many_candidates_are_measured(measure) -> None:
+    record = RECORDS[0] | {"candidates": [*FRIENDS, *["a"] * 3000]}
+    assert measure("--mbr_size", 3, records=[record])[1]["bleu"] == measure(records=RECORDS[:1])[1]["bleu"]
+
+
+def test_a_figure_that_is_not_finite_is_no_result(measure, monkeypatch) -> None:
+    monkeypatch.setattr(metrics, "bleu", lambda *pair: float("nan"))
+    monkeypatch.setattr(metrics, "mbr_select", lambda texts, released: 0)
+    code, _, error = measure()
+    assert code == 2 and "error: bleu is nan, not a finite number" in error and error.count("\n") == 1
 
 
 def test_bad_predictions_end_in_one_line(measure, tmp_path: Path, corpus: Path) -> None:

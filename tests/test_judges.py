@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2LMHeadM
 
 import checkpoint
 import compute_metric
+import judges
 import main
 from dataloader import collate
 from judges import Judge, entropy, error_of_ratio, generative_perplexity, score, scored_tokens, windows
@@ -147,3 +148,22 @@ def test_what_cannot_be_judged_is_one_clear_line(gpt2: str, tmp_path: Path) -> N
         generative_perplexity(["", ""], gpt2, CPU)
     with pytest.raises(UserError, match="no such folder"):
         generative_perplexity(["a"], str(tmp_path / "none"), CPU)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_judge_that_gives_no_number_is_refused(monkeypatch, value: float) -> None:
+    judge = Judge(
+        lambda texts: [[1, 2, 3]] * len(texts), (9,), None, 50, lambda row: torch.full((len(row) - 1,), value)
+    )
+    monkeypatch.setattr(judges, "_of_transformers", lambda folder, device: judge)
+    with pytest.raises(UserError, match=f"judge_model=j gives text 1 {value} nats"):
+        generative_perplexity(["a", "b"], "j", CPU)
+
+
+def test_a_perplexity_that_no_float_holds_is_left_out(monkeypatch) -> None:
+    judge = Judge(
+        lambda texts: [[1, 2, 3]] * len(texts), (9,), None, 50, lambda row: torch.full((len(row) - 1,), 800.0)
+    )
+    monkeypatch.setattr(judges, "_of_transformers", lambda folder, device: judge)
+    found = generative_perplexity(["a", "b"], "j", CPU)
+    assert found["gen_ppl"] is found["gen_ppl_se"] is None and found["gen_tokens"] == 6

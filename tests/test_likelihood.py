@@ -16,6 +16,7 @@ from corpus import training_source
 from dataloader import TokenizedText, tokenize
 from process import Bound, BoundArgs, UserError
 from protocols import TextForm
+from vocabulary import train_wordpiece
 
 CPU = torch.device("cpu")
 
@@ -159,6 +160,28 @@ def test_one_sentence_has_no_standard_error() -> None:
     report = likelihood.Likelihood(9.0, 81.0, 0.0, 1.0, 12.0, 1, 3, 2, 8).report()
     assert report["standard_error_nats"] is None and "standard error unknown" in likelihood.describe(report)
     assert report["ppl_word"] == pytest.approx(math.exp(4.5)) and report["ppl_token"] == pytest.approx(math.exp(3))
+
+
+def test_a_perplexity_that_no_float_holds_is_said_to_be_large() -> None:
+    report = likelihood.Likelihood(5e3, 25e6, 0.0, 1.0, 12.0, 1, 5, 4, 8).report()
+    assert report["ppl_token"] is report["ppl_word"] is None and report["bits_per_token"] > 1000
+    assert "PPL above 1e308 per token, above 1e308 per word\n" in likelihood.describe(report)
+    said = likelihood.describe(likelihood.Likelihood(2e9, 4e18, 0.0, 1.0, 12.0, 1, 10**8, 10**7, 8).report())
+    assert "PPL 4.852e+08 per token, 7.226e+86 per word\n2.000e+09 nats/sequence" in said
+
+
+def test_text_without_spaces_has_no_perplexity_per_word(run, text, tmp_path: Path, monkeypatch) -> None:
+    lines = ["我喜欢这只猫", "你好吗", "猫在家里睡觉"]
+    for separator, apart in (("", False), (" ", True)):
+        (tmp_path / f"{apart}.txt").write_text("\n".join(separator.join(line) for line in lines))
+        vocabulary = train_wordpiece(lines * 3, 200)
+        chinese = tokenize(training_source(str(tmp_path / f"{apart}.txt")), vocabulary, 60, str(tmp_path / "cache"))
+        assert likelihood.words_set_apart(SimpleNamespace(tokenizer=vocabulary), chinese, np.arange(3)) == apart
+    assert likelihood.words_set_apart(run, text, np.arange(5))
+    monkeypatch.setattr(likelihood, "words_set_apart", lambda *_: False)
+    report = score(run, text, 4).report()
+    assert report["ppl_word"] is None and report["ppl_token"] > 1
+    assert " per token, none per word (no spaces between words)\n" in likelihood.describe(report)
 
 
 def test_what_a_given_length_costs_is_said_apart(run: checkpoint.Run, text: TokenizedText) -> None:

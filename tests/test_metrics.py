@@ -102,6 +102,29 @@ def test_rouge_is_the_longest_common_subsequence() -> None:
         assert metrics.longest_common_subsequence(a, b) == brute(a, b)
 
 
+def test_the_longest_common_subsequence_is_that_of_the_table() -> None:
+    def table(a: list[str], b: list[str]) -> int:
+        row = [0] * (len(b) + 1)
+        for word in a:
+            diagonal = 0
+            for j, other in enumerate(b, start=1):
+                diagonal, row[j] = row[j], diagonal + 1 if word == other else max(row[j], row[j - 1])
+        return row[-1]
+
+    rng = random.Random(0)
+    for trial in range(300):
+        a, b = (rng.choices(range(1 + trial % 9), k=rng.randint(0, 70)) for _ in range(2))
+        assert metrics.longest_common_subsequence(a, b) == table(a, b)
+
+
+def test_texts_of_twenty_thousand_words_take_a_second() -> None:
+    rng = random.Random(0)
+    a, b = (" ".join(f"w{rng.randrange(5000)}" for _ in range(20_000)) for _ in range(2))
+    begin = time.process_time()
+    assert 0 < metrics.rouge_l(a, b) < 1 and 0 < bleu(a, b) < 1
+    assert time.process_time() - begin < 5  # the table takes more than a minute
+
+
 # ---- minimum Bayes risk ----------------------------------------------------------------------------------------------
 
 

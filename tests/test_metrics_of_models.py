@@ -6,11 +6,22 @@ import numpy as np
 import pytest
 import torch
 from conftest import SENTENCES, call
-from transformers import BertConfig, BertModel, BertTokenizerFast, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    BatchEncoding,
+    BertConfig,
+    BertModel,
+    BertTokenizerFast,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import compute_metric
-from metrics_of_models import BERTSCORE_LAYERS, area, bert_score, divergence_curve, mauve, quantise
+import metrics_of_models
+from judges import generative_perplexity
+from metrics_of_models import BERTSCORE_LAYERS, area, bert_score, divergence_curve, greedy_f1, mauve, quantise
 from process import UserError
 from vocabulary import train_wordpiece
 
@@ -154,3 +165,53 @@ def test_a_folder_that_holds_no_model_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be read as a model"):
         bert_score(["a"], ["b"], str(tmp_path), 0, CPU)
+
+
+# ---- what is not finite ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_model_with_a_weight_that_is_no_number_is_refused(gpt2: str, tmp_path: Path, value: float) -> None:
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(gpt2), AutoTokenizer.from_pretrained(gpt2)
+    with torch.no_grad():
+        model.transformer.h[0].mlp.c_fc.weight[1, 2] = value
+    model.save_pretrained(tmp_path / "damaged")
+    tokenizer.save_pretrained(tmp_path / "damaged")
+    folder, message = str(tmp_path / "damaged"), r"damaged: .*mlp.c_fc.weight holds NaN or infinity"
+    with pytest.raises(UserError, match=message):
+        bert_score(HYPOTHESES, REFERENCES, folder, 1, CPU)
+    with pytest.raises(UserError, match=message):
+        mauve(HYPOTHESES, REFERENCES, folder, 0, CPU)
+    with pytest.raises(UserError, match=message):
+        generative_perplexity(HYPOTHESES, folder, CPU)
+
+
+def test_a_model_whose_states_are_not_finite_is_refused(gpt2: str, tmp_path: Path) -> None:
+    model, tokenizer = GPT2LMHeadModel.from_pretrained(gpt2), AutoTokenizer.from_pretrained(gpt2)
+    with torch.no_grad():
+        model.transformer.ln_f.weight.fill_(3e38)
+        model.transformer.ln_f.bias.fill_(3e38)
+    model.save_pretrained(tmp_path / "large")
+    tokenizer.save_pretrained(tmp_path / "large")
+    with pytest.raises(UserError, match="MAUVE: the model's hidden states are not finite"):
+        mauve(HYPOTHESES, REFERENCES, str(tmp_path / "large"), 0, CPU)
+    with pytest.raises(UserError, match="its hidden states are not finite"):
+        generative_perplexity(HYPOTHESES, str(tmp_path / "large"), CPU)
+
+
+def test_embeddings_of_nothing_match_nothing() -> None:
+    assert greedy_f1([5], torch.zeros(1, 4), [6], torch.zeros(1, 4), set()) == 0
+
+
+def test_a_text_of_which_the_tokenizer_makes_nothing(gpt2: str, monkeypatch) -> None:
+    class Silent:
+        model_max_length = 99
+
+        def __call__(self, texts: list[str], **_: object) -> BatchEncoding:
+            nothing = torch.zeros(len(texts), 0, dtype=torch.long)
+            return BatchEncoding({"input_ids": nothing, "attention_mask": nothing})
+
+    loaded = metrics_of_models.load(gpt2, eval_device=CPU)[0]
+    monkeypatch.setattr(metrics_of_models, "load", lambda *_, **__: (loaded, Silent()))
+    with pytest.raises(UserError, match="makes nothing of sample 1"):
+        mauve(["a"], ["b"], gpt2, 0, CPU)

@@ -1,6 +1,7 @@
 """pairs.py and what it is given: cards, prompts, folders; what cannot be is refused in one line."""
 
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -149,4 +150,35 @@ def test_a_folder_without_training_pairs_and_a_broken_card(pairs_folder, tmp_pat
         pairs.prompt_of(str(pairs_folder))
     (pairs_folder / "README.md").write_text("---\nprompt: 7\n---\n")
     with pytest.raises(UserError, match="prompt=7"):
+        pairs.prompt_of(str(pairs_folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"---\na: &a [x, x]\nprompt: [*a, *a]\n---\n", r"its header has an alias \(\*name\); write out"),
+        (b"---\nprompt: [" + b"x, " * 100_000 + b"]\n---\n", r"README.md: prompt=\['x', .* must be a text"),
+        ("---\nprompt: plain\n---\n".encode("utf-16"), "its header is not YAML .*; give --prompt"),
+        (b"---\n" + b"x: y\n" * 300_000 + b"---\n", "more than the 1,048,576 that such a file may have"),
+        (b"---\n- ab\n- cd\n---\n", "its header is not YAML"),
+    ],
+)
+def test_a_card_that_cannot_be_a_card(pairs_folder: Path, content: bytes, message: str) -> None:
+    (pairs_folder / "README.md").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        pairs.prompt_of(str(pairs_folder))
+    assert len(str(error.value)) < 500
+
+
+def test_a_card_is_read_with_its_byte_order_mark_and_is_a_file(pairs_folder: Path) -> None:
+    card = pairs_folder / "README.md"
+    card.write_bytes(b"\xef\xbb\xbf---\r\nprompt: '{src} > {trg}'\r\n---\r\n# A card\r\n")
+    assert pairs.prompt_of(str(pairs_folder)) == "{src} > {trg}"
+    card.unlink()
+    os.mkfifo(card)
+    with pytest.raises(UserError, match="README.md: not a regular file"):
+        pairs.prompt_of(str(pairs_folder))
+    card.unlink()
+    card.symlink_to("/dev/zero")
+    with pytest.raises(UserError, match="README.md: not a regular file"):
         pairs.prompt_of(str(pairs_folder))

@@ -1,6 +1,7 @@
 """predictions.py: an interrupted journal goes on, DiffuSeq's files come back as they went, broken files are named."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -170,4 +171,56 @@ def test_files_of_several_seeds_must_belong_together(tmp_path: Path) -> None:
 def test_an_empty_file_of_samples_is_refused(tmp_path: Path) -> None:
     (tmp_path / "s.txt").write_text("")
     with pytest.raises(UserError, match="no predictions"):
+        read_samples(tmp_path / "s.txt")
+
+
+# ---- as the corpora are read -----------------------------------------------------------------------------------------
+
+BOM = b"\xef\xbb\xbf"
+
+
+def test_a_byte_order_mark_and_dos_line_ends_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "s.TXT").write_bytes(BOM + b"a b\r\n\r\nc\r\n")
+    assert read_predictions(tmp_path / "s.TXT") is None and read_samples(tmp_path / "s.TXT") == ["a b", "", "c"]
+    (tmp_path / "s.jsonl").write_bytes(BOM + b'{"text": "a"}\r\n{"text": "b"}')
+    assert read_samples(tmp_path / "s.jsonl") == ["a", "b"]
+    write_predictions(tmp_path / "p.jsonl", [record(0), record(1)])
+    (tmp_path / "p.jsonl").write_bytes(BOM + (tmp_path / "p.jsonl").read_bytes().replace(b"\n", b"\r\n"))
+    assert read_predictions(tmp_path / "p.jsonl") == [record(0), record(1)]
+    write_diffuseq(tmp_path / "d", [record(0)], seed=0, num_steps=9)
+    for file in (tmp_path / "d").iterdir():
+        file.write_bytes(BOM + file.read_bytes())
+    assert read_predictions(tmp_path / "d")[0]["candidates"] == ["a b", "a c"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32", "latin-1", "shift-jis"])
+@pytest.mark.parametrize("name", ["s.txt", "s.jsonl"])
+def test_another_encoding_is_refused_with_its_line(tmp_path: Path, name: str, encoding: str) -> None:
+    text = {"latin-1": "caf\xe9", "shift-jis": "\u732b"}.get(encoding, "a cat")
+    line = json.dumps({"text": text}, ensure_ascii=False) if name == "s.jsonl" else text
+    (tmp_path / name).write_bytes(f"{line}\n".encode(encoding))
+    with pytest.raises(UserError, match=rf"{name}:1: .*convert (it|the file), e.g. with iconv"):
+        read_samples(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["s.txt", "s.jsonl", "s.json"])
+@pytest.mark.parametrize("kind", ["pipe", "zero"])
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str, kind: str) -> None:
+    if kind == "pipe":
+        os.mkfifo(tmp_path / name)
+    else:
+        (tmp_path / name).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"{name}: not a regular file"):
+        read_samples(tmp_path / name)
+    if name == "s.json":
+        with pytest.raises(UserError, match=f"{name}: not a regular file"):
+            read_predictions(tmp_path)
+
+
+def test_a_file_too_large_is_not_read_whole(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("predictions.MOST_BYTES", 10)
+    (tmp_path / "s.txt").write_text("a\n" * 5)
+    assert len(read_samples(tmp_path / "s.txt")) == 5
+    (tmp_path / "s.txt").write_text("a\n" * 6)
+    with pytest.raises(UserError, match="more than 10 bytes; split it"):
         read_samples(tmp_path / "s.txt")

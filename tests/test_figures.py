@@ -1,0 +1,41 @@
+"""figures.py: a figure has at most a dozen characters, and JSON holds no NaN."""
+
+import math
+
+import pytest
+
+from figures import as_json, note, number, perplexity
+
+
+@pytest.mark.parametrize(
+    ("value", "decimals", "shown"),
+    [
+        (3.14159, 2, "3.14"),
+        (1e6, 1, "1000000.0"),
+        (1e6 + 1, 1, "1.000e+06"),
+        (-2.5e7, 3, "-2.500e+07"),
+        (math.exp(700), 2, "1.014e+304"),
+        (1e-9, 3, "0.000"),
+        (None, 3, "n/a"),
+    ],
+)
+def test_a_number(value: float | None, decimals: int, shown: str) -> None:
+    assert number(value, decimals) == shown
+
+
+def test_a_perplexity_that_no_float_holds_is_none() -> None:
+    assert perplexity(math.log(64)) == pytest.approx(64) and math.isfinite(perplexity(709))
+    assert perplexity(710) is perplexity(1e9) is perplexity(math.inf) is None
+    assert math.isnan(perplexity(math.nan))  # that is refused, not left out
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_json_is_json(value: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        as_json({"a": value})
+    assert as_json({"a": None, "notes": []}) == '{"a": null, "notes": []}'
+
+
+def test_a_note_is_said_on_stderr(capsys) -> None:
+    note("so")
+    assert capsys.readouterr() == ("", "note: so\n")

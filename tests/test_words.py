@@ -1,0 +1,80 @@
+"""words.py: texts of any script have words, and whether spaces set them apart is seen."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metrics import rouge_l
+from words import are_set_apart, rouge_words
+
+SCRIPTS = {
+    "Russian": ("Мой дядя самых честных правил.", 5, True),
+    "Greek": ("Η γάτα κοιμάται", 3, True),
+    "Arabic": ("القطة تنام هنا", 3, True),
+    "Persian": ("می\u200cخواهم بروم", 2, True),
+    "Hebrew": ("החתול ישן", 2, True),
+    "Hindi": ("दुई बिल्लियाँ घर में हैं", 5, True),
+    "Korean": ("고양이가 잔다", 2, True),
+    "Vietnamese": ("Con mèo đang ngủ", 4, True),
+    "Armenian": ("Կատուն քնած է", 3, True),
+    "Amharic": ("ድመቷ ተኝታለች", 2, True),
+    "Tamil": ("பூனை தூங்குகிறது", 2, True),
+    "Chinese": ("我喜欢猫。", 4, False),
+    "Japanese": ("猫がください、ー", 7, False),
+    "Thai": ("แมวกินปลาที่บ้าน", 12, False),
+    "Burmese": ("ကြောင်အိပ်နေတယ်", None, False),
+    "Khmer": ("ឆ្មាកំពុងដេក", None, False),
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_text_of_any_script_is_like_itself(script: str) -> None:
+    text, count, spaced = SCRIPTS[script]
+    words = rouge_words(text)
+    assert rouge_l(text, text) == 1 and (count is None or len(words) == count)
+    assert rouge_l(text, text, "ascii") == (script == "Vietnamese")  # as rouge-score has it
+    assert are_set_apart([text]) == spaced
+    assert "".join(words).replace("\u200c", "") == re.sub(r"[\s.。、\u200c]", "", text.lower())  # no letter is lost
+
+
+def test_vowel_signs_belong_to_their_letter() -> None:
+    assert rouge_words("बिल्लियाँ, में") == ["बिल्लियाँ", "में"]
+    assert rouge_words("กินที่") == ["กิ", "น", "ที่"]
+    assert rouge_words("cafe\u0301 CAFÉ") == ["café", "café"]  # composed or not
+    assert rouge_l("Ёлка, Ёж!", "ёж") == pytest.approx(2 / 3)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_of_ascii_both_kinds_find_what_rouge_score_finds(text: str) -> None:
+    assert rouge_words(text) == rouge_words(text, "ascii") == re.findall(r"[a-z0-9]+", text.lower())
+
+
+@given(st.text())
+def test_any_text_has_words_or_none(text: str) -> None:
+    assert all(any(c.isalnum() for c in word) for word in rouge_words(text))
+    assert rouge_l(text, text) in (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "apart"),
+    [
+        ([], True),
+        (["", "!!! 123"], True),
+        (["the cat sees it"], True),
+        (["我 喜欢 猫", "你 好"], True),  # cut into words
+        (["我 喜 欢 猫"], True),  # as BERT's tokenizers write it
+        (["你好", "好"], False),
+        (["これはPythonで書かれたプログラムです"], False),
+        (["she said 你好 to them and went home"], True),
+        (["the cat"] * 2000 + ["我喜欢猫"] * 20, True),
+        (["我喜欢猫"] * 3000, False),
+    ],
+)
+def test_where_spaces_stand_between_words(texts: list[str], apart: bool) -> None:
+    assert are_set_apart(texts) == apart
+
+
+def test_the_originals_spaces_may_be_told() -> None:
+    assert are_set_apart(["我 喜 欢 猫"], gaps=0) is False and are_set_apart(["我喜欢猫"], gaps=3) is True
