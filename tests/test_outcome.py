@@ -1,0 +1,58 @@
+"""outcome.py: what is said of a training that learnt nothing or diverged, and of figures beyond measure."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from outcome import Figures, figure, said_of, verdict
+
+LEARNT = {"best": 4.0, "last": 4.1, "unigram": 9.6, "uniform": 14.9, "first_loss": 15.2, "last_loss": 4.4, "skipped": 0}
+
+
+@pytest.mark.parametrize(
+    ("differing", "said"),
+    [
+        ({}, ""),
+        ({"first_loss": 30.0, "last_loss": 40.0}, ""),  # noisy, of another weighting
+        (
+            {"best": 9.7, "last": 9.7},
+            "has learnt nothing yet: its best bound, 9.700 bits/token, is not below that of word",
+        ),
+        ({"best": 17.0, "last": 1e300}, "diverged: its best bound, 17.000 bits/token, is worse than guessing every"),
+        ({"best": 1e300, "last": 1e300}, "its best bound, 1.000e+300 bits/token, is worse"),
+        ({"last": 312.0}, "diverged after its best bound (4.000 bits/token): the last one is 312.000"),
+        ({"last_loss": 50.0}, "its loss rose from 15.200 to 50.000 bits/token"),
+        ({"first_loss": 4.0, "last_loss": 14.0}, ""),  # pretrained: no worse than a guess
+        ({"first_loss": 0.0, "last_loss": 0.0}, ""),  # of a state without them
+        ({"skipped": 0.25}, "25 % of the steps were left out"),
+        ({"unigram": 0.0, "best": 1e300, "skipped": 1}, ""),
+    ],
+)
+def test_a_verdict_names_both_figures(differing: dict, said: str) -> None:
+    found = verdict(**{**LEARNT, **differing})
+    assert said in found and bool(said) == bool(found)
+    assert not found or "--" in found or "steps were left out" in found  # a remedy
+
+
+def test_figures_beyond_a_million_have_exponents() -> None:
+    assert [figure(x) for x in (9.5, 999_999.4, 1e6, -1e300)] == ["9.500", "999999.400", "1.000e+06", "-1.000e+300"]
+    assert figure(12.345, 1) == "12.3"
+
+
+def test_figures_of_an_earlier_version_say_nothing() -> None:
+    assert Figures.of({"best": 1e9, "skipped": 3, "unknown": 1}).verdict(10) == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([{"kind": "note", "steps": 3, "verdict": "diverged"}], "diverged"),
+        ([{"kind": "note", "steps": 3}], ""),
+        ([[1]], ""),
+        ([], ""),
+    ],
+)
+def test_a_log_says_it_in_its_last_note(tmp_path: Path, lines: list, said: str) -> None:
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert said_of(tmp_path / "log.jsonl") == said and said_of(tmp_path / "none") == ""
