@@ -68,7 +68,7 @@ class Tracker:
             self.record.close()
         self.log.close()
         if draw:
-            self._safely(lambda: draw_curve(self.folder / "log.jsonl", self.folder / "curve.png"))
+            self._safely(lambda: draw_curve(self.folder / "log.jsonl", self.folder / "curve.png"), "curve.png")
 
     def _open_record(self, settings: dict, log: list[dict] | None) -> None:
         self.record = Record(self.folder, settings, log)
@@ -81,14 +81,14 @@ class Tracker:
         record["seconds"] = round(time.monotonic() - self.started, 2)
         self.log.write(json.dumps(record, default=str) + "\n")
 
-    def _safely(self, call: Callable[[], object]) -> None:
+    def _safely(self, call: Callable[[], object], what: str = "fitlog") -> None:
         try:
             call()
         except Exception as error:  # any failure of a tracker is less important than the run
-            if self.record:
+            if self.record and what == "fitlog":
                 self.record.close()
-            self.record = None
-            warn(f"tracking went on without this: {type(error).__name__}: {error}")
+                self.record = None
+            warn(f"{what}: {type(error).__name__}: {error}; the run goes on without it")
 
 
 class Log:

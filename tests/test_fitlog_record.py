@@ -122,7 +122,7 @@ def test_a_failed_write_reaches_the_caller_once(tmp_path: Path, capsys: pytest.C
         tracker.valid(step, {**REPORT, "bits_per_token": 8.0 - step}, best=True)
     tracker.close()
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "tracking went on without this: OSError" in said and "No space left" in said
+    assert said.count("\n") == 1 and "warning: fitlog: OSError" in said and "No space left" in said
 
 
 def test_no_figure_that_is_no_number_is_recorded(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """outcome.py: what is said of a training that learnt nothing or diverged, and of figures beyond measure."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from outcome import Figures, figure, said_of, verdict
 
+ROOT = Path(__file__).parent.parent
 LEARNT = {"best": 4.0, "last": 4.1, "unigram": 9.6, "uniform": 14.9, "first_loss": 15.2, "last_loss": 4.4, "skipped": 0}
 
 
@@ -56,3 +58,30 @@ def test_figures_of_an_earlier_version_say_nothing() -> None:
 def test_a_log_says_it_in_its_last_note(tmp_path: Path, lines: list, said: str) -> None:
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert said_of(tmp_path / "log.jsonl") == said and said_of(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize("script", ["run.sh", "run_condition.sh"])
+@pytest.mark.parametrize("said", ["", "the training diverged: lower --learning_rate"])
+def test_a_demos_summary_repeats_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, script: str, said: str
+) -> None:
+    """The Python within the script, on the files of a demo."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"bleu{name}" for name in ("", "_single", "_random", "_nearest")]
+    elbo = {"bits_per_token": 3e300, "unigram_bits_per_token": 9.6, "ppl_word": 1e304, "num_steps": 128}
+    metrics = {name + error: 0.1 for name in names for error in ("", "_se")} | {"num_sources": 5, "mbr_size": 5}
+    for folder in (tmp_path / "out" / "demo", tmp_path / "out" / "condition_demo"):
+        folder.mkdir(parents=True)
+        (folder / "log.jsonl").write_text(json.dumps({"kind": "note", "verdict": said}) + "\n")
+        (folder / "elbo.json").write_text(json.dumps(elbo))
+        (folder / "samples.txt").write_text("a text\n")
+        for name in ("predictions", "shuffled"):
+            (folder / f"metrics.{name}.json").write_text(json.dumps(metrics))
+    (code,) = re.findall(
+        r"summarise_demo\(\) \{\n    python - <<'PYTHON'\n(.*?)\nPYTHON\n", (ROOT / script).read_text(), re.S
+    )
+    exec(compile(code, script, "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    assert (f"WARNING: {said}\n" in printed) == bool(said) and max(map(len, printed.splitlines())) < 200
+    (summary,) = tmp_path.rglob("summary.json")
+    assert json.loads(summary.read_text())["verdict"] == said
