@@ -1,4 +1,8 @@
-"""What came of a training, in words: whether it learnt anything, or diverged."""
+"""What came of a training, in words: whether it learnt anything, or diverged.
+
+Nothing here ends a run, and its exit code is 0: everything was written as asked. The words stand at the end of what it
+prints, in its log's last note, in the checkpoint's facts and card, and in the demos' summaries.
+"""
 
 import json
 import math

@@ -187,8 +187,8 @@ def draw_curve(log: Path, picture: Path) -> None:
     train = [r for r in records if r["kind"] == "train"]
     valid = [r for r in records if r["kind"] == "valid"]
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    axis.plot([r["step"] for r in train], [r["bits_per_token"] for r in train], lw=0.8, label="training loss")
-    axis.plot([r["step"] for r in valid], [r["bits_per_token"] for r in valid], "o-", label="validation bound")
+    axis.plot([r["step"] for r in train], [_drawn(r) for r in train], lw=0.8, label="training loss")
+    axis.plot([r["step"] for r in valid], [_drawn(r) for r in valid], "o-", label="validation bound")
     if valid:
         unigram = valid[-1]["unigram_bits_per_token"]
         axis.axhline(unigram, ls=":", color="grey", label="unigram")
@@ -204,3 +204,8 @@ def draw_curve(log: Path, picture: Path) -> None:
     figure.savefig(beside, format="png")
     rename(beside, picture)
     pyplot.close(figure)
+
+
+def _drawn(record: dict) -> float:
+    bits = record["bits_per_token"]
+    return float("nan") if bits is None else min(bits, 1e9)  # of a run that diverged; matplotlib fails at 1e300

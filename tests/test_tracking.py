@@ -78,6 +78,16 @@ def test_a_missing_tracker_costs_one_warning(
     assert capsys.readouterr().err.count("warning: ") == 2
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_diverged_has_a_curve_too(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, {"seed": 1}, use_fitlog=False)
+    for step, bits in enumerate((9.0, None, 20.0, 1e300), 1):
+        tracker.train(step, {"bits_per_token": bits})
+    tracker.valid(4, {"bits_per_token": 1e300, **UNIGRAM}, best=True)
+    tracker.close()
+    assert (tmp_path / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
 def test_an_inactive_tracker_writes_nothing(tmp_path: Path) -> None:
     fill(Tracker(tmp_path / "x", {"seed": 1}, active=False))
     assert not (tmp_path / "x").exists()
