@@ -50,11 +50,16 @@ def train(
 
 def test_fitlog_takes_every_figure_of_a_real_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     code, folder = train(monkeypatch, corpus, tmp_path, "--fitlog", "true")
-    assert code == 0 and "warning" not in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert code == 0 and "warning" not in said.err
     (log,) = (tmp_path / "fitlog").iterdir()
     valid = records(folder, "valid")[-1]
     assert str(valid["bits_per_token"])[:8] in (log / "metric.log").read_text()
     assert str(valid["bits_per_token"])[:8] in (log / "best_metric.log").read_text()
+    assert f"fitlog log {tmp_path / 'fitlog'} --ip 127.0.0.1" in said.out
+    assert train(monkeypatch, corpus, tmp_path, "--fitlog", "true", "--overwrite", "true", "--max_steps", 1)[0] == 0
+    (log,) = (tmp_path / "fitlog").iterdir()  # in the place of the other
+    assert len((log / "loss.log").read_text().splitlines()) == 1
 
 
 def test_a_run_that_diverged_says_so_wherever_it_is_looked_at(
