@@ -1,26 +1,33 @@
 """What surrounds the training loop: clock, log, evaluation, checkpoints, saved states, words for the person waiting."""
 
+import contextlib
 import math
 import re
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 import checkpoint
 import distributed
 import files
+import fitlog_record
 import likelihood
 import training_state
 from batches import Part
 from config import TrainArgs
 from dataloader import DataArgs, Text
+from figures import number
+from optim import OptimArgs
+from outcome import Figures, summary, uniform_bits
+from pacing import Pace, WarmUp, evaluation_plan, evaluation_steps, is_adaptable
 from parallel import whole_weights
 from process import UserError
 from runtime import Deadline
-from tracking import Tracker, cut_log
+from tracking import Tracker, cut_log, speak
 from vocabulary import vocabulary_size
 
 TOKENIZER = "tokenizer"
@@ -29,30 +36,6 @@ OUTPUTS = ("checkpoint", "checkpoint-last", "state", TOKENIZER, "log.jsonl", "cu
 """What a run leaves in its folder."""
 EARLY = (1, 2, 5, 10, 20)
 """Steps after which the log says something, however rarely it does later."""
-
-
-@dataclass
-class Figures:
-    """What the log is made of. All of it is saved with a state, so that a resumed run writes the same log."""
-
-    nats: float = 0.0
-    """Of the training loss since the last line of the log, over all processes; so are the next."""
-    targets: float = 0.0
-    """Tokens as reports count them, of the steps that were taken."""
-    slots: float = 0.0
-    filled: float = 0.0
-    """Since the beginning, so are the next."""
-    tokens: float = 0.0
-    skipped: int = 0
-    """Steps left out, since a loss or a gradient was not finite."""
-    skipped_in_a_row: int = 0
-    best: float = math.inf
-    seconds: float = 0.0
-
-    @classmethod
-    def of(cls, saved: dict) -> "Figures":
-        """Those of a saved state; what it lacks, or has besides, changes nothing that is learnt."""
-        return cls(**{field.name: saved[field.name] for field in fields(cls) if field.name in saved})
 
 
 @dataclass(frozen=True)
@@ -85,23 +68,27 @@ class Bookkeeper:
         figures: Figures,
         *,
         step: int,
+        pace: Pace,
+        per_step: float,
     ) -> None:
         """Opens the log of a run that stands after `step`; from here on the output folder is this run's."""
         self.args, self.run, self.valid_text, self.learner, self.wrapped = args, run, valid_text, learner, wrapped
-        self.device, self.figures = device, figures
+        self.device, self.figures, self.pace, self.per_step = device, figures, pace, per_step
         self.batch_size = data.slots // data.max_length  # for scoring: as many as fit, however long
         self.output, self.leads = Path(args.output_dir), distributed.rank() == 0
         if self.leads:
-            claim(self.output, settings, step)
+            claim(self.output, settings, step, use_fitlog=args.fitlog)
             if not step:
                 with files.folder_written_whole(self.output / TOKENIZER) as folder:
                     run.tokenizer.save_pretrained(folder)
         self.tracker = Tracker(self.output, settings, active=self.leads, use_fitlog=args.fitlog, began=figures.seconds)
         if step:
             self.tracker.note({"resumed_after_step": step})
-        self.eval_indices = likelihood.pick(valid_text, args.eval_sequences)
+        self.eval_steps = self._plan(pace.total_steps)[0]
+        if not (pace.max_minutes and is_adaptable(args)):
+            figures.eval_sequences = self._plan(pace.total_steps)[1]
         self.began = time.monotonic()
-        self.earlier = figures.seconds  # that the run had taken before this process
+        self.earlier = self.agreed_seconds = figures.seconds  # that the run had taken before this process
         self.log_clock = self.state_clock = self.began
         self.deadline = Deadline(args.time_limit)
         self.logged_tokens = figures.tokens
@@ -114,13 +101,19 @@ class Bookkeeper:
         """Since the run began, over all the processes that worked on it one after another."""
         return self.earlier + time.monotonic() - self.began
 
-    def progress(self, step: int, total_steps: int, seconds: float) -> float:
-        """The share of the training that is done before `step`: by steps, or by the clock if that is further on."""
-        by_clock = seconds / (60 * self.args.max_minutes) if self.args.max_minutes else 0.0
-        share = min(1.0, max((step - 1) / total_steps, by_clock))
+    def progress(self, step: int, seconds: float) -> float:
+        """The share of the training that is done before `step`, for the progress bar as well."""
+        share = self.pace.progress(step, seconds)
         self.bar.set_postfix(step=step, refresh=False)
         self.bar.update(100 * share - self.bar.n)
         return share
+
+    def rate(self, optim: OptimArgs, step: int, seconds: float) -> float:
+        """The learning rate of a step."""
+        warm_up = WarmUp(self.figures.warm_step, self.figures.warm_seconds)
+        rate = self.pace.rate(optim, step, seconds, warm_up)
+        self.figures.warm_step, self.figures.warm_seconds = warm_up.step, warm_up.seconds
+        return rate
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
@@ -132,6 +125,7 @@ class Bookkeeper:
         everything = torch.tensor(mine, dtype=torch.float64).to(self.device)
         distributed.sum_over_ranks(everything)
         seconds, due, time_is_up, noticed, *counts = everything.tolist()
+        self.agreed_seconds = seconds
         why = "asked to stop" if noticed else "the time limit is near" if time_is_up else ""
         return Agreement(seconds, bool(due), why, counts)
 
@@ -193,7 +187,10 @@ class Bookkeeper:
             **({"skipped_steps": figures.skipped} if figures.skipped else {}),
         }
         self.tracker.train(step, values)
-        loss = f"{values['bits_per_token']:.3f} bits/token" if figures.targets else "none"
+        if figures.targets:
+            figures.last_loss = values["bits_per_token"]
+            figures.first_loss = figures.first_loss or figures.last_loss
+        loss = f"{number(values['bits_per_token'], 3)} bits/token" if figures.targets else "none"
         self.say(
             f"step {step}: training loss {loss}, {values['tokens_per_second']:,.0f} tokens/s, epoch {epoch + 1}"
             + (f"; {figures.skipped} steps skipped so far" if figures.skipped else "")
@@ -217,23 +214,26 @@ class Bookkeeper:
             UserError: if there was not, though it came first: there never will be.
         """
         began, run = time.monotonic(), self.run
+        indices = self._sentences(step)
         run.denoiser.eval()
         with self.learner.average.in_place():
             try:
-                report = self._evaluate()
+                report = self._evaluate(indices)
             except likelihood.OutOfTimeError as error:
                 if first:
                     raise UserError(
-                        f"time_limit={self.args.time_limit} is too short for an evaluation of {len(self.eval_indices)} "
+                        f"time_limit={self.args.time_limit} is too short for an evaluation of {len(indices)} "
                         "sentences; give more time, or fewer --eval_sequences with --resume true"
                     ) from error
                 return False
             self.deadline.start_again()  # an evaluation may be given up, so it is no part of the longest step
             is_best = report["bits_per_token"] < self.figures.best
-            self.figures.best = min(self.figures.best, report["bits_per_token"])
+            self._remember(report, indices)
             self.tracker.valid(step, report, best=is_best)
             self.say(f"step {step}: validation bound{' (best)' if is_best else ''}: {likelihood.describe(report)}")
             run.facts = {"step": step, "training_minutes": round(self.seconds() / 60, 2), **report}
+            if verdict := self.figures.verdict(step):
+                run.facts["verdict"] = verdict
             weights = checkpoint.weights_of(run)
             for name in ("checkpoint-last", "checkpoint") if is_best else ("checkpoint-last",):
                 if self.leads:
@@ -242,12 +242,31 @@ class Bookkeeper:
         self.log_clock += time.monotonic() - began  # the log's speed is that of training
         return True
 
-    def _evaluate(self) -> dict:
+    def _plan(self, total_steps: float) -> tuple[int, int]:
+        windows = evaluation_steps(self.run.process.num_steps, self.args.eval_step_size)
+        return evaluation_plan(self.args, total_steps, self.per_step, windows, len(self.valid_text))
+
+    def _sentences(self, step: int) -> np.ndarray:
+        """Which validation sentences are scored: by the clock, the first evaluation knows how long the training is."""
+        if self.figures.eval_sequences < 0:
+            share = max(self.pace.progress(step + 1, self.agreed_seconds), 1e-9)
+            self.figures.eval_sequences = self._plan(min(self.pace.total_steps, step / share))[1]
+        return likelihood.pick(self.valid_text, self.figures.eval_sequences)
+
+    def _remember(self, report: dict, indices: np.ndarray) -> None:
+        """What the verdict at the end is made of."""
+        figures = self.figures
+        figures.best, figures.last_bound = min(figures.best, report["bits_per_token"]), report["bits_per_token"]
+        figures.unigram = report["unigram_bits_per_token"]
+        scored = self.valid_text.target_lengths[indices].sum() / report["num_tokens"]  # of pairs, a [PAD] is no token
+        figures.uniform = float(scored * uniform_bits(self.run.denoiser.vocab_size))
+
+    def _evaluate(self, indices: np.ndarray) -> dict:
         with whole_weights(self.wrapped):
             report = likelihood.score(
                 self.run,
                 self.valid_text,
-                self.eval_indices,
+                indices,
                 num_steps=evaluation_steps(self.run.process.num_steps, self.args.eval_step_size),
                 batch_size=self.batch_size,
                 seed=self.args.seed,
@@ -285,7 +304,7 @@ class Bookkeeper:
 
     # ---- words -------------------------------------------------------------------------------------------------------
 
-    def announce(self, train_text: Text, precision: str, total_steps: int, per_step: float, step: int) -> None:
+    def announce(self, train_text: Text, precision: str, step: int) -> None:
         """What is about to happen."""
         run = self.run
         parameters = sum(p.numel() for p in run.denoiser.parameters())
@@ -297,11 +316,19 @@ class Bookkeeper:
             + (f"; prompt {run.pairs.prompt!r}, target window {run.pairs.target_window}" if run.pairs else "")
             + f"; {parameters / 1e6:.1f} M parameters, {vocabulary_size(run.tokenizer):,} tokens in the vocabulary\n"
             + (f"{self.args.max_minutes:g} minutes, or " if self.args.max_minutes else "")
-            + f"{total_steps:,} steps of {per_step:,.0f} {what} on {self.device} in {precision}, "
+            + f"{self.pace.total_steps:,} steps of {self.per_step:,.0f} {what} on {self.device} in {precision}, "
             f"{run.denoiser.network.config._attn_implementation} attention"
             + (f", {distributed.world_size()} processes ({self.args.strategy})" if distributed.world_size() > 1 else "")
+            + self._fewer_scored()
             + (f"\nresumed after step {step:,}" if step else "")
         )
+
+    def _fewer_scored(self) -> str:
+        asked = min(self.args.eval_sequences or len(self.valid_text), len(self.valid_text))
+        scored = len(self._sentences(0)) if self.figures.eval_sequences >= 0 else asked
+        if scored == asked:
+            return ""
+        return f"\n{scored} of {asked} sentences are scored, as the training is short (as given: with --eval_steps)"
 
     def pause(self, step: int, why: str) -> None:
         """A run that stops before its end; its state is saved."""
@@ -316,35 +343,33 @@ class Bookkeeper:
     def close(self, step: int) -> None:
         """Finish the logs; say where everything is and what to type next."""
         self.bar.close()
-        self.tracker.note({"steps": step, "minutes": self.seconds() / 60, "target_tokens": int(self.figures.tokens)})
+        verdict = self.figures.verdict(step)
+        minutes, more = self.seconds() / 60, {"verdict": verdict} if verdict else {}
+        self.tracker.note({"steps": step, "minutes": minutes, "target_tokens": int(self.figures.tokens), **more})
         self.tracker.close()
         skipped, share = self.figures.skipped, 100 * self.figures.filled / max(1.0, self.figures.slots)
         self.say(
             f"\ntrained {step:,} steps in {self.seconds() / 60:.1f} minutes; "
-            f"best validation bound {self.figures.best:.3f} bits/token\n"
+            f"best validation bound {number(self.figures.best, 3)} bits/token\n"
             + (f"  skipped     {skipped:,} steps whose loss or gradient was not finite\n" if skipped else "")
             + f"  batches     {share:.1f} % of their slots held tokens\n"
-            + summary(self.output, of_pairs=self.run.pairs is not None, with_fitlog=self.args.fitlog)
+            + summary(self.output, verdict, of_pairs=self.run.pairs is not None, with_fitlog=self.args.fitlog)
         )
 
     def say(self, text: str) -> None:
         """Print once, above any progress bar."""
         if self.leads:
-            tqdm.write(text)
+            speak(text)
 
 
-def evaluation_steps(total_steps: float, step_size: int) -> float:
-    """How many windows the bound has during a training: T over the size of one, without an end in continuous time."""
-    return total_steps if math.isinf(total_steps) else max(1, int(total_steps) // step_size)
-
-
-def claim(output: Path, settings: dict, step: int) -> None:
+def claim(output: Path, settings: dict, step: int, *, use_fitlog: bool) -> None:
     """Makes the folder this run's: what others left is removed, what interrupted writing left too.
 
     Args:
         output: the folder.
         settings: of the run.
         step: where it stands; 0: at its beginning, and everything there is of no use.
+        use_fitlog: whether its record there, which lies beside the folder, goes the same way.
     """
     files.clear_leftovers(output / "state", r"step-\d{12}")
     files.clear_leftovers(output, "|".join(map(re.escape, OUTPUTS)))
@@ -353,6 +378,9 @@ def claim(output: Path, settings: dict, step: int) -> None:
         (output / "curve.png").unlink(missing_ok=True)  # of a run that was done, and is to be longer
         training_state.write_settings(output, settings)
         return
+    if use_fitlog and (output / "run.json").exists():
+        with contextlib.suppress(Exception):  # a tracker stops no run
+            fitlog_record.remove(output)
     for name in OUTPUTS:
         path = output / name
         if path.is_dir():
@@ -361,19 +389,3 @@ def claim(output: Path, settings: dict, step: int) -> None:
             path.unlink(missing_ok=True)
     (output / "state").mkdir()  # whose absence later says that saved states were removed
     training_state.write_settings(output, settings)
-
-
-def summary(output: Path, *, of_pairs: bool, with_fitlog: bool) -> str:
-    """Where a finished run's things are, and what to type next."""
-    best = output / "checkpoint"
-    return (
-        f"  checkpoint  {best}  (the last one: {best}-last)\n"
-        f"  log         {output / 'log.jsonl'}, {output / 'curve.png'}"
-        + (f", {output / 'fitlog'}\n" if with_fitlog else "\n")
-        + (
-            f"next: python predict_downstream_condition.py --checkpoint {best} --data FILE --output OUT.jsonl\n"
-            if of_pairs
-            else f"next: python predict.py --checkpoint {best}\n"
-        )
-        + f"      python compute_elbo.py --checkpoint {best} --data FILE"
-    )

@@ -47,9 +47,17 @@ class TrainArgs:
     fused_loss: bool = field(
         default=False, metadata={"help": "never hold all logits of a step: less memory, a second product with the head"}
     )
-    eval_steps: int = field(default=0, metadata={"aliases": ["--eval_interval"], "help": "0: ten times in all"})
+    eval_steps: int = field(
+        default=0,
+        metadata={"aliases": ["--eval_interval"], "help": "0: up to ten times in all, for a ninth of the work"},
+    )
     eval_step_size: int = field(default=64, metadata={"help": "steps of T per window of the validation bound"})
-    eval_sequences: int = field(default=256, metadata={"help": "validation sentences scored during training; 0: all"})
+    eval_sequences: int = field(
+        default=256,
+        metadata={
+            "help": "validation sentences scored during training; 0: all; without eval_steps fewer, if it is short"
+        },
+    )
     logging_steps: int = field(default=50, metadata={"help": "steps between lines of the log (the first come sooner)"})
     resume: str = field(
         default="auto",

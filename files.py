@@ -160,7 +160,9 @@ def written_whole(path: Path) -> Iterator[IO[str]]:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~umask())
         rename(Path(temporary), path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:  # a full disk does not say which file
+            error.filename = str(path)
         Path(temporary).unlink(missing_ok=True)
         raise
 

@@ -32,7 +32,7 @@ import resuming
 import runtime
 import streaming
 import training_state
-from bookkeeping import EARLY, OUTPUTS, TIME_IS_SHORT, TOKENIZER, Bookkeeper, Figures, summary
+from bookkeeping import EARLY, OUTPUTS, TIME_IS_SHORT, TOKENIZER, Bookkeeper
 from config import TrainArgs, chosen_process, parse
 from corpus import holds_pairs, training_source
 from diffusion_word_freq import WordFreqDiffusion
@@ -40,10 +40,12 @@ from masked_prediction import masked_lm_loss
 from models import machine
 from models.bert import build
 from models.networks import BertArgs
-from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
+from optim import AveragedWeights, OptimArgs, make_optimizers
+from outcome import Figures, summary
+from pacing import Pace
 from process import Batch, Loss, Share, UserError
 from spindle_report import spindle_report
-from tracking import draw_curve
+from tracking import draw_curve, speak
 from vocabulary import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
 
 Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, object, OptimArgs, protocols.TextForm]
@@ -99,13 +101,14 @@ def say_done(args: TrainArgs, start: resuming.Start) -> None:
         with contextlib.suppress(Exception):  # a picture is worth no run
             draw_curve(output / "log.jsonl", output / "curve.png")
     say(f"{output}: this run is done, {start.step:,} steps; for more of them: --resume true --max_steps N\n")
-    say(summary(output, of_pairs=start.facts["of_pairs"], with_fitlog=args.fitlog))
+    verdict = Figures.of(start.facts["figures"]).verdict(start.step)
+    say(summary(output, verdict, of_pairs=start.facts["of_pairs"], with_fitlog=args.fitlog))
 
 
 def say(text: str) -> None:
     """Print once, however many processes there are."""
     if distributed.rank() == 0:
-        print(text)
+        speak(text)
 
 
 def prepare(
@@ -236,8 +239,7 @@ def train(
     per_step = batches.mean_batch(train_text.widths, data) * parts
     total_steps = args.max_steps or max(1, round(args.num_train_epochs * len(train_text) / per_step))
     resuming.require_steps_left(args, start, total_steps)
-    warmup_steps = optim.warmup_steps or max(1, total_steps // 100)
-    eval_steps = args.eval_steps or max(1, total_steps // 10)
+    pace = Pace.of(args, optim, total_steps)
     shared = {"seed": args.seed, "parts": parts, "rank": rank, "world_size": world_size}
     stream = open_batches(train_text, data, run.tokenizer, start.facts.get("position"), shared)
     facts = {"parts": parts, "torch": torch.__version__, "of_pairs": run.pairs is not None}
@@ -246,8 +248,21 @@ def train(
     named = {**by_name(settings), **start.kept}
 
     with contextlib.closing(stream), runtime.Notice().awaited() as notice:
-        book = Bookkeeper(args, named, run, valid_text, learner, wrapped, device, data, figures, step=start.step)
-        book.announce(train_text, precision, total_steps, per_step, start.step)
+        book = Bookkeeper(
+            args,
+            named,
+            run,
+            valid_text,
+            learner,
+            wrapped,
+            device,
+            data,
+            figures,
+            step=start.step,
+            pace=pace,
+            per_step=per_step,
+        )
+        book.announce(train_text, precision, start.step)
         if start.facts.get("evaluation_due"):
             book.evaluate_and_save(start.step, first=True)
             if start.step >= total_steps:
@@ -256,9 +271,9 @@ def train(
         for step in range(start.step + 1, total_steps + 1):
             taken = stream.take()
             agreed = book.agree(taken, notice.given)
-            progress = book.progress(step, total_steps, agreed.seconds)
+            progress, rate = book.progress(step, agreed.seconds), book.rate(optim, step, agreed.seconds)
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-                group["lr"] = learning_rate(optim, step, progress, warmup_steps)
+                group["lr"] = rate
 
             model.train()
             losses = torch.zeros(each, dtype=torch.float64, device=device)
@@ -285,9 +300,9 @@ def train(
 
             last = step == total_steps or progress == 1
             if last or step in EARLY or step % args.logging_steps == 0:
-                book.log(step, optimizers[-1].param_groups[0]["lr"], taken[-1].epoch)
-            evaluated = not (last or step % eval_steps == 0) or book.evaluate_and_save(step)
-            if last or agreed.why or step % eval_steps == 0 or book.state_is_due(step, agreed):
+                book.log(step, rate, taken[-1].epoch)
+            evaluated = not (last or step % book.eval_steps == 0) or book.evaluate_and_save(step)
+            if last or agreed.why or step % book.eval_steps == 0 or book.state_is_due(step, agreed):
                 due = {"evaluation_due": not evaluated, "finished": last and evaluated}
                 book.save_state(step, stream.position(), {**facts, **due})
             if last and evaluated:

@@ -27,6 +27,10 @@ class OptimArgs:
         },
     )
     warmup_steps: int = field(default=0, metadata={"help": "steps of linear warm-up; 0: a hundredth of the training"})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the mean gradient"})
+    adam_beta2: float = field(
+        default=0.98, metadata={"help": "AdamW's decay of the mean squared gradient (released: 0.999)"}
+    )
     weight_decay: float = field(default=0.01, metadata={"help": "on matrices only"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "clip the gradient's norm; 0: do not"})
     max_grad_value: float = field(default=0.0, metadata={"help": "clip each gradient (released: 5); 0: do not"})
@@ -38,30 +42,53 @@ class OptimArgs:
             raise UserError(f"learning_rate={self.learning_rate} must be above 0, and at most 1000")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0.999 is usual, 0 switches it off")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must lie in [0, 1); 0.9 and 0.98 are the defaults")
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "max_grad_value"):
             if not 0 <= getattr(self, name) <= 1e12:
                 raise UserError(f"{name}={getattr(self, name)} must lie in 0..1e12")
 
 
-def learning_rate(args: OptimArgs, step: int, progress: float, warmup_steps: int) -> float:
-    """The rate at `step` (from 1), when a share `progress` in [0, 1] of the training is done.
+def warmth(args: OptimArgs, step: int, progress: float, warmup_steps: int) -> float:
+    """The share of the warm-up that is done at `step` (from 1); 1 and more: all of it.
 
-    inverse_sqrt is the released schedule, scaled so that its peak is args.learning_rate:
-    (step / warmup + 1e-3) up to the end of the warm-up, then sqrt(warmup / step). late_cosine, with n steps in all, is
+    A warm-up that was not given in steps is a hundredth of the training, and so ends with a hundredth of its time, too:
+    by the clock (max_minutes), max_steps may be many times what there will be. late_cosine counts steps alone.
+    """
+    by_steps_alone = args.warmup_steps or args.lr_schedule == "late_cosine"
+    return max(step / warmup_steps, 0.0 if by_steps_alone else 100 * progress)
+
+
+def learning_rate(args: OptimArgs, step: int, progress: float, warmup_steps: int, warmed: float = 0.0) -> float:
+    """The rate at `step` (from 1).
+
+    cosine and linear fall from the peak at the end of the warm-up to 0.02 of it at the end of the training.
+    inverse_sqrt is the released schedule, scaled so that its peak is args.learning_rate: (step / warmup + 1e-3) up to
+    the end of the warm-up, then sqrt(warmup / step). late_cosine, with n steps in all, is
     (1 + cos(pi (step - warmup) / n)) / 2, and ends a little above zero.
+
+    Args:
+        args: the peak and the schedule's name.
+        step: from 1.
+        progress: share of the training that is done before it, in [0, 1].
+        warmup_steps: at least 1.
+        warmed: the progress at which the warm-up ended, from which on the rate falls.
     """
     if args.lr_schedule == "inverse_sqrt":
         factor = step / warmup_steps + 1e-3 if step < warmup_steps else math.sqrt(warmup_steps / step)
         return args.learning_rate * factor
-    if step < warmup_steps:
-        return args.learning_rate * step / warmup_steps
-    if args.lr_schedule == "cosine":
-        return args.learning_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * min(progress, 1))) / 2)
+    if warmth(args, step, progress, warmup_steps) < 1:
+        by_time = warmth(args, 0, progress, warmup_steps)
+        return max(args.learning_rate * step / warmup_steps, args.learning_rate * by_time)
     if args.lr_schedule == "late_cosine":
         late = progress * (step - warmup_steps) / max(1, step - 1)  # steps after the warm-up, over all steps
         return args.learning_rate * (1 + math.cos(math.pi * min(late, 1))) / 2
+    fallen = min(1.0, max(0.0, progress - warmed) / (1 - warmed)) if warmed < 1 else 0.0
+    if args.lr_schedule == "cosine":
+        return args.learning_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * fallen)) / 2)
     if args.lr_schedule == "linear":
-        return args.learning_rate * max(1 - progress, 0.02)
+        return args.learning_rate * max(1 - fallen, 0.02)
     return args.learning_rate
 
 
@@ -85,7 +112,8 @@ def make_optimizers(args: OptimArgs, model: nn.Module, tables: list[nn.Module]) 
         {"params": vectors, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
-    adamw = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.98), fused=fused)
+    betas = (args.adam_beta1, args.adam_beta2)
+    adamw = torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, fused=fused)
     if not muon or not matrices:
         return [adamw]
     extra = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "adjust_lr_fn": "match_rms_adamw"}

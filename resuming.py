@@ -23,7 +23,10 @@ LENGTH = {"max_steps", "num_train_epochs", "max_minutes", "eval_steps", "eval_se
 """Settings that --resume true may change: to train for longer."""
 
 
-BEFORE = {"process": "word_freq", "protocol": "unpadded", "detokenizer": "none", "reconstruction_weight": 1.0}
+BEFORE = {
+    "process": "word_freq", "protocol": "unpadded", "detokenizer": "none", "reconstruction_weight": 1.0,
+    "adam_beta1": 0.9, "adam_beta2": 0.98,
+}  # fmt: skip
 """Settings of runs that began before there was a choice."""
 SAID = {"data": "text", "valid_data": "validation text", "word_freq": "word frequencies"}
 

@@ -48,6 +48,7 @@ from pathlib import Path
 
 from figures import number
 from files import written_whole
+from outcome import said_of
 
 demo = Path("out/demo")
 elbo = json.loads((demo / "elbo.json").read_text())
@@ -55,14 +56,16 @@ seconds = {f.suffix[1:]: int(f.read_text()) for f in sorted(demo.glob("seconds.*
 summary = {key: elbo[key] for key in ("bits_per_token", "unigram_bits_per_token", "ppl_word")}
 texts = (demo / "samples.txt").read_text().splitlines()
 summary |= {"seconds": seconds, "checkpoint": str(demo / "checkpoint"), "samples": str(demo / "samples.txt")}
-summary |= {"sample_texts": texts, "elbo": elbo}
+verdict = said_of(demo / "log.jsonl")
+warning = f"\n  WARNING: {verdict}" if verdict else ""
+summary |= {"sample_texts": texts, "elbo": elbo, "verdict": verdict}
 with written_whole(demo / "summary.json") as file:
     json.dump(summary, file, indent=1)
 took = ", ".join(f"{name} {n} s" for name, n in seconds.items())
 print(f"""
 The demo is done ({took}).
-  {elbo['bits_per_token']:.2f} bits/token on held-out sentences (an upper bound; word frequencies alone: {elbo['unigram_bits_per_token']:.2f}),
-  perplexity {number(elbo['ppl_word'], 1)} per word at {elbo['num_steps']} steps
+  {number(elbo['bits_per_token'], 2)} bits/token on held-out sentences (an upper bound; word frequencies alone: {elbo['unigram_bits_per_token']:.2f}),
+  perplexity {number(elbo['ppl_word'], 1)} per word at {elbo['num_steps']} steps{warning}
   out/demo/checkpoint    the model
   out/demo/samples.txt   the sentences above
   out/demo/curve.png     its training curve
@@ -81,10 +84,12 @@ lm1b() {
         exit 2
     fi
     fit_to_memory "$count" 64
-    # the paper: T = 2048, n = 128, AdamW, 3e-6 after 10,000 steps of warm-up, 1.9 M steps, dropout 0.1 (the network's own)
+    # the paper: T = 2048, n = 128, AdamW, 3e-6 after 10,000 steps of warm-up, 1.9 M steps, dropout 0.1 (the network's own);
+    # the release, where the paper is silent: torch's betas, gradients clipped at 5 by value
     launch "$count" --train_data lm1b --output_dir out/lm1b --model_name_or_path bert-base-uncased --max_length 128 \
         --num_steps 2048 --schedule mutual --spindle paper --word_freq_lambda 0.3 --time_conditioning none \
-        --optimizer adamw --learning_rate 3e-6 --lr_schedule constant --warmup_steps 10000 --max_steps 1900000 \
+        --optimizer adamw --adam_beta1 0.9 --adam_beta2 0.999 --max_grad_norm 0 --max_grad_value 5 \
+        --learning_rate 3e-6 --lr_schedule constant --warmup_steps 10000 --max_steps 1900000 \
         --valid_fraction 0.01 --eval_steps 15000 --eval_step_size 16 --logging_steps 1000 "${fitted[@]}" "$@"
 }
 

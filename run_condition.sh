@@ -59,6 +59,7 @@ import json
 from pathlib import Path
 
 from files import written_whole
+from outcome import said_of
 
 demo = Path("out/condition_demo")
 real, shuffled = (json.loads((demo / f"metrics.{name}.json").read_text()) for name in ("predictions", "shuffled"))
@@ -73,6 +74,8 @@ found = {
 summary = {f"bleu_{name}": report[key] for name, (report, key) in found.items()}
 summary |= {f"bleu_{name}_se": report[f"{key}_se"] for name, (report, key) in found.items()}
 summary |= {"num_sources": real["num_sources"], "seconds": seconds, "metrics": real, "checkpoint": str(demo / "checkpoint")}
+summary["verdict"] = said_of(demo / "log.jsonl")
+warning = f"\n  WARNING: {summary['verdict']}" if summary["verdict"] else ""
 with written_whole(demo / "summary.json") as file:
     json.dump(summary, file, indent=1)
 
@@ -88,7 +91,7 @@ BLEU on {real['num_sources']} functions and classes whose names and summaries we
   {show('single')}  a single candidate
   {show('shuffled_source')}  the model given another name
   {show('random')}  a random summary from the training set
-  {show('nearest')}  the training summary whose name shares most word pieces
+  {show('nearest')}  the training summary whose name shares most word pieces{warning}
   out/condition_demo/checkpoint         the model
   out/condition_demo/predictions.jsonl  sources, references, candidates, choices
   out/condition_demo/summary.json       these figures

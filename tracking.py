@@ -1,44 +1,57 @@
 """Where a run's numbers go: a JSONL file always, fitlog if it works, a PNG of the curve at the end.
 
-A tracker never stops a training run: whatever it raises becomes one warning, and the JSONL log goes on.
+A tracker never stops a training run: whatever it raises becomes one warning, and the run goes on. Lines of the JSONL
+log that could not be written are kept and tried again with the next one; what can still not be written at the end is
+said, and the saved states and checkpoints are as they would have been.
 """
 
+import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tqdm import tqdm
+
 from files import rename, written_whole
+from fitlog_record import Record
+
+MOST_PENDING = 2**24
+"""Bytes of the log that are kept while they cannot be written; later lines are lost."""
 
 
 class Tracker:
-    """Writes `log.jsonl` and a fitlog record into one folder. A tracker that is not `active` writes nothing."""
+    """Writes `log.jsonl` and a fitlog record of a run. A tracker that is not `active` writes nothing."""
 
     def __init__(
         self, folder: Path, settings: dict, *, active: bool = True, use_fitlog: bool = True, began: float = 0.0
     ) -> None:
         """Open the log of a run that began so many seconds ago; `settings` are recorded once."""
         self.folder, self.active, self.started = folder, active, time.monotonic() - began
-        self.fitlog = None
+        self.record: Record | None = None
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        self.file = open(folder / "log.jsonl", "a", encoding="utf-8", buffering=1)
-        if self.file.tell() == 0:
+        self.log = Log(folder / "log.jsonl")
+        goes_on = self.log.holds_lines
+        if not goes_on:
             self._write({"kind": "settings", **settings})
         if use_fitlog:
-            self._safely(lambda: self._open_fitlog(settings))
+            self._safely(lambda: self._open_record(settings, read_log(folder / "log.jsonl") if goes_on else None))
 
-    def train(self, step: int, values: dict[str, float]) -> None:
+    def train(self, step: int, values: dict) -> None:
         """Figures of a training step."""
-        self._log("train", step, values, "add_loss")
+        if self.active:
+            self._write({"kind": "train", "step": step, **values})
+            self._record(lambda record: record.train(step, values))
 
     def valid(self, step: int, values: dict, *, best: bool) -> None:
         """Figures of an evaluation; `best` ones become fitlog's best metric."""
-        self._log("valid", step, values, "add_metric")
-        if best and self.fitlog:
-            self._safely(lambda: self._each(values, lambda name, value: self.fitlog.add_best_metric(value, name=name)))
+        if self.active:
+            self._write({"kind": "valid", "step": step, **values})
+            self._record(lambda record: record.valid(step, values, best=best))
 
     def note(self, values: dict) -> None:
         """Something that happens once."""
@@ -49,46 +62,101 @@ class Tracker:
         """Finish the logs; draw curve.png, whose presence says that the run is done."""
         if not self.active:
             return
-        if self.fitlog:
-            self._safely(self.fitlog.finish)
-        self.file.close()
         if draw:
-            self._safely(lambda: draw_curve(self.folder / "log.jsonl", self.folder / "curve.png"))
+            self._record(lambda record: record.finish())
+        elif self.record:
+            self.record.close()
+        self.log.close()
+        if draw:
+            self._safely(lambda: draw_curve(self.folder / "log.jsonl", self.folder / "curve.png"), "curve.png")
 
-    def _open_fitlog(self, settings: dict) -> None:
-        import fitlog
+    def _open_record(self, settings: dict, log: list[dict] | None) -> None:
+        self.record = Record(self.folder, settings, log)
 
-        folder = self.folder / "fitlog"
-        folder.mkdir(exist_ok=True)
-        fitlog.set_log_dir(str(folder), new_log=True)
-        for name, value in settings.items():  # one by one: fitlog's dict form needs numpy.str, which is gone
-            fitlog.add_hyper(str(value), name=name)
-        self.fitlog = fitlog
-
-    def _log(self, kind: str, step: int, values: dict, verb: str) -> None:
-        if not self.active:
-            return
-        self._write({"kind": kind, "step": step, **values})
-        if self.fitlog:
-            add = getattr(self.fitlog, verb)
-            self._safely(lambda: self._each(values, lambda name, value: add(value, step, name=name)))
-
-    @staticmethod
-    def _each(values: dict, add: Callable[[str, float], None]) -> None:
-        for name, value in values.items():
-            if isinstance(value, int | float):  # a report also holds a name, and may hold no error
-                add(name, float(value))
+    def _record(self, call: Callable[[Record], object]) -> None:
+        if self.record:
+            self._safely(lambda: call(self.record))
 
     def _write(self, record: dict) -> None:
         record["seconds"] = round(time.monotonic() - self.started, 2)
-        self.file.write(json.dumps(record, default=str) + "\n")
+        self.log.write(json.dumps(record, default=str) + "\n")
 
-    def _safely(self, call: Callable[[], object]) -> None:
+    def _safely(self, call: Callable[[], object], what: str = "fitlog") -> None:
         try:
             call()
         except Exception as error:  # any failure of a tracker is less important than the run
-            self.fitlog = None
-            print(f"warning: tracking went on without this: {type(error).__name__}: {error}", file=sys.stderr)
+            if self.record and what == "fitlog":
+                self.record.close()
+                self.record = None
+            warn(f"{what}: {type(error).__name__}: {error}; the run goes on without it")
+
+
+class Log:
+    """A file of lines that are written now or later."""
+
+    def __init__(self, path: Path) -> None:
+        """Open it for more lines."""
+        self.path, self.pending, self.lost, self.warned = path, b"", 0, False
+        self.file = open(path, "ab", buffering=0)
+        self.holds_lines = self.file.tell() > 0
+
+    def write(self, line: str) -> None:
+        """Write a line, after those that could not be written before."""
+        content = line.encode(errors="replace")
+        if len(self.pending) + len(content) > MOST_PENDING:
+            self.lost += 1
+        else:
+            self.pending += content
+        self._try()
+
+    def close(self) -> None:
+        """Try for the last time; say what is lost."""
+        self._try()
+        lost = self.lost + self.pending.count(b"\n")
+        if lost:
+            warn(f"{self.path}: {lost} lines of the log are lost; the checkpoints are whole")
+        with contextlib.suppress(OSError):
+            self.file.close()
+
+    def _try(self) -> None:
+        try:
+            while self.pending:
+                self.pending = self.pending[self.file.write(self.pending) or 0 :]
+        except OSError as error:
+            if not self.warned:
+                warn(
+                    f"{self.path}: the log cannot be written ({error.strerror or error}); make room, or mend the disk; "
+                    "the training goes on, and the log when it can"
+                )
+            self.warned = True
+
+
+def warn(text: str) -> None:
+    """One line on stderr, whatever it is made of."""
+    with contextlib.suppress(OSError):  # on a full disk, too
+        print(f"warning: {' '.join(text.split())[:500]}", file=sys.stderr, flush=True)
+
+
+def speak(text: str) -> None:
+    """Print above any progress bar; where stdout can be written no more (a file on a full disk), say so once.
+
+    Raises:
+        BrokenPipeError: if nobody reads any more.
+    """
+    try:
+        tqdm.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        warn(f"nothing more is printed: stdout cannot be written ({error.strerror or error}); the training goes on")
+        with contextlib.suppress(OSError, ValueError):  # what is left in its buffer goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def read_log(log: Path) -> list[dict]:
+    """The records of a log."""
+    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def cut_log(log: Path, step: int) -> None:
@@ -115,16 +183,19 @@ def draw_curve(log: Path, picture: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    records = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    records = read_log(log)
     train = [r for r in records if r["kind"] == "train"]
     valid = [r for r in records if r["kind"] == "valid"]
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    axis.plot([r["step"] for r in train], [r["bits_per_token"] for r in train], lw=0.8, label="training loss")
-    axis.plot([r["step"] for r in valid], [r["bits_per_token"] for r in valid], "o-", label="validation bound")
+    axis.plot([r["step"] for r in train], [_drawn(r) for r in train], lw=0.8, label="training loss")
+    axis.plot([r["step"] for r in valid], [_drawn(r) for r in valid], "o-", label="validation bound")
     if valid:
         unigram = valid[-1]["unigram_bits_per_token"]
         axis.axhline(unigram, ls=":", color="grey", label="unigram")
-        axis.set_ylim(0, 1.3 * unigram)
+        if valid[-1]["bits_per_token"] > 1.3 * unigram:  # it diverged: a linear axis up to there would show nothing
+            axis.set_yscale("log")
+        else:
+            axis.set_ylim(0, 1.3 * unigram)
     axis.set(xlabel="step", ylabel="bits per token", title=log.parent.name)
     axis.legend()
     axis.grid(alpha=0.3)
@@ -133,3 +204,8 @@ def draw_curve(log: Path, picture: Path) -> None:
     figure.savefig(beside, format="png")
     rename(beside, picture)
     pyplot.close(figure)
+
+
+def _drawn(record: dict) -> float:
+    bits = record["bits_per_token"]
+    return float("nan") if bits is None else min(bits, 1e9)  # of a run that diverged; matplotlib fails at 1e300

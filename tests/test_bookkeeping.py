@@ -11,6 +11,7 @@ from test_main import records, train
 
 import bookkeeping
 import main
+import training_state
 from files import held_alone
 from runtime import Deadline
 from tracking import cut_log
@@ -159,6 +160,18 @@ def test_two_processes_do_not_train_into_one_folder(monkeypatch, corpus: Path, t
     assert code == 2 and "another process is training into this folder" in capsys.readouterr().err
     assert [path.name for path in folder.iterdir()] == ["run.lock"]
     assert train(monkeypatch, corpus, tmp_path)[0] == 0
+
+
+def test_a_run_by_the_clock_warms_up_and_scores_by_it(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    """Of a million steps, a hundredth would be more than there are; and how much scoring may cost shows at the end."""
+    code, folder = train(monkeypatch, corpus, tmp_path, "--max_minutes", 0.04, "--max_steps", 10**6, "--batch_size", 4)
+    rates = [record["learning_rate"] for record in records(folder, "train")]
+    (state,) = training_state.states(folder)
+    figures = json.loads((state / "state.json").read_text())["figures"]
+    assert code == 0 and max(rates) > 1e-3 and rates[-1] < 1e-3
+    assert figures["warm_step"] >= 1 and 0 < figures["warm_seconds"] < 2.4
+    assert records(folder, "valid")[-1]["num_sequences"] >= min(16, figures["eval_sequences"])
+    assert figures["last_bound"] == figures["best"] and 0 < figures["unigram"] < figures["uniform"]
 
 
 def test_a_log_forgets_what_came_after(tmp_path: Path) -> None:

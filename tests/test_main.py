@@ -15,6 +15,7 @@ from conftest import SENTENCES, TINY, call
 import bookkeeping
 import checkpoint
 import main
+import outcome
 from corpus import held_out
 from dataloader import DataArgs
 from optim import OptimArgs
@@ -49,11 +50,31 @@ def train(
 
 def test_fitlog_takes_every_figure_of_a_real_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     code, folder = train(monkeypatch, corpus, tmp_path, "--fitlog", "true")
-    assert code == 0 and "warning" not in capsys.readouterr().err
-    (log,) = (folder / "fitlog").iterdir()
+    said = capsys.readouterr()
+    assert code == 0 and "warning" not in said.err
+    (log,) = (tmp_path / "fitlog").iterdir()
     valid = records(folder, "valid")[-1]
     assert str(valid["bits_per_token"])[:8] in (log / "metric.log").read_text()
     assert str(valid["bits_per_token"])[:8] in (log / "best_metric.log").read_text()
+    assert f"fitlog log {tmp_path / 'fitlog'} --ip 127.0.0.1" in said.out
+    assert train(monkeypatch, corpus, tmp_path, "--fitlog", "true", "--overwrite", "true", "--max_steps", 1)[0] == 0
+    (log,) = (tmp_path / "fitlog").iterdir()  # in the place of the other
+    assert len((log / "loss.log").read_text().splitlines()) == 1
+
+
+def test_a_run_that_diverged_says_so_wherever_it_is_looked_at(
+    monkeypatch, corpus: Path, tmp_path: Path, capsys
+) -> None:
+    words = ["--learning_rate", 100, "--max_steps", 12, "--warmup_steps", 1]
+    code, folder = train(monkeypatch, corpus, tmp_path, *words)
+    said = capsys.readouterr().out
+    (verdict,) = [line.removeprefix("  WARNING").strip() for line in said.splitlines() if "WARNING" in line]
+    assert code == 0 and "the training diverged: its best bound, " in verdict and "lower --learning_rate" in verdict
+    assert records(folder, "note")[-1]["verdict"] == verdict == outcome.said_of(folder / "log.jsonl")
+    assert checkpoint.load(str(folder), CPU).facts["verdict"] == verdict
+    assert f"| verdict | {verdict} |" in (folder / "checkpoint" / "README.md").read_text()
+    assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
+    assert f"  WARNING     {verdict}\n" in capsys.readouterr().out  # of a finished run, too
 
 
 def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
@@ -165,6 +186,7 @@ def test_gradients_are_sums_divided_once_by_the_tokens_of_the_whole_step(
     (tmp_path / "known.py").write_text(KNOWN_GRADIENT)
     base = [*TINY, "--train_data", corpus, "--cache_dir", tmp_path / "cache", "--valid_fraction", 0.1, "--max_steps", 2]
     base += ["--output_dir", tmp_path / "run", "--batch_size", 16, "--accumulation_steps", 3, "--learning_rate", 1e-9]
+    base += ["--eval_steps", 2]
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -68,11 +68,13 @@ def names_of(model: Toy, optimizer: torch.optim.Optimizer) -> dict[str, float]:
 
 def test_muon_takes_the_maps_and_adamw_the_tables_and_vectors() -> None:
     model = Toy()
-    muon, adamw = make_optimizers(OptimArgs(optimizer="muon"), model, [model.head])
+    args = OptimArgs(optimizer="muon", adam_beta1=0.8, adam_beta2=0.999)
+    muon, adamw = make_optimizers(args, model, [model.head])
     assert muon.param_groups[0]["adjust_lr_fn"] == "match_rms_adamw"  # or one learning rate would not serve both
     assert isinstance(muon, torch.optim.Muon) and set(names_of(model, muon)) == {"inner.weight"}
     decay = names_of(model, adamw)
     assert {n for n, d in decay.items() if d} == {"embedding.weight", "head.weight"}
+    assert all(group["betas"] == (0.8, 0.999) for group in adamw.param_groups)
     assert {n for n, d in decay.items() if not d} == {"inner.bias", "norm.weight", "norm.bias", "head.bias"}
 
 
@@ -127,7 +129,16 @@ def test_averaged_weights_follow_the_definition_and_step_aside() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    [{"learning_rate": 0.0}, {"ema_decay": 1.0}, {"weight_decay": -1.0}, {"max_grad_norm": -1.0}, {"warmup_steps": -5}],
+    [
+        {"learning_rate": 0.0},
+        {"ema_decay": 1.0},
+        {"weight_decay": -1.0},
+        {"max_grad_norm": -1.0},
+        {"warmup_steps": -5},
+        {"adam_beta1": 1.0},
+        {"adam_beta2": -0.1},
+        {"adam_beta2": math.nan},
+    ],
 )
 def test_settings_out_of_range_are_refused(setting: dict) -> None:
     (name,) = setting

@@ -260,6 +260,9 @@ def test_settings_that_change_nothing_may_change() -> None:
     assert differences(known, {**known, "accumulation_steps": 4}, set()) == ["accumulation_steps"]
     assert differences(known, {**known, "accumulation_steps": 9, "world_size": 1}, set()) == []
     assert differences(known, {**known, "learning_rate": 2.0, "max_steps": 6}, {"max_steps"}) == ["learning_rate"]
+    betas = {"adam_beta1": 0.9, "adam_beta2": 0.98}  # of every run that began before they were settings
+    assert differences(known, {**known, **betas}, set()) == []
+    assert differences(known, {**known, **betas, "adam_beta2": 0.999}, set()) == ["adam_beta2"]
     assert differences({**known, "gone": 1}, known, set()) == [] and differences(known, {**known, "new": 1}, set())
 
 

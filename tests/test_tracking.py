@@ -1,14 +1,17 @@
 """tracking.py: the JSONL log is complete, fitlog works, and nothing a tracker does can stop a run."""
 
+import errno
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 
-from tracking import Tracker
+from tracking import Tracker, cut_log
 
+ROOT = Path(__file__).parent.parent
 UNIGRAM = {"unigram_bits_per_token": 9.0}
 
 
@@ -29,7 +32,7 @@ def test_the_log_holds_every_figure_and_the_curve_is_a_png(tmp_path: Path) -> No
 
 
 def test_fitlog_works_out_of_the_box(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    fill(Tracker(tmp_path, {"seed": 1, "schedule": "mutual"}))
+    fill(Tracker(tmp_path / "run", {"seed": 1, "schedule": "mutual"}))
     (folder,) = (tmp_path / "fitlog").iterdir()
     assert '"seed": "1"' in (folder / "hyper.log").read_text() or "seed" in (folder / "hyper.log").read_text()
     assert "8.0" in (folder / "loss.log").read_text() and "Step:2" in (folder / "loss.log").read_text()
@@ -52,13 +55,15 @@ class Broken(types.ModuleType):
         return method
 
 
-@pytest.mark.parametrize("at", ["set_log_dir", "add_hyper", "add_loss", "add_metric", "add_best_metric", "finish"])
+@pytest.mark.parametrize(
+    "at", ["set_log_dir", "add_hyper", "add_loss", "add_metric", "add_best_metric", "add_other", "finish"]
+)
 def test_a_broken_tracker_costs_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, at: str
 ) -> None:
     monkeypatch.setitem(sys.modules, "fitlog", Broken(at))
-    fill(Tracker(tmp_path, {"seed": 1}))
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4
+    fill(Tracker(tmp_path / "run", {"seed": 1}))
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
     said = capsys.readouterr().err
     assert said.count("warning: ") == 1 and "no attribute 'str'" in said
 
@@ -68,11 +73,76 @@ def test_a_missing_tracker_costs_one_warning(
 ) -> None:
     monkeypatch.setitem(sys.modules, "fitlog", None)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    fill(Tracker(tmp_path, {"seed": 1}))
-    assert len((tmp_path / "log.jsonl").read_text().splitlines()) == 4
+    fill(Tracker(tmp_path / "run", {"seed": 1}))
+    assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
     assert capsys.readouterr().err.count("warning: ") == 2
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_that_diverged_has_a_curve_too(tmp_path: Path) -> None:
+    tracker = Tracker(tmp_path, {"seed": 1}, use_fitlog=False)
+    for step, bits in enumerate((9.0, None, 20.0, 1e300), 1):
+        tracker.train(step, {"bits_per_token": bits})
+    tracker.valid(4, {"bits_per_token": 1e300, **UNIGRAM}, best=True)
+    tracker.close()
+    assert (tmp_path / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def test_an_inactive_tracker_writes_nothing(tmp_path: Path) -> None:
     fill(Tracker(tmp_path / "x", {"seed": 1}, active=False))
     assert not (tmp_path / "x").exists()
+
+
+class Full:
+    """A file on a disk that has room for so many bytes."""
+
+    def __init__(self, room: int) -> None:
+        self.room, self.content = room, b""
+
+    def write(self, content: bytes) -> int:
+        part = content[: self.room - len(self.content)]
+        if not part:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.content += part
+        return len(part)
+
+    def close(self) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("room_again", [False, True])
+def test_a_full_disk_costs_one_warning_that_names_the_log(
+    tmp_path: Path, capsys: pytest.CaptureFixture, room_again: bool
+) -> None:
+    tracker = Tracker(tmp_path / "run", {"seed": 1}, use_fitlog=False)
+    tracker.log.file.close()
+    tracker.log.file = full = Full(100)
+    for step in range(1, 6):
+        tracker.train(step, {"bits_per_token": 8.0 / step})
+    full.room += 10**6 * room_again
+    tracker.train(6, {"bits_per_token": 1.0})
+    tracker.close(draw=False)
+    said, whole = capsys.readouterr().err, full.content.count(b"\n")
+    assert f"warning: {tmp_path / 'run' / 'log.jsonl'}: the log cannot be written (No space left on device)" in said
+    if room_again:
+        assert said.count("\n") == 1
+        assert [json.loads(line)["step"] for line in full.content.splitlines()] == [1, 2, 3, 4, 5, 6]
+    else:
+        assert said.count("\n") == 2 and f"{6 - whole} lines of the log are lost" in said
+
+
+def test_stdout_on_a_full_disk_costs_one_warning(capfd: pytest.CaptureFixture) -> None:
+    words = "from tracking import speak\nfor n in range(3): speak('step')"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "stdout cannot be written (No space" in done.stderr
+
+
+def test_a_log_that_cannot_be_rewritten_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("files.os.fsync", full)
+    with pytest.raises(OSError, match="log.jsonl"):
+        cut_log(tmp_path / "log.jsonl", 1)
+    assert not list(tmp_path.iterdir())

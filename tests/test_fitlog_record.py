@@ -1,0 +1,134 @@
+"""fitlog_record.py: one folder of records for all runs, and what the page of fitlog makes of them."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+
+import fitlog_record
+from fitlog_record import Record, command, fitlog_folder, remove
+from tracking import Tracker
+
+REPORT = {"bits_per_token": 5.0, "ppl_word": 40.0, "unigram_bits_per_token": 9.0, "num_steps": 32, "protocol": ""}
+SETTINGS = {"seed": 1, "schedule": "mutual"}
+
+
+def fill(output: Path, bounds: tuple[float, ...] = (6.0, 5.0, 5.5), first: int = 1) -> Tracker:
+    tracker = Tracker(output, SETTINGS, began=0.0)
+    for step, bound in enumerate(bounds, first):
+        tracker.train(step, {"bits_per_token": 2 * bound, "learning_rate": 0.1, "tokens_per_second": 1e4})
+        tracker.valid(step, {**REPORT, "bits_per_token": bound}, best=bound == min(bounds[: step - first + 1]))
+    return tracker
+
+
+def lines(record: Path, name: str) -> list[dict]:
+    """What a file of a record holds, without the steps before the JSON."""
+    return [json.loads(line[line.index("{") :]) for line in (record / f"{name}.log").read_text().splitlines()]
+
+
+def table(folder: Path) -> dict[str, dict]:
+    """What fitlog's own reader makes of a folder, by the names of the runs."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from fitlog.fastlog import LogReader
+    reader = LogReader()
+    reader.set_log_dir(str(folder))
+    return {(folder / log["id"] / "run.txt").read_text().strip(): log for log in reader.read_logs()}
+
+
+def test_a_chart_holds_one_figure_and_constants_are_no_metrics(tmp_path: Path) -> None:
+    fill(tmp_path / "run").close()
+    (record,) = (tmp_path / "fitlog").iterdir()
+    assert {name for line in lines(record, "loss") for name in line["loss"]} == {"bits_per_token"}
+    assert {name for line in lines(record, "metric") for name in line["metric"]} == {"bits_per_token"}
+    assert [line["metric"]["bits_per_token"] for line in lines(record, "metric")] == [6.0, 5.0, 5.5]
+    found = table(tmp_path / "fitlog")["run"]
+    assert found["metric"] == {"bits_per_token": 5.0, "ppl_word": 40.0} and found["hyper"]["seed"] == "1"
+    assert found["other"]["num_steps"] == 32 and found["meta"]["state"] == "finish"
+
+
+def test_runs_of_one_folder_are_compared_in_one_table(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):  # within a second: no one waits for another's name
+        fill(tmp_path / name).close()
+    assert set(table(tmp_path / "fitlog")) == {"a", "b", "c"}
+    assert command(tmp_path / "a") == f"fitlog log {tmp_path / 'fitlog'} --ip 127.0.0.1"
+    assert command(tmp_path / "d") == ""
+
+
+def test_a_record_of_an_earlier_version_stays_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the run's own folder, alone."""
+    (tmp_path / "run" / "fitlog" / "log_20250101_000000").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert command(tmp_path / "run") == "fitlog log run/fitlog --ip 127.0.0.1"
+    fill(tmp_path / "run").close()
+    assert command(tmp_path / "run") == "fitlog log fitlog --ip 127.0.0.1"
+    assert (tmp_path / "run" / "fitlog" / "log_20250101_000000").is_dir()
+
+
+def test_a_resumed_run_goes_on_in_its_record_without_what_its_log_forgot(tmp_path: Path) -> None:
+    fill(tmp_path / "other").close()
+    fill(tmp_path / "run")  # killed
+    log = tmp_path / "run" / "log.jsonl"
+    log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:5]))  # up to step 2
+    fill(tmp_path / "run", (4.0,), first=3).close()
+    assert len(list((tmp_path / "fitlog").iterdir())) == 2
+    found = table(tmp_path / "fitlog")["run"]
+    record = tmp_path / "fitlog" / found["id"]
+    assert [line["step"] for line in lines(record, "loss")] == [1, 2, 3]
+    assert [line["metric"]["bits_per_token"] for line in lines(record, "metric")] == [6.0, 5.0, 4.0]
+    assert found["metric"]["bits_per_token"] == 4.0
+
+
+def test_a_run_that_is_overwritten_loses_its_record_alone(tmp_path: Path) -> None:
+    fill(tmp_path / "a").close()
+    fill(tmp_path / "b").close()
+    remove(tmp_path / "a")
+    assert set(table(tmp_path / "fitlog")) == {"b"}
+
+
+def test_a_new_run_in_a_removed_ones_place_leaves_its_record(tmp_path: Path) -> None:
+    for _ in range(2):
+        fill(tmp_path / "a").close()
+        (tmp_path / "a" / "log.jsonl").unlink()
+    records = list((tmp_path / "fitlog").iterdir())
+    assert len(records) == 2 and sum((record / "run.txt").exists() for record in records) == 1
+
+
+@pytest.mark.parametrize("why", ["read-only", "everyone's", "other", "file", "itself"])
+def test_a_place_that_is_not_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
+    output = tmp_path / ("fitlog" if why == "itself" else "run")
+    output.mkdir()
+    if why == "read-only":
+        monkeypatch.setattr(fitlog_record.os, "access", lambda path, mode: Path(path) != tmp_path)
+    elif why == "everyone's":
+        tmp_path.chmod(0o777)
+    elif why == "other":
+        (tmp_path / "fitlog" / "src").mkdir(parents=True)
+    elif why == "file":
+        (tmp_path / "fitlog").write_text("mine")
+    assert fitlog_folder(output) == output / "fitlog"
+
+
+def test_a_failed_write_reaches_the_caller_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """As on a full disk: what fitlog writes with logging would print a traceback for every line."""
+    tracker = Tracker(tmp_path / "run", SETTINGS)
+    for name in fitlog_record.LOGGERS:
+        for handler in logging.getLogger(f"fitlog_{name}").handlers:
+            handler.setStream(open("/dev/full", "w"))  # noqa: SIM115 (the record closes it)
+    for step in range(1, 5):
+        tracker.train(step, {"bits_per_token": 8.0})
+        tracker.valid(step, {**REPORT, "bits_per_token": 8.0 - step}, best=True)
+    tracker.close()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "warning: fitlog: OSError" in said and "No space left" in said
+
+
+def test_no_figure_that_is_no_number_is_recorded(tmp_path: Path) -> None:
+    record = Record(tmp_path / "run", SETTINGS)
+    record.train(1, {"bits_per_token": None})
+    record.valid(1, {**REPORT, "bits_per_token": float("inf")}, best=True)
+    record.valid(2, {**REPORT, "ppl_word": None}, best=True)
+    record.finish()
+    assert lines(record.folder, "loss") == [] and len(lines(record.folder, "metric")) == 1

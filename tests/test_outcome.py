@@ -1,0 +1,82 @@
+"""outcome.py: what is said of a training that learnt nothing or diverged, and of figures beyond measure."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from outcome import Figures, said_of, verdict
+
+ROOT = Path(__file__).parent.parent
+LEARNT = {"best": 4.0, "last": 4.1, "unigram": 9.6, "uniform": 14.9, "first_loss": 15.2, "last_loss": 4.4, "skipped": 0}
+
+
+@pytest.mark.parametrize(
+    ("differing", "said"),
+    [
+        ({}, ""),
+        ({"first_loss": 30.0, "last_loss": 40.0}, ""),  # noisy, of another weighting
+        (
+            {"best": 9.7, "last": 9.7},
+            "has learnt nothing yet: its best bound, 9.700 bits/token, is not below that of word",
+        ),
+        ({"best": 17.0, "last": 1e300}, "diverged: its best bound, 17.000 bits/token, is worse than guessing every"),
+        ({"best": 1e300, "last": 1e300}, "its best bound, 1.000e+300 bits/token, is worse"),
+        ({"last": 312.0}, "diverged after its best bound (4.000 bits/token): the last one is 312.000"),
+        ({"last_loss": 50.0}, "its loss rose from 15.200 to 50.000 bits/token"),
+        ({"first_loss": 4.0, "last_loss": 14.0}, ""),  # pretrained: no worse than a guess
+        ({"first_loss": 0.0, "last_loss": 0.0}, ""),  # of a state without them
+        ({"skipped": 0.25}, "25 % of the steps were left out"),
+        ({"unigram": 0.0, "best": 1e300, "skipped": 1}, ""),
+    ],
+)
+def test_a_verdict_names_both_figures(differing: dict, said: str) -> None:
+    found = verdict(**{**LEARNT, **differing})
+    assert said in found and bool(said) == bool(found)
+    assert not found or "--" in found or "steps were left out" in found  # a remedy
+
+
+def test_figures_of_an_earlier_version_say_nothing() -> None:
+    assert Figures.of({"best": 1e9, "skipped": 3, "unknown": 1}).verdict(10) == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        ([{"kind": "note", "steps": 3, "verdict": "diverged"}], "diverged"),
+        ([{"kind": "note", "steps": 3}], ""),
+        ([[1]], ""),
+        ([], ""),
+    ],
+)
+def test_a_log_says_it_in_its_last_note(tmp_path: Path, lines: list, said: str) -> None:
+    (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert said_of(tmp_path / "log.jsonl") == said and said_of(tmp_path / "none") == ""
+
+
+@pytest.mark.parametrize("script", ["run.sh", "run_condition.sh"])
+@pytest.mark.parametrize("said", ["", "the training diverged: lower --learning_rate"])
+def test_a_demos_summary_repeats_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, script: str, said: str
+) -> None:
+    """The Python within the script, on the files of a demo."""
+    monkeypatch.chdir(tmp_path)
+    names = [f"bleu{name}" for name in ("", "_single", "_random", "_nearest")]
+    elbo = {"bits_per_token": 3e300, "unigram_bits_per_token": 9.6, "ppl_word": 1e304, "num_steps": 128}
+    metrics = {name + error: 0.1 for name in names for error in ("", "_se")} | {"num_sources": 5, "mbr_size": 5}
+    for folder in (tmp_path / "out" / "demo", tmp_path / "out" / "condition_demo"):
+        folder.mkdir(parents=True)
+        (folder / "log.jsonl").write_text(json.dumps({"kind": "note", "verdict": said}) + "\n")
+        (folder / "elbo.json").write_text(json.dumps(elbo))
+        (folder / "samples.txt").write_text("a text\n")
+        for name in ("predictions", "shuffled"):
+            (folder / f"metrics.{name}.json").write_text(json.dumps(metrics))
+    (code,) = re.findall(
+        r"summarise_demo\(\) \{\n    python - <<'PYTHON'\n(.*?)\nPYTHON\n", (ROOT / script).read_text(), re.S
+    )
+    exec(compile(code, script, "exec"), {"__name__": "__main__"})
+    printed = capsys.readouterr().out
+    assert (f"WARNING: {said}\n" in printed) == bool(said) and max(map(len, printed.splitlines())) < 200
+    (summary,) = tmp_path.rglob("summary.json")
+    assert json.loads(summary.read_text())["verdict"] == said
