@@ -48,6 +48,8 @@ LIBRARY = {
     "detokenizers",
     "semi_autoregressive",
     "judges",
+    "infilling",
+    "showing",
 }
 PROCESSES = {
     "diffusion_word_freq",
@@ -91,6 +93,8 @@ MAY_IMPORT = {
         "vocabulary",
     },
     "optim": {"process"},
+    "infilling": {"process"},
+    "showing": set(),
     "predictions": {"files", "process"},
     "metrics": set(),
     "metrics_of_models": {"process", "hub"},

@@ -3,7 +3,6 @@
 import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AddedToken, RobertaTokenizerFast
 
 import checkpoint
+import infilling
 import predict
 from process import SampleArgs
 
@@ -78,8 +78,7 @@ def test_a_gap_in_a_byte_level_vocabulary_keeps_the_spaces_around_it() -> None:
         merges=[tuple(merge) for merge in model["merges"]],
         mask_token=AddedToken("<mask>", lstrip=True, special=True),
     )
-    run = SimpleNamespace(tokenizer=tokenizer)
-    pieces = tokenizer.convert_ids_to_tokens(predict.parse_infill(run, "the [MASK] of the house"))
+    pieces = tokenizer.convert_ids_to_tokens(infilling.parse(tokenizer, "the [MASK] of the house").ids)
     assert pieces == ["the", "<mask>", "Ġof", "Ġthe", "Ġhouse"]
 
 
