@@ -125,6 +125,8 @@ def held_alone(path: Path, refusal: str) -> Iterator[None]:
             raise UserError(refusal) from error
         except OSError:
             pass
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # its holder removed it
+            raise UserError(refusal)
         yield
 
 

@@ -109,8 +109,8 @@ def _joiner(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], str]:
 def joining(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, Tensor]:
     """Which pieces do what a `Place` may forbid, bool [size] each: told by what the tokenizer makes of them as text.
 
-    A piece joins a word if no space comes between and there is a letter or a digit in it. Where words themselves are
-    joined (vocabularies of characters) no piece is said to.
+    A piece joins a word if no space comes between and there is a letter or a digit in it. Where whole words are joined
+    without a space no piece is said to.
     """
     found = {name: torch.zeros(size, dtype=torch.bool) for name in Place._fields}
     text, alone, two = _joiner(tokenizer), tokenizer.tokenize("a") or [""], tokenizer.tokenize("a a")
@@ -124,7 +124,8 @@ def joining(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, Tensor]:
             tail = text([left, piece]).removeprefix(head)
             found["join_before"][token] = not tail[:1].isspace() and any(map(_in_word, tail))
             whole = text([piece, right])
-            found["join_after"][token] = not whole.endswith(apart) and any(map(_in_word, whole.removesuffix(apart)))
+            own = whole.removesuffix(apart.strip())
+            found["join_after"][token] = not whole.endswith(apart) and any(map(_in_word, own))
     return found
 
 
@@ -151,13 +152,13 @@ def restrict(
         UserError: if nothing is left that could stand in a gap.
     """
     kinds = sorted({Place(), *gaps.places})
-    if len(kinds) == 1:
-        return denoiser
     pieces = joining(tokenizer, len(support))
     table = torch.zeros(len(kinds), len(support))
     for row, kind in zip(table, kinds, strict=True):
         for name in Place._fields:
             row[pieces[name] & getattr(kind, name)] = -math.inf
+    if not table.isinf().any():
+        return denoiser
     clean = support.index_fill(0, torch.tensor([tokenizer.mask_token_id], device=support.device), -math.inf)
     table = table.to(support.device)
     if (table + clean).amax(1).isinf().any():
