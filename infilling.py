@@ -187,23 +187,24 @@ class Restricted:
             table: [K, V], -inf for what each kind bars, else 0.
             clean: [V], -inf for what is no text, [MASK] among it, else 0.
         """
-        self.denoiser, self.table, self.clean = denoiser, table, clean
-        self.columns = F.pad(columns, (0, width + 1 - len(columns))).to(table.device)
+        # names that no denoiser has: whatever else is asked for is the network's own (process=score asks for a table)
+        self._denoiser, self._table, self._clean = denoiser, table, clean
+        self._columns = F.pad(columns, (0, width + 1 - len(columns))).to(table.device)
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self.denoiser, name)
+        return getattr(self._denoiser, name)
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor, *previous: Tensor | None) -> Tensor:
         """Hidden states [B, L, D + 1]; see Denoiser."""
-        hidden = self.denoiser.encode(xt, t, attention_mask, *previous)
-        return self._with_kinds(hidden, self.columns[: hidden.shape[1]])
+        hidden = self._denoiser.encode(xt, t, attention_mask, *previous)
+        return self._with_kinds(hidden, self._columns[: hidden.shape[1]])
 
     def extend(self, tokens: Tensor, cache: tuple[int, object] | None) -> tuple[Tensor, tuple[int, object]]:
         """Hidden states [B, n, D + 1] and a cache; see CausalDenoiser. A state predicts the position after its own."""
         seen, inner = cache or (0, None)
-        hidden, inner = self.denoiser.extend(tokens, inner)
+        hidden, inner = self._denoiser.extend(tokens, inner)
         following = seen + hidden.shape[1] + 1
-        return self._with_kinds(hidden, self.columns[seen + 1 : following]), (following - 1, inner)
+        return self._with_kinds(hidden, self._columns[seen + 1 : following]), (following - 1, inner)
 
     def _with_kinds(self, hidden: Tensor, kinds: Tensor) -> Tensor:
         marks = kinds.to(hidden.dtype)[None, :, None].expand(len(hidden), -1, 1)
@@ -211,9 +212,9 @@ class Restricted:
 
     def decode(self, hidden: Tensor) -> Tensor:
         """Hidden states [..., D + 1] -> logits [..., V], float32 at least, -inf at what is barred."""
-        logits = self.denoiser.decode(hidden[..., :-1])
+        logits = self._denoiser.decode(hidden[..., :-1])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        barred = self.table[hidden[..., -1].long()]
-        drawable = logits + self.clean
+        barred = self._table[hidden[..., -1].long()]
+        drawable = logits + self._clean
         lost = drawable.logsumexp(-1, keepdim=True) - (drawable + barred).logsumexp(-1, keepdim=True)
-        return torch.where(self.clean == 0, logits + barred + lost, logits)
+        return torch.where(self._clean == 0, logits + barred + lost, logits)
