@@ -42,7 +42,8 @@ class PredictArgs:
 
     checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder written by main.py"})
     num_samples: int | None = field(
-        default=None, metadata={"help": "how many (of an --infill, ways to fill it); by default 20, with --show 1"}
+        default=None,
+        metadata={"help": "number of samples, or of ways to fill an --infill; by default 20, with --show 1"},
     )
     length: int = field(
         default=0, metadata={"help": "tokens each; 0: drawn as in the training text, or as long as process=ar goes on"}
@@ -56,7 +57,9 @@ class PredictArgs:
     )
     infill_pieces: bool = field(
         default=False,
-        metadata={"help": "pieces of words glued to the words given around a gap, too, if the model says so"},
+        metadata={
+            "help": "pieces of words may be glued to the given words beside a gap, as the model says; false: never"
+        },
     )
     output: str = field(
         default="",
@@ -65,7 +68,9 @@ class PredictArgs:
             "help": "a .txt or .jsonl file, written whole at the end: of two commands at once the later one's",
         },
     )
-    show: bool = field(default=False, metadata={"help": "watch texts being denoised, one after the other"})
+    show: bool = field(
+        default=False, metadata={"help": "display of samples while they are denoised, one after the other"}
+    )
     batch_size: int = field(default=64, metadata={"help": "sentences at a time; does not change the samples"})
     posterior: str = field(default="", metadata={"help": "exact or released; default: the checkpoint's"})
     precision: str = field(

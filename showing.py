@@ -52,7 +52,7 @@ class Screen:
 
     @contextmanager
     def text(self) -> Iterator[None]:
-        """A text of its own, whose last frame stays; interrupted, what is shown stays, too."""
+        """Begin a text, whose last frame stays; interrupted, what is shown stays, too."""
         self.previous, self.rows, self.pace = "", 0, Pace()
         try:
             yield
@@ -100,7 +100,7 @@ class Screen:
         return "".join(f"{style}{part}{RESET}" if style and self.styled else part for part, style in runs)
 
     def write(self, words: str) -> None:
-        """At once, so that no frame is seen by halves."""
+        """Write and flush at once, so that no frame is seen by halves."""
         self.stream.write(words)
         self.stream.flush()
 
