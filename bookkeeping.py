@@ -359,6 +359,7 @@ def claim(output: Path, settings: dict, step: int) -> None:
             files.remove_folder(path)
         else:
             path.unlink(missing_ok=True)
+    (output / "state").mkdir()  # whose absence later says that saved states were removed
     training_state.write_settings(output, settings)
 
 

@@ -31,11 +31,12 @@ from diffusion_word_freq_released import ReleasedConditionalDiffusion, ReleasedW
 from files import folder_written_whole, local_path, read_text, written_whole
 from models.bert import BertDenoiser, wrap
 from models.dit import DitDenoiser
-from models.networks import load_network
+from models.networks import load_network, require_vocabulary
 from models.score_denoiser import ScoreDenoiser
 from pairs import PairFormat
 from parallel import state_to_save
-from process import Process, UserError
+from pretrained import require_finite_weights
+from process import Process, UserError, shown
 from protocols import TextForm
 from text_process import TextProcess
 from vocabulary import load_tokenizer
@@ -274,6 +275,7 @@ def load(name: str, device: torch.device, *, posterior: str = "", **of_text: str
         process_args.check_time(time_conditioning)
         kinds = {"causal": kind.causal, "continuous": kind.continuous}
         denoiser = wrap(network, time_conditioning, process_args.time_period, **kinds)
+        require_vocabulary(str(path), denoiser.vocab_size, tokenizer)
     except UserError as error:
         raise UserError(f"checkpoint {path}: {error}") from error
     if denoiser.time is not None:
@@ -329,8 +331,8 @@ def _read_description(path: Path) -> dict:
         raise
     except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
         raise UserError(f"checkpoint {path}: process.json is truncated or damaged ({error})") from error
-    if found[0] not in PROCESSES:
-        raise UserError(f"checkpoint {path}: of another process, {found[0]!r}; known are {', '.join(PROCESSES)}")
+    if not isinstance(found[0], str) or found[0] not in PROCESSES:
+        raise UserError(f"checkpoint {path}: of another process, {shown(found[0])}; known are {', '.join(PROCESSES)}")
     if found[1] != FORMAT:
         raise UserError(f"checkpoint {path}: format {found[1]}, this version reads format {FORMAT}")
     return description
@@ -354,6 +356,7 @@ def _read_lengths(description: dict) -> tuple[int, list[int]]:
 def _load_time_conditioning(module: torch.nn.Module, file: Path) -> None:
     try:
         module.load_state_dict(load_file(file))
+        require_finite_weights(module, str(file))
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -1,9 +1,10 @@
 """The arithmetic of the released DiffusionBERT, kept so that its numbers can be reproduced: `--posterior released`.
 
-Three differences from the exact process of diffusion_word_freq.py, each a defect with a name:
+Four differences from the exact process of diffusion_word_freq.py, each a defect with a name:
 1. the posterior mixes the spindle marginals with the spindle-free kernel, so it is not Bayes' posterior;
 2. p_theta is given the true sentence's word frequencies, which no sampler has, so the spindle ELBO is no bound;
-3. the prediction may be [MASK], and sampling filters the posterior instead of the prediction.
+3. the prediction may be [MASK], and sampling filters the posterior instead of the prediction;
+4. the last beta of the cosine and linear schedules is below 1, although alpha_bar(T) is set to 0.
 Source: the released diffusion_word_freq.py (github.com/Hzfinfdu/Diffusion-BERT). Positions that are already visible
 cost exactly 0 here; there they could turn into 0/0.
 """
@@ -13,17 +14,44 @@ import math
 import torch
 from torch import Tensor
 
-from diffusion_word_freq import WordFreqDiffusion
+from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from draws import filter_logits, sample_categorical, streams_of, uniform
 from process import Batch, Denoiser, Generators, SampleArgs, StepCallback, UserError, step_windows
 
 EPSILON = 1e-20  # inside the released program's logarithms
 
 
+def released_betas(schedule: str, num_steps: int) -> Tensor:
+    """Probability that the step t -> t + 1 masks a visible token, t in 0..T-1, float32 [T] as the program computes it.
+
+    In single precision a beta of cosine is off by up to 0.4 %, which its figures carry. Those of cosine stop at 0.999
+    and those of linear at 0.1, although everything is said to be masked at T.
+    """
+    t = torch.arange(num_steps, dtype=torch.float32)
+    if schedule == "mutual":
+        return 1 / (num_steps - t)
+    if schedule == "linear":
+        return 1e-1 * (t / num_steps) + 1e-3 * (1 - t / num_steps)
+
+    def level(t: Tensor) -> Tensor:
+        return torch.cos((t / num_steps + 0.008) / 1.008 * math.pi / 2)
+
+    return (1 - level(t + 1) / level(t)).clamp(0, 0.999)
+
+
 class ReleasedWordFreqDiffusion(WordFreqDiffusion):
     """The process as released. Everything it does not override is the exact process."""
 
     exact = is_bound = False
+    tables = (*WordFreqDiffusion.tables, "unforced")
+
+    def __init__(self, args: WordFreqArgs, token_counts: Tensor, **ids: object) -> None:
+        """Prepare the released tables; arguments as for the exact process."""
+        super().__init__(args, token_counts, **ids)
+        stays = 1 - released_betas(args.schedule, args.num_steps).double()
+        self.unforced = torch.cat([torch.ones(1, dtype=torch.float64), stays]).cumprod(0)
+        """alpha_bar(0..T) as the betas have it, float64 [T + 1]: above 0 at T where the last beta is below 1."""
+        self.base = self.unforced.index_fill(0, torch.tensor([args.num_steps]), 0.0)
 
     def check_sampling(self, args: SampleArgs) -> None:
         """Refuses the limit of ever finer steps, which this arithmetic does not have."""
@@ -43,8 +71,8 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         return torch.where(t == 0, 1.0, (self.base[t] - spindle).clamp(0, 0.999))
 
     def base_kernel(self, s: Tensor, t: Tensor) -> Tensor:
-        """Probability that a token visible at s is masked at t, by the base schedule alone, [B, 1]."""
-        return (1 - self.base[t] / self.base[s])[:, None]
+        """Probability that a token visible at s is masked at t, by the betas between them alone, [B, 1]."""
+        return (1 - self.unforced[t] / self.unforced[s])[:, None]
 
     def posterior(self, x0: Tensor, s: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:
         """The released q(x_s = x0 | x_t = [MASK], x0), float64 [B, L]; not Bayes' unless lambda = 0."""

@@ -10,7 +10,7 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
@@ -108,8 +108,14 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 @contextlib.contextmanager
-def held_alone(path: Path, refusal: str) -> Iterator[None]:
+def held_alone(path: Path, refusal: str, *, keep: Callable[[], bool] = lambda: True) -> Iterator[None]:
     """A lock for the duration of a block; the system takes it back from a process that dies, however it does.
+
+    Args:
+        path: of the lock's file; folders above it are made.
+        refusal: what to say if another process has it.
+        keep: asked at the end of the block whether the lock's file stays; if not, it goes, with its folder if that
+            was made for it and is empty: a command that was refused leaves nothing.
 
     Raises:
         UserError: `refusal`, if another process has it. Where there are no locks (some network disks) nobody has.
@@ -117,17 +123,29 @@ def held_alone(path: Path, refusal: str) -> Iterator[None]:
     if fcntl is None:
         yield
         return
+    made = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with contextlib.ExitStack() as held:
+        while True:  # a lock on a file that its last owner has removed since is a lock on nothing
+            file = held.enter_context(open(path, "a"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(refusal) from error
+            except OSError:
+                break
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    break
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(refusal) from error
-        except OSError:
-            pass
-        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):  # its holder removed it
-            raise UserError(refusal)
-        yield
+            yield
+        finally:
+            if not keep():
+                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    if made:
+                        path.parent.rmdir()
 
 
 @contextlib.contextmanager

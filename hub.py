@@ -12,8 +12,21 @@ from huggingface_hub import constants
 
 PATIENCE = 10  # seconds for the hub's first answer
 OF_A_CONFIG = ["config.json"]
-OF_A_NETWORK = [*OF_A_CONFIG, "model*.safetensors", "model.safetensors.index.json"]
-OF_A_TOKENIZER = [*OF_A_CONFIG, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"]
+OF_A_NETWORK = [*OF_A_CONFIG, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+OF_A_TOKENIZER = [
+    *OF_A_CONFIG,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "spm.model",
+    "sentencepiece.bpe.model",
+]
 """Files of a repository that are ever asked for: no pickle is among them, and no program."""
 
 

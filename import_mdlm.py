@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import checkpoint
@@ -22,6 +21,7 @@ import hub
 from config import parse
 from models.bert import wrap
 from models.released_mdlm import network_of, read_weights
+from pretrained import read_tokenizer
 from process import UserError, check_choices, check_ranges
 from protocols import PROTOCOLS, TextForm
 from runtime import run_script
@@ -101,7 +101,7 @@ def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if "no mask" not in str(error):
             raise
     path = files.local_path(name)
-    tokenizer = AutoTokenizer.from_pretrained(path if path.exists() else hub.fetch(name, hub.OF_A_TOKENIZER))
+    tokenizer = read_tokenizer(str(path) if path.exists() else hub.fetch(name, hub.OF_A_TOKENIZER))
     end = tokenizer.eos_token
     if end is None:
         raise UserError(f"tokenizer {name}: no end of text; MDLM's tokenizers have one")

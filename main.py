@@ -32,15 +32,17 @@ import resuming
 import runtime
 import streaming
 import training_state
-from bookkeeping import EARLY, TIME_IS_SHORT, TOKENIZER, Bookkeeper, Figures, summary
+from bookkeeping import EARLY, OUTPUTS, TIME_IS_SHORT, TOKENIZER, Bookkeeper, Figures, summary
 from config import TrainArgs, chosen_process, parse
 from corpus import holds_pairs, training_source
+from diffusion_word_freq import WordFreqDiffusion
 from masked_prediction import masked_lm_loss
 from models import machine
 from models.bert import build
 from models.networks import BertArgs
 from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
 from process import Batch, Loss, Share, UserError
+from spindle_report import spindle_report
 from tracking import draw_curve
 from vocabulary import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
 
@@ -58,14 +60,17 @@ def main() -> None:
     with distributed.process_group(device):
         files.require_writable("output_dir", Path(args.output_dir), folder=True)
         files.require_writable("cache_dir", Path(settings[1].cache_dir), folder=True)
-        start = distributed.leader_finds(lambda: resuming.find_start(args, by_name(settings), say))
-        if start.finished:
-            return say_done(args, start)
-        if note := resuming.note_versions(start):
-            say(note)
-        run, train_text, valid_text = prepare(settings, device, start)
-        resuming.require_same_text(start, identities(run, train_text, valid_text), args)
-        train(settings, run, train_text, valid_text, device, start)
+        with alone(args):  # from before the decision what to do with the folder: another process may be changing it
+            start = distributed.leader_finds(lambda: resuming.find_start(args, by_name(settings), say))
+            if start.finished:
+                return say_done(args, start)
+            if note := resuming.note_versions(start):
+                say(note)
+            run, train_text, valid_text = prepare(settings, device, start)
+            resuming.require_same_text(start, identities(run, train_text, valid_text), args)
+            if isinstance(run.process, WordFreqDiffusion) and run.process.exact and not settings[1].streaming:
+                say(spindle_report(run.process, train_text, run.tokenizer))
+            train(settings, run, train_text, valid_text, device, start)
     return None
 
 
@@ -240,7 +245,7 @@ def train(
     figures = Figures.of(start.facts.get("figures", {}))
     named = {**by_name(settings), **start.kept}
 
-    with alone(args), contextlib.closing(stream), runtime.Notice().awaited() as notice:
+    with contextlib.closing(stream), runtime.Notice().awaited() as notice:
         book = Bookkeeper(args, named, run, valid_text, learner, wrapped, device, data, figures, step=start.step)
         book.announce(train_text, precision, total_steps, per_step, start.step)
         if start.facts.get("evaluation_due"):
@@ -294,10 +299,15 @@ def train(
 
 @contextlib.contextmanager
 def alone(args: TrainArgs) -> Iterator[None]:
-    """No other job may write to the output folder meanwhile; the first process looks, all are refused."""
-    refusal = f"output_dir={args.output_dir}: another process is training into this folder; wait for it, or stop it"
+    """No other job may look at the output folder or write to it meanwhile; the first process asks, all are refused."""
+    output = Path(args.output_dir)
+    refusal = f"output_dir={output}: another process is training into this folder; wait for it, or stop it"
+
+    def began() -> bool:
+        return any((output / name).exists() for name in OUTPUTS)
+
     with contextlib.ExitStack() as held:
-        lock = files.held_alone(Path(args.output_dir) / "run.lock", refusal)
+        lock = files.held_alone(output / "run.lock", refusal, keep=began)
         distributed.leader_finds(lambda: held.enter_context(lock))
         yield
 

@@ -8,10 +8,11 @@ import torch
 from scipy.cluster.vq import kmeans2
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModel, AutoTokenizer, PreTrainedModel
+from transformers import AutoModel, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from hub import first_line
+from pretrained import read_network, read_tokenizer
 from process import UserError
 
 BERTSCORE_LAYERS = {
@@ -39,10 +40,14 @@ def load(
         raise UserError(f"{folder}: no such folder; give a model folder made by save_pretrained")
     try:
         path = str(Path(folder).expanduser())
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = kind.from_pretrained(path, dtype=torch.float32, use_safetensors=True)
+        tokenizer = read_tokenizer(path)
+        model, loading = read_network(kind, path)
+    except UserError:
+        raise
     except Exception as error:  # a damaged model raises anything
         raise UserError(f"{folder}: cannot be read as a model ({first_line(error)})") from error
+    if lacking := [name for name in loading.missing if "pooler" not in name]:  # no metric looks at a pooler
+        raise UserError(f"{folder}: its weights lack {len(lacking)} of {loading.total} tensors, e.g. {lacking[0]}")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval().to(eval_device), tokenizer

@@ -1,4 +1,4 @@
-# Sourced by run.sh and run_condition.sh: what their recipes share.
+# Sourced after setup.sh by run.sh, run_condition.sh and runs/: what the recipes share.
 
 # What learns from scratch in minutes: pre-norm rotary layers, Muon on the matrices, a third of the time as a masked LM
 # at low mask rates, then unweighted cross-entropy. The bound is always reported with the true weights.
@@ -43,7 +43,15 @@ launch_small() { # data, output folder, flags...: from scratch on a CPU, an hour
         --max_length 128 --batch_size 64 "${from_scratch[@]}" --num_train_epochs 10 --max_minutes 60 "$@"
 }
 
-fit_to_memory() { # number of GPUs, sentences a step: the batch that fits the smallest GPU, and how often to accumulate it
+fit_to_memory() { # number of GPUs, sentences a step -> fitted: flags of main.py; without a GPU, all of them in one batch
+    local flags
+    fitted=(--batch_size "$2")
+    [ "$1" -gt 0 ] || return 0
+    flags=$(batch_of_memory "$1" "$2")
+    read -r -a fitted <<<"$flags"
+}
+
+batch_of_memory() { # number of GPUs, sentences a step: the batch that fits the smallest GPU, and how often to accumulate it
     python - "$1" "$2" <<'PYTHON'
 import sys
 
@@ -57,13 +65,32 @@ print(f"--batch_size {micro} --accumulation_steps {max(1, round(wanted / (micro 
 PYTHON
 }
 
-given() { # flag, default, words...: the value that a command line gives it
-    local flag=$1 value=$2 previous= word
+given() { # names of a flag, default, words...: the value that a command line gives it
+    local names=" $1 " value=$2 previous= word
     shift 2
     for word in "$@"; do
-        case $word in "$flag"=*) value=${word#*=} ;; esac
-        [ "$previous" != "$flag" ] || value=$word
+        case $word in
+            -*=*) case $names in *" ${word%%=*} "*) value=${word#*=} ;; esac ;;
+        esac
+        case $names in *" ${previous:--} "*) value=$word ;; esac
         previous=$word
     done
-    echo "$value"
+    printf '%s\n' "$value"
+}
+
+output_flag="--output_dir -mdir"
+data_flag="--train_data --train_data_dir --task_name -d"
+
+results_of() { # a file or folder of data: its name, without what says how a file is written; a.v1.txt.gz is a.v1
+    local name
+    name=$(basename -- "$(realpath -- "$1")")
+    if [ ! -d "$1" ]; then
+        case $name in ?*.[gG][zZ] | ?*.[xX][zZ]) name=${name%.*} ;; esac
+        case $name in ?*.[tT][xX][tT] | ?*.[jJ][sS][oO][nN][lL] | ?*.[pP][aA][rR][qQ][uU][eE][tT]) name=${name%.*} ;; esac
+    fi
+    printf '%s\n' "$name"
+}
+
+side_by_side() { # script, words... ; names on stdin, each ended by NUL: "script --row words... name" for each, JOBS at a time
+    xargs -0 -n 1 -P "${JOBS:-2}" bash "$1" --row "${@:2}"
 }

@@ -81,9 +81,24 @@ def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> S
     if found is None:
         if list(training_state.states(output)):  # never begin anew over what someone may still mend
             raise UserError(f"output_dir={output}: none of its saved states is whole, see above; {remedy}")
+        if _lost_states(output):
+            raise UserError(
+                f"output_dir={output}: it holds checkpoints of this very run, but the saved states to go on from "
+                f"(state/) were removed; {remedy}"
+            )
         return Start(None, {"parts": kept["accumulation_steps"] * kept["world_size"]} if len(kept) == 2 else {}, kept)
     path, facts = found
     return Start(path, facts, kept, bool(facts.get("finished")) and not differences(known, settings, set()))
+
+
+def _lost_states(output: Path) -> bool:
+    """Whether a run without saved states had some: its first is saved right after its first evaluation."""
+    if not any((output / name).exists() for name in ("checkpoint", "checkpoint-last")):
+        return False
+    evaluations = (
+        (output / "log.jsonl").read_bytes().count(b'"kind": "valid"') if (output / "log.jsonl").exists() else 0
+    )
+    return not (output / "state").exists() or evaluations > 1 or (output / "curve.png").exists()
 
 
 def _began_here(output: Path, settings: dict) -> bool:

@@ -2,18 +2,18 @@
 # Train DiffusionBERT.
 #
 #   bash run.sh demo            ten minutes on two cores: embedded corpus, training, likelihood bound, samples
-#   bash run.sh                 LM1B with bert-base-uncased at the paper's settings (GPU and network)
+#   bash run.sh [FLAGS]         LM1B with bert-base-uncased at the paper's settings (GPU and network); also: run.sh lm1b
 #   bash run.sh PATH [FLAGS]    your own text: a .txt or .jsonl file, or a folder with train.txt and valid.txt
 #
-# Further words are flags of main.py and win over the ones set here: bash run.sh lm1b --learning_rate 5e-5
+# Results go to out/demo, out/lm1b or out/NAME: of a folder its name, of a file too, without .txt, .jsonl, .parquet, .gz,
+# .xz. A second text of that name is refused until it is given an --output_dir. A folder of yours called demo is ./demo.
+# FLAGS are those of main.py (.venv/bin/python main.py --help) and win over the ones set here:
+#   bash run.sh lm1b --learning_rate 5e-5
 set -euo pipefail
-cd "$(dirname "$0")"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
+begin "$@"
 SECONDS=0
-case "${1-}" in -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
-. ./setup.sh
 . ./recipe.sh
-ensure_environment requirements.txt
-install_seconds=$SECONDS
 
 demo() {
     demo_folder=out/demo
@@ -73,40 +73,61 @@ PYTHON
 }
 
 lm1b() {
-    local count fitted
+    local count
     count=$(gpus)
     if [ "$count" -eq 0 ]; then
         echo "error: no CUDA GPU here, and LM1B at the paper's settings takes months without one; try: bash run.sh demo" >&2
         exit 2
     fi
-    fitted=$(fit_to_memory "$count" 64)
+    fit_to_memory "$count" 64
     # the paper: T = 2048, n = 128, AdamW, 3e-6 after 10,000 steps of warm-up, 1.9 M steps, dropout 0.1 (the network's own)
-    # shellcheck disable=SC2086
     launch "$count" --train_data lm1b --output_dir out/lm1b --model_name_or_path bert-base-uncased --max_length 128 \
         --num_steps 2048 --schedule mutual --spindle paper --word_freq_lambda 0.3 --time_conditioning none \
         --optimizer adamw --learning_rate 3e-6 --lr_schedule constant --warmup_steps 10000 --max_steps 1900000 \
-        --valid_fraction 0.01 --eval_steps 15000 --eval_step_size 16 --logging_steps 1000 $fitted "$@"
+        --valid_fraction 0.01 --eval_steps 15000 --eval_step_size 16 --logging_steps 1000 "${fitted[@]}" "$@"
 }
 
-own_text() {
-    local text=$1 count name fitted
-    shift
-    [ -e "$text" ] || { echo "error: $text: no such file or folder (bash run.sh --help)" >&2; exit 2; }
+own_text() { # path, folder for its results, flags...
+    local text=$1 folder=$2 count
+    shift 2
     count=$(gpus)
-    name=$(basename "$(realpath "$text")")
     if [ "$count" -eq 0 ]; then
-        launch_small "$text" "out/${name%%.*}" "$@"
+        launch_small "$text" "$folder" "$@"
     else
-        fitted=$(fit_to_memory "$count" 64)
-        # shellcheck disable=SC2086
-        launch "$count" --train_data "$text" --output_dir "out/${name%%.*}" --model_name_or_path bert-base-uncased \
-            --max_length 128 --learning_rate 5e-5 --num_train_epochs 10 $fitted "$@"
+        fit_to_memory "$count" 64
+        launch "$count" --train_data "$text" --output_dir "$folder" --model_name_or_path bert-base-uncased \
+            --max_length 128 --learning_rate 5e-5 --num_train_epochs 10 "${fitted[@]}" "$@"
     fi
 }
 
-case "${1-lm1b}" in
-    demo) demo ;;
-    lm1b) shift || true; lm1b "$@" ;;
-    --*) lm1b "$@" ;;
-    *) own_text "$@" ;;
+case ${1-lm1b} in
+    demo)
+        [ $# -eq 1 ] || refuse "$(shown "$2"): demo takes no further words"
+        recipe=(demo)
+        shift
+        ;;
+    lm1b)
+        recipe=(lm1b)
+        [ $# -eq 0 ] || shift
+        ;;
+    -*)
+        recipe=(lm1b)
+        [ ! -f "$(existing "$1")" ] || refuse "$(shown "$1") is read as a flag; write $(shown "./$1")"
+        ;;
+    *)
+        must_exist "$1" "file or folder"
+        text=$(existing "$1")
+        name=$(results_of "$text")
+        case $name in
+            cache) refuse "$(shown "$1"): out/cache holds tokenised text; give the file another name" ;;
+            /) refuse "/: give a folder of texts" ;;
+        esac
+        recipe=(own_text "$text" "out/$name")
+        shift
+        ;;
 esac
+only_flags "$@"
+resolve "$@"
+ensure_environment requirements.txt
+install_seconds=$SECONDS
+"${recipe[@]}" ${words[@]+"${words[@]}"}

@@ -5,17 +5,15 @@
 #   bash run_condition.sh qqp [FLAGS]     DiffuSeq's data: qqp, Q-T, wiki_alignment or CC (conditional_data/*/README.md)
 #   bash run_condition.sh FOLDER [FLAGS]  your own pairs: train.jsonl, valid.jsonl, test.jsonl with "src" and "trg"
 #
-# Further words are flags of main.py and win over the ones set here: bash run_condition.sh qqp --word_freq_lambda 0
+# Results go to out/condition_NAME. A second folder of that name is refused until it is given an --output_dir. A folder of
+# yours called demo or qqp is ./demo, ./qqp.
+# FLAGS are those of main.py (.venv/bin/python main.py --help) and win over the ones set here:
+#   bash run_condition.sh qqp --word_freq_lambda 0
 set -euo pipefail
-cd "$(dirname "$0")"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
+begin "$@"
 SECONDS=0
-usage() { sed -n '2,8s/^# \{0,1\}//p' "$0"; }
-case "${1-}" in -h | --help) usage; exit 0 ;; esac
-[ $# -gt 0 ] || { usage >&2; echo "error: which task? (demo needs nothing)" >&2; exit 2; }
-. ./setup.sh
 . ./recipe.sh
-ensure_environment requirements.txt
-install_seconds=$SECONDS
 
 demo() {
     local folder=out/condition_demo data=conditional_data/docstrings minutes threads
@@ -99,42 +97,30 @@ next: .venv/bin/python compute_metric.py --predictions out/condition_demo/predic
 PYTHON
 }
 
-task() { # folder with pairs, flags...: train (unless that is done), predict the test set, measure
-    local data=$1 name folder count fitted word previous
-    shift
-    [ -d "$data" ] || { echo "error: $data: no such task or folder (bash run_condition.sh --help)" >&2; exit 2; }
-    [ -e "$data/train.jsonl" ] || {
-        echo "error: $data: no train.jsonl in it$([ -e "$data/README.md" ] && echo "; its README.md says where the files come from")" >&2
-        exit 2
-    }
-    [ -e "$data/test.jsonl" ] || [ -e "$data/valid.jsonl" ] || {
-        echo "error: $data: neither test.jsonl nor valid.jsonl in it; set some pairs aside to measure on" >&2
-        exit 2
-    }
-    name=$(basename "$(realpath "$data")")
-    folder=out/condition_$name
-    previous=
-    for word in "$@"; do
-        [ "$previous" != --output_dir ] || folder=$word
-        case "$word" in --output_dir=*) folder=${word#*=} ;; esac
-        previous=$word
-    done
+require_pairs() { # word of the command line, the folder that it means
+    must_exist "$1" folder
+    [ -e "$2/train.jsonl" ] ||
+        refuse "$(shown "$1"): no train.jsonl in it$([ ! -e "$2/README.md" ] || echo "; its README.md says where the files come from")"
+    [ -e "$2/test.jsonl" ] || [ -e "$2/valid.jsonl" ] ||
+        refuse "$(shown "$1"): neither test.jsonl nor valid.jsonl in it; set some pairs aside to measure on"
+}
+
+task() { # folder with pairs, folder for the results, flags...: train (unless that is done), predict the test set, measure
+    local data=$1 folder=$2 count
+    shift 2
     count=$(gpus)
-    if [ -e "$folder/trained_on" ] && [ "$(cat "$folder/trained_on")" != "$(realpath "$data")" ]; then
-        echo "error: $folder holds a model of $(cat "$folder/trained_on"); give --output_dir, or remove it" >&2
-        exit 2
-    elif [ -e "$folder/trained_on" ]; then
+    # other pairs under this name: main.py refuses, unless they are the same ones in another place
+    if [ -e "$folder/trained_on" ] && [ "$(cat "$folder/trained_on")" = "$(realpath -- "$data")" ]; then
         echo "== train: already there ($folder; remove it to train anew)"
     elif [ "$count" -eq 0 ]; then
         launch_small "$data" "$folder" "$@"
     else
-        fitted=$(fit_to_memory "$count" 256)
+        fit_to_memory "$count" 256
         # the released settings: T = 2000, 5e-5, 64 pairs x 4 a step; bert-base-uncased instead of roberta-base
-        # shellcheck disable=SC2086
         launch "$count" --train_data "$data" --output_dir "$folder" --model_name_or_path bert-base-uncased \
-            --max_length 128 --num_steps 2000 --learning_rate 5e-5 --num_train_epochs 50 $fitted "$@"
+            --max_length 128 --num_steps 2000 --learning_rate 5e-5 --num_train_epochs 50 "${fitted[@]}" "$@"
     fi
-    realpath "$data" >"$folder/trained_on" # only now: a training that was interrupted is not done
+    realpath -- "$data" >"$folder/trained_on" # only now: a training that was interrupted is not done
     echo "== predict"
     python predict_downstream_condition.py --checkpoint "$folder/checkpoint" --data "$data" --mbr_size 10 --top_k 15 \
         --step_size 10 --precision auto --output "$folder/predictions.jsonl"
@@ -142,8 +128,22 @@ task() { # folder with pairs, flags...: train (unless that is done), predict the
     python compute_metric.py --predictions "$folder/predictions.jsonl" --train_data "$data" --tokenizer "$folder/checkpoint"
 }
 
-case "$1" in
-    demo) demo ;;
-    qqp | Q-T | wiki_alignment | CC | docstrings) name=$1; shift; task "conditional_data/$name" "$@" ;;
-    *) task "$@" ;;
+case ${1-} in
+    '') refuse "which task? (demo needs nothing)" ;;
+    demo)
+        [ $# -eq 1 ] || refuse "$(shown "$2"): demo takes no further words"
+        ensure_environment requirements.txt
+        install_seconds=$SECONDS
+        demo
+        exit
+        ;;
+    qqp | Q-T | wiki_alignment | CC | docstrings) set -- "$root/conditional_data/$1" "${@:2}" ;;
 esac
+data=$(existing "$1")
+require_pairs "$1" "$data"
+shift
+only_flags "$@"
+resolve "$@"
+ensure_environment requirements.txt
+folder=$(given "$output_flag" "out/condition_$(results_of "$data")" ${words[@]+"${words[@]}"})
+task "$data" "$folder" ${words[@]+"${words[@]}"}

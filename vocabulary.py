@@ -12,12 +12,13 @@ from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
 from files import folder_written_whole, local_path, read_text
 from hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
+from pretrained import read_tokenizer
 from process import UserError
 from sentencepieces import load_sentencepiece, train_sentencepiece
 
@@ -60,7 +61,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
             tokenizer = _wordpiece_from_vocab(path / "vocab.txt")
         else:
             folder = str(path) if path.exists() else fetch(name_or_path, OF_A_TOKENIZER)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = read_tokenizer(folder)
     except UserError:
         raise
     except Exception as error:  # a damaged or missing tokenizer raises anything, down to bare Exception

@@ -4,21 +4,29 @@ python word_freq.py --train_data lm1b --tokenizer bert-base-uncased --output wor
 """
 
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import checkpoint
 import distributed
 import hub
 from config import parse
-from corpus import holds_pairs, training_source
+from corpus import Source, holds_pairs, read_records, training_source
 from counting import count_corpus
+from dataloader import tokenize_in_memory
+from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from files import require_writable
 from process import UserError
 from runtime import run_script
+from spindle_report import SAMPLE, spindle_report
 from vocabulary import load_tokenizer, vocabulary_size
+
+LONGEST = 126
+"""Tokens of a sentence that are looked at for the spindle: those of main.py's default --max_length."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +64,16 @@ def main() -> None:
     print(
         f"{num_sentences:,} sentences, {counts.sum():,} tokens, {np.count_nonzero(counts):,} of {vocab_size:,} "
         f"token types seen; written to {args.output}\n"
+        f"at --word_freq_lambda {WordFreqArgs.word_freq_lambda:g}, {describe_spindle(source, tokenizer, counts)}\n"
         f"next: python main.py --train_data {args.train_data} --word_freq_file {args.output} --output_dir DIR"
     )
+
+
+def describe_spindle(source: Source, tokenizer: PreTrainedTokenizerBase, counts: np.ndarray) -> str:
+    """What the default spindle does to the first sentences of the corpus."""
+    process = WordFreqDiffusion(WordFreqArgs(), torch.from_numpy(counts), mask_id=tokenizer.mask_token_id)
+    text = tokenize_in_memory(islice(read_records(source), SAMPLE), source, tokenizer, LONGEST)
+    return spindle_report(process, text, tokenizer)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from models.networks import (
     fresh_network,
     load_network,
     require_settings,
+    require_vocabulary,
 )
 from models.packing import PackedRows, num_slots
 from models.score_denoiser import ScoreDenoiser, as_score_denoiser
 from models.score_lm import ScoreLmNetwork
+from models.trials import FAMILIES, try_out
 from process import UserError
-from vocabulary import vocabulary_size
 
 HEADS = (
     ("lm_head", "decoder"),  # ModernBERT's decoder
@@ -35,7 +36,7 @@ HEADS = (
     ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),  # DistilBERT
     ("head", "decoder"),  # ModernBERT
     ("predictions",),  # ALBERT
-    ("generator_predictions", "generator_lm_head"),  # ELECTRA, ConvBERT
+    ("generator_predictions", "generator_lm_head"),  # ELECTRA
 )
 """Modules that lead from the last hidden state to the logits, in order."""
 
@@ -243,14 +244,19 @@ class BertDenoiser(nn.Module):
         self.network.eval()
         xt = torch.arange(3, device=self.network.device)[None]
         everywhere = torch.ones_like(xt, dtype=torch.bool)
-        whole = self.network(input_ids=xt, attention_mask=everywhere.long()).logits
-        hidden = self.body(input_ids=xt, attention_mask=everywhere.long()).last_hidden_state
-        split = self.decode(hidden) if self.head else None
-        self.network.train(training)
-        if split is None or split.shape != whole.shape or not torch.allclose(split, whole, atol=1e-4, rtol=1e-4):
+        whole, split = torch.zeros(1), None
+        try:
+            whole = self.network(input_ids=xt, attention_mask=everywhere.long()).logits
+            hidden = self.body(input_ids=xt, attention_mask=everywhere.long()).last_hidden_state
+            split = self.decode(hidden) if self.head else None
+        except Exception as error:  # what such a network lacks, it says in any way it likes
+            raise UserError(f"{type(self.network).__name__} does not run here: {first_line(error)}") from error
+        finally:
+            self.network.train(training)
+        close = split is not None and split.shape == whole.shape
+        if not close or not torch.allclose(split, whole, atol=1e-4, rtol=1e-4, equal_nan=True):
             raise UserError(
-                f"{type(self.network).__name__} is laid out in a way models/bert.py does not know; "
-                "BERT, RoBERTa, DistilBERT, ModernBERT, ALBERT and ELECTRA families work"
+                f"{type(self.network).__name__} is laid out in a way models/bert.py does not know; {FAMILIES} work"
             )
 
 
@@ -265,8 +271,8 @@ def wrap(
     """A network as a denoiser: of tokens, or `continuous`, of embeddings.
 
     Raises:
-        UserError: if it is laid out in a way that is not known, cannot be told the time so, looks to the wrong side, or
-            reads the other kind.
+        UserError: if it is laid out in a way that is not known, cannot be told the time so, looks to the wrong side,
+            reads the other kind, reads its padding, or makes no numbers.
     """
     if continuous:
         return as_score_denoiser(network, time_conditioning)
@@ -276,6 +282,7 @@ def wrap(
         denoiser = DitDenoiser(network, time_conditioning)
     else:
         denoiser = BertDenoiser(network, time_conditioning, num_steps)
+    try_out(denoiser, denoiser.max_length, denoiser.vocab_size, getattr(network.config, "pad_token_id", None))
     ahead = not network.config.causal if isinstance(network, DitNetwork) else looks_ahead(denoiser)
     if ahead == causal:
         wanted, is_it = ("its left only", "what is to come") if causal else ("both sides", "its left only")
@@ -330,11 +337,7 @@ def build(
         network = load_network(args.model_name_or_path, causal=causal)
     denoiser = wrap(network, args.time_conditioning, num_steps, causal=causal, continuous=of_embeddings is not None)
     require_settings(network, of_embeddings or {})
-    if denoiser.vocab_size < vocabulary_size(tokenizer):
-        raise UserError(
-            f"the network {args.model_name_or_path} knows {denoiser.vocab_size} tokens but the tokenizer has "
-            f"{vocabulary_size(tokenizer)}; use the network's own tokenizer, or --from_scratch true"
-        )
+    require_vocabulary(args.model_name_or_path, denoiser.vocab_size, tokenizer)
     try:  # auto is settled where the device is known, models/machine.py
         network.set_attn_implementation("sdpa" if args.attn_implementation == "auto" else args.attn_implementation)
     except (ImportError, ValueError) as error:

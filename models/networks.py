@@ -3,9 +3,7 @@
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     BertConfig,
@@ -19,6 +17,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from hub import OF_A_CONFIG, OF_A_NETWORK, fetch, first_line, why_not_given
 from models.dit import DitConfig
 from models.score_lm import ScoreLmConfig
+from pretrained import Loading, make_network, read_config, read_network
 from process import UserError
 from vocabulary import vocabulary_size
 
@@ -109,31 +108,55 @@ class BertArgs:
 def load_network(name_or_path: str, *, whole: bool = False, causal: bool = False) -> PreTrainedModel:
     """A pretrained language model in float32, from a folder or the hub; safetensors only, never a pickle.
 
+    Where its weights came from stands in `config.initialized_from`, which is saved with it.
+
     Args:
         name_or_path: a folder made by save_pretrained, or a name on the hub.
-        whole: refuse weights with a tensor missing, which transformers would fill with noise (a bare encoder has no
-            head, and may start a training; a checkpoint may not lack anything).
+        whole: refuse weights with a tensor missing, which transformers would fill with noise. A training may start
+            without a vocabulary head (a bare encoder has none), but not without a tensor of the encoder; a checkpoint
+            may not lack anything.
         causal: one that sees what is to the left, instead of a masked one.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: if it cannot be read, or what is read is not this network's.
     """
     if name_or_path in PRESETS and not Path(name_or_path).exists():
         raise UserError(f"{name_or_path} is an architecture without weights; add --from_scratch true")
     try:
         folder = name_or_path if Path(name_or_path).exists() else fetch(name_or_path, OF_A_NETWORK)
         kind, settings = (AutoModelForCausalLM if causal else AutoModelForMaskedLM), {}
-        if causal and hasattr(AutoConfig.from_pretrained(folder), "is_decoder"):
+        if causal and hasattr(read_config(folder), "is_decoder"):
             settings = {"is_decoder": True}  # an encoder's weights may begin the training of a causal network
-        network, report = kind.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **settings
-        )
+        network, loading = read_network(kind, folder, **settings)
+    except UserError:
+        raise
     except Exception as error:  # a missing or damaged network raises anything, down to ZeroDivisionError
         raise UserError(_not_loaded("network", name_or_path, error)) from error
-    if whole and (report["missing_keys"] or report["mismatched_keys"]):
-        first = sorted(map(str, [*report["missing_keys"], *report["mismatched_keys"]]))[0]
-        raise UserError(f"cannot read the network in {name_or_path}: its weights lack {first}")
+    if whole and loading.missing:
+        raise UserError(f"cannot read the network in {name_or_path}: its weights lack {loading.missing[0]}")
+    network.config.initialized_from = _origin(network, loading, name_or_path)
     return network
+
+
+def _origin(network: PreTrainedModel, loading: Loading, name: str) -> str:
+    """What of a network was loaded, in words.
+
+    Raises:
+        UserError: if a tensor of its body was not: its place would be taken by noise, and nothing would say so.
+    """
+    prefix = network.base_model_prefix
+    body = f"{prefix}." if prefix and hasattr(network, prefix) else ""
+    lacking = [tensor for tensor in loading.missing if tensor.startswith(body)]
+    if lacking:
+        raise UserError(
+            f"cannot read the network in {name}: its weights lack {len(lacking)} of the {loading.total} tensors of "
+            f"{type(network).__name__}, e.g. {lacking[0]} (missing, renamed or of another shape); give a folder whose "
+            "config.json and weights are of one network, or --from_scratch true"
+        )
+    count = len(loading.missing)
+    new = f"; {count} of the head are new and random (e.g. {loading.missing[0]})" if count else ""
+    unused = f"; {loading.unused} tensors of the file have no place in it" if loading.unused else ""
+    return f"{loading.total - count} of {loading.total} tensors from {name}{new}{unused}"
 
 
 def for_embeddings(args: BertArgs) -> BertArgs:
@@ -157,6 +180,24 @@ def require_settings(network: PreTrainedModel, settings: dict[str, bool]) -> Non
             )
 
 
+def require_vocabulary(name: str, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer with ids beyond the network's table of tokens.
+
+    Args:
+        name: of the network, for the message.
+        rows: of its table.
+        tokenizer: whose largest id must be below.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    if rows < vocabulary_size(tokenizer):
+        raise UserError(
+            f"the network {name} knows {rows} tokens but the tokenizer has {vocabulary_size(tokenizer)}; use the "
+            "network's own tokenizer, without added tokens, or --from_scratch true"
+        )
+
+
 def fresh_network(
     args: BertArgs, tokenizer: PreTrainedTokenizerBase, *, causal: bool = False, **more: object
 ) -> PreTrainedModel:
@@ -171,7 +212,9 @@ def fresh_network(
             raise UserError(f"config_overrides: {taken[0]} is a setting of the process; give --{taken[0]} instead")
         config = _configuration(args, tokenizer, causal=causal)
         config.update({name: value for name, value in more.items() if hasattr(config, name)})
-        return kind.from_config(config, dtype=torch.float32)
+        network = make_network(kind, config)
+        network.config.initialized_from = "random weights"
+        return network
     except UserError:
         raise
     except Exception as error:  # sizes that do not fit each other fail deep inside, in many ways
@@ -196,7 +239,9 @@ def _configuration(args: BertArgs, tokenizer: PreTrainedTokenizerBase, *, causal
         return kind(**{**settings, "vocab_size": vocabulary_size(tokenizer), **special, **overrides})
     try:
         name = args.model_name_or_path
-        config = AutoConfig.from_pretrained(name if Path(name).exists() else fetch(name, OF_A_CONFIG))
+        config = read_config(name if Path(name).exists() else fetch(name, OF_A_CONFIG))
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(_not_loaded("network", args.model_name_or_path, error)) from error
     _refuse_unknown(config, overrides)
@@ -234,6 +279,13 @@ def _parse_overrides(text: str) -> dict[str, int | float | bool | str]:
 
 def _not_loaded(what: str, name: str, error: Exception) -> str:
     if Path(name).exists():
+        pickles = [path.name for path in Path(name).glob("*.bin")] if Path(name).is_dir() else []
+        if pickles and not list(Path(name).glob("model*.safetensors")):
+            return (
+                f"cannot read the {what} in {name}: its weights are a pickle ({pickles[0]}), which can run code and is "
+                "never opened; where you trust it, convert it: AutoModelForMaskedLM.from_pretrained(FOLDER)"
+                ".save_pretrained(NEW_FOLDER)"
+            )
         return f"cannot read the {what} in {name}: {first_line(error)}"
     return (
         f"cannot load the {what} {name!r}: no local folder, and the hub did not give it ({why_not_given(error)}). "

@@ -2,13 +2,17 @@
 # The processes on equal terms: the same text, vocabulary, layers, batches, seed and number of steps, each trained on its
 # own objective with its true weights; then the likelihood of the same held-out sentences, and samples, which a judge reads:
 # an autoregressive model of the same size, trained here on the same text from another seed.
-#   bash runs/family.sh TRAIN.txt VALID.txt [OUT [STEPS]]
+#
+#   bash runs/family.sh TRAIN.txt VALID.txt [OUT [STEPS]]      (OUT: out/family, STEPS: 3000)
+#
 # The rows run side by side, one core each (JOBS=1: one after the other); what is there is not run again.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+begin "$@"
+. ./recipe.sh
 
-row() { # name, train, valid, folder, steps
-    local name=$1 train=$2 valid=$3 out=$4 steps=$5 flags=() scoring=(--target_se 0.003)
+row() { # train, valid, folder, steps, name
+    local train=$1 valid=$2 out=$3 steps=$4 name=$5 flags=() scoring=(--target_se 0.003)
     case $name in # D3PM and SEDD are told the time, as released; bounds are at as many steps as there are
         word_freq) flags=(--process word_freq --spindle paper) scoring+=(--num_steps 2048 --estimator trajectory) ;;
         word_freq_none) flags=(--process word_freq --spindle none) scoring+=(--num_steps 2048 --estimator masked-count) ;;
@@ -24,9 +28,9 @@ row() { # name, train, valid, folder, steps
         --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3 \
         --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 --weight_decay 0.1 \
         --max_steps "$steps" --eval_steps "$steps" --eval_sequences 64 --logging_steps 50 --threads 1 --precision fp32 \
-        "${flags[@]}"
+        ${flags[@]+"${flags[@]}"}
     [ -e "$out/$name.json" ] || python compute_elbo.py --checkpoint "$out/$name/checkpoint-last" --data "$valid" \
-        --cache_dir "$out/cache" --limit 500 --threads 1 --json true "${scoring[@]}" >"$out/$name.part"
+        --cache_dir "$out/cache" --limit 500 --threads 1 --json true ${scoring[@]+"${scoring[@]}"} >"$out/$name.part"
     [ ! -e "$out/$name.part" ] || mv "$out/$name.part" "$out/$name.json"
     [ "$name" = judge ] || [ -e "$out/$name.txt" ] || python predict.py --checkpoint "$out/$name/checkpoint-last" \
         --num_samples 200 --threads 1 --output "$out/$name.txt" >/dev/null
@@ -38,17 +42,21 @@ if [ "${1-}" = --row ]; then
     row "$@"
     exit
 fi
-[ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-. ./setup.sh
+[ $# -ge 2 ] || refuse "TRAIN.txt and VALID.txt are needed"
+[ $# -le 4 ] || refuse "$(shown "$5"): a word too many"
+must_exist "$1" "file or folder"
+must_exist "$2" "file or folder"
+train=$(existing "$1") valid=$(existing "$2") out=$(there "${3:-$root/out/family}") steps=${4:-3000}
+whole_number STEPS "$steps"
+whole_number JOBS "${JOBS:-2}"
 ensure_environment requirements.txt
 export OMP_NUM_THREADS=1
-out=${3:-out/family}
-mkdir -p "$out"
-row ar "$1" "$2" "$out" "${4:-3000}" # alone: it leaves the vocabulary and the tokenised text to the others
+mkdir -p -- "$out"
+row "$train" "$valid" "$out" "$steps" ar # alone: it leaves the vocabulary and the tokenised text to the others
 printf '%s\0' d3pm mdlm sedd word_freq word_freq_none judge |
-    xargs -0 -P "${JOBS:-2}" -I{} bash runs/family.sh --row {} "$1" "$2" "$out" "${4:-3000}"
+    side_by_side runs/family.sh "$train" "$valid" "$out" "$steps"
 for name in ar d3pm mdlm sedd word_freq word_freq_none; do
-    [ -e "$out/$name.metrics" ] || python compute_metric.py --predictions "$out/$name.txt" --references "$2" \
+    [ -e "$out/$name.metrics" ] || python compute_metric.py --predictions "$out/$name.txt" --references "$valid" \
         --tokenizer "$out/ar/checkpoint-last" --judge_model "$out/judge/checkpoint-last" --json true >"$out/metrics.part"
     [ ! -e "$out/metrics.part" ] || mv "$out/metrics.part" "$out/$name.metrics"
 done

@@ -1,14 +1,18 @@
 #!/usr/bin/env bash
 # The README's table of spindles on LM1B, small enough for two CPU cores.
-#   bash runs/lm1b_small.sh TRAIN.txt VALID.txt TOKENIZER [FLAGS of main.py]
+#
+#   bash runs/lm1b_small.sh TRAIN.txt VALID.txt TOKENIZER [FLAGS of main.py]     (TOKENIZER: a folder, vocab.txt, hub name)
+#
 # Equal training: same network, data order, steps and seed; only the spindle differs. The rows run side by side, one
 # core each (JOBS=1: one after the other). Results: out/lm1b-small/*.json; a row that is there is not run again.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+begin "$@"
+. ./recipe.sh
 
-row() { # spindle, train, valid, tokenizer, flags...
-    local spindle=$1 train=$2 valid=$3 tokenizer=$4 out=out/lm1b-small posterior
-    shift 4
+row() { # train, valid, tokenizer, flags..., spindle
+    local train=$1 valid=$2 tokenizer=$3 out=out/lm1b-small spindle=${!#} posterior
+    set -- "${@:4:$#-4}"
     [ -e "$out/$spindle/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" \
         --tokenizer "$tokenizer" --model_name_or_path modernbert-small --from_scratch true \
         --max_length 128 --batch_size 64 --max_steps 5000 --eval_steps 1000 --threads 1 --output_dir "$out/$spindle" \
@@ -26,8 +30,18 @@ if [ "${1-}" = --row ]; then
     row "$@"
     exit
 fi
-[ $# -ge 3 ] || { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-printf '%s\0' paper none released | xargs -0 -P "${JOBS:-2}" -I{} bash runs/lm1b_small.sh --row {} "$@"
+[ $# -ge 3 ] || refuse "TRAIN.txt, VALID.txt and TOKENIZER are needed"
+must_exist "$1" "file or folder"
+must_exist "$2" "file or folder"
+whole_number JOBS "${JOBS:-2}"
+train=$(existing "$1") valid=$(existing "$2")
+tokenizer=$(value_of --tokenizer "$3")
+shift 3
+only_flags "$@"
+resolve "$@"
+ensure_environment requirements.txt
+printf '%s\0' paper none released |
+    side_by_side runs/lm1b_small.sh "$train" "$valid" "$tokenizer" ${words[@]+"${words[@]}"}
 python - <<'PYTHON'
 import json
 from pathlib import Path

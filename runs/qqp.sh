@@ -1,15 +1,29 @@
 #!/usr/bin/env bash
 # The README's QQP rows, from scratch: on a GPU of bert-base size with the spindle, on a CPU small and without it (then
 # only the positions that are revealed need the vocabulary, which is most of the cost of sampling in a network this size).
+#
 #   bash runs/qqp.sh FOLDER_WITH_TRAIN_JSONL VALID.jsonl VOCAB.txt OUTPUT_FOLDER [FLAGS of main.py]
-# A fiftieth of the training pairs is set aside to choose the checkpoint by; VALID is for the figures alone.
+#
+# A fiftieth of the training pairs is set aside to choose the checkpoint by; VALID is for the figures alone. VOCAB.txt is
+# that of bert-base-uncased. The model and its predictions go to OUTPUT_FOLDER.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-folder=${1:?folder with train.jsonl} valid=${2:?validation pairs} vocabulary=${3:?vocab.txt of bert-base-uncased}
-output=${4:?output folder}
-shift 4
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+begin "$@"
 . ./recipe.sh
-if [ "$(gpus)" -gt 0 ]; then
+[ $# -ge 4 ] || refuse "FOLDER_WITH_TRAIN_JSONL, VALID.jsonl, VOCAB.txt and OUTPUT_FOLDER are needed"
+must_exist "$1" folder
+must_exist "$2" "file or folder"
+[ -n "$4" ] || refuse "OUTPUT_FOLDER is empty"
+folder=$(existing "$1") valid=$(existing "$2") output=$(there "$4")
+vocabulary=$(value_of --tokenizer "$3")
+shift 4
+only_flags "$@"
+resolve "$@"
+set -- ${words[@]+"${words[@]}"}
+output=$(given "$output_flag" "$output" "$@")
+ensure_environment requirements.txt
+count=$(gpus)
+if [ "$count" -gt 0 ]; then
     train=(--config_overrides hidden_size=768,intermediate_size=2048,num_hidden_layers=12,num_attention_heads=12
         --batch_size 512 --learning_rate 2e-3 --warmup_steps 300 --warm_start 0.2 --max_minutes 8 --precision bf16)
     predict=(--num_steps 128 --batch_size 2048 --precision bf16)

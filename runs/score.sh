@@ -1,30 +1,32 @@
 #!/usr/bin/env bash
 # The score-based diffusion LM, with the flags of thorinf's command:
+#
 #   bash runs/score.sh -d=TXT_CORPUS -spm=SPM_MODEL -mdir=MODEL_DIRECTORY [FLAGS of main.py]
+#
 # Without -spm a SentencePiece model is learnt from the corpus (BPE, digits as symbols); without -mdir: out/score.
 # With a GPU the released sizes: embeddings of 256, 8 layers of 1,024, packed rows of 64, 128 rows a step, AdamW at 1e-4 after
 # 30,000 steps of warm-up, 1 M steps, average 0.9999. Without one a small network, an hour at most. The README's section on
 # the score-based LM says what else differs from the release, and how to have it as it was.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-[ -n "$(printf '%s\n' "$@" | grep -E '^(-d|--train_data)(=|$)' || true)" ] || { sed -n '2,8s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-. ./setup.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+begin "$@"
 . ./recipe.sh
+only_flags "$@"
+resolve "$@"
+set -- ${words[@]+"${words[@]}"}
+[ -n "$(given "$data_flag" '' "$@")" ] || refuse "-d=TXT_CORPUS is needed"
 ensure_environment requirements.txt
 count=$(gpus)
 common=(--process score --from_scratch true -spm sentencepiece -mdir out/score --max_length 64 --packing true
     --drop_given 0.1)
-learnt() { [ -n "$(given -spm '' "$@")$(given --tokenizer '' "$@")" ] || echo "--vocab_size $size"; } # by nobody else
+if [ "$count" -gt 0 ]; then size=32000; else size=8192; fi
+if [ -z "$(given "-spm --tokenizer" '' "$@")" ]; then common+=(--vocab_size "$size"); fi # a learnt one's
 if [ "$count" -gt 0 ]; then
-    size=32000
-    # shellcheck disable=SC2046
-    launch "$count" "${common[@]}" $(learnt "$@") --model_name_or_path score-lm --batch_size $((128 / count)) \
+    launch "$count" "${common[@]}" --model_name_or_path score-lm --batch_size $((128 / count)) \
         --optimizer adamw --learning_rate 1e-4 --lr_schedule late_cosine --warmup_steps 30000 --weight_decay 0.1 \
         --ema_decay 0.9999 --max_steps 1000000 --eval_steps 10000 --logging_steps 500 "$@"
 else
-    size=8192
-    # shellcheck disable=SC2046
-    launch 0 "${common[@]}" $(learnt "$@") --model_name_or_path score-lm-small --batch_size 32 \
+    launch 0 "${common[@]}" --model_name_or_path score-lm-small --batch_size 32 \
         --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 --weight_decay 0.1 \
         --num_train_epochs 10 --max_minutes 60 "$@"
 fi

@@ -1,17 +1,23 @@
 #!/usr/bin/env bash
 # text8 in characters, as D3PM and its successors count it: 256 of them a block, the first 90 M to train on, then 5 M and
 # 5 M to choose by and to test on; MDLM's network and settings, 512 blocks a step, 1 M steps.
+#
 #   bash runs/text8.sh TEXT8 [FLAGS of main.py]       (TEXT8: the file of 100,000,000 characters; a GPU)
-# bits/token of the score are bits per character.
+#
+# bits/token of the score are bits per character. The model goes to out/text8, or where --output_dir says.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-[ -f "${1-}" ] || { sed -n '2,5s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-text=$(realpath "$1")
-shift
-. ./setup.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+begin "$@"
 . ./recipe.sh
+[ $# -ge 1 ] || refuse "TEXT8 is needed"
+must_exist "$1" file
+text=$(realpath -- "$(existing "$1")")
+shift
+only_flags "$@"
+resolve "$@"
+set -- ${words[@]+"${words[@]}"}
 ensure_environment requirements.txt
-out=$(given --output_dir out/text8 "$@")
+out=$(given "$output_flag" out/text8 "$@")
 data=out/cache/text8-$(cksum <"$text" | tr ' ' -)
 mkdir -p out/cache
 python - "$text" "$data" <<'PYTHON'
@@ -30,10 +36,9 @@ if not folder.exists():
             (temporary / f"{name}.txt").write_text("\n".join(lines) + "\n")
 PYTHON
 count=$(gpus)
-size=(--batch_size 512)
-if [ "$count" -gt 0 ]; then read -r -a size <<<"$(fit_to_memory "$count" 512)"; fi
+fit_to_memory "$count" 512
 launch "$count" --process mdlm --train_data "$data" --output_dir "$out" --tokenizer text8 --protocol running \
-    --max_length 258 --model_name_or_path ddit-small --from_scratch true "${size[@]}" \
+    --max_length 258 --model_name_or_path ddit-small --from_scratch true "${fitted[@]}" \
     --optimizer adamw --learning_rate 3e-4 --lr_schedule constant --warmup_steps 2500 --weight_decay 0 \
     --ema_decay 0.9999 --max_steps 1000000 --eval_steps 10000 --logging_steps 1000 "$@"
 python compute_elbo.py --checkpoint "$out/checkpoint-last" --data "$data/test.txt"

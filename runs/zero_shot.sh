@@ -1,20 +1,26 @@
 #!/usr/bin/env bash
 # The zero-shot table of MDLM's paper: texts that a model was not trained on, each undone of its own spacing, one after the
 # other in blocks of the checkpoint's length (wrapped), perplexity per token.
+#
 #   bash runs/zero_shot.sh CHECKPOINT FOLDER [FLAGS of compute_elbo.py]
+#
 # FOLDER holds any of ptb, wikitext, lm1b, lambada, ag_news, pubmed, arxiv, as .txt (a text a line), .jsonl ({"text": ...})
 # or .parquet; what is not there is left out.
 set -euo pipefail
-cd "$(dirname "$0")/.."
-[ $# -ge 2 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 2; }
-checkpoint=$1
-folder=$2
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+begin "$@"
+[ $# -ge 2 ] || refuse "CHECKPOINT and FOLDER are needed"
+must_exist "$1" folder
+must_exist "$2" folder
+checkpoint=$(existing "$1") folder=$(existing "$2")
 shift 2
-. ./setup.sh
+only_flags "$@"
+resolve "$@"
+set -- ${words[@]+"${words[@]}"}
 ensure_environment requirements.txt
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT
-while read -r name rules; do
+while read -r name rules <&3; do # not stdin, which a program may read
     for file in "$folder/$name".{txt,jsonl,parquet}; do
         [ -e "$file" ] && [ ! -e "$results/$name.json" ] || continue
         if python compute_elbo.py --checkpoint "$checkpoint" --data "$file" --protocol wrapped --detokenizer "$rules" \
@@ -24,7 +30,7 @@ while read -r name rules; do
             echo "$file is left out" >&2
         fi
     done
-done <<'CORPORA'
+done 3<<'CORPORA'
 ptb ptb
 wikitext wikitext
 lm1b lm1b

@@ -1,12 +1,26 @@
 #!/usr/bin/env bash
-# Every test: style, then mathematics. No network beyond the package index, no file outside this folder.
-#   bash tests/run.sh            all
-#   bash tests/run.sh -k bound   further words go to pytest
+# Every test: style, then mathematics. No network beyond the package index, no file outside the repository's folder.
+#
+#   bash tests/run.sh                       all
+#   bash tests/run.sh -k bound              further words go to pytest
+#   bash tests/run.sh tests/test_files.py   one file
 set -euo pipefail
-cd "$(dirname "$0")/.."
-. ./setup.sh
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+begin "$@"
+words=()
+previous=
+for word in "$@"; do # files and tests in them, but no flag's value
+    case $previous in
+        -[kmpnoWcr]) ;;
+        *)
+            file=${word%%::*}
+            case $word in -*) ;; *) word=$(existing "$file")${word#"$file"} ;; esac
+            ;;
+    esac
+    words+=("$word") previous=$word
+done
 ensure_environment requirements-dev.txt requirements.txt
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 ruff check .
 ruff format --check .
-python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=5 "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=5 ${words[@]+"${words[@]}"}

@@ -72,7 +72,7 @@ def test_a_bound_that_is_no_number_ends_the_run(monkeypatch, capsys, corpus: Pat
     monkeypatch.setattr(bookkeeping.likelihood.Likelihood, "report", lambda self: {"nats_per_sequence": math.nan})
     code, folder = train(monkeypatch, corpus, tmp_path)
     assert code == 2 and "the validation bound is not finite; lower" in capsys.readouterr().err
-    assert {path.name for path in folder.iterdir()} == {"log.jsonl", "run.json", "run.lock", "tokenizer"}
+    assert {path.name for path in folder.iterdir()} == {"log.jsonl", "run.json", "run.lock", "state", "tokenizer"}
 
 
 def test_a_folder_that_vanishes_ends_the_run_in_one_line(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:

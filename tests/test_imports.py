@@ -37,6 +37,7 @@ LIBRARY = {
     "optim",
     "runtime",
     "tracking",
+    "pretrained",
     "process",
     "hub",
     "pairs",
@@ -50,6 +51,7 @@ LIBRARY = {
     "judges",
     "infilling",
     "showing",
+    "spindle_report",
 }
 PROCESSES = {
     "diffusion_word_freq",
@@ -69,8 +71,9 @@ MAY_IMPORT = {
     "parallel": {"distributed"},
     "tracking": {"files"},
     "hub": set(),
+    "pretrained": {"files", "process"},
     "corpus": {"files", "hub", "process"},
-    "vocabulary": {"corpus", "files", "hub", "process", "sentencepieces"},
+    "vocabulary": {"corpus", "files", "hub", "pretrained", "process", "sentencepieces"},
     "sentencepieces": {"files", "hub", "process"},
     "detokenizers": set(),
     "semi_autoregressive": {"process"},
@@ -97,8 +100,8 @@ MAY_IMPORT = {
     "showing": set(),
     "predictions": {"files", "process"},
     "metrics": set(),
-    "metrics_of_models": {"process", "hub"},
-    "models": {"process", "hub", "vocabulary"},
+    "metrics_of_models": {"process", "hub", "pretrained"},
+    "models": {"process", "hub", "pretrained", "vocabulary"},
     "row_clocks": {"draws", "process"},
     "ancestral": {"draws", "process"},
     "decoding": {"ancestral", "draws"},
@@ -150,6 +153,7 @@ MAY_IMPORT = {
         "pairs",
         "parallel",
         "models",
+        "pretrained",
         "process",
         "files",
         "text_process",
@@ -175,6 +179,7 @@ MAY_IMPORT = {
     },
     "resuming": {"bookkeeping", "config", "distributed", "process", "training_state"},
     "config": {"process"},
+    "spindle_report": {"dataloader", "diffusion_word_freq"},
     **dict.fromkeys(SCRIPTS, LIBRARY | {"models", "diffusion_word_freq"}),
 }
 FILES = sorted([*ROOT.glob("*.py"), *(ROOT / "models").glob("*.py")])

@@ -1,20 +1,317 @@
-"""run*.sh and runs/: scripts that bash can read, and that say how they are called when they are called wrongly."""
+"""run*.sh, runs/, tests/run.sh: what they say, what they refuse, which paths they hand on.
 
+They run in a copy of the scripts alone, whose .venv/bin/python notes how it is called and does nothing.
+"""
+
+import dataclasses
+import os
+import re
+import shutil
 import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import compute_elbo
+import main
+from config import PROCESS_NAMES
+from models.networks import PRESETS
+from process import BoundArgs
+from vocabulary import LEARNT, TEXT8
+
 ROOT = Path(__file__).parent.parent
-SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("runs/*.sh"), *ROOT.glob("tests/*.sh")])
+SOURCED = ("setup.sh", "recipe.sh")
+RECIPES = sorted(
+    str(path.relative_to(ROOT)) for pattern in ("*.sh", "runs/*.sh", "tests/*.sh") for path in ROOT.glob(pattern)
+)
+SCRIPTS = [name for name in RECIPES if name not in SOURCED]
+STUB = r"""#!/bin/bash
+printf '%s\0' "$(basename "$0")" "$PWD" "$@" >>"$STUB_LOG"
+printf '\036\0' >>"$STUB_LOG"
+case "$*" in
+    *device_count*) echo "$STUB_GPUS" ;;
+    "- "*) cat >/dev/null; [ $# != 3 ] || echo "--batch_size 8 --accumulation_steps 2" ;;
+    *compute_elbo.py*) cat >/dev/null; echo '{}' ;;
+    *main.py*)
+        while [ $# -gt 0 ]; do
+            case $1 in
+                --output_dir | -mdir) output=$2 ;;
+                --output_dir=* | -mdir=*) output=${1#*=} ;;
+            esac
+            shift
+        done
+        mkdir -p -- "$output" && touch -- "$output/curve.png"
+        ;;
+esac
+"""
+FILES = (
+    "my text.txt", "-dash.txt", "a.v1.txt", "a.v2.jsonl.gz", "a.TXT", "-x/train.txt", "a.txt.d/train.txt", "ünï {}.txt",
+    "pairs/train.jsonl", "pairs/test.jsonl", "tok/tokenizer.json", "wordpiece/vocab.txt", "bert-small/config.json",
+    "freq.json", "~/home.txt", "lm1b/train.txt", "model/process.json", "texts/ptb.txt", "texts/lambada.jsonl",
+    "cache/train.txt",
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda file: file.name)
-def test_bash_can_read_it(script: Path) -> None:
-    assert subprocess.run(["bash", "-n", script], capture_output=True, check=False).returncode == 0
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder with `the repo` of scripts, without an environment, and `the caller`'s files."""
+    for name in [*RECIPES, "requirements.txt", "requirements-dev.txt"]:
+        (tmp_path / "the repo" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(ROOT / name, tmp_path / "the repo" / name)
+    (tmp_path / "the repo" / "main.py").touch()
+    for name in FILES:
+        (tmp_path / "the caller" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "the caller" / name).write_text("a b c\n")
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "home.txt").write_text("a b c\n")
+    return tmp_path
 
 
-@pytest.mark.parametrize("name", ["equal_time", "family", "lm1b_mdlm", "lm1b_small", "score", "text8", "zero_shot"])
-def test_a_recipe_without_its_words_says_how_it_is_called(name: str) -> None:
-    done = subprocess.run(["bash", ROOT / "runs" / f"{name}.sh"], capture_output=True, text=True, check=False)
-    assert done.returncode == 2 and f"bash runs/{name}.sh " in done.stderr and not done.stdout
+def call(place: Path, script: str | Path, *words: str, cwd: str = "the caller", **variables: str):
+    """Run a script of `the repo` from another folder."""
+    given = {
+        "HOME": str(place / "home"),
+        "PYTHON": "/bin/false",
+        "STUB_LOG": str(place / "log"),
+        "STUB_GPUS": "0",
+        "JOBS": "1",
+    }
+    return subprocess.run(
+        ["bash", place / "the repo" / script, *words],
+        cwd=place / cwd,
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **given, **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def recorded(place: Path) -> Callable[..., list[list[str]]]:
+    """Runs a script with the stub in place of the environment; what it called: name, words."""
+    programs = place / "the repo" / ".venv" / "bin"
+    programs.mkdir(parents=True)
+    for name in ("python", "torchrun", "ruff", "srun", "scontrol"):
+        (programs / name).write_text(STUB)
+        (programs / name).chmod(0o755)
+
+    def run(script: str | Path, *words: str, **more: str) -> list[list[str]]:
+        (place / "log").unlink(missing_ok=True)
+        done = call(place, script, *words, **more)
+        assert done.returncode == 0, done.stderr
+        calls = [each.strip("\0").split("\0") for each in (place / "log").read_text().split("\036")[:-1]]
+        assert {folder for name, folder, *_ in calls if name != "scontrol"} == {str(place / "the repo")}
+        return [[name, *rest] for name, _, *rest in calls if rest[:2] != ["-m", "pip"]]
+
+    return run
+
+
+def flags(calls: list[list[str]], program: str) -> dict[str, str]:
+    """Of the first call of a program: each flag's last value."""
+    words = next(call for call in calls if program in call)
+    split = [part for word in words for part in (word.split("=", 1) if re.match("--?[a-z_]+=", word) else [word])]
+    return dict(zip(split, split[1:], strict=False))
+
+
+@pytest.mark.parametrize("script", RECIPES)
+def test_bash_can_read_it(script: str) -> None:
+    assert subprocess.run(["bash", "-n", ROOT / script], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("script", RECIPES)
+def test_an_array_that_may_be_empty_is_guarded(script: str) -> None:
+    """Bash before 4.4 calls it an unbound variable under set -u."""
+    text = (ROOT / script).read_text()
+    assert "set -euo pipefail" in text or script in SOURCED
+    empty = set(re.findall(r"\b(\w+)=\(\)", "".join((ROOT / name).read_text() for name in RECIPES)))
+    for name in empty:
+        assert text.count(f'"${{{name}[@]}}"') == text.count(f'${{{name}[@]+"${{{name}[@]}}"}}'), name
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_is_answered_without_installing(script: str, place: Path) -> None:
+    for words in (["--help"], ["my text.txt", "--seed", "3", "-h"]):
+        done = call(place, script, *words)
+        assert done.returncode == 0 and not done.stderr and not (place / "the repo" / ".venv").exists()
+        assert f" {script} " in done.stdout and not re.search("^#|SBATCH|set -e", done.stdout, re.M)
+        assert max(map(len, done.stdout.replace(str(place), "").splitlines())) <= 125
+
+
+REFUSED = {
+    "run.sh": {
+        "nothere.txt": "nothere.txt: no such file or folder",
+        "|": "(an empty name): no such file or folder",
+        "/": "/: give a folder of texts",
+        "cache/": "out/cache holds tokenised text",
+        "a.v1.txt|a.v2.jsonl.gz": "a.v2.jsonl.gz: a word too many",
+        "demo|--seed|3": "--seed: demo takes no further words",
+        "-dash.txt": "-dash.txt is read as a flag; write ./-dash.txt",
+        "a.v1.txt|--valid_data=nothere.txt": "nothere.txt: no such file or folder",
+        "--word_freq_file|./nothere": "./nothere: no such file or folder",
+        "x" * 300: "no such file",
+    },
+    "run_condition.sh": {
+        "": "which task?",
+        "nothere": "nothere: no such folder",
+        "tok": "tok: no train.jsonl in it",
+        "-x|": "-x: no train.jsonl",
+        "qqp": "no such folder",
+        "pairs|train": "train: a word too many",
+    },
+    "runs/equal_time.sh": {
+        "": "TRAIN.txt and VALID.txt are needed",
+        "a.v1.txt|nothere.txt": "nothere.txt: no such file",
+        "a.v1.txt|a.v1.txt|out|soon": "MINUTES=soon must be a number above 0",
+        "a.v1.txt|a.v1.txt|out|1|2": "2: a word too many",
+    },
+    "runs/family.sh": {
+        "a.v1.txt": "TRAIN.txt and VALID.txt are needed",
+        "a.v1.txt|a.v1.txt|out|0": "STEPS=0 must be a whole number",
+    },
+    "runs/lm1b_mdlm.sh": {
+        "": "which process?",
+        "mdlm3": "mdlm3 must be one of mdlm",
+        "mdlm|lm1b": "lm1b: a word too many",
+    },
+    "runs/lm1b_small.sh": {
+        "a.v1.txt|a.v1.txt": "TOKENIZER are needed",
+        "a.v1.txt|a.v1.txt|no/vocab.txt": "no/vocab.txt",
+    },
+    "runs/qqp.sh": {
+        "pairs|pairs/test.jsonl|tok": "OUTPUT_FOLDER are needed",
+        "pairs|pairs/test.jsonl|no/vocab.txt|out": "no/vocab.txt: no such file",
+        "pairs|pairs/test.jsonl|tok|": "OUTPUT_FOLDER is empty",
+    },
+    "runs/score.sh": {
+        "": "-d=TXT_CORPUS is needed",
+        "a.v1.txt": "a word too many",
+        "-d=nothere.txt": "nothere.txt: no such",
+    },
+    "runs/slurm.sh": {"--train_data|lm1b": "give --output_dir", "--output_dir|out": "this is for Slurm"},
+    "runs/text8.sh": {"": "TEXT8 is needed", "nothere": "nothere: no such file", "tok": "tok: no such file"},
+    "runs/zero_shot.sh": {"model": "CHECKPOINT and FOLDER are needed", "model|nothere": "nothere: no such folder"},
+}
+"""Words, apart by |, and what is said of them."""
+
+
+@pytest.mark.parametrize(
+    ("script", "words"), [(script, words) for script in SCRIPTS for words in REFUSED.get(script, {})]
+)
+def test_wrong_words_are_refused_before_anything_is_installed(script: str, words: str, place: Path) -> None:
+    done = call(place, script, *(words.split("|") if words else []))
+    assert done.returncode == 2 and not done.stdout and not (place / "the repo" / ".venv").exists()
+    *usage, last = done.stderr.splitlines()
+    assert f" {script} " in "\n".join(usage) and done.stderr.count("error:") == 1
+    assert last.startswith("error: ") and REFUSED[script][words] in last and len(last) < 300
+
+
+def test_every_recipe_can_be_called_wrongly() -> None:
+    assert set(REFUSED) == {script for script in SCRIPTS if script != "tests/run.sh"}
+
+
+HANDED_ON = [
+    ("run.sh", "my text.txt", "main.py", {"--train_data": "C/my text.txt", "--output_dir": "out/my text"}),
+    ("run.sh", "./-dash.txt", "main.py", {"--train_data": "C/./-dash.txt", "--output_dir": "out/-dash"}),
+    ("run.sh", "a.v1.txt", "main.py", {"--output_dir": "out/a.v1"}),
+    ("run.sh", "a.v2.jsonl.gz", "main.py", {"--output_dir": "out/a.v2"}),
+    ("run.sh", "a.TXT", "main.py", {"--output_dir": "out/a"}),
+    ("run.sh", "a.txt.d/", "main.py", {"--train_data": "C/a.txt.d/", "--output_dir": "out/a.txt.d"}),
+    (
+        "run.sh", "ünï {}.txt|--output_dir|new/run|--tokenizer|wordpiece|--model_name_or_path=bert-small|--cache_dir=c|"
+        "--prompt|pairs|--word_freq_file=freq.json|--valid_data|-dash.txt", "main.py",
+        {"--output_dir": "C/new/run", "--tokenizer": "wordpiece", "--model_name_or_path": "bert-small",
+         "--prompt": "pairs", "--cache_dir": "C/c", "--word_freq_file": "C/freq.json", "--valid_data": "C/-dash.txt"},
+    ),
+    (
+        "run.sh", "~/home.txt|--tokenizer|./wordpiece|--valid_data=~/home.txt|-mdir=~/x|--model_type|bert-base-uncased",
+        "main.py",
+        {"--train_data": "C/~/home.txt", "--tokenizer": "C/./wordpiece", "--valid_data": "C/~/home.txt", "-mdir": "H/x",
+         "--model_type": "bert-base-uncased"},
+    ),
+    (
+        "run.sh", "R/requirements.txt|-spm=tok|--model_type|model|--output_dir|--seed|3", "main.py",
+        {"--train_data": "requirements.txt", "-spm": "C/tok", "--model_type": "C/model", "--seed": "3"},
+    ),
+    ("run.sh", "requirements.txt", "main.py", {"--train_data": "requirements.txt"}),
+    ("run_condition.sh", "pairs", "main.py", {"--train_data": "C/pairs", "--output_dir": "out/condition_pairs"}),
+    ("run_condition.sh", "pairs|-mdir|p", "predict_downstream_condition.py", {"--checkpoint": "C/p/checkpoint"}),
+    ("runs/equal_time.sh", "ünï {}.txt|a.v1.txt|x y|1.5", "main.py", {"--train_data": "C/ünï {}.txt"}),
+    ("runs/family.sh", "my text.txt|ünï {}.txt", "compute_metric.py", {"--references": "C/ünï {}.txt"}),
+    ("runs/lm1b_mdlm.sh", "mdlm|--train_data|lm1b", "compute_elbo.py", {"--data": "C/lm1b"}),
+    ("runs/lm1b_mdlm.sh", "mdlm|-d=my text.txt|-mdir|m", "compute_elbo.py", {"--checkpoint": "C/m/checkpoint-last"}),
+    ("runs/lm1b_small.sh", "my text.txt|a.v1.txt|tok|--seed|3", "main.py", {"--tokenizer": "C/tok", "--seed": "3"}),
+    ("runs/qqp.sh", "pairs|pairs/test.jsonl|tok|q", "compute_metric.py", {"--predictions": "C/q/predictions.jsonl"}),
+    ("runs/score.sh", "-d=my text.txt|-mdir=m", "main.py", {"-d": "C/my text.txt", "-mdir": "C/m"}),
+    ("runs/text8.sh", "my text.txt|--output_dir=t", "predict.py", {"--checkpoint": "C/t/checkpoint-last"}),
+    ("runs/zero_shot.sh", "model|texts", "compute_elbo.py", {"--checkpoint": "C/model", "--data": "C/texts/ptb.txt"}),
+    ("runs/slurm.sh", "--train_data=lm1b|--output_dir|s", "main.py", {"--train_data": "C/lm1b", "--output_dir": "C/s"}),
+    ("tests/run.sh", "-k|pairs|a.v1.txt::test", "pytest", {"-k": "pairs", "pairs": "C/a.v1.txt::test"}),
+]  # fmt: skip
+"""A script, its words, a program that it calls, this call's flags; C: the caller's folder, H: home, R: the scripts'."""
+
+
+@pytest.mark.parametrize(("script", "words", "program", "expected"), HANDED_ON)
+def test_paths_are_the_callers(script: str, words: str, program: str, expected: dict, place: Path, recorded) -> None:
+    places = {"C/": f"{place}/the caller/", "H/": f"{place}/home/", "R/": f"{place}/the repo/"}
+    words, slurm = words.replace("R/", places["R/"]), {"SLURM_JOB_NODELIST": "n", "SLURM_NNODES": "1"}
+    slurm |= {"SLURM_GPUS_ON_NODE": "1", "SLURM_JOB_ID": "7"} if script == "runs/slurm.sh" else {}
+    programs = str(place / "the repo" / ".venv" / "bin")
+    before = sorted(path for path in (place / "the caller").rglob("*"))
+    found = flags(recorded(script, *words.split("|"), PATH=f"{programs}:{os.environ['PATH']}", **slurm), program)
+    wanted = {flag: places.get(value[:2], value[:2]) + value[2:] for flag, value in expected.items()}
+    assert {flag: found[flag] for flag in wanted} == wanted
+    assert (
+        sorted(path for path in (place / "the caller").rglob("*")) == before or "C/" in str(expected) or "x y" in words
+    )
+
+
+def test_wherever_and_however_it_is_called(place: Path, recorded) -> None:
+    """Through a link, from a folder of the repository, from one that cannot be written to, on GPUs."""
+    (place / "link").symlink_to(place / "the repo" / "run.sh")
+    closed = place / "the caller"
+    closed.chmod(0o555)
+    assert flags(recorded(place / "link", "my text.txt"), "main.py")["--train_data"] == str(closed / "my text.txt")
+    closed.chmod(0o755)
+    words = ["../../the caller/pairs", str(closed / "pairs/test.jsonl"), "bert-base-uncased", "../out/q"]
+    found = flags(recorded("runs/qqp.sh", *words, cwd="the repo/runs"), "main.py")
+    assert found["--output_dir"] == "runs/../out/q" and found["--tokenizer"] == "bert-base-uncased"
+    calls = recorded("run.sh", "my text.txt", "--seed", "3", STUB_GPUS="2")
+    assert flags(calls, "main.py")["--accumulation_steps"] == "2" and "torchrun" in [name for name, *_ in calls]
+    scored = [call for call in recorded("runs/zero_shot.sh", "model", "texts") if "compute_elbo.py" in call]
+    assert len(scored) == 2  # a program that reads stdin does not take the list with it
+
+
+def test_other_pairs_of_the_same_name_are_left_to_main(place: Path, recorded) -> None:
+    first, again = (recorded("run_condition.sh", "pairs") for _ in range(2))
+    assert any("main.py" in call for call in first) and not any("main.py" in call for call in again)
+    shutil.copytree(place / "the caller" / "pairs", place / "home" / "pairs")
+    assert any("main.py" in call for call in recorded("run_condition.sh", "~/pairs", cwd="home"))
+
+
+def test_the_scripts_know_which_settings_are_paths() -> None:
+    """A new setting of text is a path, or it is not; setup.sh must be told."""
+    no_paths = {
+        "warm_start_rates", "device", "prompt", "config_overrides", "attn_implementation", "posterior", "given_kinds",
+    }  # fmt: skip
+    kinds = [kind for name in PROCESS_NAMES for kind in main.kinds(name)] + [compute_elbo.ElboArgs, BoundArgs]
+    texts = {field.name: field for kind in kinds for field in dataclasses.fields(kind) if field.type in (str, "str")}
+    paths = {name: field for name, field in texts.items() if "choices" not in field.metadata and name not in no_paths}
+    known = (ROOT / "setup.sh").read_text().split("flag_takes() {")[1].split("\n}")[0]
+    listed = set(re.findall(r"(?<![\w-])--?[a-z_]+", known))
+    assert listed == {f for name, field in paths.items() for f in (f"--{name}", *field.metadata.get("aliases", []))}
+    for name in (*PRESETS, *LEARNT, TEXT8):
+        assert re.search(rf"[ (]{name}( \||\))", known), name
+
+
+def test_pip_is_told_that_this_is_no_package(tmp_path: Path) -> None:
+    shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
+    shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
+    assert "project" not in tomllib.loads((tmp_path / "pyproject.toml").read_text())
+    command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if "bash run.sh demo" in line]
+    assert done.returncode and len(said) == 1 and "it is not a package" in said[0] and "Traceback" not in done.stderr

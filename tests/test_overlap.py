@@ -1,0 +1,80 @@
+"""Two commands on one output folder, the one while the other stands at any of its steps: nothing is lost or mixed."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from test_main import records, train
+
+import bookkeeping
+import main
+
+
+def test_a_run_that_ended_meanwhile_is_not_erased(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+    """Another process trains the whole run just before this one has the folder to itself: it must see that."""
+    real, calls = main.alone, []
+
+    def late(args: object) -> object:
+        calls.append(args)
+        if len(calls) == 1:
+            with monkeypatch.context() as patch:
+                assert train(patch, corpus, tmp_path)[0] == 0
+        return real(args)
+
+    monkeypatch.setattr(main, "alone", late)
+    assert train(monkeypatch, corpus, tmp_path)[0] == 0
+    assert len(calls) == 2 and "this run is done" in capsys.readouterr().out
+    assert len(records(tmp_path / "run", "settings")) == 1
+
+
+WHERE = {
+    "deciding": (main.resuming, "find_start"),
+    "tokenizing": (main, "load_texts"),
+    "building": (main, "build"),
+    "claiming": (bookkeeping, "claim"),
+    "training": (main, "training_loss"),
+    "evaluating": (bookkeeping.likelihood, "score"),
+    "saving": (bookkeeping.training_state, "save"),
+    "ending": (bookkeeping, "summary"),
+}
+
+
+def test_whatever_a_run_is_at_another_is_refused_and_spoils_nothing(monkeypatch, capsys, corpus, tmp_path) -> None:
+    """The same command typed a second time while the first one stands at each of its steps, with and without force."""
+    refused = []
+
+    def pausing(name: str, real: Callable) -> Callable:
+        def paused(*words: object, **more: object) -> object:
+            if name not in refused:
+                refused.append(name)
+                for force in ([], ["--overwrite", "true"]):
+                    with monkeypatch.context() as patch:
+                        assert train(patch, corpus, tmp_path, "--fitlog", "true", *force)[0] == 2, name
+                    assert "another process is training into this folder" in capsys.readouterr().err
+            return real(*words, **more)
+
+        return paused
+
+    for name, (module, function) in WHERE.items():
+        monkeypatch.setattr(module, function, pausing(name, getattr(module, function)))
+    code, folder = train(monkeypatch, corpus, tmp_path, "--fitlog", "true")
+    assert code == 0 and refused == list(WHERE)
+    monkeypatch.undo()
+    code, whole = train(monkeypatch, corpus, tmp_path, name="reference")
+    for name in ("checkpoint", "checkpoint-last"):
+        ours, theirs = ((run / name / "model.safetensors").read_bytes() for run in (folder, whole))
+        assert ours == theirs
+
+
+@pytest.mark.parametrize("how", ["gone", "empty"])
+def test_checkpoints_whose_states_were_removed_are_not_trained_over(monkeypatch, capsys, corpus, tmp_path, how) -> None:
+    _, folder = train(monkeypatch, corpus, tmp_path)
+    shutil.rmtree(folder / "state")
+    if how == "empty":
+        (folder / "state").mkdir()
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    assert train(monkeypatch, corpus, tmp_path)[0] == 2
+    assert "saved states to go on from (state/) were removed; give another folder, or" in capsys.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    assert train(monkeypatch, corpus, tmp_path, "--overwrite", "true")[0] == 0

@@ -1,0 +1,249 @@
+"""pretrained.py: no code of a folder is run, whatever stdin answers; sizes are checked before anything is built."""
+
+import ast
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SENTENCES, TINY, call
+from safetensors.torch import load_file, save_file
+from test_imports import EVERY_FILE, ROOT
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    BertConfig,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    MPNetConfig,
+)
+
+import compute_elbo
+import compute_metric
+import import_mdlm
+import main
+import predict
+import word_freq
+from models.networks import PRESETS, load_network
+from pretrained import attention_of, check_config, make_network, read_config, read_network
+from process import UserError
+
+EVIL = """
+from pathlib import Path
+Path(__file__).with_name("executed").touch()
+Path({mark!r}).touch()
+class Evil:
+    pass
+"""
+SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+MAP = {name: "evil.Evil" for name in ("AutoConfig", "AutoModel", "AutoModelForMaskedLM", "AutoModelForCausalLM")}
+
+
+def change(file: Path, **changes: object) -> None:
+    """Set some entries of a JSON object."""
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def hostile(folder: Path, mark: Path, **config: object) -> None:
+    """Plant a program, and its name wherever transformers looks for one."""
+    (folder / "evil.py").write_text(EVIL.format(mark=str(mark)))
+    change(folder / "config.json", auto_map=MAP, **config)
+    change(folder / "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})
+
+
+@pytest.fixture
+def yes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody who says y to whatever is asked on stdin."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+
+
+def commands(folder: Path, corpus: Path, out: Path) -> dict[str, tuple[object, list]]:
+    """Every way in which a script is given a folder of a model."""
+    text = ["--train_data", corpus, "--cache_dir", out / "cache"]
+    return {
+        "predict": (predict, ["--checkpoint", folder, "--num_samples", 1]),
+        "score": (compute_elbo, ["--checkpoint", folder, "--data", corpus, "--limit", 1, "--cache_dir", out / "cache"]),
+        "count": (word_freq, ["--train_data", corpus, "--tokenizer", folder, "--output", out / "counts.json"]),
+        "train": (main, [*TINY, *text, "--output_dir", out / "run", "--max_steps", 1, "--model_name_or_path", folder,
+                         "--config_overrides", "", "--tokenizer", folder]),
+        "go on": (main, [*TINY, *text, "--output_dir", out / "run", "--max_steps", 1, "--model_name_or_path", folder,
+                         "--config_overrides", "", "--from_scratch", "false", "--tokenizer", folder]),
+        "judge": (compute_metric, ["--predictions", corpus, "--references", corpus, "--judge_model", folder]),
+        "mauve": (compute_metric, ["--predictions", corpus, "--references", corpus, "--mauve_model", folder]),
+        "import": (import_mdlm, ["--source", folder, "--tokenizer", folder, "--output_dir", out / "imported"]),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", ["unheard_of", "modernbert"])
+@pytest.mark.parametrize("name", list(commands(Path(), Path(), Path())))
+def test_no_code_of_a_folder_is_run(
+    monkeypatch, capfd, yes, tmp_path: Path, trained: Path, corpus: Path, name: str, model_type: str
+) -> None:
+    folder, mark = tmp_path / "given", tmp_path / "executed"
+    shutil.copytree(trained / "checkpoint", folder)
+    hostile(folder, mark, model_type=model_type)
+    if name in ("judge", "mauve"):
+        (folder / "process.json").unlink()
+    corpus.write_text("\n".join(SENTENCES[:40]) + "\n")
+    script, words = commands(folder, corpus, tmp_path / "out")[name]
+    began = time.monotonic()
+    code = call(script.main, monkeypatch, *words)
+    said = capfd.readouterr().err
+    assert not mark.exists() and not list(tmp_path.rglob("executed")), name
+    own = model_type == "modernbert" or name == "count"  # transformers has such a network, or none is needed
+    assert "Traceback" not in said and code in ((0, 2) if own else (2,)), said
+    assert time.monotonic() - began < 15  # transformers waits so long for an answer
+
+
+def test_a_kernel_that_a_configuration_names_is_not_fetched(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "checkpoint", tmp_path / "given")
+    for name in ("_attn_implementation", "attn_implementation"):
+        change(tmp_path / "given" / "config.json", **{name: "somebody/kernel"})
+    assert load_network(str(tmp_path / "given")).config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("file", EVERY_FILE, ids=lambda f: str(f.relative_to(ROOT)))
+def test_there_is_one_door(file: Path) -> None:
+    doors = {"from_pretrained", "from_config", "from_dict", "from_json_file", "get_class_from_dynamic_module"}
+    for node in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        given = {keyword.arg: keyword.value for keyword in node.keywords}
+        if file.name == "pretrained.py" and name in doors:
+            assert given["trust_remote_code"].value is False
+            called = node.func.value.id
+            assert called in ("AutoConfig", "AutoTokenizer") or "attn_implementation" in given
+        elif file.parent.name not in ("tests", "benchmarks"):
+            assert name not in doors, f"{file.name}:{node.lineno}"
+        assert "allow_all_kernels" not in given and "use_kernels" not in given
+
+
+BOMBS: dict[str, tuple[dict, str]] = {
+    "layers": ({"num_hidden_layers": 10**6}, "num_hidden_layers=1000000; it may be 1,000 at most"),
+    "labels": ({"num_labels": 10**9}, "num_labels=1000000000; it may be"),
+    "vocabulary": ({"vocab_size": 10**12}, "vocab_size=1000000000000; it may be"),
+    "width": ({"hidden_size": 10**10}, "hidden_size=10000000000; it may be"),
+    "deep inside": ({"text_config": {"a": [{"num_layers": 2**40}]}}, "num_layers=1099511627776; it may be"),
+    "nan": ({"hidden_dropout_prob": float("nan")}, "hidden_dropout_prob=nan; it must be a finite number"),
+    "infinity": ({"layer_norm_eps": float("inf")}, "layer_norm_eps=inf; it must be a finite number"),
+    "tuples": ({"return_dict": False}, "return_dict=false"),
+    "quantised": ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantised"),
+    "more than it holds": ({"hidden_size": 4096, "intermediate_size": 16384}, "config.json describes .* not of one"),
+    "wider than it holds": ({"max_position_embeddings": 2**22}, "config.json describes .* not of one network"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_configuration_out_of_bounds_is_refused_before_it_is_built(tmp_path: Path, name: str) -> None:
+    AutoModelForMaskedLM.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path)
+    changes, message = BOMBS[name]
+    change(tmp_path / "config.json", **changes)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        load_network(str(tmp_path))
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("value", [[], None, 3, "text"])
+def test_a_configuration_is_an_object(value: object) -> None:
+    with pytest.raises(UserError, match="must hold an object"):
+        check_config(value, "somewhere")
+
+
+def test_a_fresh_network_larger_than_the_machine_is_refused() -> None:
+    config = BertConfig(**{**SMALL, "hidden_size": 2**17, "intermediate_size": 2**19, "num_hidden_layers": 40})
+    with pytest.raises(UserError, match="its weights take [0-9,.]+ GiB and this machine has"):
+        make_network(AutoModelForMaskedLM, config)
+
+
+@pytest.mark.parametrize("name", ["bert-small", "modernbert-small", "ddit-tiny", "score-lm-small"])
+def test_the_door_changes_no_weight(name: str) -> None:
+    """Sizes are found out without random numbers being drawn, so a seed gives the weights it gave."""
+    kind, settings = PRESETS[name]
+    special = dict.fromkeys(("pad_token_id", "cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id"), 1)
+    config = kind(**{**settings, **special, "vocab_size": 60})
+    made = []
+    for make in (lambda: AutoModelForMaskedLM.from_config(config), lambda: make_network(AutoModelForMaskedLM, config)):
+        torch.manual_seed(3)
+        made.append(make().state_dict())
+    assert made[0].keys() == made[1].keys()
+    assert all(torch.equal(one, made[1][name]) for name, one in made[0].items())
+
+
+# ---- what became of the tensors --------------------------------------------------------------------------------------
+
+
+def renamed(weights: dict) -> dict:
+    """Every key under another name."""
+    return {f"model.{name.removeprefix('bert.')}": tensor for name, tensor in weights.items()}
+
+
+def without(part: str) -> Callable[[dict], dict]:
+    """Tensors whose name holds `part` are missing."""
+    return lambda weights: {name: tensor for name, tensor in weights.items() if part not in name}
+
+
+def narrowed(weights: dict) -> dict:
+    """One tensor of the encoder has another shape."""
+    return {name: t[:8].contiguous() if "0.output.dense.weight" in name else t for name, t in weights.items()}
+
+
+SPOILT: dict[str, tuple[Callable[[dict], dict], str]] = {
+    "renamed": (renamed, r"its weights lack \d+ of the \d+ tensors of BertForMaskedLM, e.g. bert.embeddings"),
+    "a layer": (without("layer.1."), r"lack 16 of the \d+ tensors of BertForMaskedLM, e.g. bert.encoder.layer.1."),
+    "one tensor": (without("layer.0.attention.self.key.bias"), "lack 1 of the .*layer.0.attention.self.key.bias"),
+    "a shape": (narrowed, "lack 1 of the .*layer.0.output.dense.weight"),
+    "positions": (without("position_embeddings"), "lack 1 of the .*position_embeddings"),
+}
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_an_encoder_is_never_filled_up_with_noise(tmp_path: Path, name: str) -> None:
+    AutoModelForMaskedLM.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path)
+    spoil, message = SPOILT[name]
+    file = tmp_path / "model.safetensors"
+    save_file(spoil(load_file(file)), file, {"format": "pt"})
+    with pytest.raises(UserError, match=message):
+        load_network(str(tmp_path))
+
+
+def test_what_was_loaded_is_said_and_saved(tmp_path: Path) -> None:
+    BertModel(BertConfig(**SMALL)).save_pretrained(tmp_path / "bare")
+    AutoModelForMaskedLM.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path / "whole")
+    bare, whole = (load_network(str(tmp_path / name)) for name in ("bare", "whole"))
+    assert whole.config.initialized_from == f"44 of 44 tensors from {tmp_path / 'whole'}"
+    said = bare.config.initialized_from
+    assert said.startswith(f"38 of 44 tensors from {tmp_path / 'bare'}; 6 of the head are new and random (e.g. cls.")
+    assert said.endswith("; 2 tensors of the file have no place in it")
+    bare.save_pretrained(tmp_path / "again")
+    assert read_config(str(tmp_path / "again")).initialized_from == said
+
+
+def test_only_a_pickle_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    stock = AutoModelForMaskedLM.from_config(BertConfig(**SMALL))
+    stock.config.save_pretrained(tmp_path)
+    torch.save(stock.state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"pickle \(pytorch_model.bin\).* never opened; where you trust it, convert it"):
+        load_network(str(tmp_path))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("which", [0, 7, -1])
+def test_a_weight_that_is_no_number_is_named(tmp_path: Path, value: float, which: int) -> None:
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2))
+    name, tensor = list(model.named_parameters())[which]
+    with torch.no_grad():
+        tensor.view(-1)[-1] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"1 of the {tensor.numel():,} weights in {name} are not finite"):
+        read_network(AutoModelForCausalLM, str(tmp_path))
+
+
+def test_the_attention_is_that_of_the_class() -> None:
+    assert attention_of(AutoModelForMaskedLM, BertConfig(**SMALL)) == "sdpa"
+    assert attention_of(AutoModelForMaskedLM, MPNetConfig(**SMALL)) == "eager"

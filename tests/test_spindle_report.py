@@ -1,0 +1,62 @@
+"""spindle_report.py: the share of tokens whose informativeness is held at its bound, counted by hand."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES
+
+from corpus import Source
+from dataloader import TokenizedText, tokenize_in_memory
+from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from spindle_report import spindle_report
+
+LINES = [sentence for i, sentence in enumerate(SENTENCES) for _ in range(1 + 200 * (i == 0))]
+"""One sentence is most of the corpus, so that its words carry little."""
+
+
+@pytest.fixture
+def text(tokenizer) -> TokenizedText:
+    return tokenize_in_memory(((line, (0, i + 1)) for i, line in enumerate(LINES)), Source(), tokenizer, 30)
+
+
+@pytest.mark.parametrize("spindle", ["paper", "released"])
+@pytest.mark.parametrize("strength", [0.1, 0.3, 1.0])
+def test_the_share_is_that_of_tokens_whose_h_changes(tokenizer, text: TokenizedText, spindle: str, strength) -> None:
+    counts = text.counts(len(tokenizer))
+    args = WordFreqArgs(spindle=spindle, word_freq_lambda=strength)
+    process = WordFreqDiffusion(args, counts, mask_id=tokenizer.mask_token_id)
+    bound, held, sentences, types = 0.999 / (strength * math.pi), 0, 0, set()
+    statistic = process.statistic.numpy()
+    for i in range(len(text)):
+        ids = text.sentence(i)
+        own, mean = statistic[ids], statistic[ids].mean()
+        h = 1 - mean / own if spindle == "paper" else mean - own
+        back = np.abs(h) > bound
+        held, sentences, types = held + back.sum(), sentences + back.any(), types | set(ids[back].tolist())
+    said = spindle_report(process, text, tokenizer)
+    if not held:
+        assert said == f"spindle: every h of {len(text):,} sentences lies within its bound of {bound:.2f}"
+        return
+    assert f"{100 * held / len(text.tokens):.1f} % of the tokens, in {100 * sentences / len(text):.0f} % of" in said
+    assert f"({len(types):,} types: " in said
+    assert strength > 0.1  # the weakest spindle reaches every token of this corpus
+
+
+def test_without_a_spindle_there_is_nothing_to_say(tokenizer, text: TokenizedText) -> None:
+    for args in (WordFreqArgs(spindle="none"), WordFreqArgs(word_freq_lambda=0.0)):
+        process = WordFreqDiffusion(args, text.counts(len(tokenizer)), mask_id=tokenizer.mask_token_id)
+        assert spindle_report(process, text, tokenizer) == ""
+        assert not process.held_back(torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.bool)).any()
+
+
+def test_padding_and_what_is_given_count_nowhere(tokenizer, text: TokenizedText) -> None:
+    process = WordFreqDiffusion(
+        WordFreqArgs(word_freq_lambda=1.0), text.counts(len(tokenizer)), mask_id=tokenizer.mask_token_id
+    )
+    batch = text.batch(np.arange(len(text) - 3, len(text)), tokenizer)
+    nothing = replace(batch, target_mask=torch.zeros_like(batch.target_mask))
+    assert process.held_back(batch.input_ids, batch.target_mask).any()
+    assert not process.held_back(nothing.input_ids, nothing.target_mask).any()

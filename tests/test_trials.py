@@ -1,0 +1,60 @@
+"""models/trials.py: a network whose output depends on its padding, or is no number, is refused when it is wrapped."""
+
+import pytest
+import torch
+from test_bert import CONFIGS, SHAPE, network
+from transformers import (
+    ConvBertConfig,
+    FNetConfig,
+    FunnelConfig,
+    NystromformerConfig,
+    PerceiverConfig,
+    PretrainedConfig,
+    YosoConfig,
+)
+
+from models.bert import wrap
+from models.dit import DitConfig, DitNetwork
+from models.trials import FAMILIES
+from process import UserError
+
+LONG = {**SHAPE, "max_position_embeddings": 130}
+FUNNEL = {"vocab_size": 50, "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64, "block_sizes": [1, 1]}
+READING = {
+    "convbert": ConvBertConfig(**LONG),
+    "nystromformer": NystromformerConfig(**LONG),
+    "yoso": YosoConfig(**LONG),
+    "fnet": FNetConfig(**LONG),
+    "funnel": FunnelConfig(**FUNNEL),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("conditioning", ["none", "token"])
+def test_the_families_that_are_named_are_wrapped(name: str, conditioning: str) -> None:
+    wrap(network(CONFIGS[name]), conditioning, 8)
+    written = {"xlm-roberta": "xlm-r", "data2vec-text": "data2vec", "deberta": "deberta-v2"}.get(name, name)
+    assert written in FAMILIES.lower().replace(" and ", ", ").split(", ")
+
+
+@pytest.mark.parametrize("name", READING)
+def test_a_network_that_reads_its_padding_is_refused(name: str) -> None:
+    stock: PretrainedConfig = READING[name]
+    with pytest.raises(UserError, match="reads its padding: .* depend on the batch|is laid out in a way"):
+        wrap(network(stock), "none", 8)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])
+def test_a_network_that_makes_no_numbers_is_refused_for_that(value: float) -> None:
+    dit = DitNetwork(DitConfig(vocab_size=50, model_length=16, hidden_dim=32, cond_dim=16, n_blocks=1, n_heads=2))
+    for stock in (network(CONFIGS["bert"]), dit):
+        with torch.no_grad():
+            stock.get_output_embeddings().weight.fill_(value)
+        with pytest.raises(UserError, match="its output on 5 tokens is not finite"):
+            wrap(stock, "none", 8)
+
+
+def test_a_network_that_cannot_be_run_is_refused_in_one_line() -> None:
+    config = PerceiverConfig(vocab_size=50, d_latents=32, d_model=32, num_latents=4)
+    with pytest.raises(UserError, match="PerceiverForMaskedLM does not run here"):
+        wrap(network(config), "none", 8)
