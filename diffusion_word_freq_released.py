@@ -181,7 +181,7 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
             barred[self.mask_id] = 0
         logits = logits.float() + barred
         probs = self.sampling_probs(logits, batch, xt, s, t, args)
-        probs = probs.masked_fill(barred == -math.inf, 0)  # again: a high temperature lifts even EPSILON
+        probs = probs.masked_fill(logits == -math.inf, 0)  # again: a high temperature lifts even EPSILON
         return xt.masked_scatter(masked, sample_categorical(probs[masked], u[masked]))
 
 

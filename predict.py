@@ -2,13 +2,14 @@
 
 python predict.py --checkpoint out/demo/checkpoint --num_samples 20
 python predict.py --checkpoint out/demo/checkpoint --infill "the [MASK] [MASK] of the house"
-python predict.py --checkpoint out/demo/checkpoint --show
+python predict.py --checkpoint out/demo/checkpoint --show --num_samples 3
 python predict.py --checkpoint out/wrapped/checkpoint --semi_ar true --stride_length 128 --num_strides 14
 """
 
 import functools
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,11 +23,13 @@ import comparable
 import distributed
 import files
 import hub
+import infilling
 import protocols
 import runtime
 import semi_autoregressive
+import showing
 from config import FROM_CHECKPOINT, parse
-from process import Batch, SampleArgs, StepCallback, UserError, check_ranges
+from process import Batch, Denoiser, SampleArgs, StepCallback, UserError, check_ranges
 from semi_autoregressive import SemiArArgs
 
 FORMATS = (".txt", ".jsonl")
@@ -39,13 +42,36 @@ class PredictArgs:
     """What to sample, and where to."""
 
     checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder written by main.py"})
-    num_samples: int = field(default=20, metadata={"help": "how many (per --infill, how many ways to fill it)"})
+    num_samples: int | None = field(
+        default=None,
+        metadata={"help": "number of samples, or of ways to fill an --infill; by default 20, with --show 1"},
+    )
     length: int = field(
         default=0, metadata={"help": "tokens each; 0: drawn as in the training text, or as long as process=ar goes on"}
     )
-    infill: str = field(default="", metadata={"help": "text with [MASK]s to fill; the rest stays as it is"})
-    output: str = field(default="", metadata={"aliases": ["--output_file"], "help": "a .txt or .jsonl file"})
-    show: bool = field(default=False, metadata={"help": "watch one sentence being denoised"})
+    infill: str = field(
+        default="",
+        metadata={
+            "help": "text with [MASK]s to fill, a token each; the rest stays as it is. The first of several in a row "
+            "begins a word, the others may go on with it"
+        },
+    )
+    infill_pieces: bool = field(
+        default=False,
+        metadata={
+            "help": "pieces of words may be glued to the given words beside a gap, as the model says; false: never"
+        },
+    )
+    output: str = field(
+        default="",
+        metadata={
+            "aliases": ["--output_file"],
+            "help": "a .txt or .jsonl file, written whole at the end: of two commands at once the later one's",
+        },
+    )
+    show: bool = field(
+        default=False, metadata={"help": "display of samples while they are denoised, one after the other"}
+    )
     batch_size: int = field(default=64, metadata={"help": "sentences at a time; does not change the samples"})
     posterior: str = field(default="", metadata={"help": "exact or released; default: the checkpoint's"})
     precision: str = field(
@@ -56,6 +82,8 @@ class PredictArgs:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
+        if self.num_samples is None:
+            object.__setattr__(self, "num_samples", 1 if self.show else 20)
         check_ranges(self, num_samples=(1, MOST_SAMPLES), batch_size=(1, 10**7), length=(0, 10**6), seed=(0, 2**63 - 1))
         if self.show and self.output:
             raise UserError("give --show or --output, not both: what is shown is not written")
@@ -65,6 +93,8 @@ class PredictArgs:
             raise UserError(f"posterior={self.posterior!r} must be exact or released")
         if self.length and self.infill:
             raise UserError("give --length or --infill, not both: the infilled text has its own length")
+        if self.infill_pieces and not self.infill:
+            raise UserError("infill_pieces is for --infill; leave it out")
 
 
 def main() -> None:
@@ -82,18 +112,23 @@ def main() -> None:
     run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
     if longer.semi_ar:
         check_semi_ar(run, args)
-    comparable.warn_of_length(run, len(parse_infill(run, args.infill)) if args.infill else args.length)
+    say(run, args, sampling)
     if args.show:
         show(run, args, sampling, device)
-        return
-    unknown = parse_infill(run, args.infill).count(run.tokenizer.unk_token_id) if args.infill else 0
+    else:
+        write([decode(run, row) for row in samples(run, args, sampling, device, longer=longer)], args.output)
+
+
+def say(run: checkpoint.Run, args: PredictArgs, sampling: SampleArgs) -> None:
+    """Notes on stderr: what the samples will not be."""
+    text = infilling.parse(run.tokenizer, args.infill).ids if args.infill else []
+    unknown = text.count(run.tokenizer.unk_token_id)
+    comparable.warn_of_length(run, len(text) or args.length)
     if args.infill and run.process_name == "ar":
         print("note: process=ar fills a gap given what is to its left, and does not see the rest", file=sys.stderr)
     if unknown:
         print(f"note: {unknown} tokens of the infill text are unknown to this vocabulary", file=sys.stderr)
     sampling.warn()
-    texts = [decode(run, row) for row in samples(run, args, sampling, device, longer=longer)]
-    write(texts, args.output)
 
 
 def samples(
@@ -103,20 +138,27 @@ def samples(
     device: torch.device,
     on_step: StepCallback | None = None,
     longer: SemiArArgs | None = None,
+    numbers: Sequence[int] = (),
 ) -> list[Tensor]:
     """Token ids of each sample, without padding, in the order of their numbers; `longer` than a window if so told.
 
     Sample i has a stream of random numbers of its own, so that neither the batch size nor the number of samples asked
-    for changes it; sentences of like length lie side by side.
+    for changes it; sentences of like length lie side by side. Who is told of the steps sees no progress bar.
+
+    Args:
+        run, args, sampling, device: what to sample, and how.
+        on_step: is told after each forward.
+        longer: how far a text goes beyond one window.
+        numbers: which samples; by default all.
     """
-    seeds = [int(np.random.SeedSequence([args.seed, i]).generate_state(1)[0]) for i in range(args.num_samples)]
-    streams = [Generator().manual_seed(seed) for seed in seeds]
+    streams = [stream_of(args, i) for i in numbers or range(args.num_samples)]
     blanks = [blank(run, args, stream) for stream in streams]
-    order = sorted(range(args.num_samples), key=lambda i: -len(blanks[i][0]))
+    order = sorted(range(len(blanks)), key=lambda i: -len(blanks[i][0]))
     batch = stack([blanks[i] for i in order], run.tokenizer.pad_token_id).to(device)
     windows = longer.num_strides + 1 if longer and longer.semi_ar else 1
+    denoiser, shown = denoiser_of(run, args, batch.input_ids.shape[1]), {"disable": None if on_step is None else True}
     with (
-        tqdm(total=len(order) * windows, desc="sampling", unit="sentence", leave=False, disable=None) as bar,
+        tqdm(total=len(order) * windows, desc="sampling", unit="sentence", leave=False, **shown) as bar,
         torch.no_grad(),
     ):
 
@@ -126,20 +168,33 @@ def samples(
                 on_step(finished, xt)
 
         words = {"rows_at_once": args.batch_size, "generator": [streams[i] for i in order], "on_step": count}
-        draw = functools.partial(run.process.sample, run.denoiser, args=sampling, **words)
+        draw = functools.partial(run.process.sample, denoiser, args=sampling, **words)
         if windows > 1:
             stride = longer.stride(int(batch.target_mask[0].sum()))
             return list(semi_autoregressive.write(batch, draw, stride, longer.num_strides).cpu())
         tokens = draw(batch).cpu()
-    drawn: list[Tensor] = [torch.empty(0)] * args.num_samples
+    drawn: list[Tensor] = [torch.empty(0)] * len(blanks)
     for i, row in zip(order, tokens, strict=True):
         drawn[i] = row[: len(blanks[i][0])]
     return drawn
 
 
+def stream_of(args: PredictArgs, number: int) -> Generator:
+    """The random numbers of a sample."""
+    return Generator().manual_seed(int(np.random.SeedSequence([args.seed, number]).generate_state(1)[0]))
+
+
+def denoiser_of(run: checkpoint.Run, args: PredictArgs, width: int) -> Denoiser:
+    """The network; where a text is filled, without the pieces that would be glued to what is given."""
+    if not args.infill or args.infill_pieces:
+        return run.denoiser
+    gaps = infilling.parse(run.tokenizer, args.infill)
+    return infilling.restrict(run.denoiser, gaps, run.tokenizer, run.process.support, width)
+
+
 def blank(run: checkpoint.Run, args: PredictArgs, stream: Generator) -> tuple[Tensor, Tensor]:
     """Token ids and target mask, each [L], of one sentence to be drawn."""
-    text = parse_infill(run, args.infill) if args.infill else []
+    text = infilling.parse(run.tokenizer, args.infill).ids if args.infill else []
     length = len(text) or args.length
     if run.form.protocol == "unpadded" and not run.causal:
         length = length or draw_length(run.length_histogram, stream)
@@ -151,26 +206,6 @@ def blank(run: checkpoint.Run, args: PredictArgs, stream: Generator) -> tuple[Te
         raise UserError(f"{length} tokens with [CLS] and [SEP] exceed the {most} positions of this checkpoint")
     text = text or [run.tokenizer.mask_token_id] * length
     return protocols.blank_row(run.form, run.tokenizer, run.max_length, text, causal=run.causal)
-
-
-def parse_infill(run: checkpoint.Run, text: str) -> list[int]:
-    """Ids of a text in which [MASK] (or the tokenizer's own mask token) stands for a token to fill.
-
-    The text is tokenised whole: in byte-level vocabularies a word is another token with a space before it.
-    """
-    tokenizer = run.tokenizer
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"infill={text!r}: not UTF-8") from error
-    ids = tokenizer(text.replace("[MASK]", tokenizer.mask_token), add_special_tokens=False, verbose=False)["input_ids"]
-    if tokenizer.mask_token_id not in ids:
-        raise UserError(f"infill={text!r}: no [MASK] in it; every [MASK] stands for one token to fill")
-    special = set(ids) & (set(tokenizer.all_special_ids) - {tokenizer.mask_token_id, tokenizer.unk_token_id})
-    if special:
-        names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(special)))
-        raise UserError(f"infill={text!r}: {names} cannot stand in a text; only [MASK] can")
-    return ids
 
 
 def check_semi_ar(run: checkpoint.Run, args: PredictArgs) -> None:
@@ -207,36 +242,80 @@ def decode(run: checkpoint.Run, tokens: Tensor) -> str:
 
 
 def write(texts: list[str], output: str) -> None:
-    """Print the samples, and write them to `output` if one is given; a .txt has one a line, without their own ends."""
+    """Write the samples to `output`, if one is given, and print them; a .txt has one a line, without their own ends.
+
+    In this order: whoever reads what is printed may stop reading (`predict.py ... | head -1`).
+    """
     lines = [" ".join(text.splitlines()) for text in texts]
+    if output:
+        path = Path(output)
+        with files.written_whole(path) as file:
+            for text, line in zip(texts, lines, strict=True):
+                file.write(line if path.suffix == ".txt" else json.dumps({"text": text}, ensure_ascii=False))
+                file.write("\n")
+        print(f"{len(texts)} samples written to {path}", file=sys.stderr)
     for line in lines:
         print(line)
-    if not output:
-        return
-    path = Path(output)
-    with files.written_whole(path) as file:
-        for text, line in zip(texts, lines, strict=True):
-            file.write(line if path.suffix == ".txt" else json.dumps({"text": text}, ensure_ascii=False))
-            file.write("\n")
-    print(f"{len(texts)} samples written to {path}", file=sys.stderr)
+
+
+# ---- show ------------------------------------------------------------------------------------------------------------
 
 
 def show(run: checkpoint.Run, args: PredictArgs, sampling: SampleArgs, device: torch.device) -> None:
-    """Print the sentence and the number of forwards whenever it changes; on a terminal, over itself."""
-    live, forwards, previous = sys.stdout.isatty(), 0, ""
-    one = PredictArgs(**{**vars(args), "num_samples": 1})
+    """Show one sample after the other as it emerges, with the number of forwards, and if there are many its own."""
+    screen = showing.Screen(sys.stdout)
+    for number in range(args.num_samples):
+        watched = Watched(run, args, screen, number)
+        with screen.text():
+            if screen.live:
+                watched.frame(watched.row)
+            (row,) = samples(run, args, sampling, device, watched.on_step, numbers=[number])
+            watched.frame(row, last=True)
 
-    def on_step(finished: Tensor, xt: Tensor) -> None:
-        nonlocal forwards, previous
-        forwards += 1
-        text = decode(run, xt[0].cpu()).replace(run.tokenizer.mask_token, "·")
-        if text != previous:
-            line = f"{forwards:>5}  {text}"
-            print(f"{chr(13)}\x1b[2K{line}" if live else line, end="" if live else "\n", flush=True)
-            previous = text
 
-    for _ in samples(run, one, sampling, device, on_step):
-        print()
+class Watched:
+    """One sample on a screen: masks as dots, what has just been revealed bright, the rest plain.
+
+    The last frame is all plain, but for what was filled into a given text.
+    """
+
+    def __init__(self, run: checkpoint.Run, args: PredictArgs, screen: showing.Screen, number: int) -> None:
+        """Nothing is revealed yet."""
+        self.run, self.screen, self.forwards = run, screen, 0
+        self.name = f"{number + 1:>{len(str(args.num_samples))}}: " if args.num_samples > 1 else ""
+        self.filled = bool(args.infill)
+        self.row, self.targets = blank(run, args, stream_of(args, number))
+
+    def on_step(self, finished: Tensor, xt: Tensor) -> None:
+        """See StepCallback."""
+        self.forwards += 1
+        self.frame(xt[0].cpu())
+
+    def frame(self, row: Tensor, *, last: bool = False) -> None:
+        """Show a row, int64 [L]."""
+        masked = row == self.run.tokenizer.mask_token_id
+        fresh = self.targets & self.filled if last else row != self.row
+        styles = [
+            showing.DIM if is_masked else showing.BRIGHT if is_fresh else showing.PLAIN
+            for is_masked, is_fresh in zip(masked.tolist(), fresh.tolist(), strict=True)
+        ]
+        self.row = row.clone()
+        self.screen.frame(f"{self.name}{self.forwards:>5}  ", self.styled(row, styles), last=last)
+
+    def styled(self, row: Tensor, styles: list[str]) -> list[showing.Run]:
+        """The text of a row, cut where its tokens' styles change: at the lengths of the texts up to there."""
+        if self.run.causal and not self.filled:  # what is not written yet is no gap
+            row = row[: int((row != self.run.tokenizer.mask_token_id).long().cumprod(0).sum())]
+        text, end, runs = self.text(row), row.new_tensor([self.run.tokenizer.sep_token_id]), []
+        changes = [i for i in range(1, len(row)) if styles[i] != styles[i - 1]]
+        cuts = [min(len(self.text(torch.cat([row[:i], end]))), len(text)) for i in changes]
+        for i, begin, stop in zip([0, *changes], [0, *cuts], [*cuts, len(text)], strict=True):
+            runs.append((text[begin:stop], styles[i]))
+        return runs
+
+    def text(self, row: Tensor) -> str:
+        """A row in words, [MASK] as a dot."""
+        return decode(self.run, row).replace(self.run.tokenizer.mask_token, "·")
 
 
 if __name__ == "__main__":

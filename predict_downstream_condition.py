@@ -24,7 +24,7 @@ import runtime
 from config import FROM_CHECKPOINT, parse
 from corpus import holds_pairs, read_sentences, scored_source, training_source
 from metrics import mbr_select
-from predictions import Journal, fingerprint_of, write_diffuseq, write_predictions
+from predictions import Journal, alone_with, fingerprint_of, write_diffuseq, write_predictions
 from process import SampleArgs, UserError, check_ranges, reverse_steps
 from vocabulary import respell
 
@@ -97,19 +97,33 @@ def main() -> None:
     sources, references = read_pairs(args)
     recipe = fingerprint_of(checkpoint.find_checkpoint(args.checkpoint), recipe_of(args, sampling), sources, references)
     sources, references = (side[: args.limit or None] for side in (sources, references))  # a limit changes no candidate
-    journal = Journal(output, recipe)
-    predict(run, args, sampling, sources, references, device, journal)
-    records = journal.finish(len(sources))
-    write_predictions(output, records)
-    if args.diffuseq_format:
-        write_diffuseq(output.with_suffix(""), records, args.seed, sampling.num_steps)
-    journal.remove()
-    show(records[: args.show])
+    with alone_with(output):
+        records = written(run, args, sampling, sources, references, device, Journal(output, recipe))
     print(
         f"{len(records):,} sources with {args.mbr_size} candidates each written to {output}\n"
         f"next: python compute_metric.py --predictions {output}",
         file=sys.stderr,
     )
+    show(records[: args.show])
+
+
+def written(
+    run: checkpoint.Run,
+    args: DownstreamArgs,
+    sampling: SampleArgs,
+    sources: list[str],
+    references: list[str],
+    device: torch.device,
+    journal: Journal,
+) -> list[dict]:
+    """The records of all sources, which are in the output file when this returns, and no more in the journal."""
+    predict(run, args, sampling, sources, references, device, journal)
+    records, output = journal.finish(len(sources)), Path(args.output)
+    write_predictions(output, records)
+    if args.diffuseq_format:
+        write_diffuseq(output.with_suffix(""), records, args.seed, sampling.num_steps)
+    journal.remove()
+    return records
 
 
 def steps(args: DownstreamArgs, sampling: SampleArgs, total: int) -> float:

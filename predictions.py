@@ -6,6 +6,7 @@
 Source and reference stand as the tokenizer writes them, as the candidates do; `index` is the pair's place in its file.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from corpus import _decoded, read_line
-from files import folder_written_whole, open_regular, written_whole
+from files import folder_written_whole, held_alone, open_regular, written_whole
 from process import UserError, shown
 
 FORM = {"source": str, "reference": str, "prediction": str, "candidates": list}
@@ -38,12 +39,32 @@ def fingerprint_of(checkpoint: Path, recipe: dict, sources: list[str], reference
     return digest.hexdigest()
 
 
+def journal_of(output: Path) -> Path:
+    """The journal of an output file."""
+    return output.with_name(output.name + ".part")
+
+
+@contextlib.contextmanager
+def alone_with(output: Path) -> Iterator[None]:
+    """A lock on the journal of an output file: two programs at once would write it, and the result, through each other.
+
+    Raises:
+        UserError: if another process is at it, or it is no file.
+    """
+    path = journal_of(output)
+    if path.exists():
+        open_regular(path).close()
+    refusal = f"output={output}: another process is predicting into it; wait for it, or give another output"
+    with held_alone(path, refusal):
+        yield
+
+
 class Journal:
     """Records as they come, in OUTPUT.part; whoever opens it again with the same recipe finds them."""
 
     def __init__(self, output: Path, recipe: str) -> None:
         """Open or continue the journal of an output file; one of another recipe is begun anew."""
-        self.path = output.with_name(output.name + ".part")
+        self.path = journal_of(output)
         self.records: dict[int, dict] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         good = self._read(recipe) if self.path.exists() else 0

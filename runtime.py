@@ -177,6 +177,8 @@ def run_script(main: Callable[[], None]) -> None:
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     try:
         main()
+        if sys.stdout is not None:  # closed before the start (>&-)
+            sys.stdout.flush()  # here, where what goes wrong is one line, and not when Python ends
     except UserError as error:
         _refuse(str(error))
     except BrokenPipeError:  # the reader of our output has seen enough: `predict.py ... | head`

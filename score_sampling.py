@@ -87,7 +87,7 @@ class Reverse:
             for part in hidden.chunk(1 + self.guided, -1)
         ]
         guided = torch.lerp(*each[::-1], args.guidance) if self.guided else each[0]
-        guided = torch.where(support == 0, guided, -torch.inf)
+        guided = guided.masked_fill(each[0] == -torch.inf, -torch.inf)  # the difference of two infinities is none
         kept = filter_logits(guided, replace(args, temperature=1.0))
         return [logits.masked_fill(kept == -torch.inf, -torch.inf) for logits in each], kept
 

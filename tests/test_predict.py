@@ -1,9 +1,12 @@
 """predict.py: samples are text, the seed alone decides them, and a filled gap leaves the rest as it was."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +15,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AddedToken, RobertaTokenizerFast
 
 import checkpoint
+import infilling
 import predict
 from process import SampleArgs
 
@@ -78,8 +82,7 @@ def test_a_gap_in_a_byte_level_vocabulary_keeps_the_spaces_around_it() -> None:
         merges=[tuple(merge) for merge in model["merges"]],
         mask_token=AddedToken("<mask>", lstrip=True, special=True),
     )
-    run = SimpleNamespace(tokenizer=tokenizer)
-    pieces = tokenizer.convert_ids_to_tokens(predict.parse_infill(run, "the [MASK] of the house"))
+    pieces = tokenizer.convert_ids_to_tokens(infilling.parse(tokenizer, "the [MASK] of the house").ids)
     assert pieces == ["the", "<mask>", "Ġof", "Ġthe", "Ġhouse"]
 
 
@@ -196,3 +199,28 @@ def test_a_text_with_ends_of_lines_is_one_line_of_a_txt_and_whole_in_a_jsonl(tmp
     assert (tmp_path / "s.txt").read_text() == "a b c d\ne\n"
     assert [json.loads(line)["text"] for line in (tmp_path / "s.jsonl").open()] == ["a b\nc d", "e"]
     assert capsys.readouterr().out.splitlines() == ["a b c d", "e"] * 2
+
+
+def test_a_reader_that_stops_and_an_encoding_that_cannot_lose_no_sample(trained: Path, tmp_path: Path) -> None:
+    """In a process of its own, with a letter in the vocabulary that ASCII lacks: `... | head -1`."""
+    model, output = tmp_path / "model", tmp_path / "s.txt"
+    shutil.copytree(trained / "checkpoint", model)
+    for name in ("tokenizer.json", "word_freq.json"):
+        text = (model / name).read_text()
+        assert '"the":' in text
+        (model / name).write_text(text.replace('"the":', '"日":'))
+    words = ["--num_samples", 400, "--length", 80, "--num_steps", 1, "--threads", 1, "--output", output]
+    command = [sys.executable, "predict.py", "--checkpoint", model, *words]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "ascii"}
+    with subprocess.Popen([*map(str, command)], env=environment, cwd=Path(predict.__file__).parent, **pipes) as program:
+        first = program.stdout.readline()
+        program.stdout.close()
+        said = program.stderr.read()
+    assert program.returncode == 141 and said == f"400 samples written to {output}\n"
+    lines = output.read_text().splitlines()
+    assert len(lines) == 400 and "日" in lines[0] and first == lines[0].replace("日", "?") + "\n"
+
+
+def test_by_default_there_are_twenty_samples_and_one_that_is_shown() -> None:
+    assert predict.PredictArgs("c").num_samples == 20 and predict.PredictArgs("c", show=True).num_samples == 1

@@ -1,6 +1,9 @@
 """predict_downstream_condition.py: targets follow sources, the seed alone decides, an interruption costs nothing."""
 
+import functools
 import json
+import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +17,7 @@ import pairs
 import predict
 import predict_downstream_condition as downstream
 from diffusion_word_freq import WordFreqDiffusion
+from files import held_alone
 from metrics import bleu, mbr_select
 from models.bert import BertDenoiser
 from predictions import Journal, read_predictions
@@ -308,3 +312,30 @@ def test_checkpoints_of_the_other_kind_are_refused(ask, trained, trained_pairs, 
 
 def test_the_journal_is_where_the_output_will_be(tmp_path: Path) -> None:
     assert Journal(tmp_path / "deep" / "er" / "p.jsonl", "r").path == tmp_path / "deep" / "er" / "p.jsonl.part"
+
+
+def test_two_at_once_do_not_share_an_output(ask, tmp_path: Path) -> None:
+    part = tmp_path / "p.jsonl.part"
+    with held_alone(part, "mine"):
+        part.write_bytes(b"as it was")
+        code, _, out, err = ask()
+        assert code == 2 and err.count("\n") <= 2 and not out and part.read_bytes() == b"as it was"
+        assert err.endswith("p.jsonl: another process is predicting into it; wait for it, or give another output\n")
+    assert ask()[0] == 0 and not part.exists()
+    os.mkfifo(part)
+    code, _, _, err = ask()
+    assert code == 2 and "p.jsonl.part: not a regular file" in err
+
+
+def test_a_reader_that_stops_loses_nothing(ask, monkeypatch, tmp_path: Path) -> None:
+    class Closed:
+        """Standard output whose reader has gone."""
+
+        write = flush = lambda self, *words: (_ for _ in ()).throw(BrokenPipeError)
+        fileno = functools.partial(os.open, os.devnull, os.O_WRONLY)
+
+    monkeypatch.setattr(sys, "stdout", Closed())
+    code, _, _, err = ask("--diffuseq_format", "true")
+    assert code == 141 and "12 sources with 3 candidates each written" in err
+    assert len(read_predictions(tmp_path / "p.jsonl")) == 12 == len(read_predictions(tmp_path / "p"))
+    assert not (tmp_path / "p.jsonl.part").exists()

@@ -9,6 +9,7 @@ from test_score_bound import LAW, Bayes, tiny
 from torch import Generator, Tensor
 
 from diffusion_score import ScoreDiffusion
+from infilling import Restricted
 from models.score_denoiser import ScoreDenoiser
 from process import Batch, SampleArgs
 from score_bound import levels_of
@@ -67,6 +68,22 @@ def test_each_forward_is_reported_and_each_row_once() -> None:
     assert len(seen) == 2 * (6 + 1)
     assert all(torch.equal(x[2], IDS[2]) for _, x in seen)
     assert (seen[0][1][:2][GIVEN_ENDS[:2]] != 19).all() and (seen[0][1][3, 1:8] == 19).all()  # not begun: [MASK]s
+
+
+@pytest.mark.parametrize("sampler", ["auto", "sde"])
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+@pytest.mark.parametrize("prior", [True, False])
+def test_tokens_can_be_left_out_at_some_positions(sampler: str, guidance: float, prior: bool) -> None:
+    """With guidance, too, where the barred ones of two predictions are subtracted from each other."""
+    made = process(drop_given=0.1, self_conditioning=True, output_prior=prior)
+    net, table = denoiser(self_conditioning=True), torch.zeros(2, made.vocab_size)
+    allowed = torch.tensor([5, 9, 12])
+    table[1] = table[1].index_fill(0, allowed, 1).log()
+    columns = torch.tensor([0, 0, 1, 0, 1])
+    found = draw(made, Restricted(net, columns, 9, table, made.support), BATCH, sampler=sampler, guidance=guidance)
+    drawn = BATCH.target_mask & torch.zeros(9).bool().index_fill(0, torch.tensor([2, 4]), True)
+    assert drawn.any() and torch.isin(found[drawn], allowed).all()
+    assert not torch.isin(found[BATCH.target_mask & ~drawn], allowed).all()
 
 
 def test_levels_fall_for_all_alike_or_from_left_to_right() -> None:

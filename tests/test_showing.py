@@ -1,0 +1,268 @@
+"""showing.py: what a terminal shows at every pause, read from a pseudo-terminal; and lines where there is none."""
+
+import fcntl
+import os
+import re
+import select
+import struct
+import sys
+import termios
+import unicodedata
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from conftest import call
+
+import predict
+import showing
+from showing import BRIGHT, DIM, PLAIN, Screen, wrap
+
+
+class Glass:
+    """What stands on a terminal's screen, and in which style, after the bytes it was sent."""
+
+    SEQUENCE = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])")
+
+    def __init__(self, columns: int, height: int) -> None:
+        self.columns, self.height = columns, height
+        self.cells = [[]]
+        self.row = self.column = 0
+        self.style = ""
+
+    def feed(self, text: str) -> None:
+        place = 0
+        while place < len(text):
+            found = self.SEQUENCE.match(text, place)
+            place = found.end() if found else place + 1
+            if found:
+                self.obey(found[1], found[2])
+            elif text[place - 1] == "\r":
+                self.column = 0
+            elif text[place - 1] == "\n":
+                self.down()
+            else:
+                self.put(text[place - 1])
+
+    def obey(self, number: str, letter: str) -> None:
+        if letter == "m":
+            self.style = "" if number in ("", "0") else number
+        elif letter == "A":
+            self.row = max(self.row - int(number or 1), len(self.cells) - self.height, 0)
+        elif letter in "KJ":
+            assert number in ("", "2")
+            del self.cells[self.row][0 if number == "2" else self.column :]
+            if letter == "J":
+                del self.cells[self.row + 1 :]
+        else:
+            raise AssertionError(f"what does {letter} do?")
+
+    def down(self) -> None:
+        self.row += 1
+        if self.row == len(self.cells):
+            self.cells.append([])
+
+    def put(self, character: str) -> None:
+        if unicodedata.combining(character):
+            before, style = self.cells[self.row][self.column - 1]
+            self.cells[self.row][self.column - 1] = before + character, style
+            return
+        wide = unicodedata.east_asian_width(character) in "WF"
+        if self.column + 1 + wide > self.columns:  # it wraps, and so a line that is too long smears
+            self.column = 0
+            self.down()
+        line = self.cells[self.row]
+        line += [(" ", "")] * (self.column + 1 + wide - len(line))
+        line[self.column] = character, self.style
+        if wide:
+            line[self.column + 1] = "", self.style
+        self.column += 1 + wide
+
+    @property
+    def lines(self) -> list[str]:
+        return ["".join(c for c, _ in line).rstrip() for line in self.cells]
+
+    def styled(self, style: str) -> str:
+        return "".join(c for line in self.cells for c, its in line if f"\x1b[{its}m" == style)
+
+
+def clock(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
+    """For showing.py no time passes while the network works, however slow the machine."""
+    monkeypatch.setattr(showing, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: 0.0))
+
+
+class Terminal:
+    """A pseudo-terminal in the place of stdout and stderr; `moments` are what it shows whenever the program pauses."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, columns: int, height: int, term: str = "xterm") -> None:
+        self.master, slave = os.openpty()
+        self.glass, self.moments, self.pauses = Glass(columns, height), [], []
+        self.resize(columns, height)
+        self.stream = os.fdopen(slave, "w", encoding="utf-8")
+        monkeypatch.setenv("TERM", term)
+        monkeypatch.delenv("NO_COLOR", raising=False)
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, self.stream)
+        clock(monkeypatch, self.pause)
+
+    def resize(self, columns: int, height: int) -> None:
+        fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", height, columns, 0, 0))
+
+    def pause(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.read()
+        self.moments.append((self.glass.lines, self.glass.styled(DIM), self.glass.styled(BRIGHT)))
+
+    def read(self) -> list[str]:
+        self.stream.flush()
+        taken = b""
+        while select.select([self.master], [], [], 0)[0]:
+            taken += os.read(self.master, 2**16)
+        self.glass.feed(taken.decode())
+        return self.glass.lines
+
+    def close(self) -> None:
+        self.stream.close()
+        os.close(self.master)
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Terminal]]:
+    made = []
+
+    def make(columns: int = 80, height: int = 24, **words: str) -> Terminal:
+        made.append(Terminal(monkeypatch, columns, height, **words))
+        return made[-1]
+
+    yield make
+    monkeypatch.undo()
+    for each in made:
+        each.close()
+
+
+def flowing(lines: list[str]) -> str:
+    """Lines of a screen as one text, without the number of forwards."""
+    return re.sub(r"^\d+ ", "", " ".join(" ".join(lines).split()))
+
+
+def ask(monkeypatch: pytest.MonkeyPatch, trained: Path, *words: object) -> int:
+    return call(predict.main, monkeypatch, "--checkpoint", trained, "--threads", 1, "--num_steps", 32, *words)
+
+
+def test_a_terminal_shows_the_text_as_it_emerges(terminal, monkeypatch, trained: Path, capsys) -> None:
+    assert ask(monkeypatch, trained, "--num_samples", 1, "--length", 14, "--seed", 3) == 0
+    (expected,) = capsys.readouterr().out.splitlines()
+    screen = terminal(columns=40)  # so that the text takes two lines
+    assert ask(monkeypatch, trained, "--show", "true", "--length", 14, "--seed", 3) == 0
+    shown = screen.read()
+    assert flowing(shown) == expected and shown[-1] == "" and len(shown) == 3
+    assert not screen.glass.styled(DIM).strip("0123456789 ") and not screen.glass.styled(BRIGHT)
+    assert len(screen.moments) >= 5 and set(screen.pauses) == {showing.INTERVAL}
+    dots = [flowing(lines).count("·") for lines, _, _ in screen.moments]
+    assert dots[0] == 14 and dots == sorted(set(dots), reverse=True)  # at every pause there is more to be read
+    for lines, dim, bright in screen.moments[1:]:
+        assert len([line for line in lines if line]) <= 2 and not any("sampling" in line for line in lines)
+        assert dim.count("·") == flowing(lines).count("·") and bright.strip()
+
+
+def test_many_samples_come_one_after_the_other_with_their_numbers(terminal, monkeypatch, trained, capsys) -> None:
+    infill = ["--infill", "the cat [MASK] the [MASK] Ω.", "--num_samples", 3, "--sampler", "confidence"]
+    assert ask(monkeypatch, trained, *infill) == 0
+    expected = capsys.readouterr().out.splitlines()
+    screen = terminal()
+    assert ask(monkeypatch, trained, *infill, "--show", "true") == 0
+    notes, texts = screen.read()[:2], [re.sub(r" +", " ", line) for line in screen.read()[2:-1]]
+    assert "unknown to this vocabulary" in notes[0] + notes[1] and "law is not the model's" in notes[0] + notes[1]
+    assert [re.fullmatch(r"(\d): \d+ (.*)", text).groups() for text in texts] == [
+        (str(i), text) for i, text in enumerate(expected, start=1)
+    ]
+    for line in screen.glass.cells[2:5]:  # "the cat" is given, plain; what was filled stays bright
+        assert not any(style for _, style in line[10:17]) and any(f"\x1b[{style}m" == BRIGHT for _, style in line[17:])
+
+
+def test_interrupted_the_terminal_is_left_on_a_line_of_its_own(terminal, monkeypatch, trained) -> None:
+    screen = terminal()
+    real, calls = screen.pause, []
+
+    def interrupt(seconds: float) -> None:
+        calls.append(seconds)
+        real(seconds)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    clock(monkeypatch, interrupt)
+    assert ask(monkeypatch, trained, "--show", "true", "--length", 9) == 130
+    lines = screen.read()
+    assert "·" in lines[0] and lines[1:] == ["interrupted", ""] and screen.glass.style == ""
+
+
+@pytest.mark.parametrize(("term", "no_color"), [("dumb", ""), ("", ""), ("xterm", "1")])
+def test_what_a_terminal_cannot_or_should_not_do(terminal, monkeypatch, trained, term: str, no_color: str) -> None:
+    screen = terminal(term=term)
+    monkeypatch.setenv("NO_COLOR", no_color)
+    assert ask(monkeypatch, trained, "--show", "true", "--length", 6) == 0
+    lines = screen.read()
+    assert not screen.glass.styled(DIM) + screen.glass.styled(BRIGHT)
+    assert len(lines) == 2 if no_color else len(lines) > 3 and not screen.pauses
+
+
+def frames(screen: Screen, *texts: str) -> None:
+    with screen.text():
+        for i, text in enumerate(texts):
+            screen.frame(f"{i}  ", [(text, PLAIN)], last=i == len(texts) - 1)
+
+
+def test_wide_characters_and_marks_on_letters_do_not_smear(terminal) -> None:
+    it = terminal(columns=21)
+    frames(Screen(it.stream), "日本語の文章は" * 5, "日本語 の" * 6, "e\u0301" * 17, "end\x1b[2Jof\nit")
+    assert [flowing(lines).replace(" ", "") for lines, _, _ in it.moments] == [
+        "日本語の文章は" * 5, "日本語の" * 6, "e\u0301" * 17
+    ]  # fmt: skip
+    assert len(it.moments[0][0]) == 5 and len(it.moments[2][0]) == 1  # 17 columns of 20 - 3; and 8 or 9 letters a line
+    assert it.read() == ["3  end [2Jof it", ""]
+
+
+def test_a_text_taller_than_the_terminal_is_clipped_until_it_is_done(terminal) -> None:
+    it = terminal(columns=20, height=6)
+    long = " ".join(f"word{i:02}" for i in range(30))
+    frames(Screen(it.stream), long.replace("o", "·"), long.replace("r", "·"), long)
+    for lines, _, _ in it.moments:
+        assert len(lines) == 5 and lines[-1] == "…" and "·" in lines[0] and "15" not in " ".join(lines)
+    assert flowing(it.read()) == long
+
+
+def test_a_terminal_of_another_width_gets_a_new_frame(terminal) -> None:
+    it = terminal(columns=40)
+    screen = Screen(it.stream)
+    with screen.text():
+        screen.frame("", [("a " * 30, PLAIN)])
+        it.resize(20, 24)
+        screen.frame("", [("b " * 8, PLAIN)])
+    assert [line for line in it.read() if line][-1] == ("b " * 8).strip()
+
+
+def test_pauses_are_bounded(monkeypatch) -> None:
+    pauses: list[float] = []
+    clock(monkeypatch, pauses.append)
+    pace = showing.Pace()
+    for _ in range(2000):
+        pace.wait()
+    assert sum(pauses) <= showing.MOST_SECONDS and pauses[0] == showing.INTERVAL
+
+
+def test_a_line_breaks_at_spaces_and_keeps_its_styles() -> None:
+    lines = wrap([("1: ", DIM), ("the old cat", PLAIN), (" sees", BRIGHT), (" abcdefghijklmnop", PLAIN)], 12, 3)
+    assert ["".join(part for part, _ in line) for line in lines] == [
+        "1: the old", "   cat sees", "   abcdefghi", "   jklmnop"
+    ]  # fmt: skip
+    assert ("sees", BRIGHT) in [(part.strip(), style) for part, style in lines[1]]
+    assert wrap([("ab", PLAIN)], 1, 7) == [[("ab", PLAIN)]] and wrap([], 9, 0) == [[]]
+
+
+def test_without_a_terminal_a_change_is_a_line(monkeypatch, trained, capsys) -> None:
+    clock(monkeypatch, lambda seconds: pytest.fail("nobody is watching"))
+    assert ask(monkeypatch, trained, "--show", "true", "--length", 6, "--num_samples", 2) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert {line.split(":")[0] for line in lines} == {"1", "2"} and "\x1b" not in "".join(lines)
+    assert all(re.fullmatch(r"[12]:  {4}\d  \S.*", line) or re.fullmatch(r"[12]: +\d+  \S.*", line) for line in lines)
