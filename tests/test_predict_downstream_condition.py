@@ -147,7 +147,7 @@ def test_a_refused_command_leaves_the_journal_alone(ask, monkeypatch, tmp_path) 
 
 
 def test_another_limit_goes_on_with_the_same_journal(ask, monkeypatch, tmp_path) -> None:
-    interrupted_at(monkeypatch, 10)
+    interrupted_at(monkeypatch, 14)
     assert ask(*HOT, "--mbr_size", 2, "--batch_size", 6, "--limit", 5)[0] == 130
     assert 0 < continued(ask(*HOT, "--mbr_size", 2, "--limit", 9)[3]) <= 5
 
