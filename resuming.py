@@ -23,7 +23,13 @@ LENGTH = {"max_steps", "num_train_epochs", "max_minutes", "eval_steps", "eval_se
 """Settings that --resume true may change: to train for longer."""
 
 
-BEFORE = {"process": "word_freq", "protocol": "unpadded", "detokenizer": "none", "reconstruction_weight": 1.0}
+BEFORE = {
+    "process": "word_freq",
+    "protocol": "unpadded",
+    "detokenizer": "none",
+    "reconstruction_weight": 1.0,
+    "strip_accents": False,  # a learnt vocabulary did so, and goes on to: it is the run's own
+}
 """Settings of runs that began before there was a choice."""
 SAID = {"data": "text", "valid_data": "validation text", "word_freq": "word frequencies"}
 

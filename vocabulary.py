@@ -1,7 +1,4 @@
-"""Tokenizers: named, bare vocabularies, or learnt from the corpus; text to ids.
-
-Text is text: "[MASK]" or "[SEP]" written in a corpus becomes ordinary word pieces, never a special token.
-"""
+"""Tokenizers: named, bare vocabularies, or learnt from the corpus; ids to text (text to ids: plain_text.py)."""
 
 import hashlib
 import os
@@ -10,20 +7,21 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
-from transformers import AutoTokenizer, BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
-from files import folder_written_whole, local_path, read_text
+from files import folder_written_whole, local_path
 from hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
+from plain_text import encode, failing_in_one_line
 from process import UserError
 from sentencepieces import load_sentencepiece, train_sentencepiece
+from wordpieces import load_vocab_txt, train_wordpiece
 
 LEARNT = ("wordpiece", "sentencepiece")
 """Tokenizers that are learnt from the training text."""
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT8 = "text8"
 TEXT8_TOKENS = [
     "[CLS]",
@@ -37,7 +35,7 @@ TEXT8_TOKENS = [
     *"abcdefghijklmnopqrstuvwxyz ",
 ]
 """MDLM's ids: a is 8, a space 34."""
-RECIPE = 1  # of a learnt vocabulary; part of its name in the cache
+RECIPE = 2  # of a learnt vocabulary; part of its name in the cache
 
 
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
@@ -53,11 +51,11 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
         return text8_tokenizer()
     try:
         if path.is_file() and path.suffix == ".txt":
-            tokenizer = _wordpiece_from_vocab(path)
+            tokenizer = load_vocab_txt(path)
         elif path.is_file() and path.suffix == ".model":
             tokenizer = load_sentencepiece(path)
         elif path.is_dir() and (path / "vocab.txt").exists() and not (path / "tokenizer_config.json").exists():
-            tokenizer = _wordpiece_from_vocab(path / "vocab.txt")
+            tokenizer = load_vocab_txt(path / "vocab.txt")
         else:
             folder = str(path) if path.exists() else fetch(name_or_path, OF_A_TOKENIZER)
             tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -85,16 +83,6 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _wordpiece_from_vocab(file: Path) -> PreTrainedTokenizerBase:
-    entries = set(read_text(file, 2**28).splitlines())
-    lacking = [token for token in SPECIAL_TOKENS if token not in entries]
-    if lacking:
-        raise UserError(
-            f"{file}: a WordPiece vocabulary must hold {', '.join(SPECIAL_TOKENS)}; missing: {', '.join(lacking)}"
-        )
-    return BertTokenizerFast(vocab=str(file))
-
-
 def text8_tokenizer() -> PreTrainedTokenizerBase:
     """Characters a to z and the space, as text8 is written; capitals become small, anything else [UNK]."""
     model = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TEXT8_TOKENS)}, unk_token="[UNK]"))
@@ -105,9 +93,11 @@ def text8_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=model, additional_special_tokens=["[RESERVED]"], **names)
 
 
-def learn_tokenizer(kind: str, source: Source, vocab_size: int, cache_dir: str) -> PreTrainedTokenizerBase:
+def learn_tokenizer(
+    kind: str, source: Source, vocab_size: int, cache_dir: str, *, strip_accents: bool = False
+) -> PreTrainedTokenizerBase:
     """One of `LEARNT`, learnt from a source (from both sides of pairs), from the cache if it was learnt before."""
-    recipe = f"{RECIPE}:{kind}:{fingerprint(source)}:{vocab_size}"
+    recipe = f"{RECIPE}:{kind}:{fingerprint(source)}:{vocab_size}:{strip_accents}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
     if not (folder / "tokenizer_config.json").exists():
         columns = PAIR if holds_pairs(source) else (source.column,)
@@ -118,20 +108,9 @@ def learn_tokenizer(kind: str, source: Source, vocab_size: int, cache_dir: str) 
                 model.write_bytes(train_sentencepiece(chain.from_iterable(sides), vocab_size))
                 tokenizer = load_sentencepiece(model)
             else:
-                tokenizer = train_wordpiece(chain.from_iterable(sides), vocab_size)
+                tokenizer = train_wordpiece(chain.from_iterable(sides), vocab_size, strip_accents=strip_accents)
             tokenizer.save_pretrained(temporary)
     return load_tokenizer(str(folder))
-
-
-def train_wordpiece(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A lower-casing WordPiece tokenizer of at most `vocab_size` entries, learnt from `sentences`."""
-    if not 100 <= vocab_size <= 10_000_000:
-        raise UserError(f"vocab_size={vocab_size} must lie in 100..10000000 to learn a wordpiece vocabulary; try 8192")
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    trainer.train_from_iterator(
-        sentences, vocab_size=vocab_size, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
-    )
-    return BertTokenizerFast(vocab=trainer.get_vocab())
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -149,22 +128,10 @@ def one_core() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> dict:
-    """Token ids of plain text: no special tokens are added, and none is recognised in the text."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    return tokenizer(
-        sentences,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-
-
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Tensor) -> str:
     """The text of token ids, as DiffuSeq's evaluation writes it: marks and apostrophes joined to their words."""
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=True).strip()
+    with failing_in_one_line(tokenizer):
+        return tokenizer.decode(ids, clean_up_tokenization_spaces=True).strip()
 
 
 def respell(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[str]:
