@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerFast
 from files import read_bytes
 from hub import first_line
 from process import UserError
+from tokenizer_checks import MOST_GROWTH, check_entry, longest_replacement
 
 SPACE = "▁"
 DIGITS = [str(digit) for digit in range(10)]
 IDS = {"bos_id": 0, "eos_id": 1, "pad_id": 2, "unk_id": 3}
+MOST_PIECES = 10**6
 MOST_SENTENCES = 5_000_000  # that a vocabulary is learnt from
 BPE, UNIGRAM = 2, 1
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -37,6 +39,7 @@ def load_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
         model.ParseFromString(read_bytes(file, 2**28))
     except DecodeError as error:
         raise UserError(f"tokenizer {file}: not a SentencePiece model ({first_line(error)})") from error
+    check_model(model, f"tokenizer {file}")
     kind, unknown = model.trainer_spec.model_type, [p.piece for p in model.pieces if p.type == UNKNOWN]
     if kind not in (BPE, UNIGRAM) or len(unknown) != 1:
         raise UserError(f"tokenizer {file}: not a SentencePiece model of bpe or unigram pieces with one unknown")
@@ -46,6 +49,21 @@ def load_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
     found.normalizer, found.pre_tokenizer = normalizer(model), splitter(model)
     found.decoder = decoder(model)
     return PreTrainedTokenizerFast(tokenizer_object=found, **special_tokens(model, unknown[0]))
+
+
+def check_model(model: proto.ModelProto, name: str) -> None:
+    """Refuse more or longer pieces than can be worked with: all cuts of every piece are tried.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    if len(model.pieces) > MOST_PIECES:
+        raise UserError(f"{name}: {len(model.pieces):,} pieces, more than the {MOST_PIECES:,} that it may have")
+    for piece in model.pieces:
+        check_entry(piece.piece, name)
+    growth = longest_replacement(model.normalizer_spec.precompiled_charsmap)
+    if growth > MOST_GROWTH:
+        raise UserError(f"{name}: it makes up to {growth:,} characters of one, more than the {MOST_GROWTH} it may")
 
 
 def merging(model: proto.ModelProto) -> models.BPE:

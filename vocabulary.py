@@ -18,6 +18,7 @@ from hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
 from plain_text import encode, failing_in_one_line
 from process import UserError
 from sentencepieces import load_sentencepiece, train_sentencepiece
+from tokenizer_checks import check_tokenizer, check_tokenizer_files, without_panic_messages
 from wordpieces import load_vocab_txt, train_wordpiece
 
 LEARNT = ("wordpiece", "sentencepiece")
@@ -38,6 +39,7 @@ TEXT8_TOKENS = [
 RECIPE = 2  # of a learnt vocabulary; part of its name in the cache
 
 
+@without_panic_messages()
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """A fast tokenizer with [MASK], from a folder, a WordPiece vocab.txt, a SentencePiece .model, or the hub.
 
@@ -58,10 +60,13 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
             tokenizer = load_vocab_txt(path / "vocab.txt")
         else:
             folder = str(path) if path.exists() else fetch(name_or_path, OF_A_TOKENIZER)
+            check_tokenizer_files(Path(folder))
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except UserError:
         raise
-    except Exception as error:  # a damaged or missing tokenizer raises anything, down to bare Exception
+    except BaseException as error:  # a damaged or missing tokenizer raises anything, down to bare Exception and panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         if path.exists():
             raise UserError(f"cannot read the tokenizer in {path}: {first_line(error)}") from error
         raise UserError(
@@ -70,16 +75,7 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
             "Offline: --tokenizer FOLDER, a vocab.txt or a SentencePiece .model; main.py can learn one from the text: "
             "--tokenizer wordpiece or sentencepiece"
         ) from error
-    lacking = [name for name in ("mask", "pad", "cls", "sep") if getattr(tokenizer, f"{name}_token_id") is None]
-    if lacking:
-        raise UserError(
-            f"tokenizer {name_or_path}: no {', '.join(lacking)} token; masked diffusion needs a masked-LM tokenizer "
-            "(BERT, RoBERTa, DistilBERT, ModernBERT, ...)"
-        )
-    if tokenizer.mask_token_id in (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id):
-        raise UserError(f"tokenizer {name_or_path}: its mask token is also its pad, cls or sep token")
-    if not tokenizer.is_fast:
-        raise UserError(f"tokenizer {name_or_path}: only fast tokenizers (with a tokenizer.json) are supported")
+    check_tokenizer(tokenizer, name_or_path)
     return tokenizer
 
 
