@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -53,7 +54,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str], *, note: bo
         UserError: if the tokenizer fails.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    with failing_in_one_line(tokenizer):
+    with without_panic_messages(), failing_in_one_line(tokenizer):
         found = tokenizer(
             sentences,
             add_special_tokens=False,
@@ -147,6 +148,35 @@ def holds_special(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> boo
     """Whether there are special ids among the token ids of a text, int [N]; read a part at a time."""
     ids, at_once = sorted(special_ids(tokenizer)), 2**24
     return any(np.isin(tokens[i : i + at_once], ids).any() for i in range(0, len(tokens), at_once))
+
+
+@contextlib.contextmanager
+def without_panic_messages() -> Iterator[None]:
+    """Hold back what is written to stderr while the block runs: if it panics, the library has said so in three lines.
+
+    Anything else is passed on at the end.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # there is no stderr
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        os.dup2(held.fileno(), 2)
+        panicked = False
+        try:
+            yield
+        except BaseException as error:
+            panicked = any(type(e).__name__ == "PanicException" for e in (error, error.__cause__))
+            raise
+        finally:
+            sys.stderr.flush()
+            os.dup2(kept, 2)
+            os.close(kept)
+            held.seek(0)
+            if not panicked:
+                os.write(2, held.read())
 
 
 # ---- cutting again ---------------------------------------------------------------------------------------------------

@@ -5,14 +5,11 @@ gave. Forty that double a text are a text of a terabyte. What remains panics, wh
 """
 
 import base64
-import contextlib
 import json
 import math
-import os
 import re
 import struct
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +17,7 @@ from pathlib import Path
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from files import read_bytes
-from plain_text import failing_in_one_line
+from plain_text import failing_in_one_line, without_panic_messages
 from process import UserError, shown
 
 MOST_BYTES = 2**28
@@ -272,32 +269,3 @@ def _note_capitals(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             "tokenizer_config.json",
             file=sys.stderr,
         )
-
-
-@contextlib.contextmanager
-def without_panic_messages() -> Iterator[None]:
-    """Hold back what is written to stderr while the block runs: if it panics, the library has said so in three lines.
-
-    Anything else is passed on at the end.
-    """
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no stderr
-        yield
-        return
-    with tempfile.TemporaryFile() as held:
-        sys.stderr.flush()
-        os.dup2(held.fileno(), 2)
-        panicked = False
-        try:
-            yield
-        except BaseException as error:
-            panicked = any(type(e).__name__ == "PanicException" for e in (error, error.__cause__))
-            raise
-        finally:
-            sys.stderr.flush()
-            os.dup2(kept, 2)
-            os.close(kept)
-            held.seek(0)
-            if not panicked:
-                os.write(2, held.read())

@@ -15,10 +15,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
 from files import folder_written_whole, local_path
 from hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
-from plain_text import encode, failing_in_one_line
+from plain_text import encode, failing_in_one_line, without_panic_messages
 from process import UserError
 from sentencepieces import load_sentencepiece, train_sentencepiece
-from tokenizer_checks import check_tokenizer, check_tokenizer_files, without_panic_messages
+from tokenizer_checks import check_tokenizer, check_tokenizer_files
 from wordpieces import load_vocab_txt, train_wordpiece
 
 LEARNT = ("wordpiece", "sentencepiece")

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import SENTENCES, call
 from sentencepiece import sentencepiece_model_pb2 as proto
+from tokenizers import Regex, pre_tokenizers
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import word_freq
@@ -19,7 +20,7 @@ from vocabulary import encode, load_tokenizer, text_of
 DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 LETTER = {"type": "Replace", "pattern": {"Regex": "."}, "content": "aa"}
 NOTHING = {"type": "Replace", "pattern": {"Regex": "x*"}, "content": "aa"}
-EXPLODING = {"type": "Split", "pattern": {"Regex": "(.*)*\\1z$"}, "behavior": "Isolated", "invert": False}
+EXPLODING = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
 LARGE = {"type": "Split", "pattern": {"Regex": "((a{1000}){1000}){1000}"}, "behavior": "Isolated", "invert": False}
 AGAIN = {
     "type": "TemplateProcessing",
@@ -50,7 +51,7 @@ PARTS: dict[str, tuple[str, object, str]] = {
     "many steps": ("normalizer", sequence("normalizers", *[{"type": "NFC"}] * 1000), "1,000 steps|1,001 steps"),
     "steps in steps": ("normalizer", nested(200), "steps in steps|steps, more than"),
     "a text thrice": ("post_processor", AGAIN, "characters of one"),
-    "a regex that explodes": ("pre_tokenizer", EXPLODING, "."),
+    "a regex that explodes": ("pre_tokenizer", EXPLODING, "it is damaged and fails"),
     "a regex too large": ("pre_tokenizer", LARGE, "regular expression of"),
     "a damaged charsmap": ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAEAAHRlc3Q="}, "."),
     "a charsmap of noise": ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "CAAAAP////8AAAAAYQA="}, "."),
@@ -148,7 +149,7 @@ def test_a_script_ends_in_one_line(
         assert said.startswith("script.py: error: ") and said.count("\n") == 1
 
 
-def test_a_panic_while_encoding_is_one_line(saved: Path, monkeypatch) -> None:
+def test_a_panic_while_encoding_is_one_line(saved: Path, monkeypatch, capfd) -> None:
     class PanicException(BaseException):
         """As the library's, which cannot be made here."""
 
@@ -161,6 +162,11 @@ def test_a_panic_while_encoding_is_one_line(saved: Path, monkeypatch) -> None:
     for fails in (lambda: encode(found, ["a"]), lambda: text_of(found, [5])):
         with pytest.raises(UserError, match="it is damaged and fails .*unwrap"):
             fails()
+    monkeypatch.undo()
+    found.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")
+    with pytest.raises(UserError, match="it is damaged and fails .*retry-limit"):
+        encode(found, ["a" * 300])
+    assert not capfd.readouterr().err
 
 
 def test_pieces_out_of_bounds_are_refused(tmp_path: Path) -> None:
