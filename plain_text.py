@@ -31,15 +31,23 @@ NOTED: set[str] = set()
 """What was said already: a corpus is read once for its sources, once for its targets, and so on."""
 
 
-class TextEncoding(BatchEncoding):
-    """Token ids of texts."""
+class TextEncoding(dict):
+    """Token ids of texts under "input_ids": list of lists."""
 
-    again: dict[int, list[int]]
-    """Texts that were cut again, by their number, and where each of their tokens ends."""
+    def __init__(self, found: BatchEncoding) -> None:
+        super().__init__(input_ids=found["input_ids"])
+        self._found = found
+        self.again: dict[int, list[int]] = {}
+        """Texts that were cut again, by their number, and where each of their tokens ends."""
+
+    @property
+    def input_ids(self) -> list[list[int]]:
+        """The ids of each text."""
+        return self["input_ids"]
 
     def end(self, text: int, token: int) -> int:
         """The character of a text, counted from 0, at which the part that a token stands for has ended."""
-        return self.again[text][token] if text in self.again else self.token_to_chars(text, token).end
+        return self.again[text][token] if text in self.again else self._found.token_to_chars(text, token).end
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str], *, note: bool = True) -> TextEncoding:
@@ -65,8 +73,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str], *, note: bo
         )
         special = special_ids(tokenizer)
         names = [i for i, ids in enumerate(found["input_ids"]) if not special.isdisjoint(ids)]
-        encoding = TextEncoding(found.data, found.encodings)
-        encoding.again = {}
+        encoding = TextEncoding(found)
         for i in names:
             encoding["input_ids"][i], encoding.again[i] = _cut_again(tokenizer, sentences[i], special)
     if names and note:

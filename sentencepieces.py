@@ -160,12 +160,11 @@ def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
+            sentence_iterator=iter(spread(sentences, MOST_SENTENCES)),
             model_writer=written,
             model_type="bpe",
             vocab_size=vocab_size,
             user_defined_symbols=DIGITS,
-            input_sentence_size=MOST_SENTENCES,
             max_sentence_length=2**20,
             minloglevel=2,
             **IDS,
@@ -174,3 +173,14 @@ def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
         reason = str(error).strip().splitlines()[-1].split("] ")[-1]
         raise UserError(f"vocab_size={vocab_size}: no SentencePiece model can be learnt ({reason})") from error
     return written.getvalue()
+
+
+def spread(sentences: Iterable[str], most: int) -> list[str]:
+    """At most so many sentences, at equal distances: SentencePiece itself would draw others in every process."""
+    kept, distance = [], 1
+    for number, sentence in enumerate(sentences):
+        if len(kept) == most:
+            kept, distance = kept[::2], 2 * distance
+        if number % distance == 0:
+            kept.append(sentence)
+    return kept

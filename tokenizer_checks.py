@@ -71,9 +71,10 @@ def _read_json(file: Path) -> object:
     except UnicodeEncodeError as error:
         raise UserError(f"tokenizer {file}: half a surrogate pair in it, which is no character") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"tokenizer {file}: not JSON ({shown(str(error))})") from error
+        where = f"cannot read the tokenizer in {file.parent}: {file.name}"
+        raise UserError(f"{where} is not JSON ({shown(str(error))})") from error
     if not isinstance(found, dict):
-        raise UserError(f"tokenizer {file}: not a JSON object")
+        raise UserError(f"cannot read the tokenizer in {file.parent}: {file.name} is not a JSON object")
     return found
 
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import SENTENCES
 from transformers import BertTokenizerFast
 
+import sentencepieces
 from corpus import training_source
 from dataloader import DataArgs
 from process import UserError
@@ -43,11 +44,14 @@ TIES = [" ".join("".join(p) for p in itertools.permutations("abcdé"))] * 3
 PROGRAM = """
 import itertools, sys
 from wordpieces import train_wordpiece
+import sentencepieces
 from sentencepieces import train_sentencepiece
 ties = [" ".join("".join(p) for p in itertools.permutations("abcdé"))] * 3
 learnt = [train_wordpiece(ties, 100), train_wordpiece(ties, 100, strip_accents=True)]
 sys.stdout.buffer.write("".join(t.backend_tokenizer.to_str() for t in learnt).encode())
 sys.stdout.buffer.write(train_sentencepiece(ties, 60))
+sentencepieces.MOST_SENTENCES = 40
+sys.stdout.buffer.write(train_sentencepiece([word for line in ties for word in line.split()], 20))
 """
 
 
@@ -138,8 +142,9 @@ def test_the_frequent_characters_fit_and_the_rest_is_said(capsys) -> None:
 # ---- the same everywhere ---------------------------------------------------------------------------------------------
 
 
-def test_the_same_text_gives_the_same_vocabulary_in_every_process() -> None:
+def test_the_same_text_gives_the_same_vocabulary_in_every_process(monkeypatch) -> None:
     ways = {"PYTHONHASHSEED": "1", "RAYON_NUM_THREADS": "3", "TOKENIZERS_PARALLELISM": "true"}
+    assert sentencepieces.spread(map(str, range(11)), 4) == ["0", "4", "8"]
     child = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         cwd=Path(__file__).parent.parent,
@@ -150,7 +155,10 @@ def test_the_same_text_gives_the_same_vocabulary_in_every_process() -> None:
     texts = "".join(found.backend_tokenizer.to_str() for found in (kept, stripped))
     for lines in ([f"{TIES[0]} {TIES[0]}", TIES[0]], [" ".join(reversed(TIES[0].split()))] * 3) * 3:
         assert train_wordpiece(lines, 100).get_vocab() == kept.get_vocab()  # nor does it depend on their order
-    assert child.communicate(timeout=100)[0] == texts.encode() + train_sentencepiece(TIES, 60)
+    models = train_sentencepiece(TIES, 60)
+    monkeypatch.setattr(sentencepieces, "MOST_SENTENCES", 40)  # of more a part is drawn
+    models += train_sentencepiece([word for line in TIES for word in line.split()], 20)
+    assert child.communicate(timeout=100)[0] == texts.encode() + models
 
 
 def test_the_vocabulary_of_a_text_is_on_record() -> None:
