@@ -2,8 +2,10 @@
 
 import multiprocessing
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,33 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import shards
 from corpus import Source
-from dataloader import chunks
 from files import folder_written_whole
+from plain_text import chunks, encode, note_names
 from process import UserError
 from runtime import die_with_parent
-from vocabulary import encode, one_core
+from vocabulary import one_core
+
+NOWHERE = (2**63, 0)
+
+
+@dataclass
+class Counted:
+    """What was seen in a part of a corpus."""
+
+    counts: np.ndarray
+    """int64 [V], occurrences of every token."""
+    sentences: int = 0
+    names: int = 0
+    """Texts that hold the name of a special token,"""
+    first: tuple[int, int] = NOWHERE
+    """and the first one's file and position."""
+
+    def __iadd__(self, other: "Counted") -> "Counted":
+        self.counts += other.counts
+        self.sentences += other.sentences
+        self.names += other.names
+        self.first = min(self.first, other.first)
+        return self
 
 
 def count_corpus(
@@ -39,27 +63,33 @@ def count_corpus(
     """
     workers = workers or cores()
     pieces = [piece for share in shards.cut(source, workers) for piece in share]
-    counts, sentences = np.zeros(vocab_size, dtype=np.int64), 0
+    found = Counted(np.zeros(vocab_size, dtype=np.int64))
     with tqdm(total=sum(p.weight for p in pieces), desc="counting", unit="B", unit_scale=True, disable=None) as bar:
-        if workers == 1:
-            found = ((piece, count_piece(source, piece, tokenizer, vocab_size)) for piece in pieces)
-            for piece, (seen, number) in found:
-                counts, sentences = counts + seen, sentences + number
-                bar.update(piece.weight)
-            return counts, sentences
-        method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_begin)
-        try:
-            jobs = {pool.submit(count_piece, source, piece, tokenizer, vocab_size): piece for piece in pieces}
-            for job in as_completed(jobs):
-                seen, number = job.result()
-                counts, sentences = counts + seen, sentences + number
-                bar.update(jobs[job].weight)
-        except BrokenProcessPool as error:
-            raise UserError(f"{source}: a process that counted was killed (memory?); give fewer --workers") from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-    return counts, sentences
+        for piece, counted in _each(source, pieces, tokenizer, vocab_size, workers):
+            found += counted
+            bar.update(piece.weight)
+    if found.names:
+        note_names(found.names, shards.place(source, *found.first))
+    return found.counts, found.sentences
+
+
+def _each(
+    source: Source, pieces: list[shards.Piece], tokenizer: PreTrainedTokenizerBase, vocab_size: int, workers: int
+) -> Iterator[tuple[shards.Piece, Counted]]:
+    """Pieces and what was counted in them, as they are done."""
+    if workers == 1:
+        yield from ((piece, count_piece(source, piece, tokenizer, vocab_size)) for piece in pieces)
+        return
+    method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_begin)
+    try:
+        jobs = {pool.submit(count_piece, source, piece, tokenizer, vocab_size): piece for piece in pieces}
+        for job in as_completed(jobs):
+            yield jobs[job], job.result()
+    except BrokenProcessPool as error:
+        raise UserError(f"{source}: a process that counted was killed (memory?); give fewer --workers") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin() -> None:
@@ -72,16 +102,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def count_piece(
-    source: Source, piece: shards.Piece, tokenizer: PreTrainedTokenizerBase, vocab_size: int
-) -> tuple[np.ndarray, int]:
+def count_piece(source: Source, piece: shards.Piece, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Counted:
     """The same of one piece."""
-    counts, sentences = np.zeros(vocab_size, dtype=np.int64), 0
-    for texts in chunks(record.text for record in shards.read(source, piece)):
-        ids = encode(tokenizer, texts)["input_ids"]
-        counts += np.bincount(np.concatenate(ids).astype(np.int64), minlength=vocab_size)
-        sentences += len(texts)
-    return counts, sentences
+    found = Counted(np.zeros(vocab_size, dtype=np.int64))
+    for records in chunks(shards.read(source, piece)):
+        encoding = encode(tokenizer, [record.text for record in records], note=False)
+        ids = np.concatenate(encoding["input_ids"]).astype(np.int64)
+        first = (piece.file, records[min(encoding.again)].at) if encoding.again else NOWHERE
+        found += Counted(np.bincount(ids, minlength=vocab_size), len(records), len(encoding.again), first)
+    return found
 
 
 def count_tokens(

@@ -8,10 +8,10 @@
 import array
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,12 +21,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from corpus import Keep, Place, Source, find_source, fingerprint, held_out, read_records, training_source
 from detokenizers import detokenize
 from files import folder_written_whole
+from plain_text import encoded, holds_special
 from process import Batch, UserError, check_ranges
-from vocabulary import encode, tokenizer_fingerprint, vocabulary_size
+from vocabulary import tokenizer_fingerprint, vocabulary_size
 
 CACHE_FORMAT = 3
-TOKENIZE_AT_ONCE = 2000
-Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,9 @@ class DataArgs:
             "help": "hub name, folder, vocab.txt, SentencePiece .model; `wordpiece` or `sentencepiece` to learn one; "
             "default: the network's own",
         },
+    )
+    strip_accents: bool = field(
+        default=False, metadata={"help": "removal of accents from letters (é to e) by a learnt wordpiece"}
     )
     vocab_size: int = field(default=0, metadata={"help": "entries of a learnt vocabulary; otherwise only checked"})
     max_length: int = field(
@@ -95,6 +97,8 @@ class DataArgs:
             raise UserError(f"valid_fraction={self.valid_fraction} must lie strictly between 0 and 1")
         check_ranges(self, batch_size=(1, 10**7), max_length=(3, 10**6), max_tokens=(0, 10**9), vocab_size=(0, 10**7))
         check_ranges(self, shuffle_buffer=(1, 10**8), num_workers=(0, 1024))
+        if self.strip_accents and self.tokenizer != "wordpiece":
+            raise UserError("strip_accents=true is for a vocabulary learnt with --tokenizer wordpiece; leave it out")
         if self.max_tokens and self.max_tokens < self.max_length:
             raise UserError(
                 f"max_tokens={self.max_tokens} holds no sentence of max_length={self.max_length}; "
@@ -225,6 +229,8 @@ def tokenize(
         recipe += f":{detokenizer}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
     text = _read_tokens(folder, source)
+    if text is not None and holds_special(text.tokens, tokenizer):  # of a version that let them through
+        text = None
     if text is None:
         with folder_written_whole(folder) as temporary:
             records = read_records(source, keep=keep, description=f"tokenizing {part}".strip())
@@ -267,7 +273,7 @@ def _write_tokens(
     aligned = source.column != "text"  # the sides of a pair keep their places, even when empty
     offsets, num_words, places, num_truncated = array.array("q", [0]), array.array("i"), array.array("q"), 0
     with open(folder / "tokens.bin", "wb") as file:
-        for ids, sentence, place, was_cut in encoded(records, tokenizer, longest):
+        for ids, sentence, place, was_cut in encoded(records, tokenizer, longest, source.place):
             if ids or aligned:
                 file.write(np.asarray(ids, dtype=dtype).tobytes())  # tofile does not say why it failed
                 offsets.append(offsets[-1] + len(ids))
@@ -286,45 +292,21 @@ def _write_tokens(
     (folder / "meta.json").write_text(json.dumps(meta))
 
 
-def encoded(
-    records: Iterable[tuple[str, Place]], tokenizer: PreTrainedTokenizerBase, longest: int
-) -> Iterator[tuple[list[int], str, Place, bool]]:
-    """Of every record: its ids, the text that they stand for, its place, and whether it was cut."""
-    for chunk in chunks(records):
-        found = encode(tokenizer, [sentence for sentence, _ in chunk])
-        for i, ((sentence, place), ids) in enumerate(zip(chunk, found.input_ids, strict=True)):
-            was_cut = len(ids) > longest
-            if was_cut:
-                sentence = sentence[: found.token_to_chars(i, longest - 1).end]
-            yield ids[:longest], sentence, place, was_cut
-
-
 def tokenize_in_memory(
     records: Iterable[tuple[str, Place]],
     source: Source,
     tokenizer: PreTrainedTokenizerBase,
     longest: int,
     identity: str = "",
+    where: Callable[[Place], str] | None = None,
 ) -> TokenizedText:
     """A few thousand records of a source; those that are empty to the tokenizer are left out."""
-    found = [entry for entry in encoded(records, tokenizer, longest) if entry[0]]
+    found = [entry for entry in encoded(records, tokenizer, longest, where or source.place) if entry[0]]
     tokens = np.asarray([i for ids, *_ in found for i in ids], dtype=np.int32)
     offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, *_ in found], dtype=np.int64)])
     num_words = np.asarray([len(sentence.split()) for _, sentence, *_ in found], dtype=np.int32)
     places = np.asarray([place for _, _, place, _ in found], dtype=np.int64).reshape(-1, 2)
     return TokenizedText(tokens, offsets, num_words, sum(entry[3] for entry in found), places, source, identity)
-
-
-def chunks(things: Iterable[Thing]) -> Iterator[list[Thing]]:
-    """Lists of a few thousand: what a fast tokenizer likes at once."""
-    chunk: list[Thing] = []
-    for thing in things:
-        chunk.append(thing)
-        if len(chunk) == TOKENIZE_AT_ONCE:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
 
 
 def split_sources(args: DataArgs) -> tuple[tuple[Source, str, Keep | None], tuple[Source, str, Keep | None]]:

@@ -25,6 +25,7 @@ from pretrained import read_tokenizer
 from process import UserError, check_choices, check_ranges
 from protocols import PROTOCOLS, TextForm
 from runtime import run_script
+from tokenizer_checks import check_tokenizer
 from vocabulary import load_tokenizer, vocabulary_size
 
 
@@ -102,6 +103,7 @@ def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
             raise
     path = files.local_path(name)
     tokenizer = read_tokenizer(str(path) if path.exists() else hub.fetch(name, hub.OF_A_TOKENIZER))
+    check_tokenizer(tokenizer, name, roles=())
     end = tokenizer.eos_token
     if end is None:
         raise UserError(f"tokenizer {name}: no end of text; MDLM's tokenizers have one")

@@ -191,7 +191,8 @@ def prepare_tokenizer(
         return load_tokenizer(str(earlier))
     if learnt:
         source = training_source(data.train_data)
-        return learn_tokenizer(data.tokenizer, source, data.vocab_size or 8192, data.cache_dir)
+        size = data.vocab_size or 8192
+        return learn_tokenizer(data.tokenizer, source, size, data.cache_dir, strip_accents=data.strip_accents)
     tokenizer = load_tokenizer(data.tokenizer or network.model_name_or_path)
     if data.vocab_size not in (0, known := vocabulary_size(tokenizer)):
         raise UserError(f"vocab_size={data.vocab_size}, but the tokenizer has {known} tokens; leave it out")

@@ -14,6 +14,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from hub import first_line
 from pretrained import read_network, read_tokenizer
 from process import UserError
+from tokenizer_checks import check_tokenizer
 
 BERTSCORE_LAYERS = {
     ("bert", 12): 9,
@@ -46,6 +47,7 @@ def load(
         raise
     except Exception as error:  # a damaged model raises anything
         raise UserError(f"{folder}: cannot be read as a model ({first_line(error)})") from error
+    check_tokenizer(tokenizer, folder, roles=())
     if lacking := [name for name in loading.missing if "pooler" not in name]:  # no metric looks at a pooler
         raise UserError(f"{folder}: its weights lack {len(lacking)} of {loading.total} tensors, e.g. {lacking[0]}")
     if tokenizer.pad_token_id is None:

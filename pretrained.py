@@ -19,10 +19,12 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from files import read_text
+from plain_text import panics_as_errors
 from process import UserError, shown
+from tokenizer_checks import check_tokenizer_files
 
 MOST_JSON = 2**24
-"""Bytes of a config.json or tokenizer_config.json; that of a network with 20,000 labels has one million."""
+"""Bytes of a config.json; that of a network with 20,000 labels has one million."""
 MOST_LAYERS = 1000
 LARGEST = 2**26
 """Of any whole number in a config.json: vocabularies, widths and positions are far below it."""
@@ -146,15 +148,15 @@ def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model folder.
 
     Raises:
+        UserError: if one of its files is out of bounds.
         Exception: of many types, if it is missing or damaged.
     """
-    for name in ("config.json", "tokenizer_config.json"):
-        path = Path(folder) / name
-        if path.exists():
-            settings = json.loads(read_text(path, MOST_JSON))
-            if name == "config.json":
-                check_config(settings, f"cannot read the tokenizer in {folder}")
-    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    check_tokenizer_files(Path(folder))
+    if (Path(folder) / "config.json").exists():
+        settings = json.loads(read_text(Path(folder) / "config.json", MOST_JSON))
+        check_config(settings, f"cannot read the tokenizer in {folder}")
+    with panics_as_errors():
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def attention_of(kind: type, config: PretrainedConfig) -> str:

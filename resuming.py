@@ -24,9 +24,14 @@ LENGTH = {"max_steps", "num_train_epochs", "max_minutes", "eval_steps", "eval_se
 
 
 BEFORE = {
-    "process": "word_freq", "protocol": "unpadded", "detokenizer": "none", "reconstruction_weight": 1.0,
-    "adam_beta1": 0.9, "adam_beta2": 0.98,
-}  # fmt: skip
+    "process": "word_freq",
+    "protocol": "unpadded",
+    "detokenizer": "none",
+    "reconstruction_weight": 1.0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.98,
+    "strip_accents": False,  # a learnt vocabulary did so, and goes on to: it is the run's own
+}
 """Settings of runs that began before there was a choice."""
 SAID = {"data": "text", "valid_data": "validation text", "word_freq": "word frequencies"}
 

@@ -17,10 +17,12 @@ from transformers import PreTrainedTokenizerFast
 from files import read_bytes
 from hub import first_line
 from process import UserError
+from tokenizer_checks import MOST_GROWTH, check_entry, longest_replacement
 
 SPACE = "▁"
 DIGITS = [str(digit) for digit in range(10)]
 IDS = {"bos_id": 0, "eos_id": 1, "pad_id": 2, "unk_id": 3}
+MOST_PIECES = 10**6
 MOST_SENTENCES = 5_000_000  # that a vocabulary is learnt from
 BPE, UNIGRAM = 2, 1
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -37,6 +39,7 @@ def load_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
         model.ParseFromString(read_bytes(file, 2**28))
     except DecodeError as error:
         raise UserError(f"tokenizer {file}: not a SentencePiece model ({first_line(error)})") from error
+    check_model(model, f"tokenizer {file}")
     kind, unknown = model.trainer_spec.model_type, [p.piece for p in model.pieces if p.type == UNKNOWN]
     if kind not in (BPE, UNIGRAM) or len(unknown) != 1:
         raise UserError(f"tokenizer {file}: not a SentencePiece model of bpe or unigram pieces with one unknown")
@@ -46,6 +49,21 @@ def load_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
     found.normalizer, found.pre_tokenizer = normalizer(model), splitter(model)
     found.decoder = decoder(model)
     return PreTrainedTokenizerFast(tokenizer_object=found, **special_tokens(model, unknown[0]))
+
+
+def check_model(model: proto.ModelProto, name: str) -> None:
+    """Refuse more or longer pieces than can be worked with: all cuts of every piece are tried.
+
+    Raises:
+        UserError: with both numbers.
+    """
+    if len(model.pieces) > MOST_PIECES:
+        raise UserError(f"{name}: {len(model.pieces):,} pieces, more than the {MOST_PIECES:,} that it may have")
+    for piece in model.pieces:
+        check_entry(piece.piece, name)
+    growth = longest_replacement(model.normalizer_spec.precompiled_charsmap)
+    if growth > MOST_GROWTH:
+        raise UserError(f"{name}: it makes up to {growth:,} characters of one, more than the {MOST_GROWTH} it may")
 
 
 def merging(model: proto.ModelProto) -> models.BPE:
@@ -142,12 +160,11 @@ def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(sentences),
+            sentence_iterator=iter(spread(sentences, MOST_SENTENCES)),
             model_writer=written,
             model_type="bpe",
             vocab_size=vocab_size,
             user_defined_symbols=DIGITS,
-            input_sentence_size=MOST_SENTENCES,
             max_sentence_length=2**20,
             minloglevel=2,
             **IDS,
@@ -156,3 +173,14 @@ def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
         reason = str(error).strip().splitlines()[-1].split("] ")[-1]
         raise UserError(f"vocab_size={vocab_size}: no SentencePiece model can be learnt ({reason})") from error
     return written.getvalue()
+
+
+def spread(sentences: Iterable[str], most: int) -> list[str]:
+    """At most so many sentences, at equal distances: SentencePiece itself would draw others in every process."""
+    kept, distance = [], 1
+    for number, sentence in enumerate(sentences):
+        if len(kept) == most:
+            kept, distance = kept[::2], 2 * distance
+        if number % distance == 0:
+            kept.append(sentence)
+    return kept

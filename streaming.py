@@ -102,7 +102,7 @@ def open_stream(
         for share in parts
         for record in islice(shards.read(source, share[0], keep=keep), SAMPLE // len(parts))
     )
-    sample = tokenize_in_memory(records, source, tokenizer, args.max_length - 2)
+    sample = tokenize_in_memory(records, source, tokenizer, args.max_length - 2, where=partial(_place, source))
     if not len(sample):
         raise UserError(f"{source}: no text in it; one sentence a line is expected")
     recipe = [source.hub_name, args.max_length, aside, tokenizer_fingerprint(tokenizer)]
@@ -139,10 +139,15 @@ def first_held_out(source: Source, tokenizer: PreTrainedTokenizerBase, args: Dat
     aside = held_out(args.valid_fraction)
     pieces = [piece for share in shards.cut(source, 1) for piece in share]
     records = ((r.text, (piece.file, r.at)) for piece in pieces for r in shards.read(source, piece, keep=aside))
-    text = tokenize_in_memory(islice(records, number), source, tokenizer, args.max_length - 2)
+    where = partial(_place, source)
+    text = tokenize_in_memory(islice(records, number), source, tokenizer, args.max_length - 2, where=where)
     if not len(text):
         raise UserError(f"{source}: nothing in it is held out by valid_fraction={args.valid_fraction}; give valid_data")
     return text
+
+
+def _place(source: Source, at: tuple[int, int]) -> str:
+    return shards.place(source, *at)
 
 
 def _keep(aside: float) -> object:
@@ -190,6 +195,8 @@ class Lanes(IterableDataset):
     rank: int
     world_size: int
     positions: dict[int, Position] = field(default_factory=dict)
+    named: list[str] = field(default_factory=list)
+    """Where the name of a special token was read first: of that every worker speaks once."""
 
     def __iter__(self) -> Iterator[Taken | UserError]:
         """Endless; a UserError is handed over as a value, since a worker's exceptions lose their words."""
@@ -226,7 +233,8 @@ class Lanes(IterableDataset):
             order = np.random.default_rng([self.seed, lane, epoch]).permutation(len(pieces))
             found = False
             for (piece, start), records in self._pools([pieces[i] for i in order], first, at):
-                text = tokenize_in_memory(records, self.text.source, tokenizer, args.max_length - 2)
+                longest = args.max_length - 2
+                text = tokenize_in_memory(records, self.text.source, tokenizer, longest, where=self._first_name)
                 found = found or len(text) > 0
                 rng = np.random.default_rng([self.seed, lane, epoch, piece, start])
                 dealt = deal(text.widths, args, rng) if len(text) else ()
@@ -239,6 +247,11 @@ class Lanes(IterableDataset):
                     "leave --streaming out"
                 )
             epoch, first, at = epoch + 1, 0, 0
+
+    def _first_name(self, at: tuple[int, int]) -> str:
+        if not self.named:
+            self.named.append(_place(self.text.source, at))
+        return self.named[0]
 
     def _pools(
         self, pieces: list[shards.Piece], piece: int, start: int

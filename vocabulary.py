@@ -1,7 +1,4 @@
-"""Tokenizers: named, bare vocabularies, or learnt from the corpus; text to ids.
-
-Text is text: "[MASK]" or "[SEP]" written in a corpus becomes ordinary word pieces, never a special token.
-"""
+"""Tokenizers: named, bare vocabularies, or learnt from the corpus; ids to text (text to ids: plain_text.py)."""
 
 import hashlib
 import os
@@ -10,21 +7,23 @@ from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
-from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
-from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
-from files import folder_written_whole, local_path, read_text
+from files import folder_written_whole, local_path
 from hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
+from plain_text import encode, failing_in_one_line, panics_as_errors, without_panic_messages
 from pretrained import read_tokenizer
 from process import UserError
 from sentencepieces import load_sentencepiece, train_sentencepiece
+from tokenizer_checks import check_tokenizer
+from wordpieces import load_vocab_txt, train_wordpiece
 
 LEARNT = ("wordpiece", "sentencepiece")
 """Tokenizers that are learnt from the training text."""
-SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXT8 = "text8"
 TEXT8_TOKENS = [
     "[CLS]",
@@ -38,9 +37,10 @@ TEXT8_TOKENS = [
     *"abcdefghijklmnopqrstuvwxyz ",
 ]
 """MDLM's ids: a is 8, a space 34."""
-RECIPE = 1  # of a learnt vocabulary; part of its name in the cache
+RECIPE = 2  # of a learnt vocabulary; part of its name in the cache
 
 
+@without_panic_messages()
 def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     """A fast tokenizer with [MASK], from a folder, a WordPiece vocab.txt, a SentencePiece .model, or the hub.
 
@@ -53,15 +53,8 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
     if name_or_path == TEXT8 and not path.is_dir():  # the text itself has that name, too
         return text8_tokenizer()
     try:
-        if path.is_file() and path.suffix == ".txt":
-            tokenizer = _wordpiece_from_vocab(path)
-        elif path.is_file() and path.suffix == ".model":
-            tokenizer = load_sentencepiece(path)
-        elif path.is_dir() and (path / "vocab.txt").exists() and not (path / "tokenizer_config.json").exists():
-            tokenizer = _wordpiece_from_vocab(path / "vocab.txt")
-        else:
-            folder = str(path) if path.exists() else fetch(name_or_path, OF_A_TOKENIZER)
-            tokenizer = read_tokenizer(folder)
+        with panics_as_errors():
+            tokenizer = _open(path, name_or_path)
     except UserError:
         raise
     except Exception as error:  # a damaged or missing tokenizer raises anything, down to bare Exception
@@ -73,27 +66,18 @@ def load_tokenizer(name_or_path: str) -> PreTrainedTokenizerBase:
             "Offline: --tokenizer FOLDER, a vocab.txt or a SentencePiece .model; main.py can learn one from the text: "
             "--tokenizer wordpiece or sentencepiece"
         ) from error
-    lacking = [name for name in ("mask", "pad", "cls", "sep") if getattr(tokenizer, f"{name}_token_id") is None]
-    if lacking:
-        raise UserError(
-            f"tokenizer {name_or_path}: no {', '.join(lacking)} token; masked diffusion needs a masked-LM tokenizer "
-            "(BERT, RoBERTa, DistilBERT, ModernBERT, ...)"
-        )
-    if tokenizer.mask_token_id in (tokenizer.pad_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id):
-        raise UserError(f"tokenizer {name_or_path}: its mask token is also its pad, cls or sep token")
-    if not tokenizer.is_fast:
-        raise UserError(f"tokenizer {name_or_path}: only fast tokenizers (with a tokenizer.json) are supported")
+    check_tokenizer(tokenizer, name_or_path)
     return tokenizer
 
 
-def _wordpiece_from_vocab(file: Path) -> PreTrainedTokenizerBase:
-    entries = set(read_text(file, 2**28).splitlines())
-    lacking = [token for token in SPECIAL_TOKENS if token not in entries]
-    if lacking:
-        raise UserError(
-            f"{file}: a WordPiece vocabulary must hold {', '.join(SPECIAL_TOKENS)}; missing: {', '.join(lacking)}"
-        )
-    return BertTokenizerFast(vocab=str(file))
+def _open(path: Path, name: str) -> PreTrainedTokenizerBase:
+    if path.is_file() and path.suffix == ".txt":
+        return load_vocab_txt(path)
+    if path.is_file() and path.suffix == ".model":
+        return load_sentencepiece(path)
+    if path.is_dir() and (path / "vocab.txt").exists() and not (path / "tokenizer_config.json").exists():
+        return load_vocab_txt(path / "vocab.txt")
+    return read_tokenizer(str(path) if path.exists() else fetch(name, OF_A_TOKENIZER))
 
 
 def text8_tokenizer() -> PreTrainedTokenizerBase:
@@ -106,9 +90,11 @@ def text8_tokenizer() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(tokenizer_object=model, additional_special_tokens=["[RESERVED]"], **names)
 
 
-def learn_tokenizer(kind: str, source: Source, vocab_size: int, cache_dir: str) -> PreTrainedTokenizerBase:
+def learn_tokenizer(
+    kind: str, source: Source, vocab_size: int, cache_dir: str, *, strip_accents: bool = False
+) -> PreTrainedTokenizerBase:
     """One of `LEARNT`, learnt from a source (from both sides of pairs), from the cache if it was learnt before."""
-    recipe = f"{RECIPE}:{kind}:{fingerprint(source)}:{vocab_size}"
+    recipe = f"{RECIPE}:{kind}:{fingerprint(source)}:{vocab_size}:{strip_accents}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
     if not (folder / "tokenizer_config.json").exists():
         columns = PAIR if holds_pairs(source) else (source.column,)
@@ -119,20 +105,9 @@ def learn_tokenizer(kind: str, source: Source, vocab_size: int, cache_dir: str) 
                 model.write_bytes(train_sentencepiece(chain.from_iterable(sides), vocab_size))
                 tokenizer = load_sentencepiece(model)
             else:
-                tokenizer = train_wordpiece(chain.from_iterable(sides), vocab_size)
+                tokenizer = train_wordpiece(chain.from_iterable(sides), vocab_size, strip_accents=strip_accents)
             tokenizer.save_pretrained(temporary)
     return load_tokenizer(str(folder))
-
-
-def train_wordpiece(sentences: Iterable[str], vocab_size: int) -> PreTrainedTokenizerBase:
-    """A lower-casing WordPiece tokenizer of at most `vocab_size` entries, learnt from `sentences`."""
-    if not 100 <= vocab_size <= 10_000_000:
-        raise UserError(f"vocab_size={vocab_size} must lie in 100..10000000 to learn a wordpiece vocabulary; try 8192")
-    trainer = BertWordPieceTokenizer(lowercase=True)
-    trainer.train_from_iterator(
-        sentences, vocab_size=vocab_size, min_frequency=2, special_tokens=SPECIAL_TOKENS, show_progress=False
-    )
-    return BertTokenizerFast(vocab=trainer.get_vocab())
 
 
 def vocabulary_size(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -150,22 +125,10 @@ def one_core() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> dict:
-    """Token ids of plain text: no special tokens are added, and none is recognised in the text."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    return tokenizer(
-        sentences,
-        add_special_tokens=False,
-        split_special_tokens=True,
-        return_attention_mask=False,
-        return_token_type_ids=False,
-        verbose=False,
-    )
-
-
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Tensor) -> str:
     """The text of token ids, as DiffuSeq's evaluation writes it: marks and apostrophes joined to their words."""
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=True).strip()
+    with failing_in_one_line(tokenizer):
+        return tokenizer.decode(ids, clean_up_tokenization_spaces=True).strip()
 
 
 def respell(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[str]:

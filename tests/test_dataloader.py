@@ -66,7 +66,7 @@ def test_the_same_text_is_tokenised_once(
     assert len(calls) == 2  # another length is another text
     corpus.write_text(corpus.read_text() + "one more\n")
     assert len(get()) == 241 and len(calls) == 3  # so is another content
-    tokenize(training_source(str(corpus)), train_wordpiece(SENTENCES, 150), 32, cache)
+    tokenize(training_source(str(corpus)), train_wordpiece(SENTENCES, 100), 32, cache)
     assert len(calls) == 4  # and another vocabulary
 
 

@@ -7,7 +7,8 @@ from conftest import SENTENCES
 from transformers import BertTokenizerFast, GPT2TokenizerFast
 
 from process import UserError
-from vocabulary import SPECIAL_TOKENS, encode, load_tokenizer, respell, train_wordpiece, vocabulary_size
+from vocabulary import encode, load_tokenizer, respell, train_wordpiece, vocabulary_size
+from wordpieces import SPECIAL_TOKENS
 
 
 def test_a_tokenizer_loads_from_a_folder_a_vocabulary_and_a_folder_with_a_vocabulary(

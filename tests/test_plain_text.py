@@ -1,0 +1,187 @@
+"""plain_text.py: no text becomes a special token, whatever the tokenizer; ends of tokens and words stay right."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SENTENCES
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+import counting
+import dataloader
+import plain_text
+import streaming
+from corpus import training_source
+from dataloader import DataArgs, tokenize, tokenize_in_memory
+from plain_text import encode, special_ids
+from vocabulary import load_tokenizer, respell, text8_tokenizer, vocabulary_size
+from wordpieces import SPECIAL_TOKENS, train_wordpiece
+
+ROBERTA = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "mask": "<mask>", "unk": "<unk>"}
+BERT = {name[1:-1].lower(): name for name in SPECIAL_TOKENS}
+LETTERS = sorted(set("".join(SENTENCES)) | set("[]<>/SEPCLMAKDUNseplcmaknudx"))
+
+
+def named(backend: Tokenizer, names: dict[str, str], **more: object) -> PreTrainedTokenizerBase:
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, **{f"{role}_token": token for role, token in names.items()}, **more
+    )
+
+
+def xlm_r() -> PreTrainedTokenizerBase:
+    """Pieces of the model itself that no text should reach, though the likeliest way to cut one might be through."""
+    pieces = [(name, 0.0) for name in ROBERTA.values()] + [("▁", -2.0), ("▁the", -3.0), ("extra", -5.0)]
+    backend = Tokenizer(models.Unigram([*pieces, *((c, -6.0) for c in LETTERS if c != " ")], 4))
+    backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    return named(backend, ROBERTA | {"mask": AddedToken("<mask>", lstrip=True)}, additional_special_tokens=["extra"])
+
+
+def deberta() -> PreTrainedTokenizerBase:
+    pieces = [(name, 0.0) for name in BERT.values()] + [("▁", -2.0)] + [(c, -6.0) for c in LETTERS if c != " "]
+    backend = Tokenizer(models.Unigram(pieces, 1))
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(split=False), decoders.Metaspace()
+    return named(backend, BERT)
+
+
+def bytes_of_roberta() -> PreTrainedTokenizerBase:
+    """Byte-level BPE whose merges make </s> and <mask>."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=letters, show_progress=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    backend.train_from_iterator(["</s> <mask> <s> <pad> the cat"] * 9, trainer)
+    assert {"</s>", "<mask>", "<s>"} <= backend.get_vocab().keys()
+    return named(backend, ROBERTA)
+
+
+def words(names: dict[str, str], *, lower: bool = False) -> PreTrainedTokenizerBase:
+    """A vocabulary of words; lower-cased, "[MASK]" in a text is the entry "[mask]"."""
+    names = {role: token.lower() if lower else token for role, token in names.items()}
+    vocabulary = sorted({word for sentence in SENTENCES for word in sentence.split()})
+    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*names.values(), *vocabulary])}, names["unk"]))
+    backend.normalizer = normalizers.Lowercase() if lower else normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return named(backend, names)
+
+
+def pieces() -> PreTrainedTokenizerBase:
+    """WordPiece that does not cut at brackets."""
+    backend = Tokenizer(
+        models.WordPiece(
+            {w: i for i, w in enumerate([*SPECIAL_TOKENS, *LETTERS, *(f"##{c}" for c in LETTERS)])}, unk_token="[UNK]"
+        )
+    )
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.WhitespaceSplit(), decoders.WordPiece()
+    return named(backend, BERT)
+
+
+def not_special() -> PreTrainedTokenizerBase:
+    """Tokens added as ordinary ones, which are found in the text before anything else is done."""
+    backend = Tokenizer(models.BPE({c: i for i, c in enumerate([*LETTERS, "<unk>"])}, [], unk_token="<unk>"))
+    backend.add_tokens([AddedToken(token, special=False, normalized=True) for token in ROBERTA.values()])
+    return named(backend, {role: AddedToken(token, special=False) for role, token in ROBERTA.items()})
+
+
+KINDS = {
+    "xlm-r": xlm_r,
+    "deberta": deberta,
+    "bytes": bytes_of_roberta,
+    "words": lambda: words(ROBERTA),
+    "lower-cased words": lambda: words(BERT, lower=True),
+    "pieces": pieces,
+    "not special": not_special,
+    "learnt": lambda: train_wordpiece([*SENTENCES, "[mask] [sep] [cls] [pad]"] * 2, 200),
+    "text8": text8_tokenizer,
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def any_kind(request) -> PreTrainedTokenizerBase:
+    return KINDS[request.param]()
+
+
+def texts_with(token: str) -> list[str]:
+    """It begins, ends, stands alone, is glued on, doubled, in capitals, wide, after several spaces."""
+    wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in token)
+    forms = [token, token.upper(), token.lower(), wide, token * 2, f"{token} {token}"]
+    around = ["{}", "{} the cat", "the cat {}", "the{}cat sees", "the cat  {}  sees\u00a0{}"]
+    return [pattern.format(*[form] * 2) for pattern, form in itertools.product(around, forms)]
+
+
+def test_no_text_yields_a_special_id(any_kind: PreTrainedTokenizerBase) -> None:
+    texts = [text for token in any_kind.all_special_tokens for text in texts_with(token)]
+    ids = encode(any_kind, texts)["input_ids"]
+    assert not special_ids(any_kind) & set(itertools.chain.from_iterable(ids))
+    assert all(ids) and special_ids(any_kind) == set(any_kind.all_special_ids) - {any_kind.unk_token_id}
+    for text, found in zip(texts, ids, strict=True):
+        assert encode(any_kind, [text], note=False)["input_ids"] == [found]  # alone as among others
+
+
+def test_a_literal_is_its_characters_and_the_rest_of_the_text_is_as_it_was() -> None:
+    found = KINDS["xlm-r"]()
+    (ids,) = encode(found, ["the <s> the"])["input_ids"]
+    assert found.convert_ids_to_tokens(ids) == ["▁the", "▁", "<", "s", ">", "▁the"]
+    assert respell(found, ["the <s> the"]) == ["the <s> the"]
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 4, 6, 50])
+def test_texts_that_are_cut_short_keep_their_words(any_kind: PreTrainedTokenizerBase, longest: int) -> None:
+    """The part of a text that is kept is cut to the same ids."""
+    texts = [text for token in any_kind.all_special_tokens for text in texts_with(token)]
+    found = list(plain_text.encoded(((t, (0, i)) for i, t in enumerate(texts)), any_kind, longest, str))
+    for text, (ids, kept, _, was_cut) in zip(texts, found, strict=True):
+        assert text.startswith(kept) and len(ids) <= longest and (was_cut or kept == text)
+        if text.startswith(kept) and was_cut:  # the last token may be a part of a character, or of a word
+            assert ids[:-1] == encode(any_kind, [kept])["input_ids"][0][: len(ids) - 1]
+
+
+def test_words_are_counted_to_the_cut(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the <s> cat")
+    source, found = training_source(str(tmp_path / "a.txt")), KINDS["xlm-r"]()
+    for longest, number in ((1, 1), (2, 1), (3, 2), (5, 2), (6, 2), (7, 3), (50, 3)):
+        text = tokenize_in_memory([("the <s> cat", (0, 1))], source, found, longest)
+        assert text.num_words.tolist() == [number]
+
+
+def test_the_first_place_is_said_once_with_a_count(tmp_path: Path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(plain_text, "NOTED", set())
+    file, found = tmp_path / "a.txt", KINDS["xlm-r"]()
+    file.write_text("the cat\nI <s>hate</s> it .\nthe\n<mask>\n")
+    source = training_source(str(file))
+    note = "note: 2 texts hold the name of a special token, cut like any other word ("
+    tokens = tokenize(source, found, 50, str(tmp_path / "cache")).tokens
+    assert not special_ids(found) & set(np.asarray(tokens).tolist())
+    assert f"{note}{file}:2)" in capsys.readouterr().err
+    monkeypatch.setattr(plain_text, "NOTED", set())
+    counts, _ = counting.count_corpus(source, found, vocabulary_size(found), 1)
+    assert not counts[sorted(special_ids(found))].any() and f"{note}{file}:2)" in capsys.readouterr().err
+    monkeypatch.setattr(plain_text, "NOTED", set())
+    stream = streaming.open_stream(source, found, DataArgs(str(file), cache_dir=str(tmp_path)))
+    assert not special_ids(found) & set(stream.sample.tokens.tolist())
+    said = capsys.readouterr().err
+    assert f"{note}{file}:2)" in said and said.count("note:") == 1
+    encode(found, ["<s>"]), encode(found, ["<s>"])
+    assert capsys.readouterr().err.count("note: a text holds the name of a special token") == 1
+
+
+def test_tokens_of_a_cache_from_before_are_made_again(tmp_path: Path) -> None:
+    found, file, cache = KINDS["words"](), tmp_path / "a.txt", str(tmp_path / "cache")
+    file.write_text("a <s> b\n")
+    tokenize(training_source(str(file)), found, 50, cache)
+    (tokens,) = (tmp_path / "cache").glob("*/tokens.bin")
+    good = tokens.read_bytes()
+    tokens.write_bytes(np.full(len(good) // 2, found.cls_token_id, np.uint16).tobytes())
+    assert dataloader.tokenize(training_source(str(file)), found, 50, cache).tokens.tobytes() == good
+
+
+def test_a_saved_tokenizer_keeps_to_it(tmp_path: Path) -> None:
+    KINDS["xlm-r"]().save_pretrained(tmp_path / "saved")
+    again = load_tokenizer(str(tmp_path / "saved"))
+    assert not special_ids(again) & set(encode(again, ["<s> <mask></s>"])["input_ids"][0])

@@ -1,0 +1,213 @@
+"""wordpieces.py: the same vocabulary from the same text, in every process; no script loses its letters."""
+
+import hashlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import unicodedata
+from pathlib import Path
+
+import pytest
+from conftest import SENTENCES
+from transformers import BertTokenizerFast
+
+import sentencepieces
+from corpus import training_source
+from dataloader import DataArgs
+from process import UserError
+from resuming import differences
+from sentencepieces import load_sentencepiece, train_sentencepiece
+from vocabulary import encode, learn_tokenizer, load_tokenizer
+from wordpieces import LONGEST_WORD, SPECIAL_TOKENS, frequent_characters, train_wordpiece
+
+SCRIPTS = {
+    "English": "The naïve café isn't far, said 12 people.",
+    "German": "Über größere Flüsse führen schöne Brücken.",
+    "Russian": "Ёж и йод: мой новый чай ещё горячий.",
+    "Greek": "Η γρήγορη αλεπού πηδάει πάνω από τον σκύλο.",
+    "Hindi": "दुई हजार में क्ष और ज्ञ का क्\u200dष, की ज़िंदगी।",
+    "Thai": "ผู้ใหญ่บ้านไปที่ร้านอาหารเมื่อวานนี้และน้ำร้อน",
+    "Vietnamese": "Tiếng Việt có những dấu thanh ở trên chữ.",
+    "Japanese": "これをください。ガラスの靴がパーティーで見つかった。",
+    "Korean": "한국어 문장은 띄어쓰기가 있습니다.",
+    "Arabic": "السَّلامُ عَلَيْكُم يا أصدقاء",
+    "Persian": "می\u200cخواهم کتاب\u200cها را بخوانم.",
+    "Hebrew": "שָׁלוֹם לְכֻלָּם חברים",
+    "Chinese": "我们喜欢读书，也喜欢写字。",
+    "Khmer": "ខ្ញុំចូលចិត្តអានសៀវភៅ",
+    "Turkish": "çığlık atan şaşkın öğretmen",
+    "emoji": "ok 👨\u200d👩\u200d👧 ❤️ 🏴\U000e0067\U000e0062\U000e007f",
+}
+TIES = [" ".join("".join(p) for p in itertools.permutations("abcdé"))] * 3
+PROGRAM = """
+import itertools, sys
+from wordpieces import train_wordpiece
+import sentencepieces
+from sentencepieces import train_sentencepiece
+ties = [" ".join("".join(p) for p in itertools.permutations("abcdé"))] * 3
+learnt = [train_wordpiece(ties, 100), train_wordpiece(ties, 100, strip_accents=True)]
+sys.stdout.buffer.write("".join(t.backend_tokenizer.to_str() for t in learnt).encode())
+sys.stdout.buffer.write(train_sentencepiece(ties, 60))
+sentencepieces.MOST_SENTENCES = 40
+sys.stdout.buffer.write(train_sentencepiece([word for line in ties for word in line.split()], 20))
+"""
+
+
+def squeezed(text: str) -> str:
+    return "".join(text.split())
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_keeps_its_letters(script: str) -> None:
+    text = SCRIPTS[script]
+    wordpiece = train_wordpiece(list(SCRIPTS.values()), 1000)
+    expected = unicodedata.normalize("NFC", text.lower())
+    for written in (text, unicodedata.normalize("NFD", text)):
+        (ids,) = encode(wordpiece, [written])["input_ids"]
+        assert squeezed(wordpiece.decode(ids)) == squeezed(expected)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_script_keeps_its_letters_in_sentencepiece(script: str, tmp_path: Path, pieces: Path) -> None:
+    found, text = load_sentencepiece(pieces), SCRIPTS[script]
+    (ids,) = encode(found, [text])["input_ids"]
+    kept = unicodedata.normalize("NFKC", text)  # to SentencePiece's own table a non-joiner is a space
+    assert squeezed(found.decode(ids)) == squeezed(kept.replace("\u200c", " "))
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("pieces") / "x.model"
+    file.write_bytes(train_sentencepiece(list(SCRIPTS.values()) * 3, 400))
+    return file
+
+
+def test_accents_go_if_asked_and_a_checkpoint_agrees(tmp_path: Path) -> None:
+    source = tmp_path / "a.txt"
+    source.write_text("\n".join([*SCRIPTS.values()] * 2))
+    learnt = {}
+    for strip in (False, True):
+        args = DataArgs(str(source), tokenizer="wordpiece", strip_accents=strip)
+        learnt[strip] = learn_tokenizer(
+            "wordpiece", training_source(str(source)), 900, str(tmp_path / "cache"), strip_accents=args.strip_accents
+        )
+        learnt[strip].save_pretrained(tmp_path / str(strip))
+        again = load_tokenizer(str(tmp_path / str(strip)))
+        assert again.backend_tokenizer.to_str() == learnt[strip].backend_tokenizer.to_str()
+        assert (
+            encode(again, [*SCRIPTS.values()])["input_ids"] == encode(learnt[strip], [*SCRIPTS.values()])["input_ids"]
+        )
+    ids = {strip: encode(found, ["größere"])["input_ids"][0] for strip, found in learnt.items()}
+    assert learnt[False].decode(ids[False]) == "größere" and learnt[True].decode(ids[True]) == "große" + "re"
+    with pytest.raises(UserError, match="strip_accents=true is for a vocabulary learnt with --tokenizer wordpiece"):
+        DataArgs(str(source), tokenizer="sentencepiece", strip_accents=True)
+
+
+def test_a_run_from_before_the_flag_goes_on_under_the_defaults() -> None:
+    known = {"tokenizer": "wordpiece", "world_size": 1}
+    assert differences(known, {**known, "strip_accents": False}, set()) == []
+    assert differences(known, {**known, "strip_accents": True}, set()) == ["strip_accents"]
+
+
+def test_long_words_without_spaces_are_pieces() -> None:
+    found = train_wordpiece([*SCRIPTS.values(), SCRIPTS["Thai"] * 2], 900)
+    text = squeezed(SCRIPTS["Thai"]) * 40
+    assert len(text) > 5 * LONGEST_WORD
+    (ids,) = encode(found, [text])["input_ids"]
+    assert squeezed(found.decode(ids)) == text and found.unk_token_id not in ids
+
+
+def test_controls_are_no_letters() -> None:
+    found = train_wordpiece(["a cat sat"] * 3, 100)
+    assert found.decode(encode(found, ["a\u00ad \x00c\ufeffat\tsat\u200e"])["input_ids"][0]) == "a cat sat"
+
+
+def test_the_frequent_characters_fit_and_the_rest_is_said(capsys) -> None:
+    many = [chr(0x4E00 + i) for i in range(3000)]
+    text = ["".join(many[: 3000 - 200 * k]) for k in range(12)]
+    found = train_wordpiece(text, 4000)
+    assert set(many) - found.get_vocab().keys() == set(many[-2:])  # a ten-thousandth of the text
+    assert "2 characters are too rare for the vocabulary" in capsys.readouterr().err
+    found = train_wordpiece(text, 500)
+    assert len(found) == 500 and set(many[:495]) <= found.get_vocab().keys()  # what stands in most lines
+    said = capsys.readouterr().err
+    assert "2,505 characters are too rare for the vocabulary" in said and "words become [UNK]" in said
+    assert frequent_characters({"ab": 2, "b": 1}, 10) == {"a", "b"} and frequent_characters({"ab": 2, "b": 1}, 2) == {
+        "b"
+    }
+
+
+# ---- the same everywhere ---------------------------------------------------------------------------------------------
+
+
+def test_the_same_text_gives_the_same_vocabulary_in_every_process(monkeypatch) -> None:
+    ways = {"PYTHONHASHSEED": "1", "RAYON_NUM_THREADS": "3", "TOKENIZERS_PARALLELISM": "true"}
+    assert sentencepieces.spread(map(str, range(11)), 4) == ["0", "4", "8"]
+    child = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM],
+        cwd=Path(__file__).parent.parent,
+        env={**os.environ, **ways},
+        stdout=subprocess.PIPE,
+    )
+    kept, stripped = train_wordpiece(TIES, 100), train_wordpiece(TIES, 100, strip_accents=True)
+    texts = "".join(found.backend_tokenizer.to_str() for found in (kept, stripped))
+    for lines in ([f"{TIES[0]} {TIES[0]}", TIES[0]], [" ".join(reversed(TIES[0].split()))] * 3) * 3:
+        assert train_wordpiece(lines, 100).get_vocab() == kept.get_vocab()  # nor does it depend on their order
+    models = train_sentencepiece(TIES, 60)
+    monkeypatch.setattr(sentencepieces, "MOST_SENTENCES", 40)  # of more a part is drawn
+    models += train_sentencepiece([word for line in TIES for word in line.split()], 20)
+    assert child.communicate(timeout=100)[0] == texts.encode() + models
+
+
+def test_the_vocabulary_of_a_text_is_on_record() -> None:
+    """It changes with the library or the recipe, and then every bound does: RECIPE and the README's figures follow."""
+    entries = sorted(train_wordpiece(SENTENCES, 300).get_vocab().items(), key=lambda entry: entry[1])
+    assert [entry for entry, _ in entries[:5]] == SPECIAL_TOKENS and [i for _, i in entries] == list(range(138))
+    assert hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16] == "ee8c006d776d4066"
+
+
+# ---- vocab.txt -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entries", "text", "written"),
+    [
+        (["the", "cat", "café", "cafe"], "The CAT café", "the cat café"),
+        (["the", "cat", "cafe"], "The CAT café", "the cat cafe"),
+        (["the", "The", "cat", "café"], "The cat café", "The cat café"),
+        (["the", "##S", "cat"], "theS cat", "theS cat"),
+        (["the", "[Unused]", "cat"], "The CAT", "the cat"),
+    ],
+)
+def test_a_vocabulary_says_itself_whether_it_is_cased(entries, text: str, written: str, tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, *entries]) + "\n")
+    for name in (tmp_path, tmp_path / "vocab.txt"):
+        found = load_tokenizer(str(name))
+        assert found.decode(encode(found, [text])["input_ids"][0]) == written
+    found.save_pretrained(tmp_path / "saved")
+    assert encode(load_tokenizer(str(tmp_path / "saved")), [text]) == encode(found, [text])
+
+
+def test_an_uncased_vocabulary_is_read_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "vocab.txt"
+    file.write_text("\n".join([*SPECIAL_TOKENS, "the", "##s", "か", "한"]) + "\n")
+    assert (
+        load_tokenizer(str(file)).backend_tokenizer.to_str() == BertTokenizerFast(str(file)).backend_tokenizer.to_str()
+    )
+
+
+@pytest.mark.parametrize(
+    "ends", [("\ufeff", "\n", ""), ("", "\r\n", "\r\n"), ("", "\n", "\n\n\n"), ("\ufeff", "\r\n", "")]
+)
+def test_ids_are_line_numbers_however_lines_end(ends: tuple[str, str, str], tmp_path: Path, capsys) -> None:
+    begin, between, end = ends
+    content = begin + between.join([*SPECIAL_TOKENS, "the", "the", "cat\u2028", "\u2009"]) + end
+    (tmp_path / "vocab.txt").write_bytes(content.encode())
+    found = load_tokenizer(str(tmp_path / "vocab.txt"))
+    assert found.get_vocab() == {**{token: i for i, token in enumerate(SPECIAL_TOKENS)}, "the": 6, "cat": 7}
+    assert "vocab.txt: 1 entries stand twice; the last line of each counts" in capsys.readouterr().err
+    (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff")
+    with pytest.raises(UserError, match="vocab.txt: not UTF-8 text"):
+        load_tokenizer(str(tmp_path / "vocab.txt"))
