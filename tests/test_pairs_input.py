@@ -131,7 +131,7 @@ def test_a_target_that_is_nothing_to_the_tokenizer_is_named(pairs_folder, tmp_pa
     file.write_text(file.read_text() + json.dumps({"src": "a", "trg": "\u0007"}) + "\n")
     flags = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
     assert call(main.main, monkeypatch, *TINY, *flags) == 2
-    assert "the target of pair 361 is empty to the tokenizer" in capsys.readouterr().err
+    assert "train.jsonl:361: the target is empty to the tokenizer" in capsys.readouterr().err
 
 
 def test_settings_of_pairs_are_refused_for_text(corpus, tmp_path, monkeypatch, capsys) -> None:
