@@ -20,7 +20,7 @@ import pairs
 import protocols
 import runtime
 from config import FROM_CHECKPOINT, parse
-from corpus import holds_pairs, scored_source
+from corpus import announce, holds_pairs, scored_source
 from detokenizers import DETOKENIZERS
 from process import BoundArgs, UserError, check_choices, check_ranges, reverse_steps
 
@@ -106,6 +106,7 @@ def steps(args: ElboArgs, total: float) -> float:
 
 def say(args: ElboArgs, run: checkpoint.Run, text: dataloader.Text, report: dict) -> None:
     """The report, and what a person should know of it."""
+    announce({"scored": text.source})
     if text.cuts:
         print(f"note: {text.cuts}", file=sys.stderr)
     if not run.process.is_bound:

@@ -25,7 +25,7 @@ import metrics
 import metrics_of_models
 import runtime
 from config import parse
-from corpus import PAIR, Source, holds_pairs, read_sentences, scored_source, training_source
+from corpus import PAIR, Source, announce, holds_pairs, read_sentences, scored_source, training_source
 from predictions import read_predictions, read_samples
 from process import UserError, check_ranges
 from vocabulary import encode, load_tokenizer, respell
@@ -94,6 +94,8 @@ def main() -> None:
         refuse(args, "mauve_model", "predictions of pairs are measured with --bertscore_model")
         refuse(args, "judge_model", "predictions of pairs are measured with --bertscore_model")
         report = conditional(args, records, tokenizer)
+    if args.references:
+        announce({"references": source})
     print(json.dumps(report) if args.json else table(report))
 
 

@@ -115,6 +115,7 @@ class Text(Protocol):
     cuts: str
     identity: str
     size: str
+    source: Source
 
     def __len__(self) -> int: ...
 

@@ -10,8 +10,10 @@ torchrun --nproc_per_node 4 main.py ...
 import contextlib
 import dataclasses
 import hashlib
+import json
 import math
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,8 @@ from vocabulary import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
 
 Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, object, OptimArgs, protocols.TextForm]
 """One dataclass each; the fifth is that of the process."""
+OF_NO_NETWORK = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+"""Entries of a configuration that say nothing of what it computes."""
 
 
 def main() -> None:
@@ -59,12 +63,15 @@ def main() -> None:
         files.require_writable("output_dir", Path(args.output_dir), folder=True)
         files.require_writable("cache_dir", Path(settings[1].cache_dir), folder=True)
         start = distributed.leader_finds(lambda: resuming.find_start(args, by_name(settings), say))
-        if start.finished:
+        if start.finished and not start.moved:
             return say_done(args, start)
         if note := resuming.note_versions(start):
             say(note)
         run, train_text, valid_text = prepare(settings, device, start)
-        resuming.require_same_text(start, identities(run, train_text, valid_text), args)
+        before = partial(identities_before, train_text, valid_text)
+        resuming.require_same_text(start, identities(run, train_text, valid_text), args, before)
+        if start.finished:
+            return say_done(args, start)
         train(settings, run, train_text, valid_text, device, start)
     return None
 
@@ -84,7 +91,16 @@ def by_name(settings: Settings) -> dict:
 def identities(run: checkpoint.Run, train_text: dataloader.Text, valid_text: dataloader.Text) -> dict[str, str]:
     """What must not change under a run, besides its settings."""
     counts = hashlib.blake2b(run.token_counts.numpy().tobytes(), digest_size=12).hexdigest()
-    return {"data": train_text.identity, "valid_data": valid_text.identity, "word_freq": counts}
+    config = {
+        k: v for k, v in run.denoiser.network.config.to_dict().items() if k not in OF_NO_NETWORK and "attn" not in k
+    }
+    network = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
+    return {"data": train_text.identity, "valid_data": valid_text.identity, "word_freq": counts, "network": network}
+
+
+def identities_before(train_text: dataloader.Text, valid_text: dataloader.Text) -> dict[str, str]:
+    """What the same texts were called by runs begun before their content alone decided."""
+    return {"data": train_text.identity_before(), "valid_data": valid_text.identity_before()}
 
 
 def say_done(args: TrainArgs, start: resuming.Start) -> None:

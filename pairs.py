@@ -232,6 +232,11 @@ class TokenizedPairs:
         return len(self.targets)
 
     @property
+    def source(self) -> Source:
+        """Where they were read."""
+        return self.targets.source
+
+    @property
     def size(self) -> str:
         """In words."""
         return f"{len(self):,}"

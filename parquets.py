@@ -72,29 +72,32 @@ def rows_of(
     for name in names:
         _require_text(file, name, schema.field(name).type)
     number_of_rows(file)
+    left = max(MOST_AT_ONCE, MOST_UNPACKED * file.stat().st_size)
+    for number, row in _rows(file, names, start, end):
+        record = check_record(row, columns, f"{file}:{number + 1}")
+        left -= sum(map(len, record.values()))
+        if left < 0:
+            raise UserError(f"{file}: its texts are {MOST_UNPACKED:,} times its size; look what it is")
+        yield number, record
+
+
+def _rows(file: Path, names: tuple[str, ...], start: int, end: int) -> Iterator[tuple[int, dict]]:
     table = parquet_of(file, names)
-    begin, left = 0, max(MOST_AT_ONCE, MOST_UNPACKED * file.stat().st_size)
+    begin = 0
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
-        if begin < end and begin + rows > start:
-            at_once = _rows_at_once(file, table.metadata, group, names)
-            number = begin
-            try:
-                for batch in table.iter_batches(at_once, row_groups=[group], columns=list(names)):
-                    if number < end and number + len(batch) > start:
-                        for i, row in enumerate(_unpacked(file, number, batch, names)):
-                            if start <= number + i < end:
-                                record = check_record(row, columns, f"{file}:{number + i + 1}")
-                                left -= sum(map(len, record.values()))
-                                if left < 0:
-                                    raise UserError(
-                                        f"{file}: its texts are {MOST_UNPACKED:,} times its size; look what it is"
-                                    )
-                                yield number + i, record
-                    number += len(batch)
-            except (pyarrow.ArrowException, OSError) as error:
-                raise UserError(f"{file}: damaged ({first_line(error)})") from error
-        begin += rows
+        number, begin = begin, begin + rows
+        if number >= end or begin <= start:
+            continue
+        at_once = _rows_at_once(file, table.metadata, group, names)
+        try:
+            for batch in table.iter_batches(at_once, row_groups=[group], columns=list(names)):
+                if number < end and number + len(batch) > start:
+                    found = enumerate(_unpacked(file, number, batch, names), start=number)
+                    yield from ((i, row) for i, row in found if start <= i < end)
+                number += len(batch)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{file}: damaged ({first_line(error)})") from error
 
 
 def _require_text(file: Path, name: str, kind: pyarrow.DataType) -> None:

@@ -13,7 +13,7 @@ import checkpoint
 import distributed
 import hub
 from config import parse
-from corpus import holds_pairs, training_source
+from corpus import announce, holds_pairs, training_source
 from counting import count_corpus
 from files import require_writable
 from process import UserError
@@ -52,6 +52,7 @@ def main() -> None:
     counts, num_sentences = count_corpus(source, tokenizer, vocab_size, args.workers)
     if not counts.any():
         raise UserError(f"{source}: the tokenizer finds no token in it")
+    announce({"train": source})
     checkpoint.write_word_freq(Path(args.output), torch.from_numpy(counts), tokenizer)
     print(
         f"{num_sentences:,} sentences, {counts.sum():,} tokens, {np.count_nonzero(counts):,} of {vocab_size:,} "

@@ -176,7 +176,7 @@ MAY_IMPORT = {
         "training_state",
         "vocabulary",
     },
-    "resuming": {"bookkeeping", "config", "distributed", "process", "training_state"},
+    "resuming": {"bookkeeping", "config", "distributed", "files", "process", "training_state"},
     "config": {"process"},
     **dict.fromkeys(SCRIPTS, LIBRARY | {"models", "diffusion_word_freq"}),
 }
