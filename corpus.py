@@ -172,7 +172,7 @@ def smallest_part(texts: Iterable[str], fraction: float) -> Keep | None:
     """
     hashes = sorted({_hash(text) for text in texts})
     number = min(max(1, int(fraction * len(hashes))), len(hashes) - 1)
-    return _below(hashes[number]) if number else None
+    return _below(hashes[number]) if number > 0 else None
 
 
 def _below(limit: int) -> Keep:
