@@ -1,6 +1,7 @@
 """pairs.py and what it is given: cards, prompts, folders; what cannot be is refused in one line."""
 
 import json
+import os
 from pathlib import Path
 
 import datasets
@@ -55,6 +56,32 @@ def test_a_folder_without_a_card_is_plain_and_a_file_takes_the_card_beside_it(pa
     assert pairs.prompt_of(str(pairs_folder)) == "plain"
     (pairs_folder / "README.md").write_text("---\nprompt: '{src} > {trg}'\n---\n")
     assert pairs.prompt_of(str(pairs_folder / "train.jsonl")) == "{src} > {trg}"
+
+
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        (f"---\n{LAUGHS}prompt: plain\n---\n", r"not YAML \(an alias"),
+        ("---\na: &a [*a]\n---\n", r"not YAML \(an alias"),
+        ("---\n" + "[" * 5000 + "\n---\n", "not YAML"),
+        ("---\n- a list\n---\n", r"not YAML \(no keys and values\)"),
+        ("---\n" + "a: b\n" * 50_000 + "---\n", "not YAML .250,004 characters, more than 131,072|249,999 characters"),
+        ("x" * 2_000_000, "more than the 1,048,576 that such a file may have"),
+        (None, "not a regular file but a pipe"),
+    ],
+)
+def test_a_card_that_is_a_trap_is_refused_at_once(pairs_folder: Path, card: str | None, message: str) -> None:
+    if card is None:
+        os.mkfifo(pairs_folder / "README.md")
+    else:
+        (pairs_folder / "README.md").write_text(card)
+    with pytest.raises(UserError, match=message):
+        pairs.prompt_of(str(pairs_folder))
 
 
 def test_text_is_not_pairs(pairs_folder: Path, corpus: Path, tmp_path: Path) -> None:

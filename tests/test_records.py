@@ -1,9 +1,11 @@
 """records.py: every key, kind and shape of a line is read rightly or refused in one line that says what to do."""
 
-import json
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
+from conftest import write_jsonl
 
 import records
 from corpus import holds_pairs, read_sentences, training_source
@@ -18,14 +20,9 @@ def texts(file: Path, column: str = "text") -> list[str]:
 @pytest.mark.parametrize("names", [("src", "trg"), ("src", "tgt"), ("source", "target"), ("input", "output")])
 def test_pairs_by_any_of_their_names(tmp_path: Path, names: tuple) -> None:
     file = tmp_path / "a.jsonl"
-    file.write_text(
-        "".join(json.dumps(dict(zip((*names, "id"), (f"s{i}", f"t{i}", i), strict=True))) + "\n" for i in (1, 2))
-    )
+    write_jsonl(file, [{names[0]: f"s{i}", names[1]: f"t{i}", "id": i} for i in (1, 2)])
     assert holds_pairs(training_source(str(file)))
     assert texts(file, "src") == ["s1", "s2"] and texts(file, "trg") == ["t1", "t2"]
-    import pyarrow
-    import pyarrow.parquet
-
     table = tmp_path / "b.parquet"
     pyarrow.parquet.write_table(pyarrow.table({names[0]: ["s"], names[1]: ["t"]}), table)
     assert holds_pairs(Source((table,))) and texts(table, "trg") == ["t"]
@@ -36,15 +33,15 @@ def test_pairs_by_any_of_their_names(tmp_path: Path, names: tuple) -> None:
     [
         ("a.jsonl", '{"text": null}', r'a.jsonl:1: .*string "text"; its "text" is null'),
         ("a.jsonl", '{"text": "x"}\n{"text": 5}', r'a.jsonl:2: .*its "text" is 5'),
-        ("a.jsonl", '{"question": "a", "paraphrase": "b"}', r"its keys are .*; a pair's are src and trg, source and target"),
+        ("a.jsonl", '{"question": "a", "paraphrase": "b"}', r"its keys are .*; a pair's are src and trg, source and"),
         ("a.jsonl", '{"source": "a"}', r"its keys are \['source'\]"),
         ("a.jsonl", '{"text": "a", "src": "b", "trg": "c"}', '"text" and "src" and "trg"; leave out'),
         ("a.jsonl", '{"source": "a", "target": "b", "input": "c", "output": "d"}', "its keys are"),
-        ("a.jsonl", '[\n {"text": "a"}\n]', "a.jsonl:1: not JSON, one object a line, but a value over several; write one"),
+        ("a.jsonl", '[\n {"text": "a"}\n]', "a.jsonl:1: not JSON, one object a line, but a value over several; write"),
         ("a.jsonl", '[{"text": "a"}]', "write one object a line"),
         ("a.jsonl", '{\n "text": "a"\n}', "a value over several"),
         ("a.txt", '[\n {"text": "a"}\n]', "a.txt:1: JSON in a .txt file; write one object a line"),
-        ("a.txt", '{"text": "a"}\n{"text": "b"}', "a.txt:1: a JSON object in a .txt file; if every line is one, name it"),
+        ("a.txt", '{"text": "a"}\n{"text": "b"}', "a.txt:1: a JSON object in a .txt file; if every line is one, name"),
         ("a.txt", "id,text\n1,hello", "a.txt:1: the head of a table with commas"),
         ("a.txt", '"id","text"\n1,hello', "the head of a table with commas"),
         ("a.TXT", "label\tsentence1\n1\thello", "the head of a table with tabs"),

@@ -1,4 +1,4 @@
-"""sources.py: which files of a folder are read as what; what leaves it open is refused; what is no file is no corpus."""
+"""sources.py: which files of a folder are read as what; what leaves it open, or is no file, is refused."""
 
 import gzip
 import os
@@ -23,7 +23,8 @@ from sources import Source, announce, describe, find_source, fingerprint, overla
         ("eval2.txt", "valid"), ("testset.txt", "test"), ("Testing.txt", "test"), ("training_notes.txt", "train"),
         ("news.en.heldout-00000-of-00050.txt", "heldout"), ("held_out.txt", "heldout"), ("Held-Out.txt", "heldout"),
         ("heldout_test.txt", "test"), ("devtest.txt", "test"), ("latest.txt", ""), ("contest.txt", ""),
-        ("news.en-00001-of-00100.txt", ""), ("constrained.txt", ""), ("validity.txt", ""), ("text.test2013.txt", "test"),
+        ("news.en-00001-of-00100.txt", ""), ("constrained.txt", ""), ("validity.txt", ""),
+        ("text.test2013.txt", "test"),
     ],
 )  # fmt: skip
 def test_a_word_of_the_name_says_the_split(name: str, split: str) -> None:
