@@ -43,6 +43,7 @@ from models.bert import build
 from models.networks import BertArgs
 from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
 from process import Batch, Loss, Share, UserError
+from splits import say_what_was_read
 from tracking import draw_curve
 from vocabulary import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
 
@@ -72,6 +73,7 @@ def main() -> None:
         resuming.require_same_text(start, identities(run, train_text, valid_text), args, before)
         if start.finished:
             return say_done(args, start)
+        say_what_was_read(settings[1], train_text.source, valid_text.source)
         train(settings, run, train_text, valid_text, device, start)
     return None
 

@@ -20,7 +20,7 @@ from dataloader import DataArgs, TokenizedText, require_a_batch, tokenize, with_
 from files import local_path, read_text
 from hub import first_line
 from process import Batch, UserError, shown
-from splits import say_what_was_read, split_sources
+from splits import split_sources
 from vocabulary import encode, text_of
 
 PLAIN = "plain"
@@ -318,7 +318,6 @@ def load_splits(
     layout = Layout(form, tokenizer, data.max_length)
     train, valid = (tokenize_pairs(*part, layout, tokenizer, data.cache_dir) for part in parts)
     require_a_batch(train, data)
-    say_what_was_read(data, parts)
     return train, valid, form
 
 

@@ -27,7 +27,7 @@ from corpus import Keep, Source
 from dataloader import DataArgs, Text, TokenizedText, collate, require_a_batch, tokenize, with_ends
 from detokenizers import DETOKENIZERS
 from process import Batch, UserError, check_choices
-from splits import say_what_was_read, split_sources
+from splits import split_sources
 from vocabulary import text_of
 
 PROTOCOLS = ("unpadded", "padded", "wrapped", "running")
@@ -310,12 +310,11 @@ def load_splits(
         UserError: if there are fewer training rows than one batch holds.
     """
     where = {"width": args.max_length, "cache_dir": args.cache_dir, "causal": causal}
-    parts = split_sources(args)
     train, valid = (
-        read_text(source, form or TextForm(), tokenizer, part=part, keep=keep, **where) for source, part, keep in parts
+        read_text(source, form or TextForm(), tokenizer, part=part, keep=keep, **where)
+        for source, part, keep in split_sources(args)
     )
     require_a_batch(train, args)
-    say_what_was_read(args, parts)
     return train, valid
 
 

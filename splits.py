@@ -52,14 +52,17 @@ def _aside(train: Source, args: DataArgs) -> tuple[Keep, str]:
     return few, f"{share} of few"
 
 
-def say_what_was_read(args: DataArgs, parts: tuple[tuple[Source, str, Keep | None], ...]) -> None:
-    """Say on stderr which files were trained and validated on, and whether they are the same.
+def say_what_was_read(args: DataArgs, train: Source, valid: Source) -> None:
+    """Say on stderr which files are trained and validated on, and whether they are the same; of files alone.
 
     Args:
         args: the settings.
-        parts: of `split_sources`.
+        train: where the training text was read.
+        valid: where the validation text was.
     """
-    (train, *_), (valid, _, aside) = parts
+    if not train.files and not valid.files:
+        return
+    aside = not args.valid_data and (train.files, train.hub_name) == (valid.files, valid.hub_name)
     announce({"train": train, "valid": f"{args.valid_fraction:g} of it, held out" if aside else valid})
     if not aside and (same := overlap(train, valid)):
         say_once(f"note: {same} is training text and validation text: the bound says nothing of other text")

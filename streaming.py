@@ -32,7 +32,7 @@ from distributed import from_everyone
 from process import Batch, UserError
 from runtime import die_with_parent
 from sources import kind
-from splits import say_what_was_read, split_sources
+from splits import split_sources
 from vocabulary import one_core, tokenizer_fingerprint
 
 LANES = 8
@@ -133,14 +133,13 @@ def load_splits(
     args: DataArgs, tokenizer: PreTrainedTokenizerBase, eval_sequences: int
 ) -> tuple[StreamedText, TokenizedText]:
     """The stream, and the text to validate on: the corpus's own, or the first sentences that are held out of it."""
-    (source, _, keep), (valid, part, _) = parts = split_sources(args)
+    (source, _, keep), (valid, part, _) = split_sources(args)
     if keep is None:
         stream = open_stream(source, tokenizer, args)
         text = tokenize(valid, tokenizer, args.max_length - 2, args.cache_dir, part=part)
     else:
         stream = open_stream(source, tokenizer, args, aside=args.valid_fraction)
         text = first_held_out(source, tokenizer, args, max(eval_sequences, 1000))
-    say_what_was_read(args, parts)
     return stream, text
 
 

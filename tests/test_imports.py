@@ -29,6 +29,7 @@ LIBRARY = {
     "parallel",
     "resuming",
     "shards",
+    "splits",
     "streaming",
     "training_state",
     "vocabulary",
