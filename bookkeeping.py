@@ -1,8 +1,6 @@
 """What surrounds the training loop: clock, log, evaluation, checkpoints, saved states, words for the person waiting."""
 
-import contextlib
 import math
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +12,6 @@ from tqdm import tqdm
 import checkpoint
 import distributed
 import files
-import fitlog_record
 import likelihood
 import training_state
 from batches import Part
@@ -23,17 +20,15 @@ from dataloader import DataArgs, Text
 from figures import number
 from optim import OptimArgs
 from outcome import Figures, summary, uniform_bits
+from output_folder import TOKENIZER, claim
 from pacing import Pace, WarmUp, evaluation_plan, evaluation_steps, is_adaptable
 from parallel import whole_weights
 from process import UserError
 from runtime import Deadline
-from tracking import Tracker, cut_log, speak
+from tracking import Tracker, speak
 from vocabulary import vocabulary_size
 
-TOKENIZER = "tokenizer"
 TIME_IS_SHORT = "the time limit is near"
-OUTPUTS = ("checkpoint", "checkpoint-last", "state", TOKENIZER, "log.jsonl", "curve.png", "fitlog", "run.json")
-"""What a run leaves in its folder."""
 EARLY = (1, 2, 5, 10, 20)
 """Steps after which the log says something, however rarely it does later."""
 
@@ -360,32 +355,3 @@ class Bookkeeper:
         """Print once, above any progress bar."""
         if self.leads:
             speak(text)
-
-
-def claim(output: Path, settings: dict, step: int, *, use_fitlog: bool) -> None:
-    """Makes the folder this run's: what others left is removed, what interrupted writing left too.
-
-    Args:
-        output: the folder.
-        settings: of the run.
-        step: where it stands; 0: at its beginning, and everything there is of no use.
-        use_fitlog: whether its record there, which lies beside the folder, goes the same way.
-    """
-    files.clear_leftovers(output / "state", r"step-\d{12}")
-    files.clear_leftovers(output, "|".join(map(re.escape, OUTPUTS)))
-    if step:
-        cut_log(output / "log.jsonl", step)
-        (output / "curve.png").unlink(missing_ok=True)  # of a run that was done, and is to be longer
-        training_state.write_settings(output, settings)
-        return
-    if use_fitlog and (output / "run.json").exists():
-        with contextlib.suppress(Exception):  # a tracker stops no run
-            fitlog_record.remove(output)
-    for name in OUTPUTS:
-        path = output / name
-        if path.is_dir():
-            files.remove_folder(path)
-        else:
-            path.unlink(missing_ok=True)
-    (output / "state").mkdir()  # whose absence later says that saved states were removed
-    training_state.write_settings(output, settings)

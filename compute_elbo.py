@@ -21,7 +21,7 @@ import pairs
 import protocols
 import runtime
 from config import FROM_CHECKPOINT, parse
-from corpus import holds_pairs, scored_source
+from corpus import announce, holds_pairs, scored_source
 from detokenizers import DETOKENIZERS
 from process import BoundArgs, UserError, check_choices, check_ranges, require_finite, reverse_steps
 
@@ -112,6 +112,7 @@ def say(args: ElboArgs, run: checkpoint.Run, text: dataloader.Text, report: dict
         UserError: if a figure is not finite.
     """
     require_finite(report, remedy(args, run))
+    announce({"scored": text.source})
     notes = [text.cuts] if text.cuts else []
     notes += comparable.other_than_trained(run, text)
     for sentence in notes:

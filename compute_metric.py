@@ -26,7 +26,7 @@ import metrics_of_models
 import runtime
 import words
 from config import parse
-from corpus import PAIR, Source, holds_pairs, read_sentences, scored_source, training_source
+from corpus import PAIR, Source, announce, holds_pairs, read_sentences, scored_source, training_source
 from predictions import read_predictions, read_samples
 from process import UserError, check_choices, check_ranges, require_finite
 from vocabulary import encode, load_tokenizer, respell
@@ -115,6 +115,8 @@ def main() -> None:
         report,
         f"look for NaN in the weights of {', '.join(models)}" if models else "report it: a fault of this program",
     )
+    if args.references:
+        announce({"references": source})
     for text in report["notes"]:
         figures.note(text)
     print(figures.as_json(report) if args.json else table(report))

@@ -1,5 +1,6 @@
 """How often each token occurs in a corpus of any size: piece by piece, on all cores, in memory for the counts alone."""
 
+import contextlib
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -16,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+import cache
 import shards
 from corpus import Source
-from files import folder_written_whole
 from plain_text import chunks, encode, note_names
 from process import UserError
 from runtime import die_with_parent
@@ -87,7 +88,10 @@ def _each(
         for job in as_completed(jobs):
             yield jobs[job], job.result()
     except BrokenProcessPool as error:
-        raise UserError(f"{source}: a process that counted was killed (memory?); give fewer --workers") from error
+        raise UserError(
+            f"{source}: a process that counted was killed (for its memory?); let fewer count: word_freq.py "
+            "--workers 1, whose file main.py takes as --word_freq_file"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -118,10 +122,10 @@ def count_tokens(
 ) -> Tensor:
     """Occurrences of every token, int64 [V], kept in the cache under a name for just this text and tokenizer."""
     folder = Path(cache_dir) / f"counts-{identity}"
-    try:
-        return load_file(folder / "counts.safetensors")["counts"]
-    except (OSError, SafetensorError, KeyError):
-        counts = torch.from_numpy(count_corpus(source, tokenizer, vocab_size)[0])
-        with folder_written_whole(folder) as temporary:
-            save_file({"counts": counts}, temporary / "counts.safetensors")
-        return counts
+    if cache.is_whole(folder):
+        with contextlib.suppress(OSError, SafetensorError, KeyError):
+            return load_file(folder / "counts.safetensors")["counts"]
+    counts = torch.from_numpy(count_corpus(source, tokenizer, vocab_size)[0])
+    with cache.filled(folder) as temporary:
+        save_file({"counts": counts}, temporary / "counts.safetensors")
+    return counts

@@ -9,7 +9,7 @@ import array
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from corpus import Keep, Place, Source, find_source, fingerprint, held_out, read_records, training_source
+import cache
+from corpus import Keep, Place, Source, fingerprint, read_records
 from detokenizers import detokenize
-from files import folder_written_whole
 from plain_text import encoded, holds_special
 from process import Batch, UserError, check_ranges
 from vocabulary import tokenizer_fingerprint, vocabulary_size
@@ -116,6 +116,7 @@ class Text(Protocol):
     cuts: str
     identity: str
     size: str
+    source: Source
 
     def __len__(self) -> int: ...
 
@@ -129,6 +130,10 @@ class Text(Protocol):
 
     def place(self, index: int) -> str:
         """Where a sentence stands in its corpus: file and line."""
+        ...
+
+    def identity_before(self) -> str:
+        """The `identity` that runs begun before content alone decided it have: of the files' names, too."""
         ...
 
 
@@ -152,6 +157,8 @@ class TokenizedText:
     source: Source
     identity: str
     """A name for just these tokens."""
+    recipe: str = ""
+    """What of it is not the source's content."""
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -197,6 +204,10 @@ class TokenizedText:
         """File and line."""
         return self.source.place(tuple(self.places[index].tolist()))
 
+    def identity_before(self) -> str:
+        """See `Text`."""
+        return _identity(fingerprint(self.source, named=True), self.recipe) if self.recipe else self.identity
+
 
 def tokenize(
     source: Source,
@@ -224,26 +235,35 @@ def tokenize(
     Raises:
         UserError: if the text cannot be read or no sentence is left.
     """
-    recipe = f"{CACHE_FORMAT}:{fingerprint(source)}:{tokenizer_fingerprint(tokenizer)}:{longest}:{part}:{lead}"
+    recipe = f"{tokenizer_fingerprint(tokenizer)}:{longest}:{part}:{lead}"
     if detokenizer != "none":  # runs from before there were any keep their identity
         recipe += f":{detokenizer}"
-    folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
+    folder = Path(cache_dir) / _identity(fingerprint(source), recipe)
     text = _read_tokens(folder, source)
     if text is not None and holds_special(text.tokens, tokenizer):  # of a version that let them through
         text = None
     if text is None:
-        with folder_written_whole(folder) as temporary:
+        with cache.filled(folder) as temporary:
             records = read_records(source, keep=keep, description=f"tokenizing {part}".strip())
             led = ((lead + detokenize(text, detokenizer) if text else "", place) for text, place in records)
             _write_tokens(led, source, tokenizer, longest, temporary)
         text = _read_tokens(folder, source)
     if text is None or len(text) == 0:
-        raise UserError(f"{source}: no sentence in the {part or 'text'} part that is not empty to the tokenizer")
-    return text
+        remedy = "give a larger --valid_fraction, or --valid_data" if part.startswith("held-out") else "give other text"
+        raise UserError(
+            f"{source}: no sentence in the {part or 'text'} part that is not empty to the tokenizer; {remedy}"
+        )
+    return replace(text, recipe=recipe)
+
+
+def _identity(content: str, recipe: str) -> str:
+    return hashlib.blake2b(f"{CACHE_FORMAT}:{content}:{recipe}".encode(), digest_size=12).hexdigest()
 
 
 def _read_tokens(folder: Path, source: Source) -> TokenizedText | None:
     """What `_write_tokens` wrote; None if it is not there, or not whole: then it is made again."""
+    if not cache.is_whole(folder):
+        return None
     try:
         meta = json.loads((folder / "meta.json").read_text())
         empty = np.zeros(0, np.int32)
@@ -307,18 +327,6 @@ def tokenize_in_memory(
     num_words = np.asarray([len(sentence.split()) for _, sentence, *_ in found], dtype=np.int32)
     places = np.asarray([place for _, _, place, _ in found], dtype=np.int64).reshape(-1, 2)
     return TokenizedText(tokens, offsets, num_words, sum(entry[3] for entry in found), places, source, identity)
-
-
-def split_sources(args: DataArgs) -> tuple[tuple[Source, str, Keep | None], tuple[Source, str, Keep | None]]:
-    """Where training and validation text come from: each its source, a name for the part, and what to take of it."""
-    train = training_source(args.train_data)
-    valid = find_source(args.valid_data or args.train_data, "valid")
-    if args.valid_data and valid is None:
-        valid = training_source(args.valid_data)
-    if valid is not None:
-        return (train, "train", None), (valid, "valid", None)
-    aside, share = held_out(args.valid_fraction), f"{args.valid_fraction:g}"
-    return (train, f"train without {share}", lambda text: not aside(text)), (train, f"held-out {share}", aside)
 
 
 def require_a_batch(train: Text, args: DataArgs) -> None:

@@ -10,8 +10,9 @@ torchrun --nproc_per_node 4 main.py ...
 import contextlib
 import dataclasses
 import hashlib
+import json
 import math
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ import resuming
 import runtime
 import streaming
 import training_state
-from bookkeeping import EARLY, OUTPUTS, TIME_IS_SHORT, TOKENIZER, Bookkeeper
+from bookkeeping import EARLY, TIME_IS_SHORT, Bookkeeper
 from config import TrainArgs, chosen_process, parse
 from corpus import holds_pairs, training_source
 from diffusion_word_freq import WordFreqDiffusion
@@ -42,14 +43,18 @@ from models.bert import build
 from models.networks import BertArgs
 from optim import AveragedWeights, OptimArgs, make_optimizers
 from outcome import Figures, summary
+from output_folder import TOKENIZER, alone
 from pacing import Pace
 from process import Batch, Loss, Share, UserError
 from spindle_report import spindle_report
+from splits import say_what_was_read
 from tracking import draw_curve, speak
 from vocabulary import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
 
 Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, object, OptimArgs, protocols.TextForm]
 """One dataclass each; the fifth is that of the process."""
+OF_NO_NETWORK = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+"""Entries of a configuration that say nothing of what it computes."""
 
 
 def main() -> None:
@@ -64,12 +69,16 @@ def main() -> None:
         files.require_writable("cache_dir", Path(settings[1].cache_dir), folder=True)
         with alone(args):  # from before the decision what to do with the folder: another process may be changing it
             start = distributed.leader_finds(lambda: resuming.find_start(args, by_name(settings), say))
-            if start.finished:
+            if start.finished and not start.moved:
                 return say_done(args, start)
             if note := resuming.note_versions(start):
                 say(note)
             run, train_text, valid_text = prepare(settings, device, start)
-            resuming.require_same_text(start, identities(run, train_text, valid_text), args)
+            before = partial(identities_before, train_text, valid_text)
+            resuming.require_same_text(start, identities(run, train_text, valid_text), args, before)
+            if start.finished:
+                return say_done(args, start)
+            say_what_was_read(settings[1], train_text.source, valid_text.source)
             if isinstance(run.process, WordFreqDiffusion) and run.process.exact and not settings[1].streaming:
                 say(spindle_report(run.process, train_text, run.tokenizer))
             train(settings, run, train_text, valid_text, device, start)
@@ -91,7 +100,16 @@ def by_name(settings: Settings) -> dict:
 def identities(run: checkpoint.Run, train_text: dataloader.Text, valid_text: dataloader.Text) -> dict[str, str]:
     """What must not change under a run, besides its settings."""
     counts = hashlib.blake2b(run.token_counts.numpy().tobytes(), digest_size=12).hexdigest()
-    return {"data": train_text.identity, "valid_data": valid_text.identity, "word_freq": counts}
+    config = {
+        k: v for k, v in run.denoiser.network.config.to_dict().items() if k not in OF_NO_NETWORK and "attn" not in k
+    }
+    network = hashlib.blake2b(json.dumps(config, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
+    return {"data": train_text.identity, "valid_data": valid_text.identity, "word_freq": counts, "network": network}
+
+
+def identities_before(train_text: dataloader.Text, valid_text: dataloader.Text) -> dict[str, str]:
+    """What the same texts were called by runs begun before their content alone decided."""
+    return {"data": train_text.identity_before(), "valid_data": valid_text.identity_before()}
 
 
 def say_done(args: TrainArgs, start: resuming.Start) -> None:
@@ -311,21 +329,6 @@ def train(
             if agreed.why or not evaluated:
                 return book.pause(step, agreed.why or TIME_IS_SHORT)
     return None
-
-
-@contextlib.contextmanager
-def alone(args: TrainArgs) -> Iterator[None]:
-    """No other job may look at the output folder or write to it meanwhile; the first process asks, all are refused."""
-    output = Path(args.output_dir)
-    refusal = f"output_dir={output}: another process is training into this folder; wait for it, or stop it"
-
-    def began() -> bool:
-        return any((output / name).exists() for name in OUTPUTS)
-
-    with contextlib.ExitStack() as held:
-        lock = files.held_alone(output / "run.lock", refusal, keep=began)
-        distributed.leader_finds(lambda: held.enter_context(lock))
-        yield
 
 
 def open_batches(

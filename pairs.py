@@ -8,27 +8,28 @@ learns where a target ends, and ends its own. A source too long for its place lo
 """
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 import yaml
-from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import Keep, Source
-from dataloader import DataArgs, TokenizedText, require_a_batch, split_sources, tokenize, with_ends
-from files import local_path, read_bytes
+from dataloader import DataArgs, TokenizedText, require_a_batch, tokenize, with_ends
+from files import local_path, read_text
 from hub import first_line
 from process import Batch, UserError, shown
+from splits import split_sources
 from vocabulary import encode, text_of
 
 PLAIN = "plain"
 WINDOW_PERCENTILE = 99
 NO_LIMIT = 2**31
 MOST_CARD = 2**20
-"""Bytes of a data card."""
+"""Bytes of a data card,"""
+MOST_HEADER = 2**17
+"""and characters of its header: about two seconds of reading."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def check_prompt(prompt: str, origin: str) -> None:
     wrong = prompt.count("{src}") != 1 or prompt.count("{trg}") != 1 or not prompt.endswith("{trg}")
     if prompt != PLAIN and (wrong or not between.strip()):
         rule = "must hold {src} once, then a mark or a word, and end in {trg}"
-        raise UserError(f"{origin}={prompt!r} {rule}; or be {PLAIN}")
+        raise UserError(f"{origin}={shown(prompt)} {rule}; or be {PLAIN}")
 
 
 def prompt_of(data: str) -> str:
@@ -78,7 +79,7 @@ def prompt_of(data: str) -> str:
     if not path.exists() or not card.exists():
         return PLAIN
     try:
-        declared = header_of(card).get("prompt", PLAIN)
+        declared = _header_of(read_text(card, MOST_CARD)).get("prompt", PLAIN)
     except UserError:
         raise
     except Exception as error:  # YAML fails in many ways
@@ -89,23 +90,29 @@ def prompt_of(data: str) -> str:
     return declared
 
 
-def header_of(card: Path) -> dict:
-    """What a data card declares in the YAML between its first lines of three dashes; empty if it has none.
+class _WithoutAliases(yaml.SafeLoader):
+    """YAML in which nothing stands for something else: a few aliases of aliases unfold to gigabytes."""
 
-    Raises:
-        UserError: if the card is no regular file or too large, or its header refers to itself (which can grow without
-            end).
-        OSError, ValueError, yaml.YAMLError: if it cannot be read, or is no mapping.
-    """
-    header = REGEX_YAML_BLOCK.search(read_bytes(card, MOST_CARD).decode("utf-8-sig"))
-    if header is None:
+    def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
+        """As ever, but for aliases."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("an alias (*name), which cards do not need")
+        return super().compose_node(parent, index)
+
+
+def _header_of(card: str) -> dict:
+    """What stands between the lines of dashes at a card's beginning; nothing if there are none."""
+    lines = card.removeprefix("\ufeff").strip().splitlines()
+    ends = [i for i, line in enumerate(lines) if line.rstrip() == "---"][:2]
+    if len(ends) < 2 or ends[0] != 0:
         return {}
-    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(header[2], yaml.SafeLoader)):
-        raise UserError(f"{card}: its header has an alias (*name); write out what it stands for, or give --prompt")
-    declared = yaml.safe_load(header[2]) or {}
-    if not isinstance(declared, dict):
-        raise ValueError(f"it is a {type(declared).__name__}, not names with values")
-    return declared
+    header = "\n".join(lines[1 : ends[1]])
+    if len(header) > MOST_HEADER:
+        raise ValueError(f"{len(header):,} characters, more than {MOST_HEADER:,}")
+    found = yaml.load(header, Loader=_WithoutAliases)
+    if not isinstance(found, dict | None):
+        raise TypeError("no keys and values")
+    return found or {}
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
@@ -120,7 +127,7 @@ class PairFormat:
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
-            raise UserError(f"prompt={self.prompt!r} must be a text")
+            raise UserError(f"prompt={shown(self.prompt)} must be a text")
         check_prompt(self.prompt, "prompt")
         if type(self.target_window) is not int or not 1 <= self.target_window <= 100_000:
             raise UserError(f"target_window={self.target_window!r} must lie in 1..100000")
@@ -225,6 +232,11 @@ class TokenizedPairs:
         return len(self.targets)
 
     @property
+    def source(self) -> Source:
+        """Where they were read."""
+        return self.targets.source
+
+    @property
     def size(self) -> str:
         """In words."""
         return f"{len(self):,}"
@@ -233,6 +245,10 @@ class TokenizedPairs:
     def identity(self) -> str:
         """A name for just these tokens."""
         return f"{self.sources.identity} {self.targets.identity}"
+
+    def identity_before(self) -> str:
+        """See `dataloader.Text`."""
+        return f"{self.sources.identity_before()} {self.targets.identity_before()}"
 
     @property
     def lengths(self) -> np.ndarray:
@@ -335,5 +351,5 @@ def tokenize_pairs(
     )
     empty = np.flatnonzero(targets.lengths == 0)
     if len(empty):
-        raise UserError(f"{source}: the target of pair {empty[0] + 1} is empty to the tokenizer; leave that pair out")
+        raise UserError(f"{targets.place(empty[0])}: the target is empty to the tokenizer; leave that pair out")
     return TokenizedPairs(sources, targets, layout)

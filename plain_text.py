@@ -23,6 +23,9 @@ from corpus import Place
 from process import UserError, shown
 
 TOKENIZE_AT_ONCE = 2000
+"""Texts that a tokenizer is given together, at most,"""
+CHARACTERS_AT_ONCE = 2**20
+"""and about so many characters of them: each takes about 190 bytes of memory meanwhile."""
 Thing = TypeVar("Thing")
 NO_TEXT = "\U0010fffe\U0010ffff"
 """Two noncharacters, which texts do not have; begin the names of special entries in the copy."""
@@ -154,13 +157,15 @@ def encoded(
 
 
 def chunks(things: Iterable[Thing]) -> Iterator[list[Thing]]:
-    """Lists of a few thousand: what a fast tokenizer likes at once."""
+    """Lists of a few thousand texts, or tuples that begin with one: what a fast tokenizer likes at once."""
     chunk: list[Thing] = []
+    characters = 0
     for thing in things:
         chunk.append(thing)
-        if len(chunk) == TOKENIZE_AT_ONCE:
+        characters += len(thing if isinstance(thing, str) else thing[0])
+        if len(chunk) == TOKENIZE_AT_ONCE or characters > CHARACTERS_AT_ONCE:
             yield chunk
-            chunk = []
+            chunk, characters = [], 0
     if chunk:
         yield chunk
 

@@ -22,7 +22,7 @@ import likelihood
 import pairs
 import runtime
 from config import FROM_CHECKPOINT, parse
-from corpus import holds_pairs, read_sentences, scored_source, training_source
+from corpus import announce, holds_pairs, read_sentences, scored_source, training_source
 from metrics import mbr_select
 from predictions import Journal, alone_with, fingerprint_of, write_diffuseq, write_predictions
 from process import SampleArgs, UserError, check_ranges, reverse_steps
@@ -157,6 +157,8 @@ def read_pairs(args: DownstreamArgs) -> tuple[list[str], list[str]]:
     columns = (read_sentences(replace(source, column=side), description=f"reading {side}") for side in ("src", "trg"))
     sources, references = ([*column] for column in columns)
     print(f"predicting {source}", file=sys.stderr)
+    if source.folder:
+        announce({"sources": source})
     if args.shuffle_sources:
         if len(sources) < 2:
             raise UserError("shuffle_sources needs at least two pairs")

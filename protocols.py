@@ -24,9 +24,10 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from corpus import Keep, Source
-from dataloader import DataArgs, Text, TokenizedText, collate, require_a_batch, split_sources, tokenize, with_ends
+from dataloader import DataArgs, Text, TokenizedText, collate, require_a_batch, tokenize, with_ends
 from detokenizers import DETOKENIZERS
 from process import Batch, UserError, check_choices
+from splits import split_sources
 from vocabulary import text_of
 
 PROTOCOLS = ("unpadded", "padded", "wrapped", "running")
@@ -73,7 +74,8 @@ class TextForm:
         """
         if self.protocol == "padded" and not flat:
             raise UserError(
-                "protocol=padded noises [PAD]s, of which a spindle knows nothing; give another, or --spindle none"
+                "protocol=padded noises [PAD]s, of which this model's spindle knows nothing; choose another protocol "
+                "(a model to be trained: or --spindle none)"
             )
 
     def check(self, *, packing: bool, streaming: bool, word_freq_file: str) -> None:
@@ -101,6 +103,7 @@ class _Arranged:
     def __init__(self, text: TokenizedText, tokenizer: PreTrainedTokenizerBase, width: int) -> None:
         self.text, self.width, self.tokenizer = text, width, tokenizer
         self.source, self.cuts, self.identity = text.source, text.cuts, text.identity
+        self.identity_before = text.identity_before
 
     @property
     def widths(self) -> np.ndarray:
@@ -180,7 +183,7 @@ class Blocks(_Arranged):
         """int64 [number of texts + 1], where each begins in the stream of all."""
         if not len(self):
             less = f"{self.starts[-1]} tokens do not fill one block of {self.inner}"
-            raise UserError(f"{text.source}: {less}; give more text (valid_data, valid_fraction) or less max_length")
+            raise UserError(f"{text.source}: {less}; give more text, or choose protocol=unpadded or padded")
         if rest := int(self.starts[-1]) % self.inner:
             words, kept = int(text.num_words.sum()), round(float(self.num_words.sum()))
             lost = f"{rest:,} tokens at the end ({words - kept:,} of {words:,} words) fill no block and are left out"

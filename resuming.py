@@ -8,10 +8,11 @@ from pathlib import Path
 import torch
 
 import training_state
-from bookkeeping import OUTPUTS
 from config import TrainArgs
 from distributed import job, started_again, world_size
-from process import UserError
+from files import local_path
+from output_folder import OUTPUTS
+from process import UserError, shown
 
 WITHOUT_INFLUENCE = {
     "output_dir", "cache_dir", "device", "threads", "fitlog", "logging_steps", "overwrite", "resume", "save_every",
@@ -23,6 +24,8 @@ LENGTH = {"max_steps", "num_train_epochs", "max_minutes", "eval_steps", "eval_se
 """Settings that --resume true may change: to train for longer."""
 
 
+BY_CONTENT = {"train_data", "valid_data", "word_freq_file", "tokenizer", "model_name_or_path"}
+"""Settings that name a place: of one that is there, what it holds is compared (`require_same_text`), not its name."""
 BEFORE = {
     "process": "word_freq",
     "protocol": "unpadded",
@@ -33,7 +36,12 @@ BEFORE = {
     "strip_accents": False,  # a learnt vocabulary did so, and goes on to: it is the run's own
 }
 """Settings of runs that began before there was a choice."""
-SAID = {"data": "text", "valid_data": "validation text", "word_freq": "word frequencies"}
+SAID = {
+    "data": "text",
+    "valid_data": "validation text",
+    "word_freq": "word frequencies",
+    "network": "network settings",
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Start:
     """Settings that stay as the run began with them, whatever this process was given."""
     finished: bool = False
     """Whether there is nothing left to do."""
+    moved: bool = False
+    """Whether a path is another than the run began with: what it holds is still to be compared."""
 
     @property
     def step(self) -> int:
@@ -80,12 +90,15 @@ def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> S
     differing = differences(known, settings, LENGTH if args.resume == "true" else set())
     if differing:
         more = "" if not set(differing) <= LENGTH else "; --resume true goes on with it for longer"
-        listed = ", ".join(f"{name}={known.get(name)!r}" for name in differing[:4])
+        listed = _listed(known, differing)
         raise UserError(f"output_dir={output} holds a run with other settings ({listed}); {remedy}{more}")
     if args.resume == "false":
         raise UserError(f"output_dir={output} holds this very run, and resume=false; {remedy}")
     kept = {name: known[name] for name in ("accumulation_steps", "world_size") if name in known}
     found = training_state.newest(output, say)
+    moved = _moved(known, settings)
+    if moved and (found is None or not set(found[1]) >= {"data", "network"}):
+        raise UserError(f"output_dir={output} holds a run with other settings ({_listed(known, moved)}); {remedy}")
     if found is None:
         if list(training_state.states(output)):  # never begin anew over what someone may still mend
             raise UserError(f"output_dir={output}: none of its saved states is whole, see above; {remedy}")
@@ -96,7 +109,18 @@ def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> S
             )
         return Start(None, {"parts": kept["accumulation_steps"] * kept["world_size"]} if len(kept) == 2 else {}, kept)
     path, facts = found
-    return Start(path, facts, kept, bool(facts.get("finished")) and not differences(known, settings, set()))
+    finished = bool(facts.get("finished")) and not differences(known, settings, set())
+    return Start(path, facts, kept, finished, bool(moved))
+
+
+def _listed(known: dict, names: list[str]) -> str:
+    return ", ".join(f"{name}={shown(known.get(name))}" for name in names[:4])
+
+
+def _moved(known: dict, settings: dict) -> list[str]:
+    """Settings that name another place than the run began with, if there is something to compare there."""
+    differing = (name for name in sorted(BY_CONTENT & set(settings)) if known.get(name) != settings[name])
+    return [name for name in differing if settings[name] and local_path(str(settings[name])).exists()]
 
 
 def _lost_states(output: Path) -> bool:
@@ -132,10 +156,10 @@ def require_steps_left(args: TrainArgs, start: Start, total_steps: int) -> None:
 
 
 def differences(known: dict, settings: dict, allowed: set[str]) -> list[str]:
-    """Names of settings that would make another run."""
+    """Names of settings that would make another run; of a place, what it holds decides, once it is read."""
     settings = json.loads(json.dumps(settings, default=str))
     known = {**BEFORE, **known}
-    ignored = WITHOUT_INFLUENCE | allowed
+    ignored = WITHOUT_INFLUENCE | allowed | set(_moved(known, settings))
     if known.get("world_size") != settings["world_size"]:
         ignored = ignored | {"accumulation_steps"}  # follows from the steps' size, `batches_a_process`
     return sorted(name for name in settings if name not in ignored and known.get(name) != settings[name])
@@ -156,19 +180,23 @@ def batches_a_process(args: TrainArgs, start: Start) -> int:
     return parts // world_size()
 
 
-def require_same_text(start: Start, identities: dict[str, str], args: TrainArgs) -> None:
-    """Refuses to go on with other text, or word frequencies, than the run began with.
+def require_same_text(
+    start: Start, identities: dict[str, str], args: TrainArgs, before: Callable[[], dict[str, str]] = dict
+) -> None:
+    """Refuses to go on with other text, word frequencies or network than the run began with.
 
     Args:
         start: where the run stands.
-        identities: of the training text ("data"), the validation text ("valid_data"), the "word_freq".
+        identities: of the training text ("data"), the validation text ("valid_data"), the "word_freq", the "network".
         args: with the folder's name.
+        before: the identities that an older version gave the same; asked for if the others differ.
 
     Raises:
         UserError: with the remedy.
     """
-    for what, now in identities.items():
-        if start.path and start.facts.get(what) != now:
+    for what, now in identities.items() if start.path else ():
+        then = start.facts.get(what, now if what == "network" else None)  # which older runs do not tell
+        if then != now and then != before().get(what):
             raise UserError(
                 f"output_dir={args.output_dir} holds a run on other {SAID[what]} (the files have changed since); "
                 "bring the old ones back, give another folder, or --overwrite true"

@@ -10,19 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from corpus import (
-    Keep,
-    Source,
-    check_record,
-    load_hub,
-    parquet_of,
-    parse_line,
-    read_line,
-    read_lines,
-    rows_of,
-)
+from corpus import Keep, Source, load_hub
+from files import open_regular
 from hub import first_line
+from parquets import number_of_rows, rows_of
 from process import UserError
+from records import check_record, parse_line, read_line, read_lines, wanted_names
+from sources import kind
 
 MOST_BYTES = 2**26
 """Of a piece: an epoch's order shuffles pieces, then what is read of them."""
@@ -93,10 +87,10 @@ def _file_pieces(source: Source, readers: int) -> list[Piece]:
     pieces = []
     for i, (file, size) in enumerate(zip(source.files, sizes, strict=True)):
         parts = max(1, -(-size // at_most))
-        if file.suffix in PLAIN:
+        if kind(file) in PLAIN:
             ends = [size * part // parts for part in range(parts + 1)]
-        elif file.suffix == ".parquet":
-            rows = parquet_of(file).metadata.num_rows
+        elif kind(file) == ".parquet":
+            rows = number_of_rows(file)
             parts = min(parts, max(1, rows))
             ends = [rows * part // parts for part in range(parts + 1)]
         else:
@@ -124,9 +118,9 @@ def read(source: Source, piece: Piece, start: int = 0, keep: Keep | None = None)
     begin = start if piece.turns == 1 else 0  # whose turn it is, only counting from the beginning tells
     if file is None:
         found = _of_hub(source, piece, begin)
-    elif file.suffix == ".parquet":
+    elif kind(file) == ".parquet":
         found = _of_parquet(source, file, piece, max(begin, piece.begin))
-    elif file.suffix in PLAIN:
+    elif kind(file) in PLAIN:
         found = _of_plain(source, file, piece, begin)
     else:
         found = _of_compressed(source, file, begin)
@@ -137,7 +131,7 @@ def read(source: Source, piece: Piece, start: int = 0, keep: Keep | None = None)
 
 
 def _of_plain(source: Source, file: Path, piece: Piece, start: int) -> Iterator[tuple[dict, int, int]]:
-    with open(file, "rb") as stream:
+    with open_regular(file) as stream:
         if start:
             stream.seek(start)
         elif piece.begin:  # the line that runs across the cut is the piece's before
@@ -179,10 +173,8 @@ def _rows_of_hub(source: Source, piece: Piece, start: int) -> Iterator[tuple[dic
     shard = whole.shard(num_shards=whole.num_shards, index=piece.file)
     number = start
     for rows in (shard.skip(start) if start else shard).iter(batch_size=1000):  # iter: left alone by workers' rules
-        lacking = next((column for column in source.columns if column not in rows), None)
-        if lacking:
-            raise UserError(f'data set {source.hub_name}: no column "{lacking}"; it has {", ".join(rows)}')
-        for texts in zip(*(rows[column] for column in source.columns), strict=True):
+        names = wanted_names(source.columns, rows, f"data set {source.hub_name}")
+        for texts in zip(*(rows[name] for name in names), strict=True):
             place = f"data set {source.hub_name}, shard {piece.file}, row {number}"
             record = dict(zip(source.columns, texts, strict=True))
             yield check_record(record, source.columns, place), number, number + 1
@@ -203,4 +195,4 @@ def place(source: Source, file: int, at: int) -> str:
     if source.hub_name:
         return f"data set {source.hub_name}, shard {file}, row {at}"
     path = source.files[file]
-    return f"{path}:{line_at(path, at) if path.suffix in PLAIN else at + 1}"
+    return f"{path}:{line_at(path, at) if kind(path) in PLAIN else at + 1}"

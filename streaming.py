@@ -29,11 +29,13 @@ import shards
 from batches import Part, deal, mean_batch
 from corpus import Source, held_out
 from counting import count_tokens
-from dataloader import DataArgs, TokenizedText, split_sources, tokenize, tokenize_in_memory
+from dataloader import DataArgs, TokenizedText, tokenize, tokenize_in_memory
 from distributed import from_everyone
 from hub import first_line
 from process import Batch, UserError
 from runtime import die_with_parent
+from sources import kind
+from splits import split_sources
 from vocabulary import one_core, tokenizer_fingerprint
 
 LANES = 8
@@ -80,6 +82,10 @@ class StreamedText:
         size = sum(file.stat().st_size for file in self.source.files)
         return f"a stream of {len(self.source.files)} files, {size / 1e6:,.1f} MB, as"
 
+    def identity_before(self) -> str:
+        """See `dataloader.Text`."""
+        return _identity(self.source, self.tokenizer, self.args, self.aside, named=True)
+
     def counts(self, vocab_size: int) -> Tensor:
         """int64 [V], how often each token occurs in all of it: one pass over the stream, kept in the cache."""
         times = [file.stat().st_mtime_ns for file in self.source.files]  # a file may change and keep its size
@@ -105,10 +111,18 @@ def open_stream(
     sample = tokenize_in_memory(records, source, tokenizer, args.max_length - 2, where=partial(_place, source))
     if not len(sample):
         raise UserError(f"{source}: no text in it; one sentence a line is expected")
-    recipe = [source.hub_name, args.max_length, aside, tokenizer_fingerprint(tokenizer)]
-    recipe += [(os.fsencode(file.name), file.stat().st_size, *_ends(file)) for file in source.files]
-    identity = hashlib.blake2b(repr(recipe).encode(), digest_size=12).hexdigest()
+    identity = _identity(source, tokenizer, args, aside)
     return StreamedText(source, sample, args, identity, tokenizer, aside)
+
+
+def _identity(
+    source: Source, tokenizer: PreTrainedTokenizerBase, args: DataArgs, aside: float, *, named: bool = False
+) -> str:
+    """A name for a stream, by its files' kinds, sizes and ends; `named`: by their names, as it once was."""
+    recipe = [source.hub_name, args.max_length, aside, tokenizer_fingerprint(tokenizer)]
+    names = [os.fsencode(file.name) if named else kind(file) for file in source.files]
+    recipe += [(name, f.stat().st_size, *_ends(f)) for name, f in zip(names, source.files, strict=True)]
+    return hashlib.blake2b(repr(recipe).encode(), digest_size=12).hexdigest()
 
 
 def _ends(file: Path) -> tuple[bytes, bytes]:
@@ -124,10 +138,12 @@ def load_splits(
     """The stream, and the text to validate on: the corpus's own, or the first sentences that are held out of it."""
     (source, _, keep), (valid, part, _) = split_sources(args)
     if keep is None:
-        longest = args.max_length - 2
-        return open_stream(source, tokenizer, args), tokenize(valid, tokenizer, longest, args.cache_dir, part=part)
-    stream = open_stream(source, tokenizer, args, aside=args.valid_fraction)
-    return stream, first_held_out(source, tokenizer, args, max(eval_sequences, 1000))
+        stream = open_stream(source, tokenizer, args)
+        text = tokenize(valid, tokenizer, args.max_length - 2, args.cache_dir, part=part)
+    else:
+        stream = open_stream(source, tokenizer, args, aside=args.valid_fraction)
+        text = first_held_out(source, tokenizer, args, max(eval_sequences, 1000))
+    return stream, text
 
 
 def first_held_out(source: Source, tokenizer: PreTrainedTokenizerBase, args: DataArgs, number: int) -> TokenizedText:

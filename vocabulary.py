@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+import cache
 from corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
-from files import folder_written_whole, local_path
+from files import local_path
 from hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
 from plain_text import encode, failing_in_one_line, panics_as_errors, without_panic_messages
 from pretrained import read_tokenizer
@@ -96,10 +97,10 @@ def learn_tokenizer(
     """One of `LEARNT`, learnt from a source (from both sides of pairs), from the cache if it was learnt before."""
     recipe = f"{RECIPE}:{kind}:{fingerprint(source)}:{vocab_size}:{strip_accents}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
-    if not (folder / "tokenizer_config.json").exists():
+    if not cache.is_whole(folder):
         columns = PAIR if holds_pairs(source) else (source.column,)
         sides = (read_sentences(replace(source, column=c), description="learning a vocabulary") for c in columns)
-        with folder_written_whole(folder) as temporary:
+        with cache.filled(folder) as temporary:
             if kind == "sentencepiece":
                 model = temporary / "sentencepiece.model"
                 model.write_bytes(train_sentencepiece(chain.from_iterable(sides), vocab_size))

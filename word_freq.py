@@ -15,7 +15,7 @@ import checkpoint
 import distributed
 import hub
 from config import parse
-from corpus import Source, holds_pairs, read_records, training_source
+from corpus import Source, announce, holds_pairs, read_records, training_source
 from counting import count_corpus
 from dataloader import tokenize_in_memory
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
@@ -60,6 +60,7 @@ def main() -> None:
     counts, num_sentences = count_corpus(source, tokenizer, vocab_size, args.workers)
     if not counts.any():
         raise UserError(f"{source}: the tokenizer finds no token in it")
+    announce({"train": source})
     checkpoint.write_word_freq(Path(args.output), torch.from_numpy(counts), tokenizer)
     print(
         f"{num_sentences:,} sentences, {counts.sum():,} tokens, {np.count_nonzero(counts):,} of {vocab_size:,} "

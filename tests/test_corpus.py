@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import SENTENCES
 
-from corpus import LM1B, Source, find_source, fingerprint, held_out, holds_pairs, read_sentences, training_source
+from corpus import Source, find_source, fingerprint, held_out, holds_pairs, read_sentences, training_source
 from process import UserError
+from sources import LM1B
 
 TEXT = ["Erste Zeile.", "zweite, mit Ümläuten", "a third  with two  spaces"]
 
@@ -45,10 +46,10 @@ def test_a_folder_is_split_by_file_names(tmp_path: Path) -> None:
         assert [f.name for f in find_source(str(tmp_path), split).files] == [name]
 
 
-def test_unnamed_files_of_a_folder_are_training_text(tmp_path: Path) -> None:
-    for name in ("b.txt", "a.jsonl", "test.txt"):
+def test_files_of_a_folder_that_name_no_split_are_training_text(tmp_path: Path) -> None:
+    for name in ("b.txt", "a.jsonl", "latest.txt"):
         (tmp_path / name).write_text("x")
-    assert [f.name for f in training_source(str(tmp_path)).files] == ["a.jsonl", "b.txt"]
+    assert [f.name for f in training_source(str(tmp_path)).files] == ["a.jsonl", "b.txt", "latest.txt"]
     assert find_source(str(tmp_path), "valid") is None
 
 
@@ -90,7 +91,7 @@ def test_an_empty_or_ambiguous_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no train.txt or train.jsonl"):
         training_source(str(tmp_path))
     (tmp_path / "test.jsonl").write_text("{}")
-    with pytest.raises(UserError, match="test is ambiguous"):
+    with pytest.raises(UserError, match="test.jsonl, test.txt are one text twice"):
         find_source(str(tmp_path), "test")
 
 
@@ -136,7 +137,7 @@ def test_a_real_datasets_folder_is_read_through_the_hub_path(tmp_path: Path, mon
     folder = tmp_path / "org" / "tiny"
     folder.mkdir(parents=True)
     datasets.Dataset.from_dict({"text": TEXT}).to_parquet(folder / "train.parquet")
-    from corpus import _hub_split
+    from sources import _hub_split
 
     assert _hub_split("org/tiny", "train") == "train" and _hub_split("org/tiny", "valid") is None
     source = Source(hub_name="org/tiny", hub_split="train")

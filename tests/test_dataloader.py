@@ -89,6 +89,15 @@ def test_a_failed_tokenisation_leaves_nothing(tmp_path: Path, tokenizer: BertTok
     assert list(cache.iterdir()) == []
 
 
+def test_long_texts_go_to_the_tokenizer_a_few_at_a_time() -> None:
+    """Else 2,000 lines of two million characters would be cut at once."""
+    texts = ["x" * 10**6] * 5 + ["y"] * 3000
+    found = list(dataloader.chunks(texts))
+    assert sum(found, []) == texts and [len(chunk) for chunk in found] == [2, 2, 2000, 1001]
+    pairs = list(dataloader.chunks((text, (0, i)) for i, text in enumerate(texts)))
+    assert [len(chunk) for chunk in pairs] == [2, 2, 2000, 1001]
+
+
 # ---- batches ---------------------------------------------------------------------------------------------------------
 
 

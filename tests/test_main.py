@@ -12,13 +12,13 @@ import pytest
 import torch
 from conftest import SENTENCES, TINY, call
 
-import bookkeeping
 import checkpoint
 import main
 import outcome
 from corpus import held_out
 from dataloader import DataArgs
 from optim import OptimArgs
+from output_folder import OUTPUTS
 from process import WHOLE
 
 ROOT = Path(__file__).parent.parent
@@ -81,7 +81,7 @@ def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
     valid = records(trained, "valid")
     assert valid[-1]["bits_per_token"] < 0.6 * valid[-1]["unigram_bits_per_token"]
     assert records(trained, "train")[0]["step"] == 1  # figures within seconds
-    assert {p.name for p in trained.iterdir()} == {*bookkeeping.OUTPUTS, "run.lock"} - {"fitlog"}
+    assert {p.name for p in trained.iterdir()} == {*OUTPUTS, "run.lock"} - {"fitlog"}
     run = checkpoint.load(str(trained), CPU)
     best = min(valid, key=lambda r: r["bits_per_token"])
     assert run.facts["step"] == best["step"] and run.facts["bits_per_token"] == best["bits_per_token"]

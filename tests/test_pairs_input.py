@@ -58,6 +58,32 @@ def test_a_folder_without_a_card_is_plain_and_a_file_takes_the_card_beside_it(pa
     assert pairs.prompt_of(str(pairs_folder / "train.jsonl")) == "{src} > {trg}"
 
 
+LAUGHS = "a: &a [x, x]\n" + "".join(
+    f"{b}: &{b} [*{a}, *{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("card", "message"),
+    [
+        (f"---\n{LAUGHS}prompt: plain\n---\n", r"not YAML \(an alias"),
+        ("---\na: &a [*a]\n---\n", r"not YAML \(an alias"),
+        ("---\n" + "[" * 5000 + "\n---\n", "not YAML"),
+        ("---\n- a list\n---\n", r"not YAML \(no keys and values\)"),
+        ("---\n" + "a: b\n" * 50_000 + "---\n", "not YAML .250,004 characters, more than 131,072|249,999 characters"),
+        ("x" * 2_000_000, "more than the 1,048,576 that such a file may have"),
+        (None, "not a regular file but a pipe"),
+    ],
+)
+def test_a_card_that_is_a_trap_is_refused_at_once(pairs_folder: Path, card: str | None, message: str) -> None:
+    if card is None:
+        os.mkfifo(pairs_folder / "README.md")
+    else:
+        (pairs_folder / "README.md").write_text(card)
+    with pytest.raises(UserError, match=message):
+        pairs.prompt_of(str(pairs_folder))
+
+
 def test_text_is_not_pairs(pairs_folder: Path, corpus: Path, tmp_path: Path) -> None:
     assert holds_pairs(training_source(str(pairs_folder)))
     assert not holds_pairs(training_source(str(corpus)))
@@ -132,7 +158,7 @@ def test_a_target_that_is_nothing_to_the_tokenizer_is_named(pairs_folder, tmp_pa
     file.write_text(file.read_text() + json.dumps({"src": "a", "trg": "\u0007"}) + "\n")
     flags = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
     assert call(main.main, monkeypatch, *TINY, *flags) == 2
-    assert "the target of pair 361 is empty to the tokenizer" in capsys.readouterr().err
+    assert "train.jsonl:361: the target is empty to the tokenizer" in capsys.readouterr().err
 
 
 def test_settings_of_pairs_are_refused_for_text(corpus, tmp_path, monkeypatch, capsys) -> None:

@@ -282,7 +282,7 @@ def test_a_checkpoint_is_scored_and_sampled_by_its_protocol(process, protocol, c
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--protocol", "padded", "--process", "word_freq"], "give another, or --spindle none"),
+        (["--protocol", "padded", "--process", "word_freq"], "choose another protocol"),
         (["--detokenizer", "ptb", "--word_freq_file", "x.json"], "word_freq_file counts text as it stands"),
         (["--protocol", "wrapped", "--packing", "true"], "packing=true is for protocol=unpadded"),
         (["--protocol", "wrapped", "--streaming", "true"], "streaming=true is for protocol=unpadded"),

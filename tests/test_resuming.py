@@ -8,6 +8,10 @@ import pytest
 import torch
 from test_main import records, train
 
+import dataloader
+import files
+import main
+import sources
 import training_state
 from bookkeeping import Bookkeeper
 from config import TrainArgs
@@ -170,6 +174,56 @@ def test_other_text_is_another_run(monkeypatch, capsys, corpus: Path, tmp_path: 
     corpus.write_text(corpus.read_text() + "one more line.\n" * 30)
     assert train(monkeypatch, corpus, tmp_path)[0] == 2
     assert "a run on other text" in capsys.readouterr().err
+
+
+def test_the_same_text_goes_on_under_another_path_and_another_not(
+    monkeypatch, capsys, corpus, tokenizer, tmp_path
+) -> None:
+    """Its name, its folder, the tokenizer's; a run that is done; one begun when names still counted."""
+    valid, vocabulary = tmp_path / "valid.txt", tmp_path / "vocabulary"
+    valid.write_text("\n".join(corpus.read_text().splitlines()[:40]) + "\n")
+    tokenizer.save_pretrained(vocabulary)
+    words = ["--valid_data", valid, "--tokenizer", vocabulary, "--vocab_size", 0]
+    assert train(monkeypatch, corpus, tmp_path, *words, name="whole")[0] == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        _, folder = train(patch, corpus, tmp_path, *words)
+    other = tmp_path / "other"
+    other.mkdir()
+    moved, checked = (Path(shutil.move(f, other / f"{i}.TXT")) for i, f in enumerate((corpus, valid)))
+    words = ["--tokenizer", shutil.move(vocabulary, other / "words"), "--vocab_size", 0]
+    swapped = tmp_path / "swapped.txt"
+    swapped.write_text(moved.read_text().replace("cat", "tac"))
+    for text, held, what in ((swapped, checked, "text"), (moved, swapped, "validation text")):
+        assert train(monkeypatch, text, tmp_path, *words, "--valid_data", held)[0] == 2
+        assert f"holds a run on other {what} (the files have changed since)" in capsys.readouterr().err
+    words += ["--valid_data", checked]
+    assert train(monkeypatch, moved, tmp_path, *words)[0] == 0
+    assert "resumed after step 2" in capsys.readouterr().out and contents(folder) == contents(tmp_path / "whole")
+    again = Path(shutil.copy(moved, tmp_path / "again.txt"))
+    for text, code in ((moved, 0), (again, 0), (swapped, 2)):  # it is done
+        assert train(monkeypatch, text, tmp_path, *words)[0] == code
+    assert "this run is done" in capsys.readouterr().out
+
+
+def test_a_run_begun_when_names_counted_goes_on(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        real = sources.fingerprint
+        patch.setattr(dataloader, "fingerprint", lambda source, **_: real(source, named=True))
+        patch.setattr(main, "identities", lambda *a, real=main.identities: {**real(*a), "network": None})
+        _, folder = train(patch, corpus, tmp_path)
+    state = sorted(training_state.states(folder))[-1]
+    facts = json.loads((state / "state.json").read_text())
+    assert facts.pop("network") is None
+    (state / "state.json").write_text(json.dumps(facts))
+    checks = json.loads((state / "manifest.json").read_text())
+    checks["state.json"] = files.checksums(state)["state.json"]
+    (state / "manifest.json").write_text(json.dumps(checks))
+    moved = Path(shutil.copy(corpus, tmp_path / "moved.txt"))
+    assert train(monkeypatch, moved, tmp_path)[0] == 2  # of which it cannot be told
+    assert "holds a run with other settings (train_data=" in capsys.readouterr().err
+    assert train(monkeypatch, corpus, tmp_path)[0] == 0 and "resumed after step 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("what", ["validation text", "word frequencies", "text of a stream"])

@@ -9,6 +9,7 @@ import pyarrow.parquet
 import pytest
 
 import corpus
+import records
 import shards
 from corpus import Source
 from process import UserError
@@ -118,7 +119,7 @@ def test_what_is_broken_is_named_with_its_line(tmp_path: Path) -> None:
 
 
 def test_long_lines_are_refused_before_they_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(corpus, "MOST_LINE", 100)
+    monkeypatch.setattr(records, "MOST_LINE", 100)
     (tmp_path / "a.txt").write_text("short\n" + "x" * 99 + "\n" + "y" * 100 + "\n")
     source = Source((tmp_path / "a.txt",))
     with pytest.raises(UserError, match="a.txt:3: the line is longer than 100 bytes"):

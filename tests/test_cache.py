@@ -1,0 +1,69 @@
+"""cache.py: what is in the cache is whole or made again, and what killed processes left there goes."""
+
+import fcntl
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cache
+import counting
+from corpus import training_source
+from dataloader import tokenize
+
+
+def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(corpus: Path, tokenizer, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    cache._tidy.cache_clear()
+    for name in (".0123456789ab.abcd_123", ".0123456789ab.living_1", "other", ".mine"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "tokens.bin").write_bytes(b"x")
+    handle = os.open(folder / ".0123456789ab.living_1", os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    text = tokenize(training_source(str(corpus)), tokenizer, 32, str(folder))
+    os.close(handle)
+    assert {p.name for p in folder.iterdir()} == {".0123456789ab.living_1", "other", ".mine", text.identity}
+
+
+def spoil(file: Path, how: str) -> None:
+    """Another content of the same size."""
+    content = bytearray(file.read_bytes())
+    if how == "first":
+        content[0] ^= 1
+    elif how == "last":
+        content[-1] ^= 64
+    else:
+        content[len(content) // 2 :] = b"\xff" * (len(content) - len(content) // 2)
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize("how", ["first", "last", "half"])
+@pytest.mark.parametrize(
+    "name", ["tokens.bin", "offsets.npy", "num_words.npy", "places.npy", "meta.json", "manifest.json"]
+)
+def test_a_cache_of_the_same_size_is_made_again(corpus, tokenizer, tmp_path, capsys, name: str, how: str) -> None:
+    def get() -> list:
+        text = tokenize(training_source(str(corpus)), tokenizer, 32, str(tmp_path / "cache"))
+        return [np.asarray(part).tolist() for part in (text.tokens, text.offsets, text.num_words, text.places)]
+
+    whole = get()
+    (file,) = (tmp_path / "cache").glob(f"*/{name}")
+    spoil(file, how)
+    assert get() == whole and "it is made again" in capsys.readouterr().err
+    assert get() == whole and not capsys.readouterr().err
+
+
+def test_a_cache_without_checksums_is_made_again(corpus: Path, tokenizer, tmp_path: Path, capsys) -> None:
+    for _ in range(2):
+        text = tokenize(training_source(str(corpus)), tokenizer, 32, str(tmp_path / "cache"))
+        (tmp_path / "cache" / text.identity / "manifest.json").unlink()
+    assert "manifest.json is missing; it is made again" in capsys.readouterr().err
+
+
+def test_changed_counts_are_counted_again(corpus: Path, tokenizer, tmp_path: Path, capsys) -> None:
+    words = {"cache_dir": str(tmp_path / "cache"), "identity": "a"}
+    first = counting.count_tokens(training_source(str(corpus)), tokenizer, 300, **words)
+    spoil(tmp_path / "cache" / "counts-a" / "counts.safetensors", "last")
+    assert counting.count_tokens(training_source(str(corpus)), tokenizer, 300, **words).equal(first)
+    assert "it is made again" in capsys.readouterr().err

@@ -1,0 +1,38 @@
+"""output_folder.py: who has a folder, and what a run that begins there finds. (What happens to two runs: test_overlap.)"""
+
+from pathlib import Path
+
+import pytest
+
+from config import TrainArgs
+from output_folder import OUTPUTS, alone, claim
+from process import UserError
+
+
+def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
+    args = TrainArgs(str(tmp_path / "run"))
+    with alone(args), pytest.raises(UserError, match="another process is training into this folder"), alone(args):
+        pass
+    assert not (tmp_path / "run").exists()  # nothing began there
+    with alone(args):
+        (tmp_path / "run" / "run.json").write_text("{}")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "run.lock"}
+
+
+def test_a_folder_of_somebody_elses_stays(tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    with alone(TrainArgs(str(tmp_path / "notes"))):
+        pass
+    assert not list((tmp_path / "notes").iterdir())
+
+
+def test_a_new_run_clears_what_runs_leave_and_nothing_else(tmp_path: Path) -> None:
+    for name in (*OUTPUTS, "mine.txt", ".log.jsonl.abcd1234", ".mine.abcd1234"):
+        (tmp_path / name).write_text("")
+    claim(tmp_path, {"seed": 1}, 0, use_fitlog=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", ".mine.abcd1234", "run.json", "state"}
+    (tmp_path / "checkpoint").mkdir()
+    (tmp_path / "log.jsonl").write_text('{"kind": "train", "step": 3}\n{"kind": "train", "step": 9}\n')
+    claim(tmp_path, {"seed": 1}, 5, use_fitlog=True)
+    assert (tmp_path / "checkpoint").is_dir()
+    assert (tmp_path / "log.jsonl").read_text() == '{"kind": "train", "step": 3}\n'

@@ -1,0 +1,76 @@
+"""records.py: every key, kind and shape of a line is read rightly or refused in one line that says what to do."""
+
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from conftest import write_jsonl
+
+import records
+from corpus import holds_pairs, read_sentences, training_source
+from process import UserError
+from sources import Source
+
+
+def texts(file: Path, column: str = "text") -> list[str]:
+    return list(read_sentences(Source((file,), column=column)))
+
+
+@pytest.mark.parametrize("names", [("src", "trg"), ("src", "tgt"), ("source", "target"), ("input", "output")])
+def test_pairs_by_any_of_their_names(tmp_path: Path, names: tuple) -> None:
+    file = tmp_path / "a.jsonl"
+    write_jsonl(file, [{names[0]: f"s{i}", names[1]: f"t{i}", "id": i} for i in (1, 2)])
+    assert holds_pairs(training_source(str(file)))
+    assert texts(file, "src") == ["s1", "s2"] and texts(file, "trg") == ["t1", "t2"]
+    table = tmp_path / "b.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({names[0]: ["s"], names[1]: ["t"]}), table)
+    assert holds_pairs(Source((table,))) and texts(table, "trg") == ["t"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.jsonl", '{"text": null}', r'a.jsonl:1: .*string "text"; its "text" is null'),
+        ("a.jsonl", '{"text": "x"}\n{"text": 5}', r'a.jsonl:2: .*its "text" is 5'),
+        ("a.jsonl", '{"question": "a", "paraphrase": "b"}', r"its keys are .*; a pair's are src and trg, source and"),
+        ("a.jsonl", '{"source": "a"}', r"its keys are \['source'\]"),
+        ("a.jsonl", '{"text": "a", "src": "b", "trg": "c"}', '"text" and "src" and "trg"; leave out'),
+        ("a.jsonl", '{"source": "a", "target": "b", "input": "c", "output": "d"}', "its keys are"),
+        ("a.jsonl", '[\n {"text": "a"}\n]', "a.jsonl:1: not JSON, one object a line, but a value over several; write"),
+        ("a.jsonl", '[{"text": "a"}]', "write one object a line"),
+        ("a.jsonl", '{\n "text": "a"\n}', "a value over several"),
+        ("a.txt", '[\n {"text": "a"}\n]', "a.txt:1: JSON in a .txt file; write one object a line"),
+        ("a.txt", '{"text": "a"}\n{"text": "b"}', "a.txt:1: a JSON object in a .txt file; if every line is one, name"),
+        ("a.txt", "id,text\n1,hello", "a.txt:1: the head of a table with commas"),
+        ("a.txt", '"id","text"\n1,hello', "the head of a table with commas"),
+        ("a.TXT", "label\tsentence1\n1\thello", "the head of a table with tabs"),
+        ("a.txt", "word " * 1_000_000, "a.txt:1: a text of 4,999,999 characters, more than 2,097,152; split it"),
+        ("a.JSONL", '{"text": "' + "w " * 2_000_000 + '"}', "a.JSONL:1: a text of 3,999,999 characters"),
+    ],
+)  # fmt: skip
+def test_what_is_no_record_is_said_with_the_remedy(tmp_path: Path, name: str, content: str, message: str) -> None:
+    file = tmp_path / name
+    file.write_text(content + "\n")
+    with pytest.raises(UserError, match=message) as caught:
+        source = training_source(str(file))
+        list(read_sentences(Source((file,), column="trg")) if holds_pairs(source) else read_sentences(source))
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("text", ["{ is a brace", "[1] a note", "one, two, three", "text, label", "a\tb", "[MASK] it"])
+def test_prose_that_looks_a_little_like_data_is_prose(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(text)
+    assert texts(file) == [text]
+
+
+def test_keys_that_pairs_may_have_do_not_make_pairs_of_texts(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"text": "a", "source": "the web", "target": ""}\n')
+    assert not holds_pairs(Source((file,))) and texts(file) == ["a"]
+
+
+def test_names_of_a_table_of_both_pairs(tmp_path: Path) -> None:
+    assert records.pair_names({"src", "trg", "source", "target"}) == ("src", "trg")
+    assert records.pair_names({"source", "target", "input", "output"}) is None
