@@ -1,4 +1,4 @@
-"""output_folder.py: who has a folder, and what a run that begins there finds. (What happens to two runs: test_overlap.)"""
+"""output_folder.py: who has a folder, and what a run finds there. (What happens to two of them: test_overlap.py)"""
 
 from pathlib import Path
 
