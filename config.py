@@ -4,6 +4,7 @@ Both published DiffusionBERT command lines run as written: aliases stand beside 
 form are rewritten by `_MODERNISED`, and flags that mean nothing any more are accepted with a word of explanation.
 """
 
+import difflib
 import math
 import sys
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import NoReturn
 
 from transformers import HfArgumentParser
 
-from process import UserError, check_choices, check_ranges
+from process import UserError, check_choices, check_ranges, shown
 
 PROCESS_NAMES = ("word_freq", "mdlm", "d3pm", "sedd", "ar", "score")
 """What --process may be; `checkpoint.PROCESSES` says what each is."""
@@ -166,7 +167,13 @@ def chosen_process(argv: list[str] | None = None) -> str:
 
 
 def parse(
-    kinds: list[type], description: str, *, meaningless: dict[str, str] | None = None, argv: list[str] | None = None
+    kinds: list[type],
+    description: str,
+    *,
+    meaningless: dict[str, str] | None = None,
+    elsewhere: dict[str, str] | None = None,
+    epilog: str = "",
+    argv: list[str] | None = None,
 ) -> tuple:
     """One frozen dataclass of each kind from the command line.
 
@@ -174,19 +181,39 @@ def parse(
         kinds: dataclasses; their fields are the flags.
         description: what --help says first.
         meaningless: flags that are accepted and explained on stderr, by name.
+        elsewhere: flags that are known but not here, by name, and where they are, in words.
+        epilog: what --help says last.
         argv: the words; default the process's own.
 
     Raises:
         UserError: if a flag is unknown or a value is out of range.
     """
     words = _modernise(sys.argv[1:] if argv is None else argv, {**MEANINGLESS, **(meaningless or {})})
-    parser = _Parser(kinds, description=description.split("\n")[0], allow_abbrev=False)
+    parser = _Parser(kinds, description=description.split("\n")[0], epilog=epilog, allow_abbrev=False)
+    for action in parser._actions:  # transformers gives the negation of a flag the same help as the flag
+        if negated := [name for name in action.option_strings if name.startswith("--no_")]:
+            action.help = f"the same as {negated[0].replace('--no_', '--')} false"
     try:
-        return parser.parse_args_into_dataclasses(words, look_for_args_file=False)
+        *parsed, rest = parser.parse_args_into_dataclasses(words, True, look_for_args_file=False)
     except UserError:
         raise
     except ValueError as error:
         raise UserError(str(error)) from error
+    if rest:
+        raise UserError(f"{_unknown(rest[0], parser, elsewhere or {})} (--help lists every setting)")
+    return tuple(parsed)
+
+
+def _unknown(word: str, parser: _Parser, elsewhere: dict[str, str]) -> str:
+    """What is wrong with a word of the command line that nothing took."""
+    if not word.startswith("-"):
+        return f"a word too many: {shown(word)}; every setting is a flag and its value"
+    if word.replace("-", "_").replace("__", "--", 1) in elsewhere:
+        return f"{word} is a setting of {elsewhere[word.replace('-', '_').replace('__', '--', 1)]}"
+    known = [name for action in parser._actions for name in action.option_strings]
+    near = difflib.get_close_matches(word, [name for name in known if "-" not in name.lstrip("-")] or known, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"unknown flag {shown(word)[1:-1]}{hint}"
 
 
 def _modernise(argv: list[str], meaningless: dict[str, str]) -> list[str]:

@@ -109,10 +109,10 @@ def cores() -> int:
 def count_piece(source: Source, piece: shards.Piece, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Counted:
     """The same of one piece."""
     found = Counted(np.zeros(vocab_size, dtype=np.int64))
-    for records in chunks(shards.read(source, piece)):
-        encoding = encode(tokenizer, [record.text for record in records], note=False)
+    for records in chunks((record.text, record.at) for record in shards.read(source, piece)):
+        encoding = encode(tokenizer, [text for text, _ in records], note=False)
         ids = np.concatenate(encoding["input_ids"]).astype(np.int64)
-        first = (piece.file, records[min(encoding.again)].at) if encoding.again else NOWHERE
+        first = (piece.file, records[min(encoding.again)][1]) if encoding.again else NOWHERE
         found += Counted(np.bincount(ids, minlength=vocab_size), len(records), len(encoding.again), first)
     return found
 

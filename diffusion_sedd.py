@@ -41,6 +41,7 @@ class SeddArgs(ToldSigma):
 
     noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "sigma(t)"})
     sampling_eps: float = field(default=1e-3, metadata={"help": "the smallest t of the training"})
+    own_time = "layerwise"  # how its network is told sigma, unless the command line says otherwise
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def look_for_hub() -> str:
         huggingface_hub.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
         return ""
     except Exception as error:  # any failure to connect, of whichever HTTP library this is
-        silence = f"{constants.ENDPOINT} does not answer: {first_line(error)}"
+        silence = f"{without_credentials(constants.ENDPOINT)} does not answer: {first_line(error)}"
     os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries that are not imported yet
     constants.HF_HUB_OFFLINE = True
     if "datasets" in sys.modules:
@@ -113,7 +114,12 @@ def verify(name: str, kind: str) -> None:
 def first_line(error: Exception) -> str:
     """What an error says, without the essay that follows; a line that ends in a colon takes the next one with it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")])
+    return without_credentials(" ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]))
+
+
+def without_credentials(text: str) -> str:
+    """A text whose addresses (HF_ENDPOINT may hold one of https://name:password@host) do not tell who calls."""
+    return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
 def why_not_given(error: Exception) -> str:

@@ -8,7 +8,6 @@ torchrun --nproc_per_node 4 main.py ...
 """
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import math
@@ -34,7 +33,7 @@ import runtime
 import streaming
 import training_state
 from bookkeeping import EARLY, TIME_IS_SHORT, Bookkeeper
-from config import TrainArgs, chosen_process, parse
+from config import TrainArgs
 from corpus import holds_pairs, training_source
 from diffusion_word_freq import WordFreqDiffusion
 from masked_prediction import masked_lm_loss
@@ -46,20 +45,19 @@ from outcome import Figures, summary
 from output_folder import TOKENIZER, alone
 from pacing import Pace
 from process import Batch, Loss, Share, UserError
+from settings import Settings, by_name, read
 from spindle_report import spindle_report
 from splits import say_what_was_read
 from tracking import draw_curve, speak
 from vocabulary import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
 
-Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, object, OptimArgs, protocols.TextForm]
-"""One dataclass each; the fifth is that of the process."""
-OF_NO_NETWORK = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures"}
+OF_NO_NETWORK = {"_name_or_path", "initialized_from", "transformers_version", "dtype", "torch_dtype", "architectures"}
 """Entries of a configuration that say nothing of what it computes."""
 
 
 def main() -> None:
     """Read the settings, find out where the run stands, build it, train it, say what was written."""
-    settings: Settings = parse(kinds(chosen_process()), __doc__)
+    settings = read(__doc__)
     hub.quiet_libraries()
     args = settings[0]
     runtime.set_up_cpu(args.threads)
@@ -83,18 +81,6 @@ def main() -> None:
                 say(spindle_report(run.process, train_text, run.tokenizer))
             train(settings, run, train_text, valid_text, device, start)
     return None
-
-
-def kinds(process: str) -> list[type]:
-    """The dataclasses that the command line is read into."""
-    noise = checkpoint.PROCESSES[process].settings
-    return [TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, noise, OptimArgs, protocols.TextForm]
-
-
-def by_name(settings: Settings) -> dict:
-    """Every setting, and how many processes there are."""
-    named = {name: value for part in settings for name, value in dataclasses.asdict(part).items()}
-    return {**named, "world_size": distributed.world_size(), "job": distributed.job()}
 
 
 def identities(run: checkpoint.Run, train_text: dataloader.Text, valid_text: dataloader.Text) -> dict[str, str]:

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from corpus import _decoded, read_line
 from files import folder_written_whole, held_alone, open_regular, written_whole
 from process import UserError, shown
+from records import decoded, read_line
 
 FORM = {"source": str, "reference": str, "prediction": str, "candidates": list}
 """What a record of ours must hold."""
@@ -184,7 +184,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
                 number, size = number + 1, size + len(line)
                 if size > MOST_BYTES:
                     raise UserError(f"{path}: more than {MOST_BYTES:,} bytes; split it into several files")
-                yield number, _decoded(line, path, number)
+                yield number, decoded(line, path, number)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -94,7 +94,7 @@ def read_line(stream: BinaryIO, file: Path, number: Callable[[], int]) -> bytes:
 
 def parse_line(line: bytes, file: Path, number: int, columns: tuple[str, ...]) -> dict[str, str]:
     """The wanted strings of a line, stripped; nothing if the line is blank or its text is."""
-    text = _decoded(line, file, number)
+    text = decoded(line, file, number)
     if not kind(file).startswith(".jsonl"):
         if columns == PAIR:
             raise UserError(f'{file}: pairs are read from .jsonl files, one {{"src": ..., "trg": ...}} a line')
@@ -137,7 +137,12 @@ def bounded(text: str, place: str) -> str:
     return text
 
 
-def _decoded(line: bytes, file: Path, number: int) -> str:
+def decoded(line: bytes, file: Path, number: int) -> str:
+    """A line of text, stripped, and the first one without its byte order mark.
+
+    Raises:
+        UserError: naming file and line, if it is not UTF-8.
+    """
     if b"\0" in line:
         raise UserError(f"{file}:{number}: it has a NUL byte; if the file is UTF-16, convert it, e.g. with iconv")
     try:
@@ -153,7 +158,7 @@ def parse_object(line: bytes, file: Path, number: int) -> dict:
     Raises:
         UserError: naming file and line, if there is none.
     """
-    text = _decoded(line, file, number)
+    text = decoded(line, file, number)
     if text in ("[", "{") or text.startswith("[{"):
         raise UserError(f"{file}:{number}: not JSON, one object a line, but a value over several; {ARRAY}")
     try:

@@ -335,7 +335,8 @@ def build(
         network = fresh_network(args, tokenizer, causal=causal, **(of_embeddings or {}))
     else:
         network = load_network(args.model_name_or_path, causal=causal)
-    denoiser = wrap(network, args.time_conditioning, num_steps, causal=causal, continuous=of_embeddings is not None)
+    time = "none" if args.time_conditioning == "auto" else args.time_conditioning
+    denoiser = wrap(network, time, num_steps, causal=causal, continuous=of_embeddings is not None)
     require_settings(network, of_embeddings or {})
     require_vocabulary(args.model_name_or_path, denoiser.vocab_size, tokenizer)
     try:  # auto is settled where the device is known, models/machine.py

@@ -88,11 +88,12 @@ class BertArgs:
         default="", metadata={"help": "with from_scratch: hidden_size=256,num_hidden_layers=4,..."}
     )
     time_conditioning: str = field(
-        default="none",
+        default="auto",
         metadata={
             "aliases": ["--timestep"],
-            "choices": list(TIME_CONDITIONINGS),
-            "help": "none: time-agnostic (TAD); layerwise: in each layer (LTE); token: after [CLS] (PTE)",
+            "choices": ["auto", *TIME_CONDITIONINGS],
+            "help": "none: time-agnostic (TAD); layerwise: in each layer (LTE); token: after [CLS] (PTE); auto: what "
+            "the process needs, layerwise for sedd, else none",
         },
     )
     attn_implementation: str = field(

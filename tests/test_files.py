@@ -1,6 +1,7 @@
 """files.py: what is written is whole or absent, and what is damaged says so."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,77 @@ def test_a_lock_is_held_by_one_and_let_go(tmp_path: Path) -> None:
 def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not UTF-8; give another name"):
         files.require_writable("output_dir", Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), folder=True)
+
+
+# ---- what is no file -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipe(tmp_path: Path) -> Path:
+    os.mkfifo(tmp_path / "pipe")
+    return tmp_path / "pipe"
+
+
+@pytest.mark.parametrize("read", [files.read_bytes, files.read_text, files.open_regular])
+def test_what_is_no_file_is_refused_at_once(pipe: Path, tmp_path: Path, read: Callable) -> None:
+    """A pipe would be waited for, /dev/zero fills all memory."""
+    (tmp_path / "link").symlink_to(pipe)
+    for path in (pipe, tmp_path / "link", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(UserError, match="not a regular file but a pipe, device or socket; give a file"):
+            read(path)
+    with pytest.raises(OSError):
+        read(tmp_path)
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    with pytest.raises(OSError):
+        read(tmp_path / "circle")
+
+
+def test_no_more_is_read_than_may_be(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 11)
+    assert files.read_bytes(tmp_path / "a", 11) == b"x" * 11
+    with pytest.raises(UserError, match="11 bytes, more than the 10 that such a file may have"):
+        files.read_bytes(tmp_path / "a", 10)
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
+def test_the_umask_holds(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with files.written_whole(tmp_path / "file") as file:
+            file.write("a")
+        with files.folder_written_whole(tmp_path / "folder") as folder:
+            (folder / "b").write_text("b")
+            (folder / "inside").mkdir(0o700)
+    finally:
+        os.umask(before)
+    found = {p: p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
+    assert found == {p: (0o777 if p.is_dir() else 0o666) & ~mask for p in found}
+
+
+def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+    (tmp_path / ".left.abcd1234").mkdir()
+    (tmp_path / ".left.abcd1234" / "tokens.bin").write_text("half")
+    (tmp_path / ".notes").mkdir()
+    with files.folder_written_whole(tmp_path / "whole") as folder:
+        (folder / "tokens.bin").write_text("all")
+        files.clear_abandoned(tmp_path)
+        assert {p.name for p in tmp_path.iterdir()} == {folder.name, ".notes"}
+    files.clear_abandoned(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"whole", ".notes"}
+    files.clear_abandoned(tmp_path / "nowhere")
+
+
+def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one who had it removes it just before another, who has opened it, locks it: that would be no lock at all."""
+    lock, real, removed = tmp_path / "lock", files.fcntl.flock, []
+
+    def late(file: object, how: int) -> None:
+        if not removed:
+            removed.append(lock.unlink())
+        real(file, how)
+
+    monkeypatch.setattr(files.fcntl, "flock", late)
+    with files.held_alone(lock, "not yours"):
+        assert removed and lock.exists()
+        with pytest.raises(UserError, match="not yours"), files.held_alone(lock, "not yours"):
+            pass

@@ -70,6 +70,20 @@ def test_the_first_line_of_an_error_or_its_name() -> None:
     assert hub.first_line(ValueError("in x:\n  bad\nvery")) == "in x: bad"
 
 
+def test_an_address_does_not_tell_a_password(monkeypatch) -> None:
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub.constants, "ENDPOINT", "http://me:secret@127.0.0.1:9")
+    hub.look_for_hub.cache_clear()
+    try:
+        said = hub.look_for_hub()
+    finally:
+        hub.look_for_hub.cache_clear()
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert said.startswith("http://***@127.0.0.1:9 does not answer") and "secret" not in said
+    error = ValueError("for url: https://me:s3cr3t@hub.example/api (see https://hub.example/@me)")
+    assert hub.first_line(error) == "for url: https://***@hub.example/api (see https://hub.example/@me)"
+
+
 @pytest.fixture
 def mini(tmp_path: Path, tokenizer) -> MiniHub:
     """LM1B and bert-base-uncased, very small, under the names that `bash run.sh` asks for."""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 import compute_elbo
-import main
+import settings
 from config import PROCESS_NAMES
 from models.networks import PRESETS
 from process import BoundArgs
@@ -297,7 +297,7 @@ def test_the_scripts_know_which_settings_are_paths() -> None:
     no_paths = {
         "warm_start_rates", "device", "prompt", "config_overrides", "attn_implementation", "posterior", "given_kinds",
     }  # fmt: skip
-    kinds = [kind for name in PROCESS_NAMES for kind in main.kinds(name)] + [compute_elbo.ElboArgs, BoundArgs]
+    kinds = [kind for name in PROCESS_NAMES for kind in settings.kinds(name)] + [compute_elbo.ElboArgs, BoundArgs]
     texts = {field.name: field for kind in kinds for field in dataclasses.fields(kind) if field.type in (str, "str")}
     paths = {name: field for name, field in texts.items() if "choices" not in field.metadata and name not in no_paths}
     known = (ROOT / "setup.sh").read_text().split("flag_takes() {")[1].split("\n}")[0]
