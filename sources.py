@@ -69,7 +69,8 @@ class Source:
         return f"data set {self.hub_name}, row {place[1]}" if self.hub_name else f"{self.files[place[0]]}:{place[1]}"
 
     def __str__(self) -> str:
-        return self.hub_name or ", ".join(str(file) for file in self.files)
+        more = f" and {len(self.files) - 3:,} more files" if len(self.files) > 3 else ""
+        return self.hub_name or ", ".join(str(file) for file in self.files[:3]) + more
 
 
 def kind(file: Path) -> str:
