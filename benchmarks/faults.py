@@ -33,7 +33,7 @@ SETTINGS = [
     "--from_scratch", "true", "--num_steps", "64", "--threads", "1", "--precision", "fp32", "--eval_step_size", "32",
     "--config_overrides",
     "hidden_size=64,intermediate_size=128,num_hidden_layers=2,num_attention_heads=2,attention_dropout=0.1",
-    "--batch_size", "8", "--learning_rate", "3e-3", "--fitlog", "false", "--optimizer", "muon", "--ema_decay", "0.9",
+    "--batch_size", "8", "--learning_rate", "3e-3", "--optimizer", "muon", "--ema_decay", "0.9",
     "--eval_sequences", "16", "--eval_steps", "20", "--save_every", "7", "--max_steps", "60", "--logging_steps", "1",
     "--accumulation_steps", "2", "--valid_fraction", "0.1", "--warm_start", "0.2",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from transformers import BertTokenizerFast
 import dataloader
 from corpus import training_source
 from dataloader import DataArgs, collate, tokenize
+from plain_text import chunks
 from process import UserError
 from protocols import load_splits
 from vocabulary import train_wordpiece
@@ -92,9 +93,9 @@ def test_a_failed_tokenisation_leaves_nothing(tmp_path: Path, tokenizer: BertTok
 def test_long_texts_go_to_the_tokenizer_a_few_at_a_time() -> None:
     """Else 2,000 lines of two million characters would be cut at once."""
     texts = ["x" * 10**6] * 5 + ["y"] * 3000
-    found = list(dataloader.chunks(texts))
+    found = list(chunks(texts))
     assert sum(found, []) == texts and [len(chunk) for chunk in found] == [2, 2, 2000, 1001]
-    pairs = list(dataloader.chunks((text, (0, i)) for i, text in enumerate(texts)))
+    pairs = list(chunks((text, (0, i)) for i, text in enumerate(texts)))
     assert [len(chunk) for chunk in pairs] == [2, 2, 2000, 1001]
 
 

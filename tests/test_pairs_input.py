@@ -182,8 +182,8 @@ def test_a_folder_without_training_pairs_and_a_broken_card(pairs_folder, tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"---\na: &a [x, x]\nprompt: [*a, *a]\n---\n", r"its header has an alias \(\*name\); write out"),
-        (b"---\nprompt: [" + b"x, " * 100_000 + b"]\n---\n", r"README.md: prompt=\['x', .* must be a text"),
+        (b"---\na: &a [x, x]\nprompt: [*a, *a]\n---\n", r"its header is not YAML \(an alias \(\*name\)"),
+        (b"---\nprompt: [" + b"x, " * 100_000 + b"]\n---\n", r"its header is not YAML .300,010 characters, more"),
         ("---\nprompt: plain\n---\n".encode("utf-16"), "its header is not YAML .*; give --prompt"),
         (b"---\n" + b"x: y\n" * 300_000 + b"---\n", "more than the 1,048,576 that such a file may have"),
         (b"---\n- ab\n- cd\n---\n", "its header is not YAML"),

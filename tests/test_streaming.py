@@ -174,9 +174,9 @@ def test_a_worker_hands_over_no_tensor(source: Source, tokenizer: BertTokenizerF
 def test_a_worker_that_fails_ends_the_run_in_one_line(source: Source, tokenizer, monkeypatch) -> None:
     text = streaming.open_stream(source, tokenizer, DataArgs("x", **{**WORDS, "num_workers": 1}))
     monkeypatch.setattr(streaming, "tokenize_in_memory", lambda *_, **__: 1 / 0)  # a worker is a fork, and has this
-    with contextlib.closing(streaming.StreamedBatches(text, seed=1)) as reading:
-        with pytest.raises(UserError, match=r"reading it failed \(ZeroDivisionError: division by zero\)"):
-            reading.take()
+    said = r"reading it failed \(ZeroDivisionError: division by zero\)"
+    with contextlib.closing(streaming.StreamedBatches(text, seed=1)) as reading, pytest.raises(UserError, match=said):
+        reading.take()
 
 
 def test_readers_that_cannot_be_started_are_said_to_be(source: Source, tokenizer, monkeypatch) -> None:

@@ -1,0 +1,133 @@
+"""Every entry of every JSON file of a checkpoint, changed: the checkpoint is refused in a line, or works as ever."""
+
+import itertools
+import json
+import math
+import shutil
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import checkpoint
+import predict
+from models.networks import load_network
+from process import Batch, SampleArgs, UserError
+from vocabulary import encode, load_tokenizer
+
+VALUES = [None, [], {}, "x", "", -1, 0, 3, 10**9, 10**18, 0.5, math.nan, math.inf, True, False, ["a"], [[1]], {"a": 1}]
+CPU = torch.device("cpu")
+MANY = 20
+"""Entries of a list or an object, of which more are alike: then three of them stand for all."""
+Way = tuple[str | int, ...]
+
+
+def ways(thing: object, way: Way = ()) -> Iterator[Way]:
+    """Where everything in a JSON value is, whatever lies in what."""
+    if way:
+        yield way
+    entries = list(thing.items() if isinstance(thing, dict) else enumerate(thing) if isinstance(thing, list) else ())
+    for key, inner in entries if len(entries) < MANY or len(way) < 1 else [*entries[:2], entries[-1]]:
+        yield from ways(inner, (*way, key))
+
+
+def changed(whole: object, way: Way, value: object) -> object:
+    """A copy with another value there; with GONE, without the entry."""
+    copy = json.loads(json.dumps(whole))
+    place = copy
+    for key in way[:-1]:
+        place = place[key]
+    if value is GONE:
+        del place[way[-1]]
+    else:
+        place[way[-1]] = value
+    return copy
+
+
+GONE = object()
+
+
+def variants(file: Path, each: int) -> Iterator[str]:
+    """The file's content, everything in it changed `each` times; over all entries every value has its turn."""
+    whole, turn = json.loads(file.read_text()), itertools.cycle([*VALUES, GONE])
+    for way in ways(whole):
+        for value in itertools.islice(turn, each):
+            yield json.dumps(changed(whole, way, value))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, trained: Path) -> Path:
+    shutil.copytree(trained / "checkpoint", tmp_path / "checkpoint")
+    return tmp_path / "checkpoint"
+
+
+def use(run: checkpoint.Run) -> None:
+    """A sample, and the bound of one sentence."""
+    with torch.no_grad():
+        predict.samples(run, predict.PredictArgs("x", num_samples=1), SampleArgs(num_steps=4), CPU)
+        ids = torch.tensor([[run.tokenizer.cls_token_id, 7, 8, run.tokenizer.sep_token_id]])
+        there = torch.ones_like(ids, dtype=torch.bool)
+        targets = torch.tensor([[False, True, True, False]])
+        bound = run.process.nll_bound(run.denoiser, Batch(ids, there, targets), 2)
+    assert bound.isfinite().all()
+
+
+def test_process_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, tokenizer = load_network(str(folder), whole=True), load_tokenizer(str(folder))
+    monkeypatch.setattr(checkpoint, "load_network", lambda *_, **__: network)
+    monkeypatch.setattr(checkpoint, "load_tokenizer", lambda *_: tokenizer)
+    refused = used = 0
+    for content in variants(folder / "process.json", len(VALUES) + 1):
+        (folder / "process.json").write_text(content)
+        try:
+            run = checkpoint.load(str(folder), CPU)
+        except UserError as error:
+            assert str(folder) in str(error) and len(str(error)) < 700, content
+            refused += 1
+        else:
+            used += 1
+            if used % 10 == 0:
+                use(run)
+    assert refused > 300 and used > 30
+
+
+def test_config_json(folder: Path) -> None:
+    refused = 0
+    for content in variants(folder / "config.json", len(VALUES) + 1):
+        (folder / "config.json").write_text(content)
+        try:
+            network = load_network(str(folder), whole=True)
+            checkpoint.wrap(network, "none", 64)
+        except UserError as error:
+            refused += 1
+            assert len(str(error)) < 700, content
+    assert refused > 20
+
+
+@pytest.mark.parametrize(("name", "each"), [("tokenizer_config.json", 19), ("tokenizer.json", 8)])
+def test_tokenizers(folder: Path, name: str, each: int) -> None:
+    refused = 0
+    for content in variants(folder / name, each):
+        (folder / name).write_text(content)
+        try:
+            tokenizer = load_tokenizer(str(folder))
+            with warnings.catch_warnings(action="ignore"):
+                encode(tokenizer, ["the cat sees [MASK] <s>"], note=False)
+        except UserError as error:
+            refused += 1
+            assert len(str(error)) < 700, content
+    assert refused > 20
+
+
+def test_word_freq_json(folder: Path) -> None:
+    tokenizer = load_tokenizer(str(folder))
+    for content in variants(folder / "word_freq.json", len(VALUES) + 1):
+        (folder / "word_freq.json").write_text(content)
+        try:
+            counts = checkpoint.read_word_freq(folder / "word_freq.json", tokenizer, 200)
+        except UserError as error:
+            assert len(str(error)) < 700
+        else:
+            assert counts.sum() > 0
