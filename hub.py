@@ -12,6 +12,8 @@ import transformers
 from huggingface_hub import constants
 
 PATIENCE = 10  # seconds for the hub's first answer
+MOST_REASON = 300
+"""Characters of what a library says of an error."""
 OF_A_CONFIG = ["config.json"]
 OF_A_NETWORK = [*OF_A_CONFIG, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
 OF_A_TOKENIZER = [
@@ -114,7 +116,8 @@ def verify(name: str, kind: str) -> None:
 def first_line(error: Exception) -> str:
     """What an error says, without the essay that follows; a line that ends in a colon takes the next one with it."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return without_credentials(" ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]))
+    line = without_credentials(" ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]))
+    return line if len(line) <= MOST_REASON else f"{line[: MOST_REASON // 2]}...{line[-MOST_REASON // 2 :]}"
 
 
 def without_credentials(text: str) -> str:
