@@ -77,8 +77,7 @@ class Bookkeeper:
                 with files.folder_written_whole(self.output / TOKENIZER) as folder:
                     run.tokenizer.save_pretrained(folder)
         self.tracker = Tracker(self.output, settings, active=self.leads, use_fitlog=args.fitlog, began=figures.seconds)
-        if step:
-            self.tracker.note({"resumed_after_step": step})
+        self.tracker.note({"resumed_after_step": step} if step else {"began_with": self.began_with})
         self.eval_steps = self._plan(pace.total_steps)[0]
         if not (pace.max_minutes and is_adaptable(args)):
             figures.eval_sequences = self._plan(pace.total_steps)[1]
@@ -226,7 +225,8 @@ class Bookkeeper:
             self._remember(report, indices)
             self.tracker.valid(step, report, best=is_best)
             self.say(f"step {step}: validation bound{' (best)' if is_best else ''}: {likelihood.describe(report)}")
-            run.facts = {"step": step, "training_minutes": round(self.seconds() / 60, 2), **report}
+            minutes = round(self.seconds() / 60, 2)
+            run.facts = {"step": step, "training_minutes": minutes, "began_with": self.began_with, **report}
             if verdict := self.figures.verdict(step):
                 run.facts["verdict"] = verdict
             weights = checkpoint.weights_of(run)
@@ -310,6 +310,7 @@ class Bookkeeper:
             + (f" ({train_text.cuts})" if train_text.cuts else "")
             + (f"; prompt {run.pairs.prompt!r}, target window {run.pairs.target_window}" if run.pairs else "")
             + f"; {parameters / 1e6:.1f} M parameters, {vocabulary_size(run.tokenizer):,} tokens in the vocabulary\n"
+            + f"weights: {self.began_with}\n"
             + (f"{self.args.max_minutes:g} minutes, or " if self.args.max_minutes else "")
             + f"{self.pace.total_steps:,} steps of {self.per_step:,.0f} {what} on {self.device} in {precision}, "
             f"{run.denoiser.network.config._attn_implementation} attention"
@@ -317,6 +318,11 @@ class Bookkeeper:
             + self._fewer_scored()
             + (f"\nresumed after step {step:,}" if step else "")
         )
+
+    @property
+    def began_with(self) -> str:
+        """Where the network's weights came from, and which of them are new."""
+        return getattr(self.run.denoiser.network.config, "initialized_from", "unknown")
 
     def _fewer_scored(self) -> str:
         asked = min(self.args.eval_sequences or len(self.valid_text), len(self.valid_text))
