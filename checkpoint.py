@@ -269,7 +269,7 @@ def load(name: str, device: torch.device, *, posterior: str = "", **of_text: str
         pairs = PairFormat(**description["pairs"]) if description.get("pairs") else None
         trained = TextForm(**(description.get("text") or {}))
         form = replace(trained, **{k: v for k, v in of_text.items() if v})
-    except (KeyError, TypeError, UserError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # UserError is one
         raise UserError(f"checkpoint {path}: process.json does not fit this version ({error})") from error
     network = load_network(str(path), whole=True, causal=kind.causal)
     tokenizer = load_tokenizer(str(path))

@@ -10,6 +10,7 @@ calls `from_pretrained` or `from_config`.
 import json
 import math
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -197,7 +198,7 @@ def _compare_sizes(kind: type, config: PretrainedConfig, folder: Path) -> None:
 
 def _outline(kind: type, config: PretrainedConfig) -> PreTrainedModel:
     """The network without its numbers: nothing is allocated."""
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # of sizes of 0
         return kind.from_config(
             config, dtype=torch.float32, trust_remote_code=False, attn_implementation=attention_of(kind, config)
         )

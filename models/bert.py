@@ -274,6 +274,9 @@ def wrap(
         UserError: if it is laid out in a way that is not known, cannot be told the time so, looks to the wrong side,
             reads the other kind, reads its padding, or makes no numbers.
     """
+    longest = getattr(network.config, "max_position_embeddings", 1)
+    if type(longest) is not int:
+        raise UserError(f"max_position_embeddings={longest!r} of {type(network).__name__} must be a whole number")
     if continuous:
         return as_score_denoiser(network, time_conditioning)
     if isinstance(network, ScoreLmNetwork):

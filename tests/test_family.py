@@ -1,11 +1,14 @@
 """Every process through the same scripts: main.py, resuming, predict.py, pairs, compute_elbo.py."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import SENTENCES, TINY, call
+from safetensors.torch import load_file, save_file
 from test_main import records
 from test_resuming import contents, logged, stop_after
 
@@ -128,3 +131,27 @@ def test_what_is_for_word_freq_alone_is_refused_for_others(trained: tuple[str, P
     if name != "word_freq":
         with pytest.raises(UserError, match=f"posterior=released is for process=word_freq; .* is of {name}"):
             checkpoint.load(str(folder), CPU, posterior="released")
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 3e38])
+def test_no_figure_and_no_text_comes_of_weights_that_are_no_numbers(
+    monkeypatch, capsys, trained: tuple[str, Path], tmp_path: Path, value: float
+) -> None:
+    """Whichever tensor it is in: refused, or, if it is only large, finite."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(trained[1] / "checkpoint", folder)
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES[:3]) + "\n")
+    weights = load_file(folder / "model.safetensors")
+    for name in list(weights)[:: -(-len(weights) // 4)]:
+        spoilt = {**weights, name: weights[name].clone()}
+        spoilt[name].view(-1)[:: 7 if value == 3e38 else 10**9] = value
+        save_file(spoilt, folder / "model.safetensors", {"format": "pt"})
+        scoring = ["--data", tmp_path / "text.txt", "--cache_dir", tmp_path / "cache", "--json"]
+        scoring += [] if trained[0] in ("ar", "sedd") else ["--num_steps", 4]
+        drawing = ["--num_samples", 2, *([] if trained[0] == "ar" else ["--num_steps", 4])]
+        for script, words in ((predict, drawing), (compute_elbo, scoring)):
+            code = call(script.main, monkeypatch, "--checkpoint", folder, *words)
+            out, err = capsys.readouterr()
+            assert code == 2 or math.isfinite(value), (name, value)
+            assert code in (0, 2) and "NaN" not in out and "Infinity" not in out
+            assert code == 0 or (not out and err.count("error: ") == 1 and "finite" in err), err
