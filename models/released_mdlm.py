@@ -6,6 +6,7 @@ the file is a refusal.
 """
 
 import collections
+import zipfile
 from pathlib import Path
 
 import torch
@@ -18,6 +19,8 @@ from models.dit import DitConfig, DitNetwork
 from process import UserError
 
 PREFIX = "backbone."
+MOST_PACKED = 2**20
+"""Bytes by which an archive's entries may exceed it."""
 
 
 class StandIn:
@@ -68,8 +71,23 @@ def read_weights(path: Path, *, averaged: bool) -> dict[str, Tensor]:
     return weights
 
 
+def require_stored(path: Path) -> None:
+    """Refuse an archive that unpacks to more than it is: torch stores its tensors as they are.
+
+    Raises:
+        UserError: with both sizes.
+    """
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        if unpacked > size + MOST_PACKED:
+            raise UserError(f"{path}: {size:,} bytes that unpack to {unpacked:,}; torch does not pack its files so")
+
+
 def _read_lightning(path: Path) -> tuple[dict, object]:
     try:
+        require_stored(path)
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)  # read off the file, which is not run
         strangers = [name for name in named if not name.startswith(IGNORED) and name not in PLAIN | FACTORIES.keys()]
         if strangers:

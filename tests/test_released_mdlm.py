@@ -6,6 +6,7 @@ import pickle
 import re
 import sys
 import types
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -143,6 +144,17 @@ def gpt2(tmp_path: Path) -> Path:
     )
     made.save_pretrained(tmp_path / "gpt2")
     return tmp_path / "gpt2"
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_is(tmp_path: Path) -> None:
+    file = lightning(tmp_path / "a.ckpt", network(), network())
+    read_weights(file, averaged=True)
+    with zipfile.ZipFile(file) as whole, zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for entry in whole.infolist():
+            packed.writestr(entry.filename, whole.read(entry))
+        packed.writestr("a/data/bomb", bytes(50_000_000))
+    with pytest.raises(UserError, match=r"b.ckpt: [0-9,]+ bytes that unpack to [0-9,]+; torch does not pack its files"):
+        read_weights(tmp_path / "b.ckpt", averaged=True)
 
 
 @pytest.mark.parametrize("process", ["mdlm", "sedd", "ar"])
