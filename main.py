@@ -253,20 +253,8 @@ def train(
     named = {**by_name(settings), **start.kept}
 
     with contextlib.closing(stream), runtime.Notice().awaited() as notice:
-        book = Bookkeeper(
-            args,
-            named,
-            run,
-            valid_text,
-            learner,
-            wrapped,
-            device,
-            data,
-            figures,
-            step=start.step,
-            pace=pace,
-            per_step=per_step,
-        )
+        length = {"step": start.step, "pace": pace, "per_step": per_step}
+        book = Bookkeeper(args, named, run, valid_text, learner, wrapped, device, data, figures, **length)
         book.announce(train_text, precision, start.step)
         if start.facts.get("evaluation_due"):
             book.evaluate_and_save(start.step, first=True)
