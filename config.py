@@ -4,6 +4,7 @@ Both published DiffusionBERT command lines run as written: aliases stand beside 
 form are rewritten by `_MODERNISED`, and flags that mean nothing any more are accepted with a word of explanation.
 """
 
+import argparse
 import difflib
 import math
 import sys
@@ -152,6 +153,15 @@ FROM_CHECKPOINT = {
 """More of them, for the scripts that read a checkpoint."""
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with defaults where they say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        negation = any(name.startswith("--no_") for name in action.option_strings)
+        silent = action.required or negation or action.default in ("", None)
+        return action.help if silent else super()._get_help_string(action)
+
+
 class _Parser(HfArgumentParser):
     """HfArgumentParser whose errors are one line."""
 
@@ -160,10 +170,16 @@ class _Parser(HfArgumentParser):
 
 
 def chosen_process(argv: list[str] | None = None) -> str:
-    """Which process a command line names: its settings are flags, too, and must be known before the line is read."""
+    """Which process a command line names: its settings are flags, too, and must be known before the line is read.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
     words = _split_equals(sys.argv[1:] if argv is None else argv)
     named = [value for flag, value in zip(words, words[1:], strict=False) if flag == "--process"]
-    return named[-1] if named and named[-1] in PROCESS_NAMES else PROCESS_NAMES[0]
+    if named and named[-1] not in PROCESS_NAMES:
+        raise UserError(f"process={shown(named[-1])} must be one of {', '.join(PROCESS_NAMES)}")
+    return named[-1] if named else PROCESS_NAMES[0]
 
 
 def parse(
@@ -189,10 +205,16 @@ def parse(
         UserError: if a flag is unknown or a value is out of range.
     """
     words = _modernise(sys.argv[1:] if argv is None else argv, {**MEANINGLESS, **(meaningless or {})})
-    parser = _Parser(kinds, description=description.split("\n")[0], epilog=epilog, allow_abbrev=False)
+    parser = _Parser(
+        kinds, description=description.split("\n")[0], epilog=epilog, allow_abbrev=False, formatter_class=_Help
+    )
     for action in parser._actions:  # transformers gives the negation of a flag the same help as the flag
         if negated := [name for name in action.option_strings if name.startswith("--no_")]:
             action.help = f"the same as {negated[0].replace('--no_', '--')} false"
+    known = {name for action in parser._actions for name in action.option_strings}
+    for word in words:  # before argparse, which would speak of a setting that is missing and not of the misspelt one
+        if word.startswith("--") and word not in known:
+            raise UserError(f"{_unknown(word, known, elsewhere or {})} (--help lists every setting)")
     try:
         *parsed, rest = parser.parse_args_into_dataclasses(words, True, look_for_args_file=False)
     except UserError:
@@ -200,18 +222,18 @@ def parse(
     except ValueError as error:
         raise UserError(str(error)) from error
     if rest:
-        raise UserError(f"{_unknown(rest[0], parser, elsewhere or {})} (--help lists every setting)")
+        raise UserError(f"{_unknown(rest[0], known, elsewhere or {})} (--help lists every setting)")
     return tuple(parsed)
 
 
-def _unknown(word: str, parser: _Parser, elsewhere: dict[str, str]) -> str:
+def _unknown(word: str, known: set[str], elsewhere: dict[str, str]) -> str:
     """What is wrong with a word of the command line that nothing took."""
     if not word.startswith("-"):
         return f"a word too many: {shown(word)}; every setting is a flag and its value"
     if word.replace("-", "_").replace("__", "--", 1) in elsewhere:
         return f"{word} is a setting of {elsewhere[word.replace('-', '_').replace('__', '--', 1)]}"
-    known = [name for action in parser._actions for name in action.option_strings]
-    near = difflib.get_close_matches(word, [name for name in known if "-" not in name.lstrip("-")] or known, n=1)
+    spelt = sorted(name for name in known if "-" not in name.lstrip("-"))
+    near = difflib.get_close_matches(word, spelt, n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]}?" if near else ""
     return f"unknown flag {shown(word)[1:-1]}{hint}"
 

@@ -8,6 +8,7 @@ python import_mdlm.py --source ar.ckpt --tokenizer gpt2 --process ar --output_di
 python import_mdlm.py --source sedd.ckpt --tokenizer gpt2 --process sedd --time_conditioning layerwise --output_dir out
 """
 
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,7 +88,7 @@ def main() -> None:
     run = checkpoint.Run(denoiser, process, settings, tokenizer, counts, histogram, args.max_length, facts, form=form)
     checkpoint.save(output, run)
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters written to {output}")
-    print(f"next: python predict.py --checkpoint {output} --num_samples 4")
+    print(f"next: python predict.py --checkpoint {shlex.quote(str(output))} --num_samples 4")
 
 
 def open_tokenizer(name: str) -> PreTrainedTokenizerBase:

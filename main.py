@@ -133,6 +133,7 @@ def prepare(
             raise UserError(f"strategy=fsdp does not go with {what}; use strategy=ddp, or bf16 and adamw")
     if data.streaming and not args.max_steps:
         raise UserError("streaming=true reads a text of unknown length; give max_steps")
+    training_source(data.train_data)  # a misspelt path is said before anything of the tokenizer is
     with distributed.leader_first():
         tokenizer = prepare_tokenizer(data, network, Path(args.output_dir) / TOKENIZER if start.path else None)
         train_text, valid_text, of_pairs = load_texts(settings, tokenizer)

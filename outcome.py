@@ -6,6 +6,7 @@ prints, in its log's last note, in the checkpoint's facts and card, and in the d
 
 import json
 import math
+import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -36,10 +37,12 @@ def verdict(
     if not unigram:
         return ""
     words = []
-    if best > uniform + 1:
+    guess = max(uniform, unigram)
+    rose = not first_loss or last_loss > 1.2 * first_loss or best > LOST * max(guess, first_loss)
+    if best > guess + 1 and rose:
         words.append(
             f"the training diverged: its best bound, {number(best, 3)} bits/token, is worse than guessing every token "
-            f"alike ({number(uniform, 3)}); {REMEDY}"
+            f"alike ({number(guess, 3)}); {REMEDY}"
         )
     elif best >= unigram:
         words.append(
@@ -51,7 +54,7 @@ def verdict(
             f"the training diverged after its best bound ({number(best, 3)} bits/token): the last one is "
             f"{number(last, 3)}, and word frequencies alone give {number(unigram, 3)}; {REMEDY}"
         )
-    if not words and first_loss and last_loss > LOST * max(first_loss, uniform):
+    if not words and first_loss and last_loss > LOST * max(first_loss, guess):
         words.append(
             f"the training diverged: its loss rose from {number(first_loss, 3)} to {number(last_loss, 3)} bits/token; "
             f"{REMEDY}"
@@ -125,9 +128,10 @@ def uniform_bits(vocab_size: int) -> float:
 
 def summary(output: Path, verdict: str, *, of_pairs: bool, with_fitlog: bool) -> str:
     """What is wrong with a finished run, if anything; where its things are, and what to type next."""
-    best, page = output / "checkpoint", command(output) if with_fitlog else ""
+    best, page = shlex.quote(str(output / "checkpoint")), command(output) if with_fitlog else ""
     return (
-        (f"  WARNING     {verdict}\n" if verdict else "") + f"  checkpoint  {best}  (the last one: {best}-last)\n"
+        (f"  WARNING     {verdict}\n" if verdict else "")
+        + f"  checkpoint  {best}  (the last one: {output / 'checkpoint-last'})\n"
         f"  log         {output / 'log.jsonl'}, {output / 'curve.png'}\n"
         + (f"  curves      {page}  # this run's, beside its neighbours'\n" if page else "")
         + (

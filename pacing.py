@@ -56,6 +56,10 @@ class Pace:
         elif not warm_up.step:
             warm_up.step = min(step, self.warmup_steps)
             warm_up.seconds = seconds * (warm_up.step - 1) / (step - 1) if warm_up.step < step else seconds
+            by_default = 0.0 if optim.warmup_steps else 0.6 * self.max_minutes  # a hundredth of the time, in seconds
+            if 0 < 2 * by_default < warm_up.seconds:  # long ago: a run resumed from a state without the note
+                warm_up.step = max(1, round(warm_up.step * by_default / warm_up.seconds))
+                warm_up.seconds = by_default
         warmed = self.progress(warm_up.step, warm_up.seconds) if warm_up.step else 0.0
         return learning_rate(optim, step, progress, self.warmup_steps, warmed)
 

@@ -232,6 +232,8 @@ def _copy_without(tokenizer: PreTrainedTokenizerBase, special: set[int]) -> Toke
         model["vocab"] = {_hidden(token, names): i for token, i in model["vocab"].items()}
     else:
         model["vocab"] = [[_hidden(token, names), score] for token, score in model["vocab"]]
+    if model.get("unk_token") is not None:
+        model["unk_token"] = _hidden(model["unk_token"], names)
     if "merges" in model:
         prefix = model.get("continuing_subword_prefix") or ""
         model["merges"] = [pair for pair in model["merges"] if names.isdisjoint(_made_of(pair, prefix))]

@@ -4,6 +4,7 @@ python predict_downstream_condition.py --checkpoint out/qqp/checkpoint --data co
     --mbr_size 10 --num_steps 200 --output out/qqp/predictions.jsonl
 """
 
+import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -101,7 +102,7 @@ def main() -> None:
         records = written(run, args, sampling, sources, references, device, Journal(output, recipe))
     print(
         f"{len(records):,} sources with {args.mbr_size} candidates each written to {output}\n"
-        f"next: python compute_metric.py --predictions {output}",
+        f"next: python compute_metric.py --predictions {shlex.quote(str(output))}",
         file=sys.stderr,
     )
     show(records[: args.show])

@@ -145,8 +145,10 @@ def decoded(line: bytes, file: Path, number: int) -> str:
     """
     if b"\0" in line:
         raise UserError(f"{file}:{number}: it has a NUL byte; if the file is UTF-16, convert it, e.g. with iconv")
+    if number == 1 and line.strip().count(b"\r") > 1:
+        raise UserError(f"{file}: its lines end in carriage returns alone; convert it, e.g. with tr '\\r' '\\n'")
     try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+        return line.decode("utf-8").removeprefix("\ufeff").strip()  # of files put together every first line has a mark
     except UnicodeDecodeError as error:
         where = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
         raise UserError(f"{file}:{number}: not UTF-8 ({where}); convert the file, e.g. with iconv") from error
@@ -160,7 +162,7 @@ def parse_object(line: bytes, file: Path, number: int) -> dict:
     """
     text = decoded(line, file, number)
     if text in ("[", "{") or text.startswith("[{"):
-        raise UserError(f"{file}:{number}: not JSON, one object a line, but a value over several; {ARRAY}")
+        raise UserError(f"{file}:{number}: an array, or a value over several lines, not one object a line; {ARRAY}")
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:

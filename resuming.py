@@ -114,7 +114,8 @@ def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> S
 
 
 def _listed(known: dict, names: list[str]) -> str:
-    return ", ".join(f"{name}={shown(known.get(name))}" for name in names[:4])
+    named = ["process"] if "process" in names else [name for name in names if name in known] or names
+    return ", ".join(f"{name}={shown(known.get(name))}" for name in named[:4])
 
 
 def _moved(known: dict, settings: dict) -> list[str]:
@@ -198,7 +199,8 @@ def require_same_text(
         then = start.facts.get(what, now if what == "network" else None)  # which older runs do not tell
         if then != now and then != before().get(what):
             raise UserError(
-                f"output_dir={args.output_dir} holds a run on other {SAID[what]} (the files have changed since); "
+                f"output_dir={args.output_dir} holds a run on other {SAID[what]} "
+                "(files that have changed, or the same text written otherwise); "
                 "bring the old ones back, give another folder, or --overwrite true"
             )
 

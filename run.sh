@@ -125,7 +125,10 @@ case ${1-lm1b} in
         text=$(existing "$1")
         name=$(results_of "$text")
         case $name in
-            cache) refuse "$(shown "$1"): out/cache holds tokenised text; give the file another name" ;;
+            cache | fitlog) refuse "$(shown "$1"): out/$name holds what all runs share; give it another name" ;;
+            demo | lm1b | condition_*)
+                [ "$(given "$output_flag" "" "$@")" ] || refuse "$(shown "$1"): out/$name is another recipe's; give --output_dir"
+                ;;
             /) refuse "/: give a folder of texts" ;;
         esac
         recipe=(own_text "$text" "out/$name")

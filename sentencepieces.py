@@ -99,7 +99,8 @@ def scoring(model: proto.ModelProto) -> models.Unigram:
 def normalizer(model: proto.ModelProto) -> normalizers.Normalizer:
     """The model's own table of characters, no more spaces than one between words, and one before the first."""
     spec, parts = model.normalizer_spec, []
-    if spec.precompiled_charsmap:
+    if spec.precompiled_charsmap:  # the library's own step puts no letter together with more than one mark
+        parts.append(normalizers.NFC())
         parts.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
         parts += [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]

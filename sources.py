@@ -25,8 +25,10 @@ HELD_OUT = "heldout"
 SPLIT_WORDS = {
     "train": "train",
     "training": "train",
-    **dict.fromkeys(("valid", "validation", "validating", "val", "dev", "eval", "evaluation"), "valid"),
-    **dict.fromkeys(("test", "tests", "testing", "devtest"), "test"),
+    "trn": "train",
+    **dict.fromkeys(("valid", "validation", "validate", "validating", "val", "eval", "evaluation"), "valid"),
+    **dict.fromkeys(("dev", "devel", "development", "newsdev"), "valid"),
+    **dict.fromkeys(("test", "tests", "testing", "tst", "devtest", "newstest"), "test"),
     HELD_OUT: HELD_OUT,
 }
 """Words of a file's name that say its split; "set" or "data" may follow without a space (testset)."""
@@ -134,15 +136,24 @@ def split_of(name: str) -> str:
     Raises:
         UserError: if it says two.
     """
-    stem = _stem(Path(name))
-    words = re.findall(r"[^\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", stem))
-    joined = re.sub(r"\bheld out\b", HELD_OUT, " ".join(words).lower()).split()
-    found = {SPLIT_WORDS[w] for word in joined for w in (word, re.sub("(set|data)$", "", word)) if w in SPLIT_WORDS}
+    stem = re.sub(r"(?i)held[-_. ]?out|hold[-_. ]?out", HELD_OUT, _stem(Path(name)))
+    found = {SPLIT_WORDS[word] for word in SPLIT_WORDS if _stands_in(word, stem)}
     if len(found) > 1 and "train" not in found:
         found -= {HELD_OUT}  # heldout_test.txt
     if len(found) > 1:
         raise UserError(f"{name} names two splits ({' and '.join(sorted(found))}); rename it")
     return found.pop() if found else ""
+
+
+def _stands_in(word: str, stem: str) -> bool:
+    """Whether a word stands in a name as one: between other characters than letters, or where capitals begin or end."""
+    for match in re.finditer(word + "(?:set|data)?", stem, re.IGNORECASE):
+        before, own, after = stem[: match.start()][-1:], match[0], stem[match.end() :][:1]
+        begins = not before.isalpha() or (before.isupper() != own[0].isupper()) or own[:2].istitle()
+        ends = not after.isalpha() or (after.isupper() and not own[-1].isupper()) or (own.isupper() and after.islower())
+        if begins and ends:
+            return True
+    return False
 
 
 def _stem(file: Path) -> str:
@@ -185,11 +196,23 @@ def _splits_of(folder: Path) -> dict[str, list[Path]]:
             f"{folder}: {_listed(named)} name a split, {_listed(unnamed)} none; say it in the name (train, valid, "
             "test), move the file away, or give the one file that is meant"
         )
+    _require_no_hidden_split(folder, unnamed)
     by_split["train"] += unnamed
     for split in ("valid", "test"):
         if not by_split[split]:
             by_split[split], by_split[HELD_OUT] = by_split[HELD_OUT], []
     return by_split
+
+
+def _require_no_hidden_split(folder: Path, unnamed: list[Path]) -> None:
+    """Refuse to train on all of mytrain.txt and mytest.txt: their names say a split, though not as a word."""
+    training = [file for file in unnamed if "train" in _stem(file).lower()]
+    others = [file for file in unnamed if re.search("test|valid|held|hold", _stem(file).lower())]
+    if training and others:
+        raise UserError(
+            f"{folder}: {_listed(others)} beside {_listed(training)}: if their names say a split, set it apart "
+            "(my_test.txt); if not, rename them, or give the one file that is meant"
+        )
 
 
 def _find_in_folder(folder: Path, split: str) -> Source | None:

@@ -48,7 +48,7 @@ def _aside(train: Source, args: DataArgs) -> tuple[Keep, str]:
             return aside, share
     few = smallest_part((text for text, _ in read_records(given, description="looking")), args.valid_fraction)
     if few is None:
-        raise UserError(f"{train}: all its texts are the same, so none can be held out; give more, or --valid_data")
+        raise UserError(f"{train}: one text, or all the same, so none can be held out; give more, or --valid_data")
     return few, f"{share} of few"
 
 

@@ -3,6 +3,7 @@
 python word_freq.py --train_data lm1b --tokenizer bert-base-uncased --output word_freq.json
 """
 
+import shlex
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -66,7 +67,8 @@ def main() -> None:
         f"{num_sentences:,} sentences, {counts.sum():,} tokens, {np.count_nonzero(counts):,} of {vocab_size:,} "
         f"token types seen; written to {args.output}\n"
         f"at --word_freq_lambda {WordFreqArgs.word_freq_lambda:g}, {describe_spindle(source, tokenizer, counts)}\n"
-        f"next: python main.py --train_data {args.train_data} --word_freq_file {args.output} --output_dir DIR"
+        f"next: python main.py --train_data {shlex.quote(args.train_data)} --tokenizer {shlex.quote(args.tokenizer)} "
+        f"--word_freq_file {shlex.quote(args.output)} --output_dir DIR"
     )
 
 

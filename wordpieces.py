@@ -20,8 +20,11 @@ from files import read_text
 from process import UserError
 
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-UNSEEN = r"[[\p{Cc}\p{Cf}]&&[^\s\x{200C}\x{200D}\x{E0020}-\x{E007F}]]|\x{FFFD}"
-"""Characters that are never seen; those that join letters (Persian, Hindi) or make up an emoji are kept."""
+UNSEEN = (
+    r"[[\p{Cc}]&&[^\s]]|[\x{AD}\x{200B}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2060}-\x{206F}\x{FEFF}"
+    r"\x{FFF9}-\x{FFFB}\x{FFFD}]"
+)
+"""Characters that are never seen; those that join letters (Persian, Hindi, Mongolian) or make up an emoji are kept."""
 LONGEST_WORD = 300
 """Characters; Thai, Lao and Khmer write whole sentences without a space. A longer one is cut, never unknown."""
 COMMON_CHARACTERS = 1000
@@ -29,6 +32,7 @@ COMMON_CHARACTERS = 1000
 COVERAGE = 0.9999
 """or as many as make up this share of the text, if that is more and the vocabulary has room."""
 FOLD_AT = 2**20  # different words between spaces; a text without spaces must not be held twice
+SHARE = 0.01  # of the words of a vocab.txt that say of what text it is; an uncased one may have had some added
 AT_ONCE = 1000  # occurrences of a word in one string for the trainer
 
 
@@ -155,11 +159,11 @@ def load_vocab_txt(file: Path) -> PreTrainedTokenizerBase:
         raise UserError(
             f"{file}: a WordPiece vocabulary must hold {', '.join(SPECIAL_TOKENS)}; missing: {', '.join(lacking)}"
         )
-    if is_cased(entries):
+    cased, accented = is_cased(entries), has_accents(entries)
+    _note_unreached(entries, file, cased=cased, accented=accented)
+    if cased:
         return BertTokenizerFast(vocab=entries, do_lower_case=False, strip_accents=False)
-    if has_accents(entries):
-        return BertTokenizerFast(vocab=entries, strip_accents=False)
-    return BertTokenizerFast(vocab=entries)
+    return BertTokenizerFast(vocab=entries, **({"strip_accents": False} if accented else {}))
 
 
 def read_vocab_txt(file: Path) -> dict[str, int]:
@@ -180,15 +184,40 @@ def read_vocab_txt(file: Path) -> dict[str, int]:
 
 
 def is_cased(entries: Iterable[str]) -> bool:
-    """Whether an entry that is not in brackets has a capital letter: lower-cased text could never reach it."""
-    return any(entry != entry.lower() for entry in entries if not (entry.startswith("[") and entry.endswith("]")))
+    """Whether a vocabulary is of cased text: a good share of its words has capital letters (BERT's cased ones: 40 %).
+
+    A few that were added to an uncased one do not make it cased: every other capitalised word would become unknown.
+    """
+    words = [entry for entry in entries if _is_word(entry)]
+    return sum(map(_is_capitalised, words)) > SHARE * len(words)
 
 
 def has_accents(entries: Iterable[str]) -> bool:
-    """Whether an entry has marks, which text without accents could never reach."""
-    return any(
-        unicodedata.category(character) == "Mn"
-        for entry in entries
-        if not entry.isascii()
-        for character in unicodedata.normalize("NFD", entry)
-    )
+    """Whether a vocabulary is of text with its marks: a good share of its words has some, or words of their scripts."""
+    words = [entry for entry in entries if _is_word(entry)]
+    return sum(map(_has_marks, words)) > SHARE * len(words)
+
+
+def _is_word(entry: str) -> bool:
+    return not (entry.startswith("[") and entry.endswith("]")) and not entry.startswith("<")
+
+
+def _is_capitalised(entry: str) -> bool:
+    return entry != entry.lower()
+
+
+def _has_marks(entry: str) -> bool:
+    return not entry.isascii() and any(unicodedata.category(c) == "Mn" for c in unicodedata.normalize("NFD", entry))
+
+
+def _note_unreached(entries: Iterable[str], file: Path, *, cased: bool, accented: bool) -> None:
+    """Entries that no text reaches, since it is lower-cased, or its marks are taken off."""
+    lost = [
+        e for e in entries if _is_word(e) and not cased and (_is_capitalised(e) or (not accented and _has_marks(e)))
+    ]
+    if lost:
+        print(
+            f"note: {file} is read as uncased: no text reaches {len(lost):,} of its entries (e.g. {lost[0]}); if it is "
+            "cased, say so by do_lower_case=false in a tokenizer_config.json beside it",
+            file=sys.stderr,
+        )

@@ -19,6 +19,8 @@ ASCII_WORD = re.compile(r"[a-z0-9]+")
 WORD_KINDS = ("unicode", "ascii")
 LOOKED_AT = 200
 """Texts that decide about a script, evenly spread over all."""
+SIZEABLE = 0.1
+"""Share of the letters."""
 LETTERS_A_GAP = 5
 """Letters to a space, at least, where words are not set apart; Thai and Japanese cut into words have 2 to 4."""
 
@@ -49,16 +51,18 @@ def _word() -> re.Pattern:
 
 
 def are_set_apart(texts: Sequence[str], gaps: float | None = None) -> bool:
-    """Whether spaces stand between the words of texts: not if most letters are of a script without, and few spaces.
+    """Whether spaces stand between the words of texts.
+
+    Not if a sizeable share of their letters is of a script that is written without, and there are few spaces for them.
 
     Args:
         texts: a few hundred of them, at most, are looked at.
         gaps: spaces between words in what is looked at, where that is all and its spaces are not the original's.
     """
     seen = texts[:: -(-len(texts) // LOOKED_AT)] if len(texts) > LOOKED_AT else texts
-    unspaced = sum(len(UNSPACED_LETTER.findall(text)) for text in seen if not text.isascii())
-    if not unspaced or 2 * unspaced < sum(len(LETTER.findall(text)) for text in seen):
+    unspaced = [len(UNSPACED_LETTER.findall(text)) if not text.isascii() else 0 for text in seen]
+    if not sum(unspaced) or sum(unspaced) < SIZEABLE * sum(len(LETTER.findall(text)) for text in seen):
         return True
     if gaps is None:
-        gaps = sum(max(0, len(text.split()) - 1) for text in seen)
-    return gaps * LETTERS_A_GAP > unspaced
+        gaps = sum(max(0, len(text.split()) - 1) for text, number in zip(seen, unspaced, strict=True) if number)
+    return gaps * LETTERS_A_GAP > sum(unspaced)

@@ -214,7 +214,7 @@ def fresh_network(
         config = _configuration(args, tokenizer, causal=causal)
         config.update({name: value for name, value in more.items() if hasattr(config, name)})
         network = make_network(kind, config)
-        network.config.initialized_from = "random weights"
+        network.config.initialized_from = "random"
         return network
     except UserError:
         raise

@@ -3,14 +3,15 @@
 import torch
 from torch import Tensor, nn
 
+from hub import first_line
 from process import Denoiser, UserError
 
 FAMILIES = "BERT, RoBERTa, XLM-R, CamemBERT, Data2Vec, MPNet, DistilBERT, ModernBERT, ALBERT, ELECTRA and DeBERTa-v2"
 """Networks that `tests/test_bert.py` wraps, trains and pads."""
-TOKENS = 5
-"""Of the sentence that is tried."""
-WIDTH = 70
-"""Slots that it is padded to: more than the landmarks or windows of networks that look at blocks of a row."""
+FEW, MANY = 5, 60
+"""Tokens of the sentences that are tried: the longer one is longer than a chunk of networks that cut rows,"""
+MORE = 65
+"""and so is the padding: more than their landmarks and windows."""
 CLOSE = 1e-3
 """Difference that kernels may make, as a share of the size of the hidden states."""
 
@@ -29,31 +30,39 @@ def try_out(denoiser: Denoiser, max_length: int, vocab_size: int, pad_id: int | 
         UserError: with the families that work.
     """
     name = type(denoiser.network).__name__
-    alone = _hidden(denoiser, TOKENS, vocab_size, pad_id)
-    if not denoiser.decode(alone).isfinite().all():
-        raise UserError(f"{name}: its output on {TOKENS} tokens is not finite; its weights are damaged, or too large")
-    width = min(WIDTH, max_length)
-    if width <= TOKENS:
-        return
-    padded = _hidden(denoiser, width, vocab_size, pad_id)[:, :TOKENS]
-    if (padded - alone).abs().max() > CLOSE * alone.abs().mean():
-        raise UserError(
-            f"{name} reads its padding: its output at a token changes when [PAD]s follow, so samples and bounds would "
-            f"depend on the batch; {FAMILIES} do not"
-        )
+    for length in (FEW, MANY):
+        if length > max_length:
+            return
+        alone = _hidden(denoiser, length, length, vocab_size, pad_id or 0)
+        if not denoiser.decode(alone[:, :FEW]).isfinite().all():
+            raise UserError(f"{name}: its output on {FEW} tokens is not finite; its weights are damaged, or too large")
+        again = _hidden(denoiser, length, length, vocab_size, pad_id or 0)
+        if (again - alone).abs().max() > CLOSE * alone.abs().mean():
+            raise UserError(f"{name}: the same tokens give another output every time; {FAMILIES} work")
+        width = min(length + MORE, max_length)
+        for fill in (pad_id or 0, (pad_id or 0) + 1):  # the row of [PAD] may be zero before it is trained
+            padded = _hidden(denoiser, length, width, vocab_size, fill)[:, :length]
+            if (padded - alone).abs().max() > CLOSE * alone.abs().mean():
+                raise UserError(
+                    f"{name} reads its padding: its output at a token changes when [PAD]s follow, so samples and "
+                    f"bounds would depend on the batch; {FAMILIES} do not"
+                )
 
 
 @torch.no_grad()
-def _hidden(denoiser: Denoiser, width: int, vocab_size: int, pad_id: int | None) -> Tensor:
-    """The hidden states of a sentence in a row of so many slots, [1, width, D], in full precision."""
+def _hidden(denoiser: Denoiser, length: int, width: int, vocab_size: int, fill: int) -> Tensor:
+    """The hidden states of a sentence in a row of so many slots, [1, width, D]."""
     network: nn.Module = denoiser.network
     device, training = network.device, network.training
-    tokens = torch.arange(TOKENS, device=device) % vocab_size
-    xt = torch.full((1, width), (pad_id or 0) % vocab_size, device=device)
-    xt[0, :TOKENS] = tokens
-    attended = torch.arange(width, device=device)[None] < TOKENS
+    xt = torch.full((1, width), fill % vocab_size, device=device)
+    xt[0, :length] = torch.arange(length, device=device) % vocab_size
+    attended = torch.arange(width, device=device)[None] < length
     network.eval()
     try:
         return denoiser.encode(xt, torch.ones(1, dtype=torch.long, device=device), attended)
+    except UserError:
+        raise
+    except Exception as error:  # what it needs of a row, it says in any way it likes
+        raise UserError(f"{type(network).__name__} cannot read a row of {width} tokens: {first_line(error)}") from error
     finally:
         network.train(training)

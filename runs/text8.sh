@@ -26,7 +26,12 @@ from pathlib import Path
 
 from files import folder_written_whole
 
-text, folder = Path(sys.argv[1]).read_text(encoding="ascii"), Path(sys.argv[2])
+folder = Path(sys.argv[2])
+try:
+    text = Path(sys.argv[1]).read_text(encoding="ascii")
+except UnicodeDecodeError as error:
+    print(f"error: {sys.argv[1]}: byte {error.start + 1} is no letter a to z; give the file text8 itself", file=sys.stderr)
+    sys.exit(2)
 if not folder.exists():
     bounds = {"train": (0, 0.9), "valid": (0.9, 0.95), "test": (0.95, 1)}
     with folder_written_whole(folder) as temporary:

@@ -146,7 +146,7 @@ REFUSED = {
         "nothere.txt": "nothere.txt: no such file or folder",
         "|": "(an empty name): no such file or folder",
         "/": "/: give a folder of texts",
-        "cache/": "out/cache holds tokenised text",
+        "cache/": "out/cache holds what all runs share",
         "a.v1.txt|a.v2.jsonl.gz": "a.v2.jsonl.gz: a word too many",
         "demo|--seed|3": "--seed: demo takes no further words",
         "-dash.txt": "-dash.txt is read as a flag; write ./-dash.txt",

@@ -10,6 +10,7 @@ from conftest import write_jsonl
 import records
 from corpus import holds_pairs, read_sentences, training_source
 from process import UserError
+from records import decoded
 from sources import Source
 
 
@@ -37,7 +38,7 @@ def test_pairs_by_any_of_their_names(tmp_path: Path, names: tuple) -> None:
         ("a.jsonl", '{"source": "a"}', r"its keys are \['source'\]"),
         ("a.jsonl", '{"text": "a", "src": "b", "trg": "c"}', '"text" and "src" and "trg"; leave out'),
         ("a.jsonl", '{"source": "a", "target": "b", "input": "c", "output": "d"}', "its keys are"),
-        ("a.jsonl", '[\n {"text": "a"}\n]', "a.jsonl:1: not JSON, one object a line, but a value over several; write"),
+        ("a.jsonl", '[\n {"text": "a"}\n]', "an array, or a value over several lines, not one object a line; write"),
         ("a.jsonl", '[{"text": "a"}]', "write one object a line"),
         ("a.jsonl", '{\n "text": "a"\n}', "a value over several"),
         ("a.txt", '[\n {"text": "a"}\n]', "a.txt:1: JSON in a .txt file; write one object a line"),
@@ -74,3 +75,11 @@ def test_keys_that_pairs_may_have_do_not_make_pairs_of_texts(tmp_path: Path) -> 
 def test_names_of_a_table_of_both_pairs(tmp_path: Path) -> None:
     assert records.pair_names({"src", "trg", "source", "target"}) == ("src", "trg")
     assert records.pair_names({"source", "target", "input", "output"}) is None
+
+
+def test_marks_of_files_put_together_and_old_line_ends(tmp_path: Path) -> None:
+    mark = "\ufeff".encode()
+    assert decoded(mark + b"a cat\n", Path("x"), 1) == decoded(mark + b"a cat\r\n", Path("x"), 7) == "a cat"
+    assert decoded(b"one\rstray\n", Path("x"), 1) == "one\rstray"
+    with pytest.raises(UserError, match="x: its lines end in carriage returns alone; convert it"):
+        decoded(b"one\rtwo\rthree\r", Path("x"), 1)

@@ -196,7 +196,7 @@ def test_the_same_text_goes_on_under_another_path_and_another_not(
     swapped.write_text(moved.read_text().replace("cat", "tac"))
     for text, held, what in ((swapped, checked, "text"), (moved, swapped, "validation text")):
         assert train(monkeypatch, text, tmp_path, *words, "--valid_data", held)[0] == 2
-        assert f"holds a run on other {what} (the files have changed since)" in capsys.readouterr().err
+        assert f"holds a run on other {what} (files that have changed, or the same text" in capsys.readouterr().err
     words += ["--valid_data", checked]
     assert train(monkeypatch, moved, tmp_path, *words)[0] == 0
     assert "resumed after step 2" in capsys.readouterr().out and contents(folder) == contents(tmp_path / "whole")
@@ -245,7 +245,10 @@ def test_what_else_a_run_began_with_must_stay(monkeypatch, capsys, corpus: Path,
     else:
         corpus.write_text(corpus.read_text().swapcase())  # of the same size
     assert train(monkeypatch, corpus, tmp_path, *words)[0] == 2
-    assert f"holds a run on other {what.split(' of')[0]} (the files have changed since)" in capsys.readouterr().err
+    assert (
+        f"holds a run on other {what.split(' of')[0]} (files that have changed, or the same text"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_job_that_is_started_again_goes_on_where_its_first_try_was_to_overwrite(

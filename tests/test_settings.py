@@ -5,7 +5,12 @@ import dataclasses
 import pytest
 from conftest import call
 
+import compute_elbo
+import compute_metric
+import import_mdlm
 import main
+import predict
+import word_freq
 from checkpoint import PROCESSES
 from settings import kinds, of_others, read, settled
 
@@ -44,6 +49,7 @@ def test_settings_of_others_are_those_that_are_not_ones_own() -> None:
         (["--sigma_max", 3], "--sigma_max is a setting of --process score, not of --process word_freq"),
         (["--sigma-max=3"], "--sigma-max is a setting of --process score, not of --process word_freq"),
         (["--process", "mdlm", "--spindle", "none"], "--spindle is a setting of --process word_freq, not of"),
+        (["--process", "mdml", "--help"], "process='mdml' must be one of word_freq, mdlm"),
         (["stray"], "a word too many: 'stray'"),
         (["--no_fitlogg"], "unknown flag --no_fitlogg; did you mean --no_fitlog?"),
         (["--" + "x" * 5000], "(5,004 characters"),
@@ -62,3 +68,12 @@ def test_help_says_how_to_see_the_others(monkeypatch, capsys) -> None:
     assert "--no_fitlog, --no-fitlog the same as --fitlog false" in said and "--sigma_max" not in said
     assert call(main.main, monkeypatch, "--help", "--process", "score") == 0
     assert "--sigma_max" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script", [main, predict, compute_elbo, compute_metric, word_freq, import_mdlm])
+def test_a_misspelt_flag_is_named_before_one_that_is_missing(monkeypatch, capsys, script: object) -> None:
+    assert call(script.main, monkeypatch, "--tokeniser_", "x") == 2
+    assert "unknown flag --tokeniser_" in capsys.readouterr().err
+    assert call(script.main, monkeypatch, "--help") == 0
+    said = capsys.readouterr().out
+    assert "(default: )" not in said and "(default: None)" not in said

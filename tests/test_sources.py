@@ -147,3 +147,25 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.
     Path("a.JSON").write_text("[]")
     with pytest.raises(UserError, match="cannot read this kind of file; write one object a line"):
         training_source("a.JSON")
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("PTBtrain.txt", "train"), ("PTBtest.txt", "test"), ("TRAINset.txt", "train"), ("TESTset.txt", "test"),
+        ("IMDBTest.txt", "test"), ("aTEST.txt", "test"), ("newstest2014.txt", "test"), ("a.devel.txt", "valid"),
+        ("validate.txt", "valid"), ("corpus.holdout.txt", "heldout"), ("hold-out.txt", "heldout"),
+        ("x.tst.txt", "test"),
+        ("latest.txt", ""), ("contest.txt", ""), ("LATEST.txt", ""), ("trains.txt", ""), ("valued.txt", ""),
+    ],
+)  # fmt: skip
+def test_capitals_and_other_words_for_a_split(name: str, split: str) -> None:
+    assert sources.split_of(name) == split
+
+
+@pytest.mark.parametrize("names", [["mytrain.txt", "mytest.txt"], ["wikitrain.txt", "wikivalid.txt", "wikitest.txt"]])
+def test_splits_that_are_no_words_of_a_name_are_not_trained_on_unasked(tmp_path: Path, names: list[str]) -> None:
+    for name in names:
+        (tmp_path / name).write_text("a\n")
+    with pytest.raises(UserError, match="beside .*train.txt: if their names say a split, set it apart"):
+        sources.find_source(str(tmp_path), "train")

@@ -42,6 +42,6 @@ def test_of_pairs_the_source_decides(tmp_path: Path) -> None:
 
 def test_one_text_again_and_again_cannot_be_parted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the same\n" * 9)
-    with pytest.raises(UserError, match="all its texts are the same, so none can be held out; give more, or --valid"):
+    with pytest.raises(UserError, match="one text, or all the same, so none can be held out; give more, or --valid"):
         split_sources(DataArgs(str(tmp_path / "a.txt")))
     assert smallest_part([], 0.5) is None

@@ -10,6 +10,7 @@ from transformers import (
     NystromformerConfig,
     PerceiverConfig,
     PretrainedConfig,
+    ReformerConfig,
     YosoConfig,
 )
 
@@ -42,6 +43,15 @@ def test_a_network_that_reads_its_padding_is_refused(name: str) -> None:
     stock: PretrainedConfig = READING[name]
     with pytest.raises(UserError, match="reads its padding: .* depend on the batch|is laid out in a way"):
         wrap(network(stock), "none", 8)
+
+
+def test_a_network_that_answers_otherwise_every_time_is_refused() -> None:
+    sizes = {"vocab_size": 50, "hidden_size": 32, "attn_layers": ["lsh", "local"], "num_attention_heads": 2}
+    shape = {"axial_pos_shape": [8, 16], "axial_pos_embds_dim": [16, 16], "max_position_embeddings": 128}
+    chunks = {"lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "num_buckets": 4, "attention_head_size": 16}
+    stock = network(ReformerConfig(**sizes, **shape, **chunks, is_decoder=False, feed_forward_size=64))
+    with pytest.raises(UserError, match="another output every time|reads its padding|cannot read a row"):
+        wrap(stock, "none", 8)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])

@@ -20,7 +20,7 @@ from process import UserError
 from resuming import differences
 from sentencepieces import load_sentencepiece, train_sentencepiece
 from vocabulary import encode, learn_tokenizer, load_tokenizer
-from wordpieces import LONGEST_WORD, SPECIAL_TOKENS, frequent_characters, train_wordpiece
+from wordpieces import LONGEST_WORD, SPECIAL_TOKENS, frequent_characters, load_vocab_txt, train_wordpiece
 
 SCRIPTS = {
     "English": "The naïve café isn't far, said 12 people.",
@@ -211,3 +211,16 @@ def test_ids_are_line_numbers_however_lines_end(ends: tuple[str, str, str], tmp_
     (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff")
     with pytest.raises(UserError, match="vocab.txt: not UTF-8 text"):
         load_tokenizer(str(tmp_path / "vocab.txt"))
+
+
+@pytest.mark.parametrize("added", ["COVID", "Brexit", "iPhone", "<MASK>", "na\u00efve"])
+def test_an_entry_that_was_added_makes_no_vocabulary_cased(tmp_path: Path, capsys, added: str) -> None:
+    """Every other capitalised word would become unknown."""
+    entries = [*SPECIAL_TOKENS, *[chr(c) for c in range(97, 123)], *[f"##{chr(c)}" for c in range(97, 123)]]
+    entries += [f"{a}{b}" for a in "abcdefghij" for b in "klmnopqrst"]
+    for name, more in (("plain", []), ("more", [added])):
+        (tmp_path / f"{name}.txt").write_text("\n".join([*entries, *more]) + "\n")
+    plain, more = (load_vocab_txt(tmp_path / f"{name}.txt") for name in ("plain", "more"))
+    assert plain.tokenize("The Cat sat, caf\u00e9") == more.tokenize("The Cat sat, caf\u00e9")
+    said = capsys.readouterr().err
+    assert ("is read as uncased: no text reaches 1 of its entries" in said) == (added != "<MASK>")

@@ -78,3 +78,9 @@ def test_where_spaces_stand_between_words(texts: list[str], apart: bool) -> None
 
 def test_the_originals_spaces_may_be_told() -> None:
     assert are_set_apart(["我 喜 欢 猫"], gaps=0) is False and are_set_apart(["我喜欢猫"], gaps=3) is True
+
+
+def test_some_texts_without_spaces_among_others_are_enough() -> None:
+    english, chinese = ["the cat sits on the mat and sleeps"] * 6, ["\u6211\u4eec\u4eca\u5929\u53bb\u5317\u4eac"] * 4
+    assert are_set_apart(english) and not are_set_apart([*english, *chinese])
+    assert are_set_apart([*english * 20, *chinese])  # a few do not matter
