@@ -28,7 +28,7 @@ from diffusion_score import ScoreArgs, ScoreDiffusion
 from diffusion_sedd import SeddArgs, SeddDiffusion
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from diffusion_word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
-from files import folder_written_whole, local_path, read_text, written_whole
+from files import folder_written_whole, local_path, open_regular, read_text, written_whole
 from models.bert import BertDenoiser, wrap
 from models.dit import DitDenoiser
 from models.networks import load_network, require_vocabulary
@@ -357,6 +357,7 @@ def _read_lengths(description: dict) -> tuple[int, list[int]]:
 
 def _load_time_conditioning(module: torch.nn.Module, file: Path) -> None:
     try:
+        open_regular(file).close()
         module.load_state_dict(load_file(file))
         require_finite_weights(module, str(file))
     except (OSError, SafetensorError, RuntimeError) as error:

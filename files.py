@@ -127,6 +127,8 @@ def held_alone(path: Path, refusal: str, *, keep: Callable[[], bool] = lambda: T
     path.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         while True:  # a lock on a file that its last owner has removed since is a lock on nothing
+            if path.exists():
+                open_regular(path).close()  # a pipe would be waited for
             file = held.enter_context(open(path, "a"))
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -295,7 +297,7 @@ def checksums(folder: Path) -> dict[str, dict[str, int | str]]:
 
 def sha256(file: Path) -> str:
     """Of a file's content, in hexadecimal."""
-    with open(file, "rb") as stream:
+    with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -315,7 +317,7 @@ def whats_wrong(folder: Path) -> str:
                 return f"{name} is not what was written: its checksum differs"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:  # UserError is one
         return f"{MANIFEST} is damaged ({error})"
     return ""
 

@@ -10,6 +10,7 @@ calls `from_pretrained` or `from_config`.
 import json
 import math
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +20,19 @@ from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from files import read_text
+from files import open_regular, read_text
 from plain_text import panics_as_errors
 from process import UserError, shown
 from tokenizer_checks import check_tokenizer_files
 
 MOST_JSON = 2**24
 """Bytes of a config.json; that of a network with 20,000 labels has one million."""
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD = re.compile(r"model[\w.-]*\.safetensors")
 MOST_LAYERS = 1000
+COUNTS = re.compile(r".*layers?|depth|(num|n)_.*(layer|block|head|group|expert|stage).*")
+"""Names of settings that say how often something is built."""
+MOST_LABELS = 100_000
 LARGEST = 2**26
 """Of any whole number in a config.json: vocabularies, widths and positions are far below it."""
 LARGE_BY_NATURE = ("theta", "seed", "token", "_id", "dtype", "version")
@@ -73,14 +79,19 @@ def check_config(settings: object, origin: str) -> None:
     """
     if not isinstance(settings, dict):
         raise UserError(f"{origin}: config.json must hold an object; it holds {shown(settings)}")
+    if settings.get("transformers_weights"):
+        raise UserError(f"{origin}: config.json names its weights' file (transformers_weights); call it {WEIGHTS}")
     if settings.get("quantization_config"):
         raise UserError(f"{origin}: its weights are quantised; give a folder with float32, float16 or bfloat16 weights")
     if settings.get("return_dict") is False or settings.get("use_return_dict") is False:
         raise UserError(f"{origin}: config.json says return_dict=false; take that line out")
+    for name, value in settings.items():
+        if isinstance(value, dict | list) and len(value) > MOST_LABELS:
+            raise UserError(f"{origin}: config.json has {len(value):,} entries in {name}; it may be {MOST_LABELS:,}")
     for name, value in _numbers(settings):
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{origin}: config.json says {name}={value}; it must be a finite number")
-        most = MOST_LAYERS if "layers" in name or "blocks" in name else LARGEST
+        most = MOST_LAYERS if COUNTS.fullmatch(name) else MOST_LABELS if "label" in name else LARGEST
         if isinstance(value, int) and abs(value) > most and not any(word in name for word in LARGE_BY_NATURE):
             raise UserError(f"{origin}: config.json says {name}={value}; it may be {most:,} at most")
 
@@ -108,6 +119,7 @@ def read_network(kind: type, folder: str, **settings: object) -> tuple[PreTraine
         UserError: if the configuration asks for more than the weights hold, or a weight is not finite.
         Exception: of many types, if something is missing or damaged.
     """
+    check_weights_files(Path(folder))
     config = read_config(folder)
     config.update(settings)
     _compare_sizes(kind, config, Path(folder))
@@ -135,7 +147,8 @@ def make_network(kind: type, config: PretrainedConfig) -> PreTrainedModel:
         Exception: of many types, if the numbers do not fit each other.
     """
     check_config(config.to_dict(), type(config).__name__)
-    size = 4 * sum(parameter.numel() for parameter in _outline(kind, config).parameters())
+    outline = _outline(kind, config)
+    size = 4 * sum(tensor.numel() for tensor in (*outline.parameters(), *outline.buffers()))
     if size > _memory():
         raise UserError(
             f"{type(config).__name__}: its weights take {size / 2**30:,.1f} GiB and this machine has "
@@ -182,14 +195,48 @@ def require_finite_weights(network: torch.nn.Module, origin: str) -> None:
             )
 
 
+def check_weights_files(folder: Path) -> None:
+    """Refuse weights that are not safetensors files of the folder itself, whatever an index says.
+
+    transformers reads what an index names: a pickle by torch.load, or a file of somewhere else.
+
+    Raises:
+        UserError: naming what is wrong.
+    """
+    index = folder / INDEX
+    if index.exists():
+        named = json.loads(read_text(index, MOST_JSON))
+        found = named.get("weight_map") if isinstance(named, dict) else None
+        if not isinstance(found, dict) or not found:
+            raise UserError(f"cannot read the network in {folder}: {INDEX} has no weight_map")
+        strange = [name for name in found.values() if not isinstance(name, str) or not SHARD.fullmatch(name)]
+        if strange:
+            raise UserError(
+                f"cannot read the network in {folder}: {INDEX} names {shown(strange[0])}; weights are read from "
+                "model*.safetensors beside it alone"
+            )
+    for file in _weights_files(folder):
+        open_regular(file).close()
+
+
+def _weights_files(folder: Path) -> list[Path]:
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if (folder / INDEX).exists():
+        named = json.loads(read_text(folder / INDEX, MOST_JSON))["weight_map"]
+        return sorted({folder / name for name in named.values()})
+    raise FileNotFoundError(f"no {WEIGHTS} in it")
+
+
 def _compare_sizes(kind: type, config: PretrainedConfig, folder: Path) -> None:
     held = 0
-    for file in sorted(folder.glob("model*.safetensors")):
+    for file in _weights_files(folder):
         with safe_open(file, "pt") as weights:
             held += sum(math.prod(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
-    wanted = sum(parameter.numel() for parameter in _outline(kind, config).parameters())
+    outline = _outline(kind, config)
+    wanted = sum(tensor.numel() for tensor in (*outline.parameters(), *outline.buffers()))
     table = getattr(config, "vocab_size", 0) * (getattr(config, "hidden_size", 0) or 0)
-    if held and wanted - table > ONES * held + HEADROOM:
+    if wanted - table > ONES * held + HEADROOM:
         raise UserError(
             f"cannot read the network in {folder}: config.json describes {wanted:,} parameters and the weights hold "
             f"{held:,}; they are not of one network"

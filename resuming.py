@@ -10,7 +10,7 @@ import torch
 import training_state
 from config import TrainArgs
 from distributed import job, started_again, world_size
-from files import local_path
+from files import local_path, open_regular
 from output_folder import OUTPUTS
 from process import UserError, shown
 
@@ -79,6 +79,8 @@ def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> S
     """
     output = Path(args.output_dir)
     present = [name for name in OUTPUTS if (output / name).exists()]
+    if (output / "log.jsonl").exists():
+        open_regular(output / "log.jsonl").close()  # a pipe would be waited for
     if not present and args.resume == "true":
         raise UserError(f"output_dir={output}: resume=true, but there is no run in it; leave --resume out")
     if not present or (args.overwrite and not _began_here(output, settings)):

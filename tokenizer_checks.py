@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from google.protobuf.message import DecodeError
+from sentencepiece import sentencepiece_model_pb2
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from files import read_bytes
@@ -32,6 +34,8 @@ MOST_PATTERN = 2**20
 """of the characters of a regular expression,"""
 MOST_REPEATS = 10**5
 """of the product of its numbers of repetitions,"""
+MOST_ADDED = 50_000
+"""of the tokens that are added to a model's own,"""
 MOST_ENTRIES = 10**7
 """and of the ids of a vocabulary: a network needs a row for each."""
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
@@ -60,6 +64,9 @@ def check_tokenizer_files(folder: Path) -> None:
     for name in ("vocab.txt", "merges.txt"):
         if (folder / name).exists():
             read_bytes(folder / name, MOST_BYTES)
+    if not (folder / "tokenizer.json").exists():  # or transformers converts these by itself
+        for file in folder.glob("*.model"):
+            check_pieces(read_bytes(file, MOST_BYTES), f"tokenizer {file}")
 
 
 def _read_json(file: Path) -> object:
@@ -70,6 +77,8 @@ def _read_json(file: Path) -> object:
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise UserError(f"tokenizer {file}: half a surrogate pair in it, which is no character") from error
+    except UserError:
+        raise
     except (ValueError, RecursionError) as error:
         where = f"cannot read the tokenizer in {file.parent}: {file.name}"
         raise UserError(f"{where} is not JSON ({shown(str(error))})") from error
@@ -98,6 +107,8 @@ def check_steps(whole: dict, name: str) -> None:
                 f"{name}: its {part} makes up to {growth:.3g} characters of one, more than the {MOST_GROWTH} it may"
             )
     model, added = whole.get("model"), whole.get("added_tokens")
+    if isinstance(added, list) and len(added) > MOST_ADDED:
+        raise UserError(f"{name}: {len(added):,} added_tokens, more than the {MOST_ADDED:,} that it may have")
     if isinstance(model, dict):
         longest = model.get("max_input_chars_per_word", 100)
         if not isinstance(longest, int) or not 0 <= longest <= MOST_WORDS:
@@ -118,6 +129,21 @@ def check_entry(entry: object, name: str) -> None:
         raise UserError(
             f"{name}: an entry of {len(entry):,} characters, more than the {MOST_WORDS} it may have ({shown(entry)})"
         )
+
+
+def check_pieces(content: bytes, name: str) -> None:
+    """Refuse a SentencePiece model with a piece that is too long: what converts it takes all cuts of each.
+
+    Raises:
+        UserError: naming the piece.
+    """
+    model = sentencepiece_model_pb2.ModelProto()
+    try:
+        model.ParseFromString(content)
+    except DecodeError:
+        return  # whoever needs it says so
+    for piece in model.pieces:
+        check_entry(piece.piece, name)
 
 
 def _steps(part: object, name: str, depth: int = 0) -> Iterator[dict]:

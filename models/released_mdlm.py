@@ -6,6 +6,7 @@ the file is a refusal.
 """
 
 import collections
+import pickletools
 import zipfile
 from pathlib import Path
 
@@ -14,11 +15,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from files import open_regular
 from hub import first_line
 from models.dit import DitConfig, DitNetwork
-from process import UserError
+from process import UserError, shown
 
 PREFIX = "backbone."
+MOST_BLOCKS = 1000
+GROWING = {
+    "builtins bytearray", "__builtin__ bytearray", "hex", "hex_codec", "base64", "base64_codec", "base_64", "uu", "uu_codec", "quopri",
+    "quopri_codec", "zlib", "zlib_codec", "bz2", "bz2_codec", "unicode_escape", "raw_unicode_escape", "utf_7", "utf-7",
+}  # fmt: skip
+"""What makes much of little when it is called: a buffer of any size, and encodings that lengthen."""
 MOST_PACKED = 2**20
 """Bytes by which an archive's entries may exceed it."""
 
@@ -53,6 +61,7 @@ def read_weights(path: Path, *, averaged: bool) -> dict[str, Tensor]:
         UserError: if it cannot be read, or holds anything but what is expected.
     """
     try:
+        open_regular(path / "model.safetensors" if path.is_dir() else path).close()
         if path.is_dir():
             held, shadow = load_file(path / "model.safetensors"), None
         else:
@@ -61,14 +70,38 @@ def read_weights(path: Path, *, averaged: bool) -> dict[str, Tensor]:
         raise UserError(
             f"{path}: cannot be read ({first_line(error)}); give a .ckpt, or a folder of the hub"
         ) from error
-    weights = {name.removeprefix(PREFIX): tensor for name, tensor in held.items() if name.startswith(PREFIX)}
-    if not weights or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise UserError(f"{path}: no tensors named {PREFIX}... in it; MDLM's checkpoints have them")
+    own = {name: tensor for name, tensor in held.items() if isinstance(name, str) and name.startswith(PREFIX)}
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in own.items()}
+    if not weights or not all(map(_is_plain, weights.values())):
+        raise UserError(f"{path}: no plain tensors named {PREFIX}... in it; MDLM's checkpoints have them")
     weights = _averaged(path, weights, shadow) if averaged and shadow is not None else weights
     for name, tensor in weights.items():  # a few bytes may claim to be a large tensor
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
             raise UserError(f"{path}: {name} is larger than what is stored of it")
     return weights
+
+
+def _is_plain(tensor: object) -> bool:
+    """Whether it is a tensor with its numbers in memory: not one that only claims a size, sparse or quantised."""
+    if not isinstance(tensor, Tensor) or tensor.is_quantized:
+        return False
+    return tensor.device.type == "cpu" and tensor.layout == torch.strided
+
+
+def require_no_growth(path: Path) -> None:
+    """Refuse a pickle in which a text is encoded again and again, each time to twice its length; nothing of it is run.
+
+    Raises:
+        UserError: naming the file.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.namelist():
+            if entry.endswith(".pkl"):
+                for code, argument, _ in pickletools.genops(archive.read(entry)):
+                    if code.name == "STACK_GLOBAL" or str(argument).lower() in GROWING:
+                        raise UserError(
+                            f"{path}: refused, since it holds {shown(str(argument))}, which settings do not"
+                        )
 
 
 def require_stored(path: Path) -> None:
@@ -88,6 +121,9 @@ def require_stored(path: Path) -> None:
 def _read_lightning(path: Path) -> tuple[dict, object]:
     try:
         require_stored(path)
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path}: not a checkpoint of Lightning, which is a zip archive; give another file")
+        require_no_growth(path)
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)  # read off the file, which is not run
         strangers = [name for name in named if not name.startswith(IGNORED) and name not in PLAIN | FACTORIES.keys()]
         if strangers:
@@ -107,7 +143,7 @@ def _read_lightning(path: Path) -> tuple[dict, object]:
 def _averaged(path: Path, weights: dict[str, Tensor], shadow: object) -> dict[str, Tensor]:
     """The average is a list; the order is that of the parameters, which is that of their names in the file."""
     names = [name for name in weights if not name.endswith("inv_freq")]
-    shapes = [tensor.shape for tensor in shadow] if isinstance(shadow, list) else []
+    shapes = [tensor.shape for tensor in shadow] if isinstance(shadow, list) and all(map(_is_plain, shadow)) else []
     if shapes != [weights[name].shape for name in names]:
         raise UserError(f"{path}: its average does not fit its network; give --averaged false")
     return {**weights, **dict(zip(names, shadow, strict=True))}
@@ -129,6 +165,8 @@ def network_of(weights: dict[str, Tensor], *, model_length: int, n_heads: int = 
         if not n_heads and rotary is None:
             raise UserError("the weights do not tell how many heads there are; give --n_heads")
         blocks = {int(name.split(".")[1]) for name in weights if name.startswith("blocks.")}
+        if len(blocks) > MOST_BLOCKS:
+            raise UserError(f"{len(blocks):,} blocks, more than the {MOST_BLOCKS:,} that a network may have")
         if blocks != set(range(len(blocks))):
             raise UserError(f"block {max(blocks)} of {len(blocks)}: some are missing")
         causal = "sigma_map.mlp.2.weight" not in weights

@@ -174,3 +174,13 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path, monkeypatch
         assert removed and lock.exists()
         with pytest.raises(UserError, match="not yours"), files.held_alone(lock, "not yours"):
             pass
+
+
+def test_a_pipe_instead_of_a_lock_or_a_saved_file_is_not_waited_for(pipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a regular file"), files.held_alone(pipe, "not yours"):
+        pass
+    with files.folder_written_whole(tmp_path / "state", manifest=True) as folder:
+        (folder / "weights").write_bytes(b"")
+    (tmp_path / "state" / "weights").unlink()
+    os.mkfifo(tmp_path / "state" / "weights")
+    assert "not a regular file" in files.whats_wrong(tmp_path / "state")

@@ -140,7 +140,7 @@ MAY_IMPORT = {
     "predictions": {"files", "process", "records"},
     "metrics": {"words"},
     "metrics_of_models": {"process", "hub", "pretrained", "tokenizer_checks"},
-    "models": {"process", "hub", "pretrained", "vocabulary"},
+    "models": {"files", "process", "hub", "pretrained", "vocabulary"},
     "row_clocks": {"draws", "process"},
     "ancestral": {"draws", "process"},
     "decoding": {"ancestral", "draws"},

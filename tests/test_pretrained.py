@@ -2,6 +2,7 @@
 
 import ast
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -247,3 +248,65 @@ def test_a_weight_that_is_no_number_is_named(tmp_path: Path, value: float, which
 def test_the_attention_is_that_of_the_class() -> None:
     assert attention_of(AutoModelForMaskedLM, BertConfig(**SMALL)) == "sdpa"
     assert attention_of(AutoModelForMaskedLM, MPNetConfig(**SMALL)) == "eager"
+
+
+# ---- files that an index or a configuration names --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("named", ["pytorch_model.bin", "../outside.safetensors", "shard.safetensors", 3, ""])
+def test_an_index_names_safetensors_of_the_folder_alone(tmp_path: Path, named: object) -> None:
+    """transformers would open a pickle that it names, or a file of somewhere else."""
+    folder = tmp_path / "given"
+    stock = AutoModelForMaskedLM.from_config(BertConfig(**SMALL))
+    stock.save_pretrained(folder)
+    torch.save(stock.state_dict(), folder / "pytorch_model.bin")
+    for place in ("../outside.safetensors", "shard.safetensors"):
+        shutil.copy(folder / "model.safetensors", folder / place)
+    (folder / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(stock.state_dict(), named)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match="index.json names .*; weights are read from model"):
+        load_network(str(folder))
+
+
+def test_shards_are_read(tmp_path: Path) -> None:
+    stock = AutoModelForMaskedLM.from_config(BertConfig(**SMALL))
+    stock.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    loaded = load_network(str(tmp_path))
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in stock.state_dict().items())
+
+
+def test_a_configuration_does_not_name_the_weights(tmp_path: Path) -> None:
+    AutoModelForMaskedLM.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path)
+    change(tmp_path / "config.json", transformers_weights="shard.safetensors")
+    with pytest.raises(UserError, match="names its weights' file"):
+        load_network(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        (GPT2Config, {"n_layer": 10**6}, "n_layer=1000000; it may be 1,000"),
+        (GPT2Config, {"n_positions": 2**26}, "config.json describes .* not of one network"),
+        (BertConfig, {"num_labels": 6 * 10**7}, "num_labels=60000000; it may be 100,000"),
+        (BertConfig, {"id2label": {str(i): "x" for i in range(200_000)}}, "200,000 entries in id2label"),
+    ],
+)
+def test_more_bombs(tmp_path: Path, kind: type, changes: dict, message: str) -> None:
+    gpt2 = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2)
+    model = GPT2LMHeadModel(gpt2) if kind is GPT2Config else AutoModelForMaskedLM.from_config(BertConfig(**SMALL))
+    model.save_pretrained(tmp_path)
+    change(tmp_path / "config.json", **changes)
+    began = time.monotonic()
+    with pytest.raises(UserError, match=message):
+        load_network(str(tmp_path), causal=kind is GPT2Config)
+    assert time.monotonic() - began < 10
+
+
+def test_a_pipe_instead_of_weights_is_not_waited_for(tmp_path: Path) -> None:
+    AutoModelForMaskedLM.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    os.mkfifo(tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="not a regular file"):
+        load_network(str(tmp_path))

@@ -1,10 +1,12 @@
 """models/released_mdlm.py and import_mdlm.py: released weights in, our checkpoint out, and nothing else is believed."""
 
+import codecs
 import json
 import os
 import pickle
 import re
 import sys
+import time
 import types
 import zipfile
 from pathlib import Path
@@ -110,7 +112,7 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     wider = network(hidden_dim=32)
     lightning(tmp_path / "c.ckpt", network(), wider)
     for name, message in (
-        ("a", "no tensors named backbone"),
+        ("a", "no plain tensors named backbone"),
         ("b", "no state_dict in it"),
         ("c", "give --averaged false"),
     ):
@@ -202,3 +204,52 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_written(monkeypatch, capsy
         assert call(import_mdlm.main, monkeypatch, *words) == 2
         said = capsys.readouterr().err.strip()
         assert message in said and "\n" not in said and not (tmp_path / "out").exists()
+
+
+class Hex:
+    """Encoded again and again: each time twice as long, for ten bytes more."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def __reduce__(self) -> tuple:
+        return codecs.encode, (Hex(self.times - 1) if self.times else b"x", "hex")
+
+
+class Buffer:
+    """A buffer of two gigabytes in a few bytes."""
+
+    def __reduce__(self) -> tuple:
+        return bytearray, (2**31 - 1,)
+
+
+@pytest.mark.parametrize("what", ["hex", "buffer", "meta", "sparse", "quantised", "integer", "average", "blocks"])
+def test_what_makes_much_of_little_is_refused(tmp_path: Path, what: str) -> None:
+    weights: dict = {f"backbone.{name}": tensor for name, tensor in network().backbone.state_dict().items()}
+    extra: dict = {}
+    if what in ("hex", "buffer"):
+        extra = {"extra": Hex(40) if what == "hex" else Buffer()}
+    elif what == "meta":
+        weights["backbone.vocab_embed.embedding"] = torch.zeros(8_000_000, 128, device="meta")
+    elif what == "sparse":
+        weights["backbone.vocab_embed.embedding"] = torch.eye(5).to_sparse()
+    elif what == "quantised":
+        weights["backbone.x"] = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
+    elif what == "integer":
+        weights = {3: torch.zeros(2)}
+    elif what == "average":
+        extra = {"ema": {"shadow_params": [1, 2]}}
+    else:
+        weights |= {f"backbone.blocks.{i}.x": torch.zeros(1) for i in range(1200)}
+    torch.save({"state_dict": weights, **extra}, tmp_path / "a.ckpt")
+    began = time.monotonic()
+    with pytest.raises(UserError):
+        network_of(read_weights(tmp_path / "a.ckpt", averaged=True), model_length=16)
+    assert time.monotonic() - began < 5
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "model.safetensors")
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(UserError, match="not a regular file"):
+            read_weights(path, averaged=True)

@@ -201,3 +201,18 @@ def test_ordinary_steps_are_within_bounds() -> None:
     llama = sequence("normalizers", {"type": "Prepend", "prepend": "▁"}, {**DOUBLE, "content": "▁"})
     split = {"type": "Split", "pattern": {"Regex": r"\p{N}{1,3}|\x{5f}(?=\x{4e00})"}, "behavior": "Isolated"}
     check_steps({"normalizer": llama, "pre_tokenizer": split, "decoder": None, "model": {"vocab": [["a", 0]]}}, "x")
+
+
+def test_what_transformers_would_convert_by_itself_is_checked(saved: Path) -> None:
+    model = proto.ModelProto()
+    model.pieces.add(piece="x" * 300_000, score=0.0)
+    (saved / "tokenizer.json").unlink()
+    (saved / "tokenizer.model").write_bytes(model.SerializeToString())
+    with pytest.raises(UserError, match="tokenizer.model: an entry of 300,000 characters"):
+        load_tokenizer(str(saved))
+
+
+def test_too_many_added_tokens_are_refused() -> None:
+    added = [{"id": i, "content": f"<{i}>"} for i in range(60_000)]
+    with pytest.raises(UserError, match="60,000 added_tokens, more than the 50,000"):
+        check_steps({"added_tokens": added}, "tokenizer x")
