@@ -23,8 +23,9 @@ from process import UserError, shown
 PREFIX = "backbone."
 MOST_BLOCKS = 1000
 GROWING = {
-    "builtins bytearray", "__builtin__ bytearray", "hex", "hex_codec", "base64", "base64_codec", "base_64", "uu", "uu_codec", "quopri",
-    "quopri_codec", "zlib", "zlib_codec", "bz2", "bz2_codec", "unicode_escape", "raw_unicode_escape", "utf_7", "utf-7",
+    "builtins bytearray", "__builtin__ bytearray", "hex", "hex_codec", "base64", "base64_codec", "base_64", "uu",
+    "uu_codec", "quopri", "quopri_codec", "zlib", "zlib_codec", "bz2", "bz2_codec", "unicode_escape",
+    "raw_unicode_escape", "utf_7", "utf-7",
 }  # fmt: skip
 """What makes much of little when it is called: a buffer of any size, and encodings that lengthen."""
 MOST_PACKED = 2**20
