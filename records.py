@@ -162,7 +162,7 @@ def parse_object(line: bytes, file: Path, number: int) -> dict:
     """
     text = decoded(line, file, number)
     if text in ("[", "{") or text.startswith("[{"):
-        raise UserError(f"{file}:{number}: an array, or a value over several lines, not one object a line; {ARRAY}")
+        raise UserError(f"{file}:{number}: not JSON, one object a line, but an array or a value over several; {ARRAY}")
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:

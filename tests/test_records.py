@@ -38,7 +38,7 @@ def test_pairs_by_any_of_their_names(tmp_path: Path, names: tuple) -> None:
         ("a.jsonl", '{"source": "a"}', r"its keys are \['source'\]"),
         ("a.jsonl", '{"text": "a", "src": "b", "trg": "c"}', '"text" and "src" and "trg"; leave out'),
         ("a.jsonl", '{"source": "a", "target": "b", "input": "c", "output": "d"}', "its keys are"),
-        ("a.jsonl", '[\n {"text": "a"}\n]', "an array, or a value over several lines, not one object a line; write"),
+        ("a.jsonl", '[\n {"text": "a"}\n]', "not JSON, one object a line, but an array or a value over several; write"),
         ("a.jsonl", '[{"text": "a"}]', "write one object a line"),
         ("a.jsonl", '{\n "text": "a"\n}', "a value over several"),
         ("a.txt", '[\n {"text": "a"}\n]', "a.txt:1: JSON in a .txt file; write one object a line"),
