@@ -7,11 +7,13 @@ can ask for a network of a million layers, or for a billion labels. `tests/test_
 calls `from_pretrained` or `from_config`.
 """
 
+import contextlib
 import json
 import math
 import os
 import re
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,7 +66,22 @@ def read_config(folder: str) -> PretrainedConfig:
     """
     settings = json.loads(read_text(Path(folder) / "config.json", MOST_JSON))
     check_config(settings, f"cannot read the network in {folder}")
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    with _code_refused(folder):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+
+
+@contextlib.contextmanager
+def _code_refused(folder: str) -> Iterator[None]:
+    """What transformers says of code that it would need, in words that do not ask for it to be run."""
+    try:
+        yield
+    except ValueError as error:
+        if "custom code" not in str(error):
+            raise
+        raise UserError(
+            f"cannot read the model in {folder}: it names code of its own (auto_map), which is never run; give one "
+            "that transformers knows by itself"
+        ) from error
 
 
 def check_config(settings: object, origin: str) -> None:
@@ -122,17 +139,18 @@ def read_network(kind: type, folder: str, **settings: object) -> tuple[PreTraine
     check_weights_files(Path(folder))
     config = read_config(folder)
     config.update(settings)
-    _compare_sizes(kind, config, Path(folder))
-    network, report = kind.from_pretrained(
-        folder,
-        config=config,
-        dtype=torch.float32,
-        use_safetensors=True,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are reported as missing, and refused by whoever needs them
-        trust_remote_code=False,
-        attn_implementation=attention_of(kind, config),
-    )
+    with _code_refused(folder):
+        _compare_sizes(kind, config, Path(folder))
+        network, report = kind.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are reported as missing, and refused by whoever needs them
+            trust_remote_code=False,
+            attn_implementation=attention_of(kind, config),
+        )
     require_finite_weights(network, f"cannot read the network in {folder}")
     missing = {str(key) for key in report["missing_keys"]}
     missing |= {str(key[0] if isinstance(key, tuple) else key) for key in report["mismatched_keys"]}
@@ -169,7 +187,7 @@ def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
     if (Path(folder) / "config.json").exists():
         settings = json.loads(read_text(Path(folder) / "config.json", MOST_JSON))
         check_config(settings, f"cannot read the tokenizer in {folder}")
-    with panics_as_errors():
+    with panics_as_errors(), _code_refused(folder):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 

@@ -97,6 +97,7 @@ def test_no_code_of_a_folder_is_run(
     assert not mark.exists() and not list(tmp_path.rglob("executed")), name
     own = model_type == "modernbert" or name == "count"  # transformers has such a network, or none is needed
     assert "Traceback" not in said and code in ((0, 2) if own else (2,)), said
+    assert code == 0 or model_type != "unheard_of" or "which is never run" in said or name == "import"
     assert time.monotonic() - began < 15  # transformers waits so long for an answer
 
 
