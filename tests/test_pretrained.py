@@ -64,15 +64,15 @@ def yes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def commands(folder: Path, corpus: Path, out: Path) -> dict[str, tuple[object, list]]:
     """Every way in which a script is given a folder of a model."""
-    text = ["--train_data", corpus, "--cache_dir", out / "cache"]
+    text = ["--train_data", corpus, "--cache_dir", out / "cache", "--vocab_size", 0, "--config_overrides", ""]
     return {
         "predict": (predict, ["--checkpoint", folder, "--num_samples", 1]),
         "score": (compute_elbo, ["--checkpoint", folder, "--data", corpus, "--limit", 1, "--cache_dir", out / "cache"]),
         "count": (word_freq, ["--train_data", corpus, "--tokenizer", folder, "--output", out / "counts.json"]),
         "train": (main, [*TINY, *text, "--output_dir", out / "run", "--max_steps", 1, "--model_name_or_path", folder,
-                         "--config_overrides", "", "--tokenizer", folder]),
+                         "--tokenizer", folder]),
         "go on": (main, [*TINY, *text, "--output_dir", out / "run", "--max_steps", 1, "--model_name_or_path", folder,
-                         "--config_overrides", "", "--from_scratch", "false", "--tokenizer", folder]),
+                         "--from_scratch", "false", "--tokenizer", folder]),
         "judge": (compute_metric, ["--predictions", corpus, "--references", corpus, "--judge_model", folder]),
         "mauve": (compute_metric, ["--predictions", corpus, "--references", corpus, "--mauve_model", folder]),
         "import": (import_mdlm, ["--source", folder, "--tokenizer", folder, "--output_dir", out / "imported"]),
