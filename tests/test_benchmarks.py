@@ -66,10 +66,10 @@ def test_the_share_of_slots_is_of_all_sentences() -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_memory_is_that_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     held = []
-    monkeypatch.setitem(variants.TERMS, "large", lambda shape: lambda: held.append(torch.ones(2**26)))  # 256 MiB a step
+    monkeypatch.setitem(variants.TERMS, "large", lambda shape: lambda: held.append(torch.ones(2**28)))  # 1 GiB a step
     Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now, not of other tests in this process
     speed.memory_of("TERMS.large", SHAPE)
-    assert float(capsys.readouterr().out) > 400
+    assert float(capsys.readouterr().out) > 1500  # less what other tests in this process have freed and not given back
 
 
 def test_throughput_counts_what_a_step_computes() -> None:
