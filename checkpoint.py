@@ -177,7 +177,7 @@ def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: i
     """
     remedy = "make them with word_freq.py"
     try:
-        entries = json.loads(read_text(path, 2**28).removeprefix("\ufeff"))
+        entries = json.loads(read_text(path).removeprefix("\ufeff"))
     except OSError as error:
         raise UserError(f"word frequencies {path}: cannot be read ({error.strerror}); {remedy}") from error
     except UserError:
