@@ -10,20 +10,23 @@ import math
 import sys
 from dataclasses import dataclass, field
 
-import checkpoint
-import comparable
-import dataloader
-import distributed
-import figures
-import hub
-import likelihood
-import pairs
-import protocols
-import runtime
-from config import FROM_CHECKPOINT, parse
-from corpus import announce, holds_pairs, scored_source
-from detokenizers import DETOKENIZERS
-from process import BoundArgs, UserError, check_choices, check_ranges, require_finite, reverse_steps
+from checkpoint.folder import load_checkpoint
+from checkpoint.text_model import TextModel
+from data.corpus import announce, holds_pairs, scored_source
+from data.detokenizers import DETOKENIZERS
+from data.pairs import Layout, tokenize_pairs
+from data.row_formats import ROW_FORMATS, read_rows
+from data.tokenized_text import Text
+from diffusion.options import BoundArgs, reverse_steps
+from evaluation import comparable
+from evaluation.likelihood import pick, score_text
+from evaluation.likelihood_report import describe
+from utils import distributed, hub
+from utils.command_line import FROM_CHECKPOINT, parse, run_script
+from utils.device import autocast, pick_device, pick_precision, set_up_cpu
+from utils.errors import UserError, check_choices, check_ranges, require_finite
+from utils.figures import as_json
+from utils.messages import note
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class ElboArgs:
     eval_step_size: int = field(default=0, metadata={"help": "the same, as steps of T per window"})
     posterior: str = field(default="", metadata={"help": "exact or released; default: the checkpoint's"})
     protocol: str = field(
-        default="", metadata={"choices": ["", *protocols.PROTOCOLS], "help": "of rows; default: the checkpoint's"}
+        default="", metadata={"choices": ["", *ROW_FORMATS], "help": "of rows; default: the checkpoint's"}
     )
     detokenizer: str = field(
         default="", metadata={"choices": ["", *DETOKENIZERS], "help": "of this text; default: the checkpoint's"}
@@ -74,18 +77,18 @@ def main() -> None:
     """Load, score, print; under torchrun every process scores its share."""
     args, bound_args = parse([ElboArgs, BoundArgs], __doc__, meaningless=FROM_CHECKPOINT)
     hub.quiet_libraries()
-    runtime.set_up_cpu(args.threads)
-    device = runtime.pick_device(args.device)
+    set_up_cpu(args.threads)
+    device = pick_device(args.device)
     with distributed.process_group(device):
         of_text = {"protocol": args.protocol, "detokenizer": args.detokenizer}
-        run = checkpoint.load(args.checkpoint, device, posterior=args.posterior, **of_text)
-        run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
+        run = load_checkpoint(args.checkpoint, device, posterior=args.posterior, **of_text)
+        run.denoiser.autocast = autocast(device, pick_precision(args.precision, device))
         with distributed.leader_first():
             text = read_text(args, run)
-        report = likelihood.score(
+        report = score_text(
             run,
             text,
-            likelihood.pick(text, args.limit, args.seed),
+            pick(text, args.limit, args.seed),
             num_steps=steps(args, run.process.num_steps),
             bound_args=bound_args,
             batch_size=args.batch_size,
@@ -105,7 +108,7 @@ def steps(args: ElboArgs, total: float) -> float:
     return reverse_steps(total, args.num_steps, args.eval_step_size, "eval_step_size")
 
 
-def say(args: ElboArgs, run: checkpoint.Run, text: dataloader.Text, report: dict) -> None:
+def say(args: ElboArgs, run: TextModel, text: Text, report: dict) -> None:
     """The report, and what a person should know of it.
 
     Raises:
@@ -116,14 +119,14 @@ def say(args: ElboArgs, run: checkpoint.Run, text: dataloader.Text, report: dict
     notes = [text.cuts] if text.cuts else []
     notes += comparable.other_than_trained(run, text)
     for sentence in notes:
-        figures.note(sentence)
+        note(sentence)
     if not run.process.is_bound:
         notes.append("the released posterior's figure is not a bound: it can lie below -log p(x0)")
         print(f"warning: {notes[-1]}", file=sys.stderr)
-    print(figures.as_json(report | {"notes": notes}) if args.json else likelihood.describe(report))
+    print(as_json(report | {"notes": notes}) if args.json else describe(report))
 
 
-def remedy(args: ElboArgs, run: checkpoint.Run) -> str:
+def remedy(args: ElboArgs, run: TextModel) -> str:
     """What to do about a bound that is not finite."""
     for name, weights in run.denoiser.network.named_parameters():
         if not weights.isfinite().all():
@@ -135,7 +138,7 @@ def remedy(args: ElboArgs, run: checkpoint.Run) -> str:
     return "the network's weights are finite, but not what it makes of this text; try its lines one by one (--limit 1)"
 
 
-def read_text(args: ElboArgs, run: checkpoint.Run) -> dataloader.Text:
+def read_text(args: ElboArgs, run: TextModel) -> Text:
     """The sentences, or the pairs, of args.data: whichever the checkpoint was trained on.
 
     Raises:
@@ -147,12 +150,12 @@ def read_text(args: ElboArgs, run: checkpoint.Run) -> dataloader.Text:
         raise UserError(f"{args.data}: the checkpoint was trained on {kinds[0]}, and this file holds {kinds[1]}")
     if run.pairs is None:
         where = run.tokenizer, run.max_length, args.cache_dir
-        return protocols.read_text(source, run.form, *where, causal=run.causal)
+        return read_rows(source, run.form, *where, causal=run.causal)
     if args.protocol or args.detokenizer:
         raise UserError(f"{args.data} holds pairs; protocol and detokenizer are for text, leave them out")
-    layout = pairs.Layout(run.pairs, run.tokenizer, run.max_length)
-    return pairs.tokenize_pairs(source, "", None, layout, run.tokenizer, args.cache_dir)
+    layout = Layout(run.pairs, run.tokenizer, run.max_length)
+    return tokenize_pairs(source, "", None, layout, run.tokenizer, args.cache_dir)
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    run_script(main)

@@ -16,20 +16,17 @@ import numpy as np
 from tqdm import tqdm
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import distributed
-import figures
-import files
-import hub
-import judges
-import metrics
-import metrics_of_models
-import runtime
-import words
-from config import parse
-from corpus import PAIR, Source, announce, holds_pairs, read_sentences, scored_source, training_source
-from predictions import read_predictions, read_samples
-from process import UserError, check_choices, check_ranges, require_finite
-from vocabulary import encode, load_tokenizer, respell
+from data.corpus import PAIR, Source, announce, holds_pairs, read_sentences, scored_source, training_source
+from data.tokenizers import encode, load_tokenizer, respell
+from evaluation import text_metrics, words
+from evaluation.generative_perplexity import generative_perplexity
+from evaluation.model_metrics import bert_score, mauve
+from evaluation.predictions import read_predictions, read_samples
+from utils import distributed, figures, files, hub
+from utils.command_line import parse, run_script
+from utils.device import pick_device, set_up_cpu
+from utils.errors import UserError, check_choices, check_ranges, require_finite
+from utils.messages import note
 
 Report = dict[str, float | int | str | list[str] | None]
 Spell = Callable[[list[str]], list[str]]
@@ -90,7 +87,7 @@ def main() -> None:
     (args,) = parse([MetricArgs], __doc__)
     distributed.require_single("compute_metric.py")
     hub.quiet_libraries()
-    runtime.set_up_cpu(args.threads)
+    set_up_cpu(args.threads)
     path = files.local_path(args.predictions)
     if not path.exists():
         raise UserError(f"predictions={path}: no such file or folder")
@@ -118,7 +115,7 @@ def main() -> None:
     if args.references:
         announce({"references": source})
     for text in report["notes"]:
-        figures.note(text)
+        note(text)
     print(figures.as_json(report) if args.json else table(report))
 
 
@@ -176,16 +173,16 @@ def conditional(args: MetricArgs, records: list[dict], tokenizer: PreTrainedToke
     if args.mbr_size > len(candidates[0]):
         raise UserError(f"mbr_size={args.mbr_size}, but there are {len(candidates[0])} candidates a source")
     chosen = tqdm(candidates, desc="choosing", unit="source", leave=False, disable=None)
-    predictions = [texts[metrics.mbr_select(texts, released=args.released)] for texts in chosen]
+    predictions = [texts[text_metrics.mbr_select(texts, released=args.released)] for texts in chosen]
     report: Report = {"num_sources": len(records), "mbr_size": len(candidates[0])}
     report |= summarise(quality(args, predictions, references))
     report["rouge_tokens"] = args.rouge_tokens
     report |= summarise({"bleu_single": bleus([texts[0] for texts in candidates], references, args.released)})
     report |= diversity(args, [record["candidates"] for record in records])
     if args.bertscore_model:
-        device = runtime.pick_device(args.device)
+        device = pick_device(args.device)
         settings = args.bertscore_model, args.bertscore_layer, device
-        report |= summarise({"bertscore": metrics_of_models.bert_score(predictions, references, *settings)})
+        report |= summarise({"bertscore": bert_score(predictions, references, *settings)})
     report |= summarise(baselines(args, records, tokenizer))
     return report | {"notes": notes([*predictions, *references])}
 
@@ -224,15 +221,17 @@ def notes(texts: list[str]) -> list[str]:
 def bleus(hypotheses: list[str], references: list[str], released: bool = False) -> list[float]:
     """BLEU of each pair, the right way round or as released."""
     sides = (references, hypotheses) if released else (hypotheses, references)
-    return [metrics.bleu(*pair) for pair in zip(*sides, strict=True)]
+    return [text_metrics.bleu(*pair) for pair in zip(*sides, strict=True)]
 
 
 def quality(args: MetricArgs, predictions: list[str], references: list[str]) -> dict[str, list[float]]:
     """One figure a source, by metric."""
     return {
         "bleu": bleus(predictions, references, args.released),
-        "rouge_l": [metrics.rouge_l(*pair, args.rouge_tokens) for pair in zip(predictions, references, strict=True)],
-        "dist_1": [metrics.distinct_1(prediction) for prediction in predictions],
+        "rouge_l": [
+            text_metrics.rouge_l(*pair, args.rouge_tokens) for pair in zip(predictions, references, strict=True)
+        ],
+        "dist_1": [text_metrics.distinct_1(prediction) for prediction in predictions],
         "length": [float(len(prediction.split())) for prediction in predictions],
         "exact_match": [float(p == r) for p, r in zip(predictions, references, strict=True)],
     }
@@ -244,8 +243,8 @@ def diversity(args: MetricArgs, candidates: list[list[str]]) -> Report:
     if len(first[0]) < 2:
         return {}
     values = {
-        "self_bleu": [metrics.pairwise_self_bleu(texts) for texts in first],
-        "div_4": [metrics.diverse_4(texts) for texts in first],
+        "self_bleu": [text_metrics.pairwise_self_bleu(texts) for texts in first],
+        "div_4": [text_metrics.diverse_4(texts) for texts in first],
     }
     return {"diversity_samples": len(first[0]), **summarise(values)}
 
@@ -267,7 +266,7 @@ def baselines(
     train_sources, targets = ([*read_sentences(replace(source, column=side))] for side in PAIR)
     targets = respell(tokenizer, targets)
     drawn = np.random.default_rng(args.seed).integers(len(targets), size=len(records))
-    nearest = metrics.nearest_targets(pieces(tokenizer, sources), pieces(tokenizer, train_sources))
+    nearest = text_metrics.nearest_targets(pieces(tokenizer, sources), pieces(tokenizer, train_sources))
     found["bleu_random"] = bleus([targets[i] for i in drawn], references, args.released)
     found["bleu_nearest"] = bleus([targets[i] for i in nearest], references, args.released)
     return found
@@ -285,24 +284,26 @@ def unconditional(args: MetricArgs, samples: list[str], source: Source, spell: S
     """Quality against a whole corpus, diversity, repetition, and copying."""
     tokenised = [sample.split() for sample in samples]
     references = spell([*read_sentences(source, description="reading references")])
-    corpus = metrics.ReferenceCorpus(text.split() for text in references)
+    corpus = text_metrics.ReferenceCorpus(text.split() for text in references)
     report: Report = {"num_samples": len(samples), "num_references": len(references)}
     values = {"bleu_4": [corpus.bleu(sample) for sample in tokenised]}
-    values["self_bleu_4"] = metrics.self_bleu(tokenised) if len(tokenised) > 1 else []
-    values["repetition"] = [metrics.repetition(sample) for sample in tokenised]
+    values["self_bleu_4"] = text_metrics.self_bleu(tokenised) if len(tokenised) > 1 else []
+    values["repetition"] = [text_metrics.repetition(sample) for sample in tokenised]
     values["length"] = [float(len(sample)) for sample in tokenised]
     report |= summarise(values)
     report["corpus_bleu_4"] = corpus.corpus_bleu(tokenised)
-    report |= {f"distinct_{order}": metrics.distinct(tokenised, order) for order in range(1, metrics.MAX_ORDER + 1)}
-    report["unigram_entropy"] = metrics.unigram_entropy(tokenised)
+    report |= {
+        f"distinct_{order}": text_metrics.distinct(tokenised, order) for order in range(1, text_metrics.MAX_ORDER + 1)
+    }
+    report["unigram_entropy"] = text_metrics.unigram_entropy(tokenised)
     if args.train_data:
         known = set(spell([*read_sentences(training_source(args.train_data), description="reading training text")]))
         report |= summarise({"copied": [float(sample in known) for sample in samples]})
     if args.mauve_model:
-        device = runtime.pick_device(args.device)
-        report["mauve"] = metrics_of_models.mauve(samples, references, args.mauve_model, args.seed, device)
+        device = pick_device(args.device)
+        report["mauve"] = mauve(samples, references, args.mauve_model, args.seed, device)
     if args.judge_model:
-        report |= judges.generative_perplexity(samples, args.judge_model, runtime.pick_device(args.device))
+        report |= generative_perplexity(samples, args.judge_model, pick_device(args.device))
     return report | {"notes": notes([*samples, *references])}
 
 
@@ -313,7 +314,7 @@ def summarise(values: dict[str, list[float]]) -> Report:
     """Mean and standard error of each list; None of an empty one."""
     report: Report = {}
     for name, numbers in values.items():
-        report[name], report[f"{name}_se"] = metrics.mean_and_error(numbers) if numbers else (None, None)
+        report[name], report[f"{name}_se"] = text_metrics.mean_and_error(numbers) if numbers else (None, None)
     return report
 
 
@@ -330,4 +331,4 @@ def table(report: Report) -> str:
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    run_script(main)

@@ -1,10 +1,10 @@
 """DiffusionBERT: absorbing-state text diffusion whose noise follows how informative each token is.
 
 In reading order: schedule, what of it a token gets, the reverse process, the bound's terms, the loss. What it shares
-with every masked process (corrupt, posterior, nll_bound, sample) is the page before this one, `masked_process.py`.
-Source: He et al. 2023, "DiffusionBERT", arXiv 2211.15029 (equation numbers below are theirs); the absorbing process
-is D3PM's (Austin et al. 2021). t runs over 0..T: x_0 is clean, x_T is all [MASK]. alpha_bar(t) is the probability
-that a token is still itself at step t.
+with every masked process (corrupt, posterior, nll_bound, sample) is the page before this one,
+`diffusion/masked/process.py`. Source: He et al. 2023, "DiffusionBERT", arXiv 2211.15029 (equation numbers below are
+theirs); the absorbing process is D3PM's (Austin et al. 2021). t runs over 0..T: x_0 is clean, x_T is all [MASK].
+alpha_bar(t) is the probability that a token is still itself at step t.
 """
 
 import math
@@ -13,10 +13,14 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from draws import stratified_timesteps
-from masked_prediction import Prediction
-from masked_process import MaskedProcess
-from process import WHOLE, Batch, Denoiser, Loss, Share, UserError, check_choices, step_windows
+from data.batch import Batch
+from data.word_counts import information
+from diffusion.draws import WHOLE, Share, stratified_timesteps
+from diffusion.masked.prediction import Prediction
+from diffusion.masked.process import MaskedProcess
+from diffusion.options import step_windows
+from diffusion.process import Denoiser, Loss
+from utils.errors import UserError, check_choices
 
 
 @dataclass(frozen=True)
@@ -96,12 +100,6 @@ def base_alpha_bar(schedule: str, num_steps: int) -> Tensor:
     return alpha_bar
 
 
-def entropy(token_counts: Tensor) -> Tensor:
-    """H(w) = -log p(w), nats, float64 [V]; p is the corpus frequency with one added to every count (p > 0)."""
-    counts = token_counts.double()
-    return math.log(counts.sum().item() + len(counts)) - torch.log(counts + 1)
-
-
 def log_frequency(token_counts: Tensor) -> Tensor:
     """f(w) = log(count + 1) / max log(count + 1), in [0, 1], float64 [V]: the released code's measure."""
     logs = torch.log(token_counts.double() + 1)
@@ -119,9 +117,9 @@ def frequency_contrast(frequency: Tensor, mean: Tensor) -> Tensor:
 
 
 SPINDLES = {
-    "paper": (entropy, entropy_contrast),
+    "paper": (information, entropy_contrast),
     "released": (log_frequency, frequency_contrast),
-    "none": (entropy, entropy_contrast),
+    "none": (information, entropy_contrast),
 }
 """What is measured of a token, and how it is set against its sentence."""
 
@@ -176,8 +174,8 @@ class WordFreqDiffusion(MaskedProcess):
         """h: above 0 for tokens more informative than their sentence, which are masked earlier and recovered later.
 
         Held just inside |h| <= 1 / (lambda pi), where alpha_bar is strictly decreasing for every token; beyond that
-        bound a masked token would have to come back, and the process would not be absorbing. At lambda 0.3 this
-        changes the h of about one token in eight of LM1B, all of them common ones; `spindle_report.py` counts them.
+        bound a masked token would have to come back, and the process would not be absorbing. At lambda 0.3 this changes
+        the h of about one token in eight of LM1B, all of them common ones; `evaluation/spindle_report.py` counts them.
         """
         return self.contrast(statistic, mean).clamp(-self.largest_h, self.largest_h)
 

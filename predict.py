@@ -18,19 +18,20 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-import checkpoint
-import comparable
-import distributed
-import files
-import hub
-import infilling
-import protocols
-import runtime
-import semi_autoregressive
-import showing
-from config import FROM_CHECKPOINT, parse
-from process import Batch, Denoiser, SampleArgs, StepCallback, UserError, check_ranges
-from semi_autoregressive import SemiArArgs
+from checkpoint.folder import load_checkpoint
+from checkpoint.text_model import TextModel
+from data.batch import Batch
+from data.row_formats import blank_row, written
+from diffusion import infilling, semi_autoregressive
+from diffusion.options import SampleArgs
+from diffusion.process import Denoiser, StepCallback
+from diffusion.semi_autoregressive import SemiArArgs
+from evaluation import comparable
+from utils import distributed, files, hub
+from utils.command_line import FROM_CHECKPOINT, parse, run_script
+from utils.device import autocast, pick_device, pick_precision, set_up_cpu
+from utils.errors import UserError, check_ranges
+from utils.screen import BRIGHT, DIM, PLAIN, Run, Screen
 
 FORMATS = (".txt", ".jsonl")
 MOST_SAMPLES = 1_000_000  # each has a generator of its own, 5 kB
@@ -104,12 +105,12 @@ def main() -> None:
     hub.quiet_libraries()
     if args.output:
         files.require_writable("output", Path(args.output))
-    runtime.set_up_cpu(args.threads)
-    device = runtime.pick_device(args.device)
-    run = checkpoint.load(args.checkpoint, device, posterior=args.posterior)
+    set_up_cpu(args.threads)
+    device = pick_device(args.device)
+    run = load_checkpoint(args.checkpoint, device, posterior=args.posterior)
     if run.pairs:
         raise UserError(f"checkpoint {args.checkpoint} was trained on pairs; use predict_downstream_condition.py")
-    run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
+    run.denoiser.autocast = autocast(device, pick_precision(args.precision, device))
     if longer.semi_ar:
         check_semi_ar(run, args)
     say(run, args, sampling)
@@ -119,7 +120,7 @@ def main() -> None:
         write([decode(run, row) for row in samples(run, args, sampling, device, longer=longer)], args.output)
 
 
-def say(run: checkpoint.Run, args: PredictArgs, sampling: SampleArgs) -> None:
+def say(run: TextModel, args: PredictArgs, sampling: SampleArgs) -> None:
     """Notes on stderr: what the samples will not be."""
     text = infilling.parse(run.tokenizer, args.infill).ids if args.infill else []
     unknown = text.count(run.tokenizer.unk_token_id)
@@ -132,7 +133,7 @@ def say(run: checkpoint.Run, args: PredictArgs, sampling: SampleArgs) -> None:
 
 
 def samples(
-    run: checkpoint.Run,
+    run: TextModel,
     args: PredictArgs,
     sampling: SampleArgs,
     device: torch.device,
@@ -184,7 +185,7 @@ def stream_of(args: PredictArgs, number: int) -> Generator:
     return Generator().manual_seed(int(np.random.SeedSequence([args.seed, number]).generate_state(1)[0]))
 
 
-def denoiser_of(run: checkpoint.Run, args: PredictArgs, width: int) -> Denoiser:
+def denoiser_of(run: TextModel, args: PredictArgs, width: int) -> Denoiser:
     """The network; where a text is filled, without the pieces that would be glued to what is given."""
     if not args.infill or args.infill_pieces:
         return run.denoiser
@@ -192,7 +193,7 @@ def denoiser_of(run: checkpoint.Run, args: PredictArgs, width: int) -> Denoiser:
     return infilling.restrict(run.denoiser, gaps, run.tokenizer, run.process.support, width)
 
 
-def blank(run: checkpoint.Run, args: PredictArgs, stream: Generator) -> tuple[Tensor, Tensor]:
+def blank(run: TextModel, args: PredictArgs, stream: Generator) -> tuple[Tensor, Tensor]:
     """Token ids and target mask, each [L], of one sentence to be drawn."""
     text = infilling.parse(run.tokenizer, args.infill).ids if args.infill else []
     length = len(text) or args.length
@@ -205,10 +206,10 @@ def blank(run: checkpoint.Run, args: PredictArgs, stream: Generator) -> tuple[Te
     if length + 2 > most:
         raise UserError(f"{length} tokens with [CLS] and [SEP] exceed the {most} positions of this checkpoint")
     text = text or [run.tokenizer.mask_token_id] * length
-    return protocols.blank_row(run.form, run.tokenizer, run.max_length, text, causal=run.causal)
+    return blank_row(run.form, run.tokenizer, run.max_length, text, causal=run.causal)
 
 
-def check_semi_ar(run: checkpoint.Run, args: PredictArgs) -> None:
+def check_semi_ar(run: TextModel, args: PredictArgs) -> None:
     """Refuses what does not go with texts longer than the window.
 
     Raises:
@@ -236,9 +237,9 @@ def stack(blanks: list[tuple[Tensor, Tensor]], pad_id: int) -> Batch:
     return Batch(input_ids, attention_mask, target_mask)
 
 
-def decode(run: checkpoint.Run, tokens: Tensor) -> str:
+def decode(run: TextModel, tokens: Tensor) -> str:
     """Text of a sample without its [CLS] and [SEP]; anything else special in it would be shown, not hidden."""
-    return protocols.written(run.form, run.tokenizer, tokens)
+    return written(run.form, run.tokenizer, tokens)
 
 
 def write(texts: list[str], output: str) -> None:
@@ -261,9 +262,9 @@ def write(texts: list[str], output: str) -> None:
 # ---- show ------------------------------------------------------------------------------------------------------------
 
 
-def show(run: checkpoint.Run, args: PredictArgs, sampling: SampleArgs, device: torch.device) -> None:
+def show(run: TextModel, args: PredictArgs, sampling: SampleArgs, device: torch.device) -> None:
     """Show one sample after the other as it emerges, with the number of forwards, and if there are many its own."""
-    screen = showing.Screen(sys.stdout)
+    screen = Screen(sys.stdout)
     for number in range(args.num_samples):
         watched = Watched(run, args, screen, number)
         with screen.text():
@@ -279,7 +280,7 @@ class Watched:
     The last frame is all plain, but for what was filled into a given text.
     """
 
-    def __init__(self, run: checkpoint.Run, args: PredictArgs, screen: showing.Screen, number: int) -> None:
+    def __init__(self, run: TextModel, args: PredictArgs, screen: Screen, number: int) -> None:
         """Nothing is revealed yet."""
         self.run, self.screen, self.forwards = run, screen, 0
         self.name = f"{number + 1:>{len(str(args.num_samples))}}: " if args.num_samples > 1 else ""
@@ -296,13 +297,13 @@ class Watched:
         masked = row == self.run.tokenizer.mask_token_id
         fresh = self.targets & self.filled if last else row != self.row
         styles = [
-            showing.DIM if is_masked else showing.BRIGHT if is_fresh else showing.PLAIN
+            DIM if is_masked else BRIGHT if is_fresh else PLAIN
             for is_masked, is_fresh in zip(masked.tolist(), fresh.tolist(), strict=True)
         ]
         self.row = row.clone()
         self.screen.frame(f"{self.name}{self.forwards:>5}  ", self.styled(row, styles), last=last)
 
-    def styled(self, row: Tensor, styles: list[str]) -> list[showing.Run]:
+    def styled(self, row: Tensor, styles: list[str]) -> list[Run]:
         """The text of a row, cut where its tokens' styles change: at the lengths of the texts up to there."""
         if self.run.causal and not self.filled:  # what is not written yet is no gap
             row = row[: int((row != self.run.tokenizer.mask_token_id).long().cumprod(0).sum())]
@@ -319,4 +320,4 @@ class Watched:
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    run_script(main)

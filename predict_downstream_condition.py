@@ -15,19 +15,19 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-import checkpoint
-import distributed
-import files
-import hub
-import likelihood
-import pairs
-import runtime
-from config import FROM_CHECKPOINT, parse
-from corpus import announce, holds_pairs, read_sentences, scored_source, training_source
-from metrics import mbr_select
-from predictions import Journal, alone_with, fingerprint_of, write_diffuseq, write_predictions
-from process import SampleArgs, UserError, check_ranges, reverse_steps
-from vocabulary import respell
+from checkpoint.folder import find_checkpoint, load_checkpoint
+from checkpoint.text_model import TextModel
+from data.corpus import announce, holds_pairs, read_sentences, scored_source, training_source
+from data.pairs import Layout, source_ids, target_text
+from data.tokenizers import respell
+from diffusion.draws import sentence_seed
+from diffusion.options import SampleArgs, reverse_steps
+from evaluation.predictions import Journal, alone_with, fingerprint_of, write_diffuseq, write_predictions
+from evaluation.text_metrics import mbr_select
+from utils import distributed, files, hub
+from utils.command_line import FROM_CHECKPOINT, parse, run_script
+from utils.device import autocast, pick_device, pick_precision, set_up_cpu
+from utils.errors import UserError, check_ranges
 
 BATCHES_AT_ONCE = 64  # in a call of the sampler, which keeps its batch full until it runs out of rows
 MEANINGLESS = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint says how wide its target window is"}
@@ -87,16 +87,16 @@ def main() -> None:
         raise UserError(f"output={output} is the data file itself; give another")
     if args.diffuseq_format:
         files.require_writable("output (less .jsonl)", output.with_suffix(""), folder=True)
-    runtime.set_up_cpu(args.threads)
-    device = runtime.pick_device(args.device)
-    run = checkpoint.load(args.checkpoint, device)
+    set_up_cpu(args.threads)
+    device = pick_device(args.device)
+    run = load_checkpoint(args.checkpoint, device)
     if run.pairs is None:
         raise UserError(f"checkpoint {args.checkpoint} was trained on text, without pairs; use predict.py")
-    run.denoiser.autocast = runtime.autocast(device, runtime.pick_precision(args.precision, device))
+    run.denoiser.autocast = autocast(device, pick_precision(args.precision, device))
     sampling = replace(sampling, num_steps=steps(args, sampling, run.process.num_steps))
     run.process.check_sampling(sampling)  # before the journal of another attempt is touched
     sources, references = read_pairs(args)
-    recipe = fingerprint_of(checkpoint.find_checkpoint(args.checkpoint), recipe_of(args, sampling), sources, references)
+    recipe = fingerprint_of(find_checkpoint(args.checkpoint), recipe_of(args, sampling), sources, references)
     sources, references = (side[: args.limit or None] for side in (sources, references))  # a limit changes no candidate
     with alone_with(output):
         records = written(run, args, sampling, sources, references, device, Journal(output, recipe))
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def written(
-    run: checkpoint.Run,
+    run: TextModel,
     args: DownstreamArgs,
     sampling: SampleArgs,
     sources: list[str],
@@ -176,7 +176,7 @@ def derangement(n: int, seed: int) -> list[int]:
 
 
 def predict(
-    run: checkpoint.Run,
+    run: TextModel,
     args: DownstreamArgs,
     sampling: SampleArgs,
     sources: list[str],
@@ -185,8 +185,8 @@ def predict(
     journal: Journal,
 ) -> None:
     """Candidates and choice for every source that the journal lacks; each is in the journal once it is whole."""
-    layout = pairs.Layout(run.pairs, run.tokenizer, run.max_length)
-    ids = pairs.source_ids(layout, run.tokenizer, sources)
+    layout = Layout(run.pairs, run.tokenizer, run.max_length)
+    ids = source_ids(layout, run.tokenizer, sources)
     cut = sum(len(i) > layout.longest_source for i in ids)
     if cut:
         print(f"note: {cut} sources cut to their last {layout.longest_source} tokens", file=sys.stderr)
@@ -198,7 +198,7 @@ def predict(
     with tqdm(total=len(todo), desc="predicting", unit="source", leave=False, disable=None) as bar:
 
         def finish(i: int, windows: list[Tensor]) -> None:
-            texts = [pairs.target_text(run.tokenizer, window) for window in windows]
+            texts = [target_text(run.tokenizer, window) for window in windows]
             chosen = texts[mbr_select(texts)]
             record = {"source": spelled[0][i], "reference": spelled[1][i], "candidates": texts, "prediction": chosen}
             journal.add(i, {"index": i, **record})
@@ -211,8 +211,8 @@ def predict(
 
 @torch.no_grad()
 def draw_candidates(
-    run: checkpoint.Run,
-    layout: pairs.Layout,
+    run: TextModel,
+    layout: Layout,
     ids: list[np.ndarray],
     chosen: list[int],
     args: DownstreamArgs,
@@ -226,7 +226,7 @@ def draw_candidates(
     nor the other sources change it. The candidates of a source lie side by side, so they share their batches.
     """
     rows = [(i, j) for i in chosen for j in range(args.mbr_size)]
-    streams = [Generator().manual_seed(likelihood.sentence_seed(args.seed + j, i)) for i, j in rows]
+    streams = [Generator().manual_seed(sentence_seed(args.seed + j, i)) for i, j in rows]
     batch = layout.blanks([ids[i] for i, _ in rows])
     drawn: dict[int, dict[int, Tensor]] = {i: {} for i in chosen}
 
@@ -252,4 +252,4 @@ def show(records: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    runtime.run_script(main)
+    run_script(main)

@@ -10,16 +10,16 @@
 # FLAGS are those of main.py (.venv/bin/python main.py --help) and win over the ones set here:
 #   bash run.sh lm1b --learning_rate 5e-5
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/runs/setup.sh"
 begin "$@"
 SECONDS=0
-. ./recipe.sh
+. ./runs/recipe.sh
 
 demo() {
     demo_folder=out/demo
     mkdir -p out/demo
     [ -e out/demo/seconds.install ] || echo "$install_seconds" >out/demo/seconds.install
-    stage corpus python demo_corpus.py --output out/demo/corpus
+    stage corpus python -m data.demo_corpus --output out/demo/corpus
     # ten minutes in all: what is left after installing, less a reserve for scoring and sampling, up to 6.5 minutes
     local minutes threads
     threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more would wait for each other in a network this small
@@ -46,9 +46,9 @@ summarise_demo() {
 import json
 from pathlib import Path
 
-from figures import number
-from files import written_whole
-from outcome import said_of
+from utils.figures import number
+from utils.files import written_whole
+from training.outcome import said_of
 
 demo = Path("out/demo")
 elbo = json.loads((demo / "elbo.json").read_text())

@@ -10,17 +10,17 @@
 # FLAGS are those of main.py (.venv/bin/python main.py --help) and win over the ones set here:
 #   bash run_condition.sh qqp --word_freq_lambda 0
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/runs/setup.sh"
 begin "$@"
 SECONDS=0
-. ./recipe.sh
+. ./runs/recipe.sh
 
 demo() {
     local folder=out/condition_demo data=conditional_data/docstrings minutes threads
     demo_folder=$folder
     mkdir -p $folder
     [ -e $folder/seconds.install ] || echo "$install_seconds" >$folder/seconds.install
-    stage pairs python demo_corpus.py --output $data --pairs true --min_words 3 --max_words 10 --known_words 4000 \
+    stage pairs python -m data.demo_corpus --output $data --pairs true --min_words 3 --max_words 10 --known_words 4000 \
         --held_out_fraction 0.025
     threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more would wait for each other in a network this small
     # longer, and it learns names by heart; the same when an interrupted demo goes on
@@ -58,8 +58,8 @@ summarise_demo() {
 import json
 from pathlib import Path
 
-from files import written_whole
-from outcome import said_of
+from utils.files import written_whole
+from training.outcome import said_of
 
 demo = Path("out/condition_demo")
 real, shuffled = (json.loads((demo / f"metrics.{name}.json").read_text()) for name in ("predictions", "shuffled"))

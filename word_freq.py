@@ -12,19 +12,16 @@ import numpy as np
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import checkpoint
-import distributed
-import hub
-from config import parse
-from corpus import Source, announce, holds_pairs, read_records, training_source
-from counting import count_corpus
-from dataloader import tokenize_in_memory
+from data.corpus import Source, announce, holds_pairs, read_records, training_source
+from data.tokenized_text import tokenize_in_memory
+from data.tokenizers import load_tokenizer, vocabulary_size
+from data.word_counts import count_corpus, write_word_freq
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
-from files import require_writable
-from process import UserError
-from runtime import run_script
-from spindle_report import SAMPLE, spindle_report
-from vocabulary import load_tokenizer, vocabulary_size
+from evaluation.spindle_report import SAMPLE, spindle_report
+from utils import distributed, hub
+from utils.command_line import parse, run_script
+from utils.errors import UserError
+from utils.files import require_writable
 
 LONGEST = 126
 """Tokens of a sentence that are looked at for the spindle: those of main.py's default --max_length."""
@@ -62,7 +59,7 @@ def main() -> None:
     if not counts.any():
         raise UserError(f"{source}: the tokenizer finds no token in it")
     announce({"train": source})
-    checkpoint.write_word_freq(Path(args.output), torch.from_numpy(counts), tokenizer)
+    write_word_freq(Path(args.output), torch.from_numpy(counts), tokenizer)
     print(
         f"{num_sentences:,} sentences, {counts.sum():,} tokens, {np.count_nonzero(counts):,} of {vocab_size:,} "
         f"token types seen; written to {args.output}\n"

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from nltk.translate.bleu_score import corpus_bleu
 
-from metrics import ReferenceCorpus, self_bleu
+from evaluation.text_metrics import ReferenceCorpus, self_bleu
 
 WORDS = [f"w{i}" for i in range(5000)]
 WEIGHTS = [1 / (rank + 1) for rank in range(len(WORDS))]

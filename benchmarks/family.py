@@ -24,20 +24,22 @@ import torch
 import transformers
 from transformers import BertConfig, BertForMaskedLM, BertLMHeadModel
 
-from autoregressive import Autoregressive, AutoregressiveArgs
 from benchmarks import variants
 from benchmarks.speed import ratios, seconds
 from benchmarks.variants import MASK, Step, text, trained
-from diffusion_d3pm import D3pmArgs, D3pmDiffusion
-from diffusion_mdlm import MdlmArgs, MdlmDiffusion
-from diffusion_score import ScoreArgs, ScoreDiffusion
-from diffusion_sedd import SeddArgs, SeddDiffusion
+from data.batch import Batch
+from diffusion.autoregressive import Autoregressive, AutoregressiveArgs
+from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
+from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
+from diffusion.masked.sedd import SeddArgs, SeddDiffusion
+from diffusion.options import SampleArgs
+from diffusion.score.process import ScoreDiffusion
+from diffusion.score.transitions import ScoreArgs
+from diffusion.semi_autoregressive import write
+from diffusion.text_process import TextProcess
 from models.bert import BertDenoiser
 from models.score_denoiser import ScoreDenoiser
 from models.score_lm import ScoreLmConfig, ScoreLmNetwork
-from process import Batch, SampleArgs
-from semi_autoregressive import write
-from text_process import TextProcess
 
 MDLM_UNITS = {1: (10.3 / 0.0137, 65), 8: (237 / 0.088, 401)}
 """MDLM's cached sampler for so many rows: bare forwards' worth of time, and calls of the network."""

@@ -156,9 +156,9 @@ def logged(run: Path) -> list[dict]:
 
 def child() -> None:
     """main.py, but its n-th rename is its death."""
-    import files
     import main as training
-    from runtime import run_script
+    from utils import files
+    from utils.command_line import run_script
 
     wanted, renames = float(os.environ[RENAME]), itertools.count(1)
 

@@ -8,9 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.batch import Batch
+from diffusion.draws import Generators, filter_logits, uniform
+from diffusion.options import SampleArgs, step_windows
+from diffusion.process import Denoiser
 from diffusion_word_freq import WordFreqDiffusion
-from draws import filter_logits, uniform
-from process import Batch, Denoiser, Generators, SampleArgs, step_windows
 
 
 def predictions(denoiser: Denoiser, xt: Tensor, t: Tensor, batch: Batch, support: Tensor, args: SampleArgs) -> Tensor:

@@ -16,10 +16,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from transformers import BertConfig, BertForMaskedLM
 
+from data.batch import Batch
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from models.bert import BertDenoiser
-from process import Batch
-from runtime import autocast
+from utils.device import autocast
 
 LENGTH, VOCABULARY = 128, 30522
 

@@ -15,22 +15,23 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import dataloader
-import likelihood
-import metrics
 import predict
-import runtime
 from benchmarks.variants import Counted
-from corpus import find_source, read_sentences
-from figures import number
-from process import BoundArgs, SampleArgs
+from checkpoint.folder import load_checkpoint
+from checkpoint.text_model import TextModel
+from data.corpus import find_source, read_sentences
+from data.tokenized_text import tokenize
+from diffusion.options import BoundArgs, SampleArgs
+from evaluation import text_metrics
+from evaluation.likelihood import pick, score_text
+from utils.device import set_up_cpu
+from utils.figures import number
 
 STEPS = (16, 64, 128, 1000, math.inf)
 RESULTS = Path(__file__).parent / "results"
 
 
-def sampled(run: checkpoint.Run, steps: float, options: argparse.Namespace) -> dict[str, float]:
+def sampled(run: TextModel, steps: float, options: argparse.Namespace) -> dict[str, float]:
     """Figures of `options.samples` samples; forwards are the rows that the network saw, a sample."""
     denoiser, network = Counted(run.denoiser), run.denoiser
     denoiser.max_length = network.max_length
@@ -40,23 +41,23 @@ def sampled(run: checkpoint.Run, steps: float, options: argparse.Namespace) -> d
     texts = [predict.decode(run, row).split() for row in predict.samples(run, args, sampling, torch.device("cpu"))]
     run.denoiser = network
     references = read_sentences(find_source(options.data, "test"))
-    corpus = metrics.ReferenceCorpus(text.lower().split() for text in references)
+    corpus = text_metrics.ReferenceCorpus(text.lower().split() for text in references)
     return {
         "forwards": denoiser.rows / len(texts),
         "bleu_4": float(np.mean([corpus.bleu(text) for text in texts])),
-        "self_bleu_4": float(np.mean(metrics.self_bleu(texts))),
-        **{f"distinct_{order}": metrics.distinct(texts, order) for order in (1, 2, 4)},
-        "unigram_entropy": metrics.unigram_entropy(texts),
+        "self_bleu_4": float(np.mean(text_metrics.self_bleu(texts))),
+        **{f"distinct_{order}": text_metrics.distinct(texts, order) for order in (1, 2, 4)},
+        "unigram_entropy": text_metrics.unigram_entropy(texts),
     }
 
 
-def bound(run: checkpoint.Run, steps: float, options: argparse.Namespace) -> dict[str, float]:
+def bound(run: TextModel, steps: float, options: argparse.Namespace) -> dict[str, float]:
     """Bits per token and perplexity per word of the test sentences at so many steps (for inf: at T)."""
-    text = dataloader.tokenize(find_source(options.data, "test"), run.tokenizer, run.max_length - 2, "out/cache")
-    report = likelihood.score(
+    text = tokenize(find_source(options.data, "test"), run.tokenizer, run.max_length - 2, "out/cache")
+    report = score_text(
         run,
         text,
-        likelihood.pick(text, 0),
+        pick(text, 0),
         num_steps=int(min(steps, run.process_args.num_steps)),
         bound_args=BoundArgs(estimator="trajectory"),
         batch_size=128,
@@ -108,8 +109,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--temperature", type=float, default=0.5, help="as in the demo")
     options = parser.parse_args()
-    runtime.set_up_cpu(2)
-    run = checkpoint.load(options.checkpoint, torch.device("cpu"))
+    set_up_cpu(2)
+    run = load_checkpoint(options.checkpoint, torch.device("cpu"))
     found = {
         f"{steps:g}": {**sampled(run, steps, options), **bound(run, steps, options)}
         for steps in tqdm(STEPS, desc="steps", disable=None)

@@ -16,9 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import bookkeeping  # noqa: E402
 import main as training  # noqa: E402
-from runtime import run_script  # noqa: E402
+from training import bookkeeper  # noqa: E402
+from utils.command_line import run_script  # noqa: E402
 
 SETTINGS = [
     "--tokenizer", "wordpiece", "--vocab_size", "4096", "--model_name_or_path", "modernbert-small",
@@ -37,18 +37,18 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=128)
     args = parser.parse_args()
     saving, steps = [], []
-    real_save, real_agree = bookkeeping.Bookkeeper.save_state, bookkeeping.Bookkeeper.agree
+    real_save, real_agree = bookkeeper.Bookkeeper.save_state, bookkeeper.Bookkeeper.agree
 
-    def save_state(self: bookkeeping.Bookkeeper, *words: object) -> None:
+    def save_state(self: bookkeeper.Bookkeeper, *words: object) -> None:
         began = time.monotonic()
         real_save(self, *words)
         saving.append(time.monotonic() - began)
 
-    def agree(self: bookkeeping.Bookkeeper, *words: object) -> bookkeeping.Agreement:
+    def agree(self: bookkeeper.Bookkeeper, *words: object) -> bookkeeper.Agreement:
         steps.append(time.monotonic())
         return real_agree(self, *words)
 
-    bookkeeping.Bookkeeper.save_state, bookkeeping.Bookkeeper.agree = save_state, agree
+    bookkeeper.Bookkeeper.save_state, bookkeeper.Bookkeeper.agree = save_state, agree
     with tempfile.TemporaryDirectory() as name:
         words = ["--train_data", args.train_data, "--output_dir", f"{name}/run", "--cache_dir", f"{name}/cache"]
         words += ["--max_steps", args.steps, "--eval_steps", 10 * args.steps, "--save_every", args.every]

@@ -25,16 +25,19 @@ import torch
 import transformers
 from torch import Tensor
 
-import checkpoint
-import dataloader
-from batches import deal
 from benchmarks import matrix_formulation, variants
 from benchmarks.variants import STEPS, Step, fast, network, process_of, text
-from corpus import find_source
+from checkpoint.folder import load_checkpoint
+from checkpoint.text_model import TextModel, build_process
+from data.batch import Batch
+from data.batching import deal
+from data.corpus import find_source
+from data.splits import DataArgs
+from data.tokenized_text import tokenize
+from diffusion.options import BoundArgs, SampleArgs
 from diffusion_word_freq import WordFreqArgs
 from models.bert import BertDenoiser
 from models.packing import next_fit
-from process import Batch, BoundArgs, SampleArgs
 
 
 def seconds(step: Step) -> float:
@@ -174,10 +177,10 @@ def part_sample(shape: dict, shape_name: str, options: argparse.Namespace) -> di
 # ---- the bound -------------------------------------------------------------------------------------------------------
 
 
-def spread(run: checkpoint.Run, batch: Batch, args: BoundArgs, seeds: int, **settings: object) -> tuple[float, float]:
+def spread(run: TextModel, batch: Batch, args: BoundArgs, seeds: int, **settings: object) -> tuple[float, float]:
     """Mean and standard deviation over seeds of the bound of a batch, in nats, at 128 windows."""
     noise = WordFreqArgs(**{**vars(run.process_args), **settings, "posterior": "exact"})
-    process = checkpoint.build_process(noise, run.token_counts, run.tokenizer, run.denoiser.vocab_size, of_pairs=False)
+    process = build_process(noise, run.token_counts, run.tokenizer, run.denoiser.vocab_size, of_pairs=False)
     found = []
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
@@ -194,9 +197,9 @@ def part_elbo(shape: dict, shape_name: str, options: argparse.Namespace) -> dict
     if not Path(options.checkpoint).exists():
         print(f"no {options.checkpoint}: the spread of the estimators needs a trained model", file=sys.stderr)
         return figures
-    run = checkpoint.load(options.checkpoint, torch.device("cpu"))
+    run = load_checkpoint(options.checkpoint, torch.device("cpu"))
     source = find_source(options.data, "test")
-    held_out = dataloader.tokenize(source, run.tokenizer, run.max_length - 2, "out/cache")
+    held_out = tokenize(source, run.tokenizer, run.max_length - 2, "out/cache")
     sentences = held_out.batch(held_out.lengths.argsort()[-8:], run.tokenizer)
     longest = int(sentences.target_mask.sum(1).max())  # forwards of a trajectory, at most
     trajectories = max(1, STEPS // longest)
@@ -225,7 +228,7 @@ def part_slots(shape: dict, shape_name: str, options: argparse.Namespace) -> dic
     shuffled = rng.permutation(widths)
     batches = {"random": np.array_split(shuffled, len(shuffled) // 64)}
     for way in ("buckets", "packing"):
-        args = dataloader.DataArgs("", max_length=64, max_tokens=64 * 64, packing=way == "packing")
+        args = DataArgs("", max_length=64, max_tokens=64 * 64, packing=way == "packing")
         batches[way] = [widths[batch] for batch in deal(widths, args, rng)]
 
     def slots(way: str, batch: np.ndarray) -> int:

@@ -24,10 +24,10 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from transformers import BertTokenizerFast  # noqa: E402
 
-import streaming  # noqa: E402
-import vocabulary  # noqa: E402
-from corpus import Source  # noqa: E402
-from dataloader import DataArgs  # noqa: E402
+from data.corpus import Source  # noqa: E402
+from data.splits import DataArgs  # noqa: E402
+from data.streaming import StreamedBatches, open_stream  # noqa: E402
+from data.tokenizers import SPECIAL_TOKENS  # noqa: E402
 
 LINE = 2000  # bytes
 WORDS = [letter * 60 for letter in "abcdefghijklmnopqrst"]  # long, each a token: tokenising is not what is measured
@@ -77,12 +77,12 @@ def read(folder: Path, each: int, rank: int, ranks: int, workers: int, results: 
     """One rank: the first epoch of all its lanes."""
     torch.set_num_threads(1)
     source = Source(tuple(sorted(folder.glob("train-*"))))
-    entries = {token: i for i, token in enumerate([*vocabulary.SPECIAL_TOKENS, *WORDS])}
+    entries = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *WORDS])}
     tokenizer = BertTokenizerFast(vocab=entries)
     args = DataArgs("x", batch_size=64, max_length=32, num_workers=workers)
     before = megabytes("self", "VmRSS")
-    text = streaming.open_stream(source, tokenizer, args)
-    stream = streaming.StreamedBatches(text, seed=0, parts=ranks, rank=rank, world_size=ranks)
+    text = open_stream(source, tokenizer, args)
+    stream = StreamedBatches(text, seed=0, parts=ranks, rank=rank, world_size=ranks)
     seen, finished = np.zeros(len(source.files) * each, np.int8), set()
     while len(finished) < stream.lanes // ranks:
         number = stream.first + rank

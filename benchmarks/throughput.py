@@ -18,12 +18,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import torch
 from torch import Tensor
 
-import runtime
 from benchmarks.variants import SHAPES, STEPS, Counted, Step, network, process_of, text
-from models import machine
+from data.batch import Batch
+from diffusion.options import SampleArgs
+from models.attention import fit_to_device
 from models.bert import BertDenoiser
 from models.networks import BertArgs
-from process import Batch, SampleArgs
+from utils.device import autocast, pick_device, set_up_cpu
 
 
 def rate(step: Step, device: torch.device, seconds: float) -> float:
@@ -64,9 +65,9 @@ def step_flops(denoiser: BertDenoiser, tokens: int, length: int, masked: int) ->
 
 def settle(denoiser: BertDenoiser, device: torch.device, options: argparse.Namespace) -> None:
     """Precision, attention and compilation, as main.py does it."""
-    denoiser.autocast = runtime.autocast(device, options.precision)
+    denoiser.autocast = autocast(device, options.precision)
     settings = BertArgs(attn_implementation=options.attn_implementation, compile=options.compile)
-    machine.fit(denoiser, settings, device, options.precision)
+    fit_to_device(denoiser, settings, device, options.precision)
 
 
 class Training:
@@ -147,8 +148,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--machine", default="", help="keep the figures in benchmarks/results/MACHINE.throughput.json")
     options = parser.parse_args()
-    runtime.set_up_cpu(options.threads)
-    device = runtime.pick_device(options.device)
+    set_up_cpu(options.threads)
+    device = pick_device(options.device)
     peak = options.peak_tflops * 1e12 or matmul_peak(device, options.precision)
     print(
         f"{device}, {options.precision}: peak {peak / 1e12:.3g} TFLOP/s" + (" (given)" if options.peak_tflops else "")

@@ -10,13 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import BertConfig, BertForMaskedLM
 
-from batches import deal
 from benchmarks import matrix_formulation
-from dataloader import DataArgs
+from data.batch import Batch
+from data.batching import deal
+from data.splits import DataArgs
+from diffusion.draws import stratified_timesteps
+from diffusion.options import SampleArgs, step_windows
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
-from draws import stratified_timesteps
 from models.bert import BertDenoiser
-from process import Batch, SampleArgs, step_windows
 
 MASK, FIRST = 103, 1000
 SHAPES = {

@@ -1,11 +1,12 @@
 """Make a checkpoint that all scripts here take out of one that MDLM's authors released.
 
-python import_mdlm.py --source mdlm.ckpt --tokenizer gpt2 --output_dir out/mdlm-owt
-python import_mdlm.py --source kuleshov-group-mdlm-owt-folder --tokenizer gpt2 --output_dir out/mdlm-owt
-python import_mdlm.py --source lm1b.ckpt --tokenizer bert-base-uncased --protocol padded \
+python -m checkpoint.import_mdlm --source mdlm.ckpt --tokenizer gpt2 --output_dir out/mdlm-owt
+python -m checkpoint.import_mdlm --source kuleshov-group-mdlm-owt-folder --tokenizer gpt2 --output_dir out/mdlm-owt
+python -m checkpoint.import_mdlm --source lm1b.ckpt --tokenizer bert-base-uncased --protocol padded \
     --max_length 128 --output_dir out/mdlm-lm1b
-python import_mdlm.py --source ar.ckpt --tokenizer gpt2 --process ar --output_dir out/ar-owt
-python import_mdlm.py --source sedd.ckpt --tokenizer gpt2 --process sedd --time_conditioning layerwise --output_dir out
+python -m checkpoint.import_mdlm --source ar.ckpt --tokenizer gpt2 --process ar --output_dir out/ar-owt
+python -m checkpoint.import_mdlm --source sedd.ckpt --tokenizer gpt2 --process sedd --time_conditioning layerwise \
+    --output_dir out
 """
 
 import shlex
@@ -15,19 +16,16 @@ from pathlib import Path
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import checkpoint
-import distributed
-import files
-import hub
-from config import parse
-from models.bert import wrap
-from models.released_mdlm import network_of, read_weights
-from pretrained import read_tokenizer
-from process import UserError, check_choices, check_ranges
-from protocols import PROTOCOLS, TextForm
-from runtime import run_script
-from tokenizer_checks import check_tokenizer
-from vocabulary import load_tokenizer, vocabulary_size
+from checkpoint.folder import save_checkpoint
+from checkpoint.released_mdlm import network_of, read_weights
+from checkpoint.text_model import PROCESSES, TextModel, build_process
+from data.row_formats import ROW_FORMATS, RowFormat
+from data.tokenizer_checks import check_tokenizer
+from data.tokenizers import load_tokenizer, read_tokenizer, vocabulary_size
+from models.factory import make_denoiser
+from utils import distributed, files, hub
+from utils.command_line import parse, run_script
+from utils.errors import UserError, check_choices, check_ranges
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class ImportArgs:
     )
     protocol: str = field(
         default="wrapped",
-        metadata={"choices": list(PROTOCOLS), "help": "of its training: wrapped; of LM1B's network padded"},
+        metadata={"choices": list(ROW_FORMATS), "help": "of its training: wrapped; of LM1B's network padded"},
     )
     max_length: int = field(default=1024, metadata={"help": "tokens of a text"})
     n_heads: int = field(default=0, metadata={"help": "0: as the weights tell"})
@@ -57,7 +55,7 @@ class ImportArgs:
 def main() -> None:
     """Read, check, write, say what to do next."""
     (args,) = parse([ImportArgs], __doc__)
-    distributed.require_single("import_mdlm.py")
+    distributed.require_single("checkpoint/import_mdlm.py")
     hub.quiet_libraries()
     output, source = Path(args.output_dir), files.local_path(args.source)
     files.require_writable("output_dir", output, folder=True)
@@ -68,7 +66,7 @@ def main() -> None:
     network = network_of(
         read_weights(source, averaged=args.averaged), model_length=args.max_length, n_heads=args.n_heads
     )
-    kind = checkpoint.PROCESSES[args.process]
+    kind = PROCESSES[args.process]
     settings = kind.settings()
     settings.check_time(args.time_conditioning)
     if network.config.causal != kind.causal:
@@ -79,14 +77,14 @@ def main() -> None:
     if vocabulary_size(tokenizer) > network.config.vocab_size:
         known = network.config.vocab_size
         raise UserError(f"tokenizer={args.tokenizer} has {vocabulary_size(tokenizer)} tokens, the network {known}")
-    denoiser = wrap(network, args.time_conditioning, settings.time_period, causal=kind.causal)
+    denoiser = make_denoiser(network, args.time_conditioning, settings.time_period, causal=kind.causal)
     counts = torch.ones(network.config.vocab_size, dtype=torch.long)  # of the training text nothing is known
-    form = TextForm(args.protocol)
-    process = checkpoint.build_process(settings, counts, tokenizer, network.config.vocab_size, form=form)
+    form = RowFormat(args.protocol)
+    process = build_process(settings, counts, tokenizer, network.config.vocab_size, form=form)
     histogram = [0] * (args.max_length - 2) + [1]
     facts = {"source": source.name}
-    run = checkpoint.Run(denoiser, process, settings, tokenizer, counts, histogram, args.max_length, facts, form=form)
-    checkpoint.save(output, run)
+    run = TextModel(denoiser, process, settings, tokenizer, counts, histogram, args.max_length, facts, form=form)
+    save_checkpoint(output, run)
     print(f"{sum(p.numel() for p in network.parameters()):,} parameters written to {output}")
     print(f"next: python predict.py --checkpoint {shlex.quote(str(output))} --num_samples 4")
 

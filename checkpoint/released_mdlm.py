@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from files import open_regular
-from hub import first_line
 from models.dit import DitConfig, DitNetwork
-from process import UserError, shown
+from utils.errors import UserError, shown
+from utils.files import open_regular
+from utils.hub import first_line
 
 PREFIX = "backbone."
 MOST_BLOCKS = 1000

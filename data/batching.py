@@ -13,8 +13,9 @@ from typing import Protocol
 import numpy as np
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from dataloader import DataArgs, Text
-from process import Batch
+from data.batch import Batch
+from data.splits import DataArgs
+from data.tokenized_text import Text
 
 POOL = 200  # batches whose sentences are sorted by length, or packed, together
 ENOUGH = 100_000  # sentences, to tell how many a batch holds
@@ -77,7 +78,7 @@ def packed_rows(widths: np.ndarray, capacity: int) -> list[list[int]]:
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
     for i in np.argsort(-widths, kind="stable").tolist():
         width = int(widths[i])
-        assert width <= capacity, "dataloader.py cuts every sentence at max_length"
+        assert width <= capacity, "data/tokenized_text.py cuts every sentence at max_length"
         room = next((room for room in range(width, capacity) if by_room[room]), capacity)
         if by_room[room]:
             row = by_room[room].pop()
@@ -111,7 +112,7 @@ class Part:
 
 
 class BatchStream(Protocol):
-    """What training takes its steps from; texts kept on disk here, corpora of any size in streaming.py."""
+    """What training takes its steps from; texts kept on disk here, corpora of any size in data/streaming.py."""
 
     def take(self) -> list[Part]:
         """This process's batches of the next step."""

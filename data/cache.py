@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from files import clear_abandoned, folder_written_whole, whats_wrong
+from utils.files import clear_abandoned, folder_written_whole, whats_wrong
 
 
 def is_whole(folder: Path) -> bool:

@@ -1,6 +1,6 @@
-"""Text and pairs, one record at a time, each with its place: the reading of what `sources.py` finds.
+"""Text and pairs, one record at a time, each with its place: the reading of what `data/sources.py` finds.
 
-`records.py` reads a line, `parquets.py` a table. What other modules need of all four is named here.
+`data/records.py` reads a line, `data/parquet.py` a table. What other modules need of all four is named here.
 """
 
 import hashlib
@@ -10,12 +10,9 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from files import remove_folder
-from hub import WrongChecksumError, verify
-from parquets import names_of, rows_of
-from process import UserError
-from records import check_record, means_pairs, parse_line, parse_object, read_lines, wanted_names
-from sources import (
+from data.parquet import names_of, rows_of
+from data.records import check_record, means_pairs, parse_line, parse_object, read_lines, wanted_names
+from data.sources import (
     PAIR,
     Place,
     Source,
@@ -29,9 +26,9 @@ from sources import (
     scored_source,
     training_source,
 )
-
-if TYPE_CHECKING:
-    import datasets
+from utils.errors import UserError
+from utils.files import remove_folder
+from utils.hub import WrongChecksumError, verify
 
 __all__ = [
     "PAIR", "Keep", "Place", "Source", "announce", "find_source", "fingerprint", "held_out", "holds_pairs", "load_hub",
@@ -181,3 +178,7 @@ def _below(limit: int) -> Keep:
 
 def _hash(sentence: str) -> int:
     return int.from_bytes(hashlib.blake2b(sentence.encode(), digest_size=8).digest(), "big")
+
+
+if TYPE_CHECKING:
+    import datasets

@@ -1,7 +1,7 @@
 """The embedded corpus: English prose from the documentation that every installation carries.
 
-    python demo_corpus.py --output out/demo/corpus
-    python demo_corpus.py --output conditional_data/docstrings --pairs true
+    python -m data.demo_corpus --output out/demo/corpus
+    python -m data.demo_corpus --output conditional_data/docstrings --pairs true
 
 Docstrings of Python and of the packages in requirements.txt are read with `ast` (nothing is imported or run), cut into
 sentences, cleaned, and split by a stable hash into train, valid and test: sentences, one a line, or pairs of a
@@ -22,13 +22,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from config import parse
-from corpus import held_out
-from files import require_writable, written_whole
-from process import UserError
-from runtime import run_script
+from data.corpus import held_out
+from utils.command_line import parse, run_script
+from utils.errors import UserError
+from utils.files import require_writable, written_whole
 
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
+REQUIREMENTS = Path(__file__).parent.with_name("requirements.txt")
 HEADING = re.compile(
     r"(Args|Arguments|Parameters|Returns?|Raises|Examples?|Notes?|See Also|References|Yields|Attributes|Warnings?|Usage"
     r"|Inputs?|Outputs?|Shape|Methods|Todo)\s*:?\s*$"

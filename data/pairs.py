@@ -15,13 +15,15 @@ import yaml
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from corpus import Keep, Source
-from dataloader import DataArgs, TokenizedText, require_a_batch, tokenize, with_ends
-from files import local_path, read_text
-from hub import first_line
-from process import Batch, UserError, shown
-from splits import split_sources
-from vocabulary import encode, text_of
+from data.batch import Batch
+from data.corpus import Keep, Source
+from data.splits import DataArgs, require_a_batch, split_sources
+from data.tokenized_text import TokenizedText, tokenize
+from data.tokenizers import encode, text_of
+from data.word_counts import with_ends
+from utils.errors import UserError, shown
+from utils.files import local_path, read_text
+from utils.hub import first_line
 
 PLAIN = "plain"
 WINDOW_PERCENTILE = 99
@@ -303,7 +305,7 @@ class TokenizedPairs:
         )
 
 
-def load_splits(
+def load_pairs(
     data: DataArgs, args: PairArgs, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[TokenizedPairs, TokenizedPairs, PairFormat]:
     """The training and the validation pairs of a corpus, and how they are written.

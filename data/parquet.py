@@ -8,13 +8,10 @@ import pyarrow
 from pyarrow import compute
 from pyarrow.parquet import ParquetFile
 
-from files import open_regular
-from hub import first_line
-from process import UserError
-from records import MOST_TEXT, check_record, wanted_names
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import FileMetaData
+from data.records import MOST_TEXT, check_record, wanted_names
+from utils.errors import UserError
+from utils.files import open_regular
+from utils.hub import first_line
 
 AT_ONCE = 1000
 """Rows decoded together, at most,"""
@@ -161,3 +158,7 @@ def _decoded(file: Path, number: int, value: pyarrow.Scalar) -> str | None:
         return value.as_py()
     except UnicodeDecodeError as error:
         raise UserError(f"{file}:{number + 1}: not UTF-8; write the column as UTF-8 strings") from error
+
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import FileMetaData

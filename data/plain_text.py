@@ -19,8 +19,8 @@ from tokenizers import Tokenizer
 from transformers import BatchEncoding
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from corpus import Place
-from process import UserError, shown
+from data.corpus import Place
+from utils.errors import UserError, shown
 
 TOKENIZE_AT_ONCE = 2000
 """Texts that a tokenizer is given together, at most,"""

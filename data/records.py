@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from files import open_regular
-from process import UserError, shown
-from sources import PAIR, kind
+from data.sources import PAIR, kind
+from utils.errors import UserError, shown
+from utils.files import open_regular
 
 MOST_LINE = 2**24
 """Bytes in a line, its end and whatever else the line of a .jsonl file holds included."""

@@ -23,26 +23,28 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from corpus import Keep, Source
-from dataloader import DataArgs, Text, TokenizedText, collate, require_a_batch, tokenize, with_ends
-from detokenizers import DETOKENIZERS
-from process import Batch, UserError, check_choices
-from splits import split_sources
-from vocabulary import text_of
+from data.batch import Batch, collate
+from data.corpus import Keep, Source
+from data.detokenizers import DETOKENIZERS
+from data.splits import DataArgs, require_a_batch, split_sources
+from data.tokenized_text import Text, TokenizedText, tokenize
+from data.tokenizers import text_of
+from data.word_counts import with_ends
+from utils.errors import UserError, check_choices
 
-PROTOCOLS = ("unpadded", "padded", "wrapped", "running")
+ROW_FORMATS = ("unpadded", "padded", "wrapped", "running")
 NO_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
-class TextForm:
+class RowFormat:
     """How texts are read; saved with the checkpoint, so that scoring and sampling agree with training."""
 
     protocol: str = field(
         default="unpadded",
         metadata={
-            "choices": list(PROTOCOLS),
-            "help": "a text a row, or MDLM's padded rows, or blocks of texts, or of one running text (protocols.py)",
+            "choices": list(ROW_FORMATS),
+            "help": "a text a row, or MDLM's padded rows, or blocks of texts, or of one running text",
         },
     )
     detokenizer: str = field(
@@ -86,7 +88,7 @@ class TextForm:
         """
         if self.protocol != "unpadded" and packing:
             raise UserError(f"packing=true is for protocol=unpadded; rows of protocol={self.protocol} are full")
-        if self != TextForm() and streaming:
+        if self != RowFormat() and streaming:
             raise UserError("streaming=true is for protocol=unpadded without a detokenizer; leave one of them out")
         if self.detokenizer != "none" and word_freq_file:
             raise UserError(
@@ -274,7 +276,7 @@ class GivenFirst:
 
 
 def arrange(
-    text: TokenizedText, form: TextForm, tokenizer: PreTrainedTokenizerBase, width: int, *, causal: bool = False
+    text: TokenizedText, form: RowFormat, tokenizer: PreTrainedTokenizerBase, width: int, *, causal: bool = False
 ) -> Text:
     """Rows of `width` slots at most."""
     if form.protocol == "unpadded":
@@ -287,9 +289,9 @@ def arrange(
     return GivenFirst(rows) if causal and form.whole_rows else rows
 
 
-def read_text(
+def read_rows(
     source: Source,
-    form: TextForm,
+    form: RowFormat,
     tokenizer: PreTrainedTokenizerBase,
     width: int,
     cache_dir: str,
@@ -305,8 +307,8 @@ def read_text(
     return arrange(tokenize(source, tokenizer, longest, cache_dir, **more), form, tokenizer, width, causal=causal)
 
 
-def load_splits(
-    args: DataArgs, tokenizer: PreTrainedTokenizerBase, form: TextForm | None = None, *, causal: bool = False
+def load_texts(
+    args: DataArgs, tokenizer: PreTrainedTokenizerBase, form: RowFormat | None = None, *, causal: bool = False
 ) -> tuple[Text, Text]:
     """The training and the validation rows of a corpus.
 
@@ -315,7 +317,7 @@ def load_splits(
     """
     where = {"width": args.max_length, "cache_dir": args.cache_dir, "causal": causal}
     train, valid = (
-        read_text(source, form or TextForm(), tokenizer, part=part, keep=keep, **where)
+        read_rows(source, form or RowFormat(), tokenizer, part=part, keep=keep, **where)
         for source, part, keep in split_sources(args)
     )
     require_a_batch(train, args)
@@ -323,7 +325,7 @@ def load_splits(
 
 
 def blank_row(
-    form: TextForm, tokenizer: PreTrainedTokenizerBase, width: int, text: list[int], *, causal: bool = False
+    form: RowFormat, tokenizer: PreTrainedTokenizerBase, width: int, text: list[int], *, causal: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Token ids and target mask, each [L], of a row to be written.
 
@@ -346,7 +348,7 @@ def blank_row(
     return ids, ids == mask
 
 
-def written(form: TextForm, tokenizer: PreTrainedTokenizerBase, row: Tensor) -> str:
+def written(form: RowFormat, tokenizer: PreTrainedTokenizerBase, row: Tensor) -> str:
     """The text of a row. Of blocks, their texts with a space between; anything else special is shown, not hidden."""
     if form.protocol == "running":
         return text_of(tokenizer, row[1:-1])

@@ -14,10 +14,10 @@ from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from files import read_bytes
-from hub import first_line
-from process import UserError
-from tokenizer_checks import MOST_GROWTH, check_entry, longest_replacement
+from data.tokenizer_checks import MOST_GROWTH, check_entry, longest_replacement
+from utils.errors import UserError
+from utils.files import read_bytes
+from utils.hub import first_line
 
 SPACE = "▁"
 DIGITS = [str(digit) for digit in range(10)]

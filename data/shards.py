@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from corpus import Keep, Source, load_hub
-from files import open_regular
-from hub import first_line
-from parquets import number_of_rows, rows_of
-from process import UserError
-from records import check_record, parse_line, read_line, read_lines, wanted_names
-from sources import kind
+from data.corpus import Keep, Source, load_hub
+from data.parquet import number_of_rows, rows_of
+from data.records import check_record, parse_line, read_line, read_lines, wanted_names
+from data.sources import kind
+from utils.errors import UserError
+from utils.files import open_regular
+from utils.hub import first_line
 
 MOST_BYTES = 2**26
 """Of a piece: an epoch's order shuffles pieces, then what is read of them."""

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from distributed import rank
-from files import local_path, open_regular
-from hub import look_for_hub, why_not_given
-from process import UserError, shown
+from utils.distributed import rank
+from utils.errors import UserError, shown
+from utils.files import local_path, open_regular
+from utils.hub import look_for_hub, why_not_given
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}

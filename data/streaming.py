@@ -25,18 +25,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import shards
-from batches import Part, deal, mean_batch
-from corpus import Source, held_out
-from counting import count_tokens
-from dataloader import DataArgs, TokenizedText, tokenize, tokenize_in_memory
-from distributed import from_everyone
-from hub import first_line
-from process import Batch, UserError
-from runtime import die_with_parent
-from sources import kind
-from splits import split_sources
-from vocabulary import one_core, tokenizer_fingerprint
+from data import shards
+from data.batch import Batch
+from data.batching import Part, deal, mean_batch
+from data.corpus import Source, held_out
+from data.sources import kind
+from data.splits import DataArgs, split_sources
+from data.tokenized_text import TokenizedText, tokenize, tokenize_in_memory
+from data.tokenizers import tokenizer_fingerprint
+from data.word_counts import count_tokens
+from utils.distributed import from_everyone
+from utils.errors import UserError
+from utils.hub import first_line
+from utils.workers import die_with_parent, one_core
 
 LANES = 8
 """At least so many, in a multiple of all reading processes: a run goes on with 1, 2, 4 or 8 of them at no cost."""
@@ -132,7 +133,7 @@ def _ends(file: Path) -> tuple[bytes, bytes]:
         return head, stream.read(GLANCE)
 
 
-def load_splits(
+def load_stream(
     args: DataArgs, tokenizer: PreTrainedTokenizerBase, eval_sequences: int
 ) -> tuple[StreamedText, TokenizedText]:
     """The stream, and the text to validate on: the corpus's own, or the first sentences that are held out of it."""

@@ -1,6 +1,6 @@
 """Text to token ids: tokenised once, kept on disk by content, put together to a Batch.
 
-    corpus (corpus.py) -> token ids in one flat memory-mapped array -> Batch of the sentences that batches.py deals
+    corpus (corpus.py) -> token ids in one flat memory-mapped array -> Batch of the sentences that batching.py deals
 
 [CLS] and [SEP] are added here, once, and stay out of `target_mask`: they are given, never noised, never scored.
 """
@@ -9,7 +9,7 @@ import array
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -18,96 +18,19 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import cache
-from corpus import Keep, Place, Source, fingerprint, read_records
-from detokenizers import detokenize
-from plain_text import encoded, holds_special
-from process import Batch, UserError, check_ranges
-from vocabulary import tokenizer_fingerprint, vocabulary_size
+from data import cache
+from data.batch import Batch, collate
+from data.corpus import Keep, Place, Source, fingerprint, read_records
+from data.detokenizers import detokenize
+from data.plain_text import encoded, holds_special
+from data.tokenizers import tokenizer_fingerprint, vocabulary_size
+from utils.errors import UserError
 
 CACHE_FORMAT = 3
 
 
-@dataclass(frozen=True)
-class DataArgs:
-    """What to train on."""
-
-    train_data: str = field(
-        metadata={
-            "aliases": ["--train_data_dir", "--task_name", "-d"],
-            "help": ".txt, .jsonl (.gz, .xz), a folder with train / valid files, or a data set on the hub (lm1b)",
-        },
-    )
-    valid_data: str = field(
-        default="", metadata={"help": "the same kinds; default: the folder's own, else a part of train"}
-    )
-    valid_fraction: float = field(
-        default=0.02,
-        metadata={"aliases": ["--dev_size"], "help": "share of train set aside when there is no valid set"},
-    )
-    tokenizer: str = field(
-        default="",
-        metadata={
-            "aliases": ["-spm"],
-            "help": "hub name, folder, vocab.txt, SentencePiece .model; `wordpiece` or `sentencepiece` to learn one; "
-            "default: the network's own",
-        },
-    )
-    strip_accents: bool = field(
-        default=False, metadata={"help": "removal of accents from letters (é to e) by a learnt wordpiece"}
-    )
-    vocab_size: int = field(default=0, metadata={"help": "entries of a learnt vocabulary; otherwise only checked"})
-    max_length: int = field(
-        default=128, metadata={"aliases": ["--block_size"], "help": "tokens a sentence, [CLS] and [SEP] included"}
-    )
-    batch_size: int = field(default=64, metadata={"help": "sentences per process and micro-step"})
-    max_tokens: int = field(
-        default=0,
-        metadata={"help": "instead: as many sentences as fit into so many slots, padding included; 0: batch_size"},
-    )
-    packing: bool = field(
-        default=False,
-        metadata={"help": "rows of max_length slots, filled with whole sentences; batch_size then counts rows"},
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "read the training text as it is used: corpora larger than memory; needs max_steps"},
-    )
-    shuffle_buffer: int = field(
-        default=20_000, metadata={"help": "sentences of a stream in memory, to be shuffled, of all processes together"}
-    )
-    num_workers: int = field(default=2, metadata={"help": "processes that read and tokenise a stream, for each rank"})
-    word_freq_file: str = field(
-        default="", metadata={"help": "{token: count} JSON from word_freq.py; default: count train"}
-    )
-    cache_dir: str = field(default="out/cache", metadata={"help": "where tokenised text is kept"})
-
-    @property
-    def slots(self) -> int:
-        """Slots in a batch, at most."""
-        return self.max_tokens or self.batch_size * self.max_length
-
-    @property
-    def by_slots(self) -> bool:
-        """Whether slots, not sentences, fill a batch."""
-        return self.max_tokens > 0 or self.packing
-
-    def __post_init__(self) -> None:
-        if not 0 < self.valid_fraction < 1:
-            raise UserError(f"valid_fraction={self.valid_fraction} must lie strictly between 0 and 1")
-        check_ranges(self, batch_size=(1, 10**7), max_length=(3, 10**6), max_tokens=(0, 10**9), vocab_size=(0, 10**7))
-        check_ranges(self, shuffle_buffer=(1, 10**8), num_workers=(0, 1024))
-        if self.strip_accents and self.tokenizer != "wordpiece":
-            raise UserError("strip_accents=true is for a vocabulary learnt with --tokenizer wordpiece; leave it out")
-        if self.max_tokens and self.max_tokens < self.max_length:
-            raise UserError(
-                f"max_tokens={self.max_tokens} holds no sentence of max_length={self.max_length}; "
-                "raise the one or lower the other"
-            )
-
-
 class Text(Protocol):
-    """What training and scoring need of a corpus: sentences here, pairs in pairs.py."""
+    """What training and scoring need of a corpus: sentences here, pairs in data/pairs.py."""
 
     num_words: np.ndarray
     lengths: np.ndarray
@@ -230,7 +153,7 @@ def tokenize(
         part: names what `keep` keeps, for the cache.
         keep: which sentences to take; default all.
         lead: is put before each of them that is not empty.
-        detokenizer: of `detokenizers.py`, applied to each; words are counted after it.
+        detokenizer: of `data/detokenizers.py`, applied to each; words are counted after it.
 
     Raises:
         UserError: if the text cannot be read or no sentence is left.
@@ -327,41 +250,3 @@ def tokenize_in_memory(
     num_words = np.asarray([len(sentence.split()) for _, sentence, *_ in found], dtype=np.int32)
     places = np.asarray([place for _, _, place, _ in found], dtype=np.int64).reshape(-1, 2)
     return TokenizedText(tokens, offsets, num_words, sum(entry[3] for entry in found), places, source, identity)
-
-
-def require_a_batch(train: Text, args: DataArgs) -> None:
-    """Refuses a corpus smaller than a batch.
-
-    Raises:
-        UserError: with both numbers.
-    """
-    if args.by_slots and (tokens := int(train.widths.sum())) < args.slots:
-        raise UserError(
-            f"{args.train_data}: {tokens} training tokens do not fill one batch of {args.slots} slots; "
-            "give more text or a smaller batch"
-        )
-    if not args.by_slots and len(train) < args.batch_size:
-        raise UserError(
-            f"{args.train_data}: {len(train)} training sentences are fewer than batch_size={args.batch_size}; "
-            "give more text or a smaller batch"
-        )
-
-
-def with_ends(counts: Tensor, own: Tensor, ends: list[int]) -> Tensor:
-    """Word counts of another text, int64 [V], with as many of the special tokens `ends` to a word as `own` has."""
-    ends = sorted(set(ends))
-    words, others = (c.sum() - c[ends].sum() for c in (own, counts))
-    return counts.index_put((torch.tensor(ends),), (own[ends] * (others / words.clamp(min=1))).round().long())
-
-
-def collate(sentences: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, width: int = 0) -> Batch:
-    """[CLS] text [SEP] [PAD]..., as wide as told or as the longest; the text is a target, all but [PAD] attended to."""
-    lengths = torch.tensor([len(sentence) for sentence in sentences])
-    input_ids = torch.full((len(sentences), width or int(lengths.max()) + 2), tokenizer.pad_token_id)
-    input_ids[:, 0] = tokenizer.cls_token_id
-    for row, sentence in enumerate(sentences):
-        input_ids[row, 1 : len(sentence) + 1] = torch.from_numpy(np.asarray(sentence, dtype=np.int64))
-        input_ids[row, len(sentence) + 1] = tokenizer.sep_token_id
-    position = torch.arange(input_ids.shape[1])
-    target_mask = (position >= 1) & (position <= lengths[:, None])
-    return Batch(input_ids, position <= lengths[:, None] + 1, target_mask)

@@ -18,9 +18,9 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from files import read_bytes
-from plain_text import failing_in_one_line, without_panic_messages
-from process import UserError, shown
+from data.plain_text import failing_in_one_line, without_panic_messages
+from utils.errors import UserError, shown
+from utils.files import read_bytes
 
 MOST_BYTES = 2**28
 """Of a file of a tokenizer,"""

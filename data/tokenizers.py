@@ -1,7 +1,7 @@
-"""Tokenizers: named, bare vocabularies, or learnt from the corpus; ids to text (text to ids: plain_text.py)."""
+"""Tokenizers: named, bare vocabularies, or learnt from the corpus; ids to text (text to ids: data/plain_text.py)."""
 
 import hashlib
-import os
+import json
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import cache
-from corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
-from files import local_path
-from hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
-from plain_text import encode, failing_in_one_line, panics_as_errors, without_panic_messages
-from pretrained import read_tokenizer
-from process import UserError
-from sentencepieces import load_sentencepiece, train_sentencepiece
-from tokenizer_checks import check_tokenizer
-from wordpieces import load_vocab_txt, train_wordpiece
+from data import cache
+from data.corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
+from data.plain_text import encode, failing_in_one_line, panics_as_errors, without_panic_messages
+from data.sentencepiece import load_sentencepiece, train_sentencepiece
+from data.tokenizer_checks import check_tokenizer, check_tokenizer_files
+from data.wordpiece import load_vocab_txt, train_wordpiece
+from utils.errors import UserError
+from utils.files import local_path, read_text
+from utils.hub import OF_A_TOKENIZER, fetch, first_line, why_not_given
+from utils.network_config import MOST_JSON, check_config, code_refused
 
 LEARNT = ("wordpiece", "sentencepiece")
 """Tokenizers that are learnt from the training text."""
@@ -121,11 +121,6 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.blake2b(tokenizer.backend_tokenizer.to_str().encode(), digest_size=16).hexdigest()
 
 
-def one_core() -> None:
-    """For a process that is one of several: a tokenizer's threads do not survive a fork, and it would wait for them."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-
 def text_of(tokenizer: PreTrainedTokenizerBase, ids: list[int] | Tensor) -> str:
     """The text of token ids, as DiffuSeq's evaluation writes it: marks and apostrophes joined to their words."""
     with failing_in_one_line(tokenizer):
@@ -136,3 +131,18 @@ def respell(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> list[st
     """Texts as the tokenizer writes them, which is how samples are written: lower case, its spaces, its [UNK]."""
     texts = list(texts)
     return [text_of(tokenizer, ids) for ids in encode(tokenizer, texts)["input_ids"]] if texts else []
+
+
+def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model folder.
+
+    Raises:
+        UserError: if one of its files is out of bounds.
+        Exception: of many types, if it is missing or damaged.
+    """
+    check_tokenizer_files(Path(folder))
+    if (Path(folder) / "config.json").exists():
+        settings = json.loads(read_text(Path(folder) / "config.json", MOST_JSON))
+        check_config(settings, f"cannot read the tokenizer in {folder}")
+    with panics_as_errors(), code_refused(folder):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)

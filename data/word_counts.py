@@ -1,8 +1,9 @@
 """How often each token occurs in a corpus of any size: piece by piece, on all cores, in memory for the counts alone."""
 
 import contextlib
+import json
+import math
 import multiprocessing
-import os
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -17,13 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import cache
-import shards
-from corpus import Source
-from plain_text import chunks, encode, note_names
-from process import UserError
-from runtime import die_with_parent
-from vocabulary import one_core
+from data import cache, shards
+from data.corpus import Source
+from data.plain_text import chunks, encode, note_names
+from utils.errors import UserError
+from utils.files import read_text, written_whole
+from utils.workers import cores, die_with_parent, one_core
 
 NOWHERE = (2**63, 0)
 
@@ -101,11 +101,6 @@ def _begin() -> None:
     die_with_parent()
 
 
-def cores() -> int:
-    """That this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def count_piece(source: Source, piece: shards.Piece, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Counted:
     """The same of one piece."""
     found = Counted(np.zeros(vocab_size, dtype=np.int64))
@@ -129,3 +124,72 @@ def count_tokens(
     with cache.filled(folder) as temporary:
         save_file({"counts": counts}, temporary / "counts.safetensors")
     return counts
+
+
+def with_ends(counts: Tensor, own: Tensor, ends: list[int]) -> Tensor:
+    """Word counts of another text, int64 [V], with as many of the special tokens `ends` to a word as `own` has."""
+    ends = sorted(set(ends))
+    words, others = (c.sum() - c[ends].sum() for c in (own, counts))
+    return counts.index_put((torch.tensor(ends),), (own[ends] * (others / words.clamp(min=1))).round().long())
+
+
+MOST_COUNT = 10**15  # occurrences of a token: sums over a vocabulary stay exact
+
+
+# ---- word frequencies ------------------------------------------------------------------------------------------------
+
+
+def write_word_freq(path: Path, token_counts: Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
+    """{token: count} as JSON, most frequent first, tokens that never occur left out."""
+    order = torch.argsort(token_counts, descending=True, stable=True).tolist()
+    seen = {tokenizer.convert_ids_to_tokens(i): int(token_counts[i]) for i in order if token_counts[i] > 0}
+    with written_whole(path) as file:
+        json.dump(seen, file, ensure_ascii=False, indent=0)
+
+
+def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
+    """Counts from {token: number} JSON, int64 [V]; relative frequencies are scaled so that the rarest counts once.
+
+    Raises:
+        UserError: if the file is no such JSON or names tokens that this tokenizer lacks.
+    """
+    remedy = "make them with word_freq.py"
+    try:
+        entries = json.loads(read_text(path).removeprefix("\ufeff"))
+    except OSError as error:
+        raise UserError(f"word frequencies {path}: cannot be read ({error.strerror}); {remedy}") from error
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"word frequencies {path}: not JSON ({error}); {remedy}") from error
+    if not isinstance(entries, dict) or not all(_is_count(number) for number in entries.values()):
+        raise UserError(f"word frequencies {path}: must map tokens to numbers from 0 to {MOST_COUNT:.0e}; {remedy}")
+    vocabulary = tokenizer.get_vocab()
+    strangers = [token for token in entries if token not in vocabulary]
+    if strangers:
+        raise UserError(
+            f"word frequencies {path}: of another vocabulary: {len(strangers)} of {len(entries)} tokens, "
+            f"e.g. {strangers[0]!r}, are not in this tokenizer; count again with word_freq.py --tokenizer"
+        )
+    numbers = torch.zeros(vocab_size, dtype=torch.float64)
+    for token, number in entries.items():
+        numbers[vocabulary[token]] = number
+    if not numbers.any():
+        raise UserError(f"word frequencies {path}: no token has a count above 0; {remedy}")
+    if (numbers != numbers.round()).any():
+        numbers = numbers / numbers[numbers > 0].min()
+    if numbers.max() > MOST_COUNT:
+        raise UserError(
+            f"word frequencies {path}: the commonest is more than {MOST_COUNT:.0e} times the rarest; {remedy}"
+        )
+    return numbers.round().long()
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int | float) and not isinstance(number, bool) and 0 <= number <= MOST_COUNT
+
+
+def information(token_counts: Tensor) -> Tensor:
+    """H(w) = -log p(w), nats, float64 [V]; p is the corpus frequency with one added to every count (p > 0)."""
+    counts = token_counts.double()
+    return math.log(counts.sum().item() + len(counts)) - torch.log(counts + 1)

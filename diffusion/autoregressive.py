@@ -13,23 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from draws import filter_logits, sample_categorical, streams_of, uniform
-from masked_prediction import in_parts
-from process import (
-    EVERY_WINDOW,
-    WHOLE,
-    Batch,
-    Bound,
-    BoundArgs,
-    Denoiser,
-    Generators,
-    Loss,
-    SampleArgs,
-    Share,
-    StepCallback,
-    UserError,
-)
-from text_process import TextProcess
+from data.batch import Batch
+from diffusion.chunked_logits import in_parts
+from diffusion.draws import WHOLE, Generators, Share, filter_logits, sample_categorical, streams_of, uniform
+from diffusion.options import EVERY_WINDOW, BoundArgs, SampleArgs
+from diffusion.process import Bound, Denoiser, Loss, StepCallback
+from diffusion.text_process import TextProcess
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,31 @@
 """Random draws: numbers for each token and sentence, noise levels spread over a step, tokens from logits."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from process import WHOLE, Generators, SampleArgs, Share, UserError
+from diffusion.options import SampleArgs
+from utils.errors import UserError
+
+Generators = Generator | Sequence[Generator] | None
+"""One stream for the whole batch, or one stream per sentence (then a sentence's draws do not depend on its batch)."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which part of a training step a batch is, so that the noise levels of all parts are spread over the step."""
+
+    part: int = 0
+    parts: int = 1
+    seed: int = 0
+    """One for all parts of a step."""
+
+
+WHOLE = Share()
+"""A batch that is a step by itself."""
 
 
 def uniform(where: Tensor, generator: Generators = None) -> Tensor:
@@ -123,3 +143,9 @@ def filter_logits(logits: Tensor, args: SampleArgs) -> Tensor:
         cut = torch.zeros_like(beyond).scatter(-1, order, beyond)
         logits = logits.masked_fill(cut, -torch.inf)
     return logits
+
+
+def sentence_seed(seed: int, index: int, round_: int = 0) -> int:
+    """A seed for one sentence of a run, unrelated to its neighbours' and to that of another round."""
+    words = [seed, index, round_] if round_ else [seed, index]
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)

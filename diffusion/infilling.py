@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from process import Denoiser, UserError, shown
+from diffusion.process import Denoiser
+from utils.errors import UserError, shown
 
 
 class Place(NamedTuple):

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from process import Batch, UserError, check_ranges
+from data.batch import Batch
+from utils.errors import UserError, check_ranges
 
 Draw = Callable[[Batch], Tensor]
 """A batch to int64 [N, W], its targets drawn."""

@@ -5,7 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from process import Batch, Denoiser, Generators, Process
+from data.batch import Batch
+from diffusion.draws import Generators
+from diffusion.process import Denoiser, Process
 
 
 class TextProcess(Process):

@@ -1,9 +1,9 @@
 """What makes figures or samples no measure of what a checkpoint has learnt: texts read otherwise, or longer."""
 
-from checkpoint import Run
-from dataloader import Text
-from figures import note
-from protocols import TextForm
+from checkpoint.text_model import TextModel
+from data.row_formats import RowFormat
+from data.tokenized_text import Text
+from utils.messages import note
 
 SINGLE = ("unpadded", "padded")
 """Protocols with a text a row."""
@@ -13,12 +13,12 @@ WHY = {
 }
 
 
-def trained_form(run: Run) -> TextForm:
+def trained_form(run: TextModel) -> RowFormat:
     """How the training text was read, whatever the run has been told since."""
-    return TextForm(run.trained_on or run.form.protocol, run.trained_detokenizer or run.form.detokenizer)
+    return RowFormat(run.trained_on or run.form.protocol, run.trained_detokenizer or run.form.detokenizer)
 
 
-def longest_trained(run: Run) -> int | None:
+def longest_trained(run: TextModel) -> int | None:
     """Tokens of the longest text in training, without its ends; None where rows were blocks, or it is not known."""
     protocol, histogram = trained_form(run).protocol, run.length_histogram
     if run.pairs or protocol not in SINGLE or sum(histogram) <= 1:  # that of imported weights holds one
@@ -27,7 +27,7 @@ def longest_trained(run: Run) -> int | None:
     return max(n for n, count in enumerate(histogram) if count) - ends
 
 
-def other_than_trained(run: Run, text: Text) -> list[str]:
+def other_than_trained(run: TextModel, text: Text) -> list[str]:
     """Notes on why the figures of a text are not comparable with those of the training."""
     notes, trained, longest = [], trained_form(run), longest_trained(run)
     for name, why in WHY.items():
@@ -41,7 +41,7 @@ def other_than_trained(run: Run, text: Text) -> list[str]:
     return notes
 
 
-def warn_of_length(run: Run, length: int) -> None:
+def warn_of_length(run: TextModel, length: int) -> None:
     """Say on stderr if a text of so many tokens can be written, but is longer than any that the model has seen."""
     longest = longest_trained(run)
     if longest is not None and longest < length <= run.denoiser.max_length - 2:

@@ -16,17 +16,18 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-import checkpoint
-import figures
-from metrics_of_models import load
-from process import Batch, UserError
-from vocabulary import encode
+from checkpoint.folder import load_checkpoint
+from data.batch import Batch
+from data.tokenizers import encode
+from evaluation.model_metrics import load_language_model
+from utils.errors import UserError
+from utils.figures import perplexity
 
 AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Judge:
+class LanguageModel:
     """A causal language model, as far as it matters here."""
 
     tokens: Callable[[list[str]], list[list[int]]]
@@ -65,31 +66,31 @@ def generative_perplexity(texts: Sequence[str], folder: str, device: torch.devic
     judge = (_of_checkpoint if own else _of_transformers)(folder, device)
     for start in tqdm(range(0, len(texts), AT_ONCE), desc="judging", leave=False, disable=None):
         for ids in judge.tokens(list(texts[start : start + AT_ONCE])):
-            sums.append(score(judge, ids, device))
-            entropies += [entropy(ids)] if ids else []
+            sums.append(nats_of_text(judge, ids, device))
+            entropies += [token_entropy(ids)] if ids else []
     nats, tokens = np.array(sums, dtype=float).reshape(-1, 2).T
     if not tokens.sum():
         raise UserError(f"judge_model={folder}: the texts are too short to be scored; give longer ones")
     if not np.isfinite(nats).all():
         place = int(np.flatnonzero(~np.isfinite(nats))[0]) + 1
         raise UserError(f"judge_model={folder} gives text {place} {sums[place - 1][0]} nats; give another judge")
-    perplexity = figures.perplexity(nats.sum() / tokens.sum())
+    value = perplexity(nats.sum() / tokens.sum())
     error = error_of_ratio(nats, tokens) if len(nats) > 1 else math.inf
-    margin = math.inf if perplexity is None else perplexity * error
+    margin = math.inf if value is None else value * error
     return {
-        "gen_ppl": perplexity,
+        "gen_ppl": value,
         "gen_ppl_se": margin if math.isfinite(margin) else None,
         "gen_tokens": int(tokens.sum()),
         "token_entropy": float(np.mean(entropies)),
     }
 
 
-def score(judge: Judge, ids: list[int], device: torch.device) -> tuple[float, int]:
+def nats_of_text(judge: LanguageModel, ids: list[int], device: torch.device) -> tuple[float, int]:
     """Nats of a text, and how many tokens they are of."""
     given = len(judge.begin)
     counted = torch.cat([torch.zeros(1 - given, dtype=torch.bool), scored_tokens([*judge.begin, *ids], judge.end)])
     nats = torch.zeros(len(ids), dtype=torch.float64)
-    for begin, end, fresh in windows(len(ids), judge.longest - given):
+    for begin, end, fresh in sliding_windows(len(ids), judge.longest - given):
         row = torch.tensor([*judge.begin, *ids[begin:end]], device=device)
         first = max(fresh, begin + 1 - given)  # the first that has something before it
         if first < end:
@@ -97,8 +98,8 @@ def score(judge: Judge, ids: list[int], device: torch.device) -> tuple[float, in
     return nats[counted[: len(ids)]].sum().item(), int(counted[: len(ids)].sum())
 
 
-def windows(length: int, most: int) -> Iterator[tuple[int, int, int]]:
-    """Begin and end of windows of at most so many tokens, and from where on their tokens are new."""
+def sliding_windows(length: int, most: int) -> Iterator[tuple[int, int, int]]:
+    """Begin and end of sliding_windows of at most so many tokens, and from where on their tokens are new."""
     end = min(length, most)
     yield 0, end, 0
     while end < length:
@@ -113,7 +114,7 @@ def error_of_ratio(nats: np.ndarray, tokens: np.ndarray) -> float:
     return math.sqrt(spread * len(nats) / (len(nats) - 1)) / tokens.sum()
 
 
-def entropy(ids: Sequence[int]) -> float:
+def token_entropy(ids: Sequence[int]) -> float:
     """Of the frequencies of the tokens in one text, nats."""
     share = np.unique(np.asarray(ids), return_counts=True)[1] / len(ids)
     return float(-(share * np.log(share)).sum())
@@ -128,9 +129,9 @@ def scored_tokens(ids: Sequence[int], end: int | None) -> Tensor:
     return (~ends | (ends.cumsum(0) == 1))[1:]
 
 
-def _of_checkpoint(folder: str, device: torch.device) -> Judge:
+def _of_checkpoint(folder: str, device: torch.device) -> LanguageModel:
     """An autoregressive checkpoint of this project."""
-    run = checkpoint.load(folder, device)
+    run = load_checkpoint(folder, device)
     if run.process_name != "ar" or run.pairs:
         what = "pairs" if run.pairs else f"process={run.process_name}, which has a bound only"
         raise UserError(f"judge_model={folder} is of {what}; give one of text and process=ar")
@@ -143,12 +144,12 @@ def _of_checkpoint(folder: str, device: torch.device) -> Judge:
 
     longest = min(run.max_length, run.denoiser.max_length) - 1
     begin = (run.tokenizer.cls_token_id,)
-    return Judge(lambda texts: encode(run.tokenizer, texts)["input_ids"], begin, None, longest, nats)
+    return LanguageModel(lambda texts: encode(run.tokenizer, texts)["input_ids"], begin, None, longest, nats)
 
 
-def _of_transformers(folder: str, device: torch.device) -> Judge:
+def _of_transformers(folder: str, device: torch.device) -> LanguageModel:
     """A stock causal language model; the beginning of text, if its tokenizer has one, is given."""
-    model, tokenizer = load(folder, eval_device=device, kind=AutoModelForCausalLM)
+    model, tokenizer = load_language_model(folder, eval_device=device, kind=AutoModelForCausalLM)
     begin = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
 
     def nats(row: Tensor) -> Tensor:
@@ -167,4 +168,4 @@ def _of_transformers(folder: str, device: torch.device) -> Judge:
     def tokens(texts: list[str]) -> list[list[int]]:
         return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
-    return Judge(tokens, () if begin is None else (begin,), tokenizer.eos_token_id, longest, nats)
+    return LanguageModel(tokens, () if begin is None else (begin,), tokenizer.eos_token_id, longest, nats)

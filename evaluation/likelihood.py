@@ -2,96 +2,25 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from batches import sorted_batches
-from checkpoint import Run
-from dataloader import Text
-from diffusion_word_freq import entropy
-from distributed import sum_over_ranks
-from figures import MOST_NATS, number, perplexity
-from process import EVERY_WINDOW, Batch, Bound, BoundArgs, UserError
-from words import LOOKED_AT, are_set_apart
-
-
-@dataclass(frozen=True)
-class Likelihood:
-    """Totals over sentences, and the figures that follow from them.
-
-    Only text tokens count: no [CLS], [SEP], [PAD], unless the protocol says so; of process=ar the nats of a text's end
-    do, not its token. Of pairs, the target is scored given its source, with its end: its nats are those of the whole
-    window, its tokens are its text and [SEP].
-    """
-
-    nats: float
-    """Sum of the bound over sentences."""
-    nats_squared: float
-    """Sum of the squared bound, for the standard error."""
-    prior_nats: float
-    reconstruction_nats: float
-    unigram_nats: float
-    """The same tokens under the training corpus's word frequencies."""
-    num_sequences: int
-    num_tokens: int
-    num_words: float
-    """Of texts that are cut, as much as is there."""
-    num_steps: float
-    estimator: str = "windows"
-    network_evaluations: float = 0
-    """Forwards a sentence went through, on average."""
-    protocol: str = ""
-    """How texts became rows (protocols.py); of pairs, empty."""
-    detokenizer: str = ""
-    length_nats: float | None = None
-    """Sum over sentences of -log of how frequent their length was in training; None where none is given, or known."""
-    draws_variance: float | None = None
-    """Variance of `nats` by the draws of x_t alone; None if there was one round of them."""
-    profile: dict[str, float] = field(default_factory=dict)
-    """What the process has to say besides: sums over sentences, in nats, that are reported by token."""
-    about: dict[str, float] = field(default_factory=dict)
-    """And what is reported as it is."""
-    set_apart: bool = True
-    """Whether spaces stand between words: if not, there is no perplexity per word."""
-
-    def report(self) -> dict[str, float | int | str | None]:
-        """Every figure by its name.
-
-        ppl_word is the paper's: exp of the mean nats per sequence over the mean number of whitespace words; None of
-        text whose words are not set apart by spaces. A perplexity beyond the range of a float is None, too.
-        standard_error_nats is that of nats_per_sequence, and covers both the choice of sentences and the draws of x_t;
-        None for a single sentence. draws_error_nats is the part of the draws: what more evaluations would lessen.
-        """
-        n = self.num_sequences
-        mean = self.nats / n
-        variance = max(self.nats_squared / n - mean**2, 0) * n
-        return {
-            "nats_per_sequence": mean,
-            "bits_per_token": self.nats / self.num_tokens / math.log(2),
-            "ppl_token": perplexity(self.nats / self.num_tokens),
-            "ppl_word": perplexity(self.nats / max(self.num_words, 1e-9)) if self.set_apart else None,
-            "prior_nats": self.prior_nats / self.num_sequences,
-            "reconstruction_nats": self.reconstruction_nats / self.num_sequences,
-            "unigram_bits_per_token": self.unigram_nats / self.num_tokens / math.log(2),
-            "num_steps": self.num_steps if math.isfinite(self.num_steps) else "inf",  # JSON has no infinity
-            "num_sequences": self.num_sequences,
-            "num_tokens": self.num_tokens,
-            "num_words": round(self.num_words),
-            "estimator": self.estimator,
-            "protocol": self.protocol,
-            "detokenizer": self.detokenizer,
-            "length_nats": None if self.length_nats is None else self.length_nats / n,
-            "network_evaluations": self.network_evaluations,
-            "standard_error_nats": math.sqrt(variance / (n - 1) / n) if n > 1 else None,
-            "draws_error_nats": None if self.draws_variance is None else math.sqrt(self.draws_variance) / n,
-            **{name: nats / self.num_tokens for name, nats in self.profile.items()},
-            **self.about,
-        }
-
+from checkpoint.text_model import TextModel
+from data.batch import Batch
+from data.batching import sorted_batches
+from data.tokenized_text import Text
+from data.word_counts import information
+from diffusion.draws import sentence_seed
+from diffusion.options import EVERY_WINDOW, BoundArgs
+from diffusion.process import Bound
+from evaluation.likelihood_report import Likelihood
+from evaluation.words import LOOKED_AT, are_set_apart
+from utils.distributed import sum_over_ranks
+from utils.errors import UserError
 
 OF_PROFILE = 2**31
 """A round of draws that no estimate takes."""
@@ -131,7 +60,7 @@ class Tally:
 class Profile:
     """What the process has to say of sentences besides their bound."""
 
-    def __init__(self, run: Run, device: torch.device) -> None:
+    def __init__(self, run: TextModel, device: torch.device) -> None:
         """Nothing yet."""
         self.run, self.names = run, run.process.profiled(run.denoiser)
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
@@ -156,8 +85,8 @@ class OutOfTimeError(Exception):
 
 
 @torch.no_grad()
-def score(
-    run: Run,
+def score_text(
+    run: TextModel,
     text: Text,
     indices: np.ndarray,
     *,
@@ -209,13 +138,13 @@ def score(
     if given_up:
         raise OutOfTimeError
     protocol = "" if run.pairs else run.form.protocol
-    found = summary(tally, counts, num_steps, bound_args.estimator, protocol, profile.totals())
+    found = likelihood_of(tally, counts, num_steps, bound_args.estimator, protocol, profile.totals())
     more = {} if run.pairs else {"detokenizer": run.form.detokenizer}
     more |= {"about": run.process.about(run.denoiser), "set_apart": words_set_apart(run, text, indices)}
     return replace(found, length_nats=length_nats(run, text.target_lengths[indices]), **more)
 
 
-def words_set_apart(run: Run, text: Text, indices: np.ndarray) -> bool:
+def words_set_apart(run: TextModel, text: Text, indices: np.ndarray) -> bool:
     """Whether spaces stand between the words of the chosen sentences; some of them are looked at."""
     chosen = np.sort(indices[:: -(-len(indices) // LOOKED_AT)])
     batches = (batch for _, batch in sorted_batches(text, chosen, 64, run.tokenizer))
@@ -224,7 +153,7 @@ def words_set_apart(run: Run, text: Text, indices: np.ndarray) -> bool:
     return are_set_apart(texts, gaps=float(text.num_words[chosen].sum()) - len(texts))
 
 
-def length_nats(run: Run, scored: np.ndarray) -> float | None:
+def length_nats(run: TextModel, scored: np.ndarray) -> float | None:
     """What lengths cost under the training text's, one added to each up to the longest: the sum.
 
     Args:
@@ -242,7 +171,7 @@ def length_nats(run: Run, scored: np.ndarray) -> float | None:
     return float(-np.log((seen[1:] + 1) / (seen[1:] + 1).sum())[lengths - 1].sum())
 
 
-def summary(
+def likelihood_of(
     tally: Tally, counts: Tensor, num_steps: float, estimator: str, protocol: str, profile: dict[str, float]
 ) -> Likelihood:
     """The totals of all rounds; `counts` are those of `count`, `profile` those of `Profile`."""
@@ -282,29 +211,23 @@ def rounds_for(tally: Tally, target: float) -> int:
     return max(tally.rounds + 1, math.ceil(tally.rounds * variance / (target * nats.item()) ** 2))
 
 
-def count(run: Run, text: Text, mine: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
+def count(run: TextModel, text: Text, mine: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
     """Unigram nats, sentences, tokens and words of all processes' sentences, float64 [4]."""
-    information, counts = entropy(run.token_counts), torch.zeros(4, dtype=torch.float64)
+    nats, counts = information(run.token_counts), torch.zeros(4, dtype=torch.float64)
     for chosen, batch in sorted_batches(text, mine, batch_size, run.tokenizer):
         tokens = num_tokens(batch, run)
         words = float(text.num_words[np.sort(chosen)].sum())
-        unigram = information[batch.input_ids[batch.target_mask]].sum().item()
+        unigram = nats[batch.input_ids[batch.target_mask]].sum().item()
         counts += torch.tensor([unigram, len(chosen), tokens, words], dtype=torch.float64)
     counts = counts.to(device)
     sum_over_ranks(counts)
     return counts
 
 
-def num_tokens(batch: Batch, run: Run) -> int:
+def num_tokens(batch: Batch, run: TextModel) -> int:
     """Target tokens of a batch. Of a pair's window, its text and [SEP]; the [PAD]s are scored, but are no tokens."""
     text = batch.input_ids != run.tokenizer.pad_token_id if run.pairs else True
     return int((batch.target_mask & text).sum())
-
-
-def sentence_seed(seed: int, index: int, round_: int = 0) -> int:
-    """A seed for one sentence of a run, unrelated to its neighbours' and to that of another round."""
-    words = [seed, index, round_] if round_ else [seed, index]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
 
 def pick(text: Text, limit: int, seed: int = 0) -> np.ndarray:
@@ -312,39 +235,3 @@ def pick(text: Text, limit: int, seed: int = 0) -> np.ndarray:
     if not 0 < limit < len(text):
         return np.arange(len(text))
     return np.sort(np.random.default_rng(seed).permutation(len(text))[:limit])
-
-
-def describe(report: dict[str, float | int | str | None]) -> str:
-    """A report in a few lines for people."""
-    error, draws = report["standard_error_nats"], report["draws_error_nats"]
-    margin = "unknown" if error is None else number(error, 3)
-    of_estimator = "" if report["estimator"] == "windows" else f" by {report['estimator']}"
-    given = "" if report["length_nats"] is None else f" given their lengths ({number(report['length_nats'], 3)} more)"
-    margin += "" if draws is None else f" (of the draws alone {number(draws, 3)})"
-    return (
-        f"{number(report['bits_per_token'], 3)} bits/token (unigram {number(report['unigram_bits_per_token'], 3)}), "
-        f"PPL {_perplexities(report)}\n"
-        f"{number(report['nats_per_sequence'], 3)} nats/sequence{given}, standard error {margin}; of these prior "
-        f"{number(report['prior_nats'], 3)}, reconstruction {number(report['reconstruction_nats'], 3)}\n"
-        f"{report['num_steps']} steps{of_estimator}, {report['network_evaluations']:g} network evaluations a sequence; "
-        f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"
-        + (f"; rows {report['protocol']}" if report["protocol"] else "")
-        + (f", detokenized as {report['detokenizer']}" if report["detokenizer"] not in ("", "none") else "")
-        + _by_level(report)
-    )
-
-
-def _perplexities(report: dict[str, float | int | str | None]) -> str:
-    token, word = (None if report[name] is None else number(report[name], 2) for name in ("ppl_token", "ppl_word"))
-    nats = report["nats_per_sequence"] * report["num_sequences"]
-    beyond = nats > MOST_NATS * max(report["num_words"], 1e-9)
-    without = "above 1e308 per word" if beyond else "none per word (no spaces between words)"
-    return f"{token or 'above 1e308'} per token, " + (without if word is None else f"{word} per word")
-
-
-def _by_level(report: dict[str, float | int | str | None]) -> str:
-    prefix = "cross_entropy_at_"
-    levels = [
-        f"{name.removeprefix(prefix)}: {number(nats, 3)}" for name, nats in report.items() if name.startswith(prefix)
-    ]
-    return f"\ncross-entropy, nats a token, by noise level: {', '.join(levels)}" if levels else ""

@@ -11,10 +11,11 @@ from tqdm import tqdm
 from transformers import AutoModel, PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from hub import first_line
-from pretrained import read_network, read_tokenizer
-from process import UserError
-from tokenizer_checks import check_tokenizer
+from data.tokenizer_checks import check_tokenizer
+from data.tokenizers import read_tokenizer
+from models.pretrained import read_network
+from utils.errors import UserError
+from utils.hub import first_line
 
 BERTSCORE_LAYERS = {
     ("bert", 12): 9,
@@ -29,7 +30,7 @@ BERTSCORE_LAYERS = {
 MAUVE_SCALE, MAUVE_POINTS, MAUVE_VARIANCE, MAUVE_RESTARTS = 5, 25, 0.9, 5
 
 
-def load(
+def load_language_model(
     folder: str, *, eval_device: torch.device, kind: type = AutoModel
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A model, of a kind, and its tokenizer from a local folder; safetensors only.
@@ -98,7 +99,7 @@ def bert_score(
     Returns:
         One F1 a pair; 0 where a side is empty.
     """
-    model, tokenizer = load(folder, eval_device=device)
+    model, tokenizer = load_language_model(folder, eval_device=device)
     depth = model.config.num_hidden_layers
     layer = layer or BERTSCORE_LAYERS.get((model.config.model_type, depth), depth)
     if layer > depth:
@@ -136,7 +137,7 @@ def mauve(samples: Sequence[str], references: Sequence[str], folder: str, seed: 
     Raises:
         UserError: if the model's tokenizer makes nothing of a text.
     """
-    model, tokenizer = load(folder, eval_device=device)
+    model, tokenizer = load_language_model(folder, eval_device=device)
     features = []
     for name, texts in (("sample", samples), ("reference", references)):
         found = hidden_states(model, tokenizer, [text or " " for text in texts], -1, "MAUVE")

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from files import folder_written_whole, held_alone, open_regular, written_whole
-from process import UserError, shown
-from records import decoded, read_line
+from data.records import decoded, read_line
+from utils.errors import UserError, shown
+from utils.files import folder_written_whole, held_alone, open_regular, written_whole
 
 FORM = {"source": str, "reference": str, "prediction": str, "candidates": list}
 """What a record of ours must hold."""

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from dataloader import Text
+from data.tokenized_text import Text
 from diffusion_word_freq import WordFreqDiffusion
 
 SAMPLE = 2000

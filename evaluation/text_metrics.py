@@ -14,7 +14,7 @@ import numpy as np
 from nltk.translate.bleu_score import SmoothingFunction, brevity_penalty, sentence_bleu
 from nltk.util import ngrams
 
-from words import rouge_words
+from evaluation.words import rouge_words
 
 MAX_ORDER = 4
 method4 = SmoothingFunction().method4

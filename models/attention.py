@@ -4,13 +4,13 @@ import torch
 from torch import Tensor
 from transformers.utils import is_flash_attn_2_available
 
-from hub import first_line
 from models.bert import BertDenoiser
 from models.networks import BertArgs
-from process import UserError
+from utils.errors import UserError
+from utils.hub import first_line
 
 
-def fit(denoiser: BertDenoiser, args: BertArgs, device: torch.device, precision: str) -> None:
+def fit_to_device(denoiser: BertDenoiser, args: BertArgs, device: torch.device, precision: str) -> None:
     """Settle `attn_implementation` and `compile` for a network that stands on its device, in its precision.
 
     Raises:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
-from process import UserError
+from utils.errors import UserError
 
 FREQUENCIES = 256
 """Sinusoids by which sigma is told."""

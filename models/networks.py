@@ -14,12 +14,12 @@ from transformers import (
 )
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from hub import OF_A_CONFIG, OF_A_NETWORK, fetch, first_line, why_not_given
+from data.tokenizers import vocabulary_size
 from models.dit import DitConfig
+from models.pretrained import Loading, make_network, read_config, read_network
 from models.score_lm import ScoreLmConfig
-from pretrained import Loading, make_network, read_config, read_network
-from process import UserError
-from vocabulary import vocabulary_size
+from utils.errors import UserError
+from utils.hub import OF_A_CONFIG, OF_A_NETWORK, fetch, first_line, why_not_given
 
 PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
     "bert-base": (BertConfig, {}),

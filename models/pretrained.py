@@ -3,42 +3,28 @@
 transformers runs code that a folder names (`auto_map`) when it is told to, and asks on stdin when it is not told
 anything; a config.json can name an attention kernel on the hub, which is code, too. So every call says no to the one
 and names the attention itself. Sizes are looked at before anything of them is built: a config.json of a hundred bytes
-can ask for a network of a million layers, or for a billion labels. `tests/test_pretrained.py` holds that no other file
-calls `from_pretrained` or `from_config`.
+can ask for a network of a million layers, or for a billion labels. `tests/models/test_pretrained.py` holds that no
+other file calls `from_pretrained` or `from_config`.
 """
 
-import contextlib
 import json
 import math
 import os
 import re
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
-from files import open_regular, read_text
-from plain_text import panics_as_errors
-from process import UserError, shown
-from tokenizer_checks import check_tokenizer_files
+from utils.errors import UserError, shown
+from utils.files import open_regular, read_text
+from utils.network_config import MOST_JSON, WEIGHTS, check_config, code_refused
 
-MOST_JSON = 2**24
-"""Bytes of a config.json; that of a network with 20,000 labels has one million."""
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model[\w.-]*\.safetensors")
-MOST_LAYERS = 1000
-COUNTS = re.compile(r".*layers?|depth|(num|n)_.*(layer|block|head|group|expert|stage).*")
-"""Names of settings that say how often something is built."""
-MOST_LABELS = 100_000
-LARGEST = 2**26
-"""Of any whole number in a config.json: vocabularies, widths and positions are far below it."""
-LARGE_BY_NATURE = ("theta", "seed", "token", "_id", "dtype", "version")
-"""Words in the names of settings that are no sizes."""
 ONES = 1.25
 """A network may have so many times the parameters that its weights file holds: heads and tied tables are not in it."""
 HEADROOM = 2**22
@@ -66,62 +52,8 @@ def read_config(folder: str) -> PretrainedConfig:
     """
     settings = json.loads(read_text(Path(folder) / "config.json", MOST_JSON))
     check_config(settings, f"cannot read the network in {folder}")
-    with _code_refused(folder):
+    with code_refused(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-
-
-@contextlib.contextmanager
-def _code_refused(folder: str) -> Iterator[None]:
-    """What transformers says of code that it would need, in words that do not ask for it to be run."""
-    try:
-        yield
-    except ValueError as error:
-        if "custom code" not in str(error):
-            raise
-        raise UserError(
-            f"cannot read the model in {folder}: it names code of its own (auto_map), which is never run; give one "
-            "that transformers knows by itself"
-        ) from error
-
-
-def check_config(settings: object, origin: str) -> None:
-    """Refuse a configuration whose numbers no network has, or whose weights would be read by another package.
-
-    Args:
-        settings: what config.json holds, or `PretrainedConfig.to_dict`.
-        origin: names it in the message.
-
-    Raises:
-        UserError: naming the setting and its bound.
-    """
-    if not isinstance(settings, dict):
-        raise UserError(f"{origin}: config.json must hold an object; it holds {shown(settings)}")
-    if settings.get("transformers_weights"):
-        raise UserError(f"{origin}: config.json names its weights' file (transformers_weights); call it {WEIGHTS}")
-    if settings.get("quantization_config"):
-        raise UserError(f"{origin}: its weights are quantised; give a folder with float32, float16 or bfloat16 weights")
-    if settings.get("return_dict") is False or settings.get("use_return_dict") is False:
-        raise UserError(f"{origin}: config.json says return_dict=false; take that line out")
-    for name, value in settings.items():
-        if isinstance(value, dict | list) and len(value) > MOST_LABELS:
-            raise UserError(f"{origin}: config.json has {len(value):,} entries in {name}; it may be {MOST_LABELS:,}")
-    for name, value in _numbers(settings):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"{origin}: config.json says {name}={value}; it must be a finite number")
-        most = MOST_LAYERS if COUNTS.fullmatch(name) else MOST_LABELS if "label" in name else LARGEST
-        if isinstance(value, int) and abs(value) > most and not any(word in name for word in LARGE_BY_NATURE):
-            raise UserError(f"{origin}: config.json says {name}={value}; it may be {most:,} at most")
-
-
-def _numbers(settings: dict | list, name: str = "") -> list[tuple[str, int | float]]:
-    found: list[tuple[str, int | float]] = []
-    entries = settings.items() if isinstance(settings, dict) else ((name, value) for value in settings)
-    for key, value in entries:
-        if isinstance(value, dict | list):
-            found += _numbers(value, str(key))
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            found.append((str(key), value))
-    return found
 
 
 def read_network(kind: type, folder: str, **settings: object) -> tuple[PreTrainedModel, Loading]:
@@ -139,7 +71,7 @@ def read_network(kind: type, folder: str, **settings: object) -> tuple[PreTraine
     check_weights_files(Path(folder))
     config = read_config(folder)
     config.update(settings)
-    with _code_refused(folder):
+    with code_refused(folder):
         _compare_sizes(kind, config, Path(folder))
         network, report = kind.from_pretrained(
             folder,
@@ -174,21 +106,6 @@ def make_network(kind: type, config: PretrainedConfig) -> PreTrainedModel:
         )
     attention = attention_of(kind, config)
     return kind.from_config(config, dtype=torch.float32, trust_remote_code=False, attn_implementation=attention)
-
-
-def read_tokenizer(folder: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model folder.
-
-    Raises:
-        UserError: if one of its files is out of bounds.
-        Exception: of many types, if it is missing or damaged.
-    """
-    check_tokenizer_files(Path(folder))
-    if (Path(folder) / "config.json").exists():
-        settings = json.loads(read_text(Path(folder) / "config.json", MOST_JSON))
-        check_config(settings, f"cannot read the tokenizer in {folder}")
-    with panics_as_errors(), _code_refused(folder):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def attention_of(kind: type, config: PretrainedConfig) -> str:

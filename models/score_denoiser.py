@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from models.packing import PackedRows, num_slots
 from models.score_lm import Body, ScoreLmNetwork, to_sphere
 from models.time_warp import TimeWarp
-from process import UserError
+from utils.errors import UserError
 
 
 class ScoreDenoiser(nn.Module):

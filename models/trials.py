@@ -3,11 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from hub import first_line
-from process import Denoiser, UserError
+from utils.errors import UserError
+from utils.hub import first_line
 
 FAMILIES = "BERT, RoBERTa, XLM-R, CamemBERT, Data2Vec, MPNet, DistilBERT, ModernBERT, ALBERT, ELECTRA and DeBERTa-v2"
-"""Networks that `tests/test_bert.py` wraps, trains and pads."""
+"""Networks that `tests/models/test_bert.py` wraps, trains and pads."""
 FEW, MANY = 5, 60
 """Tokens of the sentences that are tried: the longer one is longer than a chunk of networks that cut rows,"""
 MORE = 65
@@ -16,7 +16,7 @@ CLOSE = 1e-3
 """Difference that kernels may make, as a share of the size of the hidden states."""
 
 
-def try_out(denoiser: Denoiser, max_length: int, vocab_size: int, pad_id: int | None) -> None:
+def try_out(denoiser: nn.Module, max_length: int, vocab_size: int, pad_id: int | None) -> None:
     """Refuse a network that makes no numbers, or whose output at a token depends on the padding of its row.
 
     Of the one every sample and score would be noise; of the other they would depend on the batch.
@@ -50,7 +50,7 @@ def try_out(denoiser: Denoiser, max_length: int, vocab_size: int, pad_id: int | 
 
 
 @torch.no_grad()
-def _hidden(denoiser: Denoiser, length: int, width: int, vocab_size: int, fill: int) -> Tensor:
+def _hidden(denoiser: nn.Module, length: int, width: int, vocab_size: int, fill: int) -> Tensor:
     """The hidden states of a sentence in a row of so many slots, [1, width, D]."""
     network: nn.Module = denoiser.network
     device, training = network.device, network.training

@@ -9,9 +9,9 @@
 # Two rows at a time (JOBS=1: one), of those that ROWS names ("score mdlm score_plain word_freq", whatever it says a judge);
 # what is there is not run again. Leave the machine alone meanwhile.
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
 begin "$@"
-. ./recipe.sh
+. ./runs/recipe.sh
 
 over_tokens=(--model_name_or_path modernbert-small
     --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3)
@@ -88,7 +88,7 @@ import math
 import sys
 from pathlib import Path
 
-from figures import number
+from utils.figures import number
 
 columns = "process | steps | bits/token (less its length) | PPL per token | generative PPL | entropy | at 0.5 | entropy | BLEU-4"
 print(f"| {columns} |\n|---|---|---|---|---|---|---|---|---|")

@@ -7,9 +7,9 @@
 #
 # The rows run side by side, one core each (JOBS=1: one after the other); what is there is not run again.
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
 begin "$@"
-. ./recipe.sh
+. ./runs/recipe.sh
 
 row() { # train, valid, folder, steps, name
     local train=$1 valid=$2 out=$3 steps=$4 name=$5 flags=() scoring=(--target_se 0.003)
@@ -66,7 +66,7 @@ import math
 import sys
 from pathlib import Path
 
-from figures import number
+from utils.figures import number
 
 columns = "process | nats a sequence | of these its length | bits/token | PPL per token | PPL per word | generative PPL | entropy"
 print(f"| {columns} |\n|---|---|---|---|---|---|---|---|")

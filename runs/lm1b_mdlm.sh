@@ -8,7 +8,7 @@
 # word_freq is DiffusionBERT without spindle, T = 2048. Then scored twice: by MDLM's protocol, and unpadded. The model goes
 # to out/lm1b-PROCESS, or where --output_dir says.
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
 begin "$@"
 case ${1-} in
     mdlm | ar) own=() ;;
@@ -19,7 +19,7 @@ case ${1-} in
 esac
 process=$1
 shift
-. ./recipe.sh
+. ./runs/recipe.sh
 only_flags "$@"
 resolve "$@"
 set -- ${words[@]+"${words[@]}"}

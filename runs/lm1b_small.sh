@@ -6,9 +6,9 @@
 # Equal training: same network, data order, steps and seed; only the spindle differs. The rows run side by side, one
 # core each (JOBS=1: one after the other). Results: out/lm1b-small/*.json; a row that is there is not run again.
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
 begin "$@"
-. ./recipe.sh
+. ./runs/recipe.sh
 
 row() { # train, valid, tokenizer, flags..., spindle
     local train=$1 valid=$2 tokenizer=$3 out=out/lm1b-small spindle=${!#} posterior
@@ -46,7 +46,7 @@ python - <<'PYTHON'
 import json
 from pathlib import Path
 
-from figures import number
+from utils.figures import number
 
 print("| spindle | nats/sequence | bits/token | PPL per word | `released` would claim: nats | PPL per word |\n|---|---|---|---|---|---|")
 for spindle in ("paper", "released", "none"):

@@ -7,9 +7,9 @@
 # A fiftieth of the training pairs is set aside to choose the checkpoint by; VALID is for the figures alone. VOCAB.txt is
 # that of bert-base-uncased. The model and its predictions go to OUTPUT_FOLDER.
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
 begin "$@"
-. ./recipe.sh
+. ./runs/recipe.sh
 [ $# -ge 4 ] || refuse "FOLDER_WITH_TRAIN_JSONL, VALID.jsonl, VOCAB.txt and OUTPUT_FOLDER are needed"
 must_exist "$1" folder
 must_exist "$2" "file or folder"

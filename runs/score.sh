@@ -8,9 +8,9 @@
 # 30,000 steps of warm-up, 1 M steps, average 0.9999. Without one a small network, an hour at most. The README's section on
 # the score-based LM says what else differs from the release, and how to have it as it was.
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
 begin "$@"
-. ./recipe.sh
+. ./runs/recipe.sh
 only_flags "$@"
 resolve "$@"
 set -- ${words[@]+"${words[@]}"}

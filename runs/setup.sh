@@ -1,7 +1,7 @@
 # Sourced first by every script: where it is called from, its --help, the paths it is given, the environment.
 # PYTHON chooses the interpreter the environment is made from (3.11 or later).
 
-root=$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")") # links to a script lead here, too
+root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")") # links to a script lead here, too
 script=$(readlink -f -- "${BASH_SOURCE[1]-$0}")
 caller=$(pwd -P)
 home=~

@@ -22,10 +22,10 @@ for folder in "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." "${comm
     "${SLURM_SUBMIT_DIR-}" "${SLURM_SUBMIT_DIR-}/.."; do
     [ ! -e "$folder/main.py" ] || break
 done
-[ -e "$folder/setup.sh" ] || { echo "error: the repository is not found; call sbatch in its folder" >&2; exit 2; }
-. "$folder/setup.sh"
+[ -e "$folder/runs/setup.sh" ] || { echo "error: the repository is not found; call sbatch in its folder" >&2; exit 2; }
+. "$folder/runs/setup.sh"
 begin "$@"
-. ./recipe.sh
+. ./runs/recipe.sh
 only_flags "$@"
 resolve "$@"
 set -- ${words[@]+"${words[@]}"}

@@ -6,9 +6,9 @@
 #
 # bits/token of the score are bits per character. The model goes to out/text8, or where --output_dir says.
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
 begin "$@"
-. ./recipe.sh
+. ./runs/recipe.sh
 [ $# -ge 1 ] || refuse "TEXT8 is needed"
 must_exist "$1" file
 text=$(realpath -- "$(existing "$1")")
@@ -24,7 +24,7 @@ python - "$text" "$data" <<'PYTHON'
 import sys
 from pathlib import Path
 
-from files import folder_written_whole
+from utils.files import folder_written_whole
 
 folder = Path(sys.argv[2])
 try:

@@ -7,7 +7,7 @@
 # FOLDER holds any of ptb, wikitext, lm1b, lambada, ag_news, pubmed, arxiv, as .txt (a text a line), .jsonl ({"text": ...})
 # or .parquet; what is not there is left out.
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
 begin "$@"
 [ $# -ge 2 ] || refuse "CHECKPOINT and FOLDER are needed"
 must_exist "$1" folder
@@ -44,7 +44,7 @@ import json
 import sys
 from pathlib import Path
 
-from figures import number
+from utils.figures import number
 
 order = ["ptb", "wikitext", "lm1b", "lambada", "ag_news", "pubmed", "arxiv"]
 found = {name: json.loads(file.read_text()) for name in order if (file := Path(sys.argv[1]) / f"{name}.json").exists()}

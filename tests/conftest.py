@@ -15,10 +15,12 @@ from torch import Tensor  # noqa: E402
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase  # noqa: E402
 
 import main  # noqa: E402
-from process import Batch  # noqa: E402
-from runtime import run_script  # noqa: E402
-from vocabulary import train_wordpiece  # noqa: E402
+from data.batch import Batch  # noqa: E402
+from data.tokenizers import train_wordpiece  # noqa: E402
+from utils.command_line import run_script  # noqa: E402
 
+ROOT = Path(__file__).parent.parent
+GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(1)
 
 

@@ -3,9 +3,9 @@
 #
 #   bash tests/run.sh                       all
 #   bash tests/run.sh -k bound              further words go to pytest
-#   bash tests/run.sh tests/test_files.py   one file
+#   bash tests/run.sh tests/utils/test_files.py   one file
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../runs/setup.sh"
 begin "$@"
 words=()
 previous=

@@ -18,7 +18,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import SENTENCES, TINY, call, write_jsonl
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -29,8 +28,9 @@ import main
 import predict
 import predict_downstream_condition
 import word_freq
-from corpus import Source, read_records
-from process import UserError
+from data.corpus import Source, read_records
+from tests.conftest import SENTENCES, TINY, call, write_jsonl
+from utils.errors import UserError
 
 SECONDS = 20
 NOISE = bytes(itertools.islice(itertools.cycle(range(255, 1, -3)), 5000))

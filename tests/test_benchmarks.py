@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TableDenoiser, text_batch
-from toy_process import make
 
 from benchmarks import family, quality, speed, table, throughput, variants
+from diffusion.options import SampleArgs
 from models.bert import BertDenoiser
-from process import SampleArgs
+from tests.conftest import ROOT, TableDenoiser, text_batch
+from tests.toy_process import make
 
-ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -86,13 +85,13 @@ def test_throughput_measures_a_machine(monkeypatch: pytest.MonkeyPatch, capsys) 
     words = "throughput.py --shape small --rows 2 4 --length 8 --samples 2 --seconds 0.1 --device cpu --fused_loss"
     words += " --attn_implementation eager --precision fp32"
     monkeypatch.setattr(sys, "argv", [*words.split(), "--peak_tflops", "0.5", "--threads", "1"])
-    fitted, real = [], throughput.machine.fit
+    fitted, real = [], throughput.fit_to_device
 
     def watched(denoiser: BertDenoiser, *rest: object) -> None:
         real(denoiser, *rest)
         fitted.append(denoiser.network.config._attn_implementation)
 
-    monkeypatch.setattr(throughput.machine, "fit", watched)
+    monkeypatch.setattr("throughput.fit_to_device", watched)
     throughput.main()
     first, *rows, sampling = capsys.readouterr().out.splitlines()
     assert first.endswith("peak 0.5 TFLOP/s (given)") and [json.loads(row)["rows"] for row in rows] == [2, 4]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import call
 
-import checkpoint
 import compute_elbo
-import likelihood
+from checkpoint.folder import load_checkpoint
+from evaluation.likelihood_report import Likelihood
+from tests.conftest import call
 
 KEYS = {
     "nats_per_sequence", "bits_per_token", "ppl_token", "ppl_word", "num_steps", "num_sequences", "num_tokens",
@@ -110,11 +110,11 @@ def test_bad_input_is_one_line_and_exit_code_2(score, words: list, message: str)
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_figure_that_is_not_finite_is_no_result(score, monkeypatch, trained: Path, value: float) -> None:
-    run = checkpoint.load(str(trained), torch.device("cpu"))
+    run = load_checkpoint(str(trained), torch.device("cpu"))
     name, weights = next((n, w) for n, w in run.denoiser.network.named_parameters() if w.ndim == 2)
     with torch.no_grad():
         weights[:, 3] = value
-    monkeypatch.setattr(checkpoint, "load", lambda *_, **__: run)
+    monkeypatch.setattr("compute_elbo.load_checkpoint", lambda *_, **__: run)
     for words in (["--json"], [], ["--estimator", "trajectory"], ["--estimator", "trajectory", "--target_se", 0.1]):
         code, out, err = score("--num_steps", 4, *words)
         assert code == 2 and out == "" and err.count("\n") == 1 and "finite" in err
@@ -122,8 +122,8 @@ def test_a_figure_that_is_not_finite_is_no_result(score, monkeypatch, trained: P
 
 
 def test_what_else_may_be_wrong_with_a_bound(score, monkeypatch) -> None:
-    found = likelihood.Likelihood(float("inf"), 1.0, 0.0, 1.0, 12.0, 1, 3, 2, 8)
-    monkeypatch.setattr(likelihood, "score", lambda *_, **__: found)
+    found = Likelihood(float("inf"), 1.0, 0.0, 1.0, 12.0, 1, 3, 2, 8)
+    monkeypatch.setattr("compute_elbo.score_text", lambda *_, **__: found)
     for precision, message in (("bf16", "precision=bf16 may be too coarse"), ("fp32", "--limit 1")):
         code, out, err = score("--precision", precision)
         assert code == 2 and out == "" and message in err and "nats_per_sequence is inf" in err

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SENTENCES, call, write_jsonl
 from nltk.translate.bleu_score import corpus_bleu
 
 import compute_metric
-import metrics
-from metrics import bleu
-from predictions import write_diffuseq
-from vocabulary import train_wordpiece
+from data.tokenizers import train_wordpiece
+from evaluation import text_metrics
+from evaluation.predictions import write_diffuseq
+from evaluation.text_metrics import bleu
+from tests.conftest import SENTENCES, call, write_jsonl
 
 FRIENDS = ["how can i make friends ?", "how do i make friends ?", "what is the best way to make friends ?"]
 RECORDS = [
@@ -49,9 +49,9 @@ def test_seq2seq_by_hand(measure) -> None:
     assert report["bleu_single"] == mean([0.25119835939, bleu("a cat", "the cat"), 0])
     assert report["rouge_l"] == mean([2 / 3, 1, 0]) and report["dist_1"] == mean([1, 1, 0])
     assert report["length"] == mean([6, 2, 0]) and report["exact_match"] == mean([0, 1, 0])
-    selves = [metrics.pairwise_self_bleu(record["candidates"]) for record in RECORDS]
+    selves = [text_metrics.pairwise_self_bleu(record["candidates"]) for record in RECORDS]
     assert report["self_bleu"] == mean(selves) and selves[0] == pytest.approx(0.273619, abs=1e-6)
-    assert report["div_4"] == mean([metrics.diverse_4(record["candidates"]) for record in RECORDS])
+    assert report["div_4"] == mean([text_metrics.diverse_4(record["candidates"]) for record in RECORDS])
     assert report["bleu_copy"] == mean([bleu(r["source"], r["reference"]) for r in RECORDS])
     assert report["exact_match_se"] == pytest.approx(np.std([0, 1, 0], ddof=1) / np.sqrt(3))
     assert {"rouge_l_copy", "dist_1_copy", "bleu_se"} <= set(report) and "bleu_random" not in report
@@ -72,8 +72,8 @@ def test_released_figures_are_the_swapped_ones(measure) -> None:
 
 def test_released_choice_is_the_released_rule(measure) -> None:
     samples = ["e c d", "a e", "b"]
-    assert metrics.mbr_select(samples) != metrics.mbr_select(samples, released=True)
-    record = {"source": "s", "reference": samples[metrics.mbr_select(samples, released=True)], "prediction": "",
+    assert text_metrics.mbr_select(samples) != text_metrics.mbr_select(samples, released=True)
+    record = {"source": "s", "reference": samples[text_metrics.mbr_select(samples, released=True)], "prediction": "",
               "candidates": samples}  # fmt: skip
     assert measure(records=[record])[1]["exact_match"] == 0
     assert measure("--released", "true", records=[record])[1]["exact_match"] == 1
@@ -142,10 +142,12 @@ def test_samples_against_a_corpus(measure, tmp_path: Path) -> None:
     assert code == 0 and report["num_samples"] == 4 and report["num_references"] == 50
     assert report["bleu_4"] == mean([corpus_bleu([references], [w]) for w in words])
     assert report["corpus_bleu_4"] == pytest.approx(corpus_bleu([references] * 4, words), abs=1e-9)
-    assert report["self_bleu_4"] == mean(metrics.self_bleu(words))
+    assert report["self_bleu_4"] == mean(text_metrics.self_bleu(words))
     assert report["copied"] == 0.25 and report["repetition"] == mean([0, 0, 2 / 3, 0])
-    assert report["distinct_1"] == metrics.distinct(words, 1) and report["distinct_4"] == metrics.distinct(words, 4)
-    assert report["unigram_entropy"] == pytest.approx(metrics.unigram_entropy(words))
+    assert report["distinct_1"] == text_metrics.distinct(words, 1) and report["distinct_4"] == text_metrics.distinct(
+        words, 4
+    )
+    assert report["unigram_entropy"] == pytest.approx(text_metrics.unigram_entropy(words))
     raw = measure(*more, "--released", "true", records=tmp_path / "s.txt")[1]
     assert raw["copied"] == 0 and raw["bleu_4"] < report["bleu_4"]  # lower-cased samples against cased references
 
@@ -271,8 +273,8 @@ def test_the_first_of_too_many_candidates_are_measured(measure) -> None:
 
 
 def test_a_figure_that_is_not_finite_is_no_result(measure, monkeypatch) -> None:
-    monkeypatch.setattr(metrics, "bleu", lambda *pair: float("nan"))
-    monkeypatch.setattr(metrics, "mbr_select", lambda texts, released: 0)
+    monkeypatch.setattr(text_metrics, "bleu", lambda *pair: float("nan"))
+    monkeypatch.setattr(text_metrics, "mbr_select", lambda texts, released: 0)
     code, _, error = measure()
     assert code == 2 and "error: bleu is nan, not a finite number" in error and error.count("\n") == 1
 

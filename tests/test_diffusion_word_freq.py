@@ -5,14 +5,27 @@ import math
 
 import pytest
 import torch
-from conftest import OracleDenoiser, TableDenoiser, text_batch
 from torch import Tensor
-from toy_process import COUNTS, MASK, SCHEDULES, SPINDLES, TOKENS, every, exact_bound, make, steps, true_likelihoods
 
 import diffusion_word_freq
-import masked_process
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion, base_alpha_bar, entropy
-from process import Batch, UserError, step_windows
+from data.batch import Batch
+from data.word_counts import information
+from diffusion.options import step_windows
+from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion, base_alpha_bar
+from tests.conftest import OracleDenoiser, TableDenoiser, text_batch
+from tests.toy_process import (
+    COUNTS,
+    MASK,
+    SCHEDULES,
+    SPINDLES,
+    TOKENS,
+    every,
+    exact_bound,
+    make,
+    steps,
+    true_likelihoods,
+)
+from utils.errors import UserError
 
 # ---- schedule --------------------------------------------------------------------------------------------------------
 
@@ -63,8 +76,8 @@ def test_informative_tokens_are_masked_earlier() -> None:
 
 
 def test_an_unseen_token_has_finite_entropy_and_probabilities_sum_to_1() -> None:
-    assert entropy(COUNTS).isfinite().all()
-    assert entropy(COUNTS).neg().exp().sum() == pytest.approx(1)
+    assert information(COUNTS).isfinite().all()
+    assert information(COUNTS).neg().exp().sum() == pytest.approx(1)
 
 
 def test_the_sentence_mean_runs_over_the_targets_only() -> None:
@@ -303,7 +316,9 @@ def test_extreme_logits_give_finite_losses_and_gradients(spindle: str) -> None:
 @pytest.mark.parametrize("weighting", ["elbo", "uniform"])
 def test_padding_and_given_tokens_change_nothing(spindle: str, weighting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     process, denoiser = make(num_steps=8, spindle=spindle, loss_weighting=weighting), TableDenoiser(5)
-    monkeypatch.setattr(masked_process, "uniform", lambda where, generator=None: where.double() * 0.3 + (~where))
+    monkeypatch.setattr(
+        "diffusion.masked.process.uniform", lambda where, generator=None: where.double() * 0.3 + (~where)
+    )
     monkeypatch.setattr(diffusion_word_freq, "stratified_timesteps", lambda n, *_: steps(n, 6))
     plain = text_batch(torch.tensor([[0, 1, 2]]))
     on = torch.tensor([[True, True, True, False, False]])

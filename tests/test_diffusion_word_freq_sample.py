@@ -4,13 +4,13 @@ import itertools
 
 import pytest
 import torch
-from conftest import TableDenoiser, text_batch
 from torch import Tensor
-from toy_process import COUNTS, MASK, SPINDLES, every, make
 
-import row_clocks
+from data.batch import Batch
+from diffusion.options import SampleArgs
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
-from process import Batch, SampleArgs
+from tests.conftest import TableDenoiser, text_batch
+from tests.toy_process import COUNTS, MASK, SPINDLES, every, make
 
 
 @pytest.mark.parametrize("spindle", SPINDLES)
@@ -70,7 +70,7 @@ def test_the_last_step_reveals_what_is_left_however_late_it_comes(
 ) -> None:
     """At the largest uniform number nothing comes up before the last window, and there nothing is turned down."""
     nearly_one = torch.tensor(1 - 2.0**-53, dtype=torch.float64)
-    monkeypatch.setattr(row_clocks, "uniform", lambda where, generator: nearly_one.expand(where.shape))
+    monkeypatch.setattr("diffusion.masked.row_clocks.uniform", lambda where, generator: nearly_one.expand(where.shape))
     seen: list[Tensor] = []
     process, batch = make(num_steps=8, spindle=spindle), text_batch(torch.randint(0, 3, (400, 6)))
     args = SampleArgs(num_steps=8)

@@ -12,17 +12,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import call
 from torch.nn.utils.rnn import pad_sequence
 
-import checkpoint
 import compute_elbo
 import main
 import predict
 from benchmarks.grammar import GRAMMAR, SETTINGS, sentence, share_in_grammar, write_corpus
-from process import Batch
-from score_bound import look, nats_of
-from vocabulary import encode
+from checkpoint.folder import load_checkpoint
+from data.batch import Batch
+from data.tokenizers import encode
+from tests.conftest import call
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +81,7 @@ def test_a_prefix_is_kept(folder: Path, monkeypatch, capsys) -> None:
 
 @torch.no_grad()
 def test_the_learnt_warp_lets_the_cross_entropy_rise_evenly(folder: Path) -> None:
-    run = checkpoint.load(str(folder / "run"), torch.device("cpu"))
+    run = load_checkpoint(str(folder / "run"), torch.device("cpu"))
     process, denoiser, shares = run.process, run.denoiser.eval(), torch.linspace(0, 1, 11)
     begin, end = [run.tokenizer.cls_token_id], [run.tokenizer.sep_token_id]
     texts = encode(run.tokenizer, (folder / "valid.txt").read_text().splitlines()[:100])["input_ids"]
@@ -91,7 +90,7 @@ def test_the_learnt_warp_lets_the_cross_entropy_rise_evenly(folder: Path) -> Non
     batch, nats = Batch(ids.clamp(min=0), ids >= 0, inside), []
     for sigma in process.schedule(denoiser)(process.places(denoiser, shares)):
         level = sigma.float() * batch.noised
-        hidden = look(process, denoiser, batch, level, denoiser.table(), torch.Generator().manual_seed(0))
-        nats.append(nats_of(process, denoiser, batch, hidden).sum() / inside.sum())
+        hidden = process.look(denoiser, batch, level, denoiser.table(), torch.Generator().manual_seed(0))
+        nats.append(process.sentence_nats(denoiser, batch, hidden).sum() / inside.sum())
     assert nats[0] < 0.05 and nats[-1] > 1
     assert torch.corrcoef(torch.stack([shares, torch.stack(nats)]))[0, 1] ** 2 > 0.95

@@ -10,18 +10,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SENTENCES, TINY, call
 
-import checkpoint
 import main
-import outcome
-from corpus import held_out
-from dataloader import DataArgs
-from optim import OptimArgs
-from output_folder import OUTPUTS
-from process import WHOLE
+from checkpoint.folder import load_checkpoint
+from data.corpus import held_out
+from data.splits import DataArgs
+from diffusion.draws import WHOLE
+from tests.conftest import ROOT, SENTENCES, TINY, call
+from training.arguments import TrainArgs
+from training.optim import AveragedWeights, OptimArgs
+from training.outcome import said_of
+from training.output_folder import OUTPUTS
+from training.step import clip, training_loss
 
-ROOT = Path(__file__).parent.parent
 CPU = torch.device("cpu")
 
 
@@ -70,8 +71,8 @@ def test_a_run_that_diverged_says_so_wherever_it_is_looked_at(
     said = capsys.readouterr().out
     (verdict,) = [line.removeprefix("  WARNING").strip() for line in said.splitlines() if "WARNING" in line]
     assert code == 0 and "the training diverged: its best bound, " in verdict and "lower --learning_rate" in verdict
-    assert records(folder, "note")[-1]["verdict"] == verdict == outcome.said_of(folder / "log.jsonl")
-    assert checkpoint.load(str(folder), CPU).facts["verdict"] == verdict
+    assert records(folder, "note")[-1]["verdict"] == verdict == said_of(folder / "log.jsonl")
+    assert load_checkpoint(str(folder), CPU).facts["verdict"] == verdict
     assert f"| verdict | {verdict} |" in (folder / "checkpoint" / "README.md").read_text()
     assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
     assert f"  WARNING     {verdict}\n" in capsys.readouterr().out  # of a finished run, too
@@ -82,7 +83,7 @@ def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
     assert valid[-1]["bits_per_token"] < 0.6 * valid[-1]["unigram_bits_per_token"]
     assert records(trained, "train")[0]["step"] == 1  # figures within seconds
     assert {p.name for p in trained.iterdir()} == {*OUTPUTS, "run.lock"} - {"fitlog"}
-    run = checkpoint.load(str(trained), CPU)
+    run = load_checkpoint(str(trained), CPU)
     best = min(valid, key=lambda r: r["bits_per_token"])
     assert run.facts["step"] == best["step"] and run.facts["bits_per_token"] == best["bits_per_token"]
     assert sum(run.length_histogram) == sum(not held_out(0.1)(s) for s in SENTENCES)
@@ -90,10 +91,10 @@ def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
 
 def test_the_saved_weights_give_the_recorded_bound(trained: Path, tmp_path: Path) -> None:
     """Scoring the checkpoint again on the same held-out sentences reproduces the log: it holds what was scored."""
-    import likelihood
-    from protocols import load_splits
+    from data.row_formats import load_texts
+    from evaluation.likelihood import pick, score_text
 
-    run = checkpoint.load(str(trained), CPU)
+    run = load_checkpoint(str(trained), CPU)
     args = DataArgs(
         str(trained.parent / "corpus.txt"),
         valid_fraction=0.1,
@@ -101,10 +102,8 @@ def test_the_saved_weights_give_the_recorded_bound(trained: Path, tmp_path: Path
         batch_size=32,
         cache_dir=str(tmp_path),
     )
-    _, valid = load_splits(args, run.tokenizer)
-    again = likelihood.score(
-        run, valid, likelihood.pick(valid, 256), num_steps=8, batch_size=32, seed=42, device=CPU, progress=False
-    )
+    _, valid = load_texts(args, run.tokenizer)
+    again = score_text(run, valid, pick(valid, 256), num_steps=8, batch_size=32, seed=42, device=CPU, progress=False)
     assert again.report()["bits_per_token"] == pytest.approx(run.facts["bits_per_token"], rel=1e-5)
 
 
@@ -143,7 +142,7 @@ def test_every_setting_trains_saves_and_loads(
     code, folder = train(monkeypatch, corpus, tmp_path, *words)
     assert code == 0
     assert all(math.isfinite(r["bits_per_token"]) for r in records(folder, "train") + records(folder, "valid"))
-    assert checkpoint.load(str(folder), CPU).facts["step"] == 3
+    assert load_checkpoint(str(folder), CPU).facts["step"] == 3
 
 
 KNOWN_GRADIENT = """
@@ -208,10 +207,10 @@ def test_clipping_bounds_the_norm_and_the_values() -> None:
         (OptimArgs(max_grad_norm=0), [3.0, 4.0, 0.0]),
     ):
         model.weight.grad, model.bias.grad = torch.tensor([[3.0, 4.0, 0.0]]), torch.zeros(1)
-        assert main.clip(model, optim, [], scaler)
+        assert clip(model, optim, [], scaler)
         torch.testing.assert_close(model.weight.grad[0], torch.tensor(expected), atol=1e-4, rtol=1e-4)
     model.weight.grad[0, 0] = math.nan
-    assert not main.clip(model, OptimArgs(), [], scaler)
+    assert not clip(model, OptimArgs(), [], scaler)
 
 
 def test_in_fp16_an_overflow_anywhere_leaves_every_weight_as_it_was() -> None:
@@ -223,7 +222,7 @@ def test_in_fp16_an_overflow_anywhere_leaves_every_weight_as_it_was() -> None:
     for bad, may_step in ((math.inf, False), (math.nan, False), (1.0, True)):
         for parameter, value in ((a, bad), (b, 1.0)):
             scaler.scale(value * parameter.sum()).backward()
-        assert main.clip(model, OptimArgs(), optimizers, scaler) == may_step
+        assert clip(model, OptimArgs(), optimizers, scaler) == may_step
         scaler.update()
         model.zero_grad()
     assert scaler.get_scale() == 2.0  # halved twice
@@ -239,11 +238,11 @@ def test_fp16_training_runs_and_learns(monkeypatch: pytest.MonkeyPatch, corpus: 
 def test_the_warm_start_is_masked_language_modelling_and_then_the_process_takes_over(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(main, "masked_lm_loss", lambda *_, rates, **__: ("masked lm", rates))
+    monkeypatch.setattr("training.step.masked_lm_loss", lambda *_, rates, **__: ("masked lm", rates))
     process = SimpleNamespace(loss=lambda *_, **__: "process")
     run = SimpleNamespace(process=process, denoiser=None)
-    args = main.TrainArgs("x", warm_start=0.25, warm_start_rates="0.2,0.3")
-    losses = [main.training_loss(run, None, args, progress, None, WHOLE) for progress in (0.0, 0.24, 0.25, 1.0)]
+    args = TrainArgs("x", warm_start=0.25, warm_start_rates="0.2,0.3")
+    losses = [training_loss(run, None, args, progress, None, WHOLE) for progress in (0.0, 0.24, 0.25, 1.0)]
     assert losses == [("masked lm", (0.2, 0.3))] * 2 + ["process"] * 2
 
 
@@ -258,10 +257,10 @@ def test_the_averaged_weights_are_scored_and_saved(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
 ) -> None:
     averages = []
-    real = main.AveragedWeights
-    monkeypatch.setattr(main, "AveragedWeights", lambda *words: averages.append(real(*words)) or averages[-1])
+    real = AveragedWeights
+    monkeypatch.setattr("main.AveragedWeights", lambda *words: averages.append(real(*words)) or averages[-1])
     _, folder = train(monkeypatch, corpus, tmp_path, "--ema_decay", 0.9)
-    run = checkpoint.load(str(folder / "checkpoint-last"), CPU)
+    run = load_checkpoint(str(folder / "checkpoint-last"), CPU)
     saved = [p for p in run.denoiser.parameters() if p.requires_grad]
     assert all(torch.equal(p, shadow) for p, shadow in zip(saved, averages[0].shadow, strict=True))
     assert not all(torch.equal(p, now) for p, now in zip(saved, averages[0].parameters, strict=True))
@@ -285,7 +284,7 @@ def test_epochs_and_minutes_end_a_run(monkeypatch: pytest.MonkeyPatch, corpus: P
 
 
 def len_train(folder: Path) -> int:
-    return sum(checkpoint.load(str(folder), CPU).length_histogram)
+    return sum(load_checkpoint(str(folder), CPU).length_histogram)
 
 
 def test_frequencies_from_a_file_drive_the_spindle(
@@ -293,7 +292,7 @@ def test_frequencies_from_a_file_drive_the_spindle(
 ) -> None:
     (tmp_path / "f.json").write_text('{"the": 10, "a": 5}')
     code, folder = train(monkeypatch, corpus, tmp_path, "--word_freq_file", tmp_path / "f.json")
-    assert code == 0 and checkpoint.load(str(folder), CPU).token_counts.sum() == 15
+    assert code == 0 and load_checkpoint(str(folder), CPU).token_counts.sum() == 15
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

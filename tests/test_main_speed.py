@@ -4,12 +4,11 @@ import re
 from pathlib import Path
 
 import torch
-from test_main import CPU, train
 
-import checkpoint
-import masked_prediction
+from checkpoint.folder import load_checkpoint
+from diffusion.chunked_logits import checkpoint
 from diffusion_word_freq import WordFreqDiffusion
-from models import machine
+from tests.test_main import CPU, train
 
 
 def test_batches_by_slots_hold_as_many_sentences_as_fit(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
@@ -43,19 +42,19 @@ def test_packed_training_fills_rows_and_says_so(monkeypatch, corpus: Path, tmp_p
 
 def test_a_fused_loss_trains_to_the_same_weights(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     weights, again = [], []
-    real = masked_prediction.checkpoint
+    real = checkpoint
 
     def watched(terms, *rest, **settings):
         again.append(int("masked_lm" not in terms.__qualname__))
         return real(terms, *rest, **settings)
 
-    monkeypatch.setattr(masked_prediction, "checkpoint", watched)
-    monkeypatch.setattr(masked_prediction, "LOGITS_AT_ONCE", 20 * 300)
+    monkeypatch.setattr("diffusion.chunked_logits.checkpoint", watched)
+    monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", 20 * 300)
     for fused in ("false", "true"):
         words = ("--fused_loss", fused, "--warm_start", 0.5, "--max_steps", 8)
         code, folder = train(monkeypatch, corpus, tmp_path, *words, name=fused)
         assert code == 0 and sorted(set(again)) == ([0, 1] if fused == "true" else [])  # in warm start and process
-        weights.append(checkpoint.load(folder / "checkpoint-last", CPU).denoiser.state_dict())
+        weights.append(load_checkpoint(folder / "checkpoint-last", CPU).denoiser.state_dict())
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3, msg=name)
     code, _ = train(monkeypatch, corpus, tmp_path, "--fused_loss", "true", "--posterior", "released", name="released")
@@ -64,7 +63,7 @@ def test_a_fused_loss_trains_to_the_same_weights(monkeypatch, corpus: Path, tmp_
 
 def test_attention_and_compilation_are_settled_and_said(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     compiled = []
-    monkeypatch.setattr(machine, "compile_network", lambda denoiser, device: compiled.append(device))
+    monkeypatch.setattr("models.attention.compile_network", lambda denoiser, device: compiled.append(device))
     for precision, attention in (("fp32", "sdpa"), ("bf16", "eager")):
         words = ("--precision", precision, "--compile", "true", "--max_steps", 1)
         assert train(monkeypatch, corpus, tmp_path, *words, name=precision)[0] == 0

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES, call
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AddedToken, RobertaTokenizerFast
 
-import checkpoint
-import infilling
 import predict
-from process import SampleArgs
+from checkpoint.folder import load_checkpoint
+from diffusion import infilling
+from diffusion.options import SampleArgs
+from tests.conftest import SENTENCES, call
 
 
 def run_predict(monkeypatch: pytest.MonkeyPatch, trained: Path, *words: object) -> int:
@@ -55,7 +55,7 @@ def test_the_same_seed_gives_the_same_samples_whatever_the_batch(
 
 
 def test_lengths_are_those_of_the_training_text_or_as_asked(trained: Path) -> None:
-    run = checkpoint.load(str(trained), torch.device("cpu"))
+    run = load_checkpoint(str(trained), torch.device("cpu"))
     possible = {n for n, count in enumerate(run.length_histogram) if count}
     args = predict.PredictArgs(str(trained), num_samples=30)
     drawn = predict.samples(run, args, SampleArgs(num_steps=4), torch.device("cpu"))
@@ -187,7 +187,7 @@ def test_the_released_posterior_samples_too(
 
 
 def test_the_released_posterior_draws_no_special_token_either(trained: Path) -> None:
-    run = checkpoint.load(str(trained), torch.device("cpu"), posterior="released")
+    run = load_checkpoint(str(trained), torch.device("cpu"), posterior="released")
     args, hot = predict.PredictArgs(str(trained), num_samples=60, length=12), SampleArgs(num_steps=8, temperature=30)
     drawn = torch.stack(predict.samples(run, args, hot, torch.device("cpu")))[:, 1:-1]
     assert not torch.isin(drawn, torch.tensor(run.tokenizer.all_special_ids)).any()

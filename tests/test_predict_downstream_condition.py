@@ -9,20 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import NOUNS, PAIRS, call, write_jsonl
 
-import checkpoint
 import compute_elbo
-import models.bert
-import pairs
 import predict
-import predict_downstream_condition as downstream
+import predict_downstream_condition
+from checkpoint.folder import load_checkpoint
+from data.pairs import Layout
+from diffusion.options import SampleArgs
 from diffusion_word_freq import WordFreqDiffusion
-from files import held_alone
-from metrics import bleu, mbr_select
+from evaluation.predictions import Journal, read_predictions
+from evaluation.text_metrics import bleu, mbr_select
 from models.bert import BertDenoiser
-from predictions import Journal, read_predictions
-from process import SampleArgs, UserError
+from tests.conftest import NOUNS, PAIRS, call, write_jsonl
+from utils.errors import UserError
+from utils.files import held_alone
 
 HOT = ["--temperature", 4]  # the toy task has one right answer, which the model knows: heat tells candidates apart
 HELD_OUT = [pair for i, pair in enumerate(PAIRS) if i % 10 == 1]
@@ -35,7 +35,7 @@ def ask(monkeypatch: pytest.MonkeyPatch, trained_pairs: Path, tmp_path: Path, ca
     def run(*words: object, records: list[dict] = HELD_OUT[:12], output: str = "p.jsonl") -> tuple:
         data = write_jsonl(tmp_path / "data.jsonl", records)
         base = ["--checkpoint", trained_pairs, "--data", data, "--output", tmp_path / output, "--threads", 1]
-        code = call(downstream.main, monkeypatch, *base, "--num_steps", 8, *words)
+        code = call(predict_downstream_condition.main, monkeypatch, *base, "--num_steps", 8, *words)
         captured = capsys.readouterr()
         found = read_predictions(tmp_path / output) if code == 0 else None
         return code, found, captured.out, captured.err
@@ -54,7 +54,7 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch, forward: int) -> list[int]:
         return real(self, xt, t, attention_mask)
 
     monkeypatch.setattr(BertDenoiser, "encode", breaks_down)
-    monkeypatch.setattr(models.bert, "try_out", lambda *_: None)  # whose forwards are no part of the work
+    monkeypatch.setattr("models.factory.try_out", lambda *_: None)  # whose forwards are no part of the work
     return calls
 
 
@@ -175,8 +175,8 @@ def test_the_data_are_not_overwritten(ask, tmp_path) -> None:
 
 def test_steps_by_number_or_by_size(trained_pairs: Path) -> None:
     def steps(num_steps: int = 0, step_size: int = 0) -> int:
-        args = downstream.DownstreamArgs("c", "d", "o.jsonl", step_size=step_size)
-        return downstream.steps(args, SampleArgs(num_steps=num_steps), 64)
+        args = predict_downstream_condition.DownstreamArgs("c", "d", "o.jsonl", step_size=step_size)
+        return predict_downstream_condition.steps(args, SampleArgs(num_steps=num_steps), 64)
 
     assert (steps(), steps(5), steps(step_size=16), steps(step_size=10)) == (64, 5, 4, 7)
     for wrong in ((65, 0), (0, 65), (4, 4)):
@@ -199,7 +199,7 @@ def test_references_are_spelled_as_samples_are(ask) -> None:
 
 def test_everyone_gets_anothers_source() -> None:
     for n in (2, 3, 50):
-        order = downstream.derangement(n, seed=1)
+        order = predict_downstream_condition.derangement(n, seed=1)
         assert sorted(order) == list(range(n)) and all(i != j for i, j in enumerate(order))
 
 
@@ -218,7 +218,7 @@ def test_infilling_and_seq2seq_take_the_same_way(trained_pairs, trained, monkeyp
     assert call(predict.main, monkeypatch, *infill, "--threads", 1) == 0
     data = write_jsonl(tmp_path / "d.jsonl", HELD_OUT[:2])
     pair = ["--checkpoint", trained_pairs, "--data", data, "--output", tmp_path / "o.jsonl", "--num_steps", 4]
-    assert call(downstream.main, monkeypatch, *pair, "--mbr_size", 1, "--threads", 1) == 0
+    assert call(predict_downstream_condition.main, monkeypatch, *pair, "--mbr_size", 1, "--threads", 1) == 0
     assert len(seen) == 2
     for batch, drawn in seen:
         assert torch.equal(batch.input_ids[~batch.target_mask], drawn[~batch.target_mask])
@@ -246,8 +246,8 @@ def test_the_bound_of_a_target_given_its_source(
 
     code, out = score(trained_pairs, pairs_folder)
     report = json.loads(out)
-    run = checkpoint.load(str(trained_pairs), torch.device("cpu"))
-    layout = pairs.Layout(run.pairs, run.tokenizer, run.max_length)
+    run = load_checkpoint(str(trained_pairs), torch.device("cpu"))
+    layout = Layout(run.pairs, run.tokenizer, run.max_length)
     targets = run.tokenizer([pair["trg"] for pair in HELD_OUT], add_special_tokens=False)["input_ids"]
     assert report["num_tokens"] == sum(min(len(target) + 1, layout.window) for target in targets)  # text and [SEP]
     assert report["num_sequences"] == len(HELD_OUT)
@@ -259,7 +259,7 @@ def test_the_bound_of_a_target_given_its_source(
 
 
 def test_a_checkpoint_remembers_how_pairs_are_written(trained_pairs: Path) -> None:
-    run = checkpoint.load(str(trained_pairs), torch.device("cpu"))
+    run = load_checkpoint(str(trained_pairs), torch.device("cpu"))
     assert run.pairs.prompt == "plain" and run.max_length == 40
     assert run.token_counts[run.tokenizer.pad_token_id] > 0
     assert run.token_counts[run.tokenizer.convert_tokens_to_ids("see")] == 0
@@ -275,7 +275,7 @@ def test_a_damaged_checkpoint_is_refused(trained_pairs: Path, tmp_path: Path, wr
     description = json.loads((tmp_path / "c" / "process.json").read_text())
     (tmp_path / "c" / "process.json").write_text(json.dumps({**description, "pairs": wrong}))
     with pytest.raises(UserError, match=r"process\.json"):
-        checkpoint.load(str(tmp_path / "c"), torch.device("cpu"))
+        load_checkpoint(str(tmp_path / "c"), torch.device("cpu"))
 
 
 @pytest.mark.parametrize(

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 
 import compute_elbo
-import settings
-from config import PROCESS_NAMES
+from checkpoint.text_model import PROCESSES
+from data.tokenizers import LEARNT, TEXT8
+from diffusion.options import BoundArgs
 from models.networks import PRESETS
-from process import BoundArgs
-from vocabulary import LEARNT, TEXT8
+from tests.conftest import ROOT
+from training.config import kinds
 
-ROOT = Path(__file__).parent.parent
-SOURCED = ("setup.sh", "recipe.sh")
+SOURCED = ("runs/setup.sh", "runs/recipe.sh")
 RECIPES = sorted(
     str(path.relative_to(ROOT)) for pattern in ("*.sh", "runs/*.sh", "tests/*.sh") for path in ROOT.glob(pattern)
 )
@@ -297,10 +297,10 @@ def test_the_scripts_know_which_settings_are_paths() -> None:
     no_paths = {
         "warm_start_rates", "device", "prompt", "config_overrides", "attn_implementation", "posterior", "given_kinds",
     }  # fmt: skip
-    kinds = [kind for name in PROCESS_NAMES for kind in settings.kinds(name)] + [compute_elbo.ElboArgs, BoundArgs]
-    texts = {field.name: field for kind in kinds for field in dataclasses.fields(kind) if field.type in (str, "str")}
+    found = [kind for name in PROCESSES for kind in kinds(name)] + [compute_elbo.ElboArgs, BoundArgs]
+    texts = {field.name: field for kind in found for field in dataclasses.fields(kind) if field.type in (str, "str")}
     paths = {name: field for name, field in texts.items() if "choices" not in field.metadata and name not in no_paths}
-    known = (ROOT / "setup.sh").read_text().split("flag_takes() {")[1].split("\n}")[0]
+    known = (ROOT / "runs" / "setup.sh").read_text().split("flag_takes() {")[1].split("\n}")[0]
     listed = set(re.findall(r"(?<![\w-])--?[a-z_]+", known))
     assert listed == {f for name, field in paths.items() for f in (f"--{name}", *field.metadata.get("aliases", []))}
     for name in (*PRESETS, *LEARNT, TEXT8):

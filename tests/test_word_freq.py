@@ -5,10 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCES, call
 from transformers import BertTokenizerFast
 
 import word_freq
+from tests.conftest import SENTENCES, call
 
 
 def test_counts_are_those_of_the_corpus(

@@ -6,15 +6,15 @@ import math
 from pathlib import Path
 
 import torch
-from conftest import TableDenoiser, text_batch
 from torch import Tensor
-from toy_process import COUNTS, MASK, every, make
 
-from diffusion_d3pm import D3pmArgs, D3pmDiffusion
-from diffusion_mdlm import MdlmArgs, MdlmDiffusion
-from diffusion_sedd import SeddArgs, SeddDiffusion
-from masked_process import MaskedProcess
-from process import SampleArgs
+from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
+from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
+from diffusion.masked.process import MaskedProcess
+from diffusion.masked.sedd import SeddArgs, SeddDiffusion
+from diffusion.options import SampleArgs
+from tests.conftest import TableDenoiser, text_batch
+from tests.toy_process import COUNTS, MASK, every, make
 
 V = len(COUNTS)
 GOLDEN = Path(__file__).parent / "golden"

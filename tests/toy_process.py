@@ -4,11 +4,11 @@ import itertools
 import math
 
 import torch
-from conftest import TableDenoiser, all_sentences, text_batch
 from torch import Tensor
 
+from diffusion.options import step_windows
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
-from process import step_windows
+from tests.conftest import TableDenoiser, all_sentences, text_batch
 
 MASK = 3  # not the last index, so that an off-by-one cannot hide
 COUNTS = torch.tensor([40, 7, 1, 0, 15])

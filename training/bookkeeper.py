@@ -9,24 +9,27 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import checkpoint
-import distributed
-import files
-import likelihood
-import training_state
-from batches import Part
-from config import TrainArgs
-from dataloader import DataArgs, Text
-from figures import number
-from optim import OptimArgs
-from outcome import Figures, summary, uniform_bits
-from output_folder import TOKENIZER, claim
-from pacing import Pace, WarmUp, evaluation_plan, evaluation_steps, is_adaptable
-from parallel import whole_weights
-from process import UserError
-from runtime import Deadline
-from tracking import Tracker, speak
-from vocabulary import vocabulary_size
+from checkpoint.folder import save_checkpoint, weights_of
+from checkpoint.text_model import TextModel
+from data.batching import Part
+from data.splits import DataArgs
+from data.tokenized_text import Text
+from data.tokenizers import vocabulary_size
+from evaluation.likelihood import OutOfTimeError, num_tokens, pick, score_text
+from evaluation.likelihood_report import describe
+from training.arguments import TrainArgs
+from training.clock import Deadline
+from training.optim import OptimArgs
+from training.outcome import Figures, closing_words, uniform_bits
+from training.output_folder import TOKENIZER, claim
+from training.pace import Pace, WarmUp, evaluation_plan, evaluation_steps, is_adaptable
+from training.parallel import whole_weights
+from training.saved_state import Learner, folder_of, save_state
+from training.tracking import Tracker
+from utils import distributed, files
+from utils.errors import UserError
+from utils.figures import number
+from utils.messages import speak
 
 TIME_IS_SHORT = "the time limit is near"
 EARLY = (1, 2, 5, 10, 20)
@@ -54,9 +57,9 @@ class Bookkeeper:
         self,
         args: TrainArgs,
         settings: dict,
-        run: checkpoint.Run,
+        run: TextModel,
         valid_text: Text,
-        learner: training_state.Learner,
+        learner: Learner,
         wrapped: torch.nn.Module,
         device: torch.device,
         data: DataArgs,
@@ -129,7 +132,7 @@ class Bookkeeper:
         each = [
             (
                 int(part.batch.target_mask.sum()),
-                likelihood.num_tokens(part.batch, self.run),  # a [PAD] of a target window is scored but is no token
+                num_tokens(part.batch, self.run),  # a [PAD] of a target window is scored but is no token
                 self.run.denoiser.num_slots(part.batch.attention_mask),
                 int((part.batch.input_ids != pad).sum()),
             )
@@ -213,7 +216,7 @@ class Bookkeeper:
         with self.learner.average.in_place():
             try:
                 report = self._evaluate(indices)
-            except likelihood.OutOfTimeError as error:
+            except OutOfTimeError as error:
                 if first:
                     raise UserError(
                         f"time_limit={self.args.time_limit} is too short for an evaluation of {len(indices)} "
@@ -224,16 +227,16 @@ class Bookkeeper:
             is_best = report["bits_per_token"] < self.figures.best
             self._remember(report, indices)
             self.tracker.valid(step, report, best=is_best)
-            self.say(f"step {step}: validation bound{' (best)' if is_best else ''}: {likelihood.describe(report)}")
+            self.say(f"step {step}: validation bound{' (best)' if is_best else ''}: {describe(report)}")
             minutes = round(self.seconds() / 60, 2)
             run.facts = {"step": step, "training_minutes": minutes, "began_with": self.began_with, **report}
             if verdict := self.figures.verdict(step):
                 run.facts["verdict"] = verdict
-            weights = checkpoint.weights_of(run)
+            weights = weights_of(run)
             for name in ("checkpoint-last", "checkpoint") if is_best else ("checkpoint-last",):
                 if self.leads:
                     self._require_output()
-                    checkpoint.save(self.output / name, run, weights)
+                    save_checkpoint(self.output / name, run, weights)
         self.log_clock += time.monotonic() - began  # the log's speed is that of training
         return True
 
@@ -246,7 +249,7 @@ class Bookkeeper:
         if self.figures.eval_sequences < 0:
             share = max(self.pace.progress(step + 1, self.agreed_seconds), 1e-9)
             self.figures.eval_sequences = self._plan(min(self.pace.total_steps, step / share))[1]
-        return likelihood.pick(self.valid_text, self.figures.eval_sequences)
+        return pick(self.valid_text, self.figures.eval_sequences)
 
     def _remember(self, report: dict, indices: np.ndarray) -> None:
         """What the verdict at the end is made of."""
@@ -258,7 +261,7 @@ class Bookkeeper:
 
     def _evaluate(self, indices: np.ndarray) -> dict:
         with whole_weights(self.wrapped):
-            report = likelihood.score(
+            report = score_text(
                 self.run,
                 self.valid_text,
                 indices,
@@ -285,7 +288,7 @@ class Bookkeeper:
         if self.leads:
             self._require_output()
         facts = {"step": step, "position": position, "figures": asdict(self.figures), **facts}
-        training_state.save(self.output, self.learner, facts, keep_last=self.args.keep_last)
+        save_state(self.output, self.learner, facts, keep_last=self.args.keep_last)
         self.state_clock = time.monotonic()
         self.log_clock += self.state_clock - began
 
@@ -337,7 +340,7 @@ class Bookkeeper:
         self.tracker.note({"paused_after_step": step, "why": why})
         self.tracker.close(draw=False)
         self.say(
-            f"\n{why}: stopped after step {step:,}, and saved {training_state.folder_of(self.output, step)}\n"
+            f"\n{why}: stopped after step {step:,}, and saved {folder_of(self.output, step)}\n"
             "next: the same command again goes on from there"
         )
 
@@ -354,7 +357,7 @@ class Bookkeeper:
             f"best validation bound {number(self.figures.best, 3)} bits/token\n"
             + (f"  skipped     {skipped:,} steps whose loss or gradient was not finite\n" if skipped else "")
             + f"  batches     {share:.1f} % of their slots held tokens\n"
-            + summary(self.output, verdict, of_pairs=self.run.pairs is not None, with_fitlog=self.args.fitlog)
+            + closing_words(self.output, verdict, of_pairs=self.run.pairs is not None, with_fitlog=self.args.fitlog)
         )
 
     def say(self, text: str) -> None:

@@ -2,20 +2,22 @@
 
 import dataclasses
 
-import checkpoint
-import dataloader
-import distributed
-import pairs
-import protocols
-from config import TrainArgs, chosen_process, parse
+from checkpoint.text_model import PROCESSES
+from data.pairs import PairArgs
+from data.row_formats import RowFormat
+from data.splits import DataArgs
 from models.networks import BertArgs
-from optim import OptimArgs
+from training.arguments import TrainArgs
+from training.optim import OptimArgs
+from utils import distributed
+from utils.command_line import parse, value_of
+from utils.errors import UserError, shown
 
 EPILOG = (
     "Shown are the settings of --process word_freq, or of the process that is named: main.py --help --process mdlm "
-    f"(also {', '.join(name for name in checkpoint.PROCESSES if name not in ('word_freq', 'mdlm'))})"
+    f"(also {', '.join(name for name in PROCESSES if name not in ('word_freq', 'mdlm'))})"
 )
-Settings = tuple[TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, object, OptimArgs, protocols.TextForm]
+Settings = tuple[TrainArgs, DataArgs, PairArgs, BertArgs, object, OptimArgs, RowFormat]
 """One dataclass each; the fifth is that of the process."""
 
 
@@ -29,17 +31,29 @@ def read(description: str) -> Settings:
     return settled(parse(kinds(process), description, elsewhere=of_others(process), epilog=EPILOG))
 
 
+def chosen_process(argv: list[str] | None = None) -> str:
+    """Return the process that a command line names: its settings are flags too, so it must be known before parsing.
+
+    Raises:
+        UserError: if there is none of that name.
+    """
+    name = value_of("--process", argv) or TrainArgs.process
+    if name not in PROCESSES:
+        raise UserError(f"process={shown(name)} must be one of {', '.join(PROCESSES)}")
+    return name
+
+
 def kinds(process: str) -> list[type]:
     """The dataclasses that the command line is read into."""
-    noise = checkpoint.PROCESSES[process].settings
-    return [TrainArgs, dataloader.DataArgs, pairs.PairArgs, BertArgs, noise, OptimArgs, protocols.TextForm]
+    noise = PROCESSES[process].settings
+    return [TrainArgs, DataArgs, PairArgs, BertArgs, noise, OptimArgs, RowFormat]
 
 
 def of_others(process: str) -> dict[str, str]:
     """Flags that are settings of other processes than the chosen one, and of which."""
     own = {field.name for kind in kinds(process) for field in dataclasses.fields(kind)}
     found: dict[str, list[str]] = {}
-    for name, kind in checkpoint.PROCESSES.items():
+    for name, kind in PROCESSES.items():
         for field in dataclasses.fields(kind.settings):
             if field.name not in own:
                 found.setdefault(f"--{field.name}", []).append(f"--process {name}")

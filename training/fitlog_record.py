@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
-from files import read_text, remove_folder
+from utils.files import read_text, remove_folder
 
 LOSS, BOUND, PERPLEXITY = "bits_per_token", "bits_per_token", "ppl_word"
 OWNER = "run.txt"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from process import UserError, check_choices
+from utils.errors import UserError, check_choices
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from figures import number
-from fitlog_record import command
+from training.fitlog_record import command
+from utils.figures import number
 
 LOST = 3.0
 """The loss at the end over that at the beginning, or of a uniform guess if that is more: diverged from here on."""
@@ -126,7 +126,7 @@ def uniform_bits(vocab_size: int) -> float:
     return math.log2(max(2, vocab_size))
 
 
-def summary(output: Path, verdict: str, *, of_pairs: bool, with_fitlog: bool) -> str:
+def closing_words(output: Path, verdict: str, *, of_pairs: bool, with_fitlog: bool) -> str:
     """What is wrong with a finished run, if anything; where its things are, and what to type next."""
     best, page = shlex.quote(str(output / "checkpoint")), command(output) if with_fitlog else ""
     return (

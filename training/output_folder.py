@@ -5,12 +5,11 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import distributed
-import files
-import fitlog_record
-import training_state
-from config import TrainArgs
-from tracking import cut_log
+from training import fitlog_record
+from training.arguments import TrainArgs
+from training.saved_state import write_settings
+from training.tracking import cut_log
+from utils import distributed, files
 
 TOKENIZER = "tokenizer"
 OUTPUTS = ("checkpoint", "checkpoint-last", "state", TOKENIZER, "log.jsonl", "curve.png", "fitlog", "run.json")
@@ -46,7 +45,7 @@ def claim(output: Path, settings: dict, step: int, *, use_fitlog: bool) -> None:
     if step:
         cut_log(output / "log.jsonl", step)
         (output / "curve.png").unlink(missing_ok=True)  # of a run that was done, and is to be longer
-        training_state.write_settings(output, settings)
+        write_settings(output, settings)
         return
     if use_fitlog and (output / "run.json").exists():
         with contextlib.suppress(Exception):  # a tracker stops no run
@@ -58,4 +57,4 @@ def claim(output: Path, settings: dict, step: int, *, use_fitlog: bool) -> None:
         else:
             path.unlink(missing_ok=True)
     (output / "state").mkdir()  # whose absence later says that saved states were removed
-    training_state.write_settings(output, settings)
+    write_settings(output, settings)

@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from config import TrainArgs
-from optim import OptimArgs, learning_rate, warmth
+from training.arguments import TrainArgs
+from training.optim import OptimArgs, learning_rate, warmth
 
 DEFAULT_SEQUENCES = TrainArgs("-").eval_sequences
 FEWEST_SEQUENCES, ENOUGH_SEQUENCES = 16, 64

@@ -8,16 +8,15 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from distributed import rank, world_size
+from utils.distributed import world_size
 
 
-def wrap(module: nn.Module, layers: list[nn.Module], strategy: str, device: torch.device) -> nn.Module:
+def parallelize(module: nn.Module, layers: list[nn.Module], strategy: str, device: torch.device) -> nn.Module:
     """The module, made to agree with its copies.
 
     Args:
@@ -65,28 +64,3 @@ def whole_weights(wrapped: nn.Module) -> Iterator[None]:
         for module in shards:
             module.reshard()
         wrapped.set_reshard_after_forward(True)
-
-
-def full(tensor: Tensor) -> Tensor:
-    """All of a tensor that may lie in shards; every process must ask."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def held_by_leader(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """All of every tensor, on the first process's CPU; elsewhere on "meta", where it takes no memory. Everyone asks."""
-    place = "cpu" if rank() == 0 else "meta"
-    return {name: full(tensor).detach().to(place).contiguous() for name, tensor in tensors.items()}
-
-
-def state_to_save(module: nn.Module) -> dict[str, Tensor]:
-    """A module's state with every tied tensor once, held by the first process. Everyone asks."""
-    once = {name for name, _ in module.named_parameters()}
-    twice = {name for name, _ in module.named_parameters(remove_duplicate=False)} - once
-    return held_by_leader({name: tensor for name, tensor in module.state_dict().items() if name not in twice})
-
-
-def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A full tensor laid out as another one is; every process must ask, each with the same tensor."""
-    if not isinstance(like, DTensor):
-        return tensor
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

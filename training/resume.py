@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-import training_state
-from config import TrainArgs
-from distributed import job, started_again, world_size
-from files import local_path, open_regular
-from output_folder import OUTPUTS
-from process import UserError, shown
+from training.arguments import TrainArgs
+from training.output_folder import OUTPUTS
+from training.saved_state import newest_state, read_settings, states
+from utils.distributed import job, started_again, world_size
+from utils.errors import UserError, shown
+from utils.files import local_path, open_regular
 
 WITHOUT_INFLUENCE = {
     "output_dir", "cache_dir", "device", "threads", "fitlog", "logging_steps", "overwrite", "resume", "save_every",
@@ -86,7 +86,7 @@ def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> S
     if not present or (args.overwrite and not _began_here(output, settings)):
         return Start()
     remedy = "give another folder, or --overwrite true to replace it"
-    known = training_state.read_settings(output)
+    known = read_settings(output)
     if known is None:
         raise UserError(f"output_dir={output} holds another run ({', '.join(present)}); {remedy}")
     differing = differences(known, settings, LENGTH if args.resume == "true" else set())
@@ -97,12 +97,12 @@ def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> S
     if args.resume == "false":
         raise UserError(f"output_dir={output} holds this very run, and resume=false; {remedy}")
     kept = {name: known[name] for name in ("accumulation_steps", "world_size") if name in known}
-    found = training_state.newest(output, say)
+    found = newest_state(output, say)
     moved = _moved(known, settings)
     if moved and (found is None or not set(found[1]) >= {"data", "network"}):
         raise UserError(f"output_dir={output} holds a run with other settings ({_listed(known, moved)}); {remedy}")
     if found is None:
-        if list(training_state.states(output)):  # never begin anew over what someone may still mend
+        if list(states(output)):  # never begin anew over what someone may still mend
             raise UserError(f"output_dir={output}: none of its saved states is whole, see above; {remedy}")
         if _lost_states(output):
             raise UserError(
@@ -139,7 +139,7 @@ def _lost_states(output: Path) -> bool:
 def _began_here(output: Path, settings: dict) -> bool:
     """Whether torchrun or Slurm started again what this very command had begun: that is to go on, not to overwrite."""
     try:
-        known = training_state.read_settings(output) or {}
+        known = read_settings(output) or {}
     except UserError:
         return False
     return bool(job()) and known.get("job") == job() and started_again() and not differences(known, settings, set())

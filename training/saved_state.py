@@ -22,11 +22,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from distributed import rank
-from files import folder_written_whole, read_text, remove_folder, whats_wrong, written_whole
-from optim import AveragedWeights
-from parallel import held_by_leader, shard_like
-from process import UserError
+from training.optim import AveragedWeights
+from utils.distributed import rank
+from utils.errors import UserError
+from utils.files import folder_written_whole, read_text, remove_folder, whats_wrong, written_whole
+from utils.gathering import held_by_leader, shard_like
 
 FORMAT = 1
 NAME = re.compile(r"step-\d{12}")
@@ -132,7 +132,7 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, names: dict, file: safe
 # ---- folders ---------------------------------------------------------------------------------------------------------
 
 
-def save(output: Path, learner: Learner, facts: dict, *, keep_last: int) -> None:
+def save_state(output: Path, learner: Learner, facts: dict, *, keep_last: int) -> None:
     """Write the state of facts["step"] and drop the oldest beyond `keep_last`. Every process must ask."""
     kinds = learner.tensors()
     whole = {kind: held_by_leader(part) for kind, part in kinds.items()}
@@ -156,8 +156,8 @@ def states(output: Path) -> Iterator[Path]:
     return (path for path in (output / "state").glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
 
 
-def newest(output: Path, warn: Callable[[str], None]) -> tuple[Path, dict] | None:
-    """The newest state that is whole, and its facts; those that are not are named and passed over."""
+def newest_state(output: Path, warn: Callable[[str], None]) -> tuple[Path, dict] | None:
+    """The newest_state state that is whole, and its facts; those that are not are named and passed over."""
     for path in sorted(states(output), reverse=True):
         wrong = whats_wrong(path)
         try:

@@ -7,16 +7,13 @@ said, and the saved states and checkpoints are as they would have been.
 
 import contextlib
 import json
-import os
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tqdm import tqdm
-
-from files import rename, written_whole
-from fitlog_record import Record
+from training.fitlog_record import Record
+from utils.files import rename, written_whole
+from utils.messages import warn
 
 MOST_PENDING = 2**24
 """Bytes of the log that are kept while they cannot be written; later lines are lost."""
@@ -129,29 +126,6 @@ class Log:
                     "the training goes on, and the log when it can"
                 )
             self.warned = True
-
-
-def warn(text: str) -> None:
-    """One line on stderr, whatever it is made of."""
-    with contextlib.suppress(OSError):  # on a full disk, too
-        print(f"warning: {' '.join(text.split())[:500]}", file=sys.stderr, flush=True)
-
-
-def speak(text: str) -> None:
-    """Print above any progress bar; where stdout can be written no more (a file on a full disk), say so once.
-
-    Raises:
-        BrokenPipeError: if nobody reads any more.
-    """
-    try:
-        tqdm.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        warn(f"nothing more is printed: stdout cannot be written ({error.strerror or error}); the training goes on")
-        with contextlib.suppress(OSError, ValueError):  # what is left in its buffer goes nowhere
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def read_log(log: Path) -> list[dict]:

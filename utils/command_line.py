@@ -5,122 +5,18 @@ form are rewritten by `_MODERNISED`, and flags that mean nothing any more are ac
 """
 
 import argparse
+import contextlib
 import difflib
-import math
+import errno
+import os
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from transformers import HfArgumentParser
 
-from process import UserError, check_choices, check_ranges, shown
-
-PROCESS_NAMES = ("word_freq", "mdlm", "d3pm", "sedd", "ar", "score")
-"""What --process may be; `checkpoint.PROCESSES` says what each is."""
-
-
-@dataclass(frozen=True)
-class TrainArgs:
-    """How long to train, on what, and where the results go."""
-
-    output_dir: str = field(
-        metadata={
-            "aliases": ["-mdir"],
-            "help": "a new folder: checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png",
-        }
-    )
-    process: str = field(
-        default="word_freq",
-        metadata={"choices": list(PROCESS_NAMES), "help": "DiffusionBERT, or another way to model the same text"},
-    )
-    max_steps: int = field(default=0, metadata={"help": "optimizer steps; 0: as many as num_train_epochs takes"})
-    num_train_epochs: float = field(default=3.0, metadata={"aliases": ["--epochs"], "help": "passes over the data"})
-    max_minutes: float = field(default=0.0, metadata={"help": "end after this time, the schedule with it; 0: no limit"})
-    accumulation_steps: int = field(
-        default=1, metadata={"aliases": ["--gradient_accumulation_steps"], "help": "micro-steps per optimizer step"}
-    )
-    warm_start: float = field(default=0.0, metadata={"help": "share of the training spent as a masked LM first"})
-    warm_start_rates: str = field(default="0.1,0.4", metadata={"help": "range of its mask rates"})
-    precision: str = field(
-        default="auto",
-        metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network; the maths is fp32+"},
-    )
-    fp16: bool = field(default=False, metadata={"help": "the same as --precision fp16"})
-    fused_loss: bool = field(
-        default=False, metadata={"help": "never hold all logits of a step: less memory, a second product with the head"}
-    )
-    eval_steps: int = field(
-        default=0,
-        metadata={"aliases": ["--eval_interval"], "help": "0: up to ten times in all, for a ninth of the work"},
-    )
-    eval_step_size: int = field(default=64, metadata={"help": "steps of T per window of the validation bound"})
-    eval_sequences: int = field(
-        default=256,
-        metadata={
-            "help": "validation sentences scored during training; 0: all; without eval_steps fewer, if it is short"
-        },
-    )
-    logging_steps: int = field(default=50, metadata={"help": "steps between lines of the log (the first come sooner)"})
-    resume: str = field(
-        default="auto",
-        metadata={
-            "choices": ["auto", "true", "false"],
-            "help": "go on with the run in output_dir: if it is of these settings; surely, maybe for longer; never",
-        },
-    )
-    save_every: int = field(default=0, metadata={"help": "steps between saved states; 0: by save_minutes"})
-    save_minutes: float = field(default=10.0, metadata={"help": "minutes between saved states"})
-    keep_last: int = field(default=2, metadata={"help": "saved states that are kept; the best checkpoint is apart"})
-    time_limit: float = field(
-        default=0.0, metadata={"help": "minutes after which this process saves and ends, to be resumed; 0: none"}
-    )
-    max_skipped_steps: int = field(
-        default=20, metadata={"help": "steps in a row that may be skipped for a loss or gradient that is not finite"}
-    )
-    strategy: str = field(
-        default="ddp", metadata={"choices": ["ddp", "fsdp"], "help": "of many processes: whole networks, or shards"}
-    )
-    seed: int = field(default=42, metadata={"help": "of weights, data order and noise"})
-    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
-    fitlog: bool = field(default=True, metadata={"help": "also log with fitlog"})
-    overwrite: bool = field(default=False, metadata={"help": "replace the run in output_dir"})
-
-    def __post_init__(self) -> None:
-        if not self.output_dir.strip():
-            raise UserError("output_dir is empty; give a folder for the run")
-        if not 0 <= self.max_steps <= 10**12 or (self.max_steps == 0 and not 0 < self.num_train_epochs <= 1e6):
-            raise UserError(
-                f"max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}: give one of them above 0 "
-                "(at most 1e12 steps, 1e6 epochs)"
-            )
-        if self.fp16 and self.precision not in ("auto", "fp16"):
-            raise UserError(f"fp16=true contradicts precision={self.precision}; give one of them")
-        from_one = ("accumulation_steps", "eval_step_size", "logging_steps", "keep_last", "max_skipped_steps")
-        check_ranges(self, **dict.fromkeys(from_one, (1, 10**9)))
-        for name in ("max_minutes", "eval_steps", "eval_sequences", "threads", "seed", "save_every", "time_limit"):
-            if not 0 <= getattr(self, name) < 2**63:
-                raise UserError(f"{name}={getattr(self, name)} must be 0 or more, and below 2**63")
-        if not 0 < self.save_minutes < math.inf:
-            raise UserError(f"save_minutes={self.save_minutes} must be above 0")
-        check_choices(self)
-        if self.overwrite and self.resume == "true":
-            raise UserError("overwrite=true begins anew and resume=true goes on; give one of them")
-        if not 0 <= self.warm_start <= 1:
-            raise UserError(f"warm_start={self.warm_start} must lie in [0, 1], a share of the training")
-        low, high = self.rates
-        if not 0 < low <= high <= 1:
-            raise UserError(f"warm_start_rates={self.warm_start_rates!r} must be two rates, 0 < low <= high <= 1")
-
-    @property
-    def rates(self) -> tuple[float, float]:
-        """The warm start's lowest and highest mask rate."""
-        try:
-            low, high = (float(rate) for rate in self.warm_start_rates.split(","))
-        except ValueError as error:
-            raise UserError(f"warm_start_rates={self.warm_start_rates!r} must look like 0.1,0.4") from error
-        return low, high
-
+from utils.errors import UserError, shown
 
 _MODERNISED = {
     ("--spindle_schedule", "true"): ("--spindle", "paper"),
@@ -169,17 +65,16 @@ class _Parser(HfArgumentParser):
         raise UserError(f"{message} (--help lists every setting)")
 
 
-def chosen_process(argv: list[str] | None = None) -> str:
-    """Which process a command line names: its settings are flags, too, and must be known before the line is read.
+def value_of(flag: str, argv: list[str] | None = None) -> str | None:
+    """Return the last value that a command line gives a flag, before the line is parsed; None if it has no such flag.
 
-    Raises:
-        UserError: if there is none of that name.
+    Args:
+        flag: as it is typed, with its dashes.
+        argv: the words; by default the process's own.
     """
     words = _split_equals(sys.argv[1:] if argv is None else argv)
-    named = [value for flag, value in zip(words, words[1:], strict=False) if flag == "--process"]
-    if named and named[-1] not in PROCESS_NAMES:
-        raise UserError(f"process={shown(named[-1])} must be one of {', '.join(PROCESS_NAMES)}")
-    return named[-1] if named else PROCESS_NAMES[0]
+    values = [value for word, value in zip(words, words[1:], strict=False) if word == flag]
+    return values[-1] if values else None
 
 
 def parse(
@@ -264,3 +159,57 @@ def _split_equals(argv: list[str]) -> list[str]:
         flag, equals, value = word.partition("=")
         split += [flag, value] if word.startswith("--") and equals else [word]
     return split
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""What a write may end in that says nothing of which file it was."""
+REMEDIES = {
+    **dict.fromkeys(NO_ROOM, "make room, or give another path"),
+    errno.EMFILE: "close files or raise the limit (ulimit -n)",
+    errno.ENFILE: "the system has too many files open; close some",
+    errno.EIO: "the disk or the network behind it fails; give another path",
+    errno.ELOOP: "a link leads to itself; give another path",
+}
+MOST_WORDS = 1500
+"""Characters of an error line: its beginning names the value, its end the remedy."""
+
+
+def run_script(main: Callable[[], None]) -> None:
+    """Calls `main`; what the user got wrong ends in one line on stderr and exit code 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # what a terminal's encoding cannot show must not lose a result
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+    try:
+        main()
+        if sys.stdout is not None:  # closed before the start (>&-)
+            sys.stdout.flush()  # here, where what goes wrong is one line, and not when Python ends
+    except UserError as error:
+        _refuse(str(error))
+    except BrokenPipeError:  # the reader of our output has seen enough: `predict.py ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if error.filename is None and error.errno not in REMEDIES:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _refuse(f"{where}{error.strerror}; {REMEDIES.get(error.errno, 'give another path')}")
+    except UnicodeEncodeError as error:
+        _refuse(f"a path that is not UTF-8: {error.object!r}; rename it")
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        _refuse(
+            "a process that reads text was killed (for its memory?); give fewer --num_workers or a smaller "
+            "--shuffle_buffer, and start again to go on from the last saved state"
+        )
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _refuse(message: str) -> None:
+    line = f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}"
+    if len(line) > MOST_WORDS:
+        line = f"{line[: MOST_WORDS // 2]} [...] {line[-MOST_WORDS // 2 :]}"
+    print(line.encode(errors="backslashreplace").decode(), file=sys.stderr)
+    sys.exit(2)

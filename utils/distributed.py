@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from process import UserError
+from utils.errors import UserError
 
 Found = TypeVar("Found")
 STEP_PATIENCE = datetime.timedelta(minutes=30)

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 
 MOST_NATS = 709.0
 """What exp still takes to a float."""
@@ -29,8 +28,3 @@ def as_json(report: dict[str, object]) -> str:
         ValueError: of NaN and infinity, which JSON has not; `process.require_finite` refuses them in words.
     """
     return json.dumps(report, allow_nan=False)
-
-
-def note(text: str) -> None:
-    """Say on stderr what must be known of a figure."""
-    print(f"note: {text}", file=sys.stderr)

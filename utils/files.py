@@ -16,12 +16,12 @@ from typing import IO, BinaryIO
 
 from safetensors import SafetensorError
 
+from utils.errors import UserError
+
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
-
-from process import UserError
 
 MANIFEST = "manifest.json"
 LEFTOVER = re.compile(r"\.(.+)\.[a-z0-9_]{8}(\.old)?")  # as tempfile and folder_written_whole name them

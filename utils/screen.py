@@ -85,7 +85,7 @@ class Screen:
     def draw(self, label: str, runs: list[Run], last: bool) -> None:
         """Write a frame over the one before it."""
         columns, height = size_of(self.stream)
-        lines = wrap([(label, DIM), *runs], columns - 1, len(label))
+        lines = break_lines([(label, DIM), *runs], columns - 1, len(label))
         if len(lines) >= height and not last:  # what has left the screen at the top cannot be written over
             lines = [*lines[: max(1, height - 2)], [("…", DIM)]]
         if self.rows and columns != self.columns:  # a terminal of another width has broken the lines anew
@@ -126,7 +126,7 @@ def width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def wrap(runs: list[Run], columns: int, indent: int) -> list[list[Run]]:
+def break_lines(runs: list[Run], columns: int, indent: int) -> list[list[Run]]:
     """Lines of so many columns at most, broken at spaces where there are some.
 
     Args:

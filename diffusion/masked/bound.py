@@ -31,9 +31,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from draws import streams_of, uniform
-from masked_prediction import Prediction
-from process import Batch, Bound, BoundArgs, Denoiser, Generators, UserError
+from data.batch import Batch
+from diffusion.draws import Generators, streams_of, uniform
+from diffusion.masked.prediction import Prediction
+from diffusion.options import BoundArgs
+from diffusion.process import Bound, Denoiser
+from utils.errors import UserError
 
 FEW = 16  # forwards a sentence and round, unless told otherwise
 WINDOWS_A_SET = 2  # drawn from those that share a set, with a spindle
@@ -114,7 +117,7 @@ def estimate(
     grid = None if limit else process.windows(int(num_steps))
     evaluations = args.evaluations or FEW
     if name == "windows":
-        return windows(process, denoiser, batch, grid, generator)
+        return every_window(process, denoiser, batch, grid, generator)
     if name == "stratified":
         return stratified(process, denoiser, batch, grid, evaluations, generator)
     if name == "trajectory":
@@ -144,7 +147,7 @@ def refuse(process: Estimated, denoiser: Denoiser, name: str, *, limit: bool) ->
         raise UserError("estimator=masked-count is for checkpoints without spindle; use trajectory")
 
 
-def windows(process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, generator: Generators) -> Bound:
+def every_window(process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, generator: Generators) -> Bound:
     """Every window once."""
     return stratified(process, denoiser, batch, grid, len(grid), generator, everywhere=True)
 

@@ -12,15 +12,19 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from draws import filter_logits, stratified_timesteps
-from masked_prediction import Prediction, in_parts
-from masked_process import ScheduledProcess, ToldSigma
-from noise_schedules import SCHEDULES
-from process import WHOLE, Batch, Denoiser, Loss, SampleArgs, Share, check_choices, check_ranges
+from data.batch import Batch
+from diffusion.chunked_logits import in_parts
+from diffusion.draws import WHOLE, Share, filter_logits, stratified_timesteps
+from diffusion.masked.noise_schedules import SCHEDULES
+from diffusion.masked.prediction import Prediction
+from diffusion.masked.process import ScheduledProcess, SigmaInput
+from diffusion.options import SampleArgs
+from diffusion.process import Denoiser, Loss
+from utils.errors import check_choices, check_ranges
 
 
 @dataclass(frozen=True)
-class D3pmArgs(ToldSigma):
+class D3pmArgs(SigmaInput):
     """Everything that defines the process; saved with the checkpoint."""
 
     noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "alpha_bar(t), t = 0..T / T"})

@@ -1,10 +1,10 @@
 """MDLM: masked diffusion in continuous time, whose bound is a weighted masked-language-modelling loss.
 
 In reading order: settings, time, what the network is told, loss. Corruption, posterior, bound and sampler are those of
-every masked process (`masked_process.py`), without spindle; schedules are in `noise_schedules.py`.
-Source: Sahoo et al. 2024, "Simple and Effective Masked Diffusion Language Models", arXiv 2406.07524, and its released
-code. SUBS there is two rules that hold for all processes here: the network's [MASK] has probability 0, and visible
-tokens stay what they are.
+every masked process (`diffusion/masked/process.py`), without spindle; schedules are in
+`diffusion/masked/noise_schedules.py`. Source: Sahoo et al. 2024, "Simple and Effective Masked Diffusion Language
+Models", arXiv 2406.07524, and its released code. SUBS there is two rules that hold for all processes here: the
+network's [MASK] has probability 0, and visible tokens stay what they are.
 """
 
 import math
@@ -13,14 +13,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from draws import stratified_uniform
-from masked_process import ScheduledProcess, ToldSigma
-from noise_schedules import SCHEDULES, log_mask_rates, log_uniform_time
-from process import WHOLE, Batch, Denoiser, Loss, Share, UserError, check_choices, check_ranges
+from data.batch import Batch
+from diffusion.draws import WHOLE, Share, stratified_uniform
+from diffusion.masked.noise_schedules import SCHEDULES, log_mask_rates, log_uniform_time
+from diffusion.masked.process import ScheduledProcess, SigmaInput
+from diffusion.process import Denoiser, Loss
+from utils.errors import UserError, check_choices, check_ranges
 
 
 @dataclass(frozen=True)
-class MdlmArgs(ToldSigma):
+class MdlmArgs(SigmaInput):
     """Everything that defines the process; saved with the checkpoint."""
 
     noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "sigma(t)"})

@@ -4,71 +4,14 @@ n masked positions times V entries is the largest thing in a training step. Here
 probabilities; whatever else the loss needs is a number a position, and the gradient is written out by hand.
 """
 
-from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor
+from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-from draws import stratified_uniform, uniform
-from process import WHOLE, Batch, Denoiser, Loss, Share
-
-LOGITS_AT_ONCE = 2**24
-"""64 MiB of them in float32: so many make up a part, where there are parts."""
-SENTENCE = 5
-"""Positions that a sentence counts for, masked or not: the spindle's tables of it are float64, and several."""
-
-
-def in_parts(
-    terms: Callable[[Tensor, slice], tuple[Tensor, ...]],
-    hidden: Tensor,
-    counts: Tensor,
-    vocab_size: int,
-    *,
-    again: bool,
-) -> tuple[Tensor, ...]:
-    """What `terms` makes of masked positions, a few sentences at a time where that pays.
-
-    Without a gradient it always does. With one, a part's logits are kept for it, or made again: that costs a further
-    product with the vocabulary matrix. (torch's own linear_cross_entropy in chunks holds no more, but is of no use
-    where the loss is more than the cross-entropy of x0, and on a CPU takes eight times as long as the plain one.)
-
-    Args:
-        terms: from the hidden states of some sentences' positions, and which sentences, to tensors [n] of terms.
-        hidden: [n, D], row by row.
-        counts: int64 [B], positions of each sentence.
-        vocab_size: V, logits of a position.
-        again: whether logits are made again for the gradient.
-
-    Returns:
-        The parts put together, each [n].
-    """
-    with_gradient = torch.is_grad_enabled()
-    sizes = counts.tolist()
-    rows = [slice(None)] if with_gradient and not again else cut(sizes, LOGITS_AT_ONCE // vocab_size)
-    if len(rows) == 1:
-        return terms(hidden, slice(None))
-    found, begin = [], 0
-    for chosen in rows:
-        end = begin + sum(sizes[chosen])
-        part, begin = hidden[begin:end], end
-        found.append(checkpoint(terms, part, chosen, use_reentrant=False) if with_gradient else terms(part, chosen))
-    return tuple(torch.cat(pieces) for pieces in zip(*found, strict=True))
-
-
-def cut(sizes: list[int], at_once: int) -> list[slice]:
-    """Neighbouring sentences whose positions, and they themselves, add up to `at_once` at most; none is ever cut."""
-    cuts, held = [0], 0
-    for row, size in enumerate(sizes):
-        if held and held + size + SENTENCE > at_once:
-            cuts.append(row)
-            held = 0
-        held += size + SENTENCE
-    return [slice(*ends) for ends in zip(cuts, [*cuts[1:], len(sizes)], strict=True)]
+from data.batch import Batch
 
 
 class Prediction:
@@ -167,48 +110,3 @@ class _SpindleTerms(torch.autograd.Function):
             out.mul_(p)
         grad.scatter_add_(1, x0[:, None], -g_ce[:, None])
         return grad, None, None, None, None
-
-
-class Masking(Protocol):
-    """What a warm start asks of a masked process."""
-
-    mask_id: int
-    vocab_size: int
-
-    def time_at(self, level: Tensor) -> Tensor:
-        """When alpha_bar of an average token is at `level`."""
-        ...
-
-    def told(self, t: Tensor) -> Tensor:
-        """What a time-conditioned network is told at t."""
-        ...
-
-
-def masked_lm_loss(
-    process: Masking,
-    denoiser: Denoiser,
-    batch: Batch,
-    *,
-    rates: tuple[float, float],
-    fused: bool = False,
-    generator: Generator | None = None,
-    share: Share = WHOLE,
-) -> Loss:
-    """Cross-entropy of tokens masked at a rate drawn per sentence from `rates`: BERT's own task, a warm start.
-
-    Divided by the mean rate, so that a target token weighs one in expectation, as it does in a process's loss.
-    """
-    low, high = rates
-    u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
-    rate = low + (high - low) * u
-    noise = uniform(batch.noised, generator) < rate[:, None]  # never where a token is given
-    xt, masked = batch.input_ids.masked_fill(noise, process.mask_id), noise & batch.target_mask
-
-    def terms(hidden: Tensor, rows: slice) -> tuple[Tensor]:
-        logits = denoiser.decode(hidden).float()
-        return (F.cross_entropy(logits, batch.input_ids[rows][masked[rows]], reduction="none"),)
-
-    hidden = denoiser.encode(xt, process.told(process.time_at(1 - rate)), batch.attention_mask)[masked]
-    (cross_entropy,) = in_parts(terms, hidden, masked.sum(1), process.vocab_size, again=fused)
-    total = cross_entropy.sum() / ((low + high) / 2)
-    return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})

@@ -12,27 +12,19 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-import ancestral
-from ancestral import Group
-from decoding import Confident, Remasking
-from draws import filter_logits, uniform
-from estimators import estimate
-from masked_prediction import Prediction, in_parts
-from noise_schedules import NoiseSchedule
-from process import (
-    EVERY_WINDOW,
-    Batch,
-    Bound,
-    BoundArgs,
-    Denoiser,
-    Generators,
-    SampleArgs,
-    StepCallback,
-    UserError,
-    step_windows,
-)
-from row_clocks import RowClocks
-from text_process import TextProcess
+from data.batch import Batch
+from diffusion.chunked_logits import in_parts
+from diffusion.draws import Generators, filter_logits, uniform
+from diffusion.masked import stepwise
+from diffusion.masked.bound import estimate
+from diffusion.masked.noise_schedules import NoiseSchedule
+from diffusion.masked.prediction import Prediction
+from diffusion.masked.row_clocks import RowClocks
+from diffusion.masked.stepwise import Confident, Group, Remasking
+from diffusion.options import EVERY_WINDOW, BoundArgs, SampleArgs, step_windows
+from diffusion.process import Bound, Denoiser, StepCallback
+from diffusion.text_process import TextProcess
+from utils.errors import UserError
 
 STEPPING = {"ancestral": Group, "cached": Group, "confidence": Confident, "remdm": Remasking}
 """Samplers that take every step."""
@@ -178,7 +170,7 @@ class MaskedProcess(TextProcess):
         *,
         generator: Generators = None,
     ) -> Bound:
-        """An unbiased estimate of the bound's terms at `num_steps` windows (t, s); `estimators.py` says how.
+        """An unbiased estimate of the bound's terms at `num_steps` windows (t, s); `bound.py` says how.
 
         The prior term, KL(q(x_T | x0) || all [MASK]), is exactly 0, since alpha_bar is 0 at the end.
         """
@@ -218,10 +210,10 @@ class MaskedProcess(TextProcess):
     ) -> Tensor:
         """Ancestral sampling in `args.num_steps` steps, int64 [N, L]; the last step reveals whatever is left.
 
-        Two decisions a step: whether a masked token is revealed, then as what. Temperature, top-k and top-p act on
-        p(x0 | xt), never on the posterior, whose largest entry is [MASK]. Steps in which a row reveals nothing are
-        passed over without a forward (`row_clocks.py`); the law is that of taking every one. Samplers of `decoding.py`
-        draw from other laws.
+        Two decisions a step: whether a masked token is revealed, then as what. Temperature, top-k and top-p act on p(x0
+        | xt), never on the posterior, whose largest entry is [MASK]. Steps in which a row reveals nothing are passed
+        over without a forward (`diffusion/masked/row_clocks.py`); the law is that of taking every one. Samplers of
+        `diffusion/masked/stepwise.py` draw from other laws.
 
         Args:
             denoiser: the network.
@@ -234,11 +226,11 @@ class MaskedProcess(TextProcess):
         self.check_sampling(args)
         if self.by_steps or args.sampler in STEPPING:
             words = {"rows_at_once": rows_at_once, "generator": generator, "on_step": on_step}
-            return ancestral.sample(self, denoiser, batch, args, group_of=STEPPING.get(args.sampler), **words)
+            return stepwise.sample(self, denoiser, batch, args, group_of=STEPPING.get(args.sampler), **words)
         return RowClocks(self, denoiser, batch, args, generator).run(rows_at_once, on_step)
 
     def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of `ancestral.py`, where all tokens are alike.
+        """One step of `diffusion/masked/stepwise.py`, where all tokens are alike.
 
         Args:
             logits: [n, V], at masked positions.
@@ -252,7 +244,7 @@ class MaskedProcess(TextProcess):
         return stay.expand(len(logits)), filter_logits(logits + self.sampling_support, args).softmax(-1)
 
 
-class ToldSigma:
+class SigmaInput:
     """What the settings of processes have in common whose networks may be told sigma."""
 
     time_period: ClassVar[int] = 10_000
@@ -273,7 +265,7 @@ class ToldSigma:
 
 
 class ScheduledProcess(MaskedProcess):
-    """One whose alpha_bar follows a sigma(t) of `noise_schedules.py`: t in [0, 1], float64.
+    """One whose alpha_bar follows a sigma(t) of `diffusion/masked/noise_schedules.py`: t in [0, 1], float64.
 
     In continuous time (`num_steps` infinite) windows are of equal length; otherwise they lie on multiples of 1/T.
     """

@@ -22,8 +22,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from draws import filter_logits, sample_categorical, streams_of, uniform
-from process import Batch, Denoiser, Generators, SampleArgs, StepCallback
+from data.batch import Batch
+from diffusion.draws import Generators, filter_logits, sample_categorical, streams_of, uniform
+from diffusion.options import SampleArgs
+from diffusion.process import Denoiser, StepCallback
 
 LOGITS_AT_ONCE = 2**22
 """Where every masked position is predicted: what fits a cache is quicker than what fits the memory."""

@@ -14,29 +14,18 @@ from dataclasses import dataclass, field
 import torch
 from torch import Generator, Tensor
 
-from draws import filter_logits, stratified_uniform
-from masked_prediction import Prediction
-from masked_process import ScheduledProcess, ToldSigma
-from noise_schedules import SCHEDULES
-from process import (
-    EVERY_WINDOW,
-    WHOLE,
-    Batch,
-    Bound,
-    BoundArgs,
-    Denoiser,
-    Generators,
-    Loss,
-    SampleArgs,
-    Share,
-    UserError,
-    check_choices,
-    check_ranges,
-)
+from data.batch import Batch
+from diffusion.draws import WHOLE, Generators, Share, filter_logits, stratified_uniform
+from diffusion.masked.noise_schedules import SCHEDULES
+from diffusion.masked.prediction import Prediction
+from diffusion.masked.process import ScheduledProcess, SigmaInput
+from diffusion.options import EVERY_WINDOW, BoundArgs, SampleArgs
+from diffusion.process import Bound, Denoiser, Loss
+from utils.errors import UserError, check_choices, check_ranges
 
 
 @dataclass(frozen=True)
-class SeddArgs(ToldSigma):
+class SeddArgs(SigmaInput):
     """Everything that defines the process; saved with the checkpoint."""
 
     noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "sigma(t)"})

@@ -14,9 +14,12 @@ import math
 import torch
 from torch import Tensor
 
+from data.batch import Batch
+from diffusion.draws import Generators, filter_logits, sample_categorical, streams_of, uniform
+from diffusion.options import SampleArgs, step_windows
+from diffusion.process import Denoiser, StepCallback
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
-from draws import filter_logits, sample_categorical, streams_of, uniform
-from process import Batch, Denoiser, Generators, SampleArgs, StepCallback, UserError, step_windows
+from utils.errors import UserError
 
 EPSILON = 1e-20  # inside the released program's logarithms
 

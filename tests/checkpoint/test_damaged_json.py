@@ -11,11 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
 import predict
+from checkpoint.folder import load_checkpoint
+from checkpoint.text_model import TextModel
+from data.batch import Batch
+from data.tokenizers import encode, load_tokenizer
+from data.word_counts import read_word_freq
+from diffusion.options import SampleArgs
+from models.factory import make_denoiser
 from models.networks import load_network
-from process import Batch, SampleArgs, UserError
-from vocabulary import encode, load_tokenizer
+from utils.errors import UserError
 
 VALUES = [None, [], {}, "x", "", -1, 0, 3, 10**9, 10**18, 0.5, math.nan, math.inf, True, False, ["a"], [[1]], {"a": 1}]
 CPU = torch.device("cpu")
@@ -63,7 +68,7 @@ def folder(tmp_path: Path, trained: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
-def use(run: checkpoint.Run) -> None:
+def use(run: TextModel) -> None:
     """A sample, and the bound of one sentence."""
     with torch.no_grad():
         predict.samples(run, predict.PredictArgs("x", num_samples=1), SampleArgs(num_steps=4), CPU)
@@ -76,13 +81,13 @@ def use(run: checkpoint.Run) -> None:
 
 def test_process_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, tokenizer = load_network(str(folder), whole=True), load_tokenizer(str(folder))
-    monkeypatch.setattr(checkpoint, "load_network", lambda *_, **__: network)
-    monkeypatch.setattr(checkpoint, "load_tokenizer", lambda *_: tokenizer)
+    monkeypatch.setattr("checkpoint.folder.load_network", lambda *_, **__: network)
+    monkeypatch.setattr("checkpoint.folder.load_tokenizer", lambda *_: tokenizer)
     refused = used = 0
     for content in variants(folder / "process.json", len(VALUES) + 1):
         (folder / "process.json").write_text(content)
         try:
-            run = checkpoint.load(str(folder), CPU)
+            run = load_checkpoint(str(folder), CPU)
         except UserError as error:
             assert str(folder) in str(error) and len(str(error)) < 700, content
             refused += 1
@@ -99,7 +104,7 @@ def test_config_json(folder: Path) -> None:
         (folder / "config.json").write_text(content)
         try:
             network = load_network(str(folder), whole=True)
-            checkpoint.wrap(network, "none", 64)
+            make_denoiser(network, "none", 64)
         except UserError as error:
             refused += 1
             assert len(str(error)) < 700, content
@@ -126,7 +131,7 @@ def test_word_freq_json(folder: Path) -> None:
     for content in variants(folder / "word_freq.json", len(VALUES) + 1):
         (folder / "word_freq.json").write_text(content)
         try:
-            counts = checkpoint.read_word_freq(folder / "word_freq.json", tokenizer, 200)
+            counts = read_word_freq(folder / "word_freq.json", tokenizer, 200)
         except UserError as error:
             assert len(str(error)) < 700
         else:

@@ -1,4 +1,4 @@
-"""checkpoint.py: a folder gives back the very same run, opens in stock transformers, and is refused when damaged."""
+"""folder.py: a folder gives back the very same run, opens in stock transformers, and is refused when damaged."""
 
 import json
 import shutil
@@ -6,33 +6,35 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
-import checkpoint
-from dataloader import collate
+from checkpoint.folder import load_checkpoint, save_checkpoint
+from checkpoint.text_model import TextModel, build_process
+from data.batch import collate
+from data.tokenizers import encode
+from data.word_counts import read_word_freq, write_word_freq
+from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
 from diffusion_word_freq import WordFreqArgs
-from diffusion_word_freq_released import ReleasedWordFreqDiffusion
-from models.bert import build
+from models.factory import build_denoiser
 from models.networks import BertArgs
-from process import UserError
-from vocabulary import encode
+from tests.conftest import SENTENCES
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 SMALL = "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=64"
 
 
-def make_run(tokenizer: BertTokenizerFast, conditioning: str = "none", posterior: str = "exact") -> checkpoint.Run:
+def make_run(tokenizer: BertTokenizerFast, conditioning: str = "none", posterior: str = "exact") -> TextModel:
     args = WordFreqArgs(num_steps=16, posterior=posterior)
     network = BertArgs("bert-small", from_scratch=True, config_overrides=SMALL, time_conditioning=conditioning)
-    denoiser = build(network, tokenizer, 16).eval()
+    denoiser = build_denoiser(network, tokenizer, 16).eval()
     if conditioning == "layerwise":
         torch.nn.init.normal_(denoiser.time.mlps[0][2].weight)
     counts = torch.zeros(denoiser.vocab_size, dtype=torch.long)
     for ids in encode(tokenizer, SENTENCES)["input_ids"]:
         counts += torch.bincount(torch.tensor(ids), minlength=len(counts))
-    process = checkpoint.build_process(args, counts, tokenizer, denoiser.vocab_size)
-    return checkpoint.Run(denoiser, process, args, tokenizer, counts, [0, 0, 5, 3], 32, {"step": 7})
+    process = build_process(args, counts, tokenizer, denoiser.vocab_size)
+    return TextModel(denoiser, process, args, tokenizer, counts, [0, 0, 5, 3], 32, {"step": 7})
 
 
 def batch_of(tokenizer: BertTokenizerFast):
@@ -45,8 +47,8 @@ def test_a_run_comes_back_as_it_was(
     tokenizer: BertTokenizerFast, tmp_path: Path, conditioning: str, posterior: str
 ) -> None:
     run = make_run(tokenizer, conditioning, posterior)
-    checkpoint.save(tmp_path / "run", run)
-    loaded = checkpoint.load(str(tmp_path / "run"), CPU)
+    save_checkpoint(tmp_path / "run", run)
+    loaded = load_checkpoint(str(tmp_path / "run"), CPU)
     assert loaded.process_args == run.process_args and isinstance(loaded.process, type(run.process))
     assert (loaded.length_histogram, loaded.max_length, loaded.facts) == ([0, 0, 5, 3], 32, {"step": 7})
     assert torch.equal(loaded.token_counts, run.token_counts)
@@ -59,7 +61,7 @@ def test_a_run_comes_back_as_it_was(
 
 def test_stock_transformers_opens_the_folder(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     run = make_run(tokenizer)
-    checkpoint.save(tmp_path / "run", run)
+    save_checkpoint(tmp_path / "run", run)
     stock = AutoModelForMaskedLM.from_pretrained(tmp_path / "run").eval()
     batch = batch_of(tokenizer)
     ours = run.denoiser.decode(run.denoiser.encode(batch.input_ids, torch.ones(4).long(), batch.attention_mask))
@@ -70,8 +72,8 @@ def test_stock_transformers_opens_the_folder(tokenizer: BertTokenizerFast, tmp_p
 
 
 def test_the_posterior_can_be_chosen_on_loading(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    checkpoint.save(tmp_path / "run", make_run(tokenizer))
-    loaded = checkpoint.load(str(tmp_path / "run"), CPU, posterior="released")
+    save_checkpoint(tmp_path / "run", make_run(tokenizer))
+    loaded = load_checkpoint(str(tmp_path / "run"), CPU, posterior="released")
     assert isinstance(loaded.process, ReleasedWordFreqDiffusion)
 
 
@@ -81,8 +83,8 @@ def test_saving_again_replaces_and_an_output_folder_stands_for_its_best_checkpoi
     run = make_run(tokenizer)
     for step in (1, 2):
         run.facts = {"step": step}
-        checkpoint.save(tmp_path / "out" / "checkpoint", run)
-    assert checkpoint.load(str(tmp_path / "out"), CPU).facts == {"step": 2}
+        save_checkpoint(tmp_path / "out" / "checkpoint", run)
+    assert load_checkpoint(str(tmp_path / "out"), CPU).facts == {"step": 2}
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint"]
 
 
@@ -90,13 +92,13 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(
     tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tokenizer)
-    checkpoint.save(tmp_path / "run", run)
+    save_checkpoint(tmp_path / "run", run)
     run.facts = {"step": 8}
-    monkeypatch.setattr(checkpoint, "_model_card", lambda run: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("checkpoint.folder._model_card", lambda run: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(UserError, match=r"run: cannot be written \(disk full\); make room"):
-        checkpoint.save(tmp_path / "run", run)
+        save_checkpoint(tmp_path / "run", run)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
-    assert checkpoint.load(str(tmp_path / "run"), CPU).facts == {"step": 7}
+    assert load_checkpoint(str(tmp_path / "run"), CPU).facts == {"step": 7}
 
 
 def test_text_specials_are_ruled_out_but_unknown_tokens_can_be_scored(tokenizer: BertTokenizerFast) -> None:
@@ -110,7 +112,7 @@ def test_text_specials_are_ruled_out_but_unknown_tokens_can_be_scored(tokenizer:
 def test_rows_of_the_output_that_stand_for_no_token_are_ruled_out(tokenizer: BertTokenizerFast) -> None:
     """Networks are padded to round sizes, and a vocabulary may have holes."""
     size = len(tokenizer) + 6
-    process = checkpoint.build_process(WordFreqArgs(num_steps=16), torch.ones(size), tokenizer, size)
+    process = build_process(WordFreqArgs(num_steps=16), torch.ones(size), tokenizer, size)
     assert (process.support[len(tokenizer) :] == -float("inf")).all()
     assert process.support[5 : len(tokenizer)].eq(0).all()
 
@@ -172,10 +174,10 @@ def test_a_damaged_checkpoint_is_named_in_one_line(
     tokenizer: BertTokenizerFast, tmp_path: Path, damage, message: str
 ) -> None:
     folder = tmp_path / "run"
-    checkpoint.save(folder, make_run(tokenizer, "token"))
+    save_checkpoint(folder, make_run(tokenizer, "token"))
     damage(folder)
     with pytest.raises(UserError, match=message) as caught:
-        checkpoint.load(str(folder), CPU)
+        load_checkpoint(str(folder), CPU)
     assert "\n" not in str(caught.value) and "run" in str(caught.value)
 
 
@@ -183,7 +185,7 @@ def test_a_pickled_checkpoint_is_refused_unread(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint-10.pt"
     file.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     with pytest.raises(UserError, match="is a file; a checkpoint is a folder .*no pickle is ever loaded"):
-        checkpoint.load(str(file), CPU)
+        load_checkpoint(str(file), CPU)
 
 
 # ---- word frequencies ------------------------------------------------------------------------------------------------
@@ -191,25 +193,25 @@ def test_a_pickled_checkpoint_is_refused_unread(tmp_path: Path) -> None:
 
 def test_word_frequencies_make_the_round_trip(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     counts = torch.arange(len(tokenizer)) * 3
-    checkpoint.write_word_freq(tmp_path / "f.json", counts, tokenizer)
-    assert torch.equal(checkpoint.read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer)), counts)
+    write_word_freq(tmp_path / "f.json", counts, tokenizer)
+    assert torch.equal(read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer)), counts)
     listed = json.loads((tmp_path / "f.json").read_text())
     assert list(listed.values()) == sorted(listed.values(), reverse=True) and 0 not in listed.values()
 
 
 def test_relative_frequencies_become_counts(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     (tmp_path / "f.json").write_text('{"the": 0.5, "a": 0.25, "cat": 0.0625}')
-    counts = checkpoint.read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+    counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
     assert [counts[tokenizer.convert_tokens_to_ids(t)].item() for t in ("the", "a", "cat", "dog")] == [8, 4, 1, 0]
 
 
 def test_what_trains_is_what_is_saved(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     """Broken numbers become whole ones on reading, so that a checkpoint holds the very schedule it was trained with."""
     (tmp_path / "f.json").write_text('{"the": 2.7, "a": 0.4}')
-    counts = checkpoint.read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
-    checkpoint.write_word_freq(tmp_path / "g.json", counts, tokenizer)
+    counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+    write_word_freq(tmp_path / "g.json", counts, tokenizer)
     assert json.loads((tmp_path / "g.json").read_text()) == {"the": 7, "a": 1}
-    assert torch.equal(checkpoint.read_word_freq(tmp_path / "g.json", tokenizer, len(tokenizer)), counts)
+    assert torch.equal(read_word_freq(tmp_path / "g.json", tokenizer, len(tokenizer)), counts)
 
 
 @pytest.mark.parametrize(
@@ -236,10 +238,10 @@ def test_frequencies_of_another_kind_are_refused(
 ) -> None:
     (tmp_path / "f.json").write_text(content)
     with pytest.raises(UserError, match=message):
-        checkpoint.read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+        read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
 
 
 def test_word_frequencies_are_read_with_their_byte_order_mark(tmp_path: Path, tokenizer) -> None:
     (tmp_path / "f.json").write_text('{"the": 3}', encoding="utf-8-sig")
-    counts = checkpoint.read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+    counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
     assert counts.sum() == counts[tokenizer.get_vocab()["the"]] == 3

@@ -1,4 +1,4 @@
-"""models/released_mdlm.py and import_mdlm.py: released weights in, our checkpoint out, and nothing else is believed."""
+"""released_mdlm.py, import_mdlm.py: released weights in, our checkpoint out, and nothing else is believed."""
 
 import codecs
 import json
@@ -13,19 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES, call
-from test_dit import SMALL, network
 from tokenizers import ByteLevelBPETokenizer
 from transformers import BertTokenizerFast, PreTrainedTokenizerFast
 
-import checkpoint
 import compute_elbo
-import import_mdlm
 import predict
+from checkpoint import import_mdlm
+from checkpoint.folder import load_checkpoint
+from checkpoint.released_mdlm import network_of, read_weights
+from checkpoint.text_model import PROCESSES, build_process
+from data.row_formats import RowFormat
 from models.dit import DitNetwork
-from models.released_mdlm import network_of, read_weights
-from process import UserError
-from protocols import TextForm
+from tests.conftest import SENTENCES, call
+from tests.models.test_dit import SMALL, network
+from utils.errors import UserError
 
 IDS = torch.tensor([[5, 0, 7, 4]])
 
@@ -168,7 +169,7 @@ def test_what_is_imported_all_scripts_take(monkeypatch, capsys, gpt2: Path, tmp_
     words += ["--max_length", 24, *(["--time_conditioning", "layerwise"] if process == "sedd" else [])]
     assert call(import_mdlm.main, monkeypatch, *words) == 0
     assert f"{sum(p.numel() for p in made.parameters()):,} parameters written" in capsys.readouterr().out
-    run = checkpoint.load(str(tmp_path / "out"), torch.device("cpu"))
+    run = load_checkpoint(str(tmp_path / "out"), torch.device("cpu"))
     torch.testing.assert_close(run.denoiser.network(IDS), made(IDS))
     assert run.process_name == process and run.tokenizer.mask_token_id == len(size)
     (tmp_path / "text.txt").write_text("\n".join(SENTENCES[:5]) + "\n")
@@ -182,9 +183,9 @@ def test_of_wrapped_rows_the_end_of_text_is_content_and_of_single_texts_it_is_no
     tokenizer = import_mdlm.open_tokenizer(str(gpt2))
     size, end = len(tokenizer), tokenizer.eos_token_id
     for protocol, drawn in (("wrapped", True), ("unpadded", False), ("running", False)):
-        settings = checkpoint.PROCESSES["mdlm"].settings()
-        form = TextForm(protocol)
-        process = checkpoint.build_process(settings, torch.ones(size), tokenizer, size, form=form)
+        settings = PROCESSES["mdlm"].settings()
+        form = RowFormat(protocol)
+        process = build_process(settings, torch.ones(size), tokenizer, size, form=form)
         assert bool(process.sampling_support[end].isfinite()) == bool(process.support[end].isfinite()) == drawn
 
 

@@ -1,4 +1,4 @@
-"""batches.py: every sentence once an epoch, however it is dealt, and slots are not wasted."""
+"""batching.py: every sentence once an epoch, however it is dealt, and slots are not wasted."""
 
 import itertools
 import json
@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SENTENCES
 from transformers import BertTokenizerFast
 
-from batches import ENOUGH, DealtBatches, Part, deal, length_buckets, mean_batch, packed_rows, sorted_batches
-from corpus import training_source
-from dataloader import DataArgs, TokenizedText, tokenize
+from data.batching import ENOUGH, DealtBatches, Part, deal, length_buckets, mean_batch, packed_rows, sorted_batches
+from data.corpus import training_source
+from data.splits import DataArgs
+from data.tokenized_text import TokenizedText, tokenize
 from models.packing import next_fit
+from tests.conftest import SENTENCES
 
-LM1B_LENGTHS = json.loads((Path(__file__).parent / "golden" / "lm1b_lengths.json").read_text())["histogram"]
+LM1B_LENGTHS = json.loads((Path(__file__).parents[1] / "golden" / "lm1b_lengths.json").read_text())["histogram"]
 WAYS = [{}, {"max_tokens": 640}, {"packing": True}, {"packing": True, "max_tokens": 320}]
 
 

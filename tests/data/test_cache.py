@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cache
-import counting
-from corpus import training_source
-from dataloader import tokenize
+from data import cache
+from data.corpus import training_source
+from data.tokenized_text import tokenize
+from data.word_counts import count_tokens
 
 
 def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(corpus: Path, tokenizer, tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_a_cache_without_checksums_is_made_again(corpus: Path, tokenizer, tmp_pa
 
 def test_changed_counts_are_counted_again(corpus: Path, tokenizer, tmp_path: Path, capsys) -> None:
     words = {"cache_dir": str(tmp_path / "cache"), "identity": "a"}
-    first = counting.count_tokens(training_source(str(corpus)), tokenizer, 300, **words)
+    first = count_tokens(training_source(str(corpus)), tokenizer, 300, **words)
     spoil(tmp_path / "cache" / "counts-a" / "counts.safetensors", "last")
-    assert counting.count_tokens(training_source(str(corpus)), tokenizer, 300, **words).equal(first)
+    assert count_tokens(training_source(str(corpus)), tokenizer, 300, **words).equal(first)
     assert "it is made again" in capsys.readouterr().err

@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCES
 
-from corpus import Source, find_source, fingerprint, held_out, holds_pairs, read_sentences, training_source
-from process import UserError
-from sources import LM1B
+from data.corpus import Source, find_source, fingerprint, held_out, holds_pairs, read_sentences, training_source
+from data.sources import LM1B
+from tests.conftest import SENTENCES
+from utils.errors import UserError
 
 TEXT = ["Erste Zeile.", "zweite, mit Ümläuten", "a third  with two  spaces"]
 
@@ -137,7 +137,7 @@ def test_a_real_datasets_folder_is_read_through_the_hub_path(tmp_path: Path, mon
     folder = tmp_path / "org" / "tiny"
     folder.mkdir(parents=True)
     datasets.Dataset.from_dict({"text": TEXT}).to_parquet(folder / "train.parquet")
-    from sources import _hub_split
+    from data.sources import _hub_split
 
     assert _hub_split("org/tiny", "train") == "train" and _hub_split("org/tiny", "valid") is None
     source = Source(hub_name="org/tiny", hub_split="train")

@@ -4,20 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import call
 
-import demo_corpus
-from demo_corpus import (
-    CorpusArgs,
-    collect,
-    is_prose,
-    name_words,
-    paragraphs,
-    sentences_of,
-    split,
-    summaries_of,
-)
-from process import UserError
+from data import demo_corpus
+from data.demo_corpus import CorpusArgs, collect, is_prose, name_words, paragraphs, sentences_of, split, summaries_of
+from tests.conftest import call
+from utils.errors import UserError
 
 SOURCE = '''
 """A module about small things that work well.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from detokenizers import DETOKENIZERS, detokenize
+from data.detokenizers import DETOKENIZERS, detokenize
 
 RECORDED = {
     "wikitext": (

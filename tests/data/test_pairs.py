@@ -6,20 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import NOUNS, PAIRS, TableDenoiser, write_jsonl
 from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import dataloader
-import pairs
-from checkpoint import build_process
-from corpus import training_source
+from checkpoint.text_model import build_process
+from data.corpus import training_source
+from data.pairs import Layout, PairArgs, PairFormat, load_pairs, source_ids, target_text, tokenize_pairs, window_of
+from data.splits import DataArgs
+from data.tokenizers import encode, train_wordpiece
+from diffusion.masked.word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
+from diffusion.options import SampleArgs
 from diffusion_word_freq import WordFreqArgs
-from diffusion_word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
-from pairs import Layout, PairArgs, PairFormat
-from process import SampleArgs
-from vocabulary import encode, train_wordpiece
+from tests.conftest import NOUNS, PAIRS, TableDenoiser, write_jsonl
 
 PROMPT = '"{src}" is equal to "{trg}'
 TEXTS = [text for pair in PAIRS for text in pair.values()]
@@ -80,7 +79,7 @@ def test_a_byte_level_row_has_its_own_ids_and_spaces(byte_level) -> None:
     assert row[0] == 0 and row[-6:][target.size] == 2 and set(row[-6:][target.size + 1 :]) <= {1}
     assert byte_level.decode(row[1:-6]) == " Answer: cat see Question:"
     assert byte_level.decode(row[-6:], skip_special_tokens=True) == " the dog."
-    assert pairs.target_text(byte_level, torch.tensor(row[-6:])) == "the dog."
+    assert target_text(byte_level, torch.tensor(row[-6:])) == "the dog."
 
 
 def test_training_and_prediction_give_a_source_the_same_ids(byte_level, tmp_path) -> None:
@@ -88,21 +87,21 @@ def test_training_and_prediction_give_a_source_the_same_ids(byte_level, tmp_path
     write_jsonl(tmp_path / "data" / "train.jsonl", [PAIRS[0], {"src": "", "trg": "the cat"}])
     layout = Layout(PairFormat(" Answer: {src} Question: {trg}", 20), byte_level, 60)
     source = training_source(str(tmp_path / "data"))
-    text = pairs.tokenize_pairs(source, "", None, layout, byte_level, str(tmp_path / "cache"))
-    asked = pairs.source_ids(layout, byte_level, [PAIRS[0]["src"], ""])
+    text = tokenize_pairs(source, "", None, layout, byte_level, str(tmp_path / "cache"))
+    asked = source_ids(layout, byte_level, [PAIRS[0]["src"], ""])
     assert text.sources.sentence(0).tolist() == asked[0].tolist() == ids(byte_level, " " + PAIRS[0]["src"]).tolist()
     assert asked[0].tolist() != ids(byte_level, PAIRS[0]["src"]).tolist()
     assert text.targets.sentence(0).tolist() == ids(byte_level, " " + PAIRS[0]["trg"]).tolist()
     assert len(text.sources.sentence(1)) == len(asked[1]) == 0
     part = source, "train", None
     longest = max(len(ids(byte_level, " " + trg)) for trg in (PAIRS[0]["trg"], "the cat"))
-    assert pairs.window_of(part, " Answer: {src} Question: {trg}", byte_level, str(tmp_path / "cache")) == longest + 1
+    assert window_of(part, " Answer: {src} Question: {trg}", byte_level, str(tmp_path / "cache")) == longest + 1
     longer = next(
         word for word in " ".join(TEXTS).split() if len(ids(byte_level, " " + word)) != len(ids(byte_level, word))
     )
     write_jsonl(tmp_path / "other" / "train.jsonl", [{"src": "x", "trg": longer}])
     part = training_source(str(tmp_path / "other")), "train", None
-    window = pairs.window_of(part, "{src} - {trg}", byte_level, str(tmp_path / "cache"))
+    window = window_of(part, "{src} - {trg}", byte_level, str(tmp_path / "cache"))
     assert window == len(ids(byte_level, " " + longer)) + 1
 
 
@@ -133,7 +132,7 @@ def test_a_target_beyond_the_window_is_cut_without_an_end(words) -> None:
     ],
 )
 def test_the_text_ends_where_the_model_ends_it(words, window: str, text: str) -> None:
-    assert pairs.target_text(words, torch.tensor(words.convert_tokens_to_ids(window.split()))) == text
+    assert target_text(words, torch.tensor(words.convert_tokens_to_ids(window.split()))) == text
 
 
 # ---- conditioning is data: 200 random batches ------------------------------------------------------------------------
@@ -229,10 +228,8 @@ def test_the_spindle_sees_no_source(words) -> None:
 
 def load(folder: Path, words, tmp_path: Path, **settings):
     chosen = {"prompt": "plain", "target_window": 0, **settings}
-    data = dataloader.DataArgs(
-        str(folder), batch_size=4, max_length=chosen.pop("max_length", 40), cache_dir=str(tmp_path)
-    )
-    return pairs.load_splits(data, PairArgs(**chosen), words)
+    data = DataArgs(str(folder), batch_size=4, max_length=chosen.pop("max_length", 40), cache_dir=str(tmp_path))
+    return load_pairs(data, PairArgs(**chosen), words)
 
 
 def test_counts_are_those_of_the_windows(pairs_folder, words, tmp_path) -> None:
@@ -274,8 +271,8 @@ def test_cut_sources_are_counted(pairs_folder, words, tmp_path) -> None:
 def test_pairs_held_out_share_no_source(tmp_path, words) -> None:
     records = [{"src": f"{a} see", "trg": f"the {b}"} for a in NOUNS for b in NOUNS]
     folder = write_jsonl(tmp_path / "data" / "train.jsonl", records).parent
-    data = dataloader.DataArgs(str(folder), batch_size=4, valid_fraction=0.3, cache_dir=str(tmp_path / "cache"))
-    train, valid, _ = pairs.load_splits(data, PairArgs(), words)
+    data = DataArgs(str(folder), batch_size=4, valid_fraction=0.3, cache_dir=str(tmp_path / "cache"))
+    train, valid, _ = load_pairs(data, PairArgs(), words)
     sides = [{tuple(text.sources.sentence(i)) for i in range(len(text))} for text in (train, valid)]
     assert not sides[0] & sides[1] and len(train) + len(valid) == 100 and len(valid) > 0
 
@@ -285,7 +282,7 @@ def test_an_empty_source_keeps_its_place(tmp_path, words) -> None:
     write_jsonl(tmp_path / "data" / "train.jsonl", records)
     source = training_source(str(tmp_path / "data"))
     layout = Layout(PairFormat("plain", 5), words, 20)
-    text = pairs.tokenize_pairs(source, "", None, layout, words, str(tmp_path / "cache"))
+    text = tokenize_pairs(source, "", None, layout, words, str(tmp_path / "cache"))
     shown = [words.decode(text.targets.sentence(i)) for i in range(len(text))]
     assert shown == [record["trg"] for record in records]
     assert [len(text.sources.sentence(i)) for i in range(len(text))] == [1, 0, 1, 0, 1, 1, 1]

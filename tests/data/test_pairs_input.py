@@ -6,16 +6,14 @@ from pathlib import Path
 
 import datasets
 import pytest
-from conftest import PAIRS, TINY, call, write_jsonl
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import main
-import pairs
-from corpus import holds_pairs, read_sentences, training_source
-from process import UserError
-from vocabulary import train_wordpiece
-
-ROOT = Path(__file__).parent.parent
+from data.corpus import holds_pairs, read_sentences, training_source
+from data.pairs import prompt_of
+from data.tokenizers import train_wordpiece
+from tests.conftest import PAIRS, ROOT, TINY, call, write_jsonl
+from utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +34,7 @@ CARDS = {
 
 @pytest.mark.parametrize("task", CARDS)
 def test_cards_declare_the_released_prompts(task: str) -> None:
-    assert pairs.prompt_of(str(ROOT / "conditional_data" / task)) == CARDS[task]
+    assert prompt_of(str(ROOT / "conditional_data" / task)) == CARDS[task]
 
 
 def test_every_task_has_a_card() -> None:
@@ -51,11 +49,11 @@ def test_datasets_reads_a_task_by_its_card(task: str, pairs_folder: Path, tmp_pa
 
 
 def test_a_folder_without_a_card_is_plain_and_a_file_takes_the_card_beside_it(pairs_folder: Path) -> None:
-    assert pairs.prompt_of(str(pairs_folder)) == "plain"
+    assert prompt_of(str(pairs_folder)) == "plain"
     (pairs_folder / "README.md").write_text("# no header\n")
-    assert pairs.prompt_of(str(pairs_folder)) == "plain"
+    assert prompt_of(str(pairs_folder)) == "plain"
     (pairs_folder / "README.md").write_text("---\nprompt: '{src} > {trg}'\n---\n")
-    assert pairs.prompt_of(str(pairs_folder / "train.jsonl")) == "{src} > {trg}"
+    assert prompt_of(str(pairs_folder / "train.jsonl")) == "{src} > {trg}"
 
 
 LAUGHS = "a: &a [x, x]\n" + "".join(
@@ -81,7 +79,7 @@ def test_a_card_that_is_a_trap_is_refused_at_once(pairs_folder: Path, card: str 
     else:
         (pairs_folder / "README.md").write_text(card)
     with pytest.raises(UserError, match=message):
-        pairs.prompt_of(str(pairs_folder))
+        prompt_of(str(pairs_folder))
 
 
 def test_text_is_not_pairs(pairs_folder: Path, corpus: Path, tmp_path: Path) -> None:
@@ -173,10 +171,10 @@ def test_a_folder_without_training_pairs_and_a_broken_card(pairs_folder, tmp_pat
         training_source(str(pairs_folder))
     (pairs_folder / "README.md").write_text("---\nprompt: [unclosed\n---\n")
     with pytest.raises(UserError, match="not YAML"):
-        pairs.prompt_of(str(pairs_folder))
+        prompt_of(str(pairs_folder))
     (pairs_folder / "README.md").write_text("---\nprompt: 7\n---\n")
     with pytest.raises(UserError, match="prompt=7"):
-        pairs.prompt_of(str(pairs_folder))
+        prompt_of(str(pairs_folder))
 
 
 @pytest.mark.parametrize(
@@ -192,19 +190,19 @@ def test_a_folder_without_training_pairs_and_a_broken_card(pairs_folder, tmp_pat
 def test_a_card_that_cannot_be_a_card(pairs_folder: Path, content: bytes, message: str) -> None:
     (pairs_folder / "README.md").write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        pairs.prompt_of(str(pairs_folder))
+        prompt_of(str(pairs_folder))
     assert len(str(error.value)) < 500
 
 
 def test_a_card_is_read_with_its_byte_order_mark_and_is_a_file(pairs_folder: Path) -> None:
     card = pairs_folder / "README.md"
     card.write_bytes(b"\xef\xbb\xbf---\r\nprompt: '{src} > {trg}'\r\n---\r\n# A card\r\n")
-    assert pairs.prompt_of(str(pairs_folder)) == "{src} > {trg}"
+    assert prompt_of(str(pairs_folder)) == "{src} > {trg}"
     card.unlink()
     os.mkfifo(card)
     with pytest.raises(UserError, match="README.md: not a regular file"):
-        pairs.prompt_of(str(pairs_folder))
+        prompt_of(str(pairs_folder))
     card.unlink()
     card.symlink_to("/dev/zero")
     with pytest.raises(UserError, match="README.md: not a regular file"):
-        pairs.prompt_of(str(pairs_folder))
+        prompt_of(str(pairs_folder))

@@ -1,4 +1,4 @@
-"""parquets.py: a small file that stands for gigabytes is refused before they are there; ordinary tables are read."""
+"""parquet.py: a small file that stands for gigabytes is refused before they are there; ordinary tables are read."""
 
 import resource
 from pathlib import Path
@@ -7,8 +7,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-import parquets
-from process import UserError
+from data import parquet
+from utils.errors import UserError
 
 
 def write(folder: Path, texts: pyarrow.Array, **more: object) -> Path:
@@ -35,7 +35,7 @@ def test_a_value_that_stands_for_gigabytes_is_refused(tmp_path: Path, length: in
     assert file.stat().st_size < 50_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=message):
-        for _ in parquets.rows_of(file, ("text",)):
+        for _ in parquet.rows_of(file, ("text",)):
             pass
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
@@ -44,20 +44,20 @@ def test_a_value_that_stands_for_gigabytes_is_refused(tmp_path: Path, length: in
 def test_ordinary_tables(tmp_path: Path, kind: pyarrow.DataType) -> None:
     texts = [f"{i} é " + "w " * 300 for i in range(5000)]  # more than fit into a dictionary page
     file = write(tmp_path, pyarrow.array(texts, kind), row_group_size=1700)
-    assert [row["text"] for _, row in parquets.rows_of(file, ("text",))] == [text.strip() for text in texts]
-    some = list(parquets.rows_of(file, ("text",), 1699, 1702))
+    assert [row["text"] for _, row in parquet.rows_of(file, ("text",))] == [text.strip() for text in texts]
+    some = list(parquet.rows_of(file, ("text",), 1699, 1702))
     assert [number for number, _ in some] == [1699, 1700, 1701] and some[1][1]["text"].startswith("1700 é")
-    assert parquets.number_of_rows(file) == 5000
+    assert parquet.number_of_rows(file) == 5000
 
 
 def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     raw = pyarrow.array([b"ok", b"\xff\xfe", b"x"], pyarrow.binary())
     file = write(tmp_path, pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, *raw.buffers()[1:]]))
     with pytest.raises(UserError, match="a.PARQUET:2: not UTF-8"):
-        list(parquets.rows_of(file, ("text",)))
+        list(parquet.rows_of(file, ("text",)))
 
 
 @pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [b"a", b"b"]])
 def test_a_column_that_is_no_text_is_refused(tmp_path: Path, values: list) -> None:
     with pytest.raises(UserError, match='its column "text" is .*, not text; write it as strings'):
-        list(parquets.rows_of(write(tmp_path, pyarrow.array(values)), ("text",)))
+        list(parquet.rows_of(write(tmp_path, pyarrow.array(values)), ("text",)))

@@ -5,20 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SENTENCES
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import counting
-import dataloader
-import plain_text
-import streaming
-from corpus import training_source
-from dataloader import DataArgs, tokenize, tokenize_in_memory
-from plain_text import encode, special_ids
-from vocabulary import load_tokenizer, respell, text8_tokenizer, vocabulary_size
-from wordpieces import SPECIAL_TOKENS, train_wordpiece
+from data import plain_text
+from data.corpus import training_source
+from data.plain_text import encode, special_ids
+from data.splits import DataArgs
+from data.streaming import open_stream
+from data.tokenized_text import tokenize, tokenize_in_memory
+from data.tokenizers import load_tokenizer, respell, text8_tokenizer, vocabulary_size
+from data.word_counts import count_corpus
+from data.wordpiece import SPECIAL_TOKENS, train_wordpiece
+from tests.conftest import SENTENCES
 
 ROBERTA = {"cls": "<s>", "sep": "</s>", "pad": "<pad>", "mask": "<mask>", "unk": "<unk>"}
 BERT = {name[1:-1].lower(): name for name in SPECIAL_TOKENS}
@@ -160,10 +160,10 @@ def test_the_first_place_is_said_once_with_a_count(tmp_path: Path, capsys, monke
     assert not special_ids(found) & set(np.asarray(tokens).tolist())
     assert f"{note}{file}:2)" in capsys.readouterr().err
     monkeypatch.setattr(plain_text, "NOTED", set())
-    counts, _ = counting.count_corpus(source, found, vocabulary_size(found), 1)
+    counts, _ = count_corpus(source, found, vocabulary_size(found), 1)
     assert not counts[sorted(special_ids(found))].any() and f"{note}{file}:2)" in capsys.readouterr().err
     monkeypatch.setattr(plain_text, "NOTED", set())
-    stream = streaming.open_stream(source, found, DataArgs(str(file), cache_dir=str(tmp_path)))
+    stream = open_stream(source, found, DataArgs(str(file), cache_dir=str(tmp_path)))
     assert not special_ids(found) & set(stream.sample.tokens.tolist())
     said = capsys.readouterr().err
     assert f"{note}{file}:2)" in said and said.count("note:") == 1
@@ -178,7 +178,7 @@ def test_tokens_of_a_cache_from_before_are_made_again(tmp_path: Path) -> None:
     (tokens,) = (tmp_path / "cache").glob("*/tokens.bin")
     good = tokens.read_bytes()
     tokens.write_bytes(np.full(len(good) // 2, found.cls_token_id, np.uint16).tobytes())
-    assert dataloader.tokenize(training_source(str(file)), found, 50, cache).tokens.tobytes() == good
+    assert tokenize(training_source(str(file)), found, 50, cache).tokens.tobytes() == good
 
 
 def test_a_saved_tokenizer_keeps_to_it(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import write_jsonl
 
-import records
-from corpus import holds_pairs, read_sentences, training_source
-from process import UserError
-from records import decoded
-from sources import Source
+from data import records
+from data.corpus import holds_pairs, read_sentences, training_source
+from data.records import decoded
+from data.sources import Source
+from tests.conftest import write_jsonl
+from utils.errors import UserError
 
 
 def texts(file: Path, column: str = "text") -> list[str]:

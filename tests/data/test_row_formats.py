@@ -1,4 +1,4 @@
-"""protocols.py: every token of a text is in its rows once, what is scored is what is said, and no bound is broken."""
+"""row_formats.py: every token of a text is in its rows once, what is scored is what is said, and no bound is broken."""
 
 import json
 import math
@@ -7,32 +7,35 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, TINY, TableDenoiser, all_sentences, call
-from toy_family import mdlm, patterns
-from toy_process import MASK
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-import checkpoint
 import compute_elbo
-import dataloader
 import main
 import predict
-from corpus import training_source
-from masked_prediction import masked_lm_loss
-from masked_process import MaskedProcess
-from process import Batch, BoundArgs, UserError
-from protocols import PROTOCOLS, TextForm, blank_row, load_splits, read_text, written
-from vocabulary import encode, load_tokenizer
+from checkpoint.folder import load_checkpoint
+from data.batch import Batch
+from data.corpus import training_source
+from data.row_formats import ROW_FORMATS, RowFormat, blank_row, load_texts, read_rows, written
+from data.splits import DataArgs
+from data.tokenized_text import Text, TokenizedText, tokenize
+from data.tokenizers import encode, load_tokenizer
+from diffusion.masked.process import MaskedProcess
+from diffusion.masked.warm_start import masked_lm_loss
+from diffusion.options import BoundArgs
+from tests.conftest import SENTENCES, TINY, TableDenoiser, all_sentences, call
+from tests.toy_family import mdlm, patterns
+from tests.toy_process import MASK
+from utils.errors import UserError
 
 WIDTH = 12
 
 
-def rows_of(protocol: str, file: Path, tokenizer: PreTrainedTokenizerBase, **more: object) -> dataloader.Text:
-    form = TextForm(protocol, **more)
-    return read_text(training_source(str(file)), form, tokenizer, WIDTH, str(file.parent / "cache"))
+def rows_of(protocol: str, file: Path, tokenizer: PreTrainedTokenizerBase, **more: object) -> Text:
+    form = RowFormat(protocol, **more)
+    return read_rows(training_source(str(file)), form, tokenizer, WIDTH, str(file.parent / "cache"))
 
 
-def batch_of(rows: dataloader.Text, tokenizer: PreTrainedTokenizerBase) -> Batch:
+def batch_of(rows: Text, tokenizer: PreTrainedTokenizerBase) -> Batch:
     return rows.batch(np.arange(len(rows)), tokenizer)
 
 
@@ -41,7 +44,7 @@ def batch_of(rows: dataloader.Text, tokenizer: PreTrainedTokenizerBase) -> Batch
 
 def test_unpadded_rows_are_the_texts_themselves(corpus: Path, tokenizer) -> None:
     rows = rows_of("unpadded", corpus, tokenizer)
-    assert type(rows) is dataloader.TokenizedText and len(rows) == len(SENTENCES)
+    assert type(rows) is TokenizedText and len(rows) == len(SENTENCES)
 
 
 def test_padded_rows_are_noised_and_seen_everywhere_and_scored_up_to_their_sep(corpus: Path, tokenizer) -> None:
@@ -90,8 +93,8 @@ def test_counts_are_those_of_what_is_scored(
     file = tmp_path / "ten.txt"
     ten = next(s for s, ids in zip(SENTENCES, encode(tokenizer, SENTENCES)["input_ids"], strict=True) if len(ids) == 10)
     file.write_text((ten + "\n") * number)
-    form, where = TextForm(protocol), (tokenizer, WIDTH, str(tmp_path / "cache"))
-    rows = read_text(training_source(str(file)), form, *where, causal=causal)
+    form, where = RowFormat(protocol), (tokenizer, WIDTH, str(tmp_path / "cache"))
+    rows = read_rows(training_source(str(file)), form, *where, causal=causal)
     batch = batch_of(rows, tokenizer)
     scored = torch.bincount(batch.input_ids[batch.target_mask], minlength=len(tokenizer))
     assert torch.equal(rows.counts(len(tokenizer)), scored) and scored.sum() == rows.target_lengths.sum()
@@ -100,7 +103,7 @@ def test_counts_are_those_of_what_is_scored(
     if number == 40:
         assert rows.num_words.sum() == pytest.approx(40 * len(ten.split()))
     if form.whole_rows:  # of counts of another text, twice as long, without ends
-        plain = dataloader.tokenize(training_source(str(file)), tokenizer, 99, where[2]).counts(len(tokenizer))
+        plain = tokenize(training_source(str(file)), tokenizer, 99, where[2]).counts(len(tokenizer))
         ends = [tokenizer.cls_token_id, tokenizer.sep_token_id]
         assert (rows.with_ends(2 * plain)[ends] - 2 * scored[ends]).abs().max() <= 4
 
@@ -121,9 +124,9 @@ def test_a_detokenizer_is_applied_before_the_text_is_cut(tmp_path: Path, tokeniz
 
 
 def test_to_a_causal_network_what_stands_first_is_given(corpus: Path, tokenizer) -> None:
-    args = dataloader.DataArgs(str(corpus), max_length=WIDTH, batch_size=4, cache_dir=str(corpus.parent / "cache"))
-    for protocol in PROTOCOLS:
-        plain, causal = (load_splits(args, tokenizer, TextForm(protocol), causal=c)[0] for c in (False, True))
+    args = DataArgs(str(corpus), max_length=WIDTH, batch_size=4, cache_dir=str(corpus.parent / "cache"))
+    for protocol in ROW_FORMATS:
+        plain, causal = (load_texts(args, tokenizer, RowFormat(protocol), causal=c)[0] for c in (False, True))
         a, b = (rows.batch(np.arange(3), tokenizer) for rows in (plain, causal))
         assert not b.target_mask[:, 0].any() and torch.equal(a.target_mask[:, 1:], b.target_mask[:, 1:])
         assert len(plain) == len(causal) and plain.size == causal.size
@@ -163,16 +166,16 @@ def test_a_text_that_fills_no_block_is_refused(tmp_path: Path, tokenizer) -> Non
 )
 def test_what_a_row_says(protocol: str, row: str, text: str, tokenizer) -> None:
     ids = torch.tensor(tokenizer.convert_tokens_to_ids(row.split()))
-    assert written(TextForm(protocol), tokenizer, ids) == text
+    assert written(RowFormat(protocol), tokenizer, ids) == text
 
 
 def test_a_blank_row_is_to_be_written_wherever_nothing_is_given(tokenizer) -> None:
     mask, ends = tokenizer.mask_token_id, [tokenizer.cls_token_id, tokenizer.sep_token_id]
     for protocol, drawn in (("padded", 12), ("wrapped", 12), ("running", 10)):
-        ids, targets = blank_row(TextForm(protocol), tokenizer, 12, [])
+        ids, targets = blank_row(RowFormat(protocol), tokenizer, 12, [])
         assert len(ids) == 12 and targets.sum() == drawn and (ids[targets] == mask).all()
-    assert blank_row(TextForm("wrapped"), tokenizer, 12, [], causal=True)[1].tolist() == [False] + [True] * 11
-    ids, targets = blank_row(TextForm("padded"), tokenizer, 8, [7, mask, 9])
+    assert blank_row(RowFormat("wrapped"), tokenizer, 12, [], causal=True)[1].tolist() == [False] + [True] * 11
+    ids, targets = blank_row(RowFormat("padded"), tokenizer, 8, [7, mask, 9])
     assert ids.tolist() == [ends[0], 7, mask, 9, ends[1], *[tokenizer.pad_token_id] * 3] and targets.sum() == 1
 
 
@@ -261,8 +264,8 @@ def train(monkeypatch, corpus: Path, *words: object) -> int:
 def test_a_checkpoint_is_scored_and_sampled_by_its_protocol(process, protocol, corpus, monkeypatch, capsys) -> None:
     assert train(monkeypatch, corpus, "--protocol", protocol, "--process", process, "--detokenizer", "lm1b") == 0
     folder = corpus.parent / "run"
-    run = checkpoint.load(str(folder), torch.device("cpu"))
-    assert run.form == TextForm(protocol, "lm1b")
+    run = load_checkpoint(str(folder), torch.device("cpu"))
+    assert run.form == RowFormat(protocol, "lm1b")
     words = ["--checkpoint", folder, "--threads", 1]
     capsys.readouterr()
     more = ["--data", corpus, "--cache_dir", corpus.parent / "cache", "--json", "true"]

@@ -1,4 +1,4 @@
-"""sentencepieces.py: a .model file cuts text exactly as SentencePiece does; one learnt has the README's ids."""
+"""sentencepiece.py: a .model file cuts text exactly as SentencePiece does; one learnt has the README's ids."""
 
 import io
 import random
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
-from conftest import SENTENCES, TINY, call
 
 import main
-from process import UserError
-from sentencepieces import DIGITS, load_sentencepiece, train_sentencepiece
-from vocabulary import encode, load_tokenizer
+from data.sentencepiece import DIGITS, load_sentencepiece, train_sentencepiece
+from data.tokenizers import encode, load_tokenizer
+from tests.conftest import SENTENCES, TINY, call
+from utils.errors import UserError
 
 TEXTS = [
     *SENTENCES,

@@ -8,11 +8,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-import corpus
-import records
-import shards
-from corpus import Source
-from process import UserError
+from data import corpus, records, shards
+from data.corpus import Source
+from utils.errors import UserError
 
 LINES = [f"line {i} " + "word " * (i % 7) for i in range(500)]
 KINDS = ["txt", "jsonl", "parquet", "txt.gz", "mixed"]

@@ -6,12 +6,12 @@ import socket
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCES, TINY, call
 
 import main
-import sources
-from process import UserError
-from sources import Source, announce, describe, find_source, fingerprint, overlap, split_of, training_source
+from data import sources
+from data.sources import Source, announce, describe, find_source, fingerprint, overlap, split_of, training_source
+from tests.conftest import SENTENCES, TINY, call
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,11 @@
 from pathlib import Path
 
 import pytest
-from conftest import PAIRS, SENTENCES, write_jsonl
 
-from corpus import held_out, read_sentences, smallest_part
-from dataloader import DataArgs
-from process import UserError
-from splits import split_sources
+from data.corpus import held_out, read_sentences, smallest_part
+from data.splits import DataArgs, split_sources
+from tests.conftest import PAIRS, SENTENCES, write_jsonl
+from utils.errors import UserError
 
 
 def parts(file: Path, fraction: float) -> tuple[list[str], list[str]]:

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES
-from test_main import records, train
-from test_resuming import contents, stop_after
-from test_shards import write
 from transformers import BertTokenizerFast
 
-import shards
-import streaming
-from batches import Part
-from corpus import Source
-from dataloader import DataArgs
-from process import UserError
-from vocabulary import text_of
+from data import shards, streaming
+from data.batching import Part
+from data.corpus import Source
+from data.splits import DataArgs
+from data.streaming import StreamedBatches, first_held_out, multiprocessing, open_stream
+from data.tokenizers import text_of
+from tests.conftest import SENTENCES
+from tests.data.test_shards import write
+from tests.test_main import records, train
+from tests.training.test_resume import contents, stop_after
+from utils.errors import UserError
 
 WORDS = {"batch_size": 5, "max_length": 32, "shuffle_buffer": 200, "num_workers": 0}
 
@@ -42,11 +42,11 @@ def whole_or_in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
         monkeypatch.setattr(shards, "LEAST_BYTES", 0)
 
 
-def stream(source: Source, tokenizer: BertTokenizerFast, **words: object) -> streaming.StreamedBatches:
+def stream(source: Source, tokenizer: BertTokenizerFast, **words: object) -> StreamedBatches:
     args = DataArgs("x", **{**WORDS, **{key: words.pop(key) for key in [*words] if key in WORDS}})
     aside = words.pop("aside", 0.0)
-    text = streaming.open_stream(source, tokenizer, args, aside=aside)
-    return streaming.StreamedBatches(text, seed=1, **words)
+    text = open_stream(source, tokenizer, args, aside=aside)
+    return StreamedBatches(text, seed=1, **words)
 
 
 def sentences(parts: list[Part], tokenizer: BertTokenizerFast) -> list[str]:
@@ -54,7 +54,7 @@ def sentences(parts: list[Part], tokenizer: BertTokenizerFast) -> list[str]:
     return [text_of(tokenizer, row[m]) for row, m in pairs]
 
 
-def epoch_of(streams: list[streaming.StreamedBatches], epoch: int, steps: int) -> list[Part]:
+def epoch_of(streams: list[StreamedBatches], epoch: int, steps: int) -> list[Part]:
     """What all processes take of one epoch within so many steps."""
     return [part for s in streams for _ in range(steps) for part in s.take() if part.epoch == epoch]
 
@@ -110,7 +110,7 @@ def test_other_numbers_of_processes_go_on_with_the_same_batches(source, tokenize
     assert [sentences([part], tokenizer) for _ in range(2) for part in sorted_step(later)] == expected
 
 
-def sorted_step(streams: list[streaming.StreamedBatches]) -> list[Part]:
+def sorted_step(streams: list[StreamedBatches]) -> list[Part]:
     """One step of all processes, in the order of its batches."""
     return sorted((part for each in streams for part in each.take()), key=lambda part: part.number)
 
@@ -148,7 +148,7 @@ def test_what_is_held_out_is_not_read(source: Source, tokenizer: BertTokenizerFa
     reader = stream(source, tokenizer, aside=0.3)
     seen = set(sentences([part for _ in range(60) for part in reader.take()], tokenizer))
     args = DataArgs("x", valid_fraction=0.3, max_length=32)
-    aside = streaming.first_held_out(source, tokenizer, args, 1000)
+    aside = first_held_out(source, tokenizer, args, 1000)
     held = {text_of(tokenizer, aside.sentence(i)) for i in range(len(aside))}
     assert not seen & held and len(seen) + len(held) == 240 and len(held) > 40
 
@@ -164,18 +164,18 @@ def test_what_goes_wrong_in_a_worker_is_said_as_by_anyone(source: Source, tokeni
 
 def test_a_worker_hands_over_no_tensor(source: Source, tokenizer: BertTokenizerFast) -> None:
     """One would go through /dev/shm, and could not be had any more once its worker is gone."""
-    text = streaming.open_stream(source, tokenizer, DataArgs("x", **WORDS))
-    one = streaming.StreamedBatches(text, seed=1)
+    text = open_stream(source, tokenizer, DataArgs("x", **WORDS))
+    one = StreamedBatches(text, seed=1)
     taken = next(iter(one._source._dataset))
     assert not [value for value in (*vars(taken).values(), *taken.arrays.values()) if isinstance(value, torch.Tensor)]
     assert torch.equal(taken.batch().input_ids, one.take()[0].batch.input_ids)
 
 
 def test_a_worker_that_fails_ends_the_run_in_one_line(source: Source, tokenizer, monkeypatch) -> None:
-    text = streaming.open_stream(source, tokenizer, DataArgs("x", **{**WORDS, "num_workers": 1}))
+    text = open_stream(source, tokenizer, DataArgs("x", **{**WORDS, "num_workers": 1}))
     monkeypatch.setattr(streaming, "tokenize_in_memory", lambda *_, **__: 1 / 0)  # a worker is a fork, and has this
     said = r"reading it failed \(ZeroDivisionError: division by zero\)"
-    with contextlib.closing(streaming.StreamedBatches(text, seed=1)) as reading, pytest.raises(UserError, match=said):
+    with contextlib.closing(StreamedBatches(text, seed=1)) as reading, pytest.raises(UserError, match=said):
         reading.take()
 
 
@@ -183,10 +183,10 @@ def test_readers_that_cannot_be_started_are_said_to_be(source: Source, tokenizer
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    text = streaming.open_stream(source, tokenizer, DataArgs("x", **WORDS))
-    monkeypatch.setattr(streaming.multiprocessing, "Queue", full)
+    text = open_stream(source, tokenizer, DataArgs("x", **WORDS))
+    monkeypatch.setattr(multiprocessing, "Queue", full)
     with pytest.raises(UserError, match="cannot be started .No space left on device.; make room in /dev/shm, or --num"):
-        streaming.StreamedBatches(text, seed=1)
+        StreamedBatches(text, seed=1)
 
 
 def test_too_little_text_is_refused(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:

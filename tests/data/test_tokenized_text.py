@@ -1,31 +1,33 @@
-"""dataloader.py: text is text, special tokens are given, the cache is whole or made again."""
+"""tokenized_text.py: text is text, special tokens are given, the cache is whole or made again."""
 
 import itertools
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SENTENCES
 from transformers import BertTokenizerFast
 
-import dataloader
-from corpus import training_source
-from dataloader import DataArgs, collate, tokenize
-from plain_text import chunks
-from process import UserError
-from protocols import load_splits
-from vocabulary import train_wordpiece
+from data import tokenized_text
+from data.batch import collate
+from data.corpus import training_source
+from data.plain_text import chunks
+from data.row_formats import load_texts
+from data.splits import DataArgs
+from data.tokenized_text import TokenizedText, _write_tokens, tokenize
+from data.tokenizers import train_wordpiece
+from tests.conftest import SENTENCES
+from utils.errors import UserError
 
 
 @pytest.fixture
-def text(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> dataloader.TokenizedText:
+def text(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> TokenizedText:
     return tokenize(training_source(str(corpus)), tokenizer, 32, str(tmp_path / "cache"))
 
 
 # ---- tokenised text --------------------------------------------------------------------------------------------------
 
 
-def test_tokens_decode_to_the_sentences(text: dataloader.TokenizedText, tokenizer: BertTokenizerFast) -> None:
+def test_tokens_decode_to_the_sentences(text: TokenizedText, tokenizer: BertTokenizerFast) -> None:
     assert len(text) == len(SENTENCES) and text.num_truncated == 0
     for i in (0, 17, 239):
         assert tokenizer.decode(text.tokens[text.offsets[i] : text.offsets[i + 1]]) == SENTENCES[i]
@@ -54,11 +56,11 @@ def test_the_same_text_is_tokenised_once(
     corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    original = dataloader._write_tokens
-    monkeypatch.setattr(dataloader, "_write_tokens", lambda *a, **k: (calls.append(1), original(*a, **k)))
+    original = _write_tokens
+    monkeypatch.setattr(tokenized_text, "_write_tokens", lambda *a, **k: (calls.append(1), original(*a, **k)))
     cache = str(tmp_path / "cache")
 
-    def get(max_length: int = 32) -> dataloader.TokenizedText:
+    def get(max_length: int = 32) -> TokenizedText:
         return tokenize(training_source(str(corpus)), tokenizer, max_length, cache)
 
     get(), get()
@@ -73,7 +75,7 @@ def test_the_same_text_is_tokenised_once(
 
 @pytest.mark.parametrize("file", ["meta.json", "tokens.bin", "offsets.npy", "num_words.npy"])
 def test_a_damaged_cache_is_made_again(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path, file: str) -> None:
-    def get() -> dataloader.TokenizedText:
+    def get() -> TokenizedText:
         return tokenize(training_source(str(corpus)), tokenizer, 32, str(tmp_path / "cache"))
 
     whole = get().tokens.tolist()
@@ -121,7 +123,7 @@ def test_without_a_valid_set_a_stable_share_is_set_aside(
         args = DataArgs(str(corpus), valid_fraction=0.1, max_length=32, cache_dir=str(tmp_path / "cache"))
         return tuple(
             {tokenizer.decode(t.tokens[a:b]) for a, b in itertools.pairwise(t.offsets)}
-            for t in load_splits(args, tokenizer)
+            for t in load_texts(args, tokenizer)
         )
 
     train, valid = split(SENTENCES)
@@ -133,13 +135,13 @@ def test_a_valid_set_of_ones_own_is_used_whole(corpus: Path, tokenizer: BertToke
     own = tmp_path / "own.txt"
     own.write_text("the cat\na dog\n")
     settings = {"max_length": 32, "cache_dir": str(tmp_path / "cache"), "batch_size": 8}
-    train, valid = load_splits(DataArgs(str(corpus), valid_data=str(own), **settings), tokenizer)
+    train, valid = load_texts(DataArgs(str(corpus), valid_data=str(own), **settings), tokenizer)
     assert (len(train), len(valid)) == (240, 2)
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "train.txt").write_text(corpus.read_text())
     (folder / "valid.txt").write_text("a dog\n")
-    train, valid = load_splits(DataArgs(str(folder), **settings), tokenizer)
+    train, valid = load_texts(DataArgs(str(folder), **settings), tokenizer)
     assert (len(train), len(valid)) == (240, 1)
 
 
@@ -148,15 +150,15 @@ def test_fewer_tokens_than_a_batch_has_slots_is_refused(
     corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path, way: dict
 ) -> None:
     with pytest.raises(UserError, match="training tokens do not fill one batch of (5000|3200) slots"):
-        load_splits(DataArgs(str(corpus), max_length=32, cache_dir=str(tmp_path / "cache"), **way), tokenizer)
+        load_texts(DataArgs(str(corpus), max_length=32, cache_dir=str(tmp_path / "cache"), **way), tokenizer)
     few = {"max_tokens": 100, "batch_size": 1000}  # that counts for nothing
-    load_splits(DataArgs(str(corpus), max_length=32, cache_dir=str(tmp_path / "cache"), **few), tokenizer)
+    load_texts(DataArgs(str(corpus), max_length=32, cache_dir=str(tmp_path / "cache"), **few), tokenizer)
 
 
 def test_fewer_sentences_than_a_batch_is_refused(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     args = DataArgs(str(corpus), batch_size=512, max_length=32, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match="training sentences are fewer than batch_size=512"):
-        load_splits(args, tokenizer)
+        load_texts(args, tokenizer)
 
 
 @pytest.mark.parametrize(

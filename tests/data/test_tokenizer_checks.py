@@ -6,16 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCES, call
 from sentencepiece import sentencepiece_model_pb2 as proto
 from tokenizers import Regex, pre_tokenizers
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import word_freq
-from process import UserError
-from sentencepieces import load_sentencepiece, train_sentencepiece
-from tokenizer_checks import check_steps, longest_replacement
-from vocabulary import encode, load_tokenizer, text_of
+from data.sentencepiece import load_sentencepiece, train_sentencepiece
+from data.tokenizer_checks import check_steps, longest_replacement
+from data.tokenizers import encode, load_tokenizer, text_of
+from tests.conftest import SENTENCES, call
+from utils.errors import UserError
 
 DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
 LETTER = {"type": "Replace", "pattern": {"Regex": "."}, "content": "aa"}

@@ -1,14 +1,14 @@
-"""vocabulary.py: any masked-LM tokenizer, from wherever it is, or one line that says why not."""
+"""tokenizers.py: any masked-LM tokenizer, from wherever it is, or one line that says why not."""
 
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCES
 from transformers import BertTokenizerFast, GPT2TokenizerFast
 
-from process import UserError
-from vocabulary import encode, load_tokenizer, respell, train_wordpiece, vocabulary_size
-from wordpieces import SPECIAL_TOKENS
+from data.tokenizers import encode, load_tokenizer, respell, train_wordpiece, vocabulary_size
+from data.wordpiece import SPECIAL_TOKENS
+from tests.conftest import SENTENCES
+from utils.errors import UserError
 
 
 def test_a_tokenizer_loads_from_a_folder_a_vocabulary_and_a_folder_with_a_vocabulary(

@@ -1,4 +1,4 @@
-"""wordpieces.py: the same vocabulary from the same text, in every process; no script loses its letters."""
+"""wordpiece.py: the same vocabulary from the same text, in every process; no script loses its letters."""
 
 import hashlib
 import itertools
@@ -10,17 +10,16 @@ import unicodedata
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCES
 from transformers import BertTokenizerFast
 
-import sentencepieces
-from corpus import training_source
-from dataloader import DataArgs
-from process import UserError
-from resuming import differences
-from sentencepieces import load_sentencepiece, train_sentencepiece
-from vocabulary import encode, learn_tokenizer, load_tokenizer
-from wordpieces import LONGEST_WORD, SPECIAL_TOKENS, frequent_characters, load_vocab_txt, train_wordpiece
+from data.corpus import training_source
+from data.sentencepiece import load_sentencepiece, spread, train_sentencepiece
+from data.splits import DataArgs
+from data.tokenizers import encode, learn_tokenizer, load_tokenizer
+from data.wordpiece import LONGEST_WORD, SPECIAL_TOKENS, frequent_characters, load_vocab_txt, train_wordpiece
+from tests.conftest import ROOT, SENTENCES
+from training.resume import differences
+from utils.errors import UserError
 
 SCRIPTS = {
     "English": "The naïve café isn't far, said 12 people.",
@@ -144,10 +143,10 @@ def test_the_frequent_characters_fit_and_the_rest_is_said(capsys) -> None:
 
 def test_the_same_text_gives_the_same_vocabulary_in_every_process(monkeypatch) -> None:
     ways = {"PYTHONHASHSEED": "1", "RAYON_NUM_THREADS": "3", "TOKENIZERS_PARALLELISM": "true"}
-    assert sentencepieces.spread(map(str, range(11)), 4) == ["0", "4", "8"]
+    assert spread(map(str, range(11)), 4) == ["0", "4", "8"]
     child = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
-        cwd=Path(__file__).parent.parent,
+        cwd=ROOT,
         env={**os.environ, **ways},
         stdout=subprocess.PIPE,
     )
@@ -156,7 +155,7 @@ def test_the_same_text_gives_the_same_vocabulary_in_every_process(monkeypatch) -
     for lines in ([f"{TIES[0]} {TIES[0]}", TIES[0]], [" ".join(reversed(TIES[0].split()))] * 3) * 3:
         assert train_wordpiece(lines, 100).get_vocab() == kept.get_vocab()  # nor does it depend on their order
     models = train_sentencepiece(TIES, 60)
-    monkeypatch.setattr(sentencepieces, "MOST_SENTENCES", 40)  # of more a part is drawn
+    monkeypatch.setattr("data.sentencepiece.MOST_SENTENCES", 40)  # of more a part is drawn
     models += train_sentencepiece([word for line in TIES for word in line.split()], 20)
     assert child.communicate(timeout=100)[0] == texts.encode() + models
 

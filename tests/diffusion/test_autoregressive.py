@@ -6,17 +6,19 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import TableDenoiser, all_sentences, text_batch
-from test_row_clocks import N, agrees
 from torch import Tensor
-from toy_process import COUNTS, MASK, TOKENS
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, ModernBertDecoderConfig
 
-import masked_prediction
-from autoregressive import Autoregressive, AutoregressiveArgs
-from models.bert import BertDenoiser, build, looks_ahead, wrap
+from data.batch import Batch
+from diffusion.autoregressive import Autoregressive, AutoregressiveArgs
+from diffusion.options import BoundArgs, SampleArgs
+from models.bert import BertDenoiser
+from models.factory import build_denoiser, looks_ahead, make_denoiser
 from models.networks import BertArgs, fresh_network
-from process import Batch, BoundArgs, SampleArgs, UserError
+from tests.conftest import TableDenoiser, all_sentences, text_batch
+from tests.diffusion.masked.test_row_clocks import N, agrees
+from tests.toy_process import COUNTS, MASK, TOKENS
+from utils.errors import UserError
 
 V = len(COUNTS)
 
@@ -88,7 +90,7 @@ def test_logits_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = after(2, torch.tensor([[0, 4, 1], [1, 1, 0]]).repeat(20, 1))
     with torch.no_grad():
         whole = process().cross_entropy(CausalTable(V), batch)
-        monkeypatch.setattr(masked_prediction, "LOGITS_AT_ONCE", 12 * V)
+        monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", 12 * V)
         torch.testing.assert_close(process().cross_entropy(CausalTable(V), batch), whole)
 
 
@@ -225,16 +227,16 @@ def test_a_network_that_sees_what_is_to_come_is_refused_or_made_causal(tokenizer
     """The weights of an encoder may begin the training; its eyes may not."""
     encoder = fresh_network(BertArgs(model_name_or_path="bert-small", from_scratch=True), tokenizer)
     encoder.save_pretrained(tmp_path / "bert")
-    made = build(BertArgs(model_name_or_path=str(tmp_path / "bert")), tokenizer, 1, causal=True)
-    assert not looks_ahead(made) and looks_ahead(build(BertArgs(str(tmp_path / "bert")), tokenizer, 1))
+    made = build_denoiser(BertArgs(model_name_or_path=str(tmp_path / "bert")), tokenizer, 1, causal=True)
+    assert not looks_ahead(made) and looks_ahead(build_denoiser(BertArgs(str(tmp_path / "bert")), tokenizer, 1))
     made.network.save_pretrained(tmp_path / "causal")
-    assert not looks_ahead(build(BertArgs(str(tmp_path / "causal")), tokenizer, 1, causal=True))
+    assert not looks_ahead(build_denoiser(BertArgs(str(tmp_path / "causal")), tokenizer, 1, causal=True))
     with pytest.raises(
         UserError, match="sees what is to come, and this process needs a network that sees its left only"
     ):
-        wrap(encoder, "none", 1, causal=True)
+        make_denoiser(encoder, "none", 1, causal=True)
     with pytest.raises(UserError, match="sees its left only, and this process needs a network that sees both sides"):
-        wrap(AutoModelForCausalLM.from_config(NETWORKS["gpt2"]), "none", 1)
+        make_denoiser(AutoModelForCausalLM.from_config(NETWORKS["gpt2"]), "none", 1)
 
 
 def test_what_cannot_be_is_refused() -> None:

@@ -7,8 +7,9 @@ import torch
 from scipy.stats import chisquare, kstest
 from torch import Generator
 
-from draws import filter_logits, sample_categorical, stratified_timesteps, uniform
-from process import SampleArgs, UserError
+from diffusion.draws import filter_logits, sample_categorical, stratified_timesteps, uniform
+from diffusion.options import SampleArgs
+from utils.errors import UserError
 
 
 def test_stratified_timesteps_are_uniform_for_each_sentence_and_even_over_the_batch() -> None:

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES, TINY, call
 from safetensors.torch import load_file, save_file
-from test_main import records
-from test_resuming import contents, logged, stop_after
 
-import checkpoint
 import compute_elbo
 import main
 import predict
 import predict_downstream_condition
-from config import PROCESS_NAMES, chosen_process
-from process import UserError
+from checkpoint.folder import load_checkpoint
+from checkpoint.text_model import PROCESSES
+from tests.conftest import SENTENCES, TINY, call
+from tests.test_main import records
+from tests.training.test_resume import contents, logged, stop_after
+from training.config import chosen_process
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 T = TINY.index("--num_steps")
@@ -57,8 +58,8 @@ def test_it_learns_and_its_checkpoint_says_what_it_is(trained: tuple[str, Path])
     name, folder = trained
     valid = records(folder, "valid")[-1]
     assert valid["bits_per_token"] < 0.6 * valid["unigram_bits_per_token"]
-    run = checkpoint.load(str(folder), CPU)
-    assert run.process_name == name and type(run.process) is checkpoint.PROCESSES[name].process
+    run = load_checkpoint(str(folder), CPU)
+    assert run.process_name == name and type(run.process) is PROCESSES[name].process
     assert json.loads((folder / "checkpoint" / "process.json").read_text())["process"] == name
 
 
@@ -111,9 +112,9 @@ def test_pairs_are_conditioned_by_the_same_mask(name: str, monkeypatch, pairs_fo
 
 
 def test_the_process_is_found_before_the_line_is_read(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
-    assert [chosen_process(["--process", name]) for name in PROCESS_NAMES] == list(PROCESS_NAMES)
+    assert [chosen_process(["--process", name]) for name in PROCESSES] == list(PROCESSES)
     assert chosen_process(["--process=sedd", "--seed", "3"]) == "sedd" and chosen_process([]) == "word_freq"
-    assert set(checkpoint.PROCESSES) == set(PROCESS_NAMES) == set(OWN)
+    assert set(PROCESSES) == set(OWN)
     for name, words, message in (
         ("mdlm", ["--spindle", "paper"], "--spindle"),
         ("word_freq", ["--noise", "cosine"], "--noise"),
@@ -130,7 +131,7 @@ def test_what_is_for_word_freq_alone_is_refused_for_others(trained: tuple[str, P
     name, folder = trained
     if name != "word_freq":
         with pytest.raises(UserError, match=f"posterior=released is for process=word_freq; .* is of {name}"):
-            checkpoint.load(str(folder), CPU, posterior="released")
+            load_checkpoint(str(folder), CPU, posterior="released")
 
 
 @pytest.mark.parametrize("value", [math.nan, -math.inf, 3e38])

@@ -5,19 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TableDenoiser, call
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from tokenizers.models import BPE, WordLevel, WordPiece
 from transformers import AddedToken, PreTrainedTokenizerFast
 
-import infilling
 import predict
-from checkpoint import PROCESSES
-from diffusion_word_freq_released import ReleasedWordFreqDiffusion
-from infilling import Place
-from process import Batch, SampleArgs, UserError
-from sentencepieces import load_sentencepiece, train_sentencepiece
-from vocabulary import text8_tokenizer
+from checkpoint.text_model import PROCESSES
+from data.batch import Batch
+from data.sentencepiece import load_sentencepiece, train_sentencepiece
+from data.tokenizers import text8_tokenizer
+from diffusion import infilling
+from diffusion.infilling import Place
+from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
+from diffusion.options import SampleArgs
+from tests.conftest import TableDenoiser, call
+from utils.errors import UserError
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NAMES = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from text_process import TextProcess
+from diffusion.text_process import TextProcess
 
 
 def test_barred_tokens_have_probability_0_and_unsampled_ones_are_scored() -> None:

@@ -4,16 +4,18 @@ import math
 
 import pytest
 import torch
-from conftest import SENTENCES, TINY, TableDenoiser, all_sentences, call, text_batch
-from test_masked_process import agrees
 from torch import Tensor
-from toy_family import V, law_of_steps, mdlm
-from toy_process import MASK, every
 
 import main
 import predict
-from process import Batch, SampleArgs, UserError
-from semi_autoregressive import SemiArArgs, write
+from data.batch import Batch
+from diffusion.options import SampleArgs
+from diffusion.semi_autoregressive import SemiArArgs, write
+from tests.conftest import SENTENCES, TINY, TableDenoiser, all_sentences, call, text_batch
+from tests.diffusion.masked.test_process import agrees
+from tests.toy_family import V, law_of_steps, mdlm
+from tests.toy_process import MASK, every
+from utils.errors import UserError
 
 
 def test_every_window_is_given_the_last_and_what_was_written_never_changes() -> None:

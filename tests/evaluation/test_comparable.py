@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES, call
 
-import checkpoint
 import compute_elbo
 import predict
-from comparable import longest_trained, other_than_trained
-from corpus import training_source
-from protocols import TextForm, read_text
+from checkpoint.folder import load_checkpoint
+from data.corpus import training_source
+from data.row_formats import RowFormat, read_rows
+from evaluation.comparable import longest_trained, other_than_trained
+from tests.conftest import SENTENCES, call
 
 
 @pytest.fixture
@@ -62,16 +62,18 @@ def test_words_that_fill_no_block_are_counted(scored) -> None:
 
 
 def test_padded_rows_are_others_than_unpadded_ones(trained: Path, corpus: Path, tmp_path: Path) -> None:
-    run = checkpoint.load(str(trained), torch.device("cpu"))
-    for form, told in ((TextForm("padded"), 1), (TextForm(), 0)):
-        text = read_text(training_source(str(corpus)), form, run.tokenizer, run.max_length, str(tmp_path / "cache"))
+    run = load_checkpoint(str(trained), torch.device("cpu"))
+    for form, told in ((RowFormat("padded"), 1), (RowFormat(), 0)):
+        text = read_rows(training_source(str(corpus)), form, run.tokenizer, run.max_length, str(tmp_path / "cache"))
         found = other_than_trained(replace(run, form=form), text)  # no text is longer for its ends
         assert len(found) == told and all("trained with protocol=unpadded: the figures are no" in n for n in found)
 
 
 def test_the_longest_text_in_training(trained: Path) -> None:
-    run = checkpoint.load(str(trained), torch.device("cpu"), protocol="wrapped", detokenizer="ptb")
-    assert run.trained_on == "unpadded" and run.trained_detokenizer == "none" and run.form == TextForm("wrapped", "ptb")
+    run = load_checkpoint(str(trained), torch.device("cpu"), protocol="wrapped", detokenizer="ptb")
+    assert (
+        run.trained_on == "unpadded" and run.trained_detokenizer == "none" and run.form == RowFormat("wrapped", "ptb")
+    )
     assert longest_trained(run) == 15 == max(n for n, count in enumerate(run.length_histogram) if count)
     assert longest_trained(replace(run, trained_on="padded")) == 13
     assert longest_trained(replace(run, trained_on="wrapped")) is None

@@ -1,4 +1,4 @@
-"""judges.py: generative perplexity is what multiplying out token by token gives, under either kind of judge."""
+"""generative_perplexity.py: it is what multiplying out token by token gives, under either kind of judge."""
 
 import json
 import math
@@ -7,18 +7,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, TINY, call
-from test_metrics_of_models import gpt2  # noqa: F401 (a fixture)
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, GPT2LMHeadModel
 
-import checkpoint
 import compute_metric
-import judges
 import main
-from dataloader import collate
-from judges import Judge, entropy, error_of_ratio, generative_perplexity, score, scored_tokens, windows
-from process import UserError
-from vocabulary import encode, train_wordpiece
+from checkpoint.folder import load_checkpoint
+from data.batch import collate
+from data.tokenizers import encode, train_wordpiece
+from evaluation.generative_perplexity import (
+    LanguageModel,
+    error_of_ratio,
+    generative_perplexity,
+    nats_of_text,
+    scored_tokens,
+    sliding_windows,
+    token_entropy,
+)
+from tests.conftest import SENTENCES, TINY, call
+from tests.evaluation.test_model_metrics import gpt2  # noqa: F401 (a fixture)
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -31,8 +38,8 @@ def test_ends_of_text_after_the_first_are_not_scored_but_text_after_it_is() -> N
 
 
 def test_the_entropy_is_that_of_a_texts_own_frequencies() -> None:
-    assert entropy([4, 4, 4]) == 0 and entropy([1, 2, 3, 4]) == pytest.approx(math.log(4))
-    assert entropy([1, 1, 2, 3]) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
+    assert token_entropy([4, 4, 4]) == 0 and token_entropy([1, 2, 3, 4]) == pytest.approx(math.log(4))
+    assert token_entropy([1, 1, 2, 3]) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
 
 
 def test_a_stock_judge_is_asked_token_by_token(gpt2: str) -> None:  # noqa: F811
@@ -55,10 +62,10 @@ def test_a_stock_judge_is_asked_token_by_token(gpt2: str) -> None:  # noqa: F811
 
 def test_a_long_text_is_read_in_windows_that_score_each_token_once() -> None:
     for length, most in ((5, 9), (9, 9), (10, 9), (40, 9), (41, 8), (0, 4)):
-        fresh = [range(max(new, begin), end) for begin, end, new in windows(length, most)]
+        fresh = [range(max(new, begin), end) for begin, end, new in sliding_windows(length, most)]
         assert [i for each in fresh for i in each] == list(range(length))
-        assert all(end - begin <= most for begin, end, _ in windows(length, most))
-        assert all(new - begin == most // 2 for begin, _, new in list(windows(length, most))[1:])
+        assert all(end - begin <= most for begin, end, _ in sliding_windows(length, most))
+        assert all(new - begin == most // 2 for begin, _, new in list(sliding_windows(length, most))[1:])
     told = []
 
     def nats(row: torch.Tensor) -> torch.Tensor:
@@ -67,8 +74,8 @@ def test_a_long_text_is_read_in_windows_that_score_each_token_once() -> None:
 
     for begin, first in (((99,), 0), ((), 1)):  # a token costs its own number and 100 times the length of its row
         told.clear()
-        judge = Judge(lambda texts: [], begin, None, 5, nats)
-        total, count = score(judge, list(range(10)), CPU)
+        judge = LanguageModel(lambda texts: [], begin, None, 5, nats)
+        total, count = nats_of_text(judge, list(range(10)), CPU)
         assert count == 10 - first and max(map(len, told)) == 5
         expected = sum(100 * len(row) * new for row, new in zip(told, [len(told[0]) - 1, *[2] * 9], strict=False))
         rest = 10 - first - (len(told[0]) - 1)
@@ -128,7 +135,7 @@ def test_a_checkpoint_of_ar_judges_as_it_is_scored(gpt2, tmp_path: Path, monkeyp
         more = ["--process", process, "--output_dir", tmp_path / process, "--max_steps", 3, "--valid_fraction", 0.2]
         assert call(main.main, monkeypatch, *words, *more) == 0
     capsys.readouterr()
-    run, nats, tokens = checkpoint.load(str(tmp_path / "ar"), CPU), 0.0, 0
+    run, nats, tokens = load_checkpoint(str(tmp_path / "ar"), CPU), 0.0, 0
     for ids in encode(run.tokenizer, SENTENCES)["input_ids"]:  # one by one, and without their ends
         batch = collate([np.array(ids)], run.tokenizer)
         with torch.no_grad():
@@ -152,18 +159,18 @@ def test_what_cannot_be_judged_is_one_clear_line(gpt2: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_judge_that_gives_no_number_is_refused(monkeypatch, value: float) -> None:
-    judge = Judge(
+    judge = LanguageModel(
         lambda texts: [[1, 2, 3]] * len(texts), (9,), None, 50, lambda row: torch.full((len(row) - 1,), value)
     )
-    monkeypatch.setattr(judges, "_of_transformers", lambda folder, device: judge)
+    monkeypatch.setattr("evaluation.generative_perplexity._of_transformers", lambda folder, device: judge)
     with pytest.raises(UserError, match=f"judge_model=j gives text 1 {value} nats"):
         generative_perplexity(["a", "b"], "j", CPU)
 
 
 def test_a_perplexity_that_no_float_holds_is_left_out(monkeypatch) -> None:
-    judge = Judge(
+    judge = LanguageModel(
         lambda texts: [[1, 2, 3]] * len(texts), (9,), None, 50, lambda row: torch.full((len(row) - 1,), 800.0)
     )
-    monkeypatch.setattr(judges, "_of_transformers", lambda folder, device: judge)
+    monkeypatch.setattr("evaluation.generative_perplexity._of_transformers", lambda folder, device: judge)
     found = generative_perplexity(["a", "b"], "j", CPU)
     assert found["gen_ppl"] is found["gen_ppl_se"] is None and found["gen_tokens"] == 6

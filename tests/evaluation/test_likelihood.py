@@ -8,35 +8,39 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES
 
-import checkpoint
-import likelihood
-from corpus import training_source
-from dataloader import TokenizedText, tokenize
-from process import Bound, BoundArgs, UserError
-from protocols import TextForm
-from vocabulary import train_wordpiece
+from checkpoint.folder import load_checkpoint
+from checkpoint.text_model import TextModel
+from data.corpus import training_source
+from data.row_formats import RowFormat
+from data.tokenized_text import TokenizedText, tokenize
+from data.tokenizers import train_wordpiece
+from diffusion.options import BoundArgs
+from diffusion.process import Bound
+from evaluation.likelihood import Profile, Tally, length_nats, pick, rounds_for, score_text, words_set_apart
+from evaluation.likelihood_report import Likelihood, describe
+from tests.conftest import SENTENCES
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def run(trained: Path) -> checkpoint.Run:
-    return checkpoint.load(str(trained), CPU)
+def run(trained: Path) -> TextModel:
+    return load_checkpoint(str(trained), CPU)
 
 
 @pytest.fixture
-def text(run: checkpoint.Run, corpus: Path, tmp_path: Path) -> TokenizedText:
+def text(run: TextModel, corpus: Path, tmp_path: Path) -> TokenizedText:
     return tokenize(training_source(str(corpus)), run.tokenizer, run.max_length - 2, str(tmp_path / "cache"))
 
 
-def score(run: checkpoint.Run, text: TokenizedText, number: int = 40, **changes: object) -> likelihood.Likelihood:
+def score(run: TextModel, text: TokenizedText, number: int = 40, **changes: object) -> Likelihood:
     settings = {"num_steps": 8, "batch_size": 16, "seed": 3, "device": CPU, "progress": False}
-    return likelihood.score(run, text, np.arange(number), **{**settings, **changes})
+    return score_text(run, text, np.arange(number), **{**settings, **changes})
 
 
-def test_every_figure_follows_from_the_sums(run: checkpoint.Run, text: TokenizedText) -> None:
+def test_every_figure_follows_from_the_sums(run: TextModel, text: TokenizedText) -> None:
     report = score(run, text).report()
     words = sum(len(s.split()) for s in SENTENCES[:40])
     tokens = int(text.lengths[:40].sum())
@@ -51,15 +55,15 @@ def test_every_figure_follows_from_the_sums(run: checkpoint.Run, text: Tokenized
 
 def test_the_paper_s_perplexity_is_exp_of_nats_per_sequence_over_words_per_sequence() -> None:
     """The author's example: a bound of 110 nats over 26 words is 4.23 nats a word."""
-    totals = likelihood.Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128)
+    totals = Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128)
     assert totals.report()["ppl_word"] == pytest.approx(math.exp(110 / 26))
     assert totals.report()["standard_error_nats"] == pytest.approx(0, abs=1e-4)
 
 
-def test_the_standard_error_is_that_of_the_mean(run: checkpoint.Run, text: TokenizedText) -> None:
+def test_the_standard_error_is_that_of_the_mean(run: TextModel, text: TokenizedText) -> None:
     alone = [score(run, text, batch_size=1).report() for _ in range(1)][0]
     each = [
-        likelihood.score(run, text, np.array([i]), num_steps=8, batch_size=1, seed=3, device=CPU, progress=False).nats
+        score_text(run, text, np.array([i]), num_steps=8, batch_size=1, seed=3, device=CPU, progress=False).nats
         for i in range(40)
     ]
     assert alone["nats_per_sequence"] == pytest.approx(np.mean(each), rel=1e-5)
@@ -67,20 +71,18 @@ def test_the_standard_error_is_that_of_the_mean(run: checkpoint.Run, text: Token
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_the_batch_size_changes_nothing(run: checkpoint.Run, text: TokenizedText, batch_size: int) -> None:
+def test_the_batch_size_changes_nothing(run: TextModel, text: TokenizedText, batch_size: int) -> None:
     assert score(run, text, batch_size=batch_size).nats == pytest.approx(score(run, text).nats, rel=1e-5)
 
 
-def test_ranks_add_up_to_one_process(run: checkpoint.Run, text: TokenizedText) -> None:
+def test_ranks_add_up_to_one_process(run: TextModel, text: TokenizedText) -> None:
     shares = [score(run, text, rank=rank, world_size=3) for rank in range(3)]
     assert score(run, text).report()["draws_error_nats"] is None  # one round of every window, as published
     assert sum(s.nats for s in shares) == pytest.approx(score(run, text).nats, rel=1e-5)
     assert sum(s.num_words for s in shares) == score(run, text).num_words
 
 
-def test_more_steps_lower_the_bound_and_seeds_agree_within_their_error(
-    run: checkpoint.Run, text: TokenizedText
-) -> None:
+def test_more_steps_lower_the_bound_and_seeds_agree_within_their_error(run: TextModel, text: TokenizedText) -> None:
     coarse, fine = (score(run, text, num_steps=n).report() for n in (1, 64))
     assert fine["nats_per_sequence"] < coarse["nats_per_sequence"]
     first, second = (score(run, text, seed=s).report() for s in (1, 2))
@@ -90,7 +92,7 @@ def test_more_steps_lower_the_bound_and_seeds_agree_within_their_error(
 
 
 def test_the_unigram_figure_is_the_cross_entropy_of_the_training_frequencies(
-    run: checkpoint.Run, text: TokenizedText
+    run: TextModel, text: TokenizedText
 ) -> None:
     p = (run.token_counts.double() + 1) / (run.token_counts.sum() + len(run.token_counts))
     tokens = torch.from_numpy(np.asarray(text.tokens[: text.offsets[40]], dtype=np.int64))
@@ -106,7 +108,7 @@ ESTIMATORS = {
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_the_error_of_the_draws_is_the_spread_over_repeats(run: checkpoint.Run, text: TokenizedText, name: str) -> None:
+def test_the_error_of_the_draws_is_the_spread_over_repeats(run: TextModel, text: TokenizedText, name: str) -> None:
     words = {"number": 20, "num_steps": 4, "batch_size": 64}  # two rounds are enough for so many
     repeats = [score(run, text, seed=seed, bound_args=ESTIMATORS[name], **words).report() for seed in range(120)]
     spread = np.std([r["nats_per_sequence"] for r in repeats], ddof=1)
@@ -121,20 +123,20 @@ def test_the_error_of_the_draws_is_the_spread_over_repeats(run: checkpoint.Run, 
     )
 
 
-def test_it_goes_on_until_the_error_is_as_small_as_asked(run: checkpoint.Run, text: TokenizedText) -> None:
+def test_it_goes_on_until_the_error_is_as_small_as_asked(run: TextModel, text: TokenizedText) -> None:
     coarse, fine = (
         score(run, text, bound_args=BoundArgs(estimator="stratified", evaluations=2, target_se=target)).report()
         for target in (0.5, 0.02)
     )
     assert coarse["network_evaluations"] == 4 < fine["network_evaluations"]
     assert fine["draws_error_nats"] <= 0.02 * fine["nats_per_sequence"]
-    assert "by stratified" in likelihood.describe(fine) and "of the draws alone" in likelihood.describe(fine)
+    assert "by stratified" in describe(fine) and "of the draws alone" in describe(fine)
 
 
-def test_a_target_is_not_believed_to_be_met_by_luck(run: checkpoint.Run, text: TokenizedText) -> None:
+def test_a_target_is_not_believed_to_be_met_by_luck(run: TextModel, text: TokenizedText) -> None:
     """One sentence: its rounds are told apart by 20 differences before their error counts."""
     args = BoundArgs(estimator="stratified", evaluations=1, target_se=0.9)
-    report = likelihood.score(
+    report = score_text(
         run, text, np.array([3]), num_steps=4, bound_args=args, batch_size=1, seed=0, device=CPU, progress=False
     ).report()
     assert report["network_evaluations"] >= 21
@@ -142,31 +144,31 @@ def test_a_target_is_not_believed_to_be_met_by_luck(run: checkpoint.Run, text: T
 
 def test_a_bound_that_is_not_finite_meets_no_target() -> None:
     for value in (math.nan, math.inf):
-        tally, one = likelihood.Tally(1, CPU), torch.ones(1, dtype=torch.float64)
+        tally, one = Tally(1, CPU), torch.ones(1, dtype=torch.float64)
         for nats in (one, one * value):
             tally.add(torch.tensor([0]), Bound(one * 0, nats, one * 0, one))
             tally.rounds += 1
         with pytest.raises(UserError, match="not finite"):
-            likelihood.rounds_for(tally, 0.1)
+            rounds_for(tally, 0.1)
 
 
 def test_pick_is_a_fixed_choice(text: TokenizedText) -> None:
-    assert likelihood.pick(text, 0).tolist() == list(range(240)) == likelihood.pick(text, 999).tolist()
-    assert likelihood.pick(text, 10).tolist() == likelihood.pick(text, 10).tolist() != list(range(10))
-    assert len(set(likelihood.pick(text, 10).tolist())) == 10
+    assert pick(text, 0).tolist() == list(range(240)) == pick(text, 999).tolist()
+    assert pick(text, 10).tolist() == pick(text, 10).tolist() != list(range(10))
+    assert len(set(pick(text, 10).tolist())) == 10
 
 
 def test_one_sentence_has_no_standard_error() -> None:
-    report = likelihood.Likelihood(9.0, 81.0, 0.0, 1.0, 12.0, 1, 3, 2, 8).report()
-    assert report["standard_error_nats"] is None and "standard error unknown" in likelihood.describe(report)
+    report = Likelihood(9.0, 81.0, 0.0, 1.0, 12.0, 1, 3, 2, 8).report()
+    assert report["standard_error_nats"] is None and "standard error unknown" in describe(report)
     assert report["ppl_word"] == pytest.approx(math.exp(4.5)) and report["ppl_token"] == pytest.approx(math.exp(3))
 
 
 def test_a_perplexity_that_no_float_holds_is_said_to_be_large() -> None:
-    report = likelihood.Likelihood(5e3, 25e6, 0.0, 1.0, 12.0, 1, 5, 4, 8).report()
+    report = Likelihood(5e3, 25e6, 0.0, 1.0, 12.0, 1, 5, 4, 8).report()
     assert report["ppl_token"] is report["ppl_word"] is None and report["bits_per_token"] > 1000
-    assert "PPL above 1e308 per token, above 1e308 per word\n" in likelihood.describe(report)
-    said = likelihood.describe(likelihood.Likelihood(2e9, 4e18, 0.0, 1.0, 12.0, 1, 10**8, 10**7, 8).report())
+    assert "PPL above 1e308 per token, above 1e308 per word\n" in describe(report)
+    said = describe(Likelihood(2e9, 4e18, 0.0, 1.0, 12.0, 1, 10**8, 10**7, 8).report())
     assert "PPL 4.852e+08 per token, 7.226e+86 per word\n2.000e+09 nats/sequence" in said
 
 
@@ -176,15 +178,15 @@ def test_text_without_spaces_has_no_perplexity_per_word(run, text, tmp_path: Pat
         (tmp_path / f"{apart}.txt").write_text("\n".join(separator.join(line) for line in lines))
         vocabulary = train_wordpiece(lines * 3, 200)
         chinese = tokenize(training_source(str(tmp_path / f"{apart}.txt")), vocabulary, 60, str(tmp_path / "cache"))
-        assert likelihood.words_set_apart(SimpleNamespace(tokenizer=vocabulary), chinese, np.arange(3)) == apart
-    assert likelihood.words_set_apart(run, text, np.arange(5))
-    monkeypatch.setattr(likelihood, "words_set_apart", lambda *_: False)
+        assert words_set_apart(SimpleNamespace(tokenizer=vocabulary), chinese, np.arange(3)) == apart
+    assert words_set_apart(run, text, np.arange(5))
+    monkeypatch.setattr("evaluation.likelihood.words_set_apart", lambda *_: False)
     report = score(run, text, 4).report()
     assert report["ppl_word"] is None and report["ppl_token"] > 1
-    assert " per token, none per word (no spaces between words)\n" in likelihood.describe(report)
+    assert " per token, none per word (no spaces between words)\n" in describe(report)
 
 
-def test_what_a_given_length_costs_is_said_apart(run: checkpoint.Run, text: TokenizedText) -> None:
+def test_what_a_given_length_costs_is_said_apart(run: TextModel, text: TokenizedText) -> None:
     """Under the training lengths, which predict.py draws from, one added to each up to the longest allowed."""
     counts = [*run.length_histogram, *[0] * (run.max_length - 1 - len(run.length_histogram))][1:]
     chances = [(count + 1) / (sum(counts) + len(counts)) for count in counts]
@@ -192,20 +194,20 @@ def test_what_a_given_length_costs_is_said_apart(run: checkpoint.Run, text: Toke
     expected = [-math.log(chances[length - 1]) for length in text.lengths[:40]]
     report = score(run, text).report()
     assert report["length_nats"] == pytest.approx(sum(expected) / 40)
-    assert "given their lengths" in likelihood.describe(report)
+    assert "given their lengths" in describe(report)
     shifted = replace(run, trained_on="padded", length_histogram=[0, 0, *run.length_histogram])
-    assert likelihood.length_nats(shifted, text.lengths[:40]) == pytest.approx(sum(expected))
-    padded = replace(run, form=TextForm("padded"), trained_on="unpadded")
-    assert likelihood.length_nats(padded, text.lengths[:40] + 2) == pytest.approx(sum(expected))
-    for changes in ({"trained_on": "wrapped"}, {"form": TextForm("running")}, {"length_histogram": [0, 0, 1]}):
-        assert likelihood.length_nats(replace(run, **changes), text.lengths[:40]) is None
-    without = likelihood.Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128).report()
-    assert without["length_nats"] is None and "lengths" not in likelihood.describe(without)
+    assert length_nats(shifted, text.lengths[:40]) == pytest.approx(sum(expected))
+    padded = replace(run, form=RowFormat("padded"), trained_on="unpadded")
+    assert length_nats(padded, text.lengths[:40] + 2) == pytest.approx(sum(expected))
+    for changes in ({"trained_on": "wrapped"}, {"form": RowFormat("running")}, {"length_histogram": [0, 0, 1]}):
+        assert length_nats(replace(run, **changes), text.lengths[:40]) is None
+    without = Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128).report()
+    assert without["length_nats"] is None and "lengths" not in describe(without)
 
 
 def test_a_process_that_has_no_sentence_has_its_part_in_the_profile() -> None:
     """Of two processes and one sentence: all must sum the same figures, or wait for each other forever."""
     process = SimpleNamespace(profiled=lambda denoiser: ["a", "b"])
-    found = likelihood.Profile(SimpleNamespace(denoiser=None, process=process, tokenizer=None), torch.device("cpu"))
+    found = Profile(SimpleNamespace(denoiser=None, process=process, tokenizer=None), torch.device("cpu"))
     assert found.fill(SimpleNamespace(lengths=np.zeros(3)), np.zeros(0, int), 4, 0, lambda: True)
     assert found.totals() == {"a": 0.0, "b": 0.0}

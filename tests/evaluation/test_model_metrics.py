@@ -1,11 +1,10 @@
-"""metrics_of_models.py: bert-score's and mauve-text's own figures on models and sets small enough to make here."""
+"""model_metrics.py: bert-score's and mauve-text's own figures on models and sets small enough to make here."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, call
 from transformers import (
     AutoTokenizer,
     BatchEncoding,
@@ -19,11 +18,20 @@ from transformers import (
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import compute_metric
-import metrics_of_models
-from judges import generative_perplexity
-from metrics_of_models import BERTSCORE_LAYERS, area, bert_score, divergence_curve, greedy_f1, mauve, quantise
-from process import UserError
-from vocabulary import train_wordpiece
+from data.tokenizers import train_wordpiece
+from evaluation.generative_perplexity import generative_perplexity
+from evaluation.model_metrics import (
+    BERTSCORE_LAYERS,
+    area,
+    bert_score,
+    divergence_curve,
+    greedy_f1,
+    load_language_model,
+    mauve,
+    quantise,
+)
+from tests.conftest import SENTENCES, call
+from utils.errors import UserError
 
 CPU = torch.device("cpu")
 HYPOTHESES = ["the cat sees the house.", "a dog likes it.", "my bird often talks to a fish.", "a tree"]
@@ -211,7 +219,7 @@ def test_a_text_of_which_the_tokenizer_makes_nothing(gpt2: str, monkeypatch) -> 
             nothing = torch.zeros(len(texts), 0, dtype=torch.long)
             return BatchEncoding({"input_ids": nothing, "attention_mask": nothing})
 
-    loaded = metrics_of_models.load(gpt2, eval_device=CPU)[0]
-    monkeypatch.setattr(metrics_of_models, "load", lambda *_, **__: (loaded, Silent()))
+    loaded = load_language_model(gpt2, eval_device=CPU)[0]
+    monkeypatch.setattr("evaluation.model_metrics.load_language_model", lambda *_, **__: (loaded, Silent()))
     with pytest.raises(UserError, match="makes nothing of sample 1"):
         mauve(["a"], ["b"], gpt2, 0, CPU)

@@ -5,9 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import write_jsonl
 
-from predictions import (
+from evaluation.predictions import (
     Journal,
     fingerprint_of,
     read_predictions,
@@ -15,7 +14,8 @@ from predictions import (
     write_diffuseq,
     write_predictions,
 )
-from process import UserError
+from tests.conftest import write_jsonl
+from utils.errors import UserError
 
 
 def record(index: int, candidates: tuple[str, ...] = ("a b", "a c")) -> dict:
@@ -218,7 +218,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str, kind: str
 
 
 def test_a_file_too_large_is_not_read_whole(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("predictions.MOST_BYTES", 10)
+    monkeypatch.setattr("evaluation.predictions.MOST_BYTES", 10)
     (tmp_path / "s.txt").write_text("a\n" * 5)
     assert len(read_samples(tmp_path / "s.txt")) == 5
     (tmp_path / "s.txt").write_text("a\n" * 6)

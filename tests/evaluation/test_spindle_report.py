@@ -6,12 +6,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES
 
-from corpus import Source
-from dataloader import TokenizedText, tokenize_in_memory
+from data.corpus import Source
+from data.tokenized_text import TokenizedText, tokenize_in_memory
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
-from spindle_report import spindle_report
+from evaluation.spindle_report import spindle_report
+from tests.conftest import SENTENCES
 
 LINES = [sentence for i, sentence in enumerate(SENTENCES) for _ in range(1 + 200 * (i == 0))]
 """One sentence is most of the corpus, so that its words carry little."""

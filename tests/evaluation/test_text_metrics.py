@@ -1,4 +1,4 @@
-"""metrics.py: recorded figures of DiffuSeq's protocol, nltk's figures on random corpora, what each metric must obey."""
+"""text_metrics.py: recorded figures of DiffuSeq's, nltk's figures on random corpora, what each metric must obey."""
 
 import math
 import random
@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from nltk.translate.bleu_score import corpus_bleu
 
-import metrics
-from metrics import ReferenceCorpus, bleu, mbr_select, pairwise_bleu
+from evaluation import text_metrics
+from evaluation.text_metrics import ReferenceCorpus, bleu, mbr_select, pairwise_bleu
 
 FRIENDS = ["how can i make friends ?", "how do i make friends ?", "what is the best way to make friends ?"]
 RECORDED = [
@@ -25,24 +25,24 @@ def test_recorded_figures_of_one_pair(
 ) -> None:
     assert bleu(hypothesis, reference) == pytest.approx(right, abs=1e-6)
     assert bleu(reference, hypothesis) == pytest.approx(swapped, abs=1e-6)
-    assert metrics.rouge_l(hypothesis, reference) == pytest.approx(rouge, abs=1e-6)
+    assert text_metrics.rouge_l(hypothesis, reference) == pytest.approx(rouge, abs=1e-6)
 
 
 def test_recorded_figures_of_three_candidates() -> None:
     sums = pairwise_bleu(FRIENDS).sum(1) - 1
     assert sums == pytest.approx([0.679071, 0.679071, 0.288995], abs=1e-6)
     assert mbr_select(FRIENDS) == 0
-    assert metrics.pairwise_self_bleu(FRIENDS) == pytest.approx(0.273619, abs=1e-6)
-    assert metrics.diverse_4(FRIENDS) == pytest.approx(0.916667, abs=1e-6)
-    assert metrics.distinct_1("a b a c") == 0.75
+    assert text_metrics.pairwise_self_bleu(FRIENDS) == pytest.approx(0.273619, abs=1e-6)
+    assert text_metrics.diverse_4(FRIENDS) == pytest.approx(0.916667, abs=1e-6)
+    assert text_metrics.distinct_1("a b a c") == 0.75
 
 
 def test_identity_and_emptiness() -> None:
     assert bleu("a b c d e", "a b c d e") == pytest.approx(1)
     assert bleu("", "a b") == bleu("a b", "") == bleu("", "") == 0
-    assert metrics.rouge_l("", "a") == metrics.rouge_l("", "") == metrics.distinct_1("") == 0
-    assert metrics.diverse_4(["a b c"]) == metrics.distinct([], 1) == metrics.unigram_entropy([]) == 0
-    assert metrics.rouge_l("A, b!", "a B") == 1  # lower case, no punctuation
+    assert text_metrics.rouge_l("", "a") == text_metrics.rouge_l("", "") == text_metrics.distinct_1("") == 0
+    assert text_metrics.diverse_4(["a b c"]) == text_metrics.distinct([], 1) == text_metrics.unigram_entropy([]) == 0
+    assert text_metrics.rouge_l("A, b!", "a B") == 1  # lower case, no punctuation
 
 
 def sentences(seed: int, count: int, longest: int, words: str = "abcdefgh") -> list[list[str]]:
@@ -60,7 +60,7 @@ def test_bleu_against_a_corpus_is_nltks(seed: int) -> None:
             assert corpus.bleu(words) == pytest.approx(corpus_bleu([references], [words]), abs=1e-9)
         expected = corpus_bleu([references] * len(hypotheses), hypotheses)
         assert corpus.corpus_bleu(hypotheses) == pytest.approx(expected, abs=1e-9)
-        for i, value in enumerate(metrics.self_bleu(hypotheses)):
+        for i, value in enumerate(text_metrics.self_bleu(hypotheses)):
             others = hypotheses[:i] + hypotheses[i + 1 :]
             assert value == pytest.approx(corpus_bleu([others], [hypotheses[i]]), abs=1e-9)
 
@@ -83,7 +83,7 @@ def test_a_thousand_samples_against_ten_thousand_references_take_seconds() -> No
     begin = time.process_time()
     corpus = ReferenceCorpus(references)
     values = [corpus.bleu(sample) for sample in samples]
-    metrics.self_bleu(samples)
+    text_metrics.self_bleu(samples)
     assert time.process_time() - begin < 10
     assert max(values) > 0
 
@@ -99,7 +99,7 @@ def test_rouge_is_the_longest_common_subsequence() -> None:
     rng = random.Random(0)
     for _ in range(50):
         a, b = ("".join(rng.choices("abc", k=rng.randint(0, 7))) for _ in range(2))
-        assert metrics.longest_common_subsequence(a, b) == brute(a, b)
+        assert text_metrics.longest_common_subsequence(a, b) == brute(a, b)
 
 
 def test_the_longest_common_subsequence_is_that_of_the_table() -> None:
@@ -114,14 +114,14 @@ def test_the_longest_common_subsequence_is_that_of_the_table() -> None:
     rng = random.Random(0)
     for trial in range(300):
         a, b = (rng.choices(range(1 + trial % 9), k=rng.randint(0, 70)) for _ in range(2))
-        assert metrics.longest_common_subsequence(a, b) == table(a, b)
+        assert text_metrics.longest_common_subsequence(a, b) == table(a, b)
 
 
 def test_texts_of_twenty_thousand_words_take_a_second() -> None:
     rng = random.Random(0)
     a, b = (" ".join(f"w{rng.randrange(5000)}" for _ in range(20_000)) for _ in range(2))
     begin = time.process_time()
-    assert 0 < metrics.rouge_l(a, b) < 1 and 0 < bleu(a, b) < 1
+    assert 0 < text_metrics.rouge_l(a, b) < 1 and 0 < bleu(a, b) < 1
     assert time.process_time() - begin < 5  # the table takes more than a minute
 
 
@@ -161,21 +161,21 @@ def test_the_released_rule_is_another() -> None:
 
 def test_distinct_entropy_and_repetition_by_hand() -> None:
     texts = [["a", "b", "a", "b"], ["a", "c"]]
-    assert metrics.distinct(texts, 1) == 3 / 6
-    assert metrics.distinct(texts, 2) == 3 / 4  # ab, ba, ab, ac
+    assert text_metrics.distinct(texts, 1) == 3 / 6
+    assert text_metrics.distinct(texts, 2) == 3 / 4  # ab, ba, ab, ac
     p = np.array([3, 2, 1]) / 6
-    assert metrics.unigram_entropy(texts) == pytest.approx(-(p * np.log2(p)).sum())
-    assert metrics.unigram_entropy([["a", "a"]]) == 0
-    assert metrics.repetition(["a", "b", "a", "b"]) == pytest.approx(1 / 3)
-    assert metrics.repetition(["a"]) == 0
+    assert text_metrics.unigram_entropy(texts) == pytest.approx(-(p * np.log2(p)).sum())
+    assert text_metrics.unigram_entropy([["a", "a"]]) == 0
+    assert text_metrics.repetition(["a", "b", "a", "b"]) == pytest.approx(1 / 3)
+    assert text_metrics.repetition(["a"]) == 0
 
 
 def test_mean_and_error() -> None:
-    mean, error = metrics.mean_and_error([1, 2, 3, 4])
+    mean, error = text_metrics.mean_and_error([1, 2, 3, 4])
     assert mean == 2.5 and error == pytest.approx(math.sqrt(5 / 3 / 4))
-    assert metrics.mean_and_error([7]) == (7, None)
+    assert text_metrics.mean_and_error([7]) == (7, None)
 
 
 def test_the_nearest_source_shares_most_pieces() -> None:
     train = [{1, 2, 3, 4, 5, 6, 7, 8}, {1, 2, 3}, {4, 5}, {4, 5}, set()]
-    assert metrics.nearest_targets([{1, 2}, {4, 5}, {9}, {1, 2, 3, 4, 5, 6, 7}], train) == [1, 2, 0, 0]
+    assert text_metrics.nearest_targets([{1, 2}, {4, 5}, {9}, {1, 2, 3, 4, 5, 6, 7}], train) == [1, 2, 0, 0]

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metrics import rouge_l
-from words import are_set_apart, rouge_words
+from evaluation.text_metrics import rouge_l
+from evaluation.words import are_set_apart, rouge_words
 
 SCRIPTS = {
     "Russian": ("Мой дядя самых честных правил.", 5, True),

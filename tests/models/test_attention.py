@@ -1,15 +1,15 @@
-"""models/machine.py: the attention that is fast here is taken if it is right; compiled networks compute the same."""
+"""attention.py: the attention that is fast here is taken if it is right; compiled networks compute the same."""
 
 import pytest
 import torch
-from test_bert import CONFIGS, MASK, SHAPE, T, X, network
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import BertConfig
 
-from models import machine
+from models.attention import attention_for, compile_network, fit_to_device, take_if_right, trial
 from models.bert import BertDenoiser
 from models.networks import BertArgs
-from process import UserError
+from tests.models.test_bert import CONFIGS, MASK, SHAPE, T, X, network
+from utils.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -27,8 +27,8 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
     ],
 )
 def test_attention_by_machine(device, precision, packing, installed, expected, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "is_flash_attn_2_available", lambda: installed)
-    assert machine.attention_for(device, precision, packing=packing) == expected
+    monkeypatch.setattr("models.attention.is_flash_attn_2_available", lambda: installed)
+    assert attention_for(device, precision, packing=packing) == expected
 
 
 def attention_of(denoiser: BertDenoiser) -> str:
@@ -40,37 +40,37 @@ def attention_of(denoiser: BertDenoiser) -> str:
 )
 def test_a_choice_is_made_only_where_it_is_left_open(wanted: str, precision: str, taken: str) -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"]))
-    machine.fit(denoiser, BertArgs(attn_implementation=wanted), CPU, precision)
+    fit_to_device(denoiser, BertArgs(attn_implementation=wanted), CPU, precision)
     assert attention_of(denoiser) == taken
 
 
 def test_the_choice_knows_of_packing_and_of_networks_of_few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(machine, "attention_for", lambda *_, packing: (asked.append(packing), "eager")[1])
+    monkeypatch.setattr("models.attention.attention_for", lambda *_, packing: (asked.append(packing), "eager")[1])
     denoiser = BertDenoiser(network(BertConfig(**{**SHAPE, "max_position_embeddings": 5})))
     for capacity in (0, 5):
         denoiser.pack_rows(capacity)
-        machine.fit(denoiser, BertArgs(), CPU, "fp32")
+        fit_to_device(denoiser, BertArgs(), CPU, "fp32")
     assert asked == [False, True] and attention_of(denoiser) == "eager"
 
 
 def test_what_does_not_run_or_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"])).train()
-    machine.take_if_right(denoiser, "flash_attention_2")  # not installed here
+    take_if_right(denoiser, "flash_attention_2")  # not installed here
     assert attention_of(denoiser) == "sdpa" and denoiser.training
-    machine.take_if_right(denoiser, "eager")
+    take_if_right(denoiser, "eager")
     assert attention_of(denoiser) == "eager"
-    real = machine.trial
+    real = trial
     wrong = lambda d: real(d) * (1.05 if attention_of(d) == "eager" else 1)  # noqa: E731
-    monkeypatch.setattr(machine, "trial", wrong)
-    machine.take_if_right(denoiser, "eager")
+    monkeypatch.setattr("models.attention.trial", wrong)
+    take_if_right(denoiser, "eager")
     assert attention_of(denoiser) == "sdpa"
 
 
 def test_an_attention_that_cannot_be_trained_with_is_refused_before_anything_is_written() -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"]))
     with pytest.raises(UserError, match="attn_implementation='flex_attention' cannot be used here") as caught:
-        machine.fit(denoiser, BertArgs(attn_implementation="flex_attention"), CPU, "fp32")  # no gradient there
+        fit_to_device(denoiser, BertArgs(attn_implementation="flex_attention"), CPU, "fp32")  # no gradient there
     assert "\n" not in str(caught.value) and all(p.grad is None for p in denoiser.parameters())
 
 
@@ -92,7 +92,7 @@ def test_a_compiled_network_computes_the_same_and_is_not_compiled_anew_for_every
     names = list(denoiser.state_dict())
     plain = [outputs(denoiser, *shape) for shape in shapes]
     counter = CompileCounterWithBackend("aot_eager")
-    machine.compile_network(denoiser, CPU, counter)
+    compile_network(denoiser, CPU, counter)
     graphs = [counter.frame_count]
     for shape, expected in zip(shapes, plain, strict=True):
         for found, known in zip(outputs(denoiser, *shape), expected, strict=True):
@@ -107,5 +107,5 @@ def test_a_machine_that_cannot_compile_says_so() -> None:
         raise RuntimeError("no compiler\nat all")
 
     with pytest.raises(UserError, match=r"compile=true does not work here \(.*\); leave it out") as caught:
-        machine.compile_network(BertDenoiser(network(CONFIGS["bert"])), CPU, broken)
+        compile_network(BertDenoiser(network(CONFIGS["bert"])), CPU, broken)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""models/bert.py: every architecture cut at its head gives the network's own output; time conditioning is additive."""
+"""bert.py: every architecture cut at its head gives the network's own output; time conditioning is additive."""
 
 from pathlib import Path
 
@@ -20,9 +20,11 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from models.bert import BertDenoiser, build, sinusoids
+from models.bert import BertDenoiser
+from models.factory import build_denoiser
 from models.networks import BertArgs
-from process import UserError
+from models.time_conditioning import sinusoids
+from utils.errors import UserError
 
 SIZE = {"vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 SHAPE = {**SIZE, "max_position_embeddings": 40, "pad_token_id": 1}
@@ -111,7 +113,7 @@ def test_layerwise_time_is_an_mlp_of_the_sinusoids_over_T() -> None:
 def test_gradient_checkpointing_is_switched_on() -> None:
     for wanted in (False, True):
         args = BertArgs("bert-small", from_scratch=True, gradient_checkpointing=wanted)
-        assert build(args, Tokenizer(), 8).network.is_activation_checkpointing == wanted
+        assert build_denoiser(args, Tokenizer(), 8).network.is_activation_checkpointing == wanted
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert", "albert"])
@@ -184,7 +186,7 @@ def test_presets_build_from_scratch_at_the_tokenizers_size(preset: str) -> None:
     args = BertArgs(
         preset, from_scratch=True, config_overrides="hidden_size=32,num_hidden_layers=1,num_attention_heads=2"
     )
-    denoiser = build(args, Tokenizer(), 8)
+    denoiser = build_denoiser(args, Tokenizer(), 8)
     assert denoiser.vocab_size == 60
     assert denoiser.network.config.hidden_size == 32 and denoiser.network.config.pad_token_id == 1
 
@@ -192,11 +194,11 @@ def test_presets_build_from_scratch_at_the_tokenizers_size(preset: str) -> None:
 def test_pretrained_folder_loads_in_float32_and_from_scratch_takes_only_its_shape(tmp_path: Path) -> None:
     stock = network(BertConfig(**{**SHAPE, "vocab_size": 60}))
     stock.bfloat16().save_pretrained(tmp_path)
-    loaded = build(BertArgs(str(tmp_path)), Tokenizer(), 8)
+    loaded = build_denoiser(BertArgs(str(tmp_path)), Tokenizer(), 8)
     assert next(loaded.parameters()).dtype == torch.float32
     for name, tensor in stock.state_dict().items():
         torch.testing.assert_close(loaded.network.state_dict()[name], tensor.float())
-    fresh = build(BertArgs(str(tmp_path), from_scratch=True), Tokenizer(), 8)
+    fresh = build_denoiser(BertArgs(str(tmp_path), from_scratch=True), Tokenizer(), 8)
     word = "bert.embeddings.word_embeddings.weight"
     assert fresh.network.state_dict()[word].shape == stock.state_dict()[word].shape
     assert not torch.allclose(fresh.network.state_dict()[word], stock.state_dict()[word].float())
@@ -221,5 +223,5 @@ def test_bad_networks_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
     ]
     for args, message in cases:
         with pytest.raises(UserError, match=message) as caught:
-            build(args, Tokenizer(), 8)
+            build_denoiser(args, Tokenizer(), 8)
         assert "\n" not in str(caught.value)

@@ -1,21 +1,21 @@
-"""models/dit.py: MDLM's network to its last name and digit; a causal one whose cache is exact."""
+"""dit.py: MDLM's network to its last name and digit; a causal one whose cache is exact."""
 
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, call
 from safetensors.torch import load_file, save_file
-from test_main import records
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM
 
-import checkpoint
 import main
-from models.bert import wrap
+from checkpoint.folder import load_checkpoint
 from models.dit import Dit, DitConfig, DitDenoiser, DitNetwork
+from models.factory import make_denoiser
 from models.networks import PRESETS, load_network
-from optim import OptimArgs, make_optimizers
-from process import UserError
+from tests.conftest import TINY, call
+from tests.test_main import records
+from training.optim import OptimArgs, make_optimizers
+from utils.errors import UserError
 
 SMALL = {
     "vocab_size": 30,
@@ -162,7 +162,7 @@ def test_it_trains_and_its_checkpoint_comes_back(monkeypatch, corpus: Path, tmp_
     assert call(main.main, monkeypatch, *base) == 0
     valid = records(tmp_path / "run", "valid")[-1]
     assert valid["bits_per_token"] < 0.9 * valid["unigram_bits_per_token"]
-    run = checkpoint.load(str(tmp_path / "run"), torch.device("cpu"))
+    run = load_checkpoint(str(tmp_path / "run"), torch.device("cpu"))
     assert isinstance(run.denoiser, DitDenoiser) and run.denoiser.time_conditioned == ("layerwise" in words)
     assert isinstance(load_network(str(tmp_path / "run" / "checkpoint"), causal="ar" in words), DitNetwork)
 
@@ -170,10 +170,10 @@ def test_it_trains_and_its_checkpoint_comes_back(monkeypatch, corpus: Path, tmp_
 def test_what_it_does_not_do_is_refused() -> None:
     assert {"ddit-tiny", "ddit-small", "ddit-medium"} <= set(PRESETS)
     with pytest.raises(UserError, match="is told sigma in its layers, or not at all"):
-        wrap(network(), "token", 10)
+        make_denoiser(network(), "token", 10)
     with pytest.raises(UserError, match="is told sigma in its layers, or not at all"):
-        wrap(network(causal=True), "layerwise", 10)
+        make_denoiser(network(causal=True), "layerwise", 10)
     with pytest.raises(UserError, match="does not keep the sentences of a row apart"):
-        wrap(network(), "none", 10).pack_rows(32)
+        make_denoiser(network(), "none", 10).pack_rows(32)
     with pytest.raises(ValueError, match="hidden_dim=30 must be a multiple"):
         DitConfig(hidden_dim=30, n_heads=2)

@@ -1,4 +1,4 @@
-"""models/networks.py: settings keep their types, and no pickle is read. (What `build` makes of them: test_bert.py.)"""
+"""networks.py: settings keep their types, and no pickle is read. (What `build` makes of them: test_bert.py.)"""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from transformers import AutoModelForMaskedLM, BertConfig
 
 from models.networks import BertArgs, _parse_overrides, for_embeddings, fresh_network, load_network, require_settings
 from models.score_lm import ScoreLmConfig, ScoreLmNetwork
-from process import UserError
+from utils.errors import UserError
 
 
 def test_a_pickled_network_is_never_read(tmp_path: Path) -> None:

@@ -1,15 +1,16 @@
-"""models/packing.py: a sentence in a packed row is the sentence in a row of its own."""
+"""packing.py: a sentence in a packed row is the sentence in a row of its own."""
 
 import pytest
 import torch
-from test_bert import CONFIGS, SHAPE, SPECIAL, network
 from torch import Tensor
 from transformers import BertConfig, ModernBertConfig
 
+from data.batch import Batch
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from models.bert import BertDenoiser
 from models.packing import PackedRows, next_fit
-from process import Batch, UserError
+from tests.models.test_bert import CONFIGS, SHAPE, SPECIAL, network
+from utils.errors import UserError
 
 LENGTHS = torch.tensor([5, 5, 3, 7, 2, 2, 6, 5])
 X = torch.randint(5, 50, (8, 7), generator=torch.Generator().manual_seed(0))

@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES, TINY, call
 from safetensors.torch import load_file, save_file
-from test_imports import EVERY_FILE, ROOT
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -25,13 +23,16 @@ from transformers import (
 
 import compute_elbo
 import compute_metric
-import import_mdlm
 import main
 import predict
 import word_freq
+from checkpoint import import_mdlm
 from models.networks import PRESETS, load_network
-from pretrained import attention_of, check_config, make_network, read_config, read_network
-from process import UserError
+from models.pretrained import attention_of, make_network, read_config, read_network
+from tests.conftest import SENTENCES, TINY, call
+from tests.test_imports import EVERY_FILE, ROOT
+from utils.errors import UserError
+from utils.network_config import check_config
 
 EVIL = """
 from pathlib import Path
@@ -116,7 +117,7 @@ def test_there_is_one_door(file: Path) -> None:
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         given = {keyword.arg: keyword.value for keyword in node.keywords}
-        if file.name == "pretrained.py" and name in doors:
+        if file.name == "models/pretrained.py" and name in doors:
             assert given["trust_remote_code"].value is False
             called = node.func.value.id
             assert called in ("AutoConfig", "AutoTokenizer") or "attn_implementation" in given

@@ -1,17 +1,17 @@
-"""models/score_denoiser.py: tokens on their sphere, levels by row or position, packed rows, what is refused."""
+"""score_denoiser.py: tokens on their sphere, levels by row or position, packed rows, what is refused."""
 
 import pytest
 import torch
-from test_bert import CONFIGS
-from test_bert import network as bert
-from test_score_lm import network
 from torch import Tensor
 
-from models.bert import wrap
-from models.machine import fit, trial
+from models.attention import fit_to_device, trial
+from models.factory import make_denoiser
 from models.networks import BertArgs
 from models.score_denoiser import ScoreDenoiser, as_score_denoiser
-from process import UserError
+from tests.models.test_bert import CONFIGS
+from tests.models.test_bert import network as bert
+from tests.models.test_score_lm import network
+from utils.errors import UserError
 
 LENGTHS = torch.tensor([5, 5, 3, 7, 2, 2, 6, 5])
 ATTENDED = torch.arange(7) < LENGTHS[:, None]
@@ -93,18 +93,18 @@ def test_an_estimate_before_matters_only_to_a_network_that_is_to_know_it() -> No
 def test_the_machine_may_try_it_and_there_is_no_choice_of_attention() -> None:
     assert trial(denoiser()).isfinite().all()
     made = denoiser()
-    fit(made, BertArgs(), torch.device("cpu"), "bf16")
+    fit_to_device(made, BertArgs(), torch.device("cpu"), "bf16")
     assert made.network.config._attn_implementation == "sdpa"
     with pytest.raises(UserError, match="ScoreLmNetwork has torch's own attention, and no other; leave it out"):
-        fit(made, BertArgs(attn_implementation="eager"), torch.device("cpu"), "fp32")
+        fit_to_device(made, BertArgs(attn_implementation="eager"), torch.device("cpu"), "fp32")
 
 
 def test_networks_over_tokens_and_over_embeddings_are_not_confused() -> None:
     stock = bert(next(iter(CONFIGS.values())))
     with pytest.raises(UserError, match="process=score needs a network over embeddings; use --from_scratch true"):
-        wrap(stock, "none", 1, continuous=True)
+        make_denoiser(stock, "none", 1, continuous=True)
     with pytest.raises(UserError, match="reads embeddings, and is for --process score"):
-        wrap(network(), "none", 1)
+        make_denoiser(network(), "none", 1)
     with pytest.raises(UserError, match="time_conditioning=token: .* leave it out"):
         as_score_denoiser(network(), "token")
-    assert isinstance(wrap(network(), "layerwise", 1, continuous=True), ScoreDenoiser)
+    assert isinstance(make_denoiser(network(), "layerwise", 1, continuous=True), ScoreDenoiser)

@@ -1,4 +1,4 @@
-"""models/score_lm.py: its parts give the recorded numbers; saved and loaded it is the same."""
+"""score_lm.py: its parts give the recorded numbers; saved and loaded it is the same."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from transformers import AutoModelForMaskedLM
 
 from models.networks import PRESETS, BertArgs, fresh_network
 from models.score_lm import Body, Film, Fourier, RmsNorm, ScoreLmConfig, ScoreLmNetwork, rotary, rotate, to_sphere
-from process import UserError
+from utils.errors import UserError
 
 SMALL = {
     "vocab_size": 20,

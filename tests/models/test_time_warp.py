@@ -1,4 +1,4 @@
-"""models/time_warp.py: the identity before it learns, a distribution function and its inverse, a fitted curve."""
+"""time_warp.py: the identity before it learns, a distribution function and its inverse, a fitted curve."""
 
 import pytest
 import torch

@@ -1,8 +1,7 @@
-"""models/trials.py: a network whose output depends on its padding, or is no number, is refused when it is wrapped."""
+"""trials.py: a network whose output depends on its padding, or is no number, is refused when it is wrapped."""
 
 import pytest
 import torch
-from test_bert import CONFIGS, SHAPE, network
 from transformers import (
     ConvBertConfig,
     FNetConfig,
@@ -14,10 +13,11 @@ from transformers import (
     YosoConfig,
 )
 
-from models.bert import wrap
 from models.dit import DitConfig, DitNetwork
+from models.factory import make_denoiser
 from models.trials import FAMILIES
-from process import UserError
+from tests.models.test_bert import CONFIGS, SHAPE, network
+from utils.errors import UserError
 
 LONG = {**SHAPE, "max_position_embeddings": 130}
 FUNNEL = {"vocab_size": 50, "d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 64, "block_sizes": [1, 1]}
@@ -33,7 +33,7 @@ READING = {
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("conditioning", ["none", "token"])
 def test_the_families_that_are_named_are_wrapped(name: str, conditioning: str) -> None:
-    wrap(network(CONFIGS[name]), conditioning, 8)
+    make_denoiser(network(CONFIGS[name]), conditioning, 8)
     written = {"xlm-roberta": "xlm-r", "data2vec-text": "data2vec", "deberta": "deberta-v2"}.get(name, name)
     assert written in FAMILIES.lower().replace(" and ", ", ").split(", ")
 
@@ -42,7 +42,7 @@ def test_the_families_that_are_named_are_wrapped(name: str, conditioning: str) -
 def test_a_network_that_reads_its_padding_is_refused(name: str) -> None:
     stock: PretrainedConfig = READING[name]
     with pytest.raises(UserError, match="reads its padding: .* depend on the batch|is laid out in a way"):
-        wrap(network(stock), "none", 8)
+        make_denoiser(network(stock), "none", 8)
 
 
 def test_a_network_that_answers_otherwise_every_time_is_refused() -> None:
@@ -51,7 +51,7 @@ def test_a_network_that_answers_otherwise_every_time_is_refused() -> None:
     chunks = {"lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "num_buckets": 4, "attention_head_size": 16}
     stock = network(ReformerConfig(**sizes, **shape, **chunks, is_decoder=False, feed_forward_size=64))
     with pytest.raises(UserError, match="another output every time|reads its padding|cannot read a row"):
-        wrap(stock, "none", 8)
+        make_denoiser(stock, "none", 8)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e38])
@@ -61,10 +61,10 @@ def test_a_network_that_makes_no_numbers_is_refused_for_that(value: float) -> No
         with torch.no_grad():
             stock.get_output_embeddings().weight.fill_(value)
         with pytest.raises(UserError, match="its output on 5 tokens is not finite"):
-            wrap(stock, "none", 8)
+            make_denoiser(stock, "none", 8)
 
 
 def test_a_network_that_cannot_be_run_is_refused_in_one_line() -> None:
     config = PerceiverConfig(vocab_size=50, d_latents=32, d_model=32, num_latents=4)
     with pytest.raises(UserError, match="PerceiverForMaskedLM does not run here"):
-        wrap(network(config), "none", 8)
+        make_denoiser(network(config), "none", 8)

@@ -1,4 +1,4 @@
-"""bookkeeping.py: what a run does about steps that are no numbers, lost folders, and its own log."""
+"""bookkeeper.py: what a run does about steps that are no numbers, lost folders, and its own log."""
 
 import json
 import math
@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_main import records, train
 
-import bookkeeping
-import main
-import training_state
-from files import held_alone
-from runtime import Deadline
-from tracking import cut_log
+from tests.test_main import records, train
+from training import bookkeeper
+from training.clock import Deadline
+from training.saved_state import states
+from training.step import training_loss
+from training.tracking import cut_log
+from utils.files import held_alone
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], what: str = "loss") -> None:
     """Makes the loss, or else a gradient, of some steps infinite."""
-    real, calls = main.training_loss, []
+    real, calls = training_loss, []
 
     class Spoilt(torch.autograd.Function):
         @staticmethod
@@ -38,7 +38,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], what: str = "loss") 
         total = found.total * math.inf if what == "loss" else Spoilt.apply(found.total)
         return type(found)(total, found.num_tokens, found.terms)
 
-    monkeypatch.setattr(main, "training_loss", loss)
+    monkeypatch.setattr("training.step.training_loss", loss)
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -70,15 +70,15 @@ def test_too_many_of_them_end_the_run_and_name_the_lines(monkeypatch, corpus, tm
 
 
 def test_a_bound_that_is_no_number_ends_the_run(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
-    monkeypatch.setattr(bookkeeping.likelihood.Likelihood, "report", lambda self: {"nats_per_sequence": math.nan})
+    monkeypatch.setattr(bookkeeper.likelihood.Likelihood, "report", lambda self: {"nats_per_sequence": math.nan})
     code, folder = train(monkeypatch, corpus, tmp_path)
     assert code == 2 and "the validation bound is not finite; lower" in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} == {"log.jsonl", "run.json", "run.lock", "state", "tokenizer"}
 
 
 def test_a_folder_that_vanishes_ends_the_run_in_one_line(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
-    real = main.training_loss
-    monkeypatch.setattr(main, "training_loss", lambda *a: shutil.rmtree(tmp_path / "run", True) or real(*a))
+    real = training_loss
+    monkeypatch.setattr("training.step.training_loss", lambda *a: shutil.rmtree(tmp_path / "run", True) or real(*a))
     code, folder = train(monkeypatch, corpus, tmp_path)
     said = capsys.readouterr().err.strip()
     assert code == 2 and "was removed or emptied while it was being filled" in said and "\n" not in said
@@ -86,7 +86,7 @@ def test_a_folder_that_vanishes_ends_the_run_in_one_line(monkeypatch, capsys, co
 
 
 def test_a_deleted_checkpoint_is_made_again(monkeypatch, corpus: Path, tmp_path: Path) -> None:
-    real, calls = main.training_loss, []
+    real, calls = training_loss, []
 
     def loss(*words):
         calls.append(1)
@@ -95,7 +95,7 @@ def test_a_deleted_checkpoint_is_made_again(monkeypatch, corpus: Path, tmp_path:
             shutil.rmtree(tmp_path / "run" / "state")
         return real(*words)
 
-    monkeypatch.setattr(main, "training_loss", loss)
+    monkeypatch.setattr("training.step.training_loss", loss)
     code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 4, "--eval_steps", 2)
     assert code == 0 and (folder / "checkpoint-last" / "model.safetensors").exists()
     assert [path.name for path in (folder / "state").iterdir()] == ["step-000000000004"]
@@ -116,13 +116,13 @@ def test_a_loss_that_is_no_number_moves_nothing_though_its_gradient_is_one(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
 ) -> None:
     """Of an infinite sum the gradient may be finite: the step is left out all the same."""
-    real = main.training_loss
+    real = training_loss
 
     def loss(*words):
         found = real(*words)
         return type(found)(found.total + math.inf, found.num_tokens, found.terms)
 
-    monkeypatch.setattr(main, "training_loss", loss)
+    monkeypatch.setattr("training.step.training_loss", loss)
     code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 2, "--ema_decay", 0.9)
     facts = json.loads((folder / "state" / "step-000000000002" / "state.json").read_text())
     assert code == 0 and facts["average_updates"] == 0 and facts["figures"]["skipped"] == 2
@@ -166,7 +166,7 @@ def test_a_run_by_the_clock_warms_up_and_scores_by_it(monkeypatch, corpus: Path,
     """Of a million steps, a hundredth would be more than there are; and how much scoring may cost shows at the end."""
     code, folder = train(monkeypatch, corpus, tmp_path, "--max_minutes", 0.04, "--max_steps", 10**6, "--batch_size", 4)
     rates = [record["learning_rate"] for record in records(folder, "train")]
-    (state,) = training_state.states(folder)
+    (state,) = states(folder)
     figures = json.loads((state / "state.json").read_text())["figures"]
     assert code == 0 and max(rates) > 1e-3 and rates[-1] < 1e-3
     assert figures["warm_step"] >= 1 and 0 < figures["warm_seconds"] < 2.4

@@ -1,18 +1,18 @@
-"""settings.py: every process has its own flags, those of others are named, and alone each of them can be trained."""
+"""config.py: every process has its own flags, those of others are named, and alone each of them can be trained."""
 
 import dataclasses
 
 import pytest
-from conftest import call
 
 import compute_elbo
 import compute_metric
-import import_mdlm
 import main
 import predict
 import word_freq
-from checkpoint import PROCESSES
-from settings import kinds, of_others, read, settled
+from checkpoint import import_mdlm
+from checkpoint.text_model import PROCESSES
+from tests.conftest import call
+from training.config import kinds, of_others, read, settled
 
 
 @pytest.mark.parametrize("process", PROCESSES)

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import training_state
-from files import whats_wrong
+from tests.conftest import ROOT
+from training.saved_state import folder_of, states
+from utils.files import whats_wrong
 
-ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import faults  # noqa: E402
 
@@ -62,8 +62,8 @@ def until(process: subprocess.Popen, text: str) -> None:
 
 
 def assert_as_if_nothing_had_been(place: Path, name: str) -> None:
-    last = training_state.folder_of(place / name, 60)
-    assert faults.same(last, training_state.folder_of(place / "reference", 60))
+    last = folder_of(place / name, 60)
+    assert faults.same(last, folder_of(place / "reference", 60))
     assert faults.logged(place / name) == faults.logged(place / "reference")
 
 
@@ -111,14 +111,14 @@ def test_a_full_disk_ends_in_one_line_and_spares_the_last_state(place: Path) -> 
     until(process, "step 22:")
     process.kill()
     process.communicate()
-    states = sorted(training_state.states(place / "full"))
+    whole = sorted(states(place / "full"))
     limit = 300_000
     full = start(place, "full", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
     said, errors = full.communicate(timeout=120)
     assert full.returncode == 2 and len(errors_of(errors)) == 1 and "cannot be written (" in errors, errors
     assert "arge" in errors and "make room" in errors  # File too large
-    assert sorted(training_state.states(place / "full")) == states
-    assert states and all(whats_wrong(state) == "" for state in states)
+    assert sorted(states(place / "full")) == whole
+    assert whole and all(whats_wrong(state) == "" for state in whole)
     assert not list((place / "full").glob(".*")) and not list((place / "full" / "state").glob(".*"))
     assert start(place, "full", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(120) == 0
     assert_as_if_nothing_had_been(place, "full")

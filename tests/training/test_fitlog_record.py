@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import fitlog_record
-from fitlog_record import Record, command, fitlog_folder, remove
-from tracking import Tracker
+from training import fitlog_record
+from training.fitlog_record import Record, command, fitlog_folder, remove
+from training.tracking import Tracker
 
 REPORT = {"bits_per_token": 5.0, "ppl_word": 40.0, "unigram_bits_per_token": 9.0, "num_steps": 32, "protocol": ""}
 SETTINGS = {"seed": 1, "schedule": "mutual"}

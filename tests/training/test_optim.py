@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
-from process import UserError
+from training.optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
+from utils.errors import UserError
 
 
 def rate(schedule: str, step: int, progress: float = 0.0, warmup: int = 10_000) -> float:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from outcome import Figures, said_of, verdict
+from tests.conftest import ROOT
+from training.outcome import Figures, said_of, verdict
 
-ROOT = Path(__file__).parent.parent
 LEARNT = {"best": 4.0, "last": 4.1, "unigram": 9.6, "uniform": 14.9, "first_loss": 15.2, "last_loss": 4.4, "skipped": 0}
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from config import TrainArgs
-from output_folder import OUTPUTS, alone, claim
-from process import UserError
+from training.arguments import TrainArgs
+from training.output_folder import OUTPUTS, alone, claim
+from utils.errors import UserError
 
 
 def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:

@@ -3,12 +3,12 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
-from test_main import records, train
 
-import bookkeeping
 import main
+from tests.test_main import records, train
 
 
 def test_a_run_that_ended_meanwhile_is_not_erased(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
@@ -22,21 +22,21 @@ def test_a_run_that_ended_meanwhile_is_not_erased(monkeypatch, capsys, corpus: P
                 assert train(patch, corpus, tmp_path)[0] == 0
         return real(args)
 
-    monkeypatch.setattr(main, "alone", late)
+    monkeypatch.setattr("main.alone", late)
     assert train(monkeypatch, corpus, tmp_path)[0] == 0
     assert len(calls) == 2 and "this run is done" in capsys.readouterr().out
     assert len(records(tmp_path / "run", "settings")) == 1
 
 
 WHERE = {
-    "deciding": (main.resuming, "find_start"),
-    "tokenizing": (main, "load_texts"),
-    "building": (main, "build"),
-    "claiming": (bookkeeping, "claim"),
-    "training": (main, "training_loss"),
-    "evaluating": (bookkeeping.likelihood, "score"),
-    "saving": (bookkeeping.training_state, "save"),
-    "ending": (bookkeeping, "summary"),
+    "deciding": "training.resume.find_start",
+    "tokenizing": "training.setup.load_data",
+    "building": "training.setup.build_denoiser",
+    "claiming": "training.bookkeeper.claim",
+    "training": "training.step.training_loss",
+    "evaluating": "training.bookkeeper.score_text",
+    "saving": "training.bookkeeper.save_state",
+    "ending": "training.bookkeeper.closing_words",
 }
 
 
@@ -56,8 +56,8 @@ def test_whatever_a_run_is_at_another_is_refused_and_spoils_nothing(monkeypatch,
 
         return paused
 
-    for name, (module, function) in WHERE.items():
-        monkeypatch.setattr(module, function, pausing(name, getattr(module, function)))
+    for name, function in WHERE.items():
+        monkeypatch.setattr(function, pausing(name, resolve_name(function)))
     code, folder = train(monkeypatch, corpus, tmp_path, "--fitlog", "true")
     assert code == 0 and refused == list(WHERE)
     monkeypatch.undo()

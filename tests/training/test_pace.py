@@ -1,12 +1,12 @@
-"""pacing.py: learning rates over a whole training, resumed or not, by steps or by the clock; the cost of scoring."""
+"""pace.py: learning rates over a whole training, resumed or not, by steps or by the clock; the cost of scoring."""
 
 import math
 
 import pytest
 
-from config import TrainArgs
-from optim import OptimArgs
-from pacing import FEWEST_SEQUENCES, SHARE_OF_SCORING, Pace, WarmUp, evaluation_plan
+from training.arguments import TrainArgs
+from training.optim import OptimArgs
+from training.pace import FEWEST_SEQUENCES, SHARE_OF_SCORING, Pace, WarmUp, evaluation_plan
 
 SCHEDULES = ["constant", "cosine", "linear"]
 

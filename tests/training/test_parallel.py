@@ -10,12 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SENTENCES, TINY
 from safetensors.torch import load_file
 
-import checkpoint
+from checkpoint.folder import load_checkpoint
+from tests.conftest import ROOT, SENTENCES, TINY
 
-ROOT = Path(__file__).parent.parent
 STEPS = ["--max_steps", 50, "--eval_steps", 25, "--logging_steps", 1, "--batch_size", 8, "--ema_decay", 0.9]
 
 
@@ -68,7 +67,7 @@ def test_the_same_step_on_any_number_of_processes(place: Path, name: str, proces
 
 
 def test_what_shards_saved_stock_transformers_opens(place: Path) -> None:
-    run = checkpoint.load(str(place / "shards"), torch.device("cpu"))
+    run = load_checkpoint(str(place / "shards"), torch.device("cpu"))
     assert run.facts["step"] == 50 and all(p.shape.numel() for p in run.denoiser.parameters())
 
 

@@ -1,4 +1,4 @@
-"""resuming.py: what an output folder says of its run, and that going on is the same as never having stopped."""
+"""resume.py: what an output folder says of its run, and that going on is the same as never having stopped."""
 
 import json
 import shutil
@@ -6,17 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_main import records, train
 
-import dataloader
-import files
-import main
-import sources
-import training_state
-from bookkeeping import Bookkeeper
-from config import TrainArgs
-from process import UserError
-from resuming import Start, batches_a_process, differences, find_start, note_versions
+from data import sources
+from tests.test_main import records, train
+from training.arguments import TrainArgs
+from training.bookkeeper import Bookkeeper
+from training.resume import Start, batches_a_process, differences, find_start, note_versions
+from training.saved_state import newest_state, states
+from training.setup import identities
+from utils.errors import UserError
+from utils.files import checksums
 
 EVERYTHING = [
     "--max_steps", 12, "--optimizer", "muon", "--ema_decay", 0.9, "--eval_steps", 5, "--warm_start", 0.3,
@@ -38,7 +37,7 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """What must be the same, byte for byte: the last state, and the weights of both checkpoints."""
-    last = sorted(training_state.states(folder))[-1]
+    last = sorted(states(folder))[-1]
     files = [*last.glob("*.safetensors"), *folder.glob("checkpoint*/model.safetensors")]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
@@ -78,7 +77,7 @@ def test_fp16_goes_on_with_its_scale(monkeypatch, corpus: Path, tmp_path: Path) 
         train(patch, corpus, tmp_path, *words)
     code, folder = train(monkeypatch, corpus, tmp_path, *words)
     assert code == 0 and contents(folder) == contents(tmp_path / "whole")
-    facts = json.loads((sorted(training_state.states(folder))[-1] / "state.json").read_text())
+    facts = json.loads((sorted(states(folder))[-1] / "state.json").read_text())
     assert facts["scaler"]["scale"] > 0 and facts["scaler"]["_growth_tracker"] + facts["figures"]["skipped"] <= 8
 
 
@@ -95,7 +94,7 @@ def test_a_broken_state_is_named_and_the_one_before_it_taken(monkeypatch, corpus
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
         _, folder = train(patch, corpus, tmp_path, *EVERYTHING)
-    newest = sorted(training_state.states(folder))[-1]
+    newest = sorted(states(folder))[-1]
     damaged = bytearray((newest / "optimizer.safetensors").read_bytes())
     damaged[-1] ^= 1
     (newest / "optimizer.safetensors").write_bytes(damaged)
@@ -210,15 +209,15 @@ def test_a_run_begun_when_names_counted_goes_on(monkeypatch, capsys, corpus: Pat
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         real = sources.fingerprint
-        patch.setattr(dataloader, "fingerprint", lambda source, **_: real(source, named=True))
-        patch.setattr(main, "identities", lambda *a, real=main.identities: {**real(*a), "network": None})
+        patch.setattr("data.tokenized_text.fingerprint", lambda source, **_: real(source, named=True))
+        patch.setattr("main.identities", lambda *a, real=identities: {**real(*a), "network": None})
         _, folder = train(patch, corpus, tmp_path)
-    state = sorted(training_state.states(folder))[-1]
+    state = sorted(states(folder))[-1]
     facts = json.loads((state / "state.json").read_text())
     assert facts.pop("network") is None
     (state / "state.json").write_text(json.dumps(facts))
     checks = json.loads((state / "manifest.json").read_text())
-    checks["state.json"] = files.checksums(state)["state.json"]
+    checks["state.json"] = checksums(state)["state.json"]
     (state / "manifest.json").write_text(json.dumps(checks))
     moved = Path(shutil.copy(corpus, tmp_path / "moved.txt"))
     assert train(monkeypatch, moved, tmp_path)[0] == 2  # of which it cannot be told
@@ -273,7 +272,7 @@ def test_a_job_that_is_started_again_goes_on_where_its_first_try_was_to_overwrit
 
 def test_states_that_are_all_broken_are_not_thrown_away(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     _, folder = train(monkeypatch, corpus, tmp_path)
-    for state in training_state.states(folder):
+    for state in states(folder):
         (state / "manifest.json").write_text("{}")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     for words in ([], ["--resume", "true", "--max_steps", 9]):
@@ -294,11 +293,11 @@ def test_steps_that_were_never_saved_keep_their_size(monkeypatch, corpus: Path, 
     """Killed on four processes before the first state, gone on with by one: still four batches a step."""
     _, folder = train(monkeypatch, corpus, tmp_path, "--batch_size", 8, "--accumulation_steps", 4)
     known = json.loads((folder / "run.json").read_text())
-    for left in (*training_state.states(folder), folder / "checkpoint", folder / "checkpoint-last"):
+    for left in (*states(folder), folder / "checkpoint", folder / "checkpoint-last"):
         shutil.rmtree(left)
     (folder / "run.json").write_text(json.dumps({**known, "world_size": 4, "accumulation_steps": 1}))
     code, _ = train(monkeypatch, corpus, tmp_path, "--batch_size", 8)
-    facts = training_state.newest(folder, pytest.fail)[1]
+    facts = newest_state(folder, pytest.fail)[1]
     assert code == 0 and facts["parts"] == 4 and facts["step"] == 3
 
 
@@ -340,7 +339,7 @@ def test_another_torch_is_told_of() -> None:
 
 
 def test_dropout_and_noise_follow_from_seed_step_and_batch() -> None:
-    from main import streams_of_step
+    from training.step import streams_of_step
 
     def drawn(*where: int) -> tuple:
         generator, shared = streams_of_step(*where)

@@ -1,4 +1,4 @@
-"""training_state.py: what is saved comes back, whole or not at all, and nothing else is believed."""
+"""saved_state.py: what is saved comes back, whole or not at all, and nothing else is believed."""
 
 import json
 import shutil
@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-import training_state
-from files import MANIFEST, checksums, whats_wrong
-from optim import AveragedWeights, OptimArgs, make_optimizers
-from process import UserError
-from training_state import Learner
+from training.optim import AveragedWeights, OptimArgs, make_optimizers
+from training.saved_state import OPTIMIZER, WEIGHTS, Learner, folder_of, newest_state, save_state
+from utils.errors import UserError
+from utils.files import MANIFEST, checksums, whats_wrong
 
 
 def of(step: int) -> dict:
@@ -53,8 +52,8 @@ def assert_same(one: Learner, other: Learner) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_learner_comes_back_and_goes_on_alike(tmp_path: Path, optimizer: str, decay: float) -> None:
     first = learner(optimizer, decay, steps=3)
-    training_state.save(tmp_path, first, of(3), keep_last=1)
-    path, facts = training_state.newest(tmp_path, pytest.fail)
+    save_state(tmp_path, first, of(3), keep_last=1)
+    path, facts = newest_state(tmp_path, pytest.fail)
     second = learner(optimizer, decay)
     second.restore(path, facts)
     assert facts["step"] == 3 and second.average.updates == first.average.updates
@@ -66,32 +65,32 @@ def test_a_learner_comes_back_and_goes_on_alike(tmp_path: Path, optimizer: str, 
 
 
 def test_a_learner_that_has_not_stepped_has_no_memory_to_save(tmp_path: Path) -> None:
-    training_state.save(tmp_path, learner(), of(0), keep_last=1)
+    save_state(tmp_path, learner(), of(0), keep_last=1)
     again = learner(steps=2)
-    again.restore(*training_state.newest(tmp_path, pytest.fail))
+    again.restore(*newest_state(tmp_path, pytest.fail))
     assert_same(again, learner())
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (9, 10, 100):
-        training_state.save(tmp_path, learner(), of(step), keep_last=2)
+        save_state(tmp_path, learner(), of(step), keep_last=2)
     assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["step-000000000010", "step-000000000100"]
 
 
 def test_what_is_called_otherwise_is_nobodys_state(tmp_path: Path) -> None:
     """A copy that someone made beside is neither taken nor thrown away."""
-    training_state.save(tmp_path, learner(), of(3), keep_last=1)
+    save_state(tmp_path, learner(), of(3), keep_last=1)
     for name in ("step-000000000003-backup", "step-zzz"):
-        shutil.copytree(training_state.folder_of(tmp_path, 3), tmp_path / "state" / name)
-    training_state.save(tmp_path, learner(), of(4), keep_last=1)
-    assert training_state.newest(tmp_path, pytest.fail)[1]["step"] == 4
+        shutil.copytree(folder_of(tmp_path, 3), tmp_path / "state" / name)
+    save_state(tmp_path, learner(), of(4), keep_last=1)
+    assert newest_state(tmp_path, pytest.fail)[1]["step"] == 4
     names = ["step-000000000003-backup", "step-000000000004", "step-zzz"]
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == names
 
 
 def test_other_networks_and_optimizers_are_refused(tmp_path: Path) -> None:
-    training_state.save(tmp_path, learner(steps=1), of(1), keep_last=1)
-    path, facts = training_state.newest(tmp_path, pytest.fail)
+    save_state(tmp_path, learner(steps=1), of(1), keep_last=1)
+    path, facts = newest_state(tmp_path, pytest.fail)
     with pytest.raises(UserError, match="does not fit this network or optimizer"):
         learner(width=4).restore(path, facts)
     other = Learner(nn.Linear(2, 2), AveragedWeights(nn.Linear(1, 1), 0), [], torch.amp.GradScaler("cpu"))
@@ -163,24 +162,24 @@ def damage(path: Path, how: str) -> None:
 )
 def test_what_is_damaged_is_named_and_passed_over(tmp_path: Path, how: str, message: str) -> None:
     for step in (1, 2):
-        training_state.save(tmp_path, learner(), of(step), keep_last=2)
-    damage(training_state.folder_of(tmp_path, 2), how)
+        save_state(tmp_path, learner(), of(step), keep_last=2)
+    damage(folder_of(tmp_path, 2), how)
     said = []
-    path, _ = training_state.newest(tmp_path, said.append)
+    path, _ = newest_state(tmp_path, said.append)
     assert path.name == "step-000000000001" and len(said) == 1 and message in said[0]
     damage(path, "bit")
-    assert training_state.newest(tmp_path, said.append) is None and whats_wrong(path) != ""
+    assert newest_state(tmp_path, said.append) is None and whats_wrong(path) != ""
 
 
 def test_a_pickle_beside_is_never_opened(tmp_path: Path) -> None:
     """A file that would run a program if it were unpickled, under every name that someone might look for."""
-    training_state.save(tmp_path, learner(steps=1), of(1), keep_last=1)
-    path, facts = training_state.newest(tmp_path, pytest.fail)
+    save_state(tmp_path, learner(steps=1), of(1), keep_last=1)
+    path, facts = newest_state(tmp_path, pytest.fail)
     bomb = b"cos\nsystem\n(S'touch " + str(tmp_path / "executed").encode() + b"'\ntR."
     for name in ("optimizer.pt", "pytorch_model.bin", "training_args.bin", "rng_state.pth", "scheduler.pt"):
         (path / name).write_bytes(bomb)
     learner().restore(path, facts)
-    for name in (training_state.WEIGHTS, training_state.OPTIMIZER):
+    for name in (WEIGHTS, OPTIMIZER):
         (path / name).write_bytes(bomb)
         with pytest.raises(UserError):
             learner().restore(path, facts)

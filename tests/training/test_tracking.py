@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tracking import Tracker, cut_log
+from tests.conftest import ROOT
+from training.tracking import Tracker, cut_log
 
-ROOT = Path(__file__).parent.parent
 UNIGRAM = {"unigram_bits_per_token": 9.0}
 
 
@@ -142,7 +142,7 @@ def test_a_log_that_cannot_be_rewritten_is_named(tmp_path: Path, monkeypatch: py
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("files.os.fsync", full)
+    monkeypatch.setattr("utils.files.os.fsync", full)
     with pytest.raises(OSError, match="log.jsonl"):
         cut_log(tmp_path / "log.jsonl", 1)
     assert not list(tmp_path.iterdir())

@@ -1,19 +1,21 @@
-"""config.py: the two published command lines run as written, booleans are booleans, errors are one line."""
+"""command_line.py: the two published command lines run as written, booleans are booleans, errors are one line."""
 
 import shlex
 
 import pytest
-from conftest import call
 
-import dataloader
-from config import TrainArgs, parse
+from data.splits import DataArgs
+from diffusion.options import SampleArgs
 from diffusion_word_freq import WordFreqArgs
 from models.networks import BertArgs
-from optim import OptimArgs
 from predict import PredictArgs
-from process import SampleArgs, UserError
+from tests.conftest import call
+from training.arguments import TrainArgs
+from training.optim import OptimArgs
+from utils.command_line import parse
+from utils.errors import UserError
 
-TRAIN = [TrainArgs, dataloader.DataArgs, BertArgs, WordFreqArgs, OptimArgs]
+TRAIN = [TrainArgs, DataArgs, BertArgs, WordFreqArgs, OptimArgs]
 
 FORK_TRAIN = """--train_data_dir "./conditional_data" --vocab_size 30522 --block_size 128 --batch_size 64
     --learning_rate 1e-4 --num_train_epochs 100 --gradient_accumulation_steps 2 --model_type "bert-base-uncased"

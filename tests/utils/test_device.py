@@ -1,18 +1,17 @@
-"""runtime.py: files are whole or absent, errors are one line, devices and precisions are what was asked for."""
+"""device.py: files are whole or absent, errors are one line, devices and precisions are what was asked for."""
 
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import call
 
-import runtime
-from process import UserError
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT, call
+from training.clock import Deadline
+from utils.command_line import run_script
+from utils.device import autocast, pick_device, pick_precision, set_up_cpu
+from utils.errors import UserError
 
 
 def fail() -> None:
@@ -73,11 +72,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
 
 def test_precision_is_as_asked_and_auto_is_something_the_machine_has() -> None:
     cpu = torch.device("cpu")
-    assert [runtime.pick_precision(p, cpu) for p in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
-    assert runtime.pick_precision("auto", cpu) in ("fp32", "bf16")
-    with runtime.autocast(cpu, "bf16"):
+    assert [pick_precision(p, cpu) for p in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
+    assert pick_precision("auto", cpu) in ("fp32", "bf16")
+    with autocast(cpu, "bf16"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.bfloat16
-    with runtime.autocast(cpu, "fp32"):
+    with autocast(cpu, "fp32"):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == torch.float32
 
 
@@ -96,19 +95,19 @@ def test_what_others_raise_is_one_line_too(capsys: pytest.CaptureFixture, error:
         raise error
 
     with pytest.raises(SystemExit) as ended:
-        runtime.run_script(main)
+        run_script(main)
     said = capsys.readouterr().err
     assert ended.value.code == 2 and words in said and said.count("\n") == 1
     with pytest.raises(RuntimeError, match="something else"):
-        runtime.run_script(lambda: (_ for _ in ()).throw(RuntimeError("something else")))
+        run_script(lambda: (_ for _ in ()).throw(RuntimeError("something else")))
 
 
 def test_there_must_be_time_for_two_more_of_the_longest_step(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [97.0]
-    monkeypatch.setattr(runtime.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(runtime, "PROCESS_BEGAN", 0.0)
+    monkeypatch.setattr("training.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.clock.PROCESS_BEGAN", 0.0)
     monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-    deadline, never = runtime.Deadline(2.0), runtime.Deadline(0)
+    deadline, never = Deadline(2.0), Deadline(0)
     for then, near in ((100, False), (105, False), (113, True), (113.5, True)):  # steps of 3, 5, 8; 20, 15, 7 are left
         now[0] = then
         assert deadline.is_near() == near and not never.is_near()
@@ -116,24 +115,24 @@ def test_there_must_be_time_for_two_more_of_the_longest_step(monkeypatch: pytest
 
 def test_work_in_parts_is_given_up_when_the_next_might_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(runtime.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(runtime.time, "time", lambda: 1000 + now[0])
-    monkeypatch.setattr(runtime, "PROCESS_BEGAN", 0.0)
-    ask, never = runtime.Deadline(1.0).watch(), runtime.Deadline(0).watch()
+    monkeypatch.setattr("training.clock.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("training.clock.time.time", lambda: 1000 + now[0])
+    monkeypatch.setattr("training.clock.PROCESS_BEGAN", 0.0)
+    ask, never = Deadline(1.0).watch(), Deadline(0).watch()
     for then, fits in ((0, True), (10, True), (30, True), (31, False)):  # 20 is the longest, of which 2 must fit
         now[0] = then
         assert ask() == (fits and then < 30) and never()
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(1000 + 300 + 40))  # of which the last five minutes are not ours
     now[0] = 0.0
-    assert runtime.Deadline(1.0).left() == 40
+    assert Deadline(1.0).left() == 40
     monkeypatch.setenv("SLURM_JOB_END_TIME", "tomorrow")
-    assert runtime.Deadline(1.0).left() == 60
+    assert Deadline(1.0).left() == 60
 
 
 def test_devices_and_threads_that_do_not_exist_are_refused() -> None:
-    assert runtime.pick_device("cpu").type == "cpu"
+    assert pick_device("cpu").type == "cpu"
     for name in ("gpu9", "cuda:99"):
         with pytest.raises(UserError, match=f"device='{name}' cannot be used here"):
-            runtime.pick_device(name)
+            pick_device(name)
     with pytest.raises(UserError, match="threads=-1"):
-        runtime.set_up_cpu(-1)
+        set_up_cpu(-1)

@@ -4,12 +4,12 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-import distributed
-from process import UserError
+from tests.conftest import ROOT
+from utils import distributed
+from utils.errors import UserError
 
 
 def test_numbers_of_the_environment_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,7 @@ def test_ranks_add_up() -> None:
         subprocess.Popen(
             [sys.executable, "-c", program],
             env={**os.environ, **address, "RANK": str(rank)},
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
         )
         for rank in range(2)
     ]

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from process import Bound, SampleArgs, UserError, step_windows
+from diffusion.options import SampleArgs, step_windows
+from diffusion.process import Bound
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize(("total", "num_steps"), [(8, 8), (8, 2), (8, 3), (2048, 128), (2048, 1000), (7, 1)])

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from figures import as_json, note, number, perplexity
+from utils.figures import as_json, number, perplexity
+from utils.messages import note
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import files
-from process import UserError
+from utils import files
+from utils.errors import UserError
 
 
 def test_places_that_cannot_take_results_are_refused_beforehand(tmp_path: Path) -> None:

@@ -11,13 +11,11 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from conftest import SENTENCES
-from mini_hub import MiniHub, running
 from transformers import BertConfig, BertForMaskedLM
 
-import hub
-
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT, SENTENCES
+from tests.mini_hub import MiniHub, running
+from utils import hub
 
 
 @pytest.fixture

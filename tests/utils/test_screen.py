@@ -1,4 +1,4 @@
-"""showing.py: what a terminal shows at every pause, read from a pseudo-terminal; and lines where there is none."""
+"""screen.py: what a terminal shows at every pause, read from a pseudo-terminal; and lines where there is none."""
 
 import fcntl
 import os
@@ -13,11 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import call
 
 import predict
-import showing
-from showing import BRIGHT, DIM, PLAIN, Screen, wrap
+from tests.conftest import call
+from utils import screen
+from utils.screen import BRIGHT, DIM, INTERVAL, MOST_SECONDS, PLAIN, Pace, Screen, break_lines
 
 
 class Glass:
@@ -88,8 +88,8 @@ class Glass:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
-    """For showing.py no time passes while the network works, however slow the machine."""
-    monkeypatch.setattr(showing, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: 0.0))
+    """For utils/screen.py no time passes while the network works, however slow the machine."""
+    monkeypatch.setattr(screen, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: 0.0))
 
 
 class Terminal:
@@ -158,7 +158,7 @@ def test_a_terminal_shows_the_text_as_it_emerges(terminal, monkeypatch, trained:
     shown = screen.read()
     assert flowing(shown) == expected and shown[-1] == "" and len(shown) == 3
     assert not screen.glass.styled(DIM).strip("0123456789 ") and not screen.glass.styled(BRIGHT)
-    assert len(screen.moments) >= 5 and set(screen.pauses) == {showing.INTERVAL}
+    assert len(screen.moments) >= 5 and set(screen.pauses) == {INTERVAL}
     dots = [flowing(lines).count("·") for lines, _, _ in screen.moments]
     assert dots[0] == 14 and dots == sorted(set(dots), reverse=True)  # at every pause there is more to be read
     for lines, dim, bright in screen.moments[1:]:
@@ -245,19 +245,19 @@ def test_a_terminal_of_another_width_gets_a_new_frame(terminal) -> None:
 def test_pauses_are_bounded(monkeypatch) -> None:
     pauses: list[float] = []
     clock(monkeypatch, pauses.append)
-    pace = showing.Pace()
+    pace = Pace()
     for _ in range(2000):
         pace.wait()
-    assert sum(pauses) <= showing.MOST_SECONDS and pauses[0] == showing.INTERVAL
+    assert sum(pauses) <= MOST_SECONDS and pauses[0] == INTERVAL
 
 
 def test_a_line_breaks_at_spaces_and_keeps_its_styles() -> None:
-    lines = wrap([("1: ", DIM), ("the old cat", PLAIN), (" sees", BRIGHT), (" abcdefghijklmnop", PLAIN)], 12, 3)
+    lines = break_lines([("1: ", DIM), ("the old cat", PLAIN), (" sees", BRIGHT), (" abcdefghijklmnop", PLAIN)], 12, 3)
     assert ["".join(part for part, _ in line) for line in lines] == [
         "1: the old", "   cat sees", "   abcdefghi", "   jklmnop"
     ]  # fmt: skip
     assert ("sees", BRIGHT) in [(part.strip(), style) for part, style in lines[1]]
-    assert wrap([("ab", PLAIN)], 1, 7) == [[("ab", PLAIN)]] and wrap([], 9, 0) == [[]]
+    assert break_lines([("ab", PLAIN)], 1, 7) == [[("ab", PLAIN)]] and break_lines([], 9, 0) == [[]]
 
 
 def test_without_a_terminal_a_change_is_a_line(monkeypatch, trained, capsys) -> None:

@@ -4,15 +4,17 @@ import math
 
 import pytest
 import torch
-from conftest import TableDenoiser, text_batch
 from scipy.stats import chisquare
 from torch import Generator, Tensor
-from toy_process import COUNTS, MASK, SCHEDULES, every, exact_bound, make
 
+from data.batch import Batch
+from diffusion.masked.bound import balanced_sets, draw_sizes, size_weights
+from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
+from diffusion.options import BoundArgs, step_windows
 from diffusion_word_freq import WordFreqArgs
-from diffusion_word_freq_released import ReleasedWordFreqDiffusion
-from estimators import balanced_sets, draw_sizes, size_weights
-from process import Batch, BoundArgs, UserError, step_windows
+from tests.conftest import TableDenoiser, text_batch
+from tests.toy_process import COUNTS, MASK, SCHEDULES, every, exact_bound, make
+from utils.errors import UserError
 
 V = 5
 X0 = torch.tensor([0, 2, 1])

@@ -1,16 +1,18 @@
-"""decoding.py: each sampler draws from the law it is said to draw from, which is not the process's."""
+"""stepwise.py: each sampler draws from the law it is said to draw from, which is not the process's."""
 
 import itertools
 
 import pytest
 import torch
-from conftest import TableDenoiser, all_sentences, text_batch
-from test_masked_process import agrees
-from toy_family import Timed, V, d3pm, law_of_steps, mdlm, sedd
-from toy_process import MASK, every, make
 
-from decoding import remask_rates
-from process import Batch, SampleArgs, UserError
+from data.batch import Batch
+from diffusion.masked.stepwise import remask_rates
+from diffusion.options import SampleArgs
+from tests.conftest import TableDenoiser, all_sentences, text_batch
+from tests.diffusion.masked.test_process import agrees
+from tests.toy_family import Timed, V, d3pm, law_of_steps, mdlm, sedd
+from tests.toy_process import MASK, every, make
+from utils.errors import UserError
 
 N = 20_000
 

@@ -1,16 +1,17 @@
-"""diffusion_d3pm.py: the recorded losses of the released D3PM, and Bayes' rule multiplied out by hand."""
+"""d3pm.py: the recorded losses of the released D3PM, and Bayes' rule multiplied out by hand."""
 
 import math
 
 import pytest
 import torch
-from conftest import TableDenoiser, text_batch
-from test_diffusion_mdlm import BATCH, LOSSES, MASK8, OUTPUTS, X0, XT
-from toy_family import Recorded, V, d3pm, exact_bound
-from toy_process import MASK
 
-from diffusion_d3pm import D3pmArgs, D3pmDiffusion
-from process import SampleArgs, UserError
+from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
+from diffusion.options import SampleArgs
+from tests.conftest import TableDenoiser, text_batch
+from tests.diffusion.masked.test_mdlm import BATCH, LOSSES, MASK8, OUTPUTS, X0, XT
+from tests.toy_family import Recorded, V, d3pm, exact_bound
+from tests.toy_process import MASK
+from utils.errors import UserError
 
 CASES = [case for case in LOSSES["cases"] if case["parameterization"] == "d3pm"]
 
@@ -77,7 +78,7 @@ def test_the_mean_of_the_loss_is_the_bound() -> None:
 
 
 def test_without_a_mask_probability_it_is_mdlm_and_a_reconstruction() -> None:
-    from toy_family import mdlm
+    from tests.toy_family import mdlm
 
     x0, denoiser = torch.tensor([0, 2, 1]), TableDenoiser(V)
     process = d3pm(num_steps=8, subs_masking=True)

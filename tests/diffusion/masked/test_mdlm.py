@@ -1,15 +1,18 @@
-"""diffusion_mdlm.py: the recorded losses and reverse steps of the released MDLM, and its training loss is the bound."""
+"""mdlm.py: the recorded losses and reverse steps of the released MDLM, and its training loss is the bound."""
 
 import math
 
 import pytest
 import torch
-from conftest import TableDenoiser, text_batch
-from toy_family import Recorded, V, limit_bound, mdlm, recorded
 
-from diffusion_mdlm import MdlmArgs, MdlmDiffusion
-from noise_schedules import SCHEDULES, geometric
-from process import Batch, SampleArgs, Share, UserError
+from data.batch import Batch
+from diffusion.draws import Share
+from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
+from diffusion.masked.noise_schedules import SCHEDULES, geometric
+from diffusion.options import SampleArgs
+from tests.conftest import TableDenoiser, text_batch
+from tests.toy_family import Recorded, V, limit_bound, mdlm, recorded
+from utils.errors import UserError
 
 LOSSES, STEPS, OUTPUTS = recorded("losses"), recorded("sampling_step"), recorded("parameterization")
 MASK8 = LOSSES["inputs"]["mask_id"]
@@ -140,7 +143,7 @@ def test_importance_sampling_has_the_same_mean(settings: dict) -> None:
 
 
 def test_discrete_time_trains_on_the_bound_of_so_many_steps() -> None:
-    from toy_family import exact_bound
+    from tests.toy_family import exact_bound
 
     process, x0 = mdlm(num_steps=6, sampling_eps=1e-6), torch.tensor([0, 2, 1])
     losses = torch.stack(
@@ -196,7 +199,7 @@ def test_times_are_spread_over_the_batch_and_its_step() -> None:
 
 
 def process_times(process: MdlmDiffusion, n: int, share: Share) -> torch.Tensor:
-    from draws import stratified_uniform
+    from diffusion.draws import stratified_uniform
 
     return process.draw_time(stratified_uniform(n, torch.Generator().manual_seed(3), share))
 

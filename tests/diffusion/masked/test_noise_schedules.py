@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from toy_family import recorded
 
-from noise_schedules import SCHEDULES, geometric, linear, log_mask_rates, log_uniform_time
+from diffusion.masked.noise_schedules import SCHEDULES, geometric, linear, log_mask_rates, log_uniform_time
+from tests.toy_family import recorded
 
 NOISE = recorded("noise")
 NAMES = {

@@ -1,17 +1,17 @@
-"""masked_prediction.py: its sums and its gradient are those of the formulas, multiplied out over [B, L, V]."""
+"""prediction.py: its sums and its gradient are those of the formulas, multiplied out over [B, L, V]."""
 
 import math
 
 import pytest
 import torch
-from conftest import TableDenoiser, text_batch
 from torch import Tensor, nn
-from toy_process import MASK, make, steps
 
-import masked_prediction
 from benchmarks import matrix_formulation
-from masked_prediction import masked_lm_loss
-from process import Batch
+from data.batch import Batch
+from diffusion.chunked_logits import SENTENCE, cut
+from diffusion.masked.warm_start import masked_lm_loss
+from tests.conftest import TableDenoiser, text_batch
+from tests.toy_process import MASK, make, steps
 
 V = 5
 
@@ -50,7 +50,7 @@ def case(dtype: torch.dtype) -> tuple[Learner, Batch, Tensor]:
 def test_loss_and_gradient_are_those_of_the_formulas(
     dtype: torch.dtype, tolerance: float, spindle: str, hybrid: float, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(masked_prediction, "LOGITS_AT_ONCE", 5 * V)
+    monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", 5 * V)
     process = make(16, spindle)
     process.fused_loss = fused
     learner, batch, xt = case(dtype)
@@ -67,9 +67,9 @@ def test_loss_and_gradient_are_those_of_the_formulas(
 
 def test_parts_are_whole_sentences_of_so_many_positions() -> None:
     def ends(sizes: list[int], at_once: int) -> list[tuple[int, int]]:
-        return [(part.start, part.stop) for part in masked_prediction.cut(sizes, at_once)]
+        return [(part.start, part.stop) for part in cut(sizes, at_once)]
 
-    assert masked_prediction.SENTENCE == 5
+    assert SENTENCE == 5
     assert ends([3, 2, 1, 4], 15) == [(0, 2), (2, 4)]
     assert ends([90, 0, 0, 5, 1], 15) == [(0, 1), (1, 3), (3, 4), (4, 5)]  # what is too large is a part of its own
     assert ends([0, 0], 10) == [(0, 2)] and ends([0, 0], 9) == ends([1, 1], 0) == [(0, 1), (1, 2)]
@@ -95,7 +95,7 @@ class Head(nn.Module):
 
 @pytest.mark.parametrize("spindle", ["paper", "none"])
 def test_fused_keeps_no_logits_for_the_gradient(spindle: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masked_prediction, "LOGITS_AT_ONCE", 8 * V)
+    monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", 8 * V)
     batch = text_batch(torch.tensor([[0, 1, 2, 4, 4, 0]]).expand(40, 6))
     kept, gradients = {}, {}
     for fused in (False, True):
@@ -121,7 +121,7 @@ def test_scoring_in_parts_scores_the_same(spindle: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(head, "decode", lambda hidden: (sizes.append(len(hidden)), real(hidden))[1])
     with torch.no_grad():
         for at_once in (10**6, 7 * V):
-            monkeypatch.setattr(masked_prediction, "LOGITS_AT_ONCE", at_once)
+            monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", at_once)
             bounds.append(process.nll_bound(head, batch, 1, generator=torch.Generator().manual_seed(3)))
     torch.testing.assert_close(*bounds, atol=1e-6, rtol=1e-6)
     assert sizes == [240] + [6] * 40
@@ -169,7 +169,7 @@ def test_masked_lm_loss_tells_the_network_the_time_of_its_mask_rate() -> None:
 
 
 def test_masked_lm_loss_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(masked_prediction, "LOGITS_AT_ONCE", 8 * V)
+    monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", 8 * V)
     batch, found = text_batch(torch.tensor([[0, 1, 2, 4, 4, 0]]).expand(40, 6)), []
     for fused in (False, True):
         head = Head()

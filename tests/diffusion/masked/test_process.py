@@ -4,13 +4,15 @@ import math
 
 import pytest
 import torch
-from conftest import TableDenoiser, all_sentences, text_batch
-from test_row_clocks import AT_ONCE, N, agrees
-from toy_family import PROCESSES, Timed, V, d3pm, exact_bound, law_of_steps, limit_bound, mdlm, patterns, sedd
-from toy_process import MASK, TOKENS, every, make
 
-from masked_process import MaskedProcess
-from process import Batch, BoundArgs, SampleArgs, UserError
+from data.batch import Batch
+from diffusion.masked.process import MaskedProcess
+from diffusion.options import BoundArgs, SampleArgs
+from tests.conftest import TableDenoiser, all_sentences, text_batch
+from tests.diffusion.masked.test_row_clocks import AT_ONCE, N, agrees
+from tests.toy_family import PROCESSES, Timed, V, d3pm, exact_bound, law_of_steps, limit_bound, mdlm, patterns, sedd
+from tests.toy_process import MASK, TOKENS, every, make
+from utils.errors import UserError
 
 X0 = torch.tensor([0, 2, 1])
 NEVER = torch.zeros((), dtype=torch.float64)

@@ -11,17 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-import masked_process
-from diffusion_word_freq import WordFreqArgs, base_alpha_bar, log_frequency
-from diffusion_word_freq_released import (
+from data.batch import Batch
+from diffusion.masked.word_freq_released import (
     EPSILON,
     ReleasedConditionalDiffusion,
     ReleasedWordFreqDiffusion,
     released_betas,
 )
-from process import Batch, SampleArgs
+from diffusion.options import SampleArgs
+from diffusion_word_freq import WordFreqArgs, base_alpha_bar, log_frequency
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 
 
 def load(name: str) -> dict:
@@ -166,7 +166,7 @@ def test_training_loss(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", ELBO["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))
 def test_elbo(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = torch.tensor(ELBO["inputs"]["u"], dtype=torch.float64)
-    monkeypatch.setattr(masked_process, "uniform", lambda where, generator=None: fixed)
+    monkeypatch.setattr("diffusion.masked.process.uniform", lambda where, generator=None: fixed)
     process = process_of(case)
     num_steps = case["T"] // case["eval_step_size"]
     bound = process.bound(Toy(case["toy"], case["T"]), BATCH, num_steps)

@@ -5,16 +5,17 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import TableDenoiser, all_sentences, text_batch
 from scipy.stats import chisquare
 from torch import Generator, Tensor
-from toy_process import MASK, SCHEDULES, SPINDLES, make
 
-import row_clocks
 from benchmarks import matrix_formulation
+from data.batch import Batch
+from diffusion.masked import row_clocks
+from diffusion.masked.row_clocks import ContinuousClock, RowClocks, WindowClock
+from diffusion.options import SampleArgs, step_windows
 from diffusion_word_freq import WordFreqDiffusion
-from process import Batch, SampleArgs, step_windows
-from row_clocks import ContinuousClock, RowClocks, WindowClock
+from tests.conftest import TableDenoiser, all_sentences, text_batch
+from tests.toy_process import MASK, SCHEDULES, SPINDLES, make
 
 N, V, AT_ONCE = 100_000, 5, 20_011
 HARD = {"temperature": 0.7, "top_k": 3}

@@ -1,17 +1,18 @@
-"""diffusion_sedd.py: the recorded score entropies and analytic steps of the released SEDD; normalised, it is MDLM."""
+"""sedd.py: the recorded score entropies and analytic steps of the released SEDD; normalised, it is MDLM."""
 
 import math
 
 import pytest
 import torch
-from conftest import TableDenoiser, all_sentences, text_batch
-from test_diffusion_mdlm import BATCH, LOSSES, MASK8, OUTPUTS, STEPS, XT, RawSchedule
-from toy_family import Recorded, Timed, V, limit_bound, mdlm, sedd
-from toy_process import TOKENS
 
-from diffusion_sedd import SeddArgs, SeddDiffusion
-from noise_schedules import geometric
-from process import BoundArgs, SampleArgs, UserError
+from diffusion.masked.noise_schedules import geometric
+from diffusion.masked.sedd import SeddArgs, SeddDiffusion
+from diffusion.options import BoundArgs, SampleArgs
+from tests.conftest import TableDenoiser, all_sentences, text_batch
+from tests.diffusion.masked.test_mdlm import BATCH, LOSSES, MASK8, OUTPUTS, STEPS, XT, RawSchedule
+from tests.toy_family import Recorded, Timed, V, limit_bound, mdlm, sedd
+from tests.toy_process import TOKENS
+from utils.errors import UserError
 
 
 def of_sedd(cases: list[dict]) -> list[dict]:

@@ -1,15 +1,16 @@
-"""ancestral.py: step by step, what is given stays, rows are their own, and nothing is asked twice in vain.
+"""stepwise.py: step by step, what is given stays, rows are their own, and nothing is asked twice in vain.
 
 That samples follow the law is shown for every process in test_masked_process.py.
 """
 
 import pytest
 import torch
-from conftest import TableDenoiser, text_batch
-from toy_family import V, d3pm, mdlm
-from toy_process import MASK
 
-from process import Batch, SampleArgs
+from data.batch import Batch
+from diffusion.options import SampleArgs
+from tests.conftest import TableDenoiser, text_batch
+from tests.toy_family import V, d3pm, mdlm
+from tests.toy_process import MASK
 
 
 @pytest.mark.parametrize("sampler", ["ancestral", "cached"])

@@ -1,4 +1,4 @@
-"""score_bound.py: a bound of -log p by enumeration and by sampling, and equal to the entropy where it must be."""
+"""bound.py: a bound of -log p by enumeration and by sampling, and equal to the entropy where it must be."""
 
 import itertools
 import math
@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import all_sentences, text_batch
-from test_diffusion_score import BATCH, GIVEN_ENDS, denoiser, process, seeded
 from torch import Generator, Tensor
 
-from diffusion_score import ScoreArgs, ScoreDiffusion
-from noise_levels import ladder
-from process import BoundArgs, SampleArgs, UserError
-from score_bound import levels_of, terms_of
+from diffusion.options import BoundArgs, SampleArgs
+from diffusion.score.bound import terms_of
+from diffusion.score.noise_levels import ladder
+from diffusion.score.process import ScoreDiffusion
+from diffusion.score.transitions import ScoreArgs
+from tests.conftest import all_sentences, text_batch
+from tests.diffusion.score.test_process import BATCH, GIVEN_ENDS, denoiser, process, seeded
+from utils.errors import UserError
 
 LAW = torch.tensor([0.3, 0.05, 0.02, 0.03, 0.25, 0.05, 0.1, 0.05, 0.15], dtype=torch.float64)
 """Of the nine sentences of two tokens out of three: not independent."""
@@ -161,7 +163,7 @@ def evidence(words: tuple) -> Tensor:
 @pytest.mark.parametrize("estimator", ["windows", "stratified"])
 def test_levels_that_rise_are_scored_as_they_are_sampled(estimator: str) -> None:
     made, net = process(level_order="rising", time_warp=False), denoiser()
-    rungs = levels_of(made, net, GIVEN_ENDS, 6)
+    rungs = made.levels(net, GIVEN_ENDS, 6)
     terms, lowest = terms_of(made, net, BATCH, 6, BoundArgs(estimator), None)
     assert torch.equal(lowest[GIVEN_ENDS], rungs[-1][GIVEN_ENDS])
     assert len(terms) == {"windows": 5, "stratified": 16}[estimator]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Generator
 
-from noise_levels import (
+from diffusion.score.noise_levels import (
     KINDS,
     Drawn,
     RhoSchedule,

@@ -1,18 +1,22 @@
-"""diffusion_score.py: levels and given tokens of a step, the loss against its formula, what it must not depend on."""
+"""process.py: levels and given tokens of a step, the loss against its formula, what it must not depend on."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import text_batch
-from test_score_lm import network
 from torch import Generator, Tensor
 
-import noise_levels
-from diffusion_score import ScoreArgs, ScoreDiffusion
+from data.batch import Batch
+from diffusion.draws import Share
+from diffusion.options import SampleArgs
+from diffusion.score import noise_levels
+from diffusion.score.process import ScoreDiffusion
+from diffusion.score.transitions import ScoreArgs
 from models.score_denoiser import ScoreDenoiser
-from process import Batch, SampleArgs, Share, UserError
+from tests.conftest import text_batch
+from tests.models.test_score_lm import network
+from utils.errors import UserError
 
 V, MASK, UNK = 20, 19, 18
 COUNTS = torch.ones(V, dtype=torch.long)

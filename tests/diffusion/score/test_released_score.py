@@ -10,13 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import diffusion_score
-import models.score_lm
-from diffusion_score import ScoreArgs, ScoreDiffusion
+from data.batch import Batch
+from diffusion.score.noise_levels import Drawn
+from diffusion.score.process import ScoreDiffusion
+from diffusion.score.transitions import ScoreArgs
 from models.score_denoiser import ScoreDenoiser
 from models.score_lm import Block, ScoreLmConfig, ScoreLmNetwork
-from noise_levels import Drawn
-from process import Batch
 
 V = 6  # and a [MASK], which they do not have
 IDS = torch.tensor([[0, 4, 5, 1], [0, 3, 1, 2]])
@@ -105,8 +104,7 @@ def flat_scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[ScoreLmNetwork, list[
     made.body.project, made.head, made.body.norm = nn.Linear(4, 16), nn.Linear(16, V + 1), nn.Identity()
     (layer,), rates = made.body.layers, torch.zeros(4)
     monkeypatch.setattr(
-        models.score_lm,
-        "rotary",
+        "models.score_lm.rotary",
         lambda place, *_: torch.stack([(place[..., None] * rates).cos(), (place[..., None] * rates).sin()], -1),
     )
     films = tensors(layer.attention_film, layer.ffn_film)
@@ -153,7 +151,7 @@ def test_the_loss_is_the_recorded_one(
     denoiser, learnt = filled(version, monkeypatch), BATCH.target_mask
     drawn = Drawn(LEVELS[levels] * learnt, learnt, torch.zeros(2, dtype=torch.float64), torch.ones(2).bool())
     monkeypatch.setattr(ScoreDiffusion, "draw", lambda *_: drawn)
-    monkeypatch.setattr(diffusion_score, "gaussian", lambda where, width, generator: noise(width))
+    monkeypatch.setattr("diffusion.score.process.gaussian", lambda where, width, generator: noise(width))
     for weighting, expected in (("uniform", plain), ("edm", weighted)):
         loss = process(weighting).loss(denoiser, BATCH)
         assert loss.num_tokens == learnt.sum() == 5

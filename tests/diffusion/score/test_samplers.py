@@ -1,4 +1,4 @@
-"""score_samplers.py: the recorded numbers, the flow they follow, the law of the one the bound is of."""
+"""sampling.py: the recorded numbers, the flow they follow, the law of the one the bound is of."""
 
 import math
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from noise_levels import RhoSchedule, ladder
-from score_samplers import SAMPLERS
+from diffusion.score.noise_levels import RhoSchedule, ladder
+from diffusion.score.sampling import SAMPLERS
 
 START = torch.tensor([[[10.0, 20.0]]], dtype=torch.float64)
 

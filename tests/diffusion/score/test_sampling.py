@@ -1,20 +1,19 @@
-"""score_sampling.py: what is given stays, rows do not depend on each other, guidance, levels from left to right."""
+"""sampling.py: what is given stays, rows do not depend on each other, guidance, levels from left to right."""
 
 import math
 
 import pytest
 import torch
-from test_diffusion_score import BATCH, GIVEN_ENDS, IDS, UNK, denoiser, process, seeded
-from test_score_bound import LAW, Bayes, tiny
 from torch import Generator, Tensor
 
-from diffusion_score import ScoreDiffusion
-from infilling import Restricted
+from data.batch import Batch
+from diffusion.infilling import Restricted
+from diffusion.options import SampleArgs
+from diffusion.score.process import ScoreDiffusion
+from diffusion.score.sampling import SAMPLERS, Reverse
 from models.score_denoiser import ScoreDenoiser
-from process import Batch, SampleArgs
-from score_bound import levels_of
-from score_samplers import SAMPLERS
-from score_sampling import Reverse
+from tests.diffusion.score.test_bound import LAW, Bayes, tiny
+from tests.diffusion.score.test_process import BATCH, GIVEN_ENDS, IDS, UNK, denoiser, process, seeded
 
 GAPS = torch.tensor([2, 3, 6])
 
@@ -88,15 +87,15 @@ def test_tokens_can_be_left_out_at_some_positions(sampler: str, guidance: float,
 
 def test_levels_fall_for_all_alike_or_from_left_to_right() -> None:
     net = denoiser()
-    alike = levels_of(process(), net, GIVEN_ENDS, 5)
+    alike = process().levels(net, GIVEN_ENDS, 5)
     assert (alike[:, ~GIVEN_ENDS] == 0).all() and (alike.diff(dim=0)[:, GIVEN_ENDS] < 0).all()
     assert (alike[:, GIVEN_ENDS] == alike[:, GIVEN_ENDS][:, :1]).all()
     assert alike[0].max() == pytest.approx(18.75 * 8**0.5) and alike[-1].max() == 1
-    rising = levels_of(process(level_order="rising", time_warp=False), net, GIVEN_ENDS, 9)[:, 0, 1:8]
+    rising = process(level_order="rising", time_warp=False).levels(net, GIVEN_ENDS, 9)[:, 0, 1:8]
     assert (rising.diff(dim=0) <= 0).all() and (rising.diff(dim=1) >= 0).all() and (rising[4, 0] < rising[4, -1])
     assert torch.equal(rising[[0, -1]], alike[[0, -1], 0, 1:8])
     warped = denoiser(time_warp=True)
-    bent = levels_of(process(time_warp=True), warped, GIVEN_ENDS, 5)[:, 0, 1]
+    bent = process(time_warp=True).levels(warped, GIVEN_ENDS, 5)[:, 0, 1]
     assert bent[[0, -1]].tolist() == pytest.approx(alike[[0, -1], 0, 1].tolist())
     assert not torch.allclose(bent, alike[:, 0, 1], rtol=0.01)
 

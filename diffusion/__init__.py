@@ -1,0 +1,1 @@
+"""Diffusion processes over text: what is noised, the loss, the bound, the sampler."""

@@ -1,0 +1,56 @@
+"""Warm start: BERT's own masked language modelling, at a mask rate drawn per sentence."""
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from data.batch import Batch
+from diffusion.chunked_logits import in_parts
+from diffusion.draws import WHOLE, Share, stratified_uniform, uniform
+from diffusion.process import Denoiser, Loss
+
+
+class Masking(Protocol):
+    """What a warm start asks of a masked process."""
+
+    mask_id: int
+    vocab_size: int
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """When alpha_bar of an average token is at `level`."""
+        ...
+
+    def told(self, t: Tensor) -> Tensor:
+        """What a time-conditioned network is told at t."""
+        ...
+
+
+def masked_lm_loss(
+    process: Masking,
+    denoiser: Denoiser,
+    batch: Batch,
+    *,
+    rates: tuple[float, float],
+    fused: bool = False,
+    generator: Generator | None = None,
+    share: Share = WHOLE,
+) -> Loss:
+    """Cross-entropy of tokens masked at a rate drawn per sentence from `rates`: BERT's own task, a warm start.
+
+    Divided by the mean rate, so that a target token weighs one in expectation, as it does in a process's loss.
+    """
+    low, high = rates
+    u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
+    rate = low + (high - low) * u
+    noise = uniform(batch.noised, generator) < rate[:, None]  # never where a token is given
+    xt, masked = batch.input_ids.masked_fill(noise, process.mask_id), noise & batch.target_mask
+
+    def terms(hidden: Tensor, rows: slice) -> tuple[Tensor]:
+        logits = denoiser.decode(hidden).float()
+        return (F.cross_entropy(logits, batch.input_ids[rows][masked[rows]], reduction="none"),)
+
+    hidden = denoiser.encode(xt, process.told(process.time_at(1 - rate)), batch.attention_mask)[masked]
+    (cross_entropy,) = in_parts(terms, hidden, masked.sum(1), process.vocab_size, again=fused)
+    total = cross_entropy.sum() / ((low + high) / 2)
+    return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})

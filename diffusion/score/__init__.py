@@ -1,0 +1,1 @@
+"""The score-based process over embeddings."""

@@ -1,0 +1,215 @@
+"""The score-based process step by step: noise levels, x_t, p(x0 | x_t), and the estimate of the clean embeddings.
+
+    x_t = e(x0) + sigma z,   |e| = sqrt(E)                   noise; a given token has sigma 0
+    x0_hat = sum_k p(k | x_t) e(k)                            score interpolation: score = (x0_hat - x_t) / sigma^2
+
+Loss, bound and samplers (process.py, bound.py, sampling.py) are written in these terms.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.batch import Batch
+from diffusion.chunked_logits import in_parts
+from diffusion.draws import Generators, gaussian
+from diffusion.process import ScoreDenoiser
+from diffusion.score import noise_levels
+from diffusion.score.noise_levels import KINDS, RhoSchedule
+from diffusion.text_process import TextProcess
+from utils.errors import UserError, check_choices, check_ranges
+
+MOST_STEPS = 10_000
+
+
+@dataclass(frozen=True)
+class ScoreArgs:
+    """Everything that defines the process; saved with the checkpoint."""
+
+    sigma_min: float = field(default=1.0, metadata={"help": "the lowest noise level"})
+    sigma_max: float = field(
+        default=0.0, metadata={"help": "the highest; 0: 18.75 times the root of the embeddings' width"}
+    )
+    rho: float = field(default=3.0, metadata={"help": "spacing of the levels: 1 is even, more dwells on low ones"})
+    loss_weighting: str = field(
+        default="uniform", metadata={"choices": ["uniform", "edm"], "help": "edm: by (sigma^2 + 1) / sigma^2"}
+    )
+    level_order: str = field(
+        default="free", metadata={"choices": ["free", "rising"], "help": "rising: from left to right (AR-Diffusion)"}
+    )
+    position_levels: float = field(
+        default=0.1, metadata={"help": "share of the sentences in which every position has a level of its own"}
+    )
+    given_share: float = field(default=0.5, metadata={"help": "share of the sentences of which a part is given"})
+    given_kinds: str = field(default=",".join(KINDS), metadata={"help": "which parts: of prefix, span, infill"})
+    drop_given: float = field(
+        default=0.0, metadata={"help": "share of sentences in which what is given is hidden in noise, for --guidance"}
+    )
+    output_prior: bool = field(
+        default=True, metadata={"help": "add how likely x_t is of each token to the network's logits (Plaid)"}
+    )
+    self_conditioning: bool = field(default=True, metadata={"help": "the network sees its estimate before"})
+    time_warp: bool = field(default=True, metadata={"help": "learn where levels are worth drawing (CDCD)"})
+
+    time_period: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_ranges(self, sigma_min=(1e-3, 1e3), sigma_max=(0, 1e6), rho=(0.1, 100))
+        check_ranges(self, position_levels=(0, 1), given_share=(0, 1), drop_given=(0, 1))
+        if self.sigma_max and self.sigma_max <= self.sigma_min:
+            raise UserError(f"sigma_max={self.sigma_max:g} must be above sigma_min={self.sigma_min:g}; 0: by the width")
+        if not self.sigma_max and self.sigma_min >= noise_levels.REACH:
+            raise UserError(f"sigma_min={self.sigma_min:g} must be below {noise_levels.REACH}, or give sigma_max, too")
+        if not set(self.given_kinds.split(",")) <= set(KINDS):
+            raise UserError(f"given_kinds={self.given_kinds!r} must be some of {','.join(KINDS)}")
+        if self.level_order == "rising" and self.time_warp:
+            raise UserError("level_order=rising has levels of its own; give time_warp=false with it")
+
+    @property
+    def num_steps(self) -> float:
+        """Time is continuous; levels that rise from left to right are AR-Diffusion's whole steps."""
+        return noise_levels.RISING if self.level_order == "rising" else math.inf
+
+    @property
+    def network_settings(self) -> dict[str, bool]:
+        """What a network that is made for the process must have."""
+        return {"self_conditioning": self.self_conditioning, "time_warp": self.time_warp}
+
+    def check_time(self, time_conditioning: str) -> None:
+        """Refuses a network that is told the level in another way than it is, with a UserError."""
+        if time_conditioning == "token":
+            raise UserError("time_conditioning=token: process=score tells the noise of every position; leave it out")
+
+    def check(self, *, time_conditioning: str, warm_start: float, **_: object) -> None:
+        """Refuses what has no meaning without [MASK], with a UserError."""
+        self.check_time(time_conditioning)
+        if warm_start:
+            raise UserError("warm_start is for masked processes; leave it out with process=score")
+
+
+class ScoreTransitions(TextProcess):
+    """What one look of the network at noisy embeddings gives; its denoiser is a `ScoreDenoiser`."""
+
+    def __init__(
+        self,
+        args: ScoreArgs,
+        token_counts: Tensor,
+        *,
+        mask_id: int,
+        excluded_ids: tuple[int, ...] = (),
+        unsampled_ids: tuple[int, ...] = (),
+    ) -> None:
+        """See `TextProcess`; of the counts, [V], only their number counts."""
+        super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
+        self.args, self.num_steps = args, args.num_steps
+
+    def schedule(self, denoiser: ScoreDenoiser) -> RhoSchedule:
+        """From place to level."""
+        highest = self.args.sigma_max or noise_levels.sigma_max_for(denoiser.embedding_size)
+        return RhoSchedule(self.args.sigma_min, highest, self.args.rho)
+
+    def places(self, denoiser: ScoreDenoiser, r: Tensor) -> Tensor:
+        """Even numbers to places: themselves, or warped."""
+        return r if denoiser.warp is None else denoiser.warp.places(r.to(denoiser.warp.widths.device))
+
+    def encode(
+        self, denoiser: ScoreDenoiser, x: Tensor, sigma: Tensor, batch: Batch, previous: Tensor | None = None
+    ) -> Tensor:
+        """What `logits` are made of, [B, L, D], or with the output prior [B, L, D + E].
+
+        Where the level is 0, x is not looked at: the clean embeddings stand there.
+        """
+        noisy = sigma[..., None] > 0
+        x = torch.where(noisy, x, denoiser.embed(batch.input_ids))
+        hidden = denoiser.encode(x * noise_levels.c_in(sigma)[..., None], sigma, batch.attention_mask, previous)
+        if not self.args.output_prior:
+            return hidden
+        evidence = torch.where(noisy, x / sigma[..., None].square().clamp(min=1e-12), 0.0)
+        return torch.cat([hidden.to(evidence.dtype), evidence], -1)
+
+    def logits(self, denoiser: ScoreDenoiser, features: Tensor, table: Tensor, temperature: float = 1.0) -> Tensor:
+        """Of p(x0 | x_t), [n, V], from what `encode` gave, [n, D] or [n, D + E].
+
+        By Bayes p(k | x_t) is p(k | all else) exp(<x_t, e_k> / sigma^2), as all e_k are of one length: with the output
+        prior the network is left to say the first factor (Gulrajani and Hashimoto 2023, arXiv 2305.18619), and that is
+        what a temperature is of.
+        """
+        if not self.args.output_prior:
+            return denoiser.decode(features).to(table.dtype) / temperature
+        hidden, evidence = features.split([features.shape[-1] - table.shape[1], table.shape[1]], -1)
+        return denoiser.decode(hidden).to(table.dtype) / temperature + evidence @ table.T
+
+    def noisy(self, denoiser: ScoreDenoiser, batch: Batch, sigma: Tensor, generator: Generators) -> Tensor:
+        """x_t ~ q(x_t | x0), [B, L, E]."""
+        noise = gaussian(sigma > 0, denoiser.embedding_size, generator)
+        return denoiser.embed(batch.input_ids) + sigma[..., None] * noise
+
+    def cross_entropy(self, denoiser: ScoreDenoiser, batch: Batch, hidden: Tensor, where: Tensor) -> Tensor:
+        """-log p(x0 | x_t) at the True positions of `where`, float64 [n]."""
+        x0, table = batch.input_ids, denoiser.table()
+
+        def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
+            logits = self.within(self.logits(denoiser, part, table))
+            return (F.cross_entropy(logits, x0[rows][where[rows]], reduction="none").double(),)
+
+        return in_parts(terms, hidden[where], where.sum(1), self.vocab_size, again=self.fused_loss)[0]
+
+    def estimate(self, denoiser: ScoreDenoiser, hidden: Tensor, where: Tensor, table: Tensor) -> Tensor:
+        """Score interpolation: the mean clean embedding under p(x0 | x_t), [B, L, E]; 0 elsewhere."""
+
+        def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
+            return (self.within(self.logits(denoiser, part, table)).softmax(-1) @ table,)
+
+        (found,) = in_parts(terms, hidden[where], where.sum(1), self.vocab_size, again=False)
+        return found.new_zeros(*where.shape, table.shape[1]).masked_scatter(where[..., None], found)
+
+    def check_steps(self, num_steps: float, *, limit: bool = False) -> None:
+        """Refuses a number of steps that there cannot be.
+
+        Args:
+            num_steps: of a sample or bound.
+            limit: whether there may be no end of them, if it is.
+
+        Raises:
+            UserError: with the bound.
+        """
+        most = int(min(MOST_STEPS, self.num_steps))
+        if num_steps > most and not (math.isinf(num_steps) and limit and math.isinf(self.num_steps)):
+            raise UserError(f"num_steps={num_steps:g}: this takes whole steps, {most:,} at most; give fewer")
+
+    def levels(self, denoiser: ScoreDenoiser, noised: Tensor, num_steps: int) -> Tensor:
+        """The levels that a sampler asks at, highest first, float64 [num_steps, B, L], 0 at what is given."""
+        schedule, rungs = self.schedule(denoiser), noise_levels.ladder(num_steps).to(noised.device)
+        if self.args.level_order == "rising":
+            places = torch.stack([noise_levels.rising_places(rung.expand(len(noised)), noised) for rung in rungs])
+        else:
+            places = self.places(denoiser, rungs).detach()[:, None, None].expand(-1, *noised.shape)
+        return schedule(places) * noised
+
+    def look(
+        self,
+        denoiser: ScoreDenoiser,
+        batch: Batch,
+        sigma: Tensor,
+        table: Tensor,
+        generator: Generators,
+    ) -> Tensor:
+        """Hidden states of a batch noised to levels [B, L]; a self-conditioned network is asked twice."""
+        x = self.noisy(denoiser, batch, sigma, generator)
+        hidden = self.encode(denoiser, x, sigma, batch)
+        if not denoiser.self_conditioning:
+            return hidden
+        before = self.estimate(denoiser, hidden, sigma > 0, table)
+        return self.encode(denoiser, x, sigma, batch, before)
+
+    def sentence_nats(self, denoiser: ScoreDenoiser, batch: Batch, hidden: Tensor) -> Tensor:
+        """-log p(x0 | x_t) of every sentence's targets, float64 [B]."""
+        where = batch.target_mask
+        nats = self.cross_entropy(denoiser, batch, hidden, where)
+        sums = torch.zeros(len(where), dtype=torch.float64, device=where.device)
+        return sums.index_add(0, where.nonzero()[:, 0], nats)

@@ -1,0 +1,1 @@
+"""Likelihood, metrics of text, metrics by models."""

@@ -1,0 +1,116 @@
+"""The figures of a likelihood, and the lines that a person reads."""
+
+import math
+from dataclasses import dataclass, field
+
+from utils.figures import MOST_NATS, number, perplexity
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Totals over sentences, and the figures that follow from them.
+
+    Only text tokens count: no [CLS], [SEP], [PAD], unless the protocol says so; of process=ar the nats of a text's end
+    do, not its token. Of pairs, the target is scored given its source, with its end: its nats are those of the whole
+    window, its tokens are its text and [SEP].
+    """
+
+    nats: float
+    """Sum of the bound over sentences."""
+    nats_squared: float
+    """Sum of the squared bound, for the standard error."""
+    prior_nats: float
+    reconstruction_nats: float
+    unigram_nats: float
+    """The same tokens under the training corpus's word frequencies."""
+    num_sequences: int
+    num_tokens: int
+    num_words: float
+    """Of texts that are cut, as much as is there."""
+    num_steps: float
+    estimator: str = "windows"
+    network_evaluations: float = 0
+    """Forwards a sentence went through, on average."""
+    protocol: str = ""
+    """How texts became rows (data/row_formats.py); of pairs, empty."""
+    detokenizer: str = ""
+    length_nats: float | None = None
+    """Sum over sentences of -log of how frequent their length was in training; None where none is given, or known."""
+    draws_variance: float | None = None
+    """Variance of `nats` by the draws of x_t alone; None if there was one round of them."""
+    profile: dict[str, float] = field(default_factory=dict)
+    """What the process has to say besides: sums over sentences, in nats, that are reported by token."""
+    about: dict[str, float] = field(default_factory=dict)
+    """And what is reported as it is."""
+    set_apart: bool = True
+    """Whether spaces stand between words: if not, there is no perplexity per word."""
+
+    def report(self) -> dict[str, float | int | str | None]:
+        """Every figure by its name.
+
+        ppl_word is the paper's: exp of the mean nats per sequence over the mean number of whitespace words; None of
+        text whose words are not set apart by spaces. A perplexity beyond the range of a float is None, too.
+        standard_error_nats is that of nats_per_sequence, and covers both the choice of sentences and the draws of x_t;
+        None for a single sentence. draws_error_nats is the part of the draws: what more evaluations would lessen.
+        """
+        n = self.num_sequences
+        mean = self.nats / n
+        variance = max(self.nats_squared / n - mean**2, 0) * n
+        return {
+            "nats_per_sequence": mean,
+            "bits_per_token": self.nats / self.num_tokens / math.log(2),
+            "ppl_token": perplexity(self.nats / self.num_tokens),
+            "ppl_word": perplexity(self.nats / max(self.num_words, 1e-9)) if self.set_apart else None,
+            "prior_nats": self.prior_nats / self.num_sequences,
+            "reconstruction_nats": self.reconstruction_nats / self.num_sequences,
+            "unigram_bits_per_token": self.unigram_nats / self.num_tokens / math.log(2),
+            "num_steps": self.num_steps if math.isfinite(self.num_steps) else "inf",  # JSON has no infinity
+            "num_sequences": self.num_sequences,
+            "num_tokens": self.num_tokens,
+            "num_words": round(self.num_words),
+            "estimator": self.estimator,
+            "protocol": self.protocol,
+            "detokenizer": self.detokenizer,
+            "length_nats": None if self.length_nats is None else self.length_nats / n,
+            "network_evaluations": self.network_evaluations,
+            "standard_error_nats": math.sqrt(variance / (n - 1) / n) if n > 1 else None,
+            "draws_error_nats": None if self.draws_variance is None else math.sqrt(self.draws_variance) / n,
+            **{name: nats / self.num_tokens for name, nats in self.profile.items()},
+            **self.about,
+        }
+
+
+def describe(report: dict[str, float | int | str | None]) -> str:
+    """A report in a few lines for people."""
+    error, draws = report["standard_error_nats"], report["draws_error_nats"]
+    margin = "unknown" if error is None else number(error, 3)
+    of_estimator = "" if report["estimator"] == "windows" else f" by {report['estimator']}"
+    given = "" if report["length_nats"] is None else f" given their lengths ({number(report['length_nats'], 3)} more)"
+    margin += "" if draws is None else f" (of the draws alone {number(draws, 3)})"
+    return (
+        f"{number(report['bits_per_token'], 3)} bits/token (unigram {number(report['unigram_bits_per_token'], 3)}), "
+        f"PPL {_perplexities(report)}\n"
+        f"{number(report['nats_per_sequence'], 3)} nats/sequence{given}, standard error {margin}; of these prior "
+        f"{number(report['prior_nats'], 3)}, reconstruction {number(report['reconstruction_nats'], 3)}\n"
+        f"{report['num_steps']} steps{of_estimator}, {report['network_evaluations']:g} network evaluations a sequence; "
+        f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"
+        + (f"; rows {report['protocol']}" if report["protocol"] else "")
+        + (f", detokenized as {report['detokenizer']}" if report["detokenizer"] not in ("", "none") else "")
+        + _by_level(report)
+    )
+
+
+def _perplexities(report: dict[str, float | int | str | None]) -> str:
+    token, word = (None if report[name] is None else number(report[name], 2) for name in ("ppl_token", "ppl_word"))
+    nats = report["nats_per_sequence"] * report["num_sequences"]
+    beyond = nats > MOST_NATS * max(report["num_words"], 1e-9)
+    without = "above 1e308 per word" if beyond else "none per word (no spaces between words)"
+    return f"{token or 'above 1e308'} per token, " + (without if word is None else f"{word} per word")
+
+
+def _by_level(report: dict[str, float | int | str | None]) -> str:
+    prefix = "cross_entropy_at_"
+    levels = [
+        f"{name.removeprefix(prefix)}: {number(nats, 3)}" for name, nats in report.items() if name.startswith(prefix)
+    ]
+    return f"\ncross-entropy, nats a token, by noise level: {', '.join(levels)}" if levels else ""

@@ -1,0 +1,110 @@
+"""How long to train, and where the results go: the settings of main.py itself."""
+
+import math
+from dataclasses import dataclass, field
+
+from checkpoint.text_model import PROCESSES
+from utils.errors import UserError, check_choices, check_ranges
+
+
+@dataclass(frozen=True)
+class TrainArgs:
+    """How long to train, on what, and where the results go."""
+
+    output_dir: str = field(
+        metadata={
+            "aliases": ["-mdir"],
+            "help": "a new folder: checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png",
+        }
+    )
+    process: str = field(
+        default="word_freq",
+        metadata={"choices": list(PROCESSES), "help": "DiffusionBERT, or another way to model the same text"},
+    )
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps; 0: as many as num_train_epochs takes"})
+    num_train_epochs: float = field(default=3.0, metadata={"aliases": ["--epochs"], "help": "passes over the data"})
+    max_minutes: float = field(default=0.0, metadata={"help": "end after this time, the schedule with it; 0: no limit"})
+    accumulation_steps: int = field(
+        default=1, metadata={"aliases": ["--gradient_accumulation_steps"], "help": "micro-steps per optimizer step"}
+    )
+    warm_start: float = field(default=0.0, metadata={"help": "share of the training spent as a masked LM first"})
+    warm_start_rates: str = field(default="0.1,0.4", metadata={"help": "range of its mask rates"})
+    precision: str = field(
+        default="auto",
+        metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network; the maths is fp32+"},
+    )
+    fp16: bool = field(default=False, metadata={"help": "the same as --precision fp16"})
+    fused_loss: bool = field(
+        default=False, metadata={"help": "never hold all logits of a step: less memory, a second product with the head"}
+    )
+    eval_steps: int = field(
+        default=0,
+        metadata={"aliases": ["--eval_interval"], "help": "0: up to ten times in all, for a ninth of the work"},
+    )
+    eval_step_size: int = field(default=64, metadata={"help": "steps of T per window of the validation bound"})
+    eval_sequences: int = field(
+        default=256,
+        metadata={
+            "help": "validation sentences scored during training; 0: all; without eval_steps fewer, if it is short"
+        },
+    )
+    logging_steps: int = field(default=50, metadata={"help": "steps between lines of the log (the first come sooner)"})
+    resume: str = field(
+        default="auto",
+        metadata={
+            "choices": ["auto", "true", "false"],
+            "help": "go on with the run in output_dir: if it is of these settings; surely, maybe for longer; never",
+        },
+    )
+    save_every: int = field(default=0, metadata={"help": "steps between saved states; 0: by save_minutes"})
+    save_minutes: float = field(default=10.0, metadata={"help": "minutes between saved states"})
+    keep_last: int = field(default=2, metadata={"help": "saved states that are kept; the best checkpoint is apart"})
+    time_limit: float = field(
+        default=0.0, metadata={"help": "minutes after which this process saves and ends, to be resumed; 0: none"}
+    )
+    max_skipped_steps: int = field(
+        default=20, metadata={"help": "steps in a row that may be skipped for a loss or gradient that is not finite"}
+    )
+    strategy: str = field(
+        default="ddp", metadata={"choices": ["ddp", "fsdp"], "help": "of many processes: whole networks, or shards"}
+    )
+    seed: int = field(default=42, metadata={"help": "of weights, data order and noise"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
+    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
+    fitlog: bool = field(default=True, metadata={"help": "also log with fitlog"})
+    overwrite: bool = field(default=False, metadata={"help": "replace the run in output_dir"})
+
+    def __post_init__(self) -> None:
+        if not self.output_dir.strip():
+            raise UserError("output_dir is empty; give a folder for the run")
+        if not 0 <= self.max_steps <= 10**12 or (self.max_steps == 0 and not 0 < self.num_train_epochs <= 1e6):
+            raise UserError(
+                f"max_steps={self.max_steps}, num_train_epochs={self.num_train_epochs}: give one of them above 0 "
+                "(at most 1e12 steps, 1e6 epochs)"
+            )
+        if self.fp16 and self.precision not in ("auto", "fp16"):
+            raise UserError(f"fp16=true contradicts precision={self.precision}; give one of them")
+        from_one = ("accumulation_steps", "eval_step_size", "logging_steps", "keep_last", "max_skipped_steps")
+        check_ranges(self, **dict.fromkeys(from_one, (1, 10**9)))
+        for name in ("max_minutes", "eval_steps", "eval_sequences", "threads", "seed", "save_every", "time_limit"):
+            if not 0 <= getattr(self, name) < 2**63:
+                raise UserError(f"{name}={getattr(self, name)} must be 0 or more, and below 2**63")
+        if not 0 < self.save_minutes < math.inf:
+            raise UserError(f"save_minutes={self.save_minutes} must be above 0")
+        check_choices(self)
+        if self.overwrite and self.resume == "true":
+            raise UserError("overwrite=true begins anew and resume=true goes on; give one of them")
+        if not 0 <= self.warm_start <= 1:
+            raise UserError(f"warm_start={self.warm_start} must lie in [0, 1], a share of the training")
+        low, high = self.rates
+        if not 0 < low <= high <= 1:
+            raise UserError(f"warm_start_rates={self.warm_start_rates!r} must be two rates, 0 < low <= high <= 1")
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The warm start's lowest and highest mask rate."""
+        try:
+            low, high = (float(rate) for rate in self.warm_start_rates.split(","))
+        except ValueError as error:
+            raise UserError(f"warm_start_rates={self.warm_start_rates!r} must look like 0.1,0.4") from error
+        return low, high
