@@ -7,6 +7,7 @@ import shlex
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from data.corpus import Source, announce, holds_pairs, read_records, training_so
 from data.tokenized_text import tokenize_in_memory
 from data.tokenizers import load_tokenizer, vocabulary_size
 from data.word_counts import count_corpus, write_word_freq
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion_word_freq import SpindleSchedule, WordFreqArgs
 from evaluation.spindle_report import SAMPLE, spindle_report
 from utils import distributed, hub
 from utils.command_line import parse, run_script
@@ -30,6 +31,8 @@ LONGEST = 126
 @dataclass(frozen=True)
 class WordFreqFileArgs:
     """What to count, and where to write it."""
+
+    group: ClassVar[str] = "counting"
 
     train_data: str = field(metadata={"aliases": ["--train_data_dir"], "help": "file, folder or data set on the hub"})
     tokenizer: str = field(metadata={"help": "hub name, folder or vocab.txt"})
@@ -71,9 +74,9 @@ def main() -> None:
 
 def describe_spindle(source: Source, tokenizer: PreTrainedTokenizerBase, counts: np.ndarray) -> str:
     """What the default spindle does to the first sentences of the corpus."""
-    process = WordFreqDiffusion(WordFreqArgs(), torch.from_numpy(counts), mask_id=tokenizer.mask_token_id)
+    schedule = SpindleSchedule(WordFreqArgs(), torch.from_numpy(counts))
     text = tokenize_in_memory(islice(read_records(source), SAMPLE), source, tokenizer, LONGEST)
-    return spindle_report(process, text, tokenizer)
+    return spindle_report(schedule, text, tokenizer)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Where text comes from: corpora, tokenizers, rows and batches."""
+"""Corpora, tokenizers, rows and batches."""

@@ -1,4 +1,4 @@
-"""A batch of sentences: token ids, what may be attended to, what is noised and scored."""
+"""A batch of sentences: token ids, attention mask, and masks of the noised and scored tokens."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 @dataclass(frozen=True)
 class Batch:
-    """Sentences padded to one length. Conditioning is data: what is not in `target_mask` is given."""
+    """Sentences padded to one length. Conditioning is part of the data: tokens outside `target_mask` are given."""
 
     input_ids: Tensor
     """int64 [B, L], clean tokens x0, special tokens included."""
@@ -20,19 +20,19 @@ class Batch:
     target_mask: Tensor
     """bool [B, L], True where a token is noised and scored: all text, or the target side of a pair."""
     noised_mask: Tensor | None = None
-    """bool [B, L], True where a token is noised, whether scored or not (MDLM's [PAD]s); None: targets alone are."""
+    """bool [B, L], True where a token is noised, scored or not (MDLM's [PAD]s); None: targets only."""
 
     @property
     def noised(self) -> Tensor:
-        """Bool [B, L], True where a token is noised."""
+        """Noised tokens, bool [B, L]."""
         return self.target_mask if self.noised_mask is None else self.noised_mask
 
     def to(self, device: torch.device) -> "Batch":
-        """The same batch on another device."""
+        """Return this batch on another device."""
         return self._each(lambda tensor: tensor.to(device, non_blocking=True))
 
     def rows(self, chosen: slice | Tensor | tuple) -> "Batch":
-        """Some of the sentences; of a pair of indices, some columns of them."""
+        """Select sentences, or with a pair of indices sentences and columns."""
         return self._each(lambda tensor: tensor[chosen])
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Batch":
@@ -40,7 +40,7 @@ class Batch:
 
 
 def collate(sentences: list[np.ndarray], tokenizer: PreTrainedTokenizerBase, width: int = 0) -> Batch:
-    """[CLS] text [SEP] [PAD]..., as wide as told or as the longest; the text is a target, all but [PAD] attended to."""
+    """Build rows [CLS] text [SEP] [PAD]... of `width` tokens (0: as the longest); the text alone is scored."""
     lengths = torch.tensor([len(sentence) for sentence in sentences])
     input_ids = torch.full((len(sentences), width or int(lengths.max()) + 2), tokenizer.pad_token_id)
     input_ids[:, 0] = tokenizer.cls_token_id

@@ -1,7 +1,7 @@
-"""Which sentences go into a batch together: those of like length, or those that fill rows side by side.
+"""Assignment of sentences to batches: by similar length, or packed side by side into rows.
 
-Every epoch is dealt anew, pool by pool: 200 batches of shuffled sentences at a time, so that the first batch comes at
-once from a corpus of any size.
+Every epoch has a new order. Sentences are shuffled and batched in pools of 200 batches, so that the first batch of a
+large corpus is ready at once.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,17 +17,17 @@ from data.batch import Batch
 from data.splits import DataArgs
 from data.tokenized_text import Text
 
-POOL = 200  # batches whose sentences are sorted by length, or packed, together
-ENOUGH = 100_000  # sentences, to tell how many a batch holds
+POOL = 200  # batches whose sentences are sorted by length or packed together
+ENOUGH = 100_000  # sentences in the estimate of a batch's mean number of sentences
 
 
-def deal(widths: np.ndarray, args: DataArgs, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Index lists, one a batch, every sentence in exactly one of them.
+def batch_indices(widths: np.ndarray, args: DataArgs, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """Yield the sentence indices of each batch of an epoch; every sentence is in exactly one batch.
 
     Args:
         widths: int64 [N], slots that each sentence takes.
-        args: `batch_size` sentences a batch, or `max_tokens` slots; with `packing` so many rows of max_length.
-        rng: deals.
+        args: size of a batch: `batch_size` sentences, `max_tokens` slots, or with `packing` rows of `max_length` slots.
+        rng: draws the order.
     """
     order, waiting, rows = rng.permutation(len(widths)), [], args.slots // args.max_length
     size = POOL * max(1, int(args.slots / widths.mean()) if args.by_slots else args.batch_size)
@@ -47,12 +47,12 @@ def deal(widths: np.ndarray, args: DataArgs, rng: np.random.Generator) -> Iterat
 
 
 def length_buckets(widths: np.ndarray, batch_size: int, max_tokens: int = 0) -> list[np.ndarray]:
-    """Sentences of like length together, so that a batch is nearly a rectangle: index lists of at most `batch_size`.
+    """Group sentences of similar length, so that batches need little padding; return index lists.
 
     Args:
         widths: int64 [N].
-        batch_size: sentences in a batch.
-        max_tokens: if not 0, slots in a batch instead: as many sentences as fit, times the width of the widest.
+        batch_size: largest number of sentences in a batch.
+        max_tokens: largest number of slots in a batch, sentences times greatest width; 0: `batch_size` is the limit.
     """
     order = np.argsort(widths, kind="stable")
     cuts = cut_by_slots(widths[order], max_tokens) if max_tokens else range(batch_size, len(order), batch_size)
@@ -60,7 +60,7 @@ def length_buckets(widths: np.ndarray, batch_size: int, max_tokens: int = 0) -> 
 
 
 def cut_by_slots(widths: np.ndarray, max_tokens: int) -> list[int]:
-    """Where to cut widths that rise, so that no part takes more slots than that: its length times its last width."""
+    """Return cuts of increasing widths into parts of at most `max_tokens` slots, length times last width."""
     cuts, begin = [], 0
     for i, width in enumerate(widths.tolist()):
         if (i + 1 - begin) * width > max_tokens and i > begin:
@@ -70,9 +70,9 @@ def cut_by_slots(widths: np.ndarray, max_tokens: int) -> list[int]:
 
 
 def packed_rows(widths: np.ndarray, capacity: int) -> list[list[int]]:
-    """Rows of at most `capacity` slots, as index lists: the widest sentence first, each where it leaves least room.
+    """Pack sentences into rows of at most `capacity` slots by best-fit decreasing; return index lists.
 
-    (Best fit decreasing; the network lays a batch's sentences out in the order they come, `models/packing.py`.)
+    `models/packing.py` lays a batch's sentences out in this order.
     """
     rows: list[list[int]] = []
     by_room: list[list[int]] = [[] for _ in range(capacity + 1)]
@@ -91,44 +91,44 @@ def packed_rows(widths: np.ndarray, capacity: int) -> list[list[int]]:
 
 
 def mean_batch(widths: np.ndarray, args: DataArgs) -> float:
-    """Sentences in a batch, on average."""
+    """Return the mean number of sentences in a batch."""
     rng = np.random.default_rng(0)
     some = widths if len(widths) <= ENOUGH else rng.choice(widths, ENOUGH, replace=False)
     if not args.by_slots:
         return args.batch_size
-    return len(some) / sum(1 for _ in deal(some, args, rng))
+    return len(some) / sum(1 for _ in batch_indices(some, args, rng))
 
 
 @dataclass(frozen=True)
 class Part:
-    """A batch of a training step."""
+    """One batch of a training step."""
 
     number: int
-    """Which of the step's batches it is, from 0, over all processes."""
+    """Index of the batch within the step, from 0, over all processes."""
     epoch: int
     batch: Batch
-    places: Callable[[], list[str]]
-    """File and line of its sentences."""
+    locations: Callable[[], list[str]]
+    """Return file and line of each sentence."""
 
 
 class BatchStream(Protocol):
-    """What training takes its steps from; texts kept on disk here, corpora of any size in data/streaming.py."""
+    """Source of training batches: tokenised text here, streams of any size in data/streaming.py."""
 
     def take(self) -> list[Part]:
         """This process's batches of the next step."""
         ...
 
     def position(self) -> object:
-        """What the next step begins with, for a later run of the same data: JSON. All processes ask together."""
+        """Return the position of the next step, as JSON values, to resume from. All processes must call this."""
         ...
 
     def close(self) -> None:
-        """The end of it."""
+        """Release workers and files."""
         ...
 
 
-class DealtBatches:
-    """One epoch after another, each in an order of its own. Of a step's batches, rank r takes every W-th."""
+class EpochBatches:
+    """Batches of successive epochs, each in a new order. Rank r of W takes batches r, r + W, ... of a step."""
 
     def __init__(
         self,
@@ -142,52 +142,52 @@ class DealtBatches:
         world_size: int = 1,
         position: tuple[int, int] = (0, 0),
     ) -> None:
-        """Start where an earlier stream stood.
+        """Start at a position.
 
         Args:
-            text: what to deal.
-            args: how.
-            tokenizer: of the text.
-            seed: of the order.
-            parts: batches in a step, of all processes together.
-            rank: which of them this one takes: rank, rank + world_size, ...
+            text: the sentences.
+            args: size and kind of batches.
+            tokenizer: tokenizer of the text.
+            seed: seed of the order.
+            parts: batches in a step, over all processes.
+            rank: rank of this process.
             world_size: number of processes; divides `parts`.
-            position: epoch, and how many of its batches are used up.
+            position: epoch, and number of its batches already used.
         """
         self.text, self.tokenizer, self.parts, self.rank, self.world_size = text, tokenizer, parts, rank, world_size
-        self.epoch, self.dealt = position
-        self._dealer = self._deal(args, seed)
+        self.epoch, self.used = position
+        self._batches = self._all_batches(args, seed)
 
-    def _deal(self, args: DataArgs, seed: int) -> Iterator[np.ndarray]:
+    def _all_batches(self, args: DataArgs, seed: int) -> Iterator[np.ndarray]:
         while True:
-            order = deal(self.text.widths, args, np.random.default_rng([seed, self.epoch]))
-            for indices in islice(order, self.dealt, None):
-                self.dealt += 1
+            order = batch_indices(self.text.widths, args, np.random.default_rng([seed, self.epoch]))
+            for indices in islice(order, self.used, None):
+                self.used += 1
                 yield indices
-            self.epoch, self.dealt = self.epoch + 1, 0
+            self.epoch, self.used = self.epoch + 1, 0
 
     def take(self) -> list[Part]:
         """This process's batches of the next step."""
         taken = []
         for number in range(self.parts):
-            indices = next(self._dealer)
+            indices = next(self._batches)
             if number % self.world_size == self.rank:
-                places = partial(lambda chosen: [self.text.place(i) for i in chosen], indices)
-                taken.append(Part(number, self.epoch, self.text.batch(indices, self.tokenizer), places))
+                locations = partial(lambda chosen: [self.text.location(i) for i in chosen], indices)
+                taken.append(Part(number, self.epoch, self.text.batch(indices, self.tokenizer), locations))
         return taken
 
     def position(self) -> tuple[int, int]:
-        """Epoch, and how many of its batches are used up: the same for every process."""
-        return self.epoch, self.dealt
+        """Return the epoch and the number of its batches already used; equal on every process."""
+        return self.epoch, self.used
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: no worker or file is open."""
 
 
 def sorted_batches(
     text: Text, indices: np.ndarray, batch_size: int, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """(indices, batch) over the given sentences once, longest first: for scoring."""
+    """Yield (indices, batch) over the given sentences once, longest first, for scoring."""
     order = indices[np.argsort(-text.lengths[indices], kind="stable")]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]

@@ -1,4 +1,4 @@
-"""Folders of the cache: whole, or made again; what killed processes left there is removed."""
+"""Folders of the cache: verified by checksum, rebuilt if damaged, and cleared of the remains of killed processes."""
 
 import contextlib
 import functools
@@ -6,25 +6,25 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from utils.files import clear_abandoned, folder_written_whole, whats_wrong
+from utils.files import clear_abandoned, folder_written_whole, manifest_error
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether a folder is there just as it was written; if it is there and is not, a note says why it is made again.
+    """Tell whether a folder exists and matches its checksums; if it is damaged, print a note that it is rebuilt.
 
-    Every byte is compared with its checksum, at about 1.8 GB a second: less work than the hash of the text itself.
+    All bytes are hashed, at about 1.8 GB per second; hashing the text itself takes longer.
     """
     if not folder.is_dir():
         return False
-    wrong = whats_wrong(folder)
+    wrong = manifest_error(folder)
     if wrong:
-        print(f"note: {folder}: {wrong}; it is made again", file=sys.stderr)
+        print(f"note: {folder}: {wrong}; it is rebuilt", file=sys.stderr)
     return not wrong
 
 
 @contextlib.contextmanager
 def filled(folder: Path) -> Iterator[Path]:
-    """A folder of the cache, to be written in the block; it gets its name, and its checksums, when the block ends."""
+    """Fill a temporary folder in the block; it gets its checksums and its name when the block ends."""
     _tidy(folder.parent)
     with folder_written_whole(folder, manifest=True) as temporary:
         yield temporary
@@ -32,5 +32,5 @@ def filled(folder: Path) -> Iterator[Path]:
 
 @functools.cache
 def _tidy(cache: Path) -> None:
-    """Once a process: the look at every name in a large cache takes time."""
+    """Clear remains once per process, since listing a large cache takes time."""
     clear_abandoned(cache)

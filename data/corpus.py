@@ -1,6 +1,6 @@
-"""Text and pairs, one record at a time, each with its place: the reading of what `data/sources.py` finds.
+"""Reading of text and pairs from the sources that `data/sources.py` finds, one record at a time, with its location.
 
-`data/records.py` reads a line, `data/parquet.py` a table. What other modules need of all four is named here.
+`data/records.py` parses a line, `data/parquet.py` reads a table. Other modules import the names of all four from here.
 """
 
 import hashlib
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from data.parquet import names_of, rows_of
+from data.parquet import column_names, parquet_rows
 from data.records import check_record, means_pairs, parse_line, parse_object, read_lines, wanted_names
 from data.sources import (
     PAIR,
-    Place,
+    Location,
     Source,
     announce,
     find_source,
@@ -31,16 +31,16 @@ from utils.files import remove_folder
 from utils.hub import WrongChecksumError, verify
 
 __all__ = [
-    "PAIR", "Keep", "Place", "Source", "announce", "find_source", "fingerprint", "held_out", "holds_pairs", "load_hub",
-    "overlap", "read_records", "read_sentences", "say_once", "scored_source", "smallest_part", "training_source",
-    "verify_dataset",
+    "PAIR", "Keep", "Location", "Source", "announce", "find_source", "fingerprint", "held_out", "holds_pairs",
+    "load_hub", "overlap", "read_records", "read_sentences", "say_once", "scored_source", "smallest_part",
+    "training_source", "verify_dataset",
 ]  # fmt: skip
 
 Keep = Callable[[str], bool]
 
 
 def holds_pairs(source: Source, *, streaming: bool = False) -> bool:
-    """Whether a source is made of pairs and not of text: its first line, or its columns, decide.
+    """Tell whether a source holds pairs instead of text, by its first line or its columns.
 
     Raises:
         UserError: if it could be both.
@@ -49,7 +49,7 @@ def holds_pairs(source: Source, *, streaming: bool = False) -> bool:
         return means_pairs(load_hub(source, streaming=streaming).column_names or (), f"data set {source.hub_name}")
     file = source.files[0]
     if kind(file) == ".parquet":
-        return means_pairs(names_of(file), str(file))
+        return means_pairs(column_names(file), str(file))
     lines = enumerate(read_lines(file), start=1) if kind(file).startswith(".jsonl") else ()
     found = ((parse_object(line, file, number), number) for number, (line, _) in lines if line.strip())
     record, number = next(found, ({}, 0))
@@ -57,42 +57,42 @@ def holds_pairs(source: Source, *, streaming: bool = False) -> bool:
 
 
 def read_sentences(source: Source, *, keep: Keep | None = None, description: str = "reading") -> Iterator[str]:
-    """The texts of `read_records`."""
+    """Yield the texts of `read_records`."""
     return (text for text, _ in read_records(source, keep=keep, description=description))
 
 
 def read_records(
     source: Source, *, keep: Keep | None = None, description: str = "reading"
-) -> Iterator[tuple[str, Place]]:
-    """One column of a source, stripped, with a progress bar: every non-empty sentence, or one side of every pair.
+) -> Iterator[tuple[str, Location]]:
+    """Yield one column of a source, stripped, with locations and a progress bar.
 
-    A source may be empty, a target may not: what is left of a pair's columns stays aligned.
+    Empty sentences are left out. Of pairs every record counts, so that both columns stay aligned: a source may be
+    empty, a target may not.
 
     Args:
-        source: what to read.
-        keep: which to take; of a pair, by its source.
-        description: for the progress bar.
+        source: files or data set, and the column.
+        keep: selects records by their text, or by a pair's source.
+        description: label of the progress bar.
 
     Raises:
-        UserError: naming file and line, if a line is not UTF-8, not JSON, or lacks what it must have; or if there is
-            none.
+        UserError: with file and line, if a line is not UTF-8, not JSON, or lacks a string; or if there is no record.
     """
     found = False
-    for record, place in _read_hub(source, description) if source.hub_name else _read_files(source, description):
+    for record, location in _read_hub(source, description) if source.hub_name else _read_files(source, description):
         found = True
         if keep is None or keep(record[source.columns[0]]):
-            yield record[source.column], place
+            yield record[source.column], location
     if not found:
-        raise UserError(f"{source}: no text in it; one sentence a line is expected")
+        raise UserError(f"{source}: contains no text; one sentence per line is expected")
 
 
-def _read_files(source: Source, description: str) -> Iterator[tuple[dict[str, str], Place]]:
+def _read_files(source: Source, description: str) -> Iterator[tuple[dict[str, str], Location]]:
     size = sum(file.stat().st_size for file in source.files)
     with tqdm(total=size, unit="B", unit_scale=True, desc=description, leave=False, disable=None) as bar:
         for which, file in enumerate(source.files):
             done = bar.n
             if kind(file) == ".parquet":
-                yield from ((row, (which, number + 1)) for number, row in rows_of(file, source.columns) if row)
+                yield from ((row, (which, number + 1)) for number, row in parquet_rows(file, source.columns) if row)
                 bar.update(file.stat().st_size)
                 continue
             for number, (line, position) in enumerate(read_lines(file), start=1):
@@ -107,14 +107,14 @@ def _read_files(source: Source, description: str) -> Iterator[tuple[dict[str, st
 
 
 def load_hub(source: Source, *, streaming: bool = False) -> "datasets.Dataset | datasets.IterableDataset":
-    """A hub data set's split, downloaded to the hub's cache; or a stream of it, which leaves nothing on the disk."""
+    """Load a hub data set's split into the hub's cache, or as a stream, which writes nothing to disk."""
     from datasets import load_dataset
 
     def load(repo: str, revision: str | None) -> object:
         try:
             dataset = load_dataset(repo, split=source.hub_split, revision=revision, streaming=streaming)
         except Exception:
-            verify(repo, "dataset")  # the likelier reason, if it is one
+            verify(repo, "dataset")  # a wrong checksum is the likelier cause
             raise
         if not streaming:
             verify_dataset(repo, dataset)
@@ -124,10 +124,10 @@ def load_hub(source: Source, *, streaming: bool = False) -> "datasets.Dataset | 
 
 
 def verify_dataset(repo: str, dataset: "datasets.Dataset") -> None:
-    """Refuses a data set whose files are not what the hub says; what was made of them is removed with them.
+    """Check a data set's files against the hub's checksums; if one differs, remove what was built from them.
 
     Raises:
-        WrongChecksumError: if so.
+        WrongChecksumError: if one differs.
     """
     try:
         verify(repo, "dataset")
@@ -137,35 +137,35 @@ def verify_dataset(repo: str, dataset: "datasets.Dataset") -> None:
         raise
 
 
-def _read_hub(source: Source, description: str) -> Iterator[tuple[dict[str, str], Place]]:
+def _read_hub(source: Source, description: str) -> Iterator[tuple[dict[str, str], Location]]:
     dataset = load_hub(source)
     names = wanted_names(source.columns, dataset.column_names, f"data set {source.hub_name}")
     with tqdm(total=len(dataset), desc=description, unit="sentence", leave=False, disable=None) as bar:
         for start, rows in enumerate(dataset.iter(batch_size=1000)):
             for number, texts in enumerate(zip(*(rows[name] for name in names), strict=True)):
-                given, place = dict(zip(source.columns, texts, strict=True)), (0, 1000 * start + number)
-                if record := check_record(given, source.columns, source.place(place)):
-                    yield record, place
+                given, location = dict(zip(source.columns, texts, strict=True)), (0, 1000 * start + number)
+                if record := check_record(given, source.columns, source.location(location)):
+                    yield record, location
             bar.update(len(rows[names[0]]))
 
 
-# ---- what is held out ------------------------------------------------------------------------------------------------
+# ---- held-out text --------------------------------------------------------------------------------------------------
 
 
 def held_out(fraction: float) -> Keep:
-    """Whether a sentence belongs to the held-out part: a stable hash of its text, so equal sentences never part."""
+    """Return the test for the held-out part, a hash of the sentence, so that equal sentences stay together."""
     return _below(int(fraction * 2**64))
 
 
 def smallest_part(texts: Iterable[str], fraction: float) -> Keep | None:
-    """Whether a sentence is held out of so few that `held_out` takes none of them, or leaves none.
+    """Return a held-out test for a small text, of which `held_out` would take nothing or everything.
 
     Args:
-        texts: all of them; they are held in memory as 8 bytes each.
-        fraction: the share to take, by the smallest hashes; at least one sentence is taken and one left.
+        texts: the whole text; each sentence takes 8 bytes of memory.
+        fraction: share with the smallest hashes; at least one sentence is held out, and one is not.
 
     Returns:
-        None if all are one and the same.
+        None if all sentences are equal.
     """
     hashes = sorted({_hash(text) for text in texts})
     number = min(max(1, int(fraction * len(hashes))), len(hashes) - 1)

@@ -1,11 +1,11 @@
-"""The embedded corpus: English prose from the documentation that every installation carries.
+"""Embedded corpus: English sentences from the docstrings of the installed Python packages.
 
     python -m data.demo_corpus --output out/demo/corpus
     python -m data.demo_corpus --output conditional_data/docstrings --pairs true
 
-Docstrings of Python and of the packages in requirements.txt are read with `ast` (nothing is imported or run), cut into
-sentences, cleaned, and split by a stable hash into train, valid and test: sentences, one a line, or pairs of a
-function's name and the first sentence of its documentation. No sentence, and no name, stands in two of them.
+The docstrings of Python and of the packages in requirements.txt are read with `ast` (nothing is imported or run),
+cut into sentences, cleaned, and split by a hash into train, valid and test. The result is one sentence per line, or
+pairs of a function's name and the first sentence of its docstring. No sentence is in two splits, and no pair's name.
 """
 
 import ast
@@ -19,6 +19,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
+from typing import ClassVar
 
 from tqdm import tqdm
 
@@ -43,13 +44,17 @@ FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
 
 @dataclass(frozen=True)
 class CorpusArgs:
-    """What to keep."""
+    """Selection of sentences."""
+
+    group: ClassVar[str] = "corpus"
 
     output: str = field(metadata={"help": "folder for train.txt, valid.txt, test.txt (or .jsonl)"})
-    pairs: bool = field(default=False, metadata={"help": "names and what is said of them, for seq2seq"})
-    min_words: int = field(default=5, metadata={"help": "shortest sentence"})
-    max_words: int = field(default=14, metadata={"help": "longest sentence"})
-    known_words: int = field(default=3000, metadata={"help": "keep sentences made of this many most frequent words"})
+    pairs: bool = field(default=False, metadata={"help": "pairs of a name and its summary, for seq2seq"})
+    min_words: int = field(default=5, metadata={"help": "words of the shortest sentence"})
+    max_words: int = field(default=14, metadata={"help": "words of the longest sentence"})
+    known_words: int = field(
+        default=3000, metadata={"help": "number of most frequent words that a sentence may contain"}
+    )
     held_out_fraction: float = field(default=0.02, metadata={"help": "share of sentences in valid, and again in test"})
     workers: int = field(default=2, metadata={"help": "processes that read source files"})
 
@@ -59,13 +64,15 @@ class CorpusArgs:
         if self.known_words < 1:
             raise UserError(f"known_words={self.known_words} must be at least 1")
         if not 0 < self.held_out_fraction <= 0.4:
-            raise UserError(f"held_out_fraction={self.held_out_fraction} must lie in (0, 0.4]: it is taken twice")
+            raise UserError(
+                f"held_out_fraction={self.held_out_fraction} must lie in (0, 0.4]: valid and test each take it"
+            )
         if not 1 <= self.workers <= 64:
             raise UserError(f"workers={self.workers} must lie in 1..64")
 
 
 def main() -> None:
-    """Write the corpus and say how large it is."""
+    """Write the corpus and print its size."""
     (args,) = parse([CorpusArgs], __doc__)
     require_writable("output", Path(args.output), folder=True)
     records = collect(source_files(), args)
@@ -80,12 +87,12 @@ def main() -> None:
 
 
 def line_of(name: str, sentence: str, *, pairs: bool) -> str:
-    """A record as its file holds it."""
+    """Return a record as a line of its file."""
     return json.dumps({"src": name, "trg": sentence}, ensure_ascii=False) if pairs else sentence
 
 
 def source_files() -> list[Path]:
-    """Python files of the standard library and of requirements.txt's packages with all they depend on; no tests."""
+    """Return the Python files of the standard library, of requirements.txt and of its dependencies, without tests."""
     library = Path(sysconfig.get_paths()["stdlib"])
     files = [path for path in library.rglob("*.py") if "site-packages" not in path.parts]
     pending = [line.split("#")[0] for line in REQUIREMENTS.read_text().splitlines()]
@@ -106,7 +113,7 @@ def source_files() -> list[Path]:
 
 
 def collect(files: list[Path], args: CorpusArgs) -> list[tuple[str, str]]:
-    """(name, sentence) of clean, distinct sentences, in the order they are found; for pairs the names are distinct too.
+    """Return distinct clean sentences with their names, in the order of the files; for pairs distinct names too.
 
     Raises:
         UserError: if there are none.
@@ -133,7 +140,7 @@ def collect(files: list[Path], args: CorpusArgs) -> list[tuple[str, str]]:
 
 
 def documented(file: Path) -> Iterator[tuple[ast.AST, str, str]]:
-    """Everything in a source file that has a docstring: the node, its name with the class around it, the docstring."""
+    """Yield each documented node of a source file: the node, its qualified name, its docstring."""
     try:
         source = file.read_text(encoding="utf-8")
         with warnings.catch_warnings():
@@ -148,7 +155,7 @@ def documented(file: Path) -> Iterator[tuple[ast.AST, str, str]]:
 
 
 def sentences_of(file: Path) -> list[tuple[str, str]]:
-    """Clean sentences of a source file's docstrings, each with the name it belongs to."""
+    """Return (name, sentence) for the clean sentences of a source file's docstrings."""
     return [
         (name, s)
         for _, name, doc in documented(file)
@@ -159,7 +166,7 @@ def sentences_of(file: Path) -> list[tuple[str, str]]:
 
 
 def summaries_of(file: Path) -> list[tuple[str, str]]:
-    """A source file's functions and classes: the words of each name, and the first sentence about it, if plain."""
+    """Return (words of the name, summary) for a source file's functions and classes with a plain summary."""
     found = []
     for node, name, doc in documented(file):
         summary = SENTENCE_END.split(next(paragraphs(doc), ""))[0].removesuffix(".") + "."
@@ -170,12 +177,12 @@ def summaries_of(file: Path) -> list[tuple[str, str]]:
 
 
 def name_words(name: str) -> str:
-    """`SafeConfigParser.read_file` as "safe config parser . read file"."""
+    """Split `SafeConfigParser.read_file` into "safe config parser . read file"."""
     return " . ".join(" ".join(NAME_PART.findall(part)).lower() for part in name.split(".") if part)
 
 
 def paragraphs(doc: str) -> Iterator[str]:
-    """Runs of plain lines, joined; headings, code, tables and markup end a run."""
+    """Yield runs of plain lines, joined; headings, code, tables and markup end a run."""
     run: list[str] = []
     for line in [*doc.splitlines(), ""]:
         text = line.strip()
@@ -189,17 +196,17 @@ def paragraphs(doc: str) -> Iterator[str]:
 
 
 def is_prose(sentence: str, word: re.Pattern = WORD) -> bool:
-    """A capital at the start, a full stop at the end, and nothing but plain words and commas between."""
+    """Tell whether a sentence has a capital first, a full stop last, and only plain words and commas between."""
     return sentence[:1].isupper() and sentence.endswith(".") and all(map(word.match, sentence[:-1].split(" ")))
 
 
 def words_of(sentence: str) -> Iterable[str]:
-    """Lower-case words without punctuation."""
+    """Return lower-case words without punctuation."""
     return re.findall(r"[a-z]+", sentence.lower())
 
 
 def split(records: list[tuple[str, str]], fraction: float) -> dict[str, list[tuple[str, str]]]:
-    """Train, valid and test by the hash of the lower-cased sentence: the same sentence falls in the same part."""
+    """Split into train, valid and test by the hash of the lower-cased sentence."""
     in_both, in_valid = held_out(2 * fraction), held_out(fraction)
     parts: dict[str, list[tuple[str, str]]] = {"train": [], "valid": [], "test": []}
     for name, sentence in records:

@@ -1,24 +1,23 @@
-"""Undoing the spacing of corpora that were cut into words, so that a model of plain text can be scored on them.
+"""Detokenizers of word-tokenised corpora, so that a model of plain text can be scored on them.
 
-The rules, and their order, are those by which MDLM and SEDD read these corpora for their zero-shot tables (Sahoo et al.
-2024, arXiv 2406.07524); PTB's `N`, a number, becomes a 1 there. One of the released rules can match no real text (it
-looks for "/' 5/") and is left out.
+Rules and order are those of MDLM and SEDD for their zero-shot tables (Sahoo et al. 2024, arXiv 2406.07524). PTB's `N`,
+a number, becomes 1, as there. One released rule (for "/' 5/") matches no real text and is left out.
 """
 
 import re
 from collections.abc import Sequence
 
 Rule = tuple[str, str]
-"""A regular expression, and what stands in its place."""
+"""Regular expression and replacement."""
 
 
 def literal(*rules: Rule) -> list[Rule]:
-    """Rules that look for the very characters."""
+    """Return rules that match literal text."""
     return [(re.escape(sought), put.replace("\\", "\\\\")) for sought, put in rules]
 
 
 def joined_to_the_left(marks: str) -> list[Rule]:
-    """A mark between spaces loses the one before it."""
+    """Return rules that remove the space before each mark between spaces."""
     return literal(*((f" {mark} ", f"{mark} ") for mark in marks))
 
 
@@ -35,7 +34,7 @@ WIKITEXT = [
 ]
 PTB = [
     *literal((" 's", "'s"), ("s ' ", "s' "), (" n't", "n't"), (" \n ", "\n"), ("\\/", "/")),
-    *literal((" N ", " 1 ")) * 10,  # one N's space is the next one's, too
+    *literal((" N ", " 1 ")) * 10,  # repeated, since adjacent N's share a space
     *literal(("$ 1", "$1"), ("# 1", "#1"), ("<unk>", "?")),
 ]
 LM1B = [
@@ -65,12 +64,12 @@ DETOKENIZERS: dict[str, Sequence[Rule]] = {
     "lambada": LAMBADA,
     "scientific_papers": [*WIKITEXT, *LM1B],
 }
-"""By corpus; AG News needs none, PubMed and arXiv are scientific_papers."""
+"""Rules by corpus; AG News needs none, PubMed and arXiv use scientific_papers."""
 _COMPILED = {name: [(re.compile(sought), put) for sought, put in rules] for name, rules in DETOKENIZERS.items()}
 
 
 def detokenize(text: str, corpus: str) -> str:
-    """The text with its rules applied, one after the other.
+    """Apply a corpus's rules to a text, in order.
 
     Args:
         text: a line, a paragraph or an article.

@@ -1,13 +1,14 @@
-"""Pairs (seq2seq): a source that is given, a target that is noised, and how the two become one row of tokens.
+"""Pairs (seq2seq): a given source and a noised target in one row of tokens.
 
     [CLS] prompt before | source | prompt between | target [SEP] [PAD] ... [PAD]
     '----------------- given, never noised -------'  '---- target window ----'
 
-The window has one width for every row, in training and in sampling, and its [SEP] and [PAD] are content: the model
-learns where a target ends, and ends its own. A source too long for its place loses its first tokens.
+The target window has one width in all rows, in training and in sampling. Its [SEP] and [PAD] are noised and scored, so
+that the model learns where a target ends. A source that is too long loses its first tokens.
 """
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from data.corpus import Keep, Source
 from data.splits import DataArgs, require_a_batch, split_sources
 from data.tokenized_text import TokenizedText, tokenize
 from data.tokenizers import encode, text_of
-from data.word_counts import with_ends
+from data.word_counts import with_special_counts
 from utils.errors import UserError, shown
 from utils.files import local_path, read_text
 from utils.hub import first_line
@@ -29,52 +30,54 @@ PLAIN = "plain"
 WINDOW_PERCENTILE = 99
 NO_LIMIT = 2**31
 MOST_CARD = 2**20
-"""Bytes of a data card,"""
+"""Bytes of a data card."""
 MOST_HEADER = 2**17
-"""and characters of its header: about two seconds of reading."""
+"""Characters of a data card's header; parsing them takes about two seconds."""
 
 
 @dataclass(frozen=True)
 class PairArgs:
-    """How pairs are written; without meaning for text."""
+    """Format of pairs; without effect for text."""
+
+    group: ClassVar[str] = "pairs (seq2seq)"
 
     prompt: str = field(
         default="",
         metadata={
-            "help": "text with {src} in it and {trg} at its end, or plain: [CLS] src [SEP] trg [SEP]; "
-            "default: the prompt of the data card, or plain"
+            "help": "template with {src} inside and {trg} at its end, or plain: [CLS] src [SEP] trg [SEP]; "
+            "default: the prompt in the data card, else plain"
         },
     )
     target_window: int = field(
         default=0,
-        metadata={"help": "tokens kept free for a target and its [SEP]; 0: what 99 of 100 training targets need"},
+        metadata={"help": "tokens of a target and its [SEP]; 0: the 99th percentile of the training targets"},
     )
 
     def __post_init__(self) -> None:
         if self.prompt:
             check_prompt(self.prompt, "prompt")
         if not 0 <= self.target_window <= 100_000:
-            raise UserError(f"target_window={self.target_window} must lie in 0..100000; 0: taken from the data")
+            raise UserError(f"target_window={self.target_window} must lie in 0..100000 (0: from the data)")
 
 
 def check_prompt(prompt: str, origin: str) -> None:
-    """Refuses a prompt that does not say where source and target go.
+    """Check that a prompt has one source, then text, then the target.
 
     Raises:
-        UserError: naming the prompt and where it was found.
+        UserError: with the prompt and its origin.
     """
     between = prompt.removesuffix("{trg}").partition("{src}")[2]
     wrong = prompt.count("{src}") != 1 or prompt.count("{trg}") != 1 or not prompt.endswith("{trg}")
     if prompt != PLAIN and (wrong or not between.strip()):
-        rule = "must hold {src} once, then a mark or a word, and end in {trg}"
-        raise UserError(f"{origin}={shown(prompt)} {rule}; or be {PLAIN}")
+        rule = "must have {src} once, then a mark or a word, and {trg} at its end"
+        raise UserError(f"{origin}={shown(prompt)} {rule}, or be {PLAIN}")
 
 
 def prompt_of(data: str) -> str:
-    """The prompt that the card (README.md) beside the data declares, else plain.
+    """Return the prompt in the data card (README.md) beside the data, else plain.
 
     Raises:
-        UserError: if there is a card but it cannot be read.
+        UserError: if the card cannot be read.
     """
     path = local_path(data)
     card = (path if path.is_dir() else path.parent) / "README.md"
@@ -85,25 +88,25 @@ def prompt_of(data: str) -> str:
     except UserError:
         raise
     except Exception as error:  # YAML fails in many ways
-        raise UserError(f"{card}: its header is not YAML ({first_line(error)}); give --prompt") from error
+        raise UserError(f"{card}: the header is not YAML ({first_line(error)}); give --prompt") from error
     if not isinstance(declared, str):
-        raise UserError(f"{card}: prompt={shown(declared)} must be a text with {{src}} and {{trg}}, or {PLAIN}")
+        raise UserError(f"{card}: prompt={shown(declared)} must be a string with {{src}} and {{trg}}, or {PLAIN}")
     check_prompt(declared, f"{card}: prompt")
     return declared
 
 
 class _WithoutAliases(yaml.SafeLoader):
-    """YAML in which nothing stands for something else: a few aliases of aliases unfold to gigabytes."""
+    """YAML loader that refuses aliases: a few nested ones expand to gigabytes."""
 
     def compose_node(self, parent: yaml.Node | None, index: object) -> yaml.Node:
-        """As ever, but for aliases."""
+        """Compose a node, or refuse an alias."""
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("an alias (*name), which cards do not need")
+            raise yaml.YAMLError("aliases (*name) are not allowed in a data card")
         return super().compose_node(parent, index)
 
 
 def _header_of(card: str) -> dict:
-    """What stands between the lines of dashes at a card's beginning; nothing if there are none."""
+    """Parse the header between the two lines of dashes at a card's beginning; empty without them."""
     lines = card.removeprefix("\ufeff").strip().splitlines()
     ends = [i for i, line in enumerate(lines) if line.rstrip() == "---"][:2]
     if len(ends) < 2 or ends[0] != 0:
@@ -122,32 +125,32 @@ def _header_of(card: str) -> dict:
 
 @dataclass(frozen=True)
 class PairFormat:
-    """How pairs are written; saved with the checkpoint, so that sampling agrees with training."""
+    """Format of pairs, saved with the checkpoint, so that sampling agrees with training."""
 
     prompt: str
     target_window: int
 
     def __post_init__(self) -> None:
         if not isinstance(self.prompt, str):
-            raise UserError(f"prompt={shown(self.prompt)} must be a text")
+            raise UserError(f"prompt={shown(self.prompt)} must be a string")
         check_prompt(self.prompt, "prompt")
         if type(self.target_window) is not int or not 1 <= self.target_window <= 100_000:
             raise UserError(f"target_window={self.target_window!r} must lie in 1..100000")
 
 
 class Layout:
-    """A `PairFormat` in the ids of a tokenizer."""
+    """Layout of a pair's row: a `PairFormat` in the ids of a tokenizer."""
 
     def __init__(self, form: PairFormat, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-        """Work out what surrounds a source, and how long it may be.
+        """Encode the prompt, and compute the longest source.
 
         Args:
             form: prompt and window.
-            tokenizer: gives all ids.
-            max_length: longest row in tokens, everything included.
+            tokenizer: tokenizer of the text.
+            max_length: tokens of the longest row, special tokens included.
 
         Raises:
-            UserError: if no room is left for a source.
+            UserError: if no token is left for a source.
         """
         before, between, self.source_lead, self.target_lead = prompt_parts(form.prompt)
         head, tail = encode(tokenizer, [before, between])["input_ids"]
@@ -163,15 +166,15 @@ class Layout:
             )
 
     def given(self, source: np.ndarray) -> list[int]:
-        """Everything before the target: int [at most max_length - window]."""
+        """Return the tokens before the target, at most max_length - window."""
         return [*self.head, *source[max(0, len(source) - self.longest_source) :].tolist(), *self.tail]
 
     def batch(self, sources: list[np.ndarray], targets: list[np.ndarray]) -> Batch:
-        """Rows padded to the longest; only what lies within a row's window may be noised, and all of a row is attended.
+        """Build rows, padded to the longest; a row's window is noised and scored, the whole row is attended to.
 
         Args:
-            sources: token ids without special tokens; too long ones lose their first.
-            targets: the same; what exceeds the window is lost, and a full window has no [SEP].
+            sources: token ids without special tokens; one that is too long loses its first tokens.
+            targets: token ids without special tokens, cut to the window; a full window has no [SEP].
         """
         rows = [self.given(source) for source in sources]
         starts = torch.tensor([len(row) for row in rows])[:, None]
@@ -184,14 +187,14 @@ class Layout:
         return Batch(input_ids, attended, attended & (position >= starts))
 
     def blanks(self, sources: list[np.ndarray]) -> Batch:
-        """Rows whose target is still to be drawn."""
+        """Build rows with empty targets, for sampling."""
         return self.batch(sources, [np.zeros(0, np.int64)] * len(sources))
 
 
 def prompt_parts(prompt: str) -> tuple[str, str, str, str]:
-    """Text before the source, text between source and target, and what source and target begin with ("" or a space).
+    """Return the text before the source, the text before the target, and the prefix ("" or a space) of each.
 
-    A space before {src} or {trg} goes to the text that follows it, where byte-level tokenizers write it.
+    A space before {src} or {trg} belongs to the text after it, as byte-level tokenizers encode it.
     """
     if prompt == PLAIN:
         return "", "", "", ""
@@ -205,13 +208,13 @@ def prompt_parts(prompt: str) -> tuple[str, str, str, str]:
 
 
 def source_ids(layout: Layout, tokenizer: PreTrainedTokenizerBase, sources: list[str]) -> list[np.ndarray]:
-    """Token ids of sources, as training has them."""
+    """Encode sources as in training."""
     led = [layout.source_lead + text if text else "" for text in sources]
     return [np.asarray(ids, dtype=np.int64) for ids in encode(tokenizer, led)["input_ids"]]
 
 
 def target_text(tokenizer: PreTrainedTokenizerBase, window: Tensor) -> str:
-    """The text in a target window, int64 [window]: what stands before the first [SEP], without [PAD]."""
+    """Decode a target window, int64 [window], up to its first [SEP] and without [PAD]."""
     ids = window.tolist()
     if tokenizer.sep_token_id in ids:
         ids = ids[: ids.index(tokenizer.sep_token_id)]
@@ -223,11 +226,11 @@ def target_text(tokenizer: PreTrainedTokenizerBase, window: Tensor) -> str:
 
 @dataclass(frozen=True)
 class TokenizedPairs:
-    """Sources and targets, token ids without special tokens. Satisfies `dataloader.Text`."""
+    """Sources and targets as token ids without special tokens; a `tokenized_text.Text`."""
 
     sources: TokenizedText
     targets: TokenizedText
-    """Cut to the window."""
+    """Targets, cut to the window."""
     layout: Layout
 
     def __len__(self) -> int:
@@ -235,47 +238,47 @@ class TokenizedPairs:
 
     @property
     def source(self) -> Source:
-        """Where they were read."""
+        """Source of the pairs."""
         return self.targets.source
 
     @property
     def size(self) -> str:
-        """In words."""
+        """Number of pairs, for messages."""
         return f"{len(self):,}"
 
     @property
     def identity(self) -> str:
-        """A name for just these tokens."""
+        """Hash of the content, for caches and resumption."""
         return f"{self.sources.identity} {self.targets.identity}"
 
-    def identity_before(self) -> str:
-        """See `dataloader.Text`."""
-        return f"{self.sources.identity_before()} {self.targets.identity_before()}"
+    def legacy_identity(self) -> str:
+        """Return the identity in older runs; see `tokenized_text.Text`."""
+        return f"{self.sources.legacy_identity()} {self.targets.legacy_identity()}"
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [N], tokens in each row: the sources decide, since every window is as wide."""
+        """int64 [N], tokens of each row, padding outside the window excluded."""
         around = len(self.layout.head) + len(self.layout.tail) + self.layout.window
         return np.minimum(self.sources.lengths, self.layout.longest_source) + around
 
     @property
     def widths(self) -> np.ndarray:
-        """int64 [N], the same: a row is all that a pair takes."""
+        """int64 [N], slots of each row, equal to `lengths`."""
         return self.lengths
 
     @property
     def target_lengths(self) -> np.ndarray:
-        """int64 [N], tokens in each target without its [SEP]."""
+        """int64 [N], tokens of each target without its [SEP]."""
         return self.targets.lengths
 
     @property
     def num_words(self) -> np.ndarray:
-        """int32 [N], whitespace words in the part of each target that was kept."""
+        """int32 [N], whitespace words in each target as cut."""
         return self.targets.num_words
 
     @property
     def cuts(self) -> str:
-        """What was cut off, in words; empty if nothing was."""
+        """Description of what was cut off; empty if nothing was."""
         sources = int((self.sources.lengths > self.layout.longest_source).sum())
         parts = [f"{sources:,} sources cut to their last {self.layout.longest_source} tokens"] if sources else []
         if self.targets.num_truncated:
@@ -283,23 +286,23 @@ class TokenizedPairs:
         return ", ".join(parts)
 
     def counts(self, vocab_size: int) -> Tensor:
-        """int64 [V], how often each token is content of a window: sources count nowhere."""
+        """Count each token in the windows, int64 [V]; sources do not count."""
         counts = self.targets.counts(vocab_size)
         free = self.layout.window - self.targets.lengths
         counts[self.layout.sep_id] += int((free > 0).sum())
         counts[self.layout.pad_id] += int(np.maximum(free - 1, 0).sum())
         return counts
 
-    def with_ends(self, counts: Tensor) -> Tensor:
-        """Word counts of another text, int64 [V], with as many [SEP] and [PAD] to a word as these windows have."""
-        return with_ends(counts, self.counts(len(counts)), [self.layout.sep_id, self.layout.pad_id])
+    def with_special_counts(self, counts: Tensor) -> Tensor:
+        """Add [SEP] and [PAD] to the counts of another text, int64 [V], in proportion to these windows."""
+        return with_special_counts(counts, self.counts(len(counts)), [self.layout.sep_id, self.layout.pad_id])
 
-    def place(self, index: int) -> str:
-        """File and line."""
-        return self.targets.place(index)
+    def location(self, index: int) -> str:
+        """Return file and line of a pair."""
+        return self.targets.location(index)
 
     def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
-        """The chosen pairs."""
+        """Build a batch of the chosen pairs."""
         return self.layout.batch(
             [self.sources.sentence(i) for i in indices], [self.targets.sentence(i) for i in indices]
         )
@@ -308,10 +311,10 @@ class TokenizedPairs:
 def load_pairs(
     data: DataArgs, args: PairArgs, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[TokenizedPairs, TokenizedPairs, PairFormat]:
-    """The training and the validation pairs of a corpus, and how they are written.
+    """Return the training pairs, the validation pairs, and their format.
 
     Raises:
-        UserError: if there are fewer training pairs than a batch holds, or no room for a source.
+        UserError: if there are fewer training pairs than in one batch, or no token is left for a source.
     """
     parts = split_sources(data)
     prompt = args.prompt or prompt_of(data.train_data)
@@ -326,7 +329,7 @@ def load_pairs(
 def window_of(
     part: tuple[Source, str, Keep | None], prompt: str, tokenizer: PreTrainedTokenizerBase, cache_dir: str
 ) -> int:
-    """The least window that holds 99 of 100 targets with their [SEP]."""
+    """Return the 99th percentile of the targets' lengths with their [SEP]."""
     source, name, keep = part
     lead = prompt_parts(prompt)[3]
     targets = tokenize(
@@ -343,7 +346,7 @@ def tokenize_pairs(
     tokenizer: PreTrainedTokenizerBase,
     cache_dir: str,
 ) -> TokenizedPairs:
-    """Both sides of a source's pairs, from the cache if they are there; targets are cut to the window."""
+    """Tokenise both sides of a source's pairs, or read them from the cache; targets are cut to the window."""
     sides = {"src": (NO_LIMIT, layout.source_lead), "trg": (layout.window, layout.target_lead)}
     sources, targets = (
         tokenize(
@@ -353,5 +356,5 @@ def tokenize_pairs(
     )
     empty = np.flatnonzero(targets.lengths == 0)
     if len(empty):
-        raise UserError(f"{targets.place(empty[0])}: the target is empty to the tokenizer; leave that pair out")
+        raise UserError(f"{targets.location(empty[0])}: the target has no tokens; leave that pair out")
     return TokenizedPairs(sources, targets, layout)

@@ -1,4 +1,4 @@
-"""Rows of .parquet files, with bounds: a few bytes of a compressed or repeated value may stand for gigabytes."""
+"""Rows of .parquet files, with bounds, since a few bytes of a compressed or repeated value may expand to gigabytes."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,22 +14,22 @@ from utils.files import open_regular
 from utils.hub import first_line
 
 AT_ONCE = 1000
-"""Rows decoded together, at most,"""
+"""Largest number of rows decoded together."""
 MOST_AT_ONCE = 2**26
-"""and about so many bytes of them."""
+"""Bytes of the rows decoded together, approximately."""
 MOST_VALUE = 4 * MOST_TEXT
-"""Bytes in a value; characters take at most four."""
+"""Bytes of a value; a character takes at most 4."""
 MOST_PACKED = 200
-"""How many bytes one in the file may stand for; text is packed about 5 to 1."""
+"""Largest compression ratio of a column; that of text is about 5."""
 MOST_UNPACKED = 1000
-"""The same of all texts of a file, where a value may be repeated."""
+"""Largest ratio of all texts of a file to its size; a value may be repeated."""
 
 
-def parquet_of(file: Path, columns: tuple[str, ...] = ()) -> ParquetFile:
-    """An open .parquet file; of these columns a value that is repeated is kept once.
+def open_parquet(file: Path, columns: tuple[str, ...] = ()) -> ParquetFile:
+    """Open a .parquet file, with the given columns dictionary-encoded: a repeated value is in memory once.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it is not a .parquet file.
     """
     try:
         open_regular(file).close()
@@ -38,33 +38,33 @@ def parquet_of(file: Path, columns: tuple[str, ...] = ()) -> ParquetFile:
         raise UserError(f"{file}: not a .parquet file, or damaged ({first_line(error)})") from error
 
 
-def names_of(file: Path) -> list[str]:
-    """The columns of a .parquet file."""
-    return parquet_of(file).schema_arrow.names
+def column_names(file: Path) -> list[str]:
+    """Return the column names of a .parquet file."""
+    return open_parquet(file).schema_arrow.names
 
 
 def number_of_rows(file: Path) -> int:
-    """How many rows a .parquet file has.
+    """Return the number of rows of a .parquet file.
 
     Raises:
-        UserError: if they are more than such a file can hold.
+        UserError: if there are more rows than a file of this size can hold.
     """
-    metadata = parquet_of(file).metadata
+    metadata = open_parquet(file).metadata
     rows, size = metadata.num_rows, file.stat().st_size
     if rows > max(10**6, MOST_PACKED * size):
-        raise UserError(f"{file}: {rows:,} rows in {size:,} bytes; no text does that, look what it is")
+        raise UserError(f"{file}: {rows:,} rows in {size:,} bytes, too many for text; check the file")
     return rows
 
 
-def rows_of(
+def parquet_rows(
     file: Path, columns: tuple[str, ...], start: int = 0, end: int = 2**63
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Some rows of a .parquet file, each with its number from 0; a row without text is an empty record.
+    """Yield rows start..end-1 of a .parquet file with their numbers from 0; a row without text is an empty record.
 
     Raises:
-        UserError: if a column is missing, a row is no text, or something unpacks to more than text does.
+        UserError: if a column is missing, a value is not text, or the data expand to more than text does.
     """
-    schema = parquet_of(file).schema_arrow
+    schema = open_parquet(file).schema_arrow
     names = wanted_names(columns, schema.names, str(file))
     for name in names:
         _require_text(file, name, schema.field(name).type)
@@ -74,12 +74,12 @@ def rows_of(
         record = check_record(row, columns, f"{file}:{number + 1}")
         left -= sum(map(len, record.values()))
         if left < 0:
-            raise UserError(f"{file}: its texts are {MOST_UNPACKED:,} times its size; look what it is")
+            raise UserError(f"{file}: its texts are {MOST_UNPACKED:,} times its size; check the file")
         yield number, record
 
 
 def _rows(file: Path, names: tuple[str, ...], start: int, end: int) -> Iterator[tuple[int, dict]]:
-    table = parquet_of(file, names)
+    table = open_parquet(file, names)
     begin = 0
     for group in range(table.num_row_groups):
         rows = table.metadata.row_group(group).num_rows
@@ -102,11 +102,11 @@ def _require_text(file: Path, name: str, kind: pyarrow.DataType) -> None:
         kind = kind.value_type
     is_text = pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind) or pyarrow.types.is_string_view(kind)
     if not is_text and not pyarrow.types.is_null(kind):
-        raise UserError(f'{file}: its column "{name}" is {str(kind)[:80]}, not text; write it as strings')
+        raise UserError(f'{file}: the column "{name}" is {str(kind)[:80]}, not text; write it as strings')
 
 
 def _rows_at_once(file: Path, metadata: "FileMetaData", group: int, names: tuple[str, ...]) -> int:
-    """How many rows to decode together.
+    """Return the number of rows to decode together.
 
     Raises:
         UserError: if a column would not fit into memory.
@@ -120,15 +120,15 @@ def _rows_at_once(file: Path, metadata: "FileMetaData", group: int, names: tuple
         each = size // max(1, row_group.num_rows)
         if each > MOST_VALUE or size > max(MOST_AT_ONCE, MOST_PACKED * packed):
             raise UserError(
-                f"{file}: {packed:,} bytes in it unpack to {size:,} in {row_group.num_rows:,} rows; a text may have "
-                f"{MOST_TEXT:,} characters: split the texts, or look what it is"
+                f"{file}: {packed:,} of its bytes expand to {size:,} in {row_group.num_rows:,} rows; a text may have "
+                f"{MOST_TEXT:,} characters; split the texts, or check the file"
             )
         largest = max(largest, each)
     return max(1, min(AT_ONCE, MOST_AT_ONCE // largest))
 
 
 def _unpacked(file: Path, number: int, batch: pyarrow.RecordBatch, names: tuple[str, ...]) -> Iterator[dict]:
-    """The rows of a batch, few at a time if one is long: a value kept once would be copied for each."""
+    """Yield the rows of a batch, few at a time if one is long: decoding copies a repeated value for each row."""
     longest = 1
     for column in batch.columns:
         values = column.dictionary if isinstance(column, pyarrow.DictionaryArray) else column
@@ -136,7 +136,7 @@ def _unpacked(file: Path, number: int, batch: pyarrow.RecordBatch, names: tuple[
     if longest > MOST_VALUE:
         raise UserError(
             f"{file}: a value of {longest:,} bytes in one of the rows {number + 1} to {number + len(batch)}; a text "
-            f"may have {MOST_TEXT:,} characters: split it"
+            f"may have {MOST_TEXT:,} characters; split it"
         )
     step = max(1, MOST_AT_ONCE // longest)
     for start in range(0, len(batch), step):

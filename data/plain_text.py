@@ -1,8 +1,9 @@
-"""Text to ids: text is text, so that "[MASK]" or "</s>" written in a corpus never becomes a special token.
+"""Encoding of plain text: "[MASK]" or "</s>" in a corpus never becomes a special token.
 
-Most tokenizers cut such a string to ordinary pieces when asked to. Where the string is an entry of the model itself
-(XLM-R, CamemBERT, DeBERTa-v2, vocabularies of words) it would be one token all the same: its id, which p_theta rules
-out, would make every bound infinite. Such texts are cut again by a copy whose special entries no text can spell.
+With `split_special_tokens` most tokenizers cut such a string into ordinary pieces. If it is an entry of the model
+itself (XLM-R, CamemBERT, DeBERTa-v2, word-level vocabularies), it still becomes one token. p_theta gives special tokens
+probability 0, so the bound would be infinite. Such texts are encoded again by a copy of the tokenizer whose special
+entries have names that no text contains.
 """
 
 import contextlib
@@ -19,19 +20,19 @@ from tokenizers import Tokenizer
 from transformers import BatchEncoding
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from data.corpus import Place
+from data.corpus import Location
 from utils.errors import UserError, shown
 
 TOKENIZE_AT_ONCE = 2000
-"""Texts that a tokenizer is given together, at most,"""
+"""Largest number of texts that a tokenizer encodes together."""
 CHARACTERS_AT_ONCE = 2**20
-"""and about so many characters of them: each takes about 190 bytes of memory meanwhile."""
-Thing = TypeVar("Thing")
+"""Characters of these texts, approximately; each takes about 190 bytes of memory while it is encoded."""
+Item = TypeVar("Item")
 NO_TEXT = "\U0010fffe\U0010ffff"
-"""Two noncharacters, which texts do not have; begin the names of special entries in the copy."""
+"""Prefix of the special entries' names in the copy: two noncharacters, which no text contains."""
 COPIES: WeakKeyDictionary[PreTrainedTokenizerBase, Tokenizer] = WeakKeyDictionary()
 NOTED: set[str] = set()
-"""What was said already: a corpus is read once for its sources, once for its targets, and so on."""
+"""Notes already printed; a corpus may be read several times, as for sources and targets."""
 
 
 class TextEncoding(dict):
@@ -41,7 +42,7 @@ class TextEncoding(dict):
         super().__init__(input_ids=found["input_ids"])
         self._found = found
         self.again: dict[int, list[int]] = {}
-        """Texts that were cut again, by their number, and where each of their tokens ends."""
+        """End of each token in characters, for the texts that were encoded again, by index."""
 
     @property
     def input_ids(self) -> list[list[int]]:
@@ -49,23 +50,23 @@ class TextEncoding(dict):
         return self["input_ids"]
 
     def end(self, text: int, token: int) -> int:
-        """The character of a text, counted from 0, at which the part that a token stands for has ended."""
+        """Return the end of a token in its text, as a character index from 0."""
         return self.again[text][token] if text in self.again else self._found.token_to_chars(text, token).end
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str], *, note: bool = True) -> TextEncoding:
-    """Token ids of plain text: no special tokens are added, and none but [UNK] comes out.
+    """Encode plain text: special tokens are neither added nor, except [UNK], produced.
 
     Args:
-        tokenizer: a fast one.
+        tokenizer: a fast tokenizer.
         sentences: the texts.
-        note: whether to say on stderr that texts hold names of special tokens; else the caller does, by `again`.
+        note: print a note if texts contain names of special tokens; otherwise the caller reports `again`.
 
     Raises:
         UserError: if the tokenizer fails.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    with failing_in_one_line(tokenizer):
+    with errors_in_one_line(tokenizer):
         found = tokenizer(
             sentences,
             add_special_tokens=False,
@@ -78,34 +79,34 @@ def encode(tokenizer: PreTrainedTokenizerBase, sentences: list[str], *, note: bo
         names = [i for i, ids in enumerate(found["input_ids"]) if not special.isdisjoint(ids)]
         encoding = TextEncoding(found)
         for i in names:
-            encoding["input_ids"][i], encoding.again[i] = _cut_again(tokenizer, sentences[i], special)
+            encoding["input_ids"][i], encoding.again[i] = _encode_again(tokenizer, sentences[i], special)
     if names and note:
         note_names(len(names), shown(sentences[names[0]]))
     return encoding
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Ids that no text may have: of all special tokens but the one for what is unknown, if that has its own."""
+    """Return the ids that text never gets: all special tokens but [UNK], unless it is also mask, cls, sep or pad."""
     roles = {tokenizer.mask_token_id, tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
     return set(tokenizer.all_special_ids) - ({tokenizer.unk_token_id} - roles)
 
 
 def note_names(number: int, first: str) -> None:
-    """Say once on stderr that texts hold names of special tokens.
+    """Print once on stderr that texts contain names of special tokens.
 
     Args:
-        number: of such texts.
-        first: the place of one of them, or the text itself.
+        number: number of such texts.
+        first: location of one of them, or the text itself.
     """
     if first not in NOTED:
         NOTED.add(first)
-        texts = "a text holds" if number == 1 else f"{number:,} texts hold"
-        print(f"note: {texts} the name of a special token, cut like any other word ({first})", file=sys.stderr)
+        texts = "a text contains" if number == 1 else f"{number:,} texts contain"
+        print(f"note: {texts} the name of a special token, encoded like any other word ({first})", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def failing_in_one_line(tokenizer: PreTrainedTokenizerBase | str) -> Iterator[None]:
-    """What the tokenizers library raises, down to bare Exception and panics that are none, as a UserError."""
+def errors_in_one_line(tokenizer: PreTrainedTokenizerBase | str) -> Iterator[None]:
+    """Turn errors and panics of the tokenizers library into a UserError."""
     try:
         with panics_as_errors():
             yield
@@ -114,16 +115,16 @@ def failing_in_one_line(tokenizer: PreTrainedTokenizerBase | str) -> Iterator[No
     except Exception as error:
         name = tokenizer if isinstance(tokenizer, str) else tokenizer.name_or_path
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"tokenizer {name}: it is damaged and fails ({shown(reason)}); give another") from error
+        raise UserError(f"tokenizer {name}: damaged, it fails ({shown(reason)}); give another") from error
 
 
 class TokenizerPanicError(Exception):
-    """A panic of the tokenizers library, which is no Exception and would pass every handler."""
+    """Panic of the tokenizers library, which does not derive from Exception."""
 
 
 @contextlib.contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """For the duration of a block, a panic is an error like others."""
+    """Turn a panic in a block into a TokenizerPanicError."""
     try:
         yield
     except BaseException as error:
@@ -132,37 +133,43 @@ def panics_as_errors() -> Iterator[None]:
         raise TokenizerPanicError(str(error)) from error
 
 
-def encoded(
-    records: Iterable[tuple[str, Place]],
+def encode_records(
+    records: Iterable[tuple[str, Location]],
     tokenizer: PreTrainedTokenizerBase,
     longest: int,
-    where: Callable[[Place], str],
-) -> Iterator[tuple[list[int], str, Place, bool]]:
-    """Cut records: the ids of each, the text that they stand for, its place, and whether it was too long.
+    describe: Callable[[Location], str],
+) -> Iterator[tuple[list[int], str, Location, bool]]:
+    """Encode records; yield ids, the text that they represent, its location, and whether the text was cut.
 
-    Says on stderr at the end if texts hold names of special tokens; `where` puts the first one's place in words.
+    At the end a note on stderr says whether texts contain names of special tokens.
+
+    Args:
+        records: texts and locations.
+        tokenizer: a fast tokenizer.
+        longest: largest number of tokens of a text.
+        describe: formats a location for the note.
     """
     first, number = None, 0
     for chunk in chunks(records):
         found = encode(tokenizer, [sentence for sentence, _ in chunk], note=False)
         first = chunk[min(found.again)][1] if found.again and first is None else first
         number += len(found.again)
-        for i, ((sentence, place), ids) in enumerate(zip(chunk, found.input_ids, strict=True)):
+        for i, ((sentence, location), ids) in enumerate(zip(chunk, found.input_ids, strict=True)):
             was_cut = len(ids) > longest
             if was_cut:
                 sentence = sentence[: found.end(i, longest - 1)]
-            yield ids[:longest], sentence, place, was_cut
+            yield ids[:longest], sentence, location, was_cut
     if first is not None:
-        note_names(number, where(first))
+        note_names(number, describe(first))
 
 
-def chunks(things: Iterable[Thing]) -> Iterator[list[Thing]]:
-    """Lists of a few thousand texts, or tuples that begin with one: what a fast tokenizer likes at once."""
-    chunk: list[Thing] = []
+def chunks(items: Iterable[Item]) -> Iterator[list[Item]]:
+    """Yield lists of texts, or of tuples that begin with a text, of the size that a tokenizer encodes together."""
+    chunk: list[Item] = []
     characters = 0
-    for thing in things:
-        chunk.append(thing)
-        characters += len(thing if isinstance(thing, str) else thing[0])
+    for item in items:
+        chunk.append(item)
+        characters += len(item if isinstance(item, str) else item[0])
         if len(chunk) == TOKENIZE_AT_ONCE or characters > CHARACTERS_AT_ONCE:
             yield chunk
             chunk, characters = [], 0
@@ -171,20 +178,17 @@ def chunks(things: Iterable[Thing]) -> Iterator[list[Thing]]:
 
 
 def holds_special(tokens: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether there are special ids among the token ids of a text, int [N]; read a part at a time."""
+    """Tell whether token ids, int [N], contain special ids; they are read in parts, as they may be memory-mapped."""
     ids, at_once = sorted(special_ids(tokenizer)), 2**24
     return any(np.isin(tokens[i : i + at_once], ids).any() for i in range(0, len(tokens), at_once))
 
 
 @contextlib.contextmanager
 def without_panic_messages() -> Iterator[None]:
-    """Hold back what is written to stderr while the block runs: if it panics, the library has said so in three lines.
-
-    Anything else is passed on at the end.
-    """
+    """Buffer stderr during a block; drop it after a panic, which the library reports there, else pass it on."""
     try:
         held, kept = tempfile.TemporaryFile(), os.dup(2)
-    except OSError:  # there is no stderr, or no room
+    except OSError:  # no stderr, or no room
         yield
         return
     with held:
@@ -194,7 +198,7 @@ def without_panic_messages() -> Iterator[None]:
         try:
             yield
         except BaseException as error:
-            panicked = _of_a_panic(error)
+            panicked = _is_panic(error)
             raise
         finally:
             sys.stderr.flush()
@@ -205,15 +209,15 @@ def without_panic_messages() -> Iterator[None]:
                 os.write(2, held.read())
 
 
-def _of_a_panic(error: BaseException | None) -> bool:
-    return error is not None and (type(error).__name__ == "PanicException" or _of_a_panic(error.__cause__))
+def _is_panic(error: BaseException | None) -> bool:
+    return error is not None and (type(error).__name__ == "PanicException" or _is_panic(error.__cause__))
 
 
-# ---- cutting again ---------------------------------------------------------------------------------------------------
+# ---- encoding again --------------------------------------------------------------------------------------------------
 
 
-def _cut_again(tokenizer: PreTrainedTokenizerBase, text: str, special: set[int]) -> tuple[list[int], list[int]]:
-    """Ids and ends of a text; whatever special id is left, for all that, is unknown or nothing."""
+def _encode_again(tokenizer: PreTrainedTokenizerBase, text: str, special: set[int]) -> tuple[list[int], list[int]]:
+    """Return ids and ends of a text; a special id that remains becomes [UNK], or is dropped without one."""
     if tokenizer not in COPIES:
         COPIES[tokenizer] = _copy_without(tokenizer, special)
     found = COPIES[tokenizer].encode(text, add_special_tokens=False)
@@ -224,7 +228,7 @@ def _cut_again(tokenizer: PreTrainedTokenizerBase, text: str, special: set[int])
 
 
 def _copy_without(tokenizer: PreTrainedTokenizerBase, special: set[int]) -> Tokenizer:
-    """The tokenizer with the same ids, its special entries under names that no text has."""
+    """Copy a tokenizer, ids unchanged, with names for its special entries that no text contains."""
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     names = {token for token, i in tokenizer.get_vocab().items() if i in special}
     model = whole["model"]
@@ -236,7 +240,7 @@ def _copy_without(tokenizer: PreTrainedTokenizerBase, special: set[int]) -> Toke
         model["unk_token"] = _hidden(model["unk_token"], names)
     if "merges" in model:
         prefix = model.get("continuing_subword_prefix") or ""
-        model["merges"] = [pair for pair in model["merges"] if names.isdisjoint(_made_of(pair, prefix))]
+        model["merges"] = [pair for pair in model["merges"] if names.isdisjoint(_entries(pair, prefix))]
     for token in whole["added_tokens"]:
         token["content"] = _hidden(token["content"], names)
     whole["truncation"] = whole["padding"] = None
@@ -249,7 +253,7 @@ def _hidden(token: str, names: set[str]) -> str:
     return NO_TEXT + token if token in names else token
 
 
-def _made_of(pair: list[str] | str, prefix: str) -> Iterable[str]:
-    """What a merging needs to be entries: its parts and what they make."""
+def _entries(pair: list[str] | str, prefix: str) -> Iterable[str]:
+    """Return the entries that a merge needs: its two parts and their join."""
     first, second = pair.split(" ") if isinstance(pair, str) else pair
     return first, second, first + second.removeprefix(prefix)

@@ -1,22 +1,22 @@
-"""How text becomes rows of the network, and which of their tokens are noised and scored: a protocol, by its name.
+"""Row formats: layout of text in rows of the network, and the noised and scored tokens of a row.
 
-unpadded  [CLS] text [SEP], one text a row, cut to its length: the text alone is noised and scored. What surrounds it is
-          given and [PAD]s are not attended to, so nothing depends on the neighbours. The likelihood is that of a text
-          given its length.
-padded    MDLM's for LM1B: the same row filled up with [PAD]s to `max_length`. Everything is noised and attended to;
-          [CLS], text and [SEP] are scored, [PAD]s are not. So it is that of the row given its length, too, of which a
-          [PAD] tells as soon as it is visible; but [CLS] and [SEP], which are easy, count as tokens. (A causal
-          network is given the [CLS] of this and the next protocol, and no length.)
-wrapped   texts one after the other, a [SEP] after each, cut into blocks; [CLS] before and [SEP] after a block.
-          Everything is noised and scored. MDLM's for all else.
-running   texts one after the other with a space between, cut into blocks; [CLS] and [SEP] around a block are given.
-          For text8, where D3PM and its successors count characters.
+unpadded  One text per row, [CLS] text [SEP]. The text is noised and scored; [CLS] and [SEP] are given. [PAD]s are not
+          attended to, so a row does not depend on its batch. The likelihood is that of a text given its length.
+padded    As unpadded, filled with [PAD]s to `max_length`: MDLM's format for LM1B. All tokens are noised and attended
+          to; [CLS], text and [SEP] are scored. The likelihood too is given the length, since a visible [PAD] reveals
+          it, but [CLS] and [SEP], which are easy to predict, count as tokens. (A causal network is given the [CLS] in
+          this format and in wrapped, and no length.)
+wrapped   Texts joined, each followed by [SEP], and cut into blocks, with [CLS] before and [SEP] after each block. All
+          tokens are noised and scored. MDLM's format for all other corpora.
+running   Texts joined by spaces and cut into blocks; [CLS] and [SEP] around a block are given. For text8, whose
+          likelihood D3PM and its successors report per character.
 
-A sum of nats under one of them is no number of another.
+Likelihoods under different formats are not comparable.
 """
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,8 +28,7 @@ from data.corpus import Keep, Source
 from data.detokenizers import DETOKENIZERS
 from data.splits import DataArgs, require_a_batch, split_sources
 from data.tokenized_text import Text, TokenizedText, tokenize
-from data.tokenizers import text_of
-from data.word_counts import with_ends
+from data.word_counts import with_special_counts
 from utils.errors import UserError, check_choices
 
 ROW_FORMATS = ("unpadded", "padded", "wrapped", "running")
@@ -37,21 +36,24 @@ NO_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
-class RowFormat:
-    """How texts are read; saved with the checkpoint, so that scoring and sampling agree with training."""
+class TextFormat:
+    """Row format and detokenizer, saved with the checkpoint for scoring and sampling."""
 
-    protocol: str = field(
+    group: ClassVar[str] = "text format"
+
+    row_format: str = field(
         default="unpadded",
         metadata={
+            "aliases": ["--protocol"],
             "choices": list(ROW_FORMATS),
-            "help": "a text a row, or MDLM's padded rows, or blocks of texts, or of one running text",
+            "help": "row format: one text per row, MDLM's padded rows, MDLM's blocks, or blocks of running text",
         },
     )
     detokenizer: str = field(
         default="none",
         metadata={
             "choices": list(DETOKENIZERS),
-            "help": "undo the spacing of a corpus that was cut into words, as MDLM does for it",
+            "help": "corpus whose word-tokenised spacing is undone, by MDLM's rules for it",
         },
     )
 
@@ -59,133 +61,181 @@ class RowFormat:
         check_choices(self)
 
     @property
+    def single(self) -> bool:
+        """Whether each row holds one text."""
+        return self.row_format in ("unpadded", "padded")
+
+    @property
     def whole_rows(self) -> bool:
-        """Whether every slot of a row is the model's to write."""
-        return self.protocol in ("padded", "wrapped")
+        """Whether a sample's row is generated whole, special tokens included."""
+        return self.row_format in ("padded", "wrapped")
 
     def content(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-        """Special tokens that a text may hold."""
+        """Return the special tokens that the model may predict."""
         ends = {tokenizer.cls_token_id, tokenizer.sep_token_id}
-        return {"padded": ends | {tokenizer.pad_token_id}, "wrapped": ends}.get(self.protocol, set())
+        return {"padded": ends | {tokenizer.pad_token_id}, "wrapped": ends}.get(self.row_format, set())
 
-    def check_process(self, *, flat: bool) -> None:
-        """Refuses a process that does not go with the protocol: one whose tokens are not all alike.
+    def check_process(self, *, token_dependent: bool) -> None:
+        """Refuse token-dependent noise for rows whose [PAD]s are noised.
 
         Raises:
             UserError: with the remedy.
         """
-        if self.protocol == "padded" and not flat:
+        if self.row_format == "padded" and token_dependent:
             raise UserError(
-                "protocol=padded noises [PAD]s, of which this model's spindle knows nothing; choose another protocol "
-                "(a model to be trained: or --spindle none)"
+                "row_format=padded noises [PAD]s, for which this model's spindle has no frequency; choose another row "
+                "format (in training: or --spindle none)"
             )
 
+    def overridden(self, row_format: str, detokenizer: str) -> "TextFormat":
+        """Return the format with the given values; "" keeps the present one."""
+        return TextFormat(row_format or self.row_format, detokenizer or self.detokenizer)
+
+    def as_saved(self) -> dict[str, str]:
+        """Return the entries of process.json, which calls the row format a protocol."""
+        return {"protocol": self.row_format, "detokenizer": self.detokenizer}
+
+    @classmethod
+    def from_saved(cls, entries: dict) -> "TextFormat":
+        """Read the entries of process.json; a missing entry has its default."""
+        names = {"row_format" if name == "protocol" else name: value for name, value in entries.items()}
+        return cls(**names)
+
     def check(self, *, packing: bool, streaming: bool, word_freq_file: str) -> None:
-        """Refuses settings of the training that do not go with these.
+        """Refuse training settings that do not fit the row format or the detokenizer.
 
         Raises:
             UserError: with the remedy.
         """
-        if self.protocol != "unpadded" and packing:
-            raise UserError(f"packing=true is for protocol=unpadded; rows of protocol={self.protocol} are full")
-        if self != RowFormat() and streaming:
-            raise UserError("streaming=true is for protocol=unpadded without a detokenizer; leave one of them out")
+        if self.row_format != "unpadded" and packing:
+            raise UserError(f"packing=true needs row_format=unpadded; rows of row_format={self.row_format} are full")
+        if self != TextFormat() and streaming:
+            raise UserError("streaming=true needs row_format=unpadded without a detokenizer; leave one of them out")
         if self.detokenizer != "none" and word_freq_file:
             raise UserError(
-                f"word_freq_file counts text as it stands; leave it out with detokenizer={self.detokenizer}"
+                f"word_freq_file counts text before detokenization; leave it out with detokenizer={self.detokenizer}"
             )
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
-class _Arranged:
-    """What both kinds of rows take from the text they are made of."""
+class _Rows:
+    """Common part of padded rows and blocks; a `tokenized_text.Text`."""
 
-    def __init__(self, text: TokenizedText, tokenizer: PreTrainedTokenizerBase, width: int) -> None:
-        self.text, self.width, self.tokenizer = text, width, tokenizer
+    def __init__(
+        self, text: TokenizedText, tokenizer: PreTrainedTokenizerBase, width: int, *, given_first: bool = False
+    ) -> None:
+        """Arrange a text in rows.
+
+        Args:
+            text: the texts.
+            tokenizer: tokenizer of the text.
+            width: slots of a row, [CLS] and [SEP] included.
+            given_first: whether the first [CLS] is given, as for a causal network, which has no context for it.
+        """
+        self.text, self.width, self.tokenizer, self.given_first = text, width, tokenizer, given_first
         self.source, self.cuts, self.identity = text.source, text.cuts, text.identity
-        self.identity_before = text.identity_before
+        self.legacy_identity = text.legacy_identity
 
     @property
     def widths(self) -> np.ndarray:
-        """int64 [N], the slots of each row."""
+        """int64 [N], slots of each row."""
         return np.full(len(self), self.width)
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [N], by which rows are put together: all alike."""
+        """int64 [N], lengths for batching, all equal."""
         return self.widths
 
-    def with_ends(self, counts: Tensor) -> Tensor:
-        """Word counts of another text, int64 [V], with as many [CLS] and [SEP] to a word as these rows have."""
-        return with_ends(counts, self.counts(len(counts)), [self.tokenizer.cls_token_id, self.tokenizer.sep_token_id])
+    def with_special_counts(self, counts: Tensor) -> Tensor:
+        """Add [CLS] and [SEP] to the counts of another text, int64 [V], in proportion to these rows."""
+        return with_special_counts(
+            counts, self.counts(len(counts)), [self.tokenizer.cls_token_id, self.tokenizer.sep_token_id]
+        )
 
-    def with_specials(self, counts: Tensor, **numbers: int) -> Tensor:
-        """Counts with so many of the special tokens."""
-        for name, number in numbers.items():
-            counts[getattr(self.tokenizer, f"{name}_token_id")] += number
+    def _add_ends(self, counts: Tensor, *, cls: int, sep: int) -> Tensor:
+        """Add scored [CLS] and [SEP] to counts, int64 [V], without each row's first [CLS] if it is given."""
+        counts[self.tokenizer.cls_token_id] += cls - len(self) * self.given_first
+        counts[self.tokenizer.sep_token_id] += sep
         return counts
 
+    def _give_first(self, batch: Batch) -> Batch:
+        """Remove the first column from the targets, if it is given."""
+        if not self.given_first:
+            return batch
+        return replace(batch, target_mask=batch.target_mask.index_fill(1, torch.tensor([0]), False))
 
-class PaddedRows(_Arranged):
-    """protocol=padded; see `dataloader.Text`."""
+
+class PaddedRows(_Rows):
+    """Rows of row_format=padded."""
 
     def __len__(self) -> int:
         return len(self.text)
 
     @property
     def num_words(self) -> np.ndarray:
-        """int32 [N]."""
+        """int32 [N], whitespace words of each text."""
         return self.text.num_words
 
     @property
+    def text_lengths(self) -> np.ndarray:
+        """int64 [N], tokens of each text without special tokens."""
+        return self.text.lengths
+
+    @property
     def target_lengths(self) -> np.ndarray:
-        """int64 [N], scored tokens."""
-        return self.text.lengths + 2
+        """int64 [N], scored tokens of each row."""
+        return self.text.lengths + 2 - self.given_first
 
     @property
     def size(self) -> str:
-        """In words."""
+        """Number of texts, for messages."""
         return self.text.size
 
     def counts(self, vocab_size: int) -> Tensor:
-        """int64 [V], how often each token is scored."""
-        return self.with_specials(self.text.counts(vocab_size), cls=len(self), sep=len(self))
+        """Count each scored token, int64 [V]."""
+        return self._add_ends(self.text.counts(vocab_size), cls=len(self), sep=len(self))
 
     def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
-        """The chosen texts."""
+        """Build a batch of the chosen texts."""
         rows = collate([self.text.sentence(i) for i in indices], tokenizer, self.width)
         everything = torch.ones_like(rows.target_mask)
-        return Batch(rows.input_ids, everything, rows.attention_mask, everything)
+        return self._give_first(Batch(rows.input_ids, everything, rows.attention_mask, everything))
 
-    def place(self, index: int) -> str:
-        """File and line."""
-        return self.text.place(index)
+    def location(self, index: int) -> str:
+        """Return file and line of a text."""
+        return self.text.location(index)
 
 
-class Blocks(_Arranged):
-    """protocol=wrapped and running; see `dataloader.Text`. What does not fill the last block is left out."""
+class Blocks(_Rows):
+    """Blocks of row_format=wrapped and running; an incomplete last block is dropped."""
 
     def __init__(
-        self, text: TokenizedText, tokenizer: PreTrainedTokenizerBase, width: int, *, separated: bool, scored_ends: bool
+        self,
+        text: TokenizedText,
+        tokenizer: PreTrainedTokenizerBase,
+        width: int,
+        *,
+        wrapped: bool,
+        given_first: bool = False,
     ) -> None:
         """Cut a text into blocks.
 
         Args:
-            text: whole texts, none cut off.
-            tokenizer: gives the special ids.
-            width: slots of a block, its ends included.
-            separated: a [SEP] after every text.
-            scored_ends: whether the [CLS] before and the [SEP] after a block are noised and scored.
+            text: the texts, uncut.
+            tokenizer: tokenizer of the text.
+            width: slots of a row, [CLS] and [SEP] included.
+            wrapped: row_format=wrapped instead of running.
+            given_first: whether the first [CLS] is given, as for a causal network.
         """
-        super().__init__(text, tokenizer, width)
-        self.separated, self.scored_ends, self.inner = separated, scored_ends, width - 2
-        self.starts = text.offsets + separated * np.arange(len(text.offsets))
-        """int64 [number of texts + 1], where each begins in the stream of all."""
+        super().__init__(text, tokenizer, width, given_first=given_first)
+        self.wrapped, self.inner = wrapped, width - 2
+        self.starts = text.offsets + wrapped * np.arange(len(text.offsets))
+        """int64 [number of texts + 1], start of each text in the joined texts."""
         if not len(self):
-            less = f"{self.starts[-1]} tokens do not fill one block of {self.inner}"
-            raise UserError(f"{text.source}: {less}; give more text, or choose protocol=unpadded or padded")
+            found = f"{self.starts[-1]} tokens do not fill one block of {self.inner}"
+            raise UserError(f"{text.source}: {found}; give more text, or choose row_format=unpadded or padded")
         if rest := int(self.starts[-1]) % self.inner:
             words, kept = int(text.num_words.sum()), round(float(self.num_words.sum()))
             lost = f"{rest:,} tokens at the end ({words - kept:,} of {words:,} words) fill no block and are left out"
@@ -196,32 +246,32 @@ class Blocks(_Arranged):
 
     @cached_property
     def num_words(self) -> np.ndarray:
-        """float64 [N]: a text that is cut counts in each block by how much of it is there."""
+        """float64 [N], words of each block; a text's words are divided over its blocks in proportion to its tokens."""
         edges = np.arange(len(self) + 1) * self.inner
         return np.diff(np.interp(edges, self.starts, np.concatenate([[0], np.cumsum(self.text.num_words)])))
 
     @property
     def target_lengths(self) -> np.ndarray:
-        """int64 [N], scored tokens."""
-        return self.widths - (0 if self.scored_ends else 2)
+        """int64 [N], scored tokens of each block."""
+        return self.widths - (self.given_first if self.wrapped else 2)
 
     @property
     def size(self) -> str:
-        """In words."""
+        """Number of blocks and texts, for messages."""
         return f"{len(self):,} blocks of {self.width} tokens from {len(self.text):,}"
 
     def counts(self, vocab_size: int) -> Tensor:
-        """int64 [V], how often each token is scored."""
-        end = len(self) * self.inner  # what comes after it is in no block
+        """Count each scored token, int64 [V]."""
+        end = len(self) * self.inner  # end of the last block
         last = int(np.searchsorted(self.starts, end, side="right")) - 1
         begins = self.text.offsets[last]
         used = begins + min(end - self.starts[last], self.text.offsets[min(last + 1, len(self.text))] - begins)
         counts = torch.from_numpy(np.bincount(self.text.tokens[:used], minlength=vocab_size))
-        ends = len(self) * self.scored_ends
-        return self.with_specials(counts, cls=ends, sep=ends + end - int(used))
+        ends = len(self) * self.wrapped
+        return self._add_ends(counts, cls=ends, sep=ends + end - int(used))
 
     def stream(self, begin: int, end: int) -> np.ndarray:
-        """Tokens begin..end-1 of all texts one after the other."""
+        """Return tokens begin..end-1 of the joined texts."""
         position = np.arange(begin, end)
         which = np.searchsorted(self.starts, position, side="right") - 1
         within, begins = position - self.starts[which], self.text.offsets[which]
@@ -230,68 +280,38 @@ class Blocks(_Arranged):
         return np.where(within < length, tokens, self.tokenizer.sep_token_id)
 
     def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
-        """The chosen blocks."""
+        """Build a batch of the chosen blocks."""
         rows = collate([self.stream(i * self.inner, (i + 1) * self.inner) for i in indices], tokenizer)
-        return replace(rows, target_mask=rows.attention_mask) if self.scored_ends else rows
+        return self._give_first(replace(rows, target_mask=rows.attention_mask)) if self.wrapped else rows
 
-    def place(self, index: int) -> str:
-        """File and line where a block begins."""
-        return self.text.place(int(np.searchsorted(self.starts, index * self.inner, side="right")) - 1)
-
-
-class GivenFirst:
-    """Rows for a causal network, to which the [CLS] that stands first is given: there is nothing to its left."""
-
-    def __init__(self, rows: PaddedRows | Blocks) -> None:
-        """Of a protocol in which it is scored."""
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.rows, name)
-
-    @property
-    def target_lengths(self) -> np.ndarray:
-        """int64 [N], scored tokens."""
-        return self.rows.target_lengths - 1
-
-    def counts(self, vocab_size: int) -> Tensor:
-        """int64 [V], how often each token is scored."""
-        return self.rows.with_specials(self.rows.counts(vocab_size), cls=-len(self))
-
-    def with_ends(self, counts: Tensor) -> Tensor:
-        """See the rows."""
-        tokenizer = self.rows.tokenizer
-        return with_ends(counts, self.counts(len(counts)), [tokenizer.cls_token_id, tokenizer.sep_token_id])
-
-    def batch(self, indices: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> Batch:
-        """The chosen rows."""
-        batch = self.rows.batch(indices, tokenizer)
-        return replace(batch, target_mask=batch.target_mask.index_fill(1, torch.tensor([0]), False))
+    def location(self, index: int) -> str:
+        """Return file and line of a block's first text."""
+        return self.text.location(int(np.searchsorted(self.starts, index * self.inner, side="right")) - 1)
 
 
 # ---- reading and writing ---------------------------------------------------------------------------------------------
 
 
 def arrange(
-    text: TokenizedText, form: RowFormat, tokenizer: PreTrainedTokenizerBase, width: int, *, causal: bool = False
+    text: TokenizedText,
+    text_format: TextFormat,
+    tokenizer: PreTrainedTokenizerBase,
+    width: int,
+    *,
+    causal: bool = False,
 ) -> Text:
-    """Rows of `width` slots at most."""
-    if form.protocol == "unpadded":
+    """Arrange a text in rows of at most `width` slots; `causal`: for a causal network."""
+    if text_format.row_format == "unpadded":
         return text
-    if form.protocol == "padded":
-        rows = PaddedRows(text, tokenizer, width)
-    else:
-        wrapped = form.protocol == "wrapped"
-        rows = Blocks(text, tokenizer, width, separated=wrapped, scored_ends=wrapped)
-    return GivenFirst(rows) if causal and form.whole_rows else rows
+    given_first = causal and text_format.whole_rows
+    if text_format.row_format == "padded":
+        return PaddedRows(text, tokenizer, width, given_first=given_first)
+    return Blocks(text, tokenizer, width, wrapped=text_format.row_format == "wrapped", given_first=given_first)
 
 
 def read_rows(
     source: Source,
-    form: RowFormat,
+    text_format: TextFormat,
     tokenizer: PreTrainedTokenizerBase,
     width: int,
     cache_dir: str,
@@ -300,65 +320,40 @@ def read_rows(
     keep: Keep | None = None,
     causal: bool = False,
 ) -> Text:
-    """Rows of a source; see `dataloader.tokenize`."""
-    in_blocks = form.protocol in ("wrapped", "running")
-    longest, lead = NO_LIMIT if in_blocks else width - 2, " " if form.protocol == "running" else ""
-    more = {"part": part, "keep": keep, "lead": lead, "detokenizer": form.detokenizer}
-    return arrange(tokenize(source, tokenizer, longest, cache_dir, **more), form, tokenizer, width, causal=causal)
+    """Tokenise a source and arrange it in rows; for the arguments see `tokenized_text.tokenize`."""
+    text = tokenize(
+        source,
+        tokenizer,
+        width - 2 if text_format.single else NO_LIMIT,
+        cache_dir,
+        part=part,
+        keep=keep,
+        lead=" " if text_format.row_format == "running" else "",
+        detokenizer=text_format.detokenizer,
+    )
+    return arrange(text, text_format, tokenizer, width, causal=causal)
 
 
 def load_texts(
-    args: DataArgs, tokenizer: PreTrainedTokenizerBase, form: RowFormat | None = None, *, causal: bool = False
+    args: DataArgs, tokenizer: PreTrainedTokenizerBase, text_format: TextFormat | None = None, *, causal: bool = False
 ) -> tuple[Text, Text]:
-    """The training and the validation rows of a corpus.
+    """Return the training and the validation rows of a corpus.
 
     Raises:
-        UserError: if there are fewer training rows than one batch holds.
+        UserError: if there are fewer training rows than in one batch.
     """
-    where = {"width": args.max_length, "cache_dir": args.cache_dir, "causal": causal}
     train, valid = (
-        read_rows(source, form or RowFormat(), tokenizer, part=part, keep=keep, **where)
+        read_rows(
+            source,
+            text_format or TextFormat(),
+            tokenizer,
+            args.max_length,
+            args.cache_dir,
+            part=part,
+            keep=keep,
+            causal=causal,
+        )
         for source, part, keep in split_sources(args)
     )
     require_a_batch(train, args)
     return train, valid
-
-
-def blank_row(
-    form: RowFormat, tokenizer: PreTrainedTokenizerBase, width: int, text: list[int], *, causal: bool = False
-) -> tuple[Tensor, Tensor]:
-    """Token ids and target mask, each [L], of a row to be written.
-
-    Args:
-        form: the protocol.
-        tokenizer: gives the special ids.
-        width: slots of a row.
-        text: what is to stand in it, [MASK] where it is to be written; empty: a row of which nothing is known.
-        causal: what stands first is given.
-    """
-    mask, ends = tokenizer.mask_token_id, (tokenizer.cls_token_id, tokenizer.sep_token_id)
-    if text:
-        pads = [tokenizer.pad_token_id] * (width - 2 - len(text)) if form.protocol == "padded" else []
-        row = [ends[0], *text, ends[1], *pads]
-    elif form.whole_rows or (causal and form.protocol == "unpadded"):  # a causal model says where a text ends
-        row = [ends[0] if causal else mask, *[mask] * (width - 1)]
-    else:
-        row = [ends[0], *[mask] * (width - 2), ends[1]]
-    ids = torch.tensor(row)
-    return ids, ids == mask
-
-
-def written(form: RowFormat, tokenizer: PreTrainedTokenizerBase, row: Tensor) -> str:
-    """The text of a row. Of blocks, their texts with a space between; anything else special is shown, not hidden."""
-    if form.protocol == "running":
-        return text_of(tokenizer, row[1:-1])
-    ends = {tokenizer.sep_token_id} | form.content(tokenizer)
-    texts: list[list[int]] = [[]]
-    for token in row.tolist()[row[0].item() == tokenizer.cls_token_id :]:
-        if token not in ends:
-            texts[-1].append(token)
-        elif form.protocol != "wrapped":  # the first end is that of the text
-            break
-        else:
-            texts.append([])
-    return " ".join(text_of(tokenizer, ids) for ids in texts if ids)

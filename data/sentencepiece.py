@@ -1,7 +1,8 @@
-"""SentencePiece: a .model file as a fast tokenizer that cuts text as SentencePiece does, and models learnt from text.
+"""SentencePiece: conversion of a .model file to a fast tokenizer with equal segmentation, and training of models.
 
-A model is a protocol buffer, data and no program. Of its pieces BPE's merges follow by their scores. What the model
-lacks of [CLS] (its bos), [SEP] (eos), [PAD] and [MASK] is added after its own ids.
+The conversion is written by hand instead of using transformers' converter because the ids must equal SentencePiece's.
+A model is a protocol buffer, so it contains no code. The BPE merges follow from the scores of its pieces. Missing
+special tokens ([CLS] is its bos, [SEP] its eos) get ids after its own.
 """
 
 import io
@@ -21,18 +22,17 @@ from utils.hub import first_line
 
 SPACE = "▁"
 DIGITS = [str(digit) for digit in range(10)]
-IDS = {"bos_id": 0, "eos_id": 1, "pad_id": 2, "unk_id": 3}
 MOST_PIECES = 10**6
-MOST_SENTENCES = 5_000_000  # that a vocabulary is learnt from
+MOST_SENTENCES = 5_000_000  # in the training of a model
 BPE, UNIGRAM = 2, 1
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 
 
 def load_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
-    """A BPE or unigram model.
+    """Load a BPE or unigram model as a fast tokenizer.
 
     Raises:
-        UserError: if the file is no such model.
+        UserError: if the file is not such a model.
     """
     model = proto.ModelProto()
     try:
@@ -42,32 +42,32 @@ def load_sentencepiece(file: Path) -> PreTrainedTokenizerFast:
     check_model(model, f"tokenizer {file}")
     kind, unknown = model.trainer_spec.model_type, [p.piece for p in model.pieces if p.type == UNKNOWN]
     if kind not in (BPE, UNIGRAM) or len(unknown) != 1:
-        raise UserError(f"tokenizer {file}: not a SentencePiece model of bpe or unigram pieces with one unknown")
+        raise UserError(f"tokenizer {file}: not a SentencePiece model of type bpe or unigram with one unknown piece")
     if model.trainer_spec.treat_whitespace_as_suffix:
-        raise UserError(f"tokenizer {file}: its spaces end words; train it without treat_whitespace_as_suffix")
-    found = Tokenizer(merging(model) if kind == BPE else scoring(model))
-    found.normalizer, found.pre_tokenizer = normalizer(model), splitter(model)
+        raise UserError(f"tokenizer {file}: spaces as suffixes; train it without treat_whitespace_as_suffix")
+    found = Tokenizer(bpe_model(model) if kind == BPE else unigram_model(model))
+    found.normalizer, found.pre_tokenizer = normalizer(model), pre_tokenizer(model)
     found.decoder = decoder(model)
     return PreTrainedTokenizerFast(tokenizer_object=found, **special_tokens(model, unknown[0]))
 
 
 def check_model(model: proto.ModelProto, name: str) -> None:
-    """Refuse more or longer pieces than can be worked with: all cuts of every piece are tried.
+    """Check number and length of pieces, since the conversion tries all splits of every piece.
 
     Raises:
-        UserError: with both numbers.
+        UserError: with the number and its bound.
     """
     if len(model.pieces) > MOST_PIECES:
-        raise UserError(f"{name}: {len(model.pieces):,} pieces, more than the {MOST_PIECES:,} that it may have")
+        raise UserError(f"{name}: {len(model.pieces):,} pieces, more than {MOST_PIECES:,}; give a smaller model")
     for piece in model.pieces:
         check_entry(piece.piece, name)
     growth = longest_replacement(model.normalizer_spec.precompiled_charsmap)
     if growth > MOST_GROWTH:
-        raise UserError(f"{name}: it makes up to {growth:,} characters of one, more than the {MOST_GROWTH} it may")
+        raise UserError(f"{name}: it replaces one character by up to {growth:,}, more than {MOST_GROWTH}; give another")
 
 
-def merging(model: proto.ModelProto) -> models.BPE:
-    """Pairs of pieces that make up a third are merged, the third of the best score first."""
+def bpe_model(model: proto.ModelProto) -> models.BPE:
+    """Build a BPE model: pairs of pieces that join to a piece, ordered by the score of the joined piece."""
     ids = {piece.piece: i for i, piece in enumerate(model.pieces)}
     normal = {piece.piece: piece.score for piece in model.pieces if piece.type == NORMAL}
     pairs = (
@@ -83,12 +83,12 @@ def merging(model: proto.ModelProto) -> models.BPE:
 
 
 def long_symbols(model: proto.ModelProto) -> list[str]:
-    """User-defined symbols that no merging makes: what stands alone and is a piece must be taken as it is for them."""
+    """Return user-defined symbols of several characters: no merge makes them, so they need `ignore_merges`."""
     return [piece.piece for piece in model.pieces if piece.type == USER_DEFINED and len(piece.piece) > 1]
 
 
-def scoring(model: proto.ModelProto) -> models.Unigram:
-    """The likeliest pieces; user-defined symbols count as if every byte of theirs were the best of them."""
+def unigram_model(model: proto.ModelProto) -> models.Unigram:
+    """Build a unigram model; a user-defined symbol scores as SentencePiece does, best piece score times bytes - 0.1."""
     best = max((piece.score for piece in model.pieces if piece.type == NORMAL), default=0.0)
     own = {p.piece: len(p.piece.encode()) * best - 0.1 for p in model.pieces if p.type == USER_DEFINED}
     scores = [(piece.piece, own.get(piece.piece, piece.score)) for piece in model.pieces]
@@ -97,9 +97,9 @@ def scoring(model: proto.ModelProto) -> models.Unigram:
 
 
 def normalizer(model: proto.ModelProto) -> normalizers.Normalizer:
-    """The model's own table of characters, no more spaces than one between words, and one before the first."""
+    """Build the normalizer: the model's character table, single spaces between words, a space before the first word."""
     spec, parts = model.normalizer_spec, []
-    if spec.precompiled_charsmap:  # the library's own step puts no letter together with more than one mark
+    if spec.precompiled_charsmap:  # the library's Precompiled does not compose a letter with several marks
         parts.append(normalizers.NFC())
         parts.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
@@ -109,11 +109,11 @@ def normalizer(model: proto.ModelProto) -> normalizers.Normalizer:
     return normalizers.Sequence(parts)
 
 
-def splitter(model: proto.ModelProto) -> pre_tokenizers.PreTokenizer:
-    """Before words, unless pieces reach over them.
+def pre_tokenizer(model: proto.ModelProto) -> pre_tokenizers.PreTokenizer:
+    """Build the pre-tokenizer: split before words, unless pieces extend over several words.
 
-    Of BPE user-defined symbols stand alone. Special pieces are torn apart where a text has them, unless they need a
-    merging that there is not.
+    For BPE, user-defined symbols are isolated. Names of special pieces in a text are split, for unigram models and
+    wherever `ignore_merges` would otherwise make them one token.
     """
     over_words = any(SPACE in piece.piece[1:] for piece in model.pieces if piece.type == NORMAL)
     parts = [pre_tokenizers.Metaspace(SPACE, prepend_scheme="never", split=not over_words)]
@@ -130,19 +130,19 @@ def splitter(model: proto.ModelProto) -> pre_tokenizers.PreTokenizer:
 
 
 def decoder(model: proto.ModelProto) -> decoders.Decoder:
-    """Pieces to text, without the space that was put before it."""
+    """Build the decoder, which removes the space before the first word."""
     parts = [decoders.ByteFallback()] if model.trainer_spec.byte_fallback else []
     parts += [decoders.Fuse(), decoders.Replace(SPACE, " ")]
     return decoders.Sequence(parts + [decoders.Strip(" ", 1, 0)] * model.normalizer_spec.add_dummy_prefix)
 
 
 def quoted(piece: str) -> str:
-    """A regular expression for just these characters."""
+    """Return a regular expression that matches these characters literally."""
     return "".join(f"\\x{{{ord(character):x}}}" for character in piece)
 
 
 def special_tokens(model: proto.ModelProto, unknown: str) -> dict[str, str]:
-    """Names of the special tokens; those the model lacks get one that it does not use."""
+    """Return the names of the special tokens, with default names for those that the model lacks."""
     spec, pieces = model.trainer_spec, [piece.piece for piece in model.pieces]
     ids = {"cls": spec.bos_id, "sep": spec.eos_id, "pad": spec.pad_id}
     lacking = {"cls": "<s>", "sep": "</s>", "pad": "<pad>"}
@@ -153,31 +153,34 @@ def special_tokens(model: proto.ModelProto, unknown: str) -> dict[str, str]:
 
 
 def train_sentencepiece(sentences: Iterable[str], vocab_size: int) -> bytes:
-    """A BPE model of so many pieces, with digits as symbols of their own, as the file's content.
+    """Train a BPE model of `vocab_size` pieces with digits as separate pieces; return the file's content.
 
     Raises:
-        UserError: if the text does not have so many.
+        UserError: if the text has too few different pieces.
     """
     written = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(spread(sentences, MOST_SENTENCES)),
+            sentence_iterator=iter(evenly_spaced(sentences, MOST_SENTENCES)),
             model_writer=written,
             model_type="bpe",
             vocab_size=vocab_size,
             user_defined_symbols=DIGITS,
             max_sentence_length=2**20,
             minloglevel=2,
-            **IDS,
+            bos_id=0,
+            eos_id=1,
+            pad_id=2,
+            unk_id=3,
         )
     except (RuntimeError, OSError) as error:
         reason = str(error).strip().splitlines()[-1].split("] ")[-1]
-        raise UserError(f"vocab_size={vocab_size}: no SentencePiece model can be learnt ({reason})") from error
+        raise UserError(f"vocab_size={vocab_size}: no SentencePiece model can be trained ({reason})") from error
     return written.getvalue()
 
 
-def spread(sentences: Iterable[str], most: int) -> list[str]:
-    """At most so many sentences, at equal distances: SentencePiece itself would draw others in every process."""
+def evenly_spaced(sentences: Iterable[str], most: int) -> list[str]:
+    """Return at most `most` sentences at equal distances; SentencePiece itself would draw different ones each time."""
     kept, distance = [], 1
     for number, sentence in enumerate(sentences):
         if len(kept) == most:

@@ -1,8 +1,10 @@
-"""A corpus of any size as pieces that can be read apart, each from any record on: for streams and for counting.
+"""Partition of a corpus of any size into pieces that can be read independently, from any record: streams and counts.
 
-Plain .txt and .jsonl files are cut at bytes, .parquet at rows; a compressed file or a hub data set's shard is a piece,
-or, where there are more readers than pieces, several that take turns at its records. A piece's position is where its
-next record begins: a byte, a row, or a number of records.
+It is written by hand instead of `datasets` with a stateful loader, which would lose exact resumption at a record.
+
+Plain .txt and .jsonl files are cut at bytes, .parquet files at rows. A compressed file or a hub data set's shard is one
+piece; if there are more readers than pieces, several readers take its records in turn. A position in a piece is the
+start of a record: a byte, a row, or a number of records.
 """
 
 from collections.abc import Iterator
@@ -11,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from data.corpus import Keep, Source, load_hub
-from data.parquet import number_of_rows, rows_of
+from data.parquet import number_of_rows, parquet_rows
 from data.records import check_record, parse_line, read_line, read_lines, wanted_names
 from data.sources import kind
 from utils.errors import UserError
@@ -19,9 +21,9 @@ from utils.files import open_regular
 from utils.hub import first_line
 
 MOST_BYTES = 2**26
-"""Of a piece: an epoch's order shuffles pieces, then what is read of them."""
+"""Bytes of the largest piece; an epoch shuffles first pieces, then records within a pool."""
 LEAST_BYTES = 2**19
-"""Of a reader's share, below which it takes turns with the others instead."""
+"""Bytes of the smallest share of a reader; with less text all readers take records in turn."""
 PLAIN = (".txt", ".jsonl")
 
 
@@ -30,17 +32,17 @@ class Piece:
     """Records of one file or shard."""
 
     file: int
-    """Which of the source's files, or of the data set's shards."""
+    """Index of the source's file, or of the data set's shard."""
     begin: int = 0
     """First position."""
     end: int = 2**63
-    """No record begins here or later."""
+    """End of the positions, exclusive."""
     turns: int = 1
-    """Of the records that are not empty, every so-manieth,"""
+    """Number of readers that take the records in turn."""
     turn: int = 0
-    """beginning with this one."""
+    """Turn of this reader, 0 to turns - 1: records turn, turn + turns, ..., empty ones not counted."""
     weight: float = 1.0
-    """About how many bytes."""
+    """Approximate size in bytes."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,19 @@ class Record:
 
     text: str
     at: int
-    """Its position."""
+    """Position of this record."""
     next: int
-    """The next one's."""
+    """Position of the next record."""
 
 
 def cut(source: Source, readers: int) -> list[list[Piece]]:
-    """Every record of a source in just one piece of one of the readers, shared out evenly by size.
+    """Partition a source among readers, evenly by size; every record is in exactly one piece of one reader.
 
     Raises:
         UserError: if a file cannot be read.
     """
     if not source.hub_name and (size := sum(file.stat().st_size for file in source.files)) < readers * LEAST_BYTES:
-        # cut at bytes, one long line or a file of blank ones might be all that a reader has
+        # with cuts at bytes, a reader's share might be part of a long line, or blank lines only
         files, weight = range(len(source.files)), size / len(source.files) / readers
         return [[Piece(i, turns=readers, turn=turn, weight=weight) for i in files] for turn in range(readers)]
     pieces = _hub_pieces(source) if source.hub_name else _file_pieces(source, readers)
@@ -70,7 +72,7 @@ def cut(source: Source, readers: int) -> list[list[Piece]]:
         pieces = [Piece(p.file, p.begin, p.end, turns, turn, p.weight / turns) for p in pieces for turn in range(turns)]
     shares: list[list[Piece]] = [[] for _ in range(readers)]
     loads = [0.0] * readers
-    for piece in sorted(pieces, key=lambda piece: -piece.weight):  # largest first, to whoever has least
+    for piece in sorted(pieces, key=lambda piece: -piece.weight):  # largest first, to the smallest share
         reader = loads.index(min(loads))
         shares[reader].append(piece)
         loads[reader] += piece.weight
@@ -94,28 +96,28 @@ def _file_pieces(source: Source, readers: int) -> list[Piece]:
             parts = min(parts, max(1, rows))
             ends = [rows * part // parts for part in range(parts + 1)]
         else:
-            pieces.append(Piece(i, weight=3 * size))  # text shrinks to about a third
+            pieces.append(Piece(i, weight=3 * size))  # compression to about a third
             continue
         pieces += [Piece(i, a, b, weight=size / parts) for a, b in zip(ends, ends[1:], strict=False) if b > a]
     return pieces or [Piece(0)]
 
 
 def read(source: Source, piece: Piece, start: int = 0, keep: Keep | None = None) -> Iterator[Record]:
-    """The non-empty records of a piece from a position on.
+    """Yield the non-empty records of a piece from a position on.
 
     Args:
-        source: what it is a piece of.
-        piece: which.
+        source: source of the piece.
+        piece: the piece.
         start: 0 for its beginning, or a `Record.next` of it.
-        keep: which to take; of a pair, by its source.
+        keep: selects records by their text, or by a pair's source.
 
     Raises:
-        UserError: naming file and line, if a record is none.
+        UserError: with file and line, if a record is invalid.
     """
     file = None if source.hub_name else source.files[piece.file]
     if file is not None and not file.is_file():
-        raise UserError(f"{file}: it was there and is gone; bring it back, and start again to go on")
-    begin = start if piece.turns == 1 else 0  # whose turn it is, only counting from the beginning tells
+        raise UserError(f"{file}: no longer exists; restore it, and restart to resume")
+    begin = start if piece.turns == 1 else 0  # turns are counted from the beginning
     if file is None:
         found = _of_hub(source, piece, begin)
     elif kind(file) == ".parquet":
@@ -134,14 +136,14 @@ def _of_plain(source: Source, file: Path, piece: Piece, start: int) -> Iterator[
     with open_regular(file) as stream:
         if start:
             stream.seek(start)
-        elif piece.begin:  # the line that runs across the cut is the piece's before
+        elif piece.begin:  # a line across the cut belongs to the previous piece
             stream.seek(piece.begin - 1)
             read_line(stream, file, partial(line_at, file, piece.begin))
         at = stream.tell()
         while at < piece.end and (line := read_line(stream, file, partial(line_at, file, at))):
             try:
                 record = parse_line(line, file, 1 if at == 0 else 2, source.columns)
-            except UserError:  # the line's number is counted when it is asked for
+            except UserError:  # count lines only for an error message
                 parse_line(line, file, line_at(file, at), source.columns)
                 raise
             yield record, at, at + len(line)
@@ -155,7 +157,7 @@ def _of_compressed(source: Source, file: Path, start: int) -> Iterator[tuple[dic
 
 
 def _of_parquet(source: Source, file: Path, piece: Piece, start: int) -> Iterator[tuple[dict, int, int]]:
-    for number, record in rows_of(file, source.columns, start, piece.end):
+    for number, record in parquet_rows(file, source.columns, start, piece.end):
         yield record, number, number + 1
 
 
@@ -164,25 +166,25 @@ def _of_hub(source: Source, piece: Piece, start: int) -> Iterator[tuple[dict, in
         yield from _rows_of_hub(source, piece, start)
     except UserError:
         raise
-    except Exception as error:  # a stream breaks off in as many ways as there are libraries beneath it
-        raise UserError(f"data set {source.hub_name}: {first_line(error)}; start again to go on") from error
+    except Exception as error:  # the libraries below raise many types
+        raise UserError(f"data set {source.hub_name}: {first_line(error)}; restart to resume") from error
 
 
 def _rows_of_hub(source: Source, piece: Piece, start: int) -> Iterator[tuple[dict, int, int]]:
     whole = load_hub(source, streaming=True)
     shard = whole.shard(num_shards=whole.num_shards, index=piece.file)
     number = start
-    for rows in (shard.skip(start) if start else shard).iter(batch_size=1000):  # iter: left alone by workers' rules
+    for rows in (shard.skip(start) if start else shard).iter(batch_size=1000):  # __iter__ would split by worker
         names = wanted_names(source.columns, rows, f"data set {source.hub_name}")
         for texts in zip(*(rows[name] for name in names), strict=True):
-            place = f"data set {source.hub_name}, shard {piece.file}, row {number}"
+            location = f"data set {source.hub_name}, shard {piece.file}, row {number}"
             record = dict(zip(source.columns, texts, strict=True))
-            yield check_record(record, source.columns, place), number, number + 1
+            yield check_record(record, source.columns, location), number, number + 1
             number += 1
 
 
 def line_at(file: Path, at: int) -> int:
-    """The number, from 1, of the line that begins at a byte."""
+    """Return the number, from 1, of the line that begins at a byte."""
     number = 1
     with open(file, "rb") as stream:
         while at > 0 and (block := stream.read(min(at, 1 << 20))):
@@ -190,8 +192,8 @@ def line_at(file: Path, at: int) -> int:
     return number
 
 
-def place(source: Source, file: int, at: int) -> str:
-    """A record's position in words."""
+def location(source: Source, file: int, at: int) -> str:
+    """Format a record's position: file and line, or data set, shard and row."""
     if source.hub_name:
         return f"data set {source.hub_name}, shard {file}, row {at}"
     path = source.files[file]

@@ -1,8 +1,8 @@
-"""Where text and pairs lie: a file, a folder with its splits, or a hub data set; and which of it is read as what.
+"""Sources of text and pairs (a file, a folder with splits, or a hub data set) and the split of each file.
 
-A file of a folder belongs to the split that a word of its name says, whatever stands around it and in whatever case:
-ptb.train.txt, wiki-train-00000-of-00004.parquet, qqpDev.jsonl. Words end at anything that is no letter and where a
-capital begins, so that latest.txt names nothing. "heldout" is validation where nothing else is, and else the test.
+In a folder, a word in a file's name gives its split, in any case: ptb.train.txt, wiki-train-00000-of-00004.parquet,
+qqpDev.jsonl. Words end at any character that is not a letter and before a capital, so latest.txt names no split.
+"heldout" is the validation split if there is no other, else the test split if there is no other.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from utils.distributed import rank
 from utils.errors import UserError, shown
 from utils.files import local_path, open_regular
-from utils.hub import look_for_hub, why_not_given
+from utils.hub import check_hub, download_error
 
 SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
@@ -31,44 +31,48 @@ SPLIT_WORDS = {
     **dict.fromkeys(("test", "tests", "testing", "tst", "devtest", "newstest"), "test"),
     HELD_OUT: HELD_OUT,
 }
-"""Words of a file's name that say its split; "set" or "data" may follow without a space (testset)."""
+"""Words in a file's name, and the split that each means; "set" or "data" may follow directly (testset)."""
 NO_CORPUS = {"readme", "license", "licence", "notice", "changelog", "vocab", "merges", "requirements"}
-"""Files of these names stand beside a corpus and are none of it."""
+"""Names of files that often lie beside a corpus but do not belong to it."""
 LM1B = (("dvruette/lm1b", None), ("billion-word-benchmark/lm1b", "refs/convert/parquet"), ("FrankCCCCC/lm1b", None))
-"""LM1B's own entry is a loading script, which `datasets` no longer runs; these hold the same text as parquet."""
+"""Repositories with LM1B as parquet; its own entry is a loading script, which `datasets` no longer runs."""
 PAIR = ("src", "trg")
 FEW = 3
-"""Names of files in a message, at most."""
-REMEDIES = {
-    ".json": 'write one object a line, {"text": ...}, as .jsonl (from an array: jq -c ".[]" FILE > FILE.jsonl)',
-    ".csv": 'write its column as .txt, one sentence a line, or as .jsonl, one {"text": ...} a line',
+"""Largest number of file names in a message."""
+CONVERSIONS = {
+    ".json": 'write one object per line, {"text": ...}, as .jsonl (from an array: jq -c ".[]" FILE > FILE.jsonl)',
+    ".csv": 'write its column as .txt, one sentence per line, or as .jsonl, one {"text": ...} per line',
 }
-REMEDIES[".tsv"] = REMEDIES[".csv"]
+CONVERSIONS[".tsv"] = CONVERSIONS[".csv"]
 
-Place = tuple[int, int]
-"""Where a record stands in its source: which file, and the line in it from 1; of a hub data set 0, and the row."""
+Location = tuple[int, int]
+"""Location of a record in its source: (file index, line from 1), or for a hub data set (0, row from 0)."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One split of a corpus: either local files or a hub data set."""
+    """One split of a corpus: local files or a hub data set."""
 
     files: tuple[Path, ...] = ()
     hub_name: str = ""
     hub_split: str = ""
     column: str = "text"
-    """What is read of each record: text, or src or trg of a pair."""
+    """Column that is read: text, or src or trg of a pair."""
     folder: Path | None = field(default=None, compare=False)
-    """The folder in which the files were found, if it was not they that were named."""
+    """Folder in which the files were found; None if a file was named."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The strings a record must have."""
+        """Strings that a record must have."""
         return ("text",) if self.column == "text" else PAIR
 
-    def place(self, place: Place) -> str:
-        """A record's place in words."""
-        return f"data set {self.hub_name}, row {place[1]}" if self.hub_name else f"{self.files[place[0]]}:{place[1]}"
+    def location(self, location: Location) -> str:
+        """Format a location: file and line, or data set and row."""
+        return (
+            f"data set {self.hub_name}, row {location[1]}"
+            if self.hub_name
+            else f"{self.files[location[0]]}:{location[1]}"
+        )
 
     def __str__(self) -> str:
         more = f" and {len(self.files) - 3:,} more files" if len(self.files) > 3 else ""
@@ -76,50 +80,50 @@ class Source:
 
 
 def kind(file: Path) -> str:
-    """Which of `SUFFIXES` a file's name ends in, whatever its case; "" if in none."""
+    """Return the suffix of a file's name among `SUFFIXES`, in any case; "" if it has none of them."""
     return next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), "")
 
 
 def training_source(data: str) -> Source:
-    """Where the training text of `data` is: a file, a folder, or a data set on the hub.
+    """Return the training split of a file, a folder, or a hub data set.
 
     Raises:
-        UserError: if there is none.
+        UserError: if it has no training split.
     """
     source = find_source(data, "train")
     if source is None:
-        raise UserError(f"{data}: it has no training split")
+        raise UserError(f"{data}: no training split")
     return source
 
 
 def scored_source(data: str) -> Source:
-    """The file itself, or a folder's or data set's test split, or failing that its validation or training split."""
+    """Return a file itself, or the first of a folder's or data set's test, validation and training split."""
     return find_source(data, "test") or find_source(data, "valid") or training_source(data)
 
 
 def find_source(data: str, split: str) -> Source | None:
-    """The files or hub data set that hold `split` of `data`; None if `data` exists but has no such split.
+    """Return a split of `data`; None if `data` exists but has no such split.
 
     Args:
         data: a file (all training data), a folder whose files name their splits (if none does, all are training data),
-            or the name of a data set on the hub.
+            or the name of a hub data set.
         split: train, valid or test.
 
     Raises:
-        UserError: if `data` is nothing that can be read, or its files do not say clearly what they are.
+        UserError: if `data` cannot be read, or the names of its files are ambiguous.
     """
     path = local_path(data)
     if data and path.is_file():
         if not kind(path):
             kinds = f"use one of {', '.join(SUFFIXES)}"
-            raise UserError(f"{path}: cannot read this kind of file; {REMEDIES.get(path.suffix.lower(), kinds)}")
+            raise UserError(f"{path}: not a supported kind of file; {CONVERSIONS.get(path.suffix.lower(), kinds)}")
         return Source((path,)) if split == "train" else None
     if data and path.is_dir():
         return _find_in_folder(path, split)
     if data and path.exists():
-        open_regular(path).close()  # says what it is instead
+        open_regular(path).close()  # raises for a pipe, device or socket
     if data and path.is_symlink():
-        raise UserError(f"{path}: a link that leads nowhere, or to itself; mend it, or give the file")
+        raise UserError(f"{path}: a link without a target, or to itself; correct it, or give the file")
     looks_like_path = data.startswith((".", "/", "~")) or bool(kind(path))
     if not data or looks_like_path or data.count("/") > 1:
         raise UserError(f"{shown(data)[1:-1] or '(no path)'}: no such file or folder")
@@ -131,13 +135,13 @@ def find_source(data: str, split: str) -> Source | None:
 
 
 def split_of(name: str) -> str:
-    """The split that a file's name says: train, valid, test or heldout; "" if none.
+    """Return the split in a file's name: train, valid, test or heldout; "" if there is none.
 
     Raises:
-        UserError: if it says two.
+        UserError: if there are two.
     """
     stem = re.sub(r"(?i)held[-_. ]?out|hold[-_. ]?out", HELD_OUT, _stem(Path(name)))
-    found = {SPLIT_WORDS[word] for word in SPLIT_WORDS if _stands_in(word, stem)}
+    found = {SPLIT_WORDS[word] for word in SPLIT_WORDS if _is_word_of(word, stem)}
     if len(found) > 1 and "train" not in found:
         found -= {HELD_OUT}  # heldout_test.txt
     if len(found) > 1:
@@ -145,8 +149,8 @@ def split_of(name: str) -> str:
     return found.pop() if found else ""
 
 
-def _stands_in(word: str, stem: str) -> bool:
-    """Whether a word stands in a name as one: between other characters than letters, or where capitals begin or end."""
+def _is_word_of(word: str, stem: str) -> bool:
+    """Tell whether a name contains a word, bounded by other characters than letters or by a change of case."""
     for match in re.finditer(word + "(?:set|data)?", stem, re.IGNORECASE):
         before, own, after = stem[: match.start()][-1:], match[0], stem[match.end() :][:1]
         begins = not before.isalpha() or (before.isupper() != own[0].isupper()) or own[:2].istitle()
@@ -166,16 +170,16 @@ def _listed(files: Iterable[Path]) -> str:
 
 
 def _readable(folder: Path) -> list[Path]:
-    """What a folder holds that may be a corpus, by name; no hidden files, which other programs leave."""
+    """Return a folder's files that may be a corpus, by name, without hidden files, which other programs leave."""
     files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file() and kind(p))
     return [file for file in files if _stem(file).lower() not in NO_CORPUS]
 
 
 def _splits_of(folder: Path) -> dict[str, list[Path]]:
-    """Every corpus file of a folder, by the split it is read as; "heldout" if it is none of the three.
+    """Return a folder's corpus files by split; "heldout" for held-out files that are neither valid nor test.
 
     Raises:
-        UserError: if the names leave open what is what, or a text seems to be there twice.
+        UserError: if the names are ambiguous, or two files seem to hold one text.
     """
     files = _readable(folder)
     by_stem: dict[str, list[Path]] = {}
@@ -185,16 +189,16 @@ def _splits_of(folder: Path) -> dict[str, list[Path]]:
         try:
             by_split[split_of(file.name)].append(file)
         except UserError as error:
-            raise UserError(f"{folder}: {error}, move it away, or give the one file that is meant") from error
+            raise UserError(f"{folder}: {error}, move it away, or give one file") from error
     twice = next((same for same in by_stem.values() if len(same) > 1), None)
     if twice:
-        raise UserError(f"{folder}: {_listed(twice)} are one text twice, by their names; keep one, or rename it")
+        raise UserError(f"{folder}: {_listed(twice)} hold one text twice, by their names; keep one, or rename it")
     unnamed = by_split.pop("")
     if unnamed and len(unnamed) < len(files):
         named = [file for file in files if file not in unnamed]
         raise UserError(
-            f"{folder}: {_listed(named)} name a split, {_listed(unnamed)} none; say it in the name (train, valid, "
-            "test), move the file away, or give the one file that is meant"
+            f"{folder}: {_listed(named)} name a split, {_listed(unnamed)} none; put it in the name (train, valid, "
+            "test), move the file away, or give one file"
         )
     _require_no_hidden_split(folder, unnamed)
     by_split["train"] += unnamed
@@ -205,62 +209,62 @@ def _splits_of(folder: Path) -> dict[str, list[Path]]:
 
 
 def _require_no_hidden_split(folder: Path, unnamed: list[Path]) -> None:
-    """Refuse to train on all of mytrain.txt and mytest.txt: their names say a split, though not as a word."""
+    """Refuse to train on both mytrain.txt and mytest.txt, whose names contain a split, though not as a word."""
     training = [file for file in unnamed if "train" in _stem(file).lower()]
     others = [file for file in unnamed if re.search("test|valid|held|hold", _stem(file).lower())]
     if training and others:
         raise UserError(
-            f"{folder}: {_listed(others)} beside {_listed(training)}: if their names say a split, set it apart "
-            "(my_test.txt); if not, rename them, or give the one file that is meant"
+            f"{folder}: {_listed(others)} beside {_listed(training)}: if these are splits, separate the word "
+            "(my_test.txt); if not, rename them, or give one file"
         )
 
 
 def _find_in_folder(folder: Path, split: str) -> Source | None:
     if not (readable := _readable(folder)):
-        card = "; its README.md says where the files come from" if (folder / "README.md").exists() else ""
-        others = [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix.lower() in REMEDIES]
-        remedy = f"; {_listed(others)}: {REMEDIES[others[0].suffix.lower()]}" if others else card
+        card = "; its README.md names the files' origin" if (folder / "README.md").exists() else ""
+        others = [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix.lower() in CONVERSIONS]
+        remedy = f"; {_listed(others)}: {CONVERSIONS[others[0].suffix.lower()]}" if others else card
         kinds = ", ".join(SUFFIXES)
         raise UserError(
-            f"{folder}: no text in this folder; it should hold train.txt or train.jsonl (any {kinds}){remedy}"
+            f"{folder}: no text in this folder; it must contain train.txt or train.jsonl (any {kinds}){remedy}"
         )
     found = _splits_of(folder)[split]
     if len(found) > 1 and split != "train" and not _are_shards(found):
-        raise UserError(f"{folder}: {split} is ambiguous: {_listed(found)}; keep one, or give the one that is meant")
+        raise UserError(f"{folder}: {split} is ambiguous: {_listed(found)}; keep one, or give one file")
     if not found and split == "train":
-        raise UserError(f"{folder}: it has {_listed(readable)} but no train.txt or train.jsonl")
+        raise UserError(f"{folder}: contains {_listed(readable)} but no train.txt or train.jsonl; add one")
     return Source(tuple(found), folder=folder) if found else None
 
 
 def _are_shards(files: list[Path]) -> bool:
-    """Whether files are parts of one, by their names: they differ in their numbers alone, or count themselves."""
+    """Tell whether files are shards of one corpus: their names differ only in numbers, or contain N-of-M."""
     alike = len({re.sub(r"\d+", "", file.name) for file in files}) == 1
     return alike or all(re.search(r"\d-of-\d", file.name) for file in files)
 
 
-# ---- what is said of them --------------------------------------------------------------------------------------------
+# ---- messages on sources ---------------------------------------------------------------------------------------------
 
 _said: set[str] = set()
 
 
 def announce(parts: dict[str, Source | str]) -> None:
-    """Say on stderr which files were read as what, and which were not; once, by one process of a job.
+    """Print once on stderr, by one process of a job, which files are read as which split, and which are not read.
 
     Args:
-        parts: by its name a source, or what the part is made of in words.
+        parts: the source of each split, or a description of it.
     """
     say_once(describe(parts))
 
 
 def say_once(line: str) -> None:
-    """Say something on stderr, by one process of a job, if it has not said it before."""
+    """Print a line once on stderr, by one process of a job."""
     if rank() == 0 and line not in _said:
         _said.add(line)
         print(line, file=sys.stderr)
 
 
 def describe(parts: dict[str, Source | str]) -> str:
-    """What `announce` says."""
+    """Return the line that `announce` prints."""
     sources = [part for part in parts.values() if isinstance(part, Source)]
     used = {file for source in sources for file in source.files}
     said = [f"{name}: {_described(part)}" for name, part in parts.items()]
@@ -268,9 +272,9 @@ def describe(parts: dict[str, Source | str]) -> str:
         for split, files in _splits_of(folder).items():
             if rest := [file for file in files if file not in used]:
                 said.append(f"{split} is left alone: {_listed(rest)}")
-        others = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in REMEDIES]
+        others = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in CONVERSIONS]
         if others:
-            said.append(f"of no kind that is read: {_listed(others)}")
+            said.append(f"unsupported files: {_listed(others)}")
     return "reading " + "; ".join(said)
 
 
@@ -281,7 +285,7 @@ def _described(part: Source | str) -> str:
 
 
 def overlap(train: Source, valid: Source) -> str:
-    """Which file of the training text is validation text too, by path or by content; "" if none."""
+    """Return a validation file that is training text too, by path or content; "" if there is none."""
     sizes = {file.stat().st_size for file in train.files}
     for file in valid.files:
         if file.stat().st_size in sizes and (file.resolve() in {f.resolve() for f in train.files}):
@@ -308,20 +312,20 @@ def _hub_split(name: str, split: str) -> str | None:
 
 
 def first_reachable(name: str, call: Callable[[str, str | None], object]) -> object:
-    """What `call` makes of the first repository and revision of a data set that the hub gives.
+    """Return `call`'s result for the first repository and revision of a data set that can be reached.
 
     Raises:
-        UserError: if it gives none.
+        UserError: if none can be reached.
     """
-    look_for_hub()
+    check_hub()
     tried = []
     for repo, revision in _hub_candidates(name):
         try:
             return call(repo, revision)
-        except Exception as error:  # the hub fails in many ways, of many types; each is a reason to try the next name
-            tried.append(f"{repo}: {why_not_given(error)}")
+        except Exception as error:  # of many types; each is a reason to try the next repository
+            tried.append(f"{repo}: {download_error(error)}")
     raise UserError(
-        f"{name}: no such file or folder, and the hub did not give a data set of that name ({'; '.join(tried)}). "
+        f"{name}: no such file or folder, and no data set of that name from the hub ({'; '.join(tried)}). "
         "Offline: give a .txt or .jsonl file, or a folder with train.txt"
     )
 
@@ -330,15 +334,15 @@ def first_reachable(name: str, call: Callable[[str, str | None], object]) -> obj
 
 
 def fingerprint(source: Source, *, named: bool = False) -> str:
-    """A hash of a source's content (for a hub data set: its name and split, which the hub's cache keys by content).
+    """Hash a source's content, or a hub data set's name and split, as the hub's cache is keyed by content.
 
     Args:
-        source: what is read.
-        named: whether the files' names count, as they did for runs begun before content alone did.
+        source: the source.
+        named: hash the files' names too, as in older runs.
     """
     digest = hashlib.blake2b(f"{source.hub_name}:{source.hub_split}:{source.column}".encode(), digest_size=16)
     for file in source.files:
-        name = os.fsencode(file.name) if named else kind(file).encode()  # the kind says how it is read
+        name = os.fsencode(file.name) if named else kind(file).encode()  # the kind determines the parsing
         digest.update(name + f":{file.stat().st_size}:".encode())
         with open_regular(file) as stream:
             while block := stream.read(1 << 20):

@@ -1,6 +1,7 @@
-"""Which text is trained on and which is held out: files of the corpus's own, or a share of its sentences."""
+"""Training and validation text: the corpus's own split, or a held-out share of its sentences."""
 
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from data.corpus import (
     Keep,
@@ -21,40 +22,46 @@ from utils.errors import UserError, check_ranges
 
 @dataclass(frozen=True)
 class DataArgs:
-    """What to train on."""
+    """Training data, tokenizer and batches."""
+
+    group: ClassVar[str] = "data"
 
     train_data: str = field(
         metadata={
             "aliases": ["--train_data_dir", "--task_name", "-d"],
-            "help": ".txt, .jsonl (.gz, .xz), a folder with train / valid files, or a data set on the hub (lm1b)",
+            "help": "training text: .txt, .jsonl (.gz, .xz), .parquet, a folder with splits, or a hub data set (lm1b)",
         },
     )
     valid_data: str = field(
-        default="", metadata={"help": "the same kinds; default: the folder's own, else a part of train"}
+        default="",
+        metadata={"help": "validation text, of the same kinds; default: the corpus's own, else a share of train"},
     )
     valid_fraction: float = field(
         default=0.02,
-        metadata={"aliases": ["--dev_size"], "help": "share of train set aside when there is no valid set"},
+        metadata={"aliases": ["--dev_size"], "help": "share of train that is held out if there is no validation text"},
     )
     tokenizer: str = field(
         default="",
         metadata={
             "aliases": ["-spm"],
-            "help": "hub name, folder, vocab.txt, SentencePiece .model; `wordpiece` or `sentencepiece` to learn one; "
-            "default: the network's own",
+            "help": "hub name, folder, vocab.txt or SentencePiece .model; `wordpiece` or `sentencepiece`: trained on "
+            "train; default: the network's own",
         },
     )
     strip_accents: bool = field(
-        default=False, metadata={"help": "removal of accents from letters (é to e) by a learnt wordpiece"}
+        default=False, metadata={"help": "removal of accents (é to e) by a trained wordpiece tokenizer"}
     )
-    vocab_size: int = field(default=0, metadata={"help": "entries of a learnt vocabulary; otherwise only checked"})
+    vocab_size: int = field(
+        default=0,
+        metadata={"help": "entries of a trained vocabulary (0: 8192), or the required size of another (0: any)"},
+    )
     max_length: int = field(
-        default=128, metadata={"aliases": ["--block_size"], "help": "tokens a sentence, [CLS] and [SEP] included"}
+        default=128, metadata={"aliases": ["--block_size"], "help": "tokens per sentence, [CLS] and [SEP] included"}
     )
     batch_size: int = field(default=64, metadata={"help": "sentences per process and micro-step"})
     max_tokens: int = field(
         default=0,
-        metadata={"help": "instead: as many sentences as fit into so many slots, padding included; 0: batch_size"},
+        metadata={"help": "slots per batch, padding included, instead of batch_size; 0: batch_size sentences"},
     )
     packing: bool = field(
         default=False,
@@ -62,25 +69,25 @@ class DataArgs:
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "read the training text as it is used: corpora larger than memory; needs max_steps"},
+        metadata={"help": "streaming of the training text, for corpora larger than memory; needs max_steps"},
     )
     shuffle_buffer: int = field(
-        default=20_000, metadata={"help": "sentences of a stream in memory, to be shuffled, of all processes together"}
+        default=20_000, metadata={"help": "sentences of a stream that are shuffled together, over all processes"}
     )
-    num_workers: int = field(default=2, metadata={"help": "processes that read and tokenise a stream, for each rank"})
+    num_workers: int = field(default=2, metadata={"help": "processes per rank that read and tokenise a stream"})
     word_freq_file: str = field(
-        default="", metadata={"help": "{token: count} JSON from word_freq.py; default: count train"}
+        default="", metadata={"help": "JSON of {token: count} from word_freq.py; default: counts of train"}
     )
-    cache_dir: str = field(default="out/cache", metadata={"help": "where tokenised text is kept"})
+    cache_dir: str = field(default="out/cache", metadata={"help": "folder for tokenised text and trained vocabularies"})
 
     @property
     def slots(self) -> int:
-        """Slots in a batch, at most."""
+        """Largest number of slots in a batch."""
         return self.max_tokens or self.batch_size * self.max_length
 
     @property
     def by_slots(self) -> bool:
-        """Whether slots, not sentences, fill a batch."""
+        """Whether the size of a batch is a number of slots instead of sentences."""
         return self.max_tokens > 0 or self.packing
 
     def __post_init__(self) -> None:
@@ -89,19 +96,19 @@ class DataArgs:
         check_ranges(self, batch_size=(1, 10**7), max_length=(3, 10**6), max_tokens=(0, 10**9), vocab_size=(0, 10**7))
         check_ranges(self, shuffle_buffer=(1, 10**8), num_workers=(0, 1024))
         if self.strip_accents and self.tokenizer != "wordpiece":
-            raise UserError("strip_accents=true is for a vocabulary learnt with --tokenizer wordpiece; leave it out")
+            raise UserError("strip_accents=true needs --tokenizer wordpiece; leave it out")
         if self.max_tokens and self.max_tokens < self.max_length:
             raise UserError(
-                f"max_tokens={self.max_tokens} holds no sentence of max_length={self.max_length}; "
+                f"max_tokens={self.max_tokens} is less than max_length={self.max_length}; "
                 "raise the one or lower the other"
             )
 
 
 def split_sources(args: DataArgs) -> tuple[tuple[Source, str, Keep | None], tuple[Source, str, Keep | None]]:
-    """Where training and validation text come from: each its source, a name for the part, and what to take of it.
+    """Return (source, name of the part, selection of sentences) of the training text and of the validation text.
 
     Raises:
-        UserError: if there is neither validation text nor anything to hold out.
+        UserError: if there is no validation text, and none can be held out.
     """
     train = training_source(args.train_data)
     valid = find_source(args.valid_data or args.train_data, "valid")
@@ -109,45 +116,46 @@ def split_sources(args: DataArgs) -> tuple[tuple[Source, str, Keep | None], tupl
         valid = training_source(args.valid_data)
     if valid is not None:
         return (train, "train", None), (valid, "valid", None)
-    aside, share = _aside(train, args)
-    return (train, f"train without {share}", lambda text: not aside(text)), (train, f"held-out {share}", aside)
+    is_held_out, share = _held_out_part(train, args)
+    train_part = (train, f"train without {share}", lambda text: not is_held_out(text))
+    return train_part, (train, f"held-out {share}", is_held_out)
 
 
-def _aside(train: Source, args: DataArgs) -> tuple[Keep, str]:
-    """What is held out of a training text, and a name for it: a share by hash, of a few sentences one at least."""
-    aside, share = held_out(args.valid_fraction), f"{args.valid_fraction:g}"
-    if args.streaming:  # looks for itself, and not through all of it
-        return aside, share
+def _held_out_part(train: Source, args: DataArgs) -> tuple[Keep, str]:
+    """Return a held-out test and its name: a share by hash, and at least one sentence of a small text."""
+    is_held_out, share = held_out(args.valid_fraction), f"{args.valid_fraction:g}"
+    if args.streaming:  # a stream is not read in advance
+        return is_held_out, share
     given = replace(train, column="src") if holds_pairs(train) else train
     found = set()
-    for text, _ in read_records(given, description="looking"):  # a hundred or so tell, of all but the smallest
-        found.add(aside(text))
+    for text, _ in read_records(given, description="looking"):  # about a hundred sentences, except in a small text
+        found.add(is_held_out(text))
         if len(found) == 2:
-            return aside, share
-    few = smallest_part((text for text, _ in read_records(given, description="looking")), args.valid_fraction)
-    if few is None:
-        raise UserError(f"{train}: one text, or all the same, so none can be held out; give more, or --valid_data")
-    return few, f"{share} of few"
+            return is_held_out, share
+    of_few = smallest_part((text for text, _ in read_records(given, description="looking")), args.valid_fraction)
+    if of_few is None:
+        raise UserError(f"{train}: all texts are equal, so none can be held out; give more text, or --valid_data")
+    return of_few, f"{share} of few"
 
 
 def say_what_was_read(args: DataArgs, train: Source, valid: Source) -> None:
-    """Say on stderr which files are trained and validated on, and whether they are the same; of files alone.
+    """Print on stderr the files of training and validation, and a note if they overlap; nothing for hub data sets.
 
     Args:
         args: the settings.
-        train: where the training text was read.
-        valid: where the validation text was.
+        train: source of the training text.
+        valid: source of the validation text.
     """
     if not train.files and not valid.files:
         return
-    aside = not args.valid_data and (train.files, train.hub_name) == (valid.files, valid.hub_name)
-    announce({"train": train, "valid": f"{args.valid_fraction:g} of it, held out" if aside else valid})
-    if not aside and (same := overlap(train, valid)):
-        say_once(f"note: {same} is training text and validation text: the bound says nothing of other text")
+    from_train = not args.valid_data and (train.files, train.hub_name) == (valid.files, valid.hub_name)
+    announce({"train": train, "valid": f"{args.valid_fraction:g} of train, held out" if from_train else valid})
+    if not from_train and (same := overlap(train, valid)):
+        say_once(f"note: {same} is training text and validation text, so the bound does not hold for new text")
 
 
 def require_a_batch(train: Text, args: DataArgs) -> None:
-    """Refuses a corpus smaller than a batch.
+    """Refuse a corpus that is smaller than one batch.
 
     Raises:
         UserError: with both numbers.

@@ -1,7 +1,7 @@
-"""Bounds on tokenizers from elsewhere, checked before and after the library builds them: none may eat all memory.
+"""Bounds on tokenizers from other sources, checked before and after the library builds them, to bound their memory.
 
-A tokenizer.json is a program of sorts: steps that replace, split and put together, each fed with what the one before
-gave. Forty that double a text are a text of a terabyte. What remains panics, which is no Exception, and is made one.
+A tokenizer.json is a small program: steps that replace, split and join text, each applied to the result of the last.
+Forty steps that double a text make a terabyte. Remaining failures are panics of the library, turned into a UserError.
 """
 
 import base64
@@ -18,26 +18,26 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from data.plain_text import failing_in_one_line, without_panic_messages
+from data.plain_text import errors_in_one_line, without_panic_messages
 from utils.errors import UserError, shown
 from utils.files import read_bytes
 
-MOST_BYTES = 2**28
-"""Of a file of a tokenizer,"""
+MOST_FILE = 2**28
+"""Bytes of a tokenizer's file."""
 MOST_STEPS = 64
-"""of the steps of its normalizer, say, and how deep they lie within each other,"""
-MOST_WORDS = 1000
-"""of the characters of an entry, or of what a step puts in the place of others; a word for WordPiece is no longer,"""
+"""Steps of a normalizer, pre-tokenizer, decoder or post-processor, and their depth of nesting."""
+MOST_ENTRY = 1000
+"""Characters of an entry, of a step's replacement, and of a word for WordPiece."""
 MOST_GROWTH = 256
-"""of the characters that come out of the steps for one that goes in,"""
+"""Characters that the steps make of one character."""
 MOST_PATTERN = 2**20
-"""of the characters of a regular expression,"""
+"""Characters of a regular expression."""
 MOST_REPEATS = 10**5
-"""of the product of its numbers of repetitions,"""
+"""Product of the repetition counts in a regular expression."""
 MOST_ADDED = 50_000
-"""of the tokens that are added to a model's own,"""
+"""Tokens added to a model's own."""
 MOST_ENTRIES = 10**7
-"""and of the ids of a vocabulary: a network needs a row for each."""
+"""Ids of a vocabulary; a network needs a row for each."""
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 ROLES = ("mask", "pad", "cls", "sep")
 PROBES = [
@@ -51,10 +51,10 @@ REPEATS = re.compile(r"(?<!\\x)(?<!\\p)(?<!\\P)\{(\d+)(?:,(\d*))?\}")
 
 
 def check_tokenizer_files(folder: Path) -> None:
-    """Refuse a tokenizer's folder before it is loaded.
+    """Check the files of a tokenizer's folder before they are loaded.
 
     Raises:
-        UserError: naming the file and what is out of bounds.
+        UserError: with the file and the value out of bounds.
     """
     for name in JSON_FILES:
         if (folder / name).exists():
@@ -63,20 +63,20 @@ def check_tokenizer_files(folder: Path) -> None:
                 check_steps(found, f"tokenizer {folder / name}")
     for name in ("vocab.txt", "merges.txt"):
         if (folder / name).exists():
-            read_bytes(folder / name, MOST_BYTES)
-    if not (folder / "tokenizer.json").exists():  # or transformers converts these by itself
+            read_bytes(folder / name, MOST_FILE)
+    if not (folder / "tokenizer.json").exists():  # transformers then converts a .model file
         for file in folder.glob("*.model"):
-            check_pieces(read_bytes(file, MOST_BYTES), f"tokenizer {file}")
+            check_pieces(read_bytes(file, MOST_FILE), f"tokenizer {file}")
 
 
 def _read_json(file: Path) -> object:
     try:
-        content = read_bytes(file)  # 64 MiB: JSON takes up to thirty times as much once it is read
+        content = read_bytes(file)  # at most 64 MiB: parsed JSON takes up to 30 times as much
         found = json.loads(content)
         if b"\\ud" in content.lower():
             json.dumps(found, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"tokenizer {file}: half a surrogate pair in it, which is no character") from error
+        raise UserError(f"tokenizer {file}: contains half a surrogate pair, which is not a character") from error
     except UserError:
         raise
     except (ValueError, RecursionError) as error:
@@ -88,31 +88,32 @@ def _read_json(file: Path) -> object:
 
 
 def check_steps(whole: dict, name: str) -> None:
-    """Refuse a tokenizer.json whose steps, entries or expressions are out of bounds.
+    """Check the steps, entries and regular expressions of a tokenizer.json.
 
     Args:
-        whole: its content.
-        name: of the tokenizer, for the message.
+        whole: content of the file.
+        name: name of the tokenizer, for the message.
 
     Raises:
-        UserError: naming what is out of bounds, and the bound.
+        UserError: with the value and its bound.
     """
     for part in ("normalizer", "pre_tokenizer", "decoder", "post_processor"):
         steps = list(_steps(whole.get(part), f"{name}: its {part}"))
         if len(steps) > MOST_STEPS:
-            raise UserError(f"{name}: its {part} has {len(steps):,} steps, more than the {MOST_STEPS} that it may have")
+            raise UserError(
+                f"{name}: its {part} has {len(steps):,} steps, more than {MOST_STEPS}; give another tokenizer"
+            )
         growth = math.prod(_growth(step, f"{name}: its {part}") for step in steps)
         if growth > MOST_GROWTH:
-            raise UserError(
-                f"{name}: its {part} makes up to {growth:.3g} characters of one, more than the {MOST_GROWTH} it may"
-            )
+            made = f"its {part} makes up to {growth:.3g} characters of one"
+            raise UserError(f"{name}: {made}, more than {MOST_GROWTH}; give another tokenizer")
     model, added = whole.get("model"), whole.get("added_tokens")
     if isinstance(added, list) and len(added) > MOST_ADDED:
-        raise UserError(f"{name}: {len(added):,} added_tokens, more than the {MOST_ADDED:,} that it may have")
+        raise UserError(f"{name}: {len(added):,} added_tokens, more than {MOST_ADDED:,}; remove some")
     if isinstance(model, dict):
         longest = model.get("max_input_chars_per_word", 100)
-        if not isinstance(longest, int) or not 0 <= longest <= MOST_WORDS:
-            raise UserError(f"{name}: max_input_chars_per_word={shown(longest)} must lie in 0..{MOST_WORDS}")
+        if not isinstance(longest, int) or not 0 <= longest <= MOST_ENTRY:
+            raise UserError(f"{name}: max_input_chars_per_word={shown(longest)} must lie in 0..{MOST_ENTRY}")
         for entry in model.get("vocab") or ():  # a dictionary's keys, or pairs of piece and score
             check_entry(entry[0] if isinstance(entry, list) and entry else entry, name)
     for token in added if isinstance(added, list) else ():
@@ -120,36 +121,36 @@ def check_steps(whole: dict, name: str) -> None:
 
 
 def check_entry(entry: object, name: str) -> None:
-    """Refuse an entry of a vocabulary that is too long.
+    """Check the length of a vocabulary's entry.
 
     Raises:
-        UserError: with both numbers.
+        UserError: with the length and its bound.
     """
-    if isinstance(entry, str) and len(entry) > MOST_WORDS:
+    if isinstance(entry, str) and len(entry) > MOST_ENTRY:
         raise UserError(
-            f"{name}: an entry of {len(entry):,} characters, more than the {MOST_WORDS} it may have ({shown(entry)})"
+            f"{name}: an entry of {len(entry):,} characters, more than {MOST_ENTRY} ({shown(entry)}); remove it"
         )
 
 
 def check_pieces(content: bytes, name: str) -> None:
-    """Refuse a SentencePiece model with a piece that is too long: what converts it takes all cuts of each.
+    """Check the lengths of a SentencePiece model's pieces, since the conversion tries all splits of each.
 
     Raises:
-        UserError: naming the piece.
+        UserError: with the piece.
     """
     model = sentencepiece_model_pb2.ModelProto()
     try:
         model.ParseFromString(content)
     except DecodeError:
-        return  # whoever needs it says so
+        return  # loading it raises the error
     for piece in model.pieces:
         check_entry(piece.piece, name)
 
 
 def _steps(part: object, name: str, depth: int = 0) -> Iterator[dict]:
-    """Every object with a type in a part of a tokenizer.json, however deep."""
+    """Yield every object with a type in a part of a tokenizer.json, at any depth."""
     if depth > MOST_STEPS:
-        raise UserError(f"{name} has steps in steps, deeper than {MOST_STEPS}")
+        raise UserError(f"{name} has nested steps, deeper than {MOST_STEPS}; give another tokenizer")
     if isinstance(part, dict) and "type" in part:
         yield part
     if isinstance(part, dict | list):
@@ -159,7 +160,7 @@ def _steps(part: object, name: str, depth: int = 0) -> Iterator[dict]:
 
 
 def _growth(step: dict, name: str) -> float:
-    """Characters that a step makes of one, at most."""
+    """Return the largest number of characters that a step makes of one."""
     pattern = step.get("pattern")
     of_regex = isinstance(pattern, dict) and isinstance(pattern.get("Regex"), str)
     if of_regex:
@@ -167,8 +168,8 @@ def _growth(step: dict, name: str) -> float:
     if step.get("type") == "Precompiled":
         return longest_replacement(_decoded(step.get("precompiled_charsmap")))
     content = step.get("content", step.get("prepend", step.get("replacement", "")))
-    if isinstance(content, str) and len(content) > MOST_WORDS:
-        raise UserError(f"{name} puts in {len(content):,} characters, more than the {MOST_WORDS} it may")
+    if isinstance(content, str) and len(content) > MOST_ENTRY:
+        raise UserError(f"{name} inserts {len(content):,} characters, more than {MOST_ENTRY}; give another tokenizer")
     if step.get("type") == "TemplateProcessing":
         return max(
             _repeats(step.get("single")), _repeats(step.get("pair")), len(str(step.get("special_tokens"))) // 1000
@@ -178,12 +179,12 @@ def _growth(step: dict, name: str) -> float:
     exact = pattern.get("String") if isinstance(pattern, dict) else None
     if isinstance(exact, str) and exact:
         return max(1, len(content) / len(exact))
-    between = not of_regex or _matches_nothing(pattern["Regex"])
+    between = not of_regex or _matches_empty(pattern["Regex"])
     return len(content) + between
 
 
-def _matches_nothing(pattern: str) -> bool:
-    """Whether it may match where nothing stands: then something is put between all characters."""
+def _matches_empty(pattern: str) -> bool:
+    """Tell whether a pattern may match an empty string, so that text is inserted between all characters."""
     try:
         with warnings.catch_warnings(action="ignore"):
             return re.search(pattern, "") is not None
@@ -192,7 +193,7 @@ def _matches_nothing(pattern: str) -> bool:
 
 
 def _repeats(template: object) -> int:
-    """How often a template puts in the same text: 1, or this refuses by its growth."""
+    """Return a template's growth: 1, or more than the bound if it repeats a text or has too many parts."""
     template = template if isinstance(template, list) else []
     if len(template) > MOST_STEPS:
         return MOST_GROWTH + 1
@@ -205,16 +206,16 @@ def _sequence(part: object) -> bool:
 
 
 def check_pattern(pattern: str, name: str) -> None:
-    """Refuse a regular expression that is too large to build.
+    """Check the size of a regular expression.
 
     Raises:
-        UserError: with the bound.
+        UserError: with the size and its bound.
     """
     repeats = math.prod(max(1, int((most or least)[:9])) for least, most in REPEATS.findall(pattern))
     if len(pattern) > MOST_PATTERN or repeats > MOST_REPEATS:
         raise UserError(
             f"{name} has a regular expression of {len(pattern):,} characters and {repeats:.3g} repetitions, more than "
-            f"the {MOST_PATTERN:,} and {MOST_REPEATS:,} that it may have ({shown(pattern)})"
+            f"{MOST_PATTERN:,} and {MOST_REPEATS:,} ({shown(pattern)}); give another tokenizer"
         )
 
 
@@ -222,13 +223,13 @@ def _decoded(charsmap: object) -> bytes:
     try:
         return base64.b64decode(charsmap) if isinstance(charsmap, str) else b""
     except ValueError:
-        return b""  # the library says so
+        return b""  # the library raises the error
 
 
 def longest_replacement(charsmap: bytes) -> int:
-    """The most characters that SentencePiece's table of characters puts in the place of one; 1 for no table.
+    """Return the length of the longest replacement in SentencePiece's table of characters; 1 without a table.
 
-    It is a number of bytes (little-endian, of 4), as many of a trie, and then texts that end in a zero byte.
+    Format: size of a trie in bytes (uint32, little-endian), the trie, and replacements that end in a zero byte.
     """
     if len(charsmap) < 4:
         return 1
@@ -240,28 +241,28 @@ def longest_replacement(charsmap: bytes) -> int:
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, name: str, roles: tuple[str, ...] = ROLES) -> None:
-    """Refuse a tokenizer that lacks something, or fails at ordinary text; mends a maximum length that is no number.
+    """Check a loaded tokenizer's special tokens and ids, and try it on ordinary text; correct an invalid length limit.
 
     Args:
-        tokenizer: as it was loaded.
-        name: for the message.
-        roles: the special tokens that it must have.
+        tokenizer: the tokenizer; an invalid `model_max_length` is replaced by no limit.
+        name: name for the message.
+        roles: required special tokens.
 
     Raises:
-        UserError: naming what is wrong.
+        UserError: with the defect.
     """
     if not tokenizer.is_fast:
         raise UserError(f"tokenizer {name}: only fast tokenizers (with a tokenizer.json) are supported")
-    with without_panic_messages(), failing_in_one_line(str(name)):
+    with without_panic_messages(), errors_in_one_line(str(name)):
         _check_special(tokenizer, name, roles)
         longest = tokenizer.model_max_length
         if isinstance(longest, bool) or not isinstance(longest, int | float) or not longest > 0:
-            tokenizer.model_max_length = int(1e30)  # what the library says for none; the network's own bound holds
+            tokenizer.model_max_length = int(1e30)  # the library's value for no limit; the network has its own
         largest = max(tokenizer.get_vocab().values(), default=0)
         if largest >= MOST_ENTRIES:
             raise UserError(f"tokenizer {name}: an id of {largest:,}; ids must lie below {MOST_ENTRIES:,}")
-        settings = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
-        for ids in tokenizer(PROBES, **settings)["input_ids"]:
+        probes = tokenizer(PROBES, add_special_tokens=False, split_special_tokens=True, verbose=False)
+        for ids in probes["input_ids"]:
             tokenizer.decode(ids)
     _note_capitals(tokenizer, name)
 
@@ -271,7 +272,7 @@ def _check_special(tokenizer: PreTrainedTokenizerBase, name: str, roles: tuple[s
     lacking = [role for role in roles if ids[role] is None]
     if lacking:
         raise UserError(
-            f"tokenizer {name}: no {', '.join(lacking)} token; masked diffusion needs a masked-LM tokenizer "
+            f"tokenizer {name}: no {', '.join(lacking)} token; give the tokenizer of a masked language model "
             "(BERT, RoBERTa, DistilBERT, ModernBERT, ...)"
         )
     for role, i in ids.items():
@@ -283,7 +284,7 @@ def _check_special(tokenizer: PreTrainedTokenizerBase, name: str, roles: tuple[s
 
 
 def _note_capitals(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
-    """A cased vocabulary whose settings say that text is lower-cased."""
+    """Print a note if a cased vocabulary's settings lower-case text."""
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None or normalizer.normalize_str("A").strip(" ▁") != "a":
         return
@@ -292,7 +293,7 @@ def _note_capitals(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
     if capital > len(entries) / 100:
         print(
             f"note: tokenizer {name} lower-cases text, but {capital:,} of its {len(entries):,} entries have capital "
-            "letters, which no text reaches then; if its network is cased, set do_lower_case to false in its "
+            "letters and are never used; if its network is cased, set do_lower_case to false in its "
             "tokenizer_config.json",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""How often each token occurs in a corpus of any size: piece by piece, on all cores, in memory for the counts alone."""
+"""Token counts of a corpus of any size, piece by piece, on all cores; and files of word frequencies."""
 
 import contextlib
 import json
@@ -23,22 +23,22 @@ from data.corpus import Source
 from data.plain_text import chunks, encode, note_names
 from utils.errors import UserError
 from utils.files import read_text, written_whole
-from utils.workers import cores, die_with_parent, one_core
+from utils.workers import cores, die_with_parent, disable_tokenizer_threads
 
-NOWHERE = (2**63, 0)
+NOWHERE = (2**63, 0)  # a location after all others
 
 
 @dataclass
 class Counted:
-    """What was seen in a part of a corpus."""
+    """Counts of a part of a corpus."""
 
     counts: np.ndarray
     """int64 [V], occurrences of every token."""
     sentences: int = 0
     names: int = 0
-    """Texts that hold the name of a special token,"""
+    """Number of texts that contain the name of a special token."""
     first: tuple[int, int] = NOWHERE
-    """and the first one's file and position."""
+    """File and position of the first of them."""
 
     def __iadd__(self, other: "Counted") -> "Counted":
         self.counts += other.counts
@@ -51,58 +51,58 @@ class Counted:
 def count_corpus(
     source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int, workers: int = 0
 ) -> tuple[np.ndarray, int]:
-    """Occurrences of every token, int64 [V], and the number of sentences.
+    """Return the count of every token, int64 [V], and the number of sentences.
 
     Args:
         source: the text, or one side of pairs.
-        tokenizer: cuts it.
+        tokenizer: a fast tokenizer.
         vocab_size: V.
-        workers: processes; 0: one for each core that this process may use.
+        workers: number of processes; 0: one per core that this process may use.
 
     Raises:
-        UserError: naming file and line, if one cannot be read.
+        UserError: with file and line, if a record cannot be read.
     """
     workers = workers or cores()
     pieces = [piece for share in shards.cut(source, workers) for piece in share]
     found = Counted(np.zeros(vocab_size, dtype=np.int64))
     with tqdm(total=sum(p.weight for p in pieces), desc="counting", unit="B", unit_scale=True, disable=None) as bar:
-        for piece, counted in _each(source, pieces, tokenizer, vocab_size, workers):
+        for piece, counted in _count_pieces(source, pieces, tokenizer, vocab_size, workers):
             found += counted
             bar.update(piece.weight)
     if found.names:
-        note_names(found.names, shards.place(source, *found.first))
+        note_names(found.names, shards.location(source, *found.first))
     return found.counts, found.sentences
 
 
-def _each(
+def _count_pieces(
     source: Source, pieces: list[shards.Piece], tokenizer: PreTrainedTokenizerBase, vocab_size: int, workers: int
 ) -> Iterator[tuple[shards.Piece, Counted]]:
-    """Pieces and what was counted in them, as they are done."""
+    """Yield pieces and their counts, in the order of completion."""
     if workers == 1:
         yield from ((piece, count_piece(source, piece, tokenizer, vocab_size)) for piece in pieces)
         return
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_begin)
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_start_worker)
     try:
         jobs = {pool.submit(count_piece, source, piece, tokenizer, vocab_size): piece for piece in pieces}
         for job in as_completed(jobs):
             yield jobs[job], job.result()
     except BrokenProcessPool as error:
         raise UserError(
-            f"{source}: a process that counted was killed (for its memory?); let fewer count: word_freq.py "
-            "--workers 1, whose file main.py takes as --word_freq_file"
+            f"{source}: a counting process was killed (out of memory?); use fewer: word_freq.py "
+            "--workers 1, then main.py --word_freq_file"
         ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _begin() -> None:
-    one_core()
+def _start_worker() -> None:
+    disable_tokenizer_threads()
     die_with_parent()
 
 
 def count_piece(source: Source, piece: shards.Piece, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Counted:
-    """The same of one piece."""
+    """Count the tokens of one piece."""
     found = Counted(np.zeros(vocab_size, dtype=np.int64))
     for records in chunks((record.text, record.at) for record in shards.read(source, piece)):
         encoding = encode(tokenizer, [text for text, _ in records], note=False)
@@ -115,7 +115,7 @@ def count_piece(source: Source, piece: shards.Piece, tokenizer: PreTrainedTokeni
 def count_tokens(
     source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, cache_dir: str, identity: str
 ) -> Tensor:
-    """Occurrences of every token, int64 [V], kept in the cache under a name for just this text and tokenizer."""
+    """Return the count of every token, int64 [V]; `identity` is the result's name in the cache."""
     folder = Path(cache_dir) / f"counts-{identity}"
     if cache.is_whole(folder):
         with contextlib.suppress(OSError, SafetensorError, KeyError):
@@ -126,21 +126,27 @@ def count_tokens(
     return counts
 
 
-def with_ends(counts: Tensor, own: Tensor, ends: list[int]) -> Tensor:
-    """Word counts of another text, int64 [V], with as many of the special tokens `ends` to a word as `own` has."""
+def with_special_counts(counts: Tensor, own: Tensor, ends: list[int]) -> Tensor:
+    """Set the counts of special tokens in another text's counts, in proportion to those of `own`.
+
+    Args:
+        counts: int64 [V], of the other text.
+        own: int64 [V], of the training text.
+        ends: ids of the special tokens.
+    """
     ends = sorted(set(ends))
     words, others = (c.sum() - c[ends].sum() for c in (own, counts))
     return counts.index_put((torch.tensor(ends),), (own[ends] * (others / words.clamp(min=1))).round().long())
 
 
-MOST_COUNT = 10**15  # occurrences of a token: sums over a vocabulary stay exact
+MOST_COUNT = 10**15  # largest count of a token, so that sums over a vocabulary are exact
 
 
 # ---- word frequencies ------------------------------------------------------------------------------------------------
 
 
 def write_word_freq(path: Path, token_counts: Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
-    """{token: count} as JSON, most frequent first, tokens that never occur left out."""
+    """Write {token: count} as JSON, most frequent first, without tokens of count 0."""
     order = torch.argsort(token_counts, descending=True, stable=True).tolist()
     seen = {tokenizer.convert_ids_to_tokens(i): int(token_counts[i]) for i in order if token_counts[i] > 0}
     with written_whole(path) as file:
@@ -148,10 +154,10 @@ def write_word_freq(path: Path, token_counts: Tensor, tokenizer: PreTrainedToken
 
 
 def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
-    """Counts from {token: number} JSON, int64 [V]; relative frequencies are scaled so that the rarest counts once.
+    """Read counts from JSON of {token: number}, int64 [V]; relative frequencies are scaled to 1 for the rarest token.
 
     Raises:
-        UserError: if the file is no such JSON or names tokens that this tokenizer lacks.
+        UserError: if the file is not such JSON, or has tokens that this tokenizer lacks.
     """
     remedy = "make them with word_freq.py"
     try:
@@ -165,11 +171,11 @@ def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: i
     if not isinstance(entries, dict) or not all(_is_count(number) for number in entries.values()):
         raise UserError(f"word frequencies {path}: must map tokens to numbers from 0 to {MOST_COUNT:.0e}; {remedy}")
     vocabulary = tokenizer.get_vocab()
-    strangers = [token for token in entries if token not in vocabulary]
-    if strangers:
+    unknown = [token for token in entries if token not in vocabulary]
+    if unknown:
         raise UserError(
-            f"word frequencies {path}: of another vocabulary: {len(strangers)} of {len(entries)} tokens, "
-            f"e.g. {strangers[0]!r}, are not in this tokenizer; count again with word_freq.py --tokenizer"
+            f"word frequencies {path}: of another vocabulary: {len(unknown)} of {len(entries)} tokens, "
+            f"e.g. {unknown[0]!r}, are not in this tokenizer; count again with word_freq.py --tokenizer"
         )
     numbers = torch.zeros(vocab_size, dtype=torch.float64)
     for token, number in entries.items():
@@ -180,7 +186,7 @@ def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: i
         numbers = numbers / numbers[numbers > 0].min()
     if numbers.max() > MOST_COUNT:
         raise UserError(
-            f"word frequencies {path}: the commonest is more than {MOST_COUNT:.0e} times the rarest; {remedy}"
+            f"word frequencies {path}: the largest is more than {MOST_COUNT:.0e} times the smallest; {remedy}"
         )
     return numbers.round().long()
 
@@ -190,6 +196,6 @@ def _is_count(number: object) -> bool:
 
 
 def information(token_counts: Tensor) -> Tensor:
-    """H(w) = -log p(w), nats, float64 [V]; p is the corpus frequency with one added to every count (p > 0)."""
+    """Return H(w) = -log p(w) in nats, float64 [V]; p is the relative frequency with one added to every count."""
     counts = token_counts.double()
     return math.log(counts.sum().item() + len(counts)) - torch.log(counts + 1)

@@ -1,8 +1,8 @@
-"""WordPiece: vocabularies learnt from text, the same from the same text on every machine, and vocab.txt files.
+"""WordPiece: deterministic training of vocabularies, and vocab.txt files.
 
-The tokenizers library's own recipe breaks ties by the ids of the characters inside words (##a), which it gives out in
-the order of a hash table that is seeded anew in every process: three runs, three vocabularies. Here words are counted
-first and fed in order, and those entries are handed to the trainer by name, so that all ids and all ties are fixed.
+The tokenizers library breaks ties by the ids of the characters inside words (##a), and assigns these ids in the order
+of a hash table with a random seed per process, so that each run gives another vocabulary. Here words are counted first
+and given to the trainer in order, with the characters as special tokens, so that all ids and ties are fixed.
 """
 
 import sys
@@ -24,33 +24,33 @@ UNSEEN = (
     r"[[\p{Cc}]&&[^\s]]|[\x{AD}\x{200B}\x{200E}\x{200F}\x{202A}-\x{202E}\x{2060}-\x{206F}\x{FEFF}"
     r"\x{FFF9}-\x{FFFB}\x{FFFD}]"
 )
-"""Characters that are never seen; those that join letters (Persian, Hindi, Mongolian) or make up an emoji are kept."""
+"""Invisible characters, which are removed; joiners of letters (Persian, Hindi, Mongolian) and of emoji are kept."""
 LONGEST_WORD = 300
-"""Characters; Thai, Lao and Khmer write whole sentences without a space. A longer one is cut, never unknown."""
+"""Characters of a word; a longer one is cut. Thai, Lao and Khmer sentences have no spaces."""
 COMMON_CHARACTERS = 1000
-"""So many of the most frequent characters are entries,"""
+"""Smallest number of most frequent characters that are entries."""
 COVERAGE = 0.9999
-"""or as many as make up this share of the text, if that is more and the vocabulary has room."""
-FOLD_AT = 2**20  # different words between spaces; a text without spaces must not be held twice
-SHARE = 0.01  # of the words of a vocab.txt that say of what text it is; an uncased one may have had some added
+"""Share of the text that these characters cover, if the vocabulary has room for more."""
+FOLD_AT = 2**20  # different strings between spaces in memory, before they are split into words
+SHARE = 0.01  # of a vocab.txt's words; a smaller share of capitals or accents was added to an uncased vocabulary
 AT_ONCE = 1000  # occurrences of a word in one string for the trainer
 
 
 def train_wordpiece(
     sentences: Iterable[str], vocab_size: int, *, strip_accents: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Learn a lower-casing WordPiece tokenizer of at most `vocab_size` entries.
+    """Train a lower-casing WordPiece tokenizer of at most `vocab_size` entries.
 
     Args:
-        sentences: the text; the same text gives the same vocabulary.
+        sentences: the text; equal texts give equal vocabularies.
         vocab_size: 100 to 10,000,000, special tokens included.
-        strip_accents: whether marks are taken from letters, as BERT's uncased vocabularies have it.
+        strip_accents: whether accents are removed, as by BERT's uncased tokenizers.
 
     Raises:
         UserError: if `vocab_size` is out of range.
     """
     if not 100 <= vocab_size <= 10_000_000:
-        raise UserError(f"vocab_size={vocab_size} must lie in 100..10000000 to learn a wordpiece vocabulary; try 8192")
+        raise UserError(f"vocab_size={vocab_size} must lie in 100..10000000 to train a wordpiece vocabulary; try 8192")
     words = count_words(sentences, wordpiece(dict.fromkeys(SPECIAL_TOKENS, 0), strip_accents=strip_accents))
     alphabet = frequent_characters(words, vocab_size - len(SPECIAL_TOKENS))
     known = {word: number for word, number in words.items() if alphabet.issuperset(word)}
@@ -66,26 +66,34 @@ def train_wordpiece(
 
 
 def wordpiece(vocabulary: dict[str, int], *, strip_accents: bool) -> PreTrainedTokenizerBase:
-    """A lower-casing tokenizer of these entries; its text is brought to Unicode's composed form (NFC)."""
+    """Build a lower-casing tokenizer of these entries; text is normalised to NFC."""
     if strip_accents:
         return BertTokenizerFast(vocab=vocabulary)
     model = models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=LONGEST_WORD)
     found = Tokenizer(model)
     lower = normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=True)
     found.normalizer = normalizers.Sequence([normalizers.Replace(Regex(UNSEEN), ""), lower, normalizers.NFC()])
-    cut = pre_tokenizers.Split(Regex(rf".{{1,{LONGEST_WORD}}}(?!\p{{M}})"), "isolated")  # no mark begins a part
+    cut = pre_tokenizers.Split(
+        Regex(rf".{{1,{LONGEST_WORD}}}(?!\p{{M}})"), "isolated"
+    )  # a part never begins with a mark
     found.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), cut])
     found.decoder = decoders.WordPiece(prefix="##")
     ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]
     found.post_processor = processors.TemplateProcessing(
         single="[CLS]:0 $A:0 [SEP]:0", pair="[CLS]:0 $A:0 [SEP]:0 $B:1 [SEP]:1", special_tokens=ends
     )
-    names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
-    return PreTrainedTokenizerFast(tokenizer_object=found, **names)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=found,
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
 
 
 def count_words(sentences: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Occurrences of every word as the tokenizer's first steps have it, in the order of their code points."""
+    """Count every word after normalizer and pre-tokenizer, sorted by code points."""
     first, second = tokenizer.backend_tokenizer.normalizer, tokenizer.backend_tokenizer.pre_tokenizer
     raw: Counter[str] = Counter()
     words: Counter[str] = Counter()
@@ -105,11 +113,11 @@ def count_words(sentences: Iterable[str], tokenizer: PreTrainedTokenizerBase) ->
 
 
 def frequent_characters(words: dict[str, int], room: int) -> set[str]:
-    """The characters that get entries, the most frequent first: one for where they begin words, one for inside.
+    """Return the characters that get entries: the most frequent ones, each with one entry, and one for inside words.
 
     Args:
-        words: and how often each occurs.
-        room: entries that there may be.
+        words: words and their counts.
+        room: largest number of entries.
     """
     counts: Counter[str] = Counter()
     inside: set[str] = set()
@@ -138,7 +146,7 @@ def _note_unknown(words: dict[str, int], known: dict[str, int], alphabet: set[st
     if rare:
         lost, total = sum(words.values()) - sum(known.values()), sum(words.values())
         print(
-            f"note: {len(rare):,} characters are too rare for the vocabulary (the likes of {min(rare)!r}): {lost:,} of "
+            f"note: {len(rare):,} characters (e.g. {min(rare)!r}) are too rare for the vocabulary: {lost:,} of "
             f"{total:,} words become [UNK]; a larger --vocab_size keeps more",
             file=sys.stderr,
         )
@@ -148,7 +156,7 @@ def _note_unknown(words: dict[str, int], known: dict[str, int], alphabet: set[st
 
 
 def load_vocab_txt(file: Path) -> PreTrainedTokenizerBase:
-    """Open a WordPiece vocab.txt, an entry a line; its own entries say whether text is lower-cased and loses marks.
+    """Load a WordPiece vocab.txt, one entry per line; its entries determine lower-casing and removal of accents.
 
     Raises:
         UserError: if a special token is missing.
@@ -157,20 +165,20 @@ def load_vocab_txt(file: Path) -> PreTrainedTokenizerBase:
     lacking = [token for token in SPECIAL_TOKENS if token not in entries]
     if lacking:
         raise UserError(
-            f"{file}: a WordPiece vocabulary must hold {', '.join(SPECIAL_TOKENS)}; missing: {', '.join(lacking)}"
+            f"{file}: a WordPiece vocabulary must contain {', '.join(SPECIAL_TOKENS)}; missing: {', '.join(lacking)}"
         )
     cased, accented = is_cased(entries), has_accents(entries)
     _note_unreached(entries, file, cased=cased, accented=accented)
     if cased:
         return BertTokenizerFast(vocab=entries, do_lower_case=False, strip_accents=False)
-    return BertTokenizerFast(vocab=entries, **({"strip_accents": False} if accented else {}))
+    return BertTokenizerFast(vocab=entries, strip_accents=False if accented else None)
 
 
 def read_vocab_txt(file: Path) -> dict[str, int]:
-    """Entries and their ids, which are line numbers from 0; of an entry that stands twice the last one counts.
+    """Read entries and their ids, line numbers from 0; the last line of a repeated entry counts.
 
     Raises:
-        UserError: if the file is no UTF-8.
+        UserError: if the file is not UTF-8.
     """
     try:
         lines = [line.rstrip() for line in read_text(file, 2**28).removeprefix("\ufeff").split("\n")]
@@ -179,21 +187,21 @@ def read_vocab_txt(file: Path) -> dict[str, int]:
     entries = {line: i for i, line in enumerate(lines) if line}
     twice = sum(map(bool, lines)) - len(entries)
     if twice:
-        print(f"note: {file}: {twice:,} entries stand twice; the last line of each counts", file=sys.stderr)
+        print(f"note: {file}: {twice:,} repeated entries; the last line of each counts", file=sys.stderr)
     return entries
 
 
 def is_cased(entries: Iterable[str]) -> bool:
-    """Whether a vocabulary is of cased text: a good share of its words has capital letters (BERT's cased ones: 40 %).
+    """Tell whether a vocabulary is cased: more than SHARE of its words has capitals (40 % in BERT's cased ones).
 
-    A few that were added to an uncased one do not make it cased: every other capitalised word would become unknown.
+    A few capitalised words may have been added to an uncased one; read as cased, it would lack all others.
     """
     words = [entry for entry in entries if _is_word(entry)]
     return sum(map(_is_capitalised, words)) > SHARE * len(words)
 
 
 def has_accents(entries: Iterable[str]) -> bool:
-    """Whether a vocabulary is of text with its marks: a good share of its words has some, or words of their scripts."""
+    """Tell whether a vocabulary keeps accents: more than SHARE of its words has accents or other combining marks."""
     words = [entry for entry in entries if _is_word(entry)]
     return sum(map(_has_marks, words)) > SHARE * len(words)
 
@@ -211,13 +219,13 @@ def _has_marks(entry: str) -> bool:
 
 
 def _note_unreached(entries: Iterable[str], file: Path, *, cased: bool, accented: bool) -> None:
-    """Entries that no text reaches, since it is lower-cased, or its marks are taken off."""
+    """Print a note on entries that no text gets, since it is lower-cased or loses its accents."""
     lost = [
         e for e in entries if _is_word(e) and not cased and (_is_capitalised(e) or (not accented and _has_marks(e)))
     ]
     if lost:
         print(
-            f"note: {file} is read as uncased: no text reaches {len(lost):,} of its entries (e.g. {lost[0]}); if it is "
-            "cased, say so by do_lower_case=false in a tokenizer_config.json beside it",
+            f"note: {file} is read as uncased: {len(lost):,} of its entries (e.g. {lost[0]}) are never used; if it is "
+            "cased, set do_lower_case=false in a tokenizer_config.json beside it",
             file=sys.stderr,
         )

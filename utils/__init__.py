@@ -1,1 +1,1 @@
-"""Errors, files, the hub, the command line, devices and processes. Imports nothing of this project."""
+"""Errors, files, the hub, the command line, devices and processes. Imports no other folder of this project."""

@@ -1,4 +1,4 @@
-"""The machine: device, threads, precision; notices to stop; errors in one line."""
+"""Device, threads and precision of this machine."""
 
 import ctypes
 import os
@@ -9,11 +9,11 @@ import torch
 from utils.errors import UserError
 
 MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
-"""Of malloc.h: M_MMAP_MAX, no mapping per tensor; M_TRIM_THRESHOLD, M_TOP_PAD: a heap that grows in leaps and stays."""
+"""Options of malloc.h: M_MMAP_MAX (no mapping per tensor), M_TRIM_THRESHOLD (no trimming), M_TOP_PAD (256 MiB)."""
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device called `name`; auto: this rank's GPU if there is one, else the CPU.
+    """Return the device called `name`; auto: this rank's GPU if there is one, else the CPU.
 
     Raises:
         UserError: if that device does not exist here.
@@ -22,7 +22,7 @@ def pick_device(name: str = "auto") -> torch.device:
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # .item(), since nothing can be read from device "meta"
+        torch.zeros(1, device=device).item()  # .item() fails for device "meta"
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device={name!r} cannot be used here ({reason}); use cpu, cuda, cuda:N or auto") from error
@@ -30,17 +30,17 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def set_up_cpu(threads: int) -> None:
-    """CPU threads for torch (0 leaves torch's choice), and freed memory kept for the next step.
+    """Set torch's CPU threads (0: torch's choice), and keep freed memory for the next step.
 
     Raises:
         UserError: if `threads` is out of range.
     """
     if not 0 <= threads <= 4096:
-        raise UserError(f"threads={threads} must lie in 0..4096; 0: torch decides")
+        raise UserError(f"threads={threads} must lie in 0..4096 (0: torch's choice)")
     if threads:
         torch.set_num_threads(threads)
-    # glibc hands every large tensor back to the system, which then zeroes the same pages again for the next one: a
-    # third of a training step over a vocabulary of 30,522. Other C libraries lack mallopt and go on as they are.
+    # glibc returns every large tensor to the system, which then zeroes the same pages for the next one. That takes a
+    # third of a training step with a vocabulary of 30,522. Other C libraries lack mallopt and are left alone.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt:
         for option, value in MALLOC_OPTIONS.items():
@@ -48,7 +48,7 @@ def set_up_cpu(threads: int) -> None:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """fp32, bf16 or fp16; auto takes bf16 where the hardware multiplies it natively, else fp32."""
+    """Return fp32, bf16 or fp16; auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU."""
     if name != "auto":
         return name
     if device.type == "cuda":
@@ -57,11 +57,11 @@ def pick_precision(name: str, device: torch.device) -> str:
 
 
 def _cpu_has_bf16() -> bool:
-    # torch has no public question for this one; where it cannot be asked, float32 is always right
+    # torch has no public function for this; float32 is always correct
     return getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """The context in which the network runs; weights and losses stay in float32."""
+    """Return the autocast context for the network; weights and losses stay in float32."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")

@@ -1,4 +1,4 @@
-"""Processes that train together: who they are, what they add up, in which order they start, how one's end is told."""
+"""Processes of one job: rank and world size, collective operations, order of start, and loss of a peer."""
 
 import contextlib
 import datetime
@@ -13,47 +13,47 @@ from torch import Tensor
 from utils.errors import UserError
 
 Found = TypeVar("Found")
-STEP_PATIENCE = datetime.timedelta(minutes=30)
-"""How long one process waits for another within a step or an evaluation before the job is given up."""
-START_PATIENCE = datetime.timedelta(hours=12)
-"""How long the others wait while the first tokenises a corpus of any size."""
+STEP_TIMEOUT = datetime.timedelta(minutes=30)
+"""Longest wait for another process within a step or an evaluation."""
+START_TIMEOUT = datetime.timedelta(hours=12)
+"""Longest wait for the first process, which may tokenise a large corpus."""
 
 
 def rank() -> int:
-    """This process's number under torchrun, else 0."""
+    """Return this process's rank under torchrun, else 0."""
     return _number("RANK", 0) if world_size() > 1 else 0
 
 
 def world_size() -> int:
-    """How many processes train together: torchrun's WORLD_SIZE, else 1."""
+    """Return the number of processes: torchrun's WORLD_SIZE, else 1."""
     return _number("WORLD_SIZE", 1)
 
 
 def restarts() -> int:
-    """How often this node's torchrun has started its processes again; other nodes' may count otherwise."""
+    """Return how often torchrun has restarted the processes of this node; other nodes may count differently."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0)
 
 
 def started_again() -> bool:
-    """Whether torchrun or Slurm has started this job before."""
+    """Tell whether torchrun or Slurm has restarted this job."""
     return restarts() > 0 or _number("SLURM_RESTART_COUNT", 0) > 0
 
 
 def _number(name: str, otherwise: int) -> int:
     text = os.environ.get(name) or str(otherwise)
     if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) < 1):
-        raise UserError(f"{name}={text} in the environment is no number that torchrun or Slurm would give; unset it")
+        raise UserError(f"{name}={text} in the environment must be a whole number from torchrun or Slurm; unset it")
     return int(text)
 
 
 def job() -> str:
-    """A name that torchrun or Slurm gives to this start and to every start again of it; "" without them."""
+    """Return the job's name from torchrun or Slurm, equal after every restart; "" without them."""
     name = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID") or ""
     return "" if name == "none" else name
 
 
 def require_single(script: str) -> None:
-    """Refuses to be one of many where a script knows only one process.
+    """Refuse to run a script of one process under torchrun.
 
     Raises:
         UserError: with the remedy.
@@ -64,57 +64,67 @@ def require_single(script: str) -> None:
 
 @contextlib.contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Joins torchrun's processes for the duration of a block; does nothing for a single process.
+    """Join torchrun's processes for the duration of a block; do nothing for a single process.
 
     Raises:
-        UserError: if another process of the job ends within it, as far as this one can tell.
+        UserError: if another process of the job is lost within the block.
     """
     if world_size() == 1:
         yield
         return
-    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if lacking:
-        raise UserError(f"WORLD_SIZE={world_size()} but no {', '.join(lacking)}; start with torchrun, or unset it")
-    store = next(dist.rendezvous("env://"))[0]
-    if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size()):
-        # torchrun's own store outlives a restart, and with it the addresses of processes that are gone: each try has
-        # its names. (Nodes may count tries differently: there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, runs/slurm.sh)
-        store = dist.PrefixStore(f"try-{restarts()}", store)
-    settings = {"store": store, "rank": rank(), "world_size": world_size(), "timeout": STEP_PATIENCE}
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        dist.init_process_group("cpu:gloo,cuda:nccl", device_id=device, **settings)
-    else:
-        dist.init_process_group("gloo", **settings)
+    _join(device)
     try:
         yield
     except (dist.DistError, RuntimeError) as error:
-        if isinstance(error, dist.DistError) or _is_of_a_lost_peer(error):
+        if isinstance(error, dist.DistError) or _is_lost_peer(error):
             reason = str(error).splitlines()[0][:200]
             raise UserError(
-                f"process {rank()} of {world_size()} lost another one ({reason}); what that one said stands above or "
-                "in its own log. Start again to go on from the last saved state"
+                f"process {rank()} of {world_size()} lost another process ({reason}); its own error is above or "
+                "in its log. Restart to resume from the last saved state"
             ) from error
         raise
     finally:
-        with contextlib.suppress(Exception):  # with a peer gone there is nothing left to take leave of
+        with contextlib.suppress(Exception):  # fails if a peer is lost
             dist.destroy_process_group()
 
 
-def _is_of_a_lost_peer(error: BaseException) -> bool:
+def _join(device: torch.device) -> None:
+    """Initialise the process group: gloo, and NCCL for tensors on a GPU."""
+    lacking = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if lacking:
+        raise UserError(f"WORLD_SIZE={world_size()} without {', '.join(lacking)}; start with torchrun, or unset it")
+    store = next(dist.rendezvous("env://"))[0]
+    if os.environ.get("LOCAL_WORLD_SIZE") == str(world_size()):
+        # torchrun's store outlives a restart and keeps the addresses of dead processes, so each attempt has a prefix.
+        # (Nodes may count attempts differently; there TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, see runs/slurm.sh.)
+        store = dist.PrefixStore(f"try-{restarts()}", store)
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
+        store=store,
+        rank=rank(),
+        world_size=world_size(),
+        timeout=STEP_TIMEOUT,
+        device_id=device if on_gpu else None,
+    )
+
+
+def _is_lost_peer(error: BaseException) -> bool:
     # gloo has no exception type of its own
     return any(word in str(error) for word in ("gloo", "Connection closed by peer", "Connection reset by peer"))
 
 
 def sum_over_ranks(*tensors: Tensor) -> None:
-    """Adds each tensor over all processes, in place."""
+    """Add each tensor over all processes, in place."""
     if world_size() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
 
 
 def from_leader(thing: object) -> object:
-    """The first process's value of something small."""
+    """Return the first process's value of a small object."""
     if world_size() == 1:
         return thing
     box = [thing]
@@ -122,8 +132,8 @@ def from_leader(thing: object) -> object:
     return box[0]
 
 
-def leader_finds(call: Callable[[], Found]) -> Found:
-    """What the first process finds, on all of them; it alone looks, and what stops it stops all with the same words.
+def call_on_leader(call: Callable[[], Found]) -> Found:
+    """Call a function on the first process alone; return its result, or raise its UserError, on all processes.
 
     Raises:
         UserError: if `call` does.
@@ -141,7 +151,7 @@ def leader_finds(call: Callable[[], Found]) -> Found:
 
 
 def from_everyone(thing: object) -> list:
-    """Every process's value of something small, in order."""
+    """Return a small object's value on every process, by rank."""
     if world_size() == 1:
         return [thing]
     things: list = [None] * world_size()
@@ -151,15 +161,15 @@ def from_everyone(thing: object) -> list:
 
 @contextlib.contextmanager
 def leader_first() -> Iterator[None]:
-    """The first process runs the block alone, then the others: what it leaves on disk they find ready."""
+    """Run a block on the first process, then on the others, which find its files on disk."""
     if world_size() == 1:
         yield
         return
-    patient = dist.new_group(backend="gloo", timeout=START_PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=START_TIMEOUT)
     if rank() > 0:
-        dist.barrier(group=patient)
+        dist.barrier(group=group)
     try:
         yield
-    finally:  # whatever stopped the first will stop the others, with the same words
+    finally:  # an error of the first process recurs on the others, with the same message
         if rank() == 0:
-            dist.barrier(group=patient)
+            dist.barrier(group=group)

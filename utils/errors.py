@@ -1,18 +1,18 @@
-"""Errors that a user can mend: one line that names the value, its bound and the remedy."""
+"""Errors that a user can correct: one line with the value, its bound and the remedy."""
 
 import math
 from dataclasses import fields
 
 
 class UserError(ValueError):
-    """Something the user gave cannot be used; the message names the value, the bound and the remedy."""
+    """Input that cannot be used; the message names the value, the bound and the remedy."""
 
 
 def check_choices(args: object) -> None:
-    """Refuses a setting that is none of the choices its field names, however the dataclass was made.
+    """Check each setting against the choices in its field's metadata.
 
     Raises:
-        UserError: naming the setting and its choices.
+        UserError: with the setting and its choices.
     """
     for part in fields(args):
         choices, value = part.metadata.get("choices"), getattr(args, part.name)
@@ -21,10 +21,10 @@ def check_choices(args: object) -> None:
 
 
 def check_ranges(args: object, **bounds: tuple[float, float]) -> None:
-    """Refuses a setting outside its bounds, (least, most); one that is not a number is outside.
+    """Check settings against bounds (least, most), both included; NaN is out of bounds.
 
     Raises:
-        UserError: naming the setting and its bounds.
+        UserError: with the setting and its bounds.
     """
     for name, (least, most) in bounds.items():
         if not least <= getattr(args, name) <= most:
@@ -32,25 +32,25 @@ def check_ranges(args: object, **bounds: tuple[float, float]) -> None:
 
 
 MOST_SHOWN = 200
-"""Characters of a refused value that an error quotes."""
+"""Characters of a value that an error message quotes."""
 
 
 def shown(value: object) -> str:
-    """A value as an error message quotes it: its repr, the middle left out if it is long."""
+    """Return a value's repr for an error message, without its middle if it is long."""
     text = repr(value)
     half = MOST_SHOWN // 2
     return text if len(text) <= MOST_SHOWN else f"{text[:half]}...{text[-half:]} ({len(text):,} characters)"
 
 
 def require_finite(report: dict[str, object], remedy: str) -> None:
-    """Refuse to report a figure that is no number: JSON has no NaN, and a reader would take it for a result.
+    """Check that the figures of a report are finite: JSON has no NaN, and a reader would take it for a result.
 
     Args:
-        report: figures by name; what is not a float is left alone.
-        remedy: ends the message.
+        report: figures by name; values that are not floats are ignored.
+        remedy: end of the message.
 
     Raises:
-        UserError: naming the first such figure.
+        UserError: with the first figure that is not finite.
     """
     for name, value in report.items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -1,4 +1,4 @@
-"""The Hugging Face hub behind a bad line: its libraries kept quiet, its silence noticed once."""
+"""Hugging Face hub: quiet libraries, one check that it answers, and checksums of downloads."""
 
 import functools
 import hashlib
@@ -11,13 +11,13 @@ import huggingface_hub
 import transformers
 from huggingface_hub import constants
 
-PATIENCE = 10  # seconds for the hub's first answer
+HUB_TIMEOUT = 10  # seconds for the hub's first answer
 MOST_REASON = 300
-"""Characters of what a library says of an error."""
-OF_A_CONFIG = ["config.json"]
-OF_A_NETWORK = [*OF_A_CONFIG, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
-OF_A_TOKENIZER = [
-    *OF_A_CONFIG,
+"""Characters of a library's error message."""
+CONFIG_FILES = ["config.json"]
+NETWORK_FILES = [*CONFIG_FILES, "model.safetensors", "model-*.safetensors", "model.safetensors.index.json"]
+TOKENIZER_FILES = [
+    *CONFIG_FILES,
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -30,19 +30,19 @@ OF_A_TOKENIZER = [
     "spm.model",
     "sentencepiece.bpe.model",
 ]
-"""Files of a repository that are ever asked for: no pickle is among them, and no program."""
+"""Files of a repository that may be downloaded: neither pickles nor programs."""
 
 
 VERIFIED: set[Path] = set()
-"""Files of the cache that this process has compared with their checksums."""
+"""Files of the cache whose checksums this process has verified."""
 
 
 class WrongChecksumError(Exception):
-    """What was downloaded is not what the hub says it is."""
+    """Difference between a downloaded file and the hub's checksum."""
 
 
 def quiet_libraries() -> None:
-    """Warnings and progress bars of the libraries off: what goes wrong reaches the user as one line of ours."""
+    """Turn off the libraries' warnings and progress bars; errors reach the user as one line."""
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # `datasets` is imported where it is needed
@@ -53,18 +53,18 @@ def quiet_libraries() -> None:
 
 
 @functools.cache
-def look_for_hub() -> str:
-    """Asks the hub for a sign of life before the first use of it, and says why there is none, or "".
+def check_hub() -> str:
+    """Send one request before the first use of the hub; return why it does not answer, or "".
 
-    Without an answer, only the hub's cache on this machine is read from then on, as with HF_HUB_OFFLINE=1: the
-    libraries would try each name of each file six times, half a minute every time.
+    Without an answer, only the local cache is read from then on, as with HF_HUB_OFFLINE=1. Otherwise the libraries
+    would try each file six times, for half a minute each.
     """
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
     try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
         return ""
-    except Exception as error:  # any failure to connect, of whichever HTTP library this is
+    except Exception as error:  # any failure to connect, of any HTTP library
         silence = f"{without_credentials(constants.ENDPOINT)} does not answer: {first_line(error)}"
     os.environ["HF_HUB_OFFLINE"] = "1"  # for libraries that are not imported yet
     constants.HF_HUB_OFFLINE = True
@@ -74,24 +74,24 @@ def look_for_hub() -> str:
 
 
 def fetch(name: str, files: list[str]) -> str:
-    """The folder in the hub's cache with some of a model's files, downloaded if need be, whatever breaks off resumed.
+    """Download some of a model's files, unless cached; return their folder. An interrupted download is resumed.
 
     Raises:
-        Exception: of many types, if the hub does not give them, or gives others than it says.
+        Exception: of many types, if the download fails or a checksum differs.
     """
-    look_for_hub()
+    check_hub()
     folder = huggingface_hub.snapshot_download(name, allow_patterns=files)
     verify(name, "model")
     return folder
 
 
 def verify(name: str, kind: str) -> None:
-    """Compares what the cache holds of a repository with the checksums by which the hub names it.
+    """Compare the cached files of a repository with the hub's checksums, which are the names of the blobs.
 
-    The libraries compare sizes only. Files in git's large storage are named by their SHA-256, others as git names them.
+    The libraries compare sizes only. Files in Git LFS are named by SHA-256, others by their git SHA-1.
 
     Raises:
-        WrongChecksumError: if they differ; the file is removed from the cache.
+        WrongChecksumError: if one differs; the file is removed from the cache.
     """
     folder = Path(constants.HF_HUB_CACHE) / f"{kind}s--{name.replace('/', '--')}" / "blobs"
     for blob in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -102,7 +102,7 @@ def verify(name: str, kind: str) -> None:
         elif len(blob.name) == 40:
             found = hashlib.sha1(b"blob %d\0" % blob.stat().st_size, usedforsecurity=False)
         else:
-            continue  # a download that is not finished
+            continue  # an unfinished download
         with open(blob, "rb") as stream:
             while block := stream.read(1 << 20):
                 found.update(block)
@@ -114,18 +114,18 @@ def verify(name: str, kind: str) -> None:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the essay that follows; a line that ends in a colon takes the next one with it."""
+    """Return the first line of an error message; if it ends in a colon, the second line too."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     line = without_credentials(" ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]))
     return line if len(line) <= MOST_REASON else f"{line[: MOST_REASON // 2]}...{line[-MOST_REASON // 2 :]}"
 
 
 def without_credentials(text: str) -> str:
-    """A text whose addresses (HF_ENDPOINT may hold one of https://name:password@host) do not tell who calls."""
+    """Remove credentials from addresses in a text (HF_ENDPOINT may be https://name:password@host)."""
     return re.sub(r"://[^/@\s]+@", "://***@", text)
 
 
-def why_not_given(error: Exception) -> str:
-    """Why a name could not be had: the hub is silent and the cache lacks it, or what the hub said."""
-    silence = look_for_hub()
-    return f"{silence}; not in the cache here either" if silence else first_line(error)
+def download_error(error: Exception) -> str:
+    """Return why a download failed: the hub does not answer and the cache lacks the name, or the hub's own error."""
+    silence = check_hub()
+    return f"{silence}; not in the local cache either" if silence else first_line(error)

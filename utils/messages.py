@@ -1,4 +1,4 @@
-"""Lines for the person who waits: on stdout above a progress bar, notes and warnings on stderr."""
+"""Messages to the user: lines on stdout above a progress bar, notes and warnings on stderr."""
 
 import contextlib
 import os
@@ -10,21 +10,21 @@ from utils import distributed
 
 
 def note(text: str) -> None:
-    """Say on stderr what must be known of a figure."""
+    """Print a note on stderr, for example how to read a figure."""
     print(f"note: {text}", file=sys.stderr)
 
 
 def warn(text: str) -> None:
-    """One line on stderr, whatever it is made of."""
-    with contextlib.suppress(OSError):  # on a full disk, too
+    """Print a warning on stderr as one line of at most 500 characters."""
+    with contextlib.suppress(OSError):  # stderr may be a file on a full disk
         print(f"warning: {' '.join(text.split())[:500]}", file=sys.stderr, flush=True)
 
 
 def speak(text: str) -> None:
-    """Print above any progress bar; where stdout can be written no more (a file on a full disk), say so once.
+    """Print above any progress bar; if stdout cannot be written (a file on a full disk), warn once and go on.
 
     Raises:
-        BrokenPipeError: if nobody reads any more.
+        BrokenPipeError: if the reader has closed the pipe.
     """
     try:
         tqdm.write(text)
@@ -32,12 +32,12 @@ def speak(text: str) -> None:
     except BrokenPipeError:
         raise
     except OSError as error:
-        warn(f"nothing more is printed: stdout cannot be written ({error.strerror or error}); the training goes on")
-        with contextlib.suppress(OSError, ValueError):  # what is left in its buffer goes nowhere
+        warn(f"stdout cannot be written ({error.strerror or error}); training goes on without output")
+        with contextlib.suppress(OSError, ValueError):  # discard the rest of its buffer
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say(text: str) -> None:
-    """Print once, however many processes there are."""
+    """Print on the first process only."""
     if distributed.rank() == 0:
         speak(text)

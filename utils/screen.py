@@ -1,7 +1,6 @@
-"""A text that emerges, to be watched: in a terminal frame over frame, at a pace for the eye; elsewhere a line a change.
+"""Display of a text while it is generated: frames that overwrite one another in a terminal, else one line per change.
 
-Nothing is hidden or switched over for the duration (the cursor stays as it is), so whatever ends the program leaves the
-terminal in order.
+No terminal mode is changed (the cursor stays visible), so the terminal stays usable however the program ends.
 """
 
 import os
@@ -12,9 +11,9 @@ from contextlib import contextmanager
 from typing import TextIO
 
 INTERVAL = 0.1
-"""Seconds from one frame to the next, at least."""
+"""Shortest time between frames, in seconds."""
 MOST_SECONDS = 8.0
-"""What the pauses of one text add up to at most."""
+"""Longest sum of the pauses of one text, in seconds."""
 PLAIN, DIM, BRIGHT = "", "\x1b[2m", "\x1b[1;32m"
 RESET = "\x1b[0m"
 
@@ -23,14 +22,14 @@ Run = tuple[str, str]
 
 
 class Pace:
-    """Pauses between the frames of one text: even at first, and ever shorter once half of the time is spent."""
+    """Pauses between the frames of one text: constant at first, shrinking once half of the time is spent."""
 
     def __init__(self) -> None:
-        """Begin now."""
+        """Start the clock."""
         self.left, self.last = MOST_SECONDS, time.monotonic()
 
     def wait(self) -> None:
-        """Sleep until the next frame is due; the time that the network took counts."""
+        """Sleep until the next frame is due; the network's computing time counts."""
         pause = min(INTERVAL, self.left * 2 * INTERVAL / MOST_SECONDS)
         rest = pause - (time.monotonic() - self.last)
         self.left -= pause
@@ -40,10 +39,10 @@ class Pace:
 
 
 class Screen:
-    """Frames on a stream, one over the other where it is a terminal that can."""
+    """Frames on a stream; in a capable terminal each overwrites the one before."""
 
     def __init__(self, stream: TextIO) -> None:
-        """Look what the stream can do: TERM=dumb cannot go back, and NO_COLOR asks for no styles."""
+        """Find out what the stream can do: TERM=dumb cannot move the cursor, NO_COLOR turns styles off."""
         self.stream = stream
         self.live = stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
         self.styled = self.live and not os.environ.get("NO_COLOR")
@@ -52,7 +51,7 @@ class Screen:
 
     @contextmanager
     def text(self) -> Iterator[None]:
-        """Begin a text, whose last frame stays; interrupted, what is shown stays, too."""
+        """Show one text for the duration of a block; its last frame stays, after an interruption too."""
         self.previous, self.rows, self.pace = "", 0, Pace()
         try:
             yield
@@ -61,12 +60,12 @@ class Screen:
                 self.write("\n")
 
     def frame(self, label: str, runs: list[Run], *, last: bool = False) -> None:
-        """Show a text, if it is not what is shown already.
+        """Show a text, if it has changed.
 
         Args:
-            label: stands before it.
+            label: text before the first line.
             runs: the text.
-            last: whether it is the one that stays, which is shown whole however long it is.
+            last: whether this is the final frame, which is shown in full length.
         """
         runs = [(printable(part), style) for part, style in runs]
         text = "".join(part for part, _ in runs)
@@ -83,12 +82,12 @@ class Screen:
         self.draw(label, runs, last)
 
     def draw(self, label: str, runs: list[Run], last: bool) -> None:
-        """Write a frame over the one before it."""
+        """Write a frame over the previous one."""
         columns, height = size_of(self.stream)
         lines = break_lines([(label, DIM), *runs], columns - 1, len(label))
-        if len(lines) >= height and not last:  # what has left the screen at the top cannot be written over
+        if len(lines) >= height and not last:  # lines scrolled off the top cannot be overwritten
             lines = [*lines[: max(1, height - 2)], [("…", DIM)]]
-        if self.rows and columns != self.columns:  # a terminal of another width has broken the lines anew
+        if self.rows and columns != self.columns:  # after a resize the terminal has wrapped the old lines anew
             self.rows = 0
             self.write("\n")
         up = f"\r\x1b[{self.rows - 1}A" if self.rows > 1 else "\r"
@@ -96,17 +95,17 @@ class Screen:
         self.rows, self.columns = len(lines), columns
 
     def line(self, runs: list[Run]) -> str:
-        """A line with its styles."""
+        """Return a line with its styles as escape sequences."""
         return "".join(f"{style}{part}{RESET}" if style and self.styled else part for part, style in runs)
 
-    def write(self, words: str) -> None:
-        """Write and flush at once, so that no frame is seen by halves."""
-        self.stream.write(words)
+    def write(self, text: str) -> None:
+        """Write and flush at once, so that no partial frame is visible."""
+        self.stream.write(text)
         self.stream.flush()
 
 
 def size_of(stream: TextIO) -> tuple[int, int]:
-    """Columns and rows of a terminal; 80 and 24 if it does not say."""
+    """Return a terminal's columns and rows; 80 and 24 if unknown."""
     try:
         size = os.get_terminal_size(stream.fileno())
     except (OSError, ValueError):
@@ -115,24 +114,24 @@ def size_of(stream: TextIO) -> tuple[int, int]:
 
 
 def printable(text: str) -> str:
-    """A text without what would move the cursor: control characters and ends of lines are spaces."""
+    """Replace control characters and line ends, which would move the cursor, by spaces."""
     return "".join(" " if unicodedata.category(c) in ("Cc", "Zl", "Zp") else c for c in text)
 
 
 def width(character: str) -> int:
-    """Columns that a character takes: two of East Asian width, none of a mark on the letter before it."""
+    """Return a character's columns: 2 if East Asian wide, 0 for a combining mark, else 1."""
     if unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def break_lines(runs: list[Run], columns: int, indent: int) -> list[list[Run]]:
-    """Lines of so many columns at most, broken at spaces where there are some.
+    """Wrap a text to lines of at most `columns` columns, at spaces where possible.
 
     Args:
         runs: a text.
-        columns: at least two.
-        indent: columns left free at the beginning of every line but the first, if half of them are left.
+        columns: raised to 2 if less.
+        indent: indentation of every line but the first; 0 if it exceeds half of the columns.
     """
     columns = max(columns, 2)
     lead = [(" ", PLAIN)] * (indent if indent <= columns // 2 else 0)
@@ -142,7 +141,7 @@ def break_lines(runs: list[Run], columns: int, indent: int) -> list[list[Run]]:
             cut = space or len(line)
             lines.append(line[:cut])
             rest = line[cut:]
-            line = [*lead, *rest[bool(space) :]]  # the space itself is the end of the line
+            line = [*lead, *rest[bool(space) :]]  # without the space at which the line breaks
             taken, space = sum(width(character) for character, _ in line), 0
             if cell[0] == " " and len(line) == len(lead):
                 continue
@@ -154,7 +153,7 @@ def break_lines(runs: list[Run], columns: int, indent: int) -> list[list[Run]]:
 
 
 def merged(cells: list[Run]) -> list[Run]:
-    """Neighbours of one style put together."""
+    """Join neighbouring runs of equal style."""
     runs: list[Run] = []
     for text, style in cells:
         if runs and runs[-1][1] == style:

@@ -1,4 +1,4 @@
-"""Helper processes: how many, without threads of their own, and gone when their parent is."""
+"""Helper processes: their number, no tokenizer threads, and an end with their parent."""
 
 import ctypes
 import os
@@ -9,17 +9,17 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with_parent() -> None:
-    """For a helper process: when the one that made it is killed, it goes too (Linux)."""
+    """Let the system kill this helper process when its parent dies (Linux)."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
     if prctl:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def one_core() -> None:
-    """For a process that is one of several: a tokenizer's threads do not survive a fork, and it would wait for them."""
+def disable_tokenizer_threads() -> None:
+    """Turn off a tokenizer's threads in a helper process: they do not survive a fork, and it would wait for them."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
 def cores() -> int:
-    """That this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
