@@ -1,1 +1,1 @@
-"""Model folders on disk."""
+"""Checkpoints: a text model and its folder on disk."""

@@ -1,8 +1,8 @@
-"""Make a checkpoint that all scripts here take out of one that MDLM's authors released.
+"""Convert a checkpoint released by MDLM's authors into a checkpoint of this project.
 
 python -m checkpoint.import_mdlm --source mdlm.ckpt --tokenizer gpt2 --output_dir out/mdlm-owt
 python -m checkpoint.import_mdlm --source kuleshov-group-mdlm-owt-folder --tokenizer gpt2 --output_dir out/mdlm-owt
-python -m checkpoint.import_mdlm --source lm1b.ckpt --tokenizer bert-base-uncased --protocol padded \
+python -m checkpoint.import_mdlm --source lm1b.ckpt --tokenizer bert-base-uncased --row_format padded \
     --max_length 128 --output_dir out/mdlm-lm1b
 python -m checkpoint.import_mdlm --source ar.ckpt --tokenizer gpt2 --process ar --output_dir out/ar-owt
 python -m checkpoint.import_mdlm --source sedd.ckpt --tokenizer gpt2 --process sedd --time_conditioning layerwise \
@@ -12,6 +12,7 @@ python -m checkpoint.import_mdlm --source sedd.ckpt --tokenizer gpt2 --process s
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
@@ -19,7 +20,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from checkpoint.folder import save_checkpoint
 from checkpoint.released_mdlm import network_of, read_weights
 from checkpoint.text_model import PROCESSES, TextModel, build_process
-from data.row_formats import ROW_FORMATS, RowFormat
+from data.row_formats import ROW_FORMATS, TextFormat
 from data.tokenizer_checks import check_tokenizer
 from data.tokenizers import load_tokenizer, read_tokenizer, vocabulary_size
 from models.factory import make_denoiser
@@ -30,22 +31,31 @@ from utils.errors import UserError, check_choices, check_ranges
 
 @dataclass(frozen=True)
 class ImportArgs:
-    """What to read, and where to write it."""
+    """Source, destination and properties of the released checkpoint."""
 
-    source: str = field(metadata={"help": "a Lightning .ckpt, or a folder with config.json and model.safetensors"})
-    tokenizer: str = field(metadata={"help": "a folder or a name on the hub: gpt2, or bert-base-uncased for LM1B"})
-    output_dir: str = field(metadata={"help": "a new folder"})
-    process: str = field(default="mdlm", metadata={"choices": ["mdlm", "sedd", "ar"], "help": "what it was trained as"})
-    averaged: bool = field(default=True, metadata={"help": "of a .ckpt, the moving average of the weights"})
+    group: ClassVar[str] = "import"
+
+    source: str = field(metadata={"help": "Lightning .ckpt, or folder with config.json and model.safetensors"})
+    tokenizer: str = field(metadata={"help": "tokenizer folder or hub name: gpt2, or bert-base-uncased for LM1B"})
+    output_dir: str = field(metadata={"help": "new folder for the checkpoint"})
+    process: str = field(
+        default="mdlm", metadata={"choices": ["mdlm", "sedd", "ar"], "help": "process the network was trained with"}
+    )
+    averaged: bool = field(default=True, metadata={"help": "moving average of the weights, if the source is a .ckpt"})
     time_conditioning: str = field(
-        default="none", metadata={"choices": ["none", "layerwise"], "help": "layerwise: it is told sigma (SEDD is)"}
+        default="none",
+        metadata={"choices": ["none", "layerwise"], "help": "time input; layerwise: sigma modulates the layers (SEDD)"},
     )
-    protocol: str = field(
+    row_format: str = field(
         default="wrapped",
-        metadata={"choices": list(ROW_FORMATS), "help": "of its training: wrapped; of LM1B's network padded"},
+        metadata={
+            "aliases": ["--protocol"],
+            "choices": list(ROW_FORMATS),
+            "help": "row format of the training text; padded for the LM1B network",
+        },
     )
-    max_length: int = field(default=1024, metadata={"help": "tokens of a text"})
-    n_heads: int = field(default=0, metadata={"help": "0: as the weights tell"})
+    max_length: int = field(default=1024, metadata={"help": "number of tokens of a text"})
+    n_heads: int = field(default=0, metadata={"help": "number of attention heads; 0: derived from the weights"})
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -53,9 +63,9 @@ class ImportArgs:
 
 
 def main() -> None:
-    """Read, check, write, say what to do next."""
+    """Convert the checkpoint and print the next command."""
     (args,) = parse([ImportArgs], __doc__)
-    distributed.require_single("checkpoint/import_mdlm.py")
+    distributed.require_single("checkpoint.import_mdlm")
     hub.quiet_libraries()
     output, source = Path(args.output_dir), files.local_path(args.source)
     files.require_writable("output_dir", output, folder=True)
@@ -63,6 +73,18 @@ def main() -> None:
         raise UserError(f"output_dir={output} is not empty; give a new folder")
     if not source.exists():
         raise UserError(f"source={source}: no such file or folder")
+    model = convert(source, args)
+    save_checkpoint(output, model)
+    print(f"{sum(p.numel() for p in model.denoiser.network.parameters()):,} parameters written to {output}")
+    print(f"next: python predict.py --checkpoint {shlex.quote(str(output))} --num_samples 4")
+
+
+def convert(source: Path, args: ImportArgs) -> TextModel:
+    """Read released weights and combine them with tokenizer and process.
+
+    Raises:
+        UserError: if the weights cannot be read, or do not fit the process or the tokenizer.
+    """
     network = network_of(
         read_weights(source, averaged=args.averaged), model_length=args.max_length, n_heads=args.n_heads
     )
@@ -70,30 +92,38 @@ def main() -> None:
     settings = kind.settings()
     settings.check_time(args.time_conditioning)
     if network.config.causal != kind.causal:
-        raise UserError(
-            f"process={args.process}: this network {'sees its left only' if not kind.causal else 'sees all'}"
-        )
+        found, right = ("causal", "ar") if network.config.causal else ("bidirectional", "mdlm or sedd")
+        raise UserError(f"process={args.process}: the network has {found} attention; give --process {right}")
     tokenizer = open_tokenizer(args.tokenizer)
-    if vocabulary_size(tokenizer) > network.config.vocab_size:
-        known = network.config.vocab_size
-        raise UserError(f"tokenizer={args.tokenizer} has {vocabulary_size(tokenizer)} tokens, the network {known}")
+    vocab_size = network.config.vocab_size
+    if vocabulary_size(tokenizer) > vocab_size:
+        raise UserError(
+            f"tokenizer={args.tokenizer} has {vocabulary_size(tokenizer)} tokens, more than the network's "
+            f"{vocab_size}; give the tokenizer of its training"
+        )
     denoiser = make_denoiser(network, args.time_conditioning, settings.time_period, causal=kind.causal)
-    counts = torch.ones(network.config.vocab_size, dtype=torch.long)  # of the training text nothing is known
-    form = RowFormat(args.protocol)
-    process = build_process(settings, counts, tokenizer, network.config.vocab_size, form=form)
-    histogram = [0] * (args.max_length - 2) + [1]
-    facts = {"source": source.name}
-    run = TextModel(denoiser, process, settings, tokenizer, counts, histogram, args.max_length, facts, form=form)
-    save_checkpoint(output, run)
-    print(f"{sum(p.numel() for p in network.parameters()):,} parameters written to {output}")
-    print(f"next: python predict.py --checkpoint {shlex.quote(str(output))} --num_samples 4")
+    counts = torch.ones(vocab_size, dtype=torch.long)  # the training text's counts are unknown
+    text_format = TextFormat(args.row_format)
+    process = build_process(settings, counts, tokenizer, vocab_size, text_format=text_format)
+    return TextModel(
+        denoiser=denoiser,
+        process=process,
+        tokenizer=tokenizer,
+        token_counts=counts,
+        length_histogram=[0] * (args.max_length - 2) + [1],  # lengths are unknown too: one text of the full length
+        max_length=args.max_length,
+        facts={"source": source.name},
+        text_format=text_format,
+    )
 
 
 def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """As MDLM uses it: GPT-2's end of text stands before and after a text, and [MASK] is one token more.
+    """Load a tokenizer with MDLM's special tokens.
+
+    GPT-2 has neither [CLS] nor [SEP] nor [MASK]: its end of text encloses each text, and [MASK] is added.
 
     Raises:
-        UserError: if it cannot be read.
+        UserError: if it cannot be read, or has no end of text.
     """
     try:
         return load_tokenizer(name)
@@ -101,11 +131,11 @@ def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
         if "no mask" not in str(error):
             raise
     path = files.local_path(name)
-    tokenizer = read_tokenizer(str(path) if path.exists() else hub.fetch(name, hub.OF_A_TOKENIZER))
+    tokenizer = read_tokenizer(str(path) if path.exists() else hub.fetch(name, hub.TOKENIZER_FILES))
     check_tokenizer(tokenizer, name, roles=())
     end = tokenizer.eos_token
     if end is None:
-        raise UserError(f"tokenizer {name}: no end of text; MDLM's tokenizers have one")
+        raise UserError(f"tokenizer {name}: it has no end-of-text token; give a tokenizer that MDLM uses")
     tokenizer.add_special_tokens({"mask_token": "[MASK]", "cls_token": end, "sep_token": end, "pad_token": end})
     return tokenizer
 

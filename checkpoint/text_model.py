@@ -1,4 +1,4 @@
-"""A text model: the network, its process, its tokenizer and how its text is written, put together."""
+"""Text model: network, process, tokenizer and text format."""
 
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -8,130 +8,136 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from data.pairs import PairFormat
-from data.row_formats import RowFormat
+from data.row_formats import TextFormat
 from diffusion.autoregressive import Autoregressive, AutoregressiveArgs
 from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
 from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
 from diffusion.masked.sedd import SeddArgs, SeddDiffusion
 from diffusion.masked.word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
-from diffusion.process import Process
+from diffusion.options import ProcessArgs
+from diffusion.process import Process, Vocabulary
 from diffusion.score.process import ScoreDiffusion
 from diffusion.score.transitions import ScoreArgs
-from diffusion.text_process import TextProcess
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
-from models.bert import BertDenoiser
-from models.dit import DitDenoiser
-from models.score_denoiser import ScoreDenoiser
+from models.denoiser import NetworkDenoiser
 
 
-class Kind(NamedTuple):
-    """What a name of a process stands for."""
+class ProcessKind(NamedTuple):
+    """Classes and network requirements of a process."""
 
-    settings: type
-    """A dataclass, saved with the checkpoint."""
-    process: type[TextProcess]
+    settings: type[ProcessArgs]
+    """Dataclass of its settings, saved with the checkpoint."""
+    process: type[Process]
     causal: bool = False
-    """Whether its network sees only what is to the left."""
-    continuous: bool = False
-    """Whether its network reads noisy embeddings, not tokens."""
+    """True if its network has causal attention."""
+    over_embeddings: bool = False
+    """True if its network takes noisy embeddings instead of tokens."""
 
 
 PROCESSES = {
-    "word_freq": Kind(WordFreqArgs, WordFreqDiffusion),
-    "mdlm": Kind(MdlmArgs, MdlmDiffusion),
-    "d3pm": Kind(D3pmArgs, D3pmDiffusion),
-    "sedd": Kind(SeddArgs, SeddDiffusion),
-    "ar": Kind(AutoregressiveArgs, Autoregressive, causal=True),
-    "score": Kind(ScoreArgs, ScoreDiffusion, continuous=True),
+    "word_freq": ProcessKind(WordFreqArgs, WordFreqDiffusion),
+    "mdlm": ProcessKind(MdlmArgs, MdlmDiffusion),
+    "d3pm": ProcessKind(D3pmArgs, D3pmDiffusion),
+    "sedd": ProcessKind(SeddArgs, SeddDiffusion),
+    "ar": ProcessKind(AutoregressiveArgs, Autoregressive, causal=True),
+    "score": ProcessKind(ScoreArgs, ScoreDiffusion, over_embeddings=True),
 }
+"""Processes by the value of --process. A new process is registered here; see docs/extending.md."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class TextModel:
-    """Everything that belongs to one trained (or about to be trained) model."""
+    """A model before, during or after training."""
 
-    denoiser: BertDenoiser | DitDenoiser | ScoreDenoiser
+    denoiser: NetworkDenoiser
     process: Process
-    process_args: object
-    """Its settings."""
     tokenizer: PreTrainedTokenizerBase
     token_counts: Tensor
-    """int64 [V], occurrences in the training corpus."""
+    """int64 [V], token counts of the training corpus."""
     length_histogram: list[int]
-    """Entry n: training sentences with n target tokens; of pairs, without the target's [SEP]."""
+    """Entry n: number of training sentences with n target tokens, not counting the [SEP] of a pair's target."""
     max_length: int
     """Longest training sentence allowed, special tokens included."""
     facts: dict = field(default_factory=dict)
-    """Step, validation metrics and the like; for people, not read back by any computation."""
+    """Step, validation metrics and similar records for readers; no computation uses them."""
     pairs: PairFormat | None = None
-    """How pairs are written; None for a model of text."""
-    form: RowFormat = field(default_factory=RowFormat)
-    """How texts are read, of a model of text."""
-    trained_on: str = ""
-    """The protocol of its training text, of which `length_histogram` is; empty: that of `form`."""
-    trained_detokenizer: str = ""
-    """Likewise."""
+    """Format of pairs; None for a model of text."""
+    text_format: TextFormat = field(default_factory=TextFormat)
+    """Format in which a model of text reads and scores texts."""
+    training_format: TextFormat | None = None
+    """Format of the training text and of `length_histogram`; None: `text_format`."""
+
+    @property
+    def trained_format(self) -> TextFormat:
+        """Format of the training text."""
+        return self.training_format or self.text_format
 
     @property
     def causal(self) -> bool:
-        """Whether its network sees only what is to the left."""
+        """True if the network has causal attention."""
         return PROCESSES[self.process_name].causal
 
     @property
     def process_name(self) -> str:
-        """As --process has it."""
-        return name_of(self.process_args)
+        """Name of the process, as in --process."""
+        return process_name_of(self.process.args)
 
     def to(self, device: torch.device) -> "TextModel":
-        """Move network and schedule; returns self."""
+        """Move network and process to a device; return self."""
         self.denoiser.to(device)
         self.process.to(device)
         return self
 
 
-def name_of(args: object) -> str:
-    """Which process some settings are of."""
+def process_name_of(args: ProcessArgs) -> str:
+    """Return the name of the process to which settings belong."""
     return next(name for name, kind in PROCESSES.items() if type(args) is kind.settings)
 
 
 def build_process(
-    args: object,
+    args: ProcessArgs,
     token_counts: Tensor,
     tokenizer: PreTrainedTokenizerBase,
     vocab_size: int,
     *,
     of_pairs: bool = False,
-    form: RowFormat | None = None,
-) -> TextProcess:
-    """The process that `args` name. Text holds no special tokens, so p_theta rules them out; [UNK] is scored only.
+    text_format: TextFormat | None = None,
+    fused_loss: bool = False,
+) -> Process:
+    """Build the process that the settings describe.
 
     Args:
         args: the settings.
         token_counts: int64 [V].
-        tokenizer: gives the special ids.
-        vocab_size: rows of the network's output; ids the tokenizer does not know are ruled out too.
-        of_pairs: whether [SEP] and [PAD] are content, as they are in a target window.
-        form: how texts are read, where ends may be content, too.
+        tokenizer: source of the special ids.
+        vocab_size: rows of the network's output; ids absent from the tokenizer are excluded.
+        of_pairs: treat [SEP] and [PAD] as content, as in the target window of a pair.
+        text_format: format of texts; it may make the special tokens at their ends content.
+        fused_loss: passed to `Process`.
     """
-    kind = PROCESSES[name_of(args)].process
-    if getattr(args, "posterior", "") == "released":
-        kind = ReleasedConditionalDiffusion if of_pairs else ReleasedWordFreqDiffusion
+    text_format = text_format or TextFormat()
+    predicts_end = isinstance(args, AutoregressiveArgs) and not of_pairs and text_format.single
+    end_id = tokenizer.sep_token_id if predicts_end else None
+    content = {tokenizer.sep_token_id, tokenizer.pad_token_id} if of_pairs else text_format.content(tokenizer)
+    vocabulary = vocabulary_of(tokenizer, vocab_size, content | ({end_id} if predicts_end else set()))
+    if isinstance(args, WordFreqArgs):
+        released = ReleasedConditionalDiffusion if of_pairs else ReleasedWordFreqDiffusion
+        kind = released if args.posterior == "released" else WordFreqDiffusion
+        return kind(args, token_counts, vocabulary, fused_loss=fused_loss)
+    if isinstance(args, AutoregressiveArgs):
+        return Autoregressive(args, vocabulary, end_id=end_id, fused_loss=fused_loss)
+    return PROCESSES[process_name_of(args)].process(args, vocabulary, fused_loss=fused_loss)
+
+
+def vocabulary_of(tokenizer: PreTrainedTokenizerBase, vocab_size: int, content: set[int]) -> Vocabulary:
+    """Return the vocabulary of x0: special tokens outside `content` are excluded; [UNK] is scored but never sampled."""
     ends = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
-    unknown = None if tokenizer.unk_token_id in ends else tokenizer.unk_token_id  # GPT-2 has one token for all of them
-    special = {i for i in tokenizer.all_special_ids if i != unknown} - {tokenizer.mask_token_id}
-    special -= {tokenizer.sep_token_id, tokenizer.pad_token_id} if of_pairs else set()
-    special -= form.content(tokenizer) if form else set()
-    single = not of_pairs and (form or RowFormat()).protocol in ("unpadded", "padded")
-    says_end = PROCESSES[name_of(args)].causal and single
-    special -= {tokenizer.sep_token_id} if says_end else set()
-    strangers = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
-    process = kind(
-        args,
-        token_counts,
-        mask_id=tokenizer.mask_token_id,
-        excluded_ids=tuple(sorted(special | strangers)),
+    unknown = None if tokenizer.unk_token_id in ends else tokenizer.unk_token_id  # GPT-2 uses one token for all of them
+    special = set(tokenizer.all_special_ids) - {unknown, tokenizer.mask_token_id} - content
+    unused = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
+    return Vocabulary(
+        vocab_size,
+        tokenizer.mask_token_id,
+        excluded_ids=tuple(sorted(special | unused)),
         unsampled_ids=() if unknown is None else (unknown,),
     )
-    if says_end:
-        process.end_id = tokenizer.sep_token_id
-    return process

@@ -1,1 +1,1 @@
-"""Networks. Each module holds one family behind `process.Denoiser`, with all of its quirks inside."""
+"""Networks: one module per family, wrapped as the `Denoiser` that the processes use."""

@@ -1,40 +1,40 @@
-"""What the machine decides about a network: which attention runs, and whether it is compiled."""
+"""Choice of the attention implementation for the device, and compilation."""
 
 import torch
 from torch import Tensor
 from transformers.utils import is_flash_attn_2_available
 
-from models.bert import BertDenoiser
-from models.networks import BertArgs
+from models.denoiser import NetworkDenoiser
+from models.networks import NetworkArgs
 from utils.errors import UserError
 from utils.hub import first_line
 
 
-def fit_to_device(denoiser: BertDenoiser, args: BertArgs, device: torch.device, precision: str) -> None:
-    """Settle `attn_implementation` and `compile` for a network that stands on its device, in its precision.
+def fit_to_device(denoiser: NetworkDenoiser, args: NetworkArgs, device: torch.device, precision: str) -> None:
+    """Apply the settings `attn_implementation` and `compile` to a network on its device, in its precision.
 
     Raises:
-        UserError: if what was asked for does not work here.
+        UserError: if a requested setting does not work on this machine.
     """
-    if getattr(denoiser, "only_sdpa", False):
+    if denoiser.fixed_attention:
         if args.attn_implementation not in ("auto", "sdpa"):
-            what = f"attn_implementation={args.attn_implementation!r}: {type(denoiser.network).__name__}"
-            raise UserError(f"{what} has torch's own attention, and no other; leave it out")
+            setting = f"attn_implementation={args.attn_implementation!r}: {type(denoiser.network).__name__}"
+            raise UserError(f"{setting} only supports torch's own attention (sdpa); leave the flag out")
         denoiser.network.set_attn_implementation("sdpa")
     elif args.attn_implementation == "auto":
-        take_if_right(denoiser, attention_for(device, precision, packing=denoiser.row_capacity > 0))
+        use_if_correct(denoiser, preferred_attention(device, precision, packing=denoiser.row_capacity > 0))
     else:
-        require(denoiser, args.attn_implementation)
+        use_attention(denoiser, args.attn_implementation)
     if args.compile:
         compile_network(denoiser, device)
 
 
-def attention_for(device: torch.device, precision: str, *, packing: bool) -> str:
-    """The likely fastest.
+def preferred_attention(device: torch.device, precision: str, *, packing: bool) -> str:
+    """Return the implementation that is likely the fastest.
 
-    On a CPU in bf16 eager: a training step takes .76 to .95 of sdpa's time, from 32 to 512 tokens; in fp32 there is no
-    difference (`benchmarks/throughput.py --attn_implementation` tells of other machines). On CUDA flash_attention_2
-    where it is installed and of use: it knows no fp32, and no mask by which packed sentences could be kept apart.
+    On a CPU in bf16, eager: a training step takes 0.76 to 0.95 of sdpa's time at 32 to 512 tokens. In fp32 the two are
+    equal (`benchmarks/throughput.py --attn_implementation` measures other machines). On CUDA, flash_attention_2 if it
+    is installed; it supports neither fp32 nor the mask that separates packed sentences.
     """
     if device.type == "cpu":
         return "eager" if precision == "bf16" else "sdpa"
@@ -42,37 +42,37 @@ def attention_for(device: torch.device, precision: str, *, packing: bool) -> str
     return "flash_attention_2" if flash else "sdpa"
 
 
-def take_if_right(denoiser: BertDenoiser, name: str) -> None:
-    """Use an attention if it runs here and gives what sdpa gives, on two sentences of which one is padded."""
+def use_if_correct(denoiser: NetworkDenoiser, name: str) -> None:
+    """Use an attention if it runs here and agrees with sdpa on two sentences, one of them padded; else use sdpa."""
     network = denoiser.network
     network.set_attn_implementation("sdpa")
     if name == "sdpa":
         return
-    expected = trial(denoiser)
+    expected = trial_hidden_states(denoiser)
     try:
         network.set_attn_implementation(name)
-        found = trial(denoiser)
-    except Exception:  # a kernel that does not suit a card fails in any way it likes
+        found = trial_hidden_states(denoiser)
+    except Exception:  # an unsupported kernel may raise any type
         found = torch.full_like(expected, torch.nan)
     if not (found - expected).abs().mean() <= 0.02 * expected.abs().mean():
         network.set_attn_implementation("sdpa")
 
 
-def require(denoiser: BertDenoiser, name: str) -> None:
-    """Use an attention that was asked for.
+def use_attention(denoiser: NetworkDenoiser, name: str) -> None:
+    """Use a requested attention.
 
     Raises:
-        UserError: if it cannot be trained with here.
+        UserError: if it does not run here or has no gradient.
     """
     try:
         denoiser.network.set_attn_implementation(name)
-        trial(denoiser)
-    except Exception as error:  # as above
+        trial_hidden_states(denoiser)
+    except Exception as error:  # an unsupported kernel may raise any type
         raise UserError(f"attn_implementation={name!r} cannot be used here: {first_line(error)}") from error
 
 
-def trial(denoiser: BertDenoiser) -> Tensor:
-    """Hidden states of a few tokens, float32 [n, D], without dropout; a gradient is taken too, and forgotten."""
+def trial_hidden_states(denoiser: NetworkDenoiser) -> Tensor:
+    """Return hidden states of a few tokens, float32 [n, D], without dropout; a backward pass is run and discarded."""
     training, device = denoiser.training, denoiser.network.device
     denoiser.eval()
     width = min(8, denoiser.max_length)
@@ -87,15 +87,15 @@ def trial(denoiser: BertDenoiser) -> Tensor:
         denoiser.train(training)
 
 
-def compile_network(denoiser: BertDenoiser, device: torch.device, backend: str = "inductor") -> None:
-    """torch.compile the body and the head in place, for batches of any shape; parameters keep their names.
+def compile_network(denoiser: NetworkDenoiser, device: torch.device, backend: str = "inductor") -> None:
+    """Compile body and head in place for batches of any shape; parameters keep their names.
 
     Raises:
-        UserError: if nothing can be compiled here.
+        UserError: if torch.compile does not work on this machine.
     """
     try:
         torch.compile(torch.sin, backend=backend)(torch.zeros(2, device=device))
-    except Exception as error:  # no compiler, no Triton, a card too old
+    except Exception as error:  # no compiler, no Triton, or an unsupported GPU
         raise UserError(f"compile=true does not work here ({first_line(error)}); leave it out") from error
     for part in (denoiser.body, *(getattr(denoiser.network, name) for name in denoiser.head)):
         part.compile(dynamic=True, backend=backend)

@@ -1,19 +1,18 @@
-"""Any Hugging Face masked (or causal) language model as a denoiser p_theta(x0 | xt).
+"""A Hugging Face masked or causal language model as a denoiser p_theta(x0 | xt).
 
 The network is a stock transformers class, cut at its vocabulary head into `encode` and `decode`. Time conditioning is
-added from outside, so that the network inside stays a plain `save_pretrained` folder.
+added from outside, so the network itself is saved as a plain `save_pretrained` folder.
 """
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.networks import (
-    TIME_CONDITIONINGS,
-)
-from models.packing import PackedRows, num_slots
+from models.denoiser import NetworkDenoiser
+from models.networks import TIME_CONDITIONINGS
+from models.packing import PackedRows
 from models.time_conditioning import LayerwiseTime
 from models.trials import FAMILIES
 from utils.errors import UserError
@@ -22,35 +21,29 @@ from utils.hub import first_line
 HEADS = (
     ("lm_head", "decoder"),  # ModernBERT's decoder
     ("cls",),  # BERT, DeBERTa, MobileBERT
-    ("lm_head",),  # RoBERTa, XLM-R, CamemBERT, MPNet; causal ones
+    ("lm_head",),  # RoBERTa, XLM-R, CamemBERT, MPNet, causal networks
     ("vocab_transform", "activation", "vocab_layer_norm", "vocab_projector"),  # DistilBERT
     ("head", "decoder"),  # ModernBERT
     ("predictions",),  # ALBERT
     ("generator_predictions", "generator_lm_head"),  # ELECTRA
 )
-"""Modules that lead from the last hidden state to the logits, in order."""
+"""Modules from the last hidden state to the logits, in order, by family."""
 
 
-class BertDenoiser(nn.Module):
-    """A masked language model behind `process.Denoiser`."""
+class BertDenoiser(NetworkDenoiser):
+    """A masked (or causal) language model of transformers."""
 
     def __init__(self, network: PreTrainedModel, time_conditioning: str = "none", num_steps: int = 2048) -> None:
         """Wrap a stock network.
 
         Raises:
-            UserError: if its head is laid out in a way this file does not know.
+            UserError: if the layout of its head is unknown.
         """
-        super().__init__()
         if time_conditioning not in TIME_CONDITIONINGS:
             raise UserError(f"time_conditioning={time_conditioning!r} must be one of {', '.join(TIME_CONDITIONINGS)}")
-        self.network = network
-        self.autocast: AbstractContextManager = nullcontext()  # the precision of the network alone, never of the maths
-        self.time_conditioning = time_conditioning
-        self.time_conditioned = time_conditioning != "none"
-        self.row_capacity = 0
+        super().__init__(network, time_conditioning)
         self.head = next((names for names in HEADS if all(hasattr(network, name) for name in names)), ())
         self._check_split()
-        self.time: nn.Module | None = None
         hidden_size = network.config.hidden_size
         if time_conditioning == "layerwise":
             attentions = self._attentions()
@@ -79,13 +72,13 @@ class BertDenoiser(nn.Module):
 
     @property
     def first_position(self) -> int:
-        """The first position's number: the padding's + 1 where that has one (RoBERTa's family), else 0."""
+        """Position number of the first token: that of the padding + 1 in RoBERTa's family, else 0."""
         table = getattr(getattr(self.body, "embeddings", None), "position_embeddings", None)
         padding = getattr(table, "padding_idx", None)
         return 0 if padding is None else padding + 1
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [B, L], int64 [B], bool [B, L] -> hidden states [B, L, D]."""
+        """Map int64 [B, L], int64 [B], bool [B, L] to hidden states [B, L, D]."""
         with self.autocast:
             if self.time_conditioning == "token":
                 return self._encode_with_time_token(xt, t, attention_mask)
@@ -94,9 +87,9 @@ class BertDenoiser(nn.Module):
             if self.time_conditioning == "layerwise":
                 self.time.t, self.time.sentence = t, None
             positions = {}
-            if self.first_position:  # left to itself, this family gives every [PAD] one position, as if it were no text
-                place = torch.arange(xt.shape[1], device=xt.device) + self.first_position
-                positions = {"position_ids": place.expand_as(xt)}
+            if self.first_position:  # by default RoBERTa's family gives every [PAD] the same position
+                index = torch.arange(xt.shape[1], device=xt.device) + self.first_position
+                positions = {"position_ids": index.expand_as(xt)}
             return self.body(input_ids=xt, attention_mask=attention_mask.long(), **positions).last_hidden_state
 
     def _encode_packed(self, xt: Tensor, t: Tensor, packed: PackedRows) -> Tensor:
@@ -110,41 +103,37 @@ class BertDenoiser(nn.Module):
         return packed.restore(hidden.last_hidden_state)
 
     def pack_rows(self, capacity: int) -> None:
-        """From here on lay several sentences side by side in rows of so many slots (0: one sentence a row).
+        """Pack several sentences into rows of `capacity` slots from now on (0: one sentence per row).
 
         Raises:
-            UserError: if this network cannot keep them apart.
+            UserError: if the network cannot separate the sentences of a row.
         """
         if capacity and self.time_conditioning == "token":
-            raise UserError("packing=true and time_conditioning=token do not go together; use none or layerwise")
-        if capacity and not self._keeps_apart():
+            raise UserError("packing=true and time_conditioning=token cannot be combined; use none or layerwise")
+        if capacity and not self._separates_sentences():
             attention = self.network.config._attn_implementation
             raise UserError(
-                f"packing=true: {type(self.network).__name__} with attn_implementation={attention} does not keep the "
-                "sentences of a row apart; leave packing out"
+                f"packing=true: {type(self.network).__name__} with attn_implementation={attention} does not separate "
+                "the sentences of a row; leave packing out"
                 + (", or try attn_implementation sdpa" if attention != "sdpa" else "")
             )
         self.row_capacity = capacity
 
-    def num_slots(self, attention_mask: Tensor) -> int:
-        """How many positions the network runs over for such a batch."""
-        return num_slots(attention_mask, self.row_capacity)
-
     def extend(self, tokens: Tensor, cache: object) -> tuple[Tensor, object]:
-        """Of a causal network: tokens [B, n], the cache of those before -> hidden states [B, n, D], the next cache."""
+        """Return hidden states [B, n, D] of the next tokens [B, n] of a causal network, and the extended cache."""
         with self.autocast:
             out = self.body(input_ids=tokens, past_key_values=cache, use_cache=True)
             return out.last_hidden_state, out.past_key_values
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] -> logits [..., V]."""
+        """Map hidden states [..., D] to logits [..., V]."""
         with self.autocast:
             for name in self.head:
                 hidden = getattr(self.network, name)(hidden)
             return hidden
 
     def _encode_with_time_token(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """PTE: a learned vector of t after [CLS]; a vector, not a word piece, so it collides with no token."""
+        """Insert a learned vector of t after [CLS] (PTE); it is no word piece, so it collides with no token."""
         embedded = self.network.get_input_embeddings()(xt)
         embedded = torch.cat([embedded[:, :1], self.time(t)[:, None], embedded[:, 1:]], dim=1)
         mask = torch.cat([attention_mask[:, :1], attention_mask], dim=1)
@@ -153,7 +142,7 @@ class BertDenoiser(nn.Module):
 
     @property
     def layers(self) -> list[nn.Module]:
-        """The network's layers; none if it does not have a list of them."""
+        """The network's layers, in order; empty if their layout is unknown."""
         count = self.network.config.num_hidden_layers
         stacks = (m for m in self.body.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
         return list(next((stack for stack in stacks if all(_attention(layer) for layer in stack)), ()))
@@ -162,13 +151,13 @@ class BertDenoiser(nn.Module):
         if found := [_attention(layer) for layer in self.layers]:
             return found
         raise UserError(
-            f"time_conditioning=layerwise does not know the layers of {type(self.network).__name__}; "
+            f"time_conditioning=layerwise does not support the layers of {type(self.network).__name__}; "
             "use time_conditioning none or token"
         )
 
     @torch.no_grad()
-    def _keeps_apart(self) -> bool:
-        """Whether packed rows give what single ones do, in full precision, on neighbours of equal and other lengths."""
+    def _separates_sentences(self) -> bool:
+        """Compare packed with single rows in full precision; neighbours have equal and unequal lengths."""
         training, capacity, autocast = self.network.training, self.row_capacity, self.autocast
         device, width = self.network.device, min(6, self.max_length)
         xt = torch.arange(3 * width, device=device).view(3, width) % self.vocab_size
@@ -181,7 +170,7 @@ class BertDenoiser(nn.Module):
             single = self.encode(xt, t, attended)[attended]
             self.row_capacity = 3 * width
             packed = self.encode(xt, t, attended)[attended]
-        except (RuntimeError, ValueError, TypeError, AttributeError):  # a mask or positions it knows nothing of
+        except (RuntimeError, ValueError, TypeError, AttributeError):  # unsupported mask or position_ids
             return False
         finally:
             self.row_capacity, self.autocast = capacity, autocast
@@ -190,7 +179,7 @@ class BertDenoiser(nn.Module):
 
     @torch.no_grad()
     def _check_split(self) -> None:
-        """decode(encode(x)) must be the network's own output: the one promise this class makes."""
+        """Require that decode(encode(x)) equals the network's own output."""
         training = self.network.training
         self.network.eval()
         xt = torch.arange(3, device=self.network.device)[None]
@@ -200,14 +189,14 @@ class BertDenoiser(nn.Module):
             whole = self.network(input_ids=xt, attention_mask=everywhere.long()).logits
             hidden = self.body(input_ids=xt, attention_mask=everywhere.long()).last_hidden_state
             split = self.decode(hidden) if self.head else None
-        except Exception as error:  # what such a network lacks, it says in any way it likes
+        except Exception as error:  # an unsupported network may raise any type
             raise UserError(f"{type(self.network).__name__} does not run here: {first_line(error)}") from error
         finally:
             self.network.train(training)
         close = split is not None and split.shape == whole.shape
         if not close or not torch.allclose(split, whole, atol=1e-4, rtol=1e-4, equal_nan=True):
             raise UserError(
-                f"{type(self.network).__name__} is laid out in a way models/bert.py does not know; {FAMILIES} work"
+                f"{type(self.network).__name__} has a layout unknown to models/bert.py; use one of {FAMILIES}"
             )
 
 

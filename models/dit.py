@@ -1,28 +1,28 @@
-"""MDLM's network: a diffusion transformer whose layers are modulated by the noise level, or a causal one without.
+"""MDLM's network: a diffusion transformer modulated by the noise level, or a causal transformer without modulation.
 
-Names, shapes and arithmetic are those of the released code (Sahoo et al. 2024, arXiv 2406.07524; after DiT, Peebles and
-Xie 2022), so that its weights load by their names: pre-norm, rotary positions, GELU, an output layer of its own. A
-network that is not told the time is modulated all the same, as at sigma = 0.
+Names, shapes and arithmetic follow the released code (Sahoo et al. 2024, arXiv 2406.07524; after DiT, Peebles and Xie
+2022), so that released weights load by name: pre-norm, rotary positions, GELU, untied output layer. Without time
+conditioning the network is modulated as at sigma = 0.
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, PretrainedConfig, PreTrainedModel
 
+from models.denoiser import NetworkDenoiser
 from utils.errors import UserError
 
 FREQUENCIES = 256
-"""Sinusoids by which sigma is told."""
+"""Number of sinusoids that encode sigma."""
 Cache = list[tuple[Tensor, Tensor]] | None
 """Keys and values of every layer, each [B, heads, seen, D / heads]."""
 
 
 class DitConfig(PretrainedConfig):
-    """As the released code's."""
+    """Configuration, with the released code's names and the sizes of its "small" model as defaults."""
 
     model_type = "mdlm"
 
@@ -36,55 +36,53 @@ class DitConfig(PretrainedConfig):
         n_heads: int = 12,
         dropout: float = 0.1,
         causal: bool = False,
-        **more: object,
+        **base_settings: object,
     ) -> None:
-        """The default is "small"."""
+        """Set the sizes; `base_settings` are those of PretrainedConfig."""
         self.vocab_size, self.model_length, self.causal = vocab_size, model_length, causal
         self.hidden_dim, self.cond_dim, self.n_blocks, self.n_heads = hidden_dim, cond_dim, n_blocks, n_heads
         self.dropout = dropout
-        more.pop("tie_word_embeddings", None)
-        super().__init__(tie_word_embeddings=False, **more)
+        base_settings.pop("tie_word_embeddings", None)
+        super().__init__(tie_word_embeddings=False, **base_settings)
         if hidden_dim % (2 * n_heads):
             raise ValueError(f"hidden_dim={hidden_dim} must be a multiple of 2 n_heads = {2 * n_heads}")
 
     @property
     def max_position_embeddings(self) -> int:
-        """Rotary positions have no end; what it was trained with is what it is good for."""
+        """Length used in training; rotary positions themselves have no limit."""
         return self.model_length
 
 
-class Table(nn.Module):
-    """Embeddings, under the released name."""
+class EmbeddingTable(nn.Module):
+    """Token embeddings, with the released parameter name."""
 
     def __init__(self, vocab_size: int, dim: int) -> None:
-        """Kaiming-uniform rows."""
         super().__init__()
         self.embedding = nn.Parameter(torch.empty(vocab_size, dim))
 
     @property
     def weight(self) -> Tensor:
-        """[V, D]."""
+        """Embeddings [V, D]."""
         return self.embedding
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """int64 [B, L] -> [B, L, D]."""
+        """Map int64 [B, L] to embeddings [B, L, D]."""
         return F.embedding(tokens, self.embedding)
 
 
-class Silent(nn.Linear):
-    """A linear map that begins at zero."""
+class ZeroLinear(nn.Linear):
+    """Linear map that is initialized to zero."""
 
 
-class Sigma(nn.Module):
-    """What is made of the noise level."""
+class NoiseLevelEmbedding(nn.Module):
+    """Sinusoids of sigma followed by a two-layer MLP."""
 
     def __init__(self, dim: int) -> None:
-        """Two layers."""
         super().__init__()
         self.mlp = nn.Sequential(nn.Linear(FREQUENCIES, dim), nn.SiLU(), nn.Linear(dim, dim))
 
     def forward(self, sigma: Tensor) -> Tensor:
-        """[B] -> [B, dim]."""
+        """Map sigma [B] to its embedding [B, dim]."""
         half = FREQUENCIES // 2
         rate = torch.exp(-math.log(10_000) * torch.arange(half, device=sigma.device, dtype=torch.float32) / half)
         angle = sigma.float()[:, None] * rate
@@ -92,29 +90,31 @@ class Sigma(nn.Module):
 
 
 class Rotary(nn.Module):
-    """Cosines and sines of the positions."""
+    """Cosines and sines of the rotary position embedding.
+
+    The buffer `inv_freq` only matches the name in released weights; the forward pass recomputes it in full precision.
+    """
 
     def __init__(self, dim: int) -> None:
-        """The buffer is there for its name in released weights; what is used is made anew, in full precision."""
         super().__init__()
         self.dim = dim
         self.register_buffer("inv_freq", self.rates(torch.device("cpu")))
 
     def rates(self, device: torch.device) -> Tensor:
-        """float32 [dim / 2]."""
+        """Return the frequencies, float32 [dim / 2]."""
         return 10_000 ** -(torch.arange(0, self.dim, 2, device=device, dtype=torch.float32) / self.dim)
 
     def forward(self, begin: int, end: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of positions begin..end - 1, each [end - begin, dim]."""
+        """Return cosines and sines of positions begin..end - 1, each [end - begin, dim]."""
         angle = torch.arange(begin, end, device=device, dtype=torch.float32)[:, None] * self.rates(device)
         angle = torch.cat([angle, angle], -1)
         return angle.cos(), angle.sin()
 
 
-def rotate(x: Tensor, place: tuple[Tensor, Tensor]) -> Tensor:
-    """[B, heads, L, dim], halves turned against each other."""
+def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate the two halves of x [B, heads, L, dim] by the cosines and sines of `Rotary`."""
     first, second = x.chunk(2, -1)
-    cos, sin = (part.to(x.dtype) for part in place)
+    cos, sin = (part.to(x.dtype) for part in rotary)
     return x * cos + torch.cat([-second, first], -1) * sin
 
 
@@ -122,20 +122,18 @@ class Norm(nn.Module):
     """LayerNorm without a bias, in float32."""
 
     def __init__(self, dim: int) -> None:
-        """Ones."""
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D]."""
+        """Normalize x [..., D]."""
         return F.layer_norm(x.float(), self.weight.shape) * self.weight
 
 
 class Block(nn.Module):
-    """Attention and an MLP, each normalised, shifted, scaled and gated by the condition (if there is one)."""
+    """Attention and MLP, each normalized; the condition, if any, gives shift, scale and gate."""
 
     def __init__(self, config: DitConfig) -> None:
-        """One layer."""
         super().__init__()
         dim = config.hidden_dim
         self.heads, self.dropout, self.causal = config.n_heads, config.dropout, config.causal
@@ -144,35 +142,36 @@ class Block(nn.Module):
         self.norm2 = Norm(dim)
         self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim))
         if not config.causal:
-            self.adaLN_modulation = Silent(config.cond_dim, 6 * dim)
+            self.adaLN_modulation = ZeroLinear(config.cond_dim, 6 * dim)
 
     def forward(
         self,
         x: Tensor,
         condition: Tensor | None,
-        place: tuple[Tensor, Tensor],
+        rotary: tuple[Tensor, Tensor],
         mask: Tensor | None,
-        before: tuple[Tensor, Tensor] | None = None,
+        cached: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """[B, L, D] -> the same, and its keys and values.
+        """Return the layer's output [B, L, D], and its keys and values.
 
         Args:
-            x: the layer's input.
+            x: input [B, L, D].
             condition: [B, cond_dim], or None.
-            place: cosines and sines of the positions.
-            mask: bool, broadcastable to [B, heads, L, seen + L]; None: everything, or of a causal one what is before.
-            before: keys and values of what was seen before.
+            rotary: cosines and sines of the positions.
+            mask: bool, broadcastable to [B, heads, L, seen + L]; None: full attention, or causal attention in a causal
+                network.
+            cached: keys and values of the positions before.
         """
         shift1, scale1, gate1, shift2, scale2, gate2 = (0, 0, 1, 0, 0, 1)
         if condition is not None:
             shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(condition)[:, None].chunk(6, -1)
         q, k, v = self.attn_qkv(self.norm1(x) * (1 + scale1) + shift1).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (q, k, v))
-        q, k = rotate(q, place), rotate(k, place)
-        if before is not None:
-            k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
-        whole = self.causal and mask is None
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=whole)
+        q, k = rotate(q, rotary), rotate(k, rotary)
+        if cached is not None:
+            k, v = torch.cat([cached[0], k], 2), torch.cat([cached[1], v], 2)
+        is_causal = self.causal and mask is None
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
         attended = self.attn_out(attended.transpose(1, 2).flatten(2))
         x = x + gate1 * F.dropout(attended, self.dropout, self.training)
         inner = self.mlp(self.norm2(x) * (1 + scale2) + shift2)
@@ -180,31 +179,29 @@ class Block(nn.Module):
 
 
 class Output(nn.Module):
-    """The last normalisation, and the logits."""
+    """Final normalization, and the untied vocabulary head."""
 
     def __init__(self, config: DitConfig) -> None:
-        """The head is untied."""
         super().__init__()
         self.norm_final = Norm(config.hidden_dim)
-        self.linear = Silent(config.hidden_dim, config.vocab_size)
+        self.linear = ZeroLinear(config.hidden_dim, config.vocab_size)
         if not config.causal:
-            self.adaLN_modulation = Silent(config.cond_dim, 2 * config.hidden_dim)
+            self.adaLN_modulation = ZeroLinear(config.cond_dim, 2 * config.hidden_dim)
 
     def modulate(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        """[B, L, D], what the head is applied to."""
+        """Return the head's input [B, L, D]."""
         shift, scale = (0, 0) if condition is None else self.adaLN_modulation(condition)[:, None].chunk(2, -1)
         return self.norm_final(x) * (1 + scale) + shift
 
 
 class Dit(nn.Module):
-    """The released `backbone`."""
+    """Embeddings, layers and output layer: the released `backbone`."""
 
     def __init__(self, config: DitConfig) -> None:
-        """All layers."""
         super().__init__()
-        self.vocab_embed = Table(config.vocab_size, config.hidden_dim)
+        self.vocab_embed = EmbeddingTable(config.vocab_size, config.hidden_dim)
         if not config.causal:
-            self.sigma_map = Sigma(config.cond_dim)
+            self.sigma_map = NoiseLevelEmbedding(config.cond_dim)
         self.rotary_emb = Rotary(config.hidden_dim // config.n_heads)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_blocks))
         self.output_layer = Output(config)
@@ -213,10 +210,10 @@ class Dit(nn.Module):
     def forward(
         self, tokens: Tensor, sigma: Tensor, attended: Tensor | None, cache: Cache = None
     ) -> tuple[Tensor, Cache]:
-        """int64 [B, L], [B], bool [B, L] -> hidden states [B, L, D] ready for the head, and the next cache."""
+        """Map int64 [B, L], [B], bool [B, L] to the head's input [B, L, D], and return the extended cache."""
         condition = None if self.causal else self.sigma_map(sigma)
         seen = 0 if cache is None else cache[0][0].shape[2]
-        place = self.rotary_emb(seen, seen + tokens.shape[1], tokens.device)
+        rotary = self.rotary_emb(seen, seen + tokens.shape[1], tokens.device)
         mask = None
         if self.causal and seen:
             mask = torch.ones(tokens.shape[1], seen + tokens.shape[1], dtype=torch.bool, device=tokens.device).tril(
@@ -224,31 +221,30 @@ class Dit(nn.Module):
             )
         elif not self.causal and attended is not None and not bool(attended.all()):
             mask = attended[:, None, None]
-        x, following = self.vocab_embed(tokens), []
+        x, extended = self.vocab_embed(tokens), []
         for i, block in enumerate(self.blocks):
-            x, held = block(x, condition, place, mask, None if cache is None else cache[i])
-            following.append(held)
-        return self.output_layer.modulate(x, condition), following
+            x, keys_and_values = block(x, condition, rotary, mask, None if cache is None else cache[i])
+            extended.append(keys_and_values)
+        return self.output_layer.modulate(x, condition), extended
 
 
 class DitNetwork(PreTrainedModel):
-    """Saved as transformers save: config.json, model.safetensors with names that begin with `backbone`."""
+    """The network as a transformers model; parameter names begin with `backbone`."""
 
     config_class = DitConfig
     base_model_prefix = "backbone"
     _supports_sdpa = True
 
     def __init__(self, config: DitConfig) -> None:
-        """Fresh weights, as released: modulation and head begin at zero."""
         super().__init__(config)
         self.backbone = Dit(config)
         self.post_init()
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        from transformers import initialization as init  # which leaves alone what was loaded
+        from transformers import initialization as init  # it leaves loaded tensors unchanged
 
-        if isinstance(module, Table):
+        if isinstance(module, EmbeddingTable):
             init.uniform_(
                 module.embedding, -math.sqrt(3 / module.embedding.shape[1]), math.sqrt(3 / module.embedding.shape[1])
             )
@@ -256,20 +252,20 @@ class DitNetwork(PreTrainedModel):
             init.ones_(module.weight)
         elif isinstance(module, Rotary):
             init.copy_(module.inv_freq, module.rates(module.inv_freq.device))
-        elif isinstance(module, Silent):
+        elif isinstance(module, ZeroLinear):
             init.zeros_(module.weight)
             init.zeros_(module.bias)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table."""
+        """Return the embedding table."""
         return self.backbone.vocab_embed
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """Return the vocabulary head."""
         return self.backbone.output_layer.linear
 
     def forward(self, input_ids: Tensor, timesteps: Tensor | None = None) -> Tensor:
-        """int64 [B, L], sigma [B] -> logits [B, L, V]."""
+        """Map int64 [B, L] and sigma [B] (default: 0) to logits [B, L, V]."""
         sigma = torch.zeros_like(input_ids[:, 0]) if timesteps is None else timesteps
         return self.get_output_embeddings()(self.backbone(input_ids, sigma, None)[0])
 
@@ -279,61 +275,59 @@ AutoModelForMaskedLM.register(DitConfig, DitNetwork)
 AutoModelForCausalLM.register(DitConfig, DitNetwork)
 
 
-class DitDenoiser(nn.Module):
-    """Behind `process.Denoiser`, as `BertDenoiser` is; told the time by its modulation, if at all."""
+class DitDenoiser(NetworkDenoiser):
+    """MDLM's network as a denoiser; its time input, if any, is sigma."""
 
-    head, time, row_capacity, only_sdpa = (), None, 0, True
+    fixed_attention = True
 
     def __init__(self, network: DitNetwork, time_conditioning: str = "none") -> None:
         """Wrap a network.
 
         Raises:
-            UserError: if it is to be told the time in a way it does not know.
+            UserError: if it does not support the time conditioning.
         """
-        super().__init__()
         if time_conditioning not in ("none", "layerwise") or (network.config.causal and time_conditioning != "none"):
             raise UserError(
-                f"time_conditioning={time_conditioning!r}: this network is told sigma in its layers, or not at all"
+                f"time_conditioning={time_conditioning!r}: MDLM's network supports none, and layerwise if it is not "
+                "causal; give one of these"
             )
-        self.network, self.time_conditioning = network, time_conditioning
-        self.time_conditioned = time_conditioning != "none"
-        self.autocast: AbstractContextManager = nullcontext()
-        self.vocab_size, self.max_length = network.config.vocab_size, network.config.model_length
+        super().__init__(network, time_conditioning)
+
+    @property
+    def max_length(self) -> int:
+        """Longest sentence in tokens, special tokens included."""
+        return self.network.config.model_length
 
     @property
     def body(self) -> Dit:
-        """All of it but its vocabulary head; the head is in it, and is only called by `decode`."""
+        """The backbone; it contains the vocabulary head, which only `decode` calls."""
         return self.network.backbone
 
     @property
     def layers(self) -> list[nn.Module]:
-        """Its layers."""
+        """The network's layers, in order."""
         return list(self.network.backbone.blocks)
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [B, L], sigma [B], bool [B, L] -> hidden states [B, L, D]."""
+        """Map int64 [B, L], sigma [B], bool [B, L] to hidden states [B, L, D]."""
         with self.autocast:
             return self.body(xt, t if self.time_conditioned else torch.zeros_like(xt[:, 0]), attention_mask)[0]
 
     def extend(self, tokens: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        """Of a causal network: tokens [B, n], the cache of those before -> hidden states [B, n, D], the next cache."""
+        """Return hidden states [B, n, D] of the next tokens [B, n] of a causal network, and the extended cache."""
         with self.autocast:
             return self.body(tokens, torch.zeros_like(tokens[:, 0]), None, cache)
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] -> logits [..., V]."""
+        """Map hidden states [..., D] to logits [..., V]."""
         with self.autocast:
             return self.network.get_output_embeddings()(hidden)
 
     def pack_rows(self, capacity: int) -> None:
-        """Refuses packing, which this network does not know.
+        """Refuse packing, which the network does not support.
 
         Raises:
-            UserError: if it is asked for.
+            UserError: if capacity is not 0.
         """
         if capacity:
-            raise UserError("packing=true: MDLM's network does not keep the sentences of a row apart; use --max_tokens")
-
-    def num_slots(self, attention_mask: Tensor) -> int:
-        """How many positions the network runs over for such a batch."""
-        return attention_mask.numel()
+            raise UserError("packing=true: MDLM's network does not separate the sentences of a row; use --max_tokens")

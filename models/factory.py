@@ -1,13 +1,21 @@
-"""From settings to a denoiser: a network is made or read, wrapped, and tried out."""
+"""Build a denoiser from settings: create or load a network, wrap it, and check it."""
 
 import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from models.bert import BertDenoiser
+from models.denoiser import NetworkDenoiser
 from models.dit import DitDenoiser, DitNetwork
-from models.networks import BertArgs, for_embeddings, fresh_network, load_network, require_settings, require_vocabulary
-from models.score_denoiser import ScoreDenoiser, as_score_denoiser
+from models.networks import (
+    NetworkArgs,
+    for_embeddings,
+    fresh_network,
+    load_network,
+    require_settings,
+    require_vocabulary,
+)
+from models.score_denoiser import as_score_denoiser
 from models.score_lm import ScoreLmNetwork
 from models.trials import try_out
 from utils.errors import UserError
@@ -15,21 +23,27 @@ from utils.hub import first_line
 
 
 def make_denoiser(
-    network: PreTrainedModel, time_conditioning: str, num_steps: int, *, causal: bool = False, continuous: bool = False
-) -> BertDenoiser | DitDenoiser | ScoreDenoiser:
-    """A network as a denoiser: of tokens, or `continuous`, of embeddings.
+    network: PreTrainedModel,
+    time_conditioning: str,
+    num_steps: int,
+    *,
+    causal: bool = False,
+    over_embeddings: bool = False,
+) -> NetworkDenoiser:
+    """Wrap a network as a denoiser over tokens, or with `over_embeddings`, over noisy embeddings.
 
     Raises:
-        UserError: if it is laid out in a way that is not known, cannot be told the time so, looks to the wrong side,
-            reads the other kind, reads its padding, or makes no numbers.
+        UserError: if its layout is unknown, it does not support the time conditioning, its attention is causal where
+            it must be bidirectional (or the reverse), its input is of the other kind, its output depends on padding,
+            or its output is not finite.
     """
     longest = getattr(network.config, "max_position_embeddings", 1)
     if type(longest) is not int:
         raise UserError(f"max_position_embeddings={longest!r} of {type(network).__name__} must be a whole number")
-    if continuous:
+    if over_embeddings:
         return as_score_denoiser(network, time_conditioning)
     if isinstance(network, ScoreLmNetwork):
-        raise UserError("ScoreLmNetwork reads embeddings, and is for --process score; give another network")
+        raise UserError("ScoreLmNetwork takes embeddings and needs --process score; give another network")
     if isinstance(network, DitNetwork):
         denoiser = DitDenoiser(network, time_conditioning)
     else:
@@ -37,17 +51,17 @@ def make_denoiser(
     try_out(denoiser, denoiser.max_length, denoiser.vocab_size, getattr(network.config, "pad_token_id", None))
     ahead = not network.config.causal if isinstance(network, DitNetwork) else looks_ahead(denoiser)
     if ahead == causal:
-        wanted, is_it = ("its left only", "what is to come") if causal else ("both sides", "its left only")
+        wanted, found = ("causal", "bidirectional") if causal else ("bidirectional", "causal")
         raise UserError(
-            f"{type(network).__name__} sees {is_it}, and this process needs a network that sees {wanted}; use another, "
-            "or --from_scratch true with a preset"
+            f"{type(network).__name__} has {found} attention and this process needs {wanted} attention; use another "
+            "network, or --from_scratch true with a preset"
         )
     return denoiser
 
 
 @torch.no_grad()
-def looks_ahead(denoiser: BertDenoiser | DitDenoiser) -> bool:
-    """Whether a token changes what the network makes of those before it."""
+def looks_ahead(denoiser: NetworkDenoiser) -> bool:
+    """Test whether a token changes the hidden states of the tokens before it."""
     training, device = denoiser.training, denoiser.network.device
     denoiser.eval()
     xt = torch.arange(4, device=device)[None] % denoiser.vocab_size
@@ -60,38 +74,48 @@ def looks_ahead(denoiser: BertDenoiser | DitDenoiser) -> bool:
 
 
 def build_denoiser(
-    args: BertArgs,
+    args: NetworkArgs,
     tokenizer: PreTrainedTokenizerBase,
     num_steps: int,
     *,
     causal: bool = False,
-    of_embeddings: dict | None = None,
-) -> BertDenoiser | DitDenoiser | ScoreDenoiser:
-    """The denoiser that `args` describe, for that tokenizer and T = num_steps.
+    embedding_settings: dict[str, bool] | None = None,
+) -> NetworkDenoiser:
+    """Build the denoiser that `args` describe.
 
     Args:
-        args: which network; the default is `networks.OF_EMBEDDINGS` if one of embeddings is needed.
-        tokenizer: whose tokens it must know.
+        args: the network's settings; over embeddings the default is `networks.DEFAULT_SCORE_NETWORK`.
+        tokenizer: its size must not exceed the network's vocabulary.
         num_steps: T.
-        causal: one that looks to its left.
-        of_embeddings: what a network over embeddings is to have; None: one over tokens is needed.
+        causal: build a causal network instead of a bidirectional one.
+        embedding_settings: required settings of a network over embeddings; None: build a network over tokens.
 
     Raises:
-        UserError: if the network cannot be found, read or matched with the tokenizer.
+        UserError: if the network cannot be found or read, or does not fit the tokenizer.
     """
-    if of_embeddings is not None:
+    if embedding_settings is not None:
         args = for_embeddings(args)
     if args.config_overrides and not args.from_scratch:
         raise UserError("config_overrides changes the architecture, so it needs --from_scratch true")
     if args.from_scratch:
-        network = fresh_network(args, tokenizer, causal=causal, **(of_embeddings or {}))
+        network = fresh_network(args, tokenizer, causal=causal, process_settings=embedding_settings)
     else:
         network = load_network(args.model_name_or_path, causal=causal)
     time = "none" if args.time_conditioning == "auto" else args.time_conditioning
-    denoiser = make_denoiser(network, time, num_steps, causal=causal, continuous=of_embeddings is not None)
-    require_settings(network, of_embeddings or {})
+    denoiser = make_denoiser(network, time, num_steps, causal=causal, over_embeddings=embedding_settings is not None)
+    require_settings(network, embedding_settings or {})
     require_vocabulary(args.model_name_or_path, denoiser.vocab_size, tokenizer)
-    try:  # auto is settled where the device is known, models/attention.py
+    apply_settings(network, args)
+    return denoiser
+
+
+def apply_settings(network: PreTrainedModel, args: NetworkArgs) -> None:
+    """Apply `attn_implementation` and `gradient_checkpointing`.
+
+    Raises:
+        UserError: if a setting does not work with this network.
+    """
+    try:  # "auto" is resolved in attention.py, where the device is known
         network.set_attn_implementation("sdpa" if args.attn_implementation == "auto" else args.attn_implementation)
     except (ImportError, ValueError) as error:
         raise UserError(
@@ -102,4 +126,3 @@ def build_denoiser(
             network.activation_checkpointing_enable()
         except ValueError as error:
             raise UserError(f"gradient_checkpointing=true cannot be used here: {first_line(error)}") from error
-    return denoiser

@@ -1,10 +1,10 @@
-"""The one door through which transformers reads a folder that somebody handed us: its config, weights and tokenizer.
+"""Safe loading of untrusted model folders; the only module that loads networks through transformers.
 
-transformers runs code that a folder names (`auto_map`) when it is told to, and asks on stdin when it is not told
-anything; a config.json can name an attention kernel on the hub, which is code, too. So every call says no to the one
-and names the attention itself. Sizes are looked at before anything of them is built: a config.json of a hundred bytes
-can ask for a network of a million layers, or for a billion labels. `tests/models/test_pretrained.py` holds that no
-other file calls `from_pretrained` or `from_config`.
+transformers can run code that a folder names (`auto_map`), and asks on stdin unless `trust_remote_code` is given. A
+config.json can also name an attention kernel on the hub, which is code too. So every call forbids remote code and names
+the attention. Sizes are checked before anything is built: a config.json of a hundred bytes can describe a million
+layers or a billion labels. `tests/models/test_pretrained.py` checks that no other file calls `from_pretrained` or
+`from_config`.
 """
 
 import json
@@ -21,57 +21,57 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 
 from utils.errors import UserError, shown
 from utils.files import open_regular, read_text
-from utils.network_config import MOST_JSON, WEIGHTS, check_config, code_refused
+from utils.network_config import MOST_JSON, WEIGHTS, check_config, refuse_custom_code
 
 INDEX = "model.safetensors.index.json"
 SHARD = re.compile(r"model[\w.-]*\.safetensors")
-ONES = 1.25
-"""A network may have so many times the parameters that its weights file holds: heads and tied tables are not in it."""
-HEADROOM = 2**22
-"""And so many more."""
+SIZE_RATIO = 1.25
+"""Largest ratio of a network's parameters to those in its weights file, which lacks heads and tied tables."""
+SIZE_MARGIN = 2**22
+"""Parameters allowed beyond that ratio."""
 
 
 @dataclass(frozen=True)
 class Loading:
-    """What became of a network's tensors."""
+    """Result of loading a network's tensors."""
 
     total: int
-    """Tensors of the network."""
+    """Number of tensors of the network."""
     missing: tuple[str, ...]
-    """Those that the weights lack, or have in another shape; they hold random numbers."""
+    """Tensors absent from the weights or of another shape there; they are initialized at random."""
     unused: int
-    """Tensors of the weights that the network has no place for."""
+    """Number of tensors in the weights that the network lacks."""
 
 
 def read_config(folder: str) -> PretrainedConfig:
-    """The configuration of a model folder.
+    """Read the configuration of a model folder.
 
     Raises:
-        UserError: if it asks for what is never read or built.
+        UserError: if it names code or exceeds a size limit.
         Exception: of many types, if it is missing or damaged.
     """
     settings = json.loads(read_text(Path(folder) / "config.json", MOST_JSON))
     check_config(settings, f"cannot read the network in {folder}")
-    with code_refused(folder):
+    with refuse_custom_code(folder):
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def read_network(kind: type, folder: str, **settings: object) -> tuple[PreTrainedModel, Loading]:
-    """A network in float32, from safetensors, and what of it was in them.
+    """Load a network in float32 from safetensors.
 
     Args:
         kind: an AutoModel class.
-        folder: with config.json and model.safetensors.
-        settings: replace those of config.json.
+        folder: contains config.json and model.safetensors.
+        settings: replace entries of config.json.
 
     Raises:
-        UserError: if the configuration asks for more than the weights hold, or a weight is not finite.
+        UserError: if the configuration describes more than the weights hold, or a weight is not finite.
         Exception: of many types, if something is missing or damaged.
     """
     check_weights_files(Path(folder))
     config = read_config(folder)
     config.update(settings)
-    with code_refused(folder):
+    with refuse_custom_code(folder):
         _compare_sizes(kind, config, Path(folder))
         network, report = kind.from_pretrained(
             folder,
@@ -79,7 +79,7 @@ def read_network(kind: type, folder: str, **settings: object) -> tuple[PreTraine
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are reported as missing, and refused by whoever needs them
+            ignore_mismatched_sizes=True,  # reported as missing; callers refuse them
             trust_remote_code=False,
             attn_implementation=attention_of(kind, config),
         )
@@ -90,11 +90,11 @@ def read_network(kind: type, folder: str, **settings: object) -> tuple[PreTraine
 
 
 def make_network(kind: type, config: PretrainedConfig) -> PreTrainedModel:
-    """A network of random weights, float32.
+    """Create a network with random weights, float32.
 
     Raises:
-        UserError: if its numbers are out of bounds, or it does not fit into this machine's memory.
-        Exception: of many types, if the numbers do not fit each other.
+        UserError: if a size is out of bounds, or the network exceeds this machine's memory.
+        Exception: of many types, if the sizes are inconsistent.
     """
     check_config(config.to_dict(), type(config).__name__)
     outline = _outline(kind, config)
@@ -109,17 +109,17 @@ def make_network(kind: type, config: PretrainedConfig) -> PreTrainedModel:
 
 
 def attention_of(kind: type, config: PretrainedConfig) -> str:
-    """The fused attention (sdpa) where the network's class has it, else eager: what transformers takes by default."""
+    """Return transformers' default attention: fused (sdpa) where the network's class supports it, else eager."""
     found = kind._model_mapping.get(type(config), None)
     found = found[0] if isinstance(found, tuple) else found
     return "sdpa" if getattr(found, "_supports_sdpa", False) else "eager"
 
 
 def require_finite_weights(network: torch.nn.Module, origin: str) -> None:
-    """Refuse weights that are no numbers: whatever is computed with them is none, and a sampler would still write text.
+    """Require finite weights; a sampler writes text even from NaN.
 
     Raises:
-        UserError: naming the first such tensor.
+        UserError: naming the first tensor that is not finite.
     """
     for name, tensor in network.state_dict().items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
@@ -131,12 +131,12 @@ def require_finite_weights(network: torch.nn.Module, origin: str) -> None:
 
 
 def check_weights_files(folder: Path) -> None:
-    """Refuse weights that are not safetensors files of the folder itself, whatever an index says.
+    """Require that all weights are safetensors files inside the folder.
 
-    transformers reads what an index names: a pickle by torch.load, or a file of somewhere else.
+    transformers reads any file an index names: a pickle by torch.load, or a file outside the folder.
 
     Raises:
-        UserError: naming what is wrong.
+        UserError: naming the first other file.
     """
     index = folder / INDEX
     if index.exists():
@@ -144,11 +144,11 @@ def check_weights_files(folder: Path) -> None:
         found = named.get("weight_map") if isinstance(named, dict) else None
         if not isinstance(found, dict) or not found:
             raise UserError(f"cannot read the network in {folder}: {INDEX} has no weight_map")
-        strange = [name for name in found.values() if not isinstance(name, str) or not SHARD.fullmatch(name)]
-        if strange:
+        refused = [name for name in found.values() if not isinstance(name, str) or not SHARD.fullmatch(name)]
+        if refused:
             raise UserError(
-                f"cannot read the network in {folder}: {INDEX} names {shown(strange[0])}; weights are read from "
-                "model*.safetensors beside it alone"
+                f"cannot read the network in {folder}: {INDEX} names {shown(refused[0])}; weights are read from "
+                "model*.safetensors in the same folder only"
             )
     for file in _weights_files(folder):
         open_regular(file).close()
@@ -160,10 +160,11 @@ def _weights_files(folder: Path) -> list[Path]:
     if (folder / INDEX).exists():
         named = json.loads(read_text(folder / INDEX, MOST_JSON))["weight_map"]
         return sorted({folder / name for name in named.values()})
-    raise FileNotFoundError(f"no {WEIGHTS} in it")
+    raise FileNotFoundError(f"it has no {WEIGHTS}")
 
 
 def _compare_sizes(kind: type, config: PretrainedConfig, folder: Path) -> None:
+    """Refuse a configuration that describes many more parameters than the weights file holds."""
     held = 0
     for file in _weights_files(folder):
         with safe_open(file, "pt") as weights:
@@ -171,16 +172,16 @@ def _compare_sizes(kind: type, config: PretrainedConfig, folder: Path) -> None:
     outline = _outline(kind, config)
     wanted = sum(tensor.numel() for tensor in (*outline.parameters(), *outline.buffers()))
     table = getattr(config, "vocab_size", 0) * (getattr(config, "hidden_size", 0) or 0)
-    if wanted - table > ONES * held + HEADROOM:
+    if wanted - table > SIZE_RATIO * held + SIZE_MARGIN:
         raise UserError(
             f"cannot read the network in {folder}: config.json describes {wanted:,} parameters and the weights hold "
-            f"{held:,}; they are not of one network"
+            f"{held:,}; give a folder whose files belong together"
         )
 
 
 def _outline(kind: type, config: PretrainedConfig) -> PreTrainedModel:
-    """The network without its numbers: nothing is allocated."""
-    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # of sizes of 0
+    """Create the network on the meta device, which allocates no memory."""
+    with torch.device("meta"), warnings.catch_warnings(action="ignore"):  # sizes of 0 warn
         return kind.from_config(
             config, dtype=torch.float32, trust_remote_code=False, attn_implementation=attention_of(kind, config)
         )

@@ -1,8 +1,8 @@
-"""The network of the score-based diffusion LM: a transformer over noisy embeddings, told the noise of every position.
+"""Network of the score-based diffusion LM: a transformer over noisy embeddings and the noise level of each position.
 
-Pre-norm layers whose RMSNorm is scaled and shifted by what is made of the noise level (FiLM), rotary positions, SwiGLU,
-torch's own attention. After thorinf's score-based-diffusion-lm, which follows CDCD (Dieleman et al. 2022, arXiv
-2211.15089). E is the width of the embeddings, which lie on a sphere of radius sqrt(E); D that of the layers.
+Pre-norm layers, RMSNorm scaled and shifted by an embedding of the noise level (FiLM), rotary positions, SwiGLU, torch's
+own attention. After thorinf's score-based-diffusion-lm, which follows CDCD (Dieleman et al. 2022, arXiv 2211.15089). E
+is the width of the embeddings, which lie on a sphere of radius sqrt(E); D is the width of the layers.
 """
 
 import math
@@ -17,7 +17,7 @@ from models.time_warp import TimeWarp
 
 
 class ScoreLmConfig(PretrainedConfig):
-    """The released sizes, unless told otherwise."""
+    """Configuration; the defaults are the released sizes."""
 
     model_type = "score_lm"
 
@@ -36,17 +36,17 @@ class ScoreLmConfig(PretrainedConfig):
         max_position_embeddings: int = 1024,
         self_conditioning: bool = False,
         time_warp: bool = False,
-        **more: object,
+        **base_settings: object,
     ) -> None:
-        """An `intermediate_size` of 0 is four times the hidden size."""
+        """Set the sizes; `intermediate_size=0` means 4 * hidden_size, `base_settings` are those of PretrainedConfig."""
         self.vocab_size, self.embedding_size, self.hidden_size = vocab_size, embedding_size, hidden_size
         self.num_hidden_layers, self.num_attention_heads = num_hidden_layers, num_attention_heads
         self.intermediate_size = intermediate_size or 4 * hidden_size
         self.fourier_size, self.film_size = fourier_size, film_size
         self.dropout, self.rotary_base, self.max_position_embeddings = dropout, rotary_base, max_position_embeddings
         self.self_conditioning, self.time_warp = self_conditioning, time_warp
-        more.pop("tie_word_embeddings", None)
-        super().__init__(tie_word_embeddings=False, **more)
+        base_settings.pop("tie_word_embeddings", None)
+        super().__init__(tie_word_embeddings=False, **base_settings)
         sizes = (
             vocab_size,
             embedding_size,
@@ -66,69 +66,65 @@ class ScoreLmConfig(PretrainedConfig):
 
 
 class RmsNorm(nn.Module):
-    """x over the root of its mean square, in float32, without weights."""
+    """RMSNorm in float32, without weights; `eps` is added to the mean square."""
 
     def __init__(self, eps: float = 1e-4) -> None:
-        """`eps` is added to the mean square."""
         super().__init__()
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., D]."""
+        """Normalize x [..., D]."""
         wide = x.float()
         return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
 
 
 class ScalesAndShifts(nn.Linear):
-    """A linear map that begins at scale 1 and shift 0, whatever it is told."""
+    """Linear map whose output is initialized to scale 1 and shift 0 for every input."""
 
 
 class Film(nn.Module):
-    """RMSNorm, scaled and shifted by the condition of each position."""
+    """RMSNorm, scaled and shifted by the condition of each position; `wf` outputs scales, then shifts."""
 
     def __init__(self, dim: int, film_size: int) -> None:
-        """`wf` gives scales, then shifts."""
         super().__init__()
         self.norm, self.wf = RmsNorm(), ScalesAndShifts(film_size, 2 * dim)
 
     def forward(self, x: Tensor, film: Tensor) -> Tensor:
-        """[B, L, D], condition [B, L or 1, film_size]."""
+        """Map x [B, L, D] and condition [B, L or 1, film_size] to [B, L, D]."""
         scale, shift = self.wf(film).chunk(2, -1)
         return self.norm(x) * scale + shift
 
 
 class Fourier(nn.Module):
-    """A number as itself and sines and cosines of it, at random frequencies that are not learnt."""
+    """Fourier features at fixed random frequencies: x, then size / 2 sines and size / 2 cosines."""
 
     def __init__(self, size: int) -> None:
-        """`size` sines and cosines."""
         super().__init__()
         self.register_buffer("frequency", torch.zeros(size // 2))
 
     def forward(self, x: Tensor) -> Tensor:
-        """[...] -> [..., 1 + size]."""
+        """Map x [...] to features [..., 1 + size]."""
         angle = 2 * math.pi * x[..., None].float() * self.frequency
         return torch.cat([x[..., None].float(), angle.sin(), angle.cos()], -1)
 
 
-def rotary(place: Tensor, dim: int, base: float) -> Tensor:
-    """Cos and sin of each position's angles: [..., L] -> float32 [..., L, dim / 2, 2]."""
-    rate = base ** -(torch.arange(0, dim, 2, device=place.device, dtype=torch.float32) / dim)
-    angle = place[..., None].float() * rate
+def rotary(position: Tensor, dim: int, base: float) -> Tensor:
+    """Return cosines and sines of positions [..., L], float32 [..., L, dim / 2, 2]."""
+    rate = base ** -(torch.arange(0, dim, 2, device=position.device, dtype=torch.float32) / dim)
+    angle = position[..., None].float() * rate
     return torch.stack([angle.cos(), angle.sin()], -1)
 
 
-def rotate(x: Tensor, turn: Tensor) -> Tensor:
-    """Turns neighbouring pairs: x [B, heads, L, dim], turn [B or 1, 1, L, dim / 2, 2]."""
-    (first, second), (cos, sin) = x.unflatten(-1, (-1, 2)).unbind(-1), turn.to(x.dtype).unbind(-1)
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Rotate neighbouring pairs of x [B, heads, L, dim] by a rotation [B or 1, 1, L, dim / 2, 2] of `rotary`."""
+    (first, second), (cos, sin) = x.unflatten(-1, (-1, 2)).unbind(-1), rotation.to(x.dtype).unbind(-1)
     return torch.stack([first * cos - second * sin, first * sin + second * cos], -1).flatten(-2)
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each behind its FiLM."""
+    """Attention and SwiGLU, each preceded by FiLM."""
 
     def __init__(self, config: ScoreLmConfig) -> None:
-        """One layer."""
         super().__init__()
         dim, inner = config.hidden_size, config.intermediate_size
         self.heads, self.dropout = config.num_attention_heads, config.dropout
@@ -137,21 +133,20 @@ class Block(nn.Module):
         self.gate, self.up = nn.Linear(dim, inner, bias=False), nn.Linear(dim, inner, bias=False)
         self.down = nn.Linear(inner, dim, bias=False)
 
-    def forward(self, x: Tensor, film: Tensor, turn: Tensor, mask: Tensor | None) -> Tensor:
-        """[B, L, D] -> the same; `mask` is bool, True where it may be attended to, None: everywhere."""
+    def forward(self, x: Tensor, film: Tensor, rotation: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the layer's output [B, L, D]; `mask` is bool, True where attended to, None for full attention."""
         q, k, v = self.qkv(self.attention_film(x, film)).unflatten(-1, (3, self.heads, -1)).unbind(2)
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-        attended = F.scaled_dot_product_attention(rotate(q, turn), rotate(k, turn), v, attn_mask=mask)
+        attended = F.scaled_dot_product_attention(rotate(q, rotation), rotate(k, rotation), v, attn_mask=mask)
         x = x + F.dropout(self.out(attended.transpose(1, 2).flatten(2)), self.dropout, self.training)
         h = self.ffn_film(x, film)
         return x + F.dropout(self.down(F.silu(self.gate(h)) * self.up(h)), self.dropout, self.training)
 
 
 class Body(nn.Module):
-    """Everything between the embeddings and the vocabulary."""
+    """The network without embedding table and vocabulary head."""
 
     def __init__(self, config: ScoreLmConfig) -> None:
-        """All layers."""
         super().__init__()
         self.config = config
         self.project = nn.Linear(config.embedding_size, config.hidden_size, bias=False)
@@ -168,32 +163,38 @@ class Body(nn.Module):
         self.norm = RmsNorm()
 
     def forward(
-        self, x: Tensor, sigma: Tensor, mask: Tensor | None, place: Tensor, previous: Tensor | None = None
+        self, x: Tensor, sigma: Tensor, mask: Tensor | None, position: Tensor, previous: Tensor | None = None
     ) -> Tensor:
-        """X [B, L, E], sigma [B, L or 1], mask bool or None, place int64 [B or 1, L] -> [B, L, D] for the head.
+        """Return hidden states [B, L, D] for the head.
 
-        The level is told as log(1 + sigma): 0 where nothing is noisy, and of like steps wherever it is high.
+        The noise level enters as log(1 + sigma), which is 0 without noise and logarithmic at high noise.
+
+        Args:
+            x: noisy embeddings [B, L, E].
+            sigma: noise levels [B, L or 1].
+            mask: bool, True where attended to; None: full attention.
+            position: int64 [B or 1, L].
+            previous: previous estimate of the clean embeddings [B, L, E], for self-conditioning.
         """
         h = self.project(x)
         if previous is not None:
             h = h + self.project_previous(previous)
         film = self.level(torch.log1p(sigma.float()))
         heads, base = self.config.num_attention_heads, self.config.rotary_base
-        turn = rotary(place, self.config.hidden_size // heads, base)[:, None]
+        rotation = rotary(position, self.config.hidden_size // heads, base)[:, None]
         for layer in self.layers:
-            h = layer(h, film, turn, mask)
+            h = layer(h, film, rotation, mask)
         return self.norm(h)
 
 
 class ScoreLmNetwork(PreTrainedModel):
-    """Saved as transformers save."""
+    """The network as a transformers model."""
 
     config_class = ScoreLmConfig
     base_model_prefix = "body"
     _supports_sdpa = True
 
     def __init__(self, config: ScoreLmConfig) -> None:
-        """Fresh weights."""
         super().__init__(config)
         self.embedding = nn.Embedding(config.vocab_size, config.embedding_size)
         self.body = Body(config)
@@ -211,30 +212,33 @@ class ScoreLmNetwork(PreTrainedModel):
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
-            init.normal_(module.weight, std=0.001)  # small: the direction is all that counts, and learns faster
+            init.normal_(module.weight, std=0.001)  # only the direction matters, and a short vector turns faster
         elif isinstance(module, Fourier):
             init.normal_(module.frequency)
         elif isinstance(module, TimeWarp):
-            module.straighten()
+            module.reset()
 
     def get_input_embeddings(self) -> nn.Module:
-        """The table as it is learnt; on the sphere it is `ScoreDenoiser.table`."""
+        """Return the learned table before projection to the sphere (`ScoreDenoiser.table` projects it)."""
         return self.embedding
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head, untied."""
+        """Return the untied vocabulary head."""
         return self.head
 
     def forward(self, input_ids: Tensor, sigma: Tensor | None = None) -> Tensor:
-        """int64 [B, L], noise levels [B, L] (default: none) -> logits [B, L, V] of clean embeddings at these levels."""
+        """Return logits [B, L, V] of tokens int64 [B, L], whose embeddings are scaled for noise levels [B, L].
+
+        No noise is added; the default level is 0.
+        """
         sigma = torch.zeros(input_ids.shape, device=input_ids.device) if sigma is None else sigma
-        place = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        position = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         x = to_sphere(self.embedding(input_ids)) / (sigma[..., None].square() + 1).sqrt()
-        return self.head(self.body(x, sigma, None, place))
+        return self.head(self.body(x, sigma, None, position))
 
 
 def to_sphere(x: Tensor) -> Tensor:
-    """[..., E], of length sqrt(E): every coordinate is of size one."""
+    """Scale x [..., E] to norm sqrt(E), so that its coordinates have mean square 1."""
     return F.normalize(x, dim=-1, eps=1e-20) * math.sqrt(x.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""Layerwise time conditioning (LTE): the time enters every layer beside its attention."""
+"""Layerwise time conditioning (LTE): a time embedding is added to the attention output of every layer."""
 
 import math
 
@@ -7,10 +7,12 @@ from torch import Tensor, nn
 
 
 class LayerwiseTime(nn.Module):
-    """LTE: sinusoids of t through an MLP of its own in every layer, added to the attention's output (paper, 4.3)."""
+    """LTE (paper, 4.3): one MLP per layer maps sinusoids of t to a vector added to the attention's output.
+
+    The last linear map of each MLP is initialized to zero, so a pretrained network starts unchanged.
+    """
 
     def __init__(self, hidden_size: int, num_layers: int, num_steps: int) -> None:
-        """One MLP a layer; the last linear map starts at zero, so that a pretrained network starts undisturbed."""
         super().__init__()
         self.hidden_size, self.num_steps = hidden_size, num_steps
         self.mlps = nn.ModuleList(
@@ -21,12 +23,12 @@ class LayerwiseTime(nn.Module):
             nn.init.zeros_(mlp[2].weight)
             nn.init.zeros_(mlp[2].bias)
         self.t: Tensor | None = None
-        """int64 [B]."""
+        """int64 [B], time of each sentence; set before each forward pass."""
         self.sentence: Tensor | None = None
-        """int64 [R, C], whose slot it is, in packed rows."""
+        """int64 [R, C], index into `t` of each slot of packed rows; None: one sentence per row."""
 
     def hook(self, layer: int) -> object:
-        """A forward hook for the attention of that layer."""
+        """Return a forward hook for the attention of a layer."""
 
         def add_time(module: nn.Module, inputs: tuple, output: Tensor | tuple) -> Tensor | tuple:
             embedding = self.mlps[layer](sinusoids(self.t, self.hidden_size, self.num_steps))
@@ -39,7 +41,10 @@ class LayerwiseTime(nn.Module):
 
 
 def sinusoids(t: Tensor, dim: int, max_period: int) -> Tensor:
-    """Cos | sin of t at geometrically spaced frequencies, the slowest of period 2 pi * max_period; float32 [B, dim]."""
+    """Return cosines, then sines of t at geometrically spaced frequencies, float32 [B, dim].
+
+    Periods range from 2 pi to 2 pi * max_period.
+    """
     frequency = torch.exp(-math.log(max_period) * torch.arange(dim // 2, device=t.device) / (dim // 2))
     angle = t[:, None] * frequency
     return torch.cat([angle.cos(), angle.sin()], dim=-1)

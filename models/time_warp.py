@@ -1,74 +1,75 @@
-"""Time warping (CDCD, appendix A): noise levels drawn so that the cross-entropy rises evenly from one to the next.
+"""Time warping (CDCD, appendix A): noise levels drawn so that the cross-entropy grows linearly in the quantile.
 
-A piecewise linear curve is fitted to the cross-entropy over v, the place of a level between the lowest (0) and the
-highest (1). Divided by its end it is a distribution function, by whose inverse levels are drawn. Before it has learnt
-anything it is the identity.
+A piecewise linear curve is fitted to the cross-entropy over v, the relative noise level: 0 for the lowest, 1 for the
+highest. The curve divided by its final value is a distribution function, and noise levels are drawn by its inverse. It
+is initialized to the identity.
 """
 
 import math
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization as init  # which leaves alone what was loaded
+from transformers import initialization as init  # it leaves loaded tensors unchanged
 
 BINS = 100
-LEAST = 1e-4
-"""Of a bin's share in either direction, so that both the curve and its inverse have a slope everywhere."""
+MIN_BIN_SHARE = 1e-4
+"""Minimum width and height of a bin before normalization, so that the curve and its inverse have finite slopes."""
 
 
 class TimeWarp(nn.Module):
-    """The curve; widths and heights of its pieces are learnt."""
+    """Piecewise linear curve with learned widths and heights of its bins."""
 
     def __init__(self) -> None:
-        """The identity."""
         super().__init__()
         self.widths, self.heights = (nn.Parameter(torch.zeros(BINS)) for _ in range(2))
-        self.straighten()
+        self.reset()
 
     @torch.no_grad()
-    def straighten(self) -> None:
-        """Equal widths and heights, that rise to 1."""
+    def reset(self) -> None:
+        """Set the curve to the identity."""
         init.zeros_(self.widths)
         init.constant_(self.heights, -math.log(BINS))
 
     def edges(self) -> tuple[Tensor, Tensor]:
-        """Where the pieces begin and end: v, and the share of the whole rise, each float64 [BINS + 1], from 0 to 1."""
-        return tuple(_edges(_shares(logits)) for logits in (self.widths, self.heights))
+        """Return the bins' edges: v and the distribution function, each float64 [BINS + 1], from 0 to 1."""
+        return tuple(_edges(_bin_shares(logits)) for logits in (self.widths, self.heights))
 
-    def places(self, r: Tensor) -> Tensor:
-        """The v at which the curve has risen to a share r of its height: float64, of the shape of r in [0, 1]."""
-        v, rise = self.edges()
-        return _interpolate(r.double(), rise, v)
+    def quantile(self, r: Tensor) -> Tensor:
+        """Return the inverse distribution function at r in [0, 1]; float64, in the shape of r."""
+        v, cdf = self.edges()
+        return _interpolate(r.double(), cdf, v)
 
-    def shares(self, v: Tensor) -> Tensor:
-        """The inverse of `places`."""
+    def cdf(self, v: Tensor) -> Tensor:
+        """Return the distribution function at v; the inverse of `quantile`."""
         return _interpolate(v.double(), *self.edges())
 
-    def slopes(self, v: Tensor) -> Tensor:
-        """d(share) / dv: the density of the levels drawn, at v."""
-        at, rise = self.edges()
-        piece = torch.searchsorted(at[1:-1].contiguous(), v.double(), right=True)
-        return (rise.diff() / at.diff())[piece]
+    def density(self, v: Tensor) -> Tensor:
+        """Return the density of the drawn levels at v."""
+        at, cdf = self.edges()
+        bin_index = torch.searchsorted(at[1:-1].contiguous(), v.double(), right=True)
+        return (cdf.diff() / at.diff())[bin_index]
 
-    def heights_at(self, v: Tensor) -> Tensor:
-        """The curve itself, in nats."""
-        whole = self.heights.double().exp().sum()
-        return whole * self.shares(v)
+    def cross_entropy(self, v: Tensor) -> Tensor:
+        """Return the curve's estimate of the cross-entropy at v, in nats."""
+        total = self.heights.double().exp().sum()
+        return total * self.cdf(v)
 
-    def misfit(self, v: Tensor, nats: Tensor, counted: Tensor) -> Tensor:
-        """Mean square error of the curve, as if places were drawn evenly; small beside a loss in nats.
+    def fit_loss(self, v: Tensor, nats: Tensor, counted: Tensor) -> Tensor:
+        """Return 1e-3 times the mean squared error of the curve, weighted as if v were drawn uniformly.
+
+        The factor keeps it small beside the denoiser's loss in nats.
 
         Args:
-            v: [B], where.
-            nats: [B], how high it is there.
-            counted: bool [B].
+            v: [B], relative noise levels, drawn by `quantile`.
+            nats: [B], measured cross-entropies.
+            counted: bool [B], entries that enter the mean.
         """
-        weight = counted / self.slopes(v).detach()
-        return 1e-3 * (weight * (self.heights_at(v) - nats).square()).sum() / counted.sum().clamp(min=1)
+        weight = counted / self.density(v).detach()
+        return 1e-3 * (weight * (self.cross_entropy(v) - nats).square()).sum() / counted.sum().clamp(min=1)
 
 
-def _shares(logits: Tensor) -> Tensor:
-    share = logits.double().softmax(0) + LEAST
+def _bin_shares(logits: Tensor) -> Tensor:
+    share = logits.double().softmax(0) + MIN_BIN_SHARE
     return share / share.sum()
 
 
@@ -77,6 +78,7 @@ def _edges(shares: Tensor) -> Tensor:
 
 
 def _interpolate(x: Tensor, at: Tensor, value: Tensor) -> Tensor:
-    piece = torch.searchsorted(at[1:-1].detach().contiguous(), x.detach(), right=True)
-    part = (x - at[piece]) / (at[piece + 1] - at[piece])
-    return value[piece] + part * (value[piece + 1] - value[piece])
+    """Evaluate at x the piecewise linear function with the given values at the points `at`."""
+    index = torch.searchsorted(at[1:-1].detach().contiguous(), x.detach(), right=True)
+    fraction = (x - at[index]) / (at[index + 1] - at[index])
+    return value[index] + fraction * (value[index + 1] - value[index])

@@ -1,0 +1,37 @@
+"""README.md of a checkpoint: commands, settings and facts."""
+
+from dataclasses import asdict
+
+from checkpoint.text_model import TextModel
+
+
+def model_card(model: TextModel) -> str:
+    """Return the card, Markdown with the header that the Hugging Face hub reads."""
+    chosen = {**asdict(model.process.args), **asdict(model.pairs or model.text_format)}
+    settings = "\n".join(f"| {name} | {value} |" for name, value in chosen.items())
+    script, data = ("predict_downstream_condition.py", " --data FILE") if model.pairs else ("predict.py", "")
+    facts = "\n".join(f"| {name} | {value} |" for name, value in model.facts.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+tags: [diffusion, masked-diffusion, diffusionbert]
+---
+# A DiffusionBERT checkpoint
+
+Sample: `python {script} --checkpoint DIR{data}`. Score: `python compute_elbo.py --checkpoint DIR --data FILE`.
+The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`{_after_import(model)}.
+
+| setting of the process | value |
+|---|---|
+{settings}
+| time_conditioning | {model.denoiser.time_conditioning} |
+
+| fact | value |
+|---|---|
+{facts}
+"""
+
+
+def _after_import(model: TextModel) -> str:
+    own = type(model.denoiser.network).__module__
+    return f" after `import {own}` of this project" if own.startswith("models.") else ""
