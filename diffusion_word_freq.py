@@ -1,6 +1,6 @@
 """DiffusionBERT: absorbing-state text diffusion whose noise follows how informative each token is.
 
-In reading order: schedule, what of it a token gets, the reverse process, the bound's terms, the loss. What it shares
+In reading order: settings, schedule, informativeness, thinning, the bound's terms, the loss. What it shares
 with every masked process (corrupt, posterior, nll_bound, sample) is the page before this one,
 `diffusion/masked/process.py`. Source: He et al. 2023, "DiffusionBERT", arXiv 2211.15029 (equation numbers below are
 theirs); the absorbing process is D3PM's (Austin et al. 2021). t runs over 0..T: x_0 is clean, x_T is all [MASK].
@@ -18,13 +18,13 @@ from data.word_counts import information
 from diffusion.draws import WHOLE, Share, stratified_timesteps
 from diffusion.masked.prediction import Prediction
 from diffusion.masked.process import MaskedProcess
-from diffusion.options import step_windows
-from diffusion.process import Denoiser, Loss
+from diffusion.options import ProcessArgs, step_windows
+from diffusion.process import Denoiser, Loss, Vocabulary
 from utils.errors import UserError, check_choices
 
 
 @dataclass(frozen=True)
-class WordFreqArgs:
+class WordFreqArgs(ProcessArgs):
     """Everything that defines the process; saved with the checkpoint, so that sampling and scoring agree with it."""
 
     num_steps: int = field(default=2048, metadata={"aliases": ["--diffusion_steps"], "help": "T, forward steps"})
@@ -34,7 +34,10 @@ class WordFreqArgs:
     )
     spindle: str = field(
         default="paper",
-        metadata={"choices": ["paper", "released", "none"], "help": "how informative a token is: Eq. 12, code, or not"},
+        metadata={
+            "choices": ["paper", "released", "none"],
+            "help": "informativeness of a token: Eq. 12 of the paper, the released code's, or none",
+        },
     )
     word_freq_lambda: float = field(default=0.3, metadata={"help": "lambda of Eq. 11, amplitude of the spindle"})
     posterior: str = field(
@@ -43,7 +46,10 @@ class WordFreqArgs:
     )
     loss_weighting: str = field(
         default="elbo",
-        metadata={"choices": ["elbo", "uniform"], "help": "train on the bound itself, or on unweighted cross-entropy"},
+        metadata={
+            "choices": ["elbo", "uniform"],
+            "help": "training on the bound itself, or on unweighted cross-entropy",
+        },
     )
     hybrid_lambda: float = field(
         default=0.0, metadata={"help": "weight of the auxiliary cross-entropy (released 0.01)"}
@@ -51,18 +57,11 @@ class WordFreqArgs:
 
     @property
     def time_period(self) -> int:
-        """Of the slowest sinusoid by which a network may be told the step."""
+        """See ProcessArgs: T."""
         return self.num_steps
 
-    def check_time(self, time_conditioning: str) -> None:
-        """Every way to tell the network the step will do."""
-
-    def check(self, *, fused_loss: bool, **_: object) -> None:
-        """Refuses settings of the training that do not go with these.
-
-        Raises:
-            UserError: with the remedy.
-        """
+    def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
+        """See ProcessArgs."""
         if (self.posterior, self.loss_weighting) == ("released", "uniform"):
             raise UserError("posterior=released trains on its own loss; use --hybrid_lambda for its cross-entropy term")
         if self.posterior == "released" and fused_loss:
@@ -124,73 +123,72 @@ SPINDLES = {
 """What is measured of a token, and how it is set against its sentence."""
 
 
-class WordFreqDiffusion(MaskedProcess):
-    """The exact process: a Bayes posterior, and a p_theta that sees x_t only. t runs over the integers 0..T."""
+class SpindleSchedule:
+    """A `transitions.Schedule` of t in 0..T whose alpha_bar depends on how informative a token is in its sentence."""
 
-    tables = ("barred", "sampling_support", "base", "statistic")
-
-    def __init__(
-        self,
-        args: WordFreqArgs,
-        token_counts: Tensor,
-        *,
-        mask_id: int,
-        excluded_ids: tuple[int, ...] = (),
-        unsampled_ids: tuple[int, ...] = (),
-    ) -> None:
-        """Prepare the schedule.
+    def __init__(self, args: WordFreqArgs, token_counts: Tensor) -> None:
+        """Make the tables.
 
         Args:
-            args: the settings.
-            token_counts: [V], how often each token occurs in the training corpus.
-            mask_id, excluded_ids, unsampled_ids: see `TextProcess`.
+            args: T, base schedule, spindle and lambda.
+            token_counts: [V], occurrences of each token in the training corpus.
         """
-        super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
-        self.args = args
         self.num_steps = args.num_steps
-        self.flat = args.spindle == "none" or args.word_freq_lambda < 1e-12
-        self.amplitude = 0.0 if self.flat else args.word_freq_lambda
-        self.largest_h = math.inf if self.flat else 0.999 / (self.amplitude * math.pi)
-        self.boldest = 0.0 if self.flat else -self.largest_h
+        self.token_dependent = args.spindle != "none" and args.word_freq_lambda >= 1e-12
+        self.amplitude = args.word_freq_lambda if self.token_dependent else 0.0
+        self.largest_h = 0.999 / (self.amplitude * math.pi) if self.token_dependent else math.inf
         self.base = base_alpha_bar(args.schedule, args.num_steps)
         measure, self.contrast = SPINDLES[args.spindle]
         self.statistic = measure(token_counts)
 
+    def to(self, device: torch.device) -> "SpindleSchedule":
+        """Move the tables; returns self."""
+        self.base, self.statistic = self.base.to(device), self.statistic.to(device)
+        return self
+
     def windows(self, num_steps: int) -> Tensor:
-        """See MaskedProcess; as equal as whole steps allow, int64 [n, 2]."""
-        return torch.tensor(list(step_windows(self.num_steps, num_steps)), device=self.base.device)
+        """See Schedule; as equal as whole steps allow, int64 [n, 2]."""
+        return torch.tensor(step_windows(self.num_steps, num_steps), device=self.base.device)
 
     def time_at(self, level: Tensor) -> Tensor:
-        """The step in 1..T in whose window the base schedule comes down to `level`."""
+        """Return the step in 1..T in whose window the base schedule comes down to `level`."""
         rising = self.base.flip(0).contiguous()
         return self.num_steps + 1 - torch.searchsorted(rising, level, right=True)
+
+    def time_input(self, t: Tensor) -> Tensor:
+        """See Schedule: the step itself."""
+        return t
+
+    # ---- informativeness (Eq. 12) --------------------------------------------------------------------------------
 
     def sentence_mean(self, x0: Tensor, target_mask: Tensor) -> Tensor:
         """Mean of the statistic over the target tokens of each sentence, float64 [B]."""
         total = torch.where(target_mask, self.statistic[x0], 0.0).sum(1)
         return total / target_mask.sum(1).clamp(min=1)
 
-    def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
+    def informativeness_of(self, statistic: Tensor, mean: Tensor) -> Tensor:
         """h: above 0 for tokens more informative than their sentence, which are masked earlier and recovered later.
 
         Held just inside |h| <= 1 / (lambda pi), where alpha_bar is strictly decreasing for every token; beyond that
-        bound a masked token would have to come back, and the process would not be absorbing. At lambda 0.3 this changes
-        the h of about one token in eight of LM1B, all of them common ones; `evaluation/spindle_report.py` counts them.
+        bound a masked token would have to come back, and the process would not be absorbing. At lambda 0.3 this
+        changes the h of about one token in eight of LM1B, all of them common ones (evaluation/spindle_report.py).
         """
         return self.contrast(statistic, mean).clamp(-self.largest_h, self.largest_h)
 
-    def informativeness_of(self, x0: Tensor, target_mask: Tensor) -> Tensor:
-        """H of every token of its own sentence, float64 [B, L]."""
-        return self.informativeness(self.statistic[x0], self.sentence_mean(x0, target_mask)[:, None])
+    def informativeness(self, x0: Tensor, target_mask: Tensor) -> Tensor:
+        """See Schedule."""
+        return self.informativeness_of(self.statistic[x0], self.sentence_mean(x0, target_mask)[:, None])
 
-    def held_back(self, x0: Tensor, target_mask: Tensor) -> Tensor:
+    def clamped(self, x0: Tensor, target_mask: Tensor) -> Tensor:
         """Targets whose h the bound changes, so that Eq. 12 does not hold for them, bool [B, L]."""
-        if self.flat:
+        if not self.token_dependent:
             return torch.zeros_like(target_mask)
         h = self.contrast(self.statistic[x0], self.sentence_mean(x0, target_mask)[:, None])
         return target_mask & (h.abs() > self.largest_h)
 
-    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
+    # ---- alpha_bar (Eqs. 10, 11) and what follows from it --------------------------------------------------------
+
+    def alpha_bar(self, t: Tensor, h: Tensor) -> Tensor:
         """alpha_bar = a - lambda sin(pi a) h, with a the base schedule at t (Eqs. 10, 11).
 
         The paper writes sin(pi t/T), the same thing for its schedule a = 1 - t/T; written in a, the bound on h is the
@@ -201,22 +199,27 @@ class WordFreqDiffusion(MaskedProcess):
             t: int64, broadcastable to h.
             h: informativeness.
         """
-        return self.keep_at(self.base[t], h)
+        return self.alpha_bar_at(self.base[t], h)
 
-    def keep_at(self, level: Tensor, h: Tensor) -> Tensor:
+    def token_alpha_bar(self, t: Tensor, x0: Tensor, target_mask: Tensor) -> Tensor:
+        """See Schedule."""
+        return self.alpha_bar(t[:, None], self.informativeness(x0, target_mask))
+
+    def alpha_bar_at(self, level: Tensor, h: Tensor) -> Tensor:
         """The same, where the base schedule is at `level`, in [0, 1]."""
         return level - self.amplitude * torch.sin(math.pi * level) * h
 
-    def reveal_rate(self, level: Tensor, h: Tensor) -> Tensor:
-        """The limit of the reveal probability over the step, as s -> t: d alpha_bar / (1 - alpha_bar) by `level`."""
+    def reveal_probability(self, s: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """See Schedule."""
+        at_t = self.alpha_bar(t, h)
+        return (self.alpha_bar(s, h) - at_t) / (1 - at_t)
+
+    def hazard(self, level: Tensor, h: Tensor) -> Tensor:
+        """Limit of the reveal probability over the step as s -> t: d alpha_bar / (1 - alpha_bar) by `level`."""
         slope = 1 - self.amplitude * math.pi * torch.cos(math.pi * level) * h
-        return slope / (1 - self.keep_at(level, h))
+        return slope / (1 - self.alpha_bar_at(level, h))
 
-    def hesitation(self, logits: Tensor, token: Tensor, mean: Tensor) -> Tensor:
-        """The h of drawn tokens, float64 [n], in sentences of that mean: how long `row_clocks.py` lets them wait."""
-        return self.informativeness(self.statistic[token], mean)
-
-    # ---- the reverse process p_theta(x_s | x_t) ----------------------------------------------------------------------
+    # ---- as p_theta can know it, from x_t ------------------------------------------------------------------------
 
     def estimated_mean(self, expected: Tensor, xt: Tensor, masked: Tensor, target_mask: Tensor) -> Tensor:
         """The sentence mean as p_theta can know it: visible targets as they are, masked ones by their expectation.
@@ -242,9 +245,54 @@ class WordFreqDiffusion(MaskedProcess):
         mean = self.estimated_mean(prediction.expectation(self.statistic), prediction.xt, prediction.masked, targets)
 
         def table(mean: Tensor) -> Tensor:
-            return self.reveal_probability(self.informativeness(self.statistic, mean[:, None]), s[:, None], t[:, None])
+            h = self.informativeness_of(self.statistic, mean[:, None])
+            return self.reveal_probability(s[:, None], t[:, None], h)
 
         return torch.func.jvp(table, (mean,), (1 / targets.sum(1).clamp(min=1).double(),))
+
+
+class SpindleThinning:
+    """A `transitions.Thinning`: informative tokens wait longer. The mark of a drawn token is its h."""
+
+    def __init__(self, schedule: SpindleSchedule) -> None:
+        """Take the schedule."""
+        self.schedule, self.fastest_mark = schedule, -schedule.largest_h
+        self.hazard, self.alpha_bar = schedule.hazard, schedule.alpha_bar_at
+        self.reveal_probability, self.sentence_mean = schedule.reveal_probability, schedule.estimated_mean
+
+    @property
+    def statistic(self) -> Tensor:
+        """See Thinning."""
+        return self.schedule.statistic
+
+    def mark(self, logits: Tensor, token: Tensor, mean: Tensor) -> Tensor:
+        """See Thinning."""
+        return self.schedule.informativeness_of(self.statistic[token], mean)
+
+
+class WordFreqDiffusion(MaskedProcess):
+    """The exact process: a Bayes posterior, and a p_theta that sees x_t only."""
+
+    schedule: SpindleSchedule
+
+    def __init__(
+        self, args: WordFreqArgs, token_counts: Tensor, vocabulary: Vocabulary, *, fused_loss: bool = False
+    ) -> None:
+        """Make the schedule.
+
+        Args:
+            args: the settings.
+            token_counts: [V], occurrences of each token in the training corpus.
+            vocabulary, fused_loss: see `Process`.
+        """
+        super().__init__(self.make_schedule(args, token_counts), vocabulary, fused_loss=fused_loss)
+        self.args = args
+        if self.schedule.token_dependent:
+            self.thinning = SpindleThinning(self.schedule)
+            self.samplers = ("row-clocks", "confidence")
+            self.estimators, self.limit_estimators = ("windows", "stratified", "trajectory"), ()
+
+    make_schedule = SpindleSchedule
 
     # ---- the bound's terms and the loss (Eq. 3) ------------------------------------------------------------------
 
@@ -256,23 +304,32 @@ class WordFreqDiffusion(MaskedProcess):
         Without spindle u^(k) = u and KL = -u log pi(x0). Visible positions cost nothing.
 
         Args:
-            prediction: what the network made of x_t.
+            prediction: p(x0 | x_t).
             s, t: int64 [B], 0 <= s < t <= T.
         """
-        batch = prediction.batch
-        u = self.posterior(batch.input_ids, s, t, batch.target_mask)[prediction.masked]
-        if self.flat:
-            return u * prediction.cross_entropy, prediction.cross_entropy
-        table, slope = self.candidate_reveal(prediction, s, t)
-        cross_entropy, revealed, own = prediction.spindle_terms(self.statistic, table, slope)
+        return self._terms(prediction, s, t)[1:]
+
+    def timing(self, prediction: Prediction, s: Tensor, t: Tensor) -> Tensor:
+        """See MaskedTransitions."""
+        u, kl, cross_entropy = self._terms(prediction, s, t)
+        return kl - u * cross_entropy
+
+    def _terms(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch, schedule = prediction.batch, self.schedule
+        h = schedule.informativeness(batch.input_ids, batch.target_mask)
+        u = schedule.reveal_probability(s[:, None], t[:, None], h)[prediction.masked]
+        if not schedule.token_dependent:
+            return u, u * prediction.cross_entropy, prediction.cross_entropy
+        table, slope = schedule.candidate_reveal(prediction, s, t)
+        cross_entropy, revealed, own = prediction.spindle_terms(schedule.statistic, table, slope)
         log_stay = torch.log1p(-revealed.clamp(max=1 - 1e-12))  # finite where s = 0; there 1 - u is 0
         kl = u * (cross_entropy + u.log() - own.log()) + torch.special.xlog1py(1 - u, -u) - (1 - u) * log_stay
-        return kl, cross_entropy
+        return u, kl, cross_entropy
 
     def loss(
         self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
     ) -> Loss:
-        """An unbiased estimate of the bound over all T steps (one t per sentence), or its unweighted cousin.
+        """An unbiased estimate of the bound over all T steps (one t per sentence), or of unweighted cross-entropy.
 
         elbo: T * KL of one step; its mean over t is the bound. uniform: cross-entropy of the masked tokens over the
         base schedule's mean mask rate, so that a token of average information weighs one, as it does in the bound
@@ -283,7 +340,7 @@ class WordFreqDiffusion(MaskedProcess):
         xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         on_bound = self.args.loss_weighting == "elbo"
         kl, cross_entropy = self.token_terms(denoiser, batch, xt, t - 1, t, with_kl=on_bound)
-        mean_mask_rate = 1 - self.base[1:].mean()
+        mean_mask_rate = 1 - self.schedule.base[1:].mean()
         total = self.num_steps * kl.sum() if on_bound else cross_entropy.sum() / mean_mask_rate
         total = total + self.args.hybrid_lambda * self.num_steps * cross_entropy.sum()
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": cross_entropy.detach().sum() / mean_mask_rate})

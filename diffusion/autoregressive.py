@@ -16,35 +16,25 @@ from torch import Generator, Tensor
 from data.batch import Batch
 from diffusion.chunked_logits import in_parts
 from diffusion.draws import WHOLE, Generators, Share, filter_logits, sample_categorical, streams_of, uniform
-from diffusion.options import EVERY_WINDOW, BoundArgs, SampleArgs
-from diffusion.process import Bound, Denoiser, Loss, StepCallback
-from diffusion.text_process import TextProcess
+from diffusion.options import EVERY_WINDOW, BoundArgs, ProcessArgs, SampleArgs
+from diffusion.process import Bound, Denoiser, Loss, Process, StepCallback, Vocabulary
 from utils.errors import UserError
 
 
 @dataclass(frozen=True)
-class AutoregressiveArgs:
+class AutoregressiveArgs(ProcessArgs):
     """There is nothing to set."""
 
     num_steps: ClassVar[int] = 1
-    """What is reported as the number of steps: the likelihood has none."""
-    time_period: ClassVar[int] = 1
+    """Reported as the number of steps: the likelihood has none."""
 
     def check_time(self, time_conditioning: str) -> None:
-        """Refuses a network that is told the time.
-
-        Raises:
-            UserError: with the remedy.
-        """
+        """See ProcessArgs."""
         if time_conditioning != "none":
             raise UserError(f"time_conditioning={time_conditioning}: process=ar has no time; leave it out")
 
-    def check(self, *, time_conditioning: str, warm_start: float, packing: bool, **_: object) -> None:
-        """Refuses what has no meaning from left to right.
-
-        Raises:
-            UserError: with the remedy.
-        """
+    def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
+        """See ProcessArgs."""
         self.check_time(time_conditioning)
         if warm_start:
             raise UserError("warm_start is for masked processes; leave it out with process=ar")
@@ -60,23 +50,26 @@ class CausalDenoiser(Denoiser, Protocol):
         ...
 
 
-class Autoregressive(TextProcess):
-    """Satisfies `process.Process`."""
+class Autoregressive(Process):
+    """Left to right."""
 
     def __init__(
         self,
         args: AutoregressiveArgs,
-        token_counts: Tensor,
+        vocabulary: Vocabulary,
         *,
-        mask_id: int,
-        excluded_ids: tuple[int, ...] = (),
-        unsampled_ids: tuple[int, ...] = (),
+        end_id: int | None = None,
+        fused_loss: bool = False,
     ) -> None:
-        """See `TextProcess`; of the counts, [V], only their number counts."""
-        super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
-        self.args, self.num_steps = args, args.num_steps
-        self.end_id: int | None = None
-        """The token that ends a text, scored where it follows a target; None: what is written does not end."""
+        """Make the tables.
+
+        Args:
+            args: the settings.
+            vocabulary, fused_loss: see `Process`.
+            end_id: the token that ends a text, scored where it follows a target; None: what is written does not end.
+        """
+        super().__init__(vocabulary, fused_loss=fused_loss)
+        self.args, self.num_steps, self.end_id = args, args.num_steps, end_id
 
     def scored(self, batch: Batch) -> Tensor:
         """Bool [B, L], targets and the ends of texts."""
@@ -92,7 +85,7 @@ class Autoregressive(TextProcess):
         hidden = denoiser.encode(batch.input_ids, torch.ones_like(batch.input_ids[:, 0]), batch.attention_mask)
 
         def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
-            logits = self.within(denoiser.decode(part))
+            logits = self.within_support(denoiser.decode(part))
             return (F.cross_entropy(logits, following[rows][scored[rows]], reduction="none").double(),)
 
         (nats,) = in_parts(terms, hidden[:, :-1][scored], scored.sum(1), self.vocab_size, again=self.fused_loss)
@@ -106,20 +99,10 @@ class Autoregressive(TextProcess):
         total = self.cross_entropy(denoiser, batch).sum()
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})
 
-    def bound(
-        self,
-        denoiser: Denoiser,
-        batch: Batch,
-        num_steps: float,
-        args: BoundArgs = EVERY_WINDOW,
-        *,
-        generator: Generators = None,
+    def _bound(
+        self, denoiser: Denoiser, batch: Batch, num_steps: float, args: BoundArgs, generator: Generators
     ) -> Bound:
-        """-log p(x), in one forward and without error, whatever the number of steps.
-
-        Raises:
-            UserError: if an estimator is asked for.
-        """
+        """-log p(x), in one forward and without error, whatever the number of steps."""
         if args.estimator != EVERY_WINDOW.estimator:
             raise UserError("the likelihood of process=ar is exact, in one forward; leave estimator and num_steps out")
         total = self.cross_entropy(denoiser, batch).sum(1)
@@ -137,33 +120,20 @@ class Autoregressive(TextProcess):
         if args.num_steps not in (0, 1):
             raise UserError(f"num_steps={args.num_steps:g}: process=ar draws token by token; leave it out")
 
-    def sample(
+    def _sample(
         self,
         denoiser: CausalDenoiser,
         batch: Batch,
         args: SampleArgs,
-        *,
-        rows_at_once: int = 0,
-        generator: Generators = None,
-        on_step: StepCallback | None = None,
+        rows_at_once: int,
+        generator: Generators,
+        on_step: StepCallback | None,
     ) -> Tensor:
-        """From left to right, int64 [N, L]: targets are drawn given what is to their left, the rest is as it was.
+        """Draw from left to right: each target given what is to its left.
 
-        A row that ends in a target may end before: after a drawn `end_id` its targets are all ends. In one that ends in
-        what is given, nothing but a gap is to be filled, and no end is drawn.
-
-        Args:
-            denoiser: the network, with a cache of what it has seen.
-            batch: N rows, those of like length side by side.
-            args: temperature, top-k, top-p; there are no steps to choose.
-            rows_at_once: rows in a forward; 0: all.
-            generator: one stream for each row, or one for all.
-            on_step: is told after each forward.
-
-        Raises:
-            UserError: as `check_sampling`.
+        A row that ends in a target may end before: after a drawn `end_id` its targets are all ends. In a row that ends
+        in given tokens nothing but a gap is to be filled, and no end is drawn.
         """
-        self.check_sampling(args)
         tokens = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
         for rows in torch.arange(len(tokens), device=tokens.device).split(rows_at_once or max(1, len(tokens))):
             streams, ended = streams_of(generator, rows), ends_in_given(batch.rows(rows))

@@ -2,8 +2,8 @@
 
 import math
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from utils.errors import UserError, check_choices, check_ranges
 
@@ -16,6 +16,8 @@ OF_EMBEDDINGS = ("euler", "heun", "renoise", "sde")
 @dataclass(frozen=True)
 class SampleArgs:
     """How to draw from the reverse process."""
+
+    group: ClassVar[str] = "sampler"
 
     num_steps: float = field(
         default=0,
@@ -82,7 +84,7 @@ class SampleArgs:
         """Say on stderr if samples will not be the model's own."""
         if self.sampler in OTHER_LAWS:
             print(
-                f"note: sampler={self.sampler}: the law is not the model's (diffusion/masked/stepwise.py)",
+                f"note: sampler={self.sampler}: the law is not the model's",
                 file=sys.stderr,
             )
 
@@ -90,6 +92,8 @@ class SampleArgs:
 @dataclass(frozen=True)
 class BoundArgs:
     """How the bound is estimated."""
+
+    group: ClassVar[str] = "bound"
 
     estimator: str = field(
         default="auto",
@@ -132,8 +136,50 @@ EVERY_WINDOW = BoundArgs("windows")
 """The bound as published."""
 
 
-def step_windows(total_steps: int, num_steps: int = 0) -> Iterator[tuple[int, int]]:
-    """The reverse steps (t, s), s < t, that lead from T to 0 in `num_steps` windows, as equal as whole steps allow.
+class ProcessArgs:
+    """Base of the settings of a process, which are saved with the checkpoint."""
+
+    group: ClassVar[str] = "process"
+
+    time_period: ClassVar[int] = 1
+    """Period of the slowest sinusoid of a time-conditioned network, over 2 pi."""
+    default_time_conditioning: ClassVar[str] = "none"
+    """What --time_conditioning auto stands for."""
+
+    @property
+    def network_settings(self) -> dict[str, bool] | None:
+        """Settings that a network over embeddings must be made with; None: the process needs one over tokens."""
+        return None
+
+    def check_time(self, time_conditioning: str) -> None:
+        """Refuse a way to give the network the time that does not suit the process.
+
+        Raises:
+            UserError: with the remedy.
+        """
+
+    def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
+        """Refuse settings of the training that do not go with these.
+
+        Raises:
+            UserError: with the remedy.
+        """
+        self.check_time(time_conditioning)
+
+
+class SigmaInputArgs(ProcessArgs):
+    """Base of the settings of processes whose time input is sigma(t)."""
+
+    time_period: ClassVar[int] = 10_000
+
+    def check_time(self, time_conditioning: str) -> None:
+        """See ProcessArgs."""
+        if time_conditioning == "token":
+            raise UserError("time_conditioning=token counts whole steps, and sigma is none; use none or layerwise")
+
+
+def step_windows(total_steps: int, num_steps: int = 0) -> list[tuple[int, int]]:
+    """Return the reverse steps (t, s), s < t, from T to 0 in `num_steps` windows, as equal as whole steps allow.
 
     Args:
         total_steps: T.
@@ -146,7 +192,7 @@ def step_windows(total_steps: int, num_steps: int = 0) -> Iterator[tuple[int, in
     if not 1 <= num_steps <= total_steps:
         raise UserError(f"num_steps={num_steps} must lie in 1..{total_steps}, the T this process was made with")
     grid = [total_steps * i // num_steps for i in range(num_steps, -1, -1)]
-    yield from zip(grid, grid[1:], strict=False)
+    return list(zip(grid, grid[1:], strict=False))
 
 
 def reverse_steps(total_steps: float, num_steps: float, step_size: int, name: str = "step_size") -> float:

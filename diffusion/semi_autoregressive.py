@@ -9,6 +9,7 @@ Source: Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3 ("semi-autoregressive
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ Draw = Callable[[Batch], Tensor]
 @dataclass(frozen=True)
 class SemiArArgs:
     """How far a text goes beyond one window."""
+
+    group: ClassVar[str] = "texts longer than the window"
 
     semi_ar: bool = field(default=False, metadata={"help": "write texts longer than the network's window, by strides"})
     stride_length: int = field(default=0, metadata={"help": "tokens by which the window goes on; 0: half a window"})

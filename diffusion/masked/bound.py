@@ -1,32 +1,32 @@
-"""Estimators of the likelihood bound: the same expectation, at different prices.
+"""Estimators of the likelihood bound: one expectation, at different prices.
 
-With windows j = 1..n that lead from T to 0, and M the set of masked tokens, the bound of a sentence is
+With windows j = 1..n from T to 0, and M the set of masked tokens, the bound of a sentence is
 
-    sum_j E[f_j(M_j)],    M_j ~ q_j, every token masked on its own with probability 1 - alpha_bar(t_j),
+    sum_j E[f_j(M_j)],    M_j ~ q_j: every token is masked independently with probability 1 - alpha_bar(t_j),
 
-where f_j(M) is the sum of the masked tokens' KL terms. An estimator is a way to choose the sets the network is shown.
+where f_j(M) is the sum of the masked tokens' KL terms. All estimators are unbiased; they differ in how they choose the
+sets that the network is evaluated on.
 
-windows       every window once, each with a set of its own: as published.
-stratified    fewer windows than there are, evenly spread: any number of forwards.
-masked-count  without spindle, if the network is not told the time: f_j(M) is u_j times the cross-entropy C(M) of the
-              masked tokens, which one forward gives for every window at once, so the bound is sum_k W(k) E[C(M) given
-              |M| = k] with W(k) = sum_j u_j Binomial(k; L, 1 - alpha_bar(t_j)): exact for every n, 1/k in the limit of
-              many (that limit: Zheng et al. 2024, arXiv 2409.02908; RADD, arXiv 2406.03736). The sizes k are evenly
-              spread, and the sets together cover all tokens evenly.
-trajectory    what the sampler would do if it were to write x0: every token has a window in which it is revealed, the
-              sets are nested, and a forward is needed only where they change: at most L of them, whatever n. A token's
-              cross-entropy is counted once, where it is revealed; so the sum is a chain rule, and a network that
-              agrees with itself is estimated without error. What a spindle adds to f_j(M), whether a token was
-              expected to be revealed now, is averaged over windows drawn from those that share a set.
+windows       Every window once, each with a set of its own, as published.
+stratified    One window from each of a number of equal parts: any number of forward passes.
+masked-count  Without spindle and without time input f_j(M) is u_j times the cross-entropy C(M) of the masked tokens.
+              One forward pass gives it for every window at once, so the bound is sum_k W(k) E[C(M) | |M| = k] with
+              W(k) = sum_j u_j Binomial(k; L, 1 - alpha_bar(t_j)): exact for every n, and 1/k in the limit (Zheng et
+              al. 2024, arXiv 2409.02908; RADD, arXiv 2406.03736). The sizes k are stratified, and the sets together
+              cover all tokens evenly.
+trajectory    The sets of one run of the reverse process that ends in x0. Every token is revealed in some window, the
+              sets are nested, and a forward pass is needed only where they change: at most L of them, whatever n. The
+              cross-entropy of a token is counted once, where it is revealed. The sum is then a chain rule, and a
+              self-consistent network is estimated without error. A spindle adds to f_j(M) the surprise at when a
+              token is revealed; it is averaged over windows drawn from those that share a set.
 
-In the limit of ever finer windows (num_steps inf; only where all tokens are alike) the bound does not depend on the
-schedule: it is the integral over mask rates r of C(M) / r, W(k) is 1/k, and a trajectory is a random order. A network
-that is told the time may be shown sets by their size there, too: the rate that goes with a set of k out of L is then
-drawn from what is left of that integral, a Beta(k, L - k + 1).
+In the limit of ever finer windows (num_steps inf; no spindle) the bound does not depend on the schedule: it is the
+integral over mask rates r of C(M) / r, W(k) is 1/k, and a trajectory is a random order. There masked-count also serves
+networks with time input: the rate that belongs to a set of k of L tokens is drawn from Beta(k, L - k + 1), which is
+what remains of that integral.
 """
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,72 +34,17 @@ from torch import Tensor
 from data.batch import Batch
 from diffusion.draws import Generators, streams_of, uniform
 from diffusion.masked.prediction import Prediction
+from diffusion.masked.transitions import MaskedTransitions
 from diffusion.options import BoundArgs
 from diffusion.process import Bound, Denoiser
 from utils.errors import UserError
 
-FEW = 16  # forwards a sentence and round, unless told otherwise
-WINDOWS_A_SET = 2  # drawn from those that share a set, with a spindle
-
-
-class Estimated(Protocol):
-    """What the estimators ask of a masked process."""
-
-    mask_id: int
-    exact: bool
-    """Whether u is Bayes' and visible tokens cost nothing."""
-    flat: bool
-    """Whether every token has the same alpha_bar."""
-
-    def windows(self, num_steps: int) -> Tensor:
-        """The reverse steps (t, s) from all [MASK] to clean, [n, 2]."""
-        ...
-
-    def time_at(self, level: Tensor) -> Tensor:
-        """When alpha_bar is at `level`."""
-        ...
-
-    def corrupt(self, x0: Tensor, t: Tensor, target_mask: Tensor, *, generator: Generators = None) -> Tensor:
-        """x_t, int64 [B, L]."""
-        ...
-
-    def token_terms(
-        self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
-    ) -> tuple[Tensor, Tensor]:
-        """KL, and what a masked token costs over the whole of time, each [B, L]."""
-        ...
-
-    def informativeness_of(self, x0: Tensor, target_mask: Tensor) -> Tensor:
-        """The h of every token, [B, L]."""
-        ...
-
-    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
-        """alpha_bar of informativeness h."""
-        ...
-
-    def reveal_probability(self, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """The probability u that a token masked at t is itself at s."""
-        ...
-
-    def posterior(self, x0: Tensor, s: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:
-        """The same of every token, [B, L]."""
-        ...
-
-    def predict(self, denoiser: Denoiser, batch: Batch, xt: Tensor, t: Tensor) -> Prediction:
-        """What the network makes of the masked targets."""
-        ...
-
-    def nats(self, prediction: Prediction) -> Tensor:
-        """What a masked target costs over the whole of time, [n]."""
-        ...
-
-    def divergence(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The KL terms of a window and the cross-entropies, each [n], for s and t int64 [B]."""
-        ...
+FEW = 16  # forward passes per sentence and round, by default
+WINDOWS_PER_SET = 2  # drawn from the windows that share a set, with a spindle
 
 
 def estimate(
-    process: Estimated,
+    process: MaskedTransitions,
     denoiser: Denoiser,
     batch: Batch,
     num_steps: float,
@@ -107,14 +52,14 @@ def estimate(
     *,
     generator: Generators = None,
 ) -> Bound:
-    """One round of the estimator that `args` name: unbiased for the bound at `num_steps` windows.
+    """Run one round of the estimator that `args` name; it is unbiased for the bound at `num_steps` windows.
 
     Raises:
         UserError: if the estimator cannot serve this network or this process.
     """
     limit, name = math.isinf(num_steps), args.estimator
     refuse(process, denoiser, name, limit=limit)
-    grid = None if limit else process.windows(int(num_steps))
+    grid = None if limit else process.schedule.windows(int(num_steps))
     evaluations = args.evaluations or FEW
     if name == "windows":
         return every_window(process, denoiser, batch, grid, generator)
@@ -125,35 +70,32 @@ def estimate(
     return masked_count(process, denoiser, batch, grid, evaluations, generator)
 
 
-def refuse(process: Estimated, denoiser: Denoiser, name: str, *, limit: bool) -> None:
-    """Refuses an estimator that cannot serve this network, this process, or the limit of ever finer windows.
+def refuse(process: MaskedTransitions, denoiser: Denoiser, name: str, *, limit: bool) -> None:
+    """Refuse an estimator that cannot serve this network, this process, or the limit of ever finer windows.
 
     Raises:
         UserError: with the remedy.
     """
-    if limit and not process.flat:
-        raise UserError("num_steps=inf is for processes without spindle; give a number of steps")
-    if limit and not process.exact:
-        raise UserError("num_steps=inf: this process is one of whole steps; give a number of them")
-    if limit and name in ("windows", "stratified"):
-        raise UserError(f"estimator={name} needs a number of steps; with num_steps=inf use masked-count")
-    if name in ("windows", "stratified"):
-        return
-    if not process.exact:
-        raise UserError(f"estimator={name} needs the exact posterior; use windows or stratified")
-    if denoiser.time_conditioned and not (limit and name == "masked-count"):
-        raise UserError(f"estimator={name} needs a network that is not told the time; use windows or stratified")
-    if name == "masked-count" and not process.flat:
-        raise UserError("estimator=masked-count is for checkpoints without spindle; use trajectory")
+    known = process.limit_estimators if limit else process.estimators
+    if not known:
+        raise UserError("num_steps=inf: the bound of this process is one of whole steps; give a number of them")
+    if name not in known:
+        steps = "num_steps=inf" if limit else "a number of steps"
+        raise UserError(f"estimator={name} does not suit this process; with {steps} it has {', '.join(known)}")
+    by_set = name in ("masked-count", "trajectory")
+    if by_set and denoiser.time_conditioned and not (limit and name == "masked-count"):
+        raise UserError(f"estimator={name} needs a network without time conditioning; use windows or stratified")
 
 
-def every_window(process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, generator: Generators) -> Bound:
-    """Every window once."""
+def every_window(
+    process: MaskedTransitions, denoiser: Denoiser, batch: Batch, grid: Tensor, generator: Generators
+) -> Bound:
+    """Evaluate every window once."""
     return stratified(process, denoiser, batch, grid, len(grid), generator, everywhere=True)
 
 
 def stratified(
-    process: Estimated,
+    process: MaskedTransitions,
     denoiser: Denoiser,
     batch: Batch,
     grid: Tensor,
@@ -162,13 +104,13 @@ def stratified(
     *,
     everywhere: bool = False,
 ) -> Bound:
-    """One window out of each of so many equal parts of them, per sentence; `everywhere`: the part is the window."""
+    """Evaluate one window of each of `evaluations` equal parts per sentence; `everywhere`: each part is one window."""
     rows = len(batch.input_ids)
-    place = torch.arange(evaluations, device=grid.device).expand(rows, -1)
+    window = torch.arange(evaluations, device=grid.device).expand(rows, -1)
     if not everywhere:
-        where = torch.ones_like(place, dtype=torch.bool)
-        place = ((place + uniform(where, generator)) * (len(grid) / evaluations)).long().clamp(max=len(grid) - 1)
-    t, s = grid[place].unbind(-1)
+        where = torch.ones_like(window, dtype=torch.bool)
+        window = ((window + uniform(where, generator)) * (len(grid) / evaluations)).long().clamp(max=len(grid) - 1)
+    t, s = grid[window].unbind(-1)
     terms = []
     for e in range(evaluations):
         xt = process.corrupt(batch.input_ids, t[:, e], batch.noised, generator=generator)
@@ -179,7 +121,7 @@ def stratified(
 
 
 def bound_of(total: Tensor, reconstruction: Tensor, forwards: Tensor) -> Bound:
-    """The prior is 0, for nothing is visible at T."""
+    """Return a bound whose prior term is 0, since nothing is visible at T."""
     return Bound(torch.zeros_like(total), total - reconstruction, reconstruction, forwards)
 
 
@@ -187,9 +129,14 @@ def bound_of(total: Tensor, reconstruction: Tensor, forwards: Tensor) -> Bound:
 
 
 def masked_count(
-    process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor | None, evaluations: int, generator: Generators
+    process: MaskedTransitions,
+    denoiser: Denoiser,
+    batch: Batch,
+    grid: Tensor | None,
+    evaluations: int,
+    generator: Generators,
 ) -> Bound:
-    """One forward for each of `evaluations` sets of masked tokens."""
+    """Evaluate `evaluations` sets of masked tokens, one forward pass each."""
     targets = batch.noised
     length = targets.sum(1)
     each = torch.ones(len(targets), evaluations, dtype=torch.bool, device=targets.device)
@@ -199,8 +146,9 @@ def masked_count(
     nats = []
     for e in range(evaluations):
         xt = batch.input_ids.masked_fill(masked[:, e], process.mask_id)
-        told = denoiser.time_conditioned  # otherwise the time is all the same
-        t = process.time_at(1 - rate_of(targets, size[:, e], generator)) if told else torch.ones_like(length)
+        t = torch.ones_like(length)  # any time: without time input it does not matter
+        if denoiser.time_conditioned:
+            t = process.schedule.time_at(1 - rate_of(targets, size[:, e], generator))
         prediction = process.predict(denoiser, batch, xt, t)
         nats.append(prediction.per_row(process.nats(prediction)))
     total, reconstruction = (weight * torch.stack(nats, 1)[..., None]).sum(1).unbind(-1)
@@ -208,13 +156,13 @@ def masked_count(
 
 
 def rate_of(targets: Tensor, size: Tensor, generator: Generators) -> Tensor:
-    """Beta(k, L - k + 1) for k = size [B]: the k-th smallest of as many uniform variables as there are targets."""
+    """Draw Beta(k, L - k + 1) for k = size [B]: the k-th smallest of L uniform variables, one per target."""
     ordered = uniform(targets, generator).sort(1).values  # 1 where there is no target
     return ordered.gather(1, (size - 1).clamp(min=0)[:, None])[:, 0]
 
 
 def draw_sizes(lengths: Tensor, u: Tensor) -> Tensor:
-    """How many tokens to mask, int64 [B, E]: uniform on 1..L (0 if there are none), one from each of E equal parts.
+    """Draw how many tokens to mask, int64 [B, E]: uniform on 1..L (0 if L is 0), one from each of E equal parts.
 
     Args:
         lengths: int64 [B], L of each sentence.
@@ -224,14 +172,14 @@ def draw_sizes(lengths: Tensor, u: Tensor) -> Tensor:
     return torch.minimum((share * lengths[:, None]).long() + 1, lengths[:, None])
 
 
-def size_weights(process: Estimated, lengths: Tensor, size: Tensor, grid: Tensor | None) -> Tensor:
-    """W(k), and its part of the window that ends at 0, float64 [B, E, 2], for sizes k [B, E] of L = lengths [B]."""
+def size_weights(process: MaskedTransitions, lengths: Tensor, size: Tensor, grid: Tensor | None) -> Tensor:
+    """Return W(k) and the part of the window that ends at 0, float64 [B, E, 2], for k = size [B, E] and L [B]."""
     if grid is None:
         limit = 1 / size.clamp(min=1).double()
         return torch.stack([limit, torch.zeros_like(limit)], -1)
     t, s = grid.unbind(1)
     average = torch.zeros(len(grid), dtype=torch.float64, device=grid.device)
-    u, rate = process.reveal_probability(average, s, t), 1 - process.keep_probability(t, average)
+    u, rate = process.schedule.reveal_probability(s, t, average), 1 - process.schedule.alpha_bar(t, average)
     weights = torch.zeros(*size.shape, 2, dtype=torch.float64, device=grid.device)
     for length in lengths.unique().tolist():
         k = torch.arange(length + 1, dtype=torch.float64, device=grid.device)[:, None]
@@ -244,10 +192,10 @@ def size_weights(process: Estimated, lengths: Tensor, size: Tensor, grid: Tensor
 
 
 def balanced_sets(targets: Tensor, size: Tensor, generator: Generators) -> Tensor:
-    """Sets of k targets, all equally likely, bool [B, E, L].
+    """Draw sets of k targets, bool [B, E, L]; each set is uniform, and together they cover all tokens evenly.
 
-    Each takes the tokens that have weighed least so far, of equals any: no token is special, so each set alone is
-    uniform, but together they cover all tokens evenly, and what one token costs more than another is no error any more.
+    A set takes the tokens with the least weight so far, ties broken at random. So the difference between cheap and
+    expensive tokens adds no variance.
 
     Args:
         targets: bool [B, L].
@@ -267,11 +215,16 @@ def balanced_sets(targets: Tensor, size: Tensor, generator: Generators) -> Tenso
 
 
 def trajectory(
-    process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor | None, number: int, generator: Generators
+    process: MaskedTransitions,
+    denoiser: Denoiser,
+    batch: Batch,
+    grid: Tensor | None,
+    number: int,
+    generator: Generators,
 ) -> Bound:
-    """The mean of so many; every second one reveals in the opposite order, so that a lucky start is paid back."""
+    """Average `number` trajectories; every second one reveals in the opposite order (antithetic variables)."""
     targets = batch.noised
-    h = process.informativeness_of(batch.input_ids, targets)
+    h = process.schedule.informativeness(batch.input_ids, targets)
     sums = torch.zeros(3, len(h), dtype=torch.float64, device=h.device)
     u = uniform(targets, generator)
     for i in range(number):
@@ -285,24 +238,32 @@ def trajectory(
 
 
 def order_of(u: Tensor, targets: Tensor) -> Tensor:
-    """The place of every target in the order of u, int64 [B, L]: one after another."""
+    """Return the rank of every target in the order of u, int64 [B, L]."""
     return u.masked_fill(~targets, torch.inf).argsort(1).argsort(1)
 
 
-def first_window(process: Estimated, h: Tensor, u: Tensor, ends: Tensor) -> Tensor:
-    """The first window, of those that end at `ends` [n], after which alpha_bar is above u, int64 [B, L]."""
+def first_window(process: MaskedTransitions, h: Tensor, u: Tensor, ends: Tensor) -> Tensor:
+    """Return the first of the windows that end at `ends` [n] after which alpha_bar is above u, int64 [B, L]."""
     low, high = torch.zeros_like(u, dtype=torch.long), torch.full_like(u, len(ends) - 1, dtype=torch.long)
     while (low < high).any():
         middle = (low + high) // 2
-        late = process.keep_probability(ends[middle], h) <= u
+        late = process.schedule.alpha_bar(ends[middle], h) <= u
         low, high = torch.where(late, middle + 1, low), torch.where(late, high, middle)
     return low  # the last is never too early: alpha_bar(0) is 1
 
 
 def one_trajectory(
-    process: Estimated, denoiser: Denoiser, batch: Batch, grid: Tensor, revealed_in: Tensor, generator: Generators
+    process: MaskedTransitions,
+    denoiser: Denoiser,
+    batch: Batch,
+    grid: Tensor,
+    revealed_in: Tensor,
+    generator: Generators,
 ) -> Tensor:
-    """Nats, those of the step that ends at 0, and forwards, [3, B]; tokens are revealed in 0..n-1, or given (-1)."""
+    """Return nats, nats of the step that ends at 0, and forward passes, [3, B].
+
+    revealed_in: the window 0..n-1 that reveals each token, or -1 for a given token.
+    """
     sums = torch.zeros(3, len(revealed_in), dtype=torch.float64, device=revealed_in.device)
     begin = torch.zeros_like(revealed_in[:, 0])  # the first window that sees the present set
     while (active := (revealed_in >= begin[:, None]).any(1).nonzero()[:, 0]).numel():
@@ -314,9 +275,9 @@ def one_trajectory(
         prediction = process.predict(denoiser, rows, rows.input_ids.masked_fill(masked, process.mask_id), t)
         due = (when == now[:, None])[prediction.masked]
         nats = prediction.per_row(process.nats(prediction).where(due, 0.0))
-        at_the_end = nats.where(s == 0, 0.0)  # where everything is revealed, and its time is no surprise
-        if not process.flat:
-            each = torch.ones(len(active), WINDOWS_A_SET, dtype=torch.bool, device=grid.device)
+        at_the_end = nats.where(s == 0, 0.0)  # everything is revealed there, so its time is no surprise
+        if process.schedule.token_dependent:
+            each = torch.ones(len(active), WINDOWS_PER_SET, dtype=torch.bool, device=grid.device)
             u = uniform(each, streams_of(generator, active))
             nats = nats + timing_terms(process, prediction, since, now, u, grid)
         sums[:, active] += torch.stack([nats, at_the_end, torch.ones_like(nats)])
@@ -325,15 +286,12 @@ def one_trajectory(
 
 
 def timing_terms(
-    process: Estimated, prediction: Prediction, since: Tensor, until: Tensor, u: Tensor, grid: Tensor
+    process: MaskedTransitions, prediction: Prediction, since: Tensor, until: Tensor, u: Tensor, grid: Tensor
 ) -> Tensor:
-    """What a spindle adds to u times the cross-entropy, [B], summed over windows since..until: estimated from some."""
-    number, batch = until - since + 1, prediction.batch
-    total = torch.zeros(len(since), dtype=torch.float64, device=grid.device)
-    for i, place in enumerate(u.unbind(1)):
-        window = since + ((i + place) / u.shape[1] * number).long()
+    """Estimate what a spindle adds to u times the cross-entropy, [B], summed over windows since..until."""
+    number, total = until - since + 1, torch.zeros(len(since), dtype=torch.float64, device=grid.device)
+    for i, share in enumerate(u.unbind(1)):
+        window = since + ((i + share) / u.shape[1] * number).long()
         t, s = grid[torch.minimum(window, until)].unbind(1)
-        kl, cross_entropy = process.divergence(prediction, s, t)
-        weight = process.posterior(batch.input_ids, s, t, batch.target_mask)[prediction.masked]
-        total += prediction.per_row(kl - weight * cross_entropy)
+        total += prediction.per_row(process.timing(prediction, s, t))
     return total * number / u.shape[1]

@@ -6,6 +6,7 @@ Source: Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete S
 absorbing closed form and the extra step from x_0 to text as in the released code of MDLM (arXiv 2406.07524).
 """
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -15,23 +16,23 @@ from torch import Generator, Tensor
 from data.batch import Batch
 from diffusion.chunked_logits import in_parts
 from diffusion.draws import WHOLE, Share, filter_logits, stratified_timesteps
-from diffusion.masked.noise_schedules import SCHEDULES
+from diffusion.masked.noise_schedules import SCHEDULES, ContinuousSchedule
 from diffusion.masked.prediction import Prediction
-from diffusion.masked.process import ScheduledProcess, SigmaInput
-from diffusion.options import SampleArgs
-from diffusion.process import Denoiser, Loss
+from diffusion.masked.process import MaskedProcess
+from diffusion.options import SampleArgs, SigmaInputArgs
+from diffusion.process import Denoiser, Loss, Vocabulary
 from utils.errors import check_choices, check_ranges
 
 
 @dataclass(frozen=True)
-class D3pmArgs(SigmaInput):
+class D3pmArgs(SigmaInputArgs):
     """Everything that defines the process; saved with the checkpoint."""
 
     noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "alpha_bar(t), t = 0..T / T"})
     num_steps: int = field(default=1000, metadata={"aliases": ["--diffusion_steps"], "help": "T, forward steps"})
-    subs_masking: bool = field(default=False, metadata={"help": "give [MASK] probability 0 in the prediction"})
+    subs_masking: bool = field(default=False, metadata={"help": "probability 0 for [MASK] in the prediction"})
     reconstruction_weight: float = field(
-        default=1.0, metadata={"help": "of the charge for visible tokens in the training; the bound has it whole"}
+        default=1.0, metadata={"help": "weight of the reconstruction term in the training loss; the bound has weight 1"}
     )
 
     def __post_init__(self) -> None:
@@ -39,25 +40,45 @@ class D3pmArgs(SigmaInput):
         check_ranges(self, num_steps=(1, 10**6), reconstruction_weight=(0, 1000))
 
 
-class D3pmDiffusion(ScheduledProcess):
+class MaskThinning:
+    """A `transitions.Thinning`: a token believed to be [MASK] stays masked. Its mark is m = pi([MASK])."""
+
+    fastest_mark, statistic = 0.0, None
+
+    def __init__(self, schedule: ContinuousSchedule, barred: Tensor, mask_id: int) -> None:
+        """Take the schedule and the tokens, int64 [n], that may not be predicted."""
+        self.schedule, self.barred, self.mask_id = schedule, barred, mask_id
+
+    def mark(self, logits: Tensor, token: Tensor, mean: None) -> Tensor:
+        """See Thinning: m, whichever token was drawn; temperature, top-k and top-p do not act on it."""
+        barred = self.barred.to(logits.device)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).index_fill(1, barred, -math.inf)
+        return logits.double().softmax(-1)[:, self.mask_id]
+
+    def reveal_probability(self, s: Tensor, t: Tensor, mark: Tensor) -> Tensor:
+        """See Thinning: (1 - m) (a(s) - a(t)) / (1 - a(t) + m a(t)), which without m is Bayes'."""
+        none = torch.zeros_like(mark)
+        at_s, at_t = self.schedule.alpha_bar(s, none), self.schedule.alpha_bar(t, none)
+        return (1 - mark) * (at_s - at_t) / (1 - at_t + mark * at_t).clamp(min=1e-300)
+
+
+class D3pmDiffusion(MaskedProcess):
     """t runs over multiples of 1/T, float64."""
 
-    exact, thins, lingers = False, True, True
+    samplers = ("row-clocks", "ancestral", "cached", "confidence")
+    limit_samplers = ()
+    estimators = ("windows", "stratified")
+    limit_estimators = ()
+    leftover_masks = True
 
-    def __init__(
-        self,
-        args: D3pmArgs,
-        token_counts: Tensor,
-        *,
-        mask_id: int,
-        excluded_ids: tuple[int, ...] = (),
-        unsampled_ids: tuple[int, ...] = (),
-    ) -> None:
-        """See `TextProcess`; of the counts, [V], only their number counts."""
-        super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
+    def __init__(self, args: D3pmArgs, vocabulary: Vocabulary, *, fused_loss: bool = False) -> None:
+        """Make the schedule that the settings describe."""
+        self.args = args
+        schedule = ContinuousSchedule(SCHEDULES[args.noise], args.num_steps)
+        super().__init__(schedule, vocabulary, fused_loss=fused_loss)
         if not args.subs_masking:
-            self.barred = self.barred[self.barred != mask_id]
-        self.args, self.num_steps, self.schedule = args, args.num_steps, SCHEDULES[args.noise]
+            self.barred = self.barred[self.barred != vocabulary.mask_id]
+        self.thinning = MaskThinning(schedule, self.barred, vocabulary.mask_id)
 
     # ---- the bound's terms -----------------------------------------------------------------------------------------
 
@@ -67,7 +88,7 @@ class D3pmDiffusion(ScheduledProcess):
         With m = pi([MASK]), a = alpha_bar and u the posterior of x0,
         KL = u (-log pi(x0)) + log(1 + m a(t) / (1 - a(t))) - (1 - u) log(1 + m a(s) / (1 - a(s))).
         """
-        at_s, at_t = (self.keep_probability(time, torch.zeros_like(time))[prediction.row] for time in (s, t))
+        at_s, at_t = (self.schedule.alpha_bar(time, torch.zeros_like(time))[prediction.row] for time in (s, t))
         u = (at_s - at_t) / (1 - at_t)
         log_total = prediction.logits.logsumexp(-1)
         cross_entropy = (log_total - prediction.logits.gather(-1, prediction.x0[:, None]).squeeze(-1)).double()
@@ -88,10 +109,10 @@ class D3pmDiffusion(ScheduledProcess):
     def reconstruction(self, denoiser: Denoiser, batch: Batch) -> Tensor:
         """-log p(x0 | x_0 = x0) of every target, float64 [B, L]: the network is charged for what it sees, too."""
         targets, x0 = batch.target_mask, batch.input_ids
-        hidden = denoiser.encode(x0, self.told(torch.zeros(len(x0), device=x0.device)), batch.attention_mask)
+        hidden = denoiser.encode(x0, self.time_input(torch.zeros(len(x0), device=x0.device)), batch.attention_mask)
 
         def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
-            logits = self.within(denoiser.decode(part))
+            logits = self.within_support(denoiser.decode(part))
             return (F.cross_entropy(logits, x0[rows][targets[rows]], reduction="none").double(),)
 
         (nats,) = in_parts(terms, hidden[targets], targets.sum(1), self.vocab_size, again=self.fused_loss)
@@ -108,21 +129,12 @@ class D3pmDiffusion(ScheduledProcess):
         total, weight = self.num_steps * kl.sum(), self.args.reconstruction_weight
         if weight:  # a forward of its own
             total = total + weight * self.reconstruction(denoiser, batch).sum()
-        plain = cross_entropy.detach().sum() / self.schedule.mean_mask_rate
+        plain = cross_entropy.detach().sum() / self.schedule.noise.mean_mask_rate
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": plain})
 
     # ---- sampling --------------------------------------------------------------------------------------------------
 
-    def reveal_probability(self, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """(1 - m) (a(s) - a(t)) / (1 - a(t) + m a(t)), which without m is Bayes'. Here m = pi([MASK]) is called h."""
-        at_s, at_t = self.keep_probability(s, torch.zeros_like(h)), self.keep_probability(t, torch.zeros_like(h))
-        return (1 - h) * (at_s - at_t) / (1 - at_t + h * at_t).clamp(min=1e-300)
-
-    def hesitation(self, logits: Tensor, token: Tensor, mean: None) -> Tensor:
-        """m, float64 [n], whichever token was drawn; temperature, top-k and top-p do not act on it."""
-        return self.within(logits.clone()).double().softmax(-1)[:, self.mask_id]
-
     def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """See MaskedProcess; a masked token stays with (1 - a(s) + m a(s)) / (1 - a(t) + m a(t))."""
         weights = filter_logits(logits + self.sampling_support, args).softmax(-1)
-        return 1 - self.reveal_probability(self.hesitation(logits, weights, None), s, t), weights
+        return 1 - self.thinning.reveal_probability(s, t, self.thinning.mark(logits, None, None)), weights

@@ -15,6 +15,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from diffusion.options import step_windows
+
 EPSILON = 1e-3
 """alpha_bar(1) of loglinear and both cosines."""
 
@@ -132,3 +134,65 @@ def log_mask_rates(schedule: NoiseSchedule) -> tuple[float, float]:
     """log(1 - exp(-sigma)) at sigma_min, which is EPSILON above sigma(0), and at sigma_max = sigma(1)."""
     first, last = schedule.ends
     return math.log(-math.expm1(math.log(first) - EPSILON)), math.log(1 - last)
+
+
+class ContinuousSchedule:
+    """A `transitions.Schedule` of t in [0, 1], float64: alpha_bar is that of a NoiseSchedule, stretched to 1 and 0.
+
+    In continuous time (`num_steps` infinite) windows are of equal length; otherwise they lie on multiples of 1/T.
+    """
+
+    token_dependent = False
+
+    def __init__(self, noise: NoiseSchedule, num_steps: float = math.inf, *, log_rate_input: bool = False) -> None:
+        """Take a schedule.
+
+        Args:
+            noise: sigma(t).
+            num_steps: T; infinite in continuous time.
+            log_rate_input: give a time-conditioned network the log mask rate, scaled to [0, 1], instead of sigma.
+        """
+        self.noise, self.num_steps, self.log_rate_input = noise, num_steps, log_rate_input
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> "ContinuousSchedule":
+        """Make windows on this device from now on; returns self."""
+        self.device = device
+        return self
+
+    def windows(self, num_steps: int) -> Tensor:
+        """See Schedule; float64 [n, 2]. 0 stands for 128, or T if that is less."""
+        if math.isfinite(self.num_steps):
+            steps = torch.tensor(step_windows(int(self.num_steps), num_steps), device=self.device)
+            return steps.double() / self.num_steps
+        grid = torch.arange(num_steps or 128, -1, -1, dtype=torch.float64, device=self.device)
+        return torch.stack([grid[:-1], grid[1:]], 1) / grid[0]
+
+    def informativeness(self, x0: Tensor, target_mask: Tensor) -> Tensor:
+        """Zeros, float64 [B, L]: all tokens are alike."""
+        return torch.zeros(x0.shape, dtype=torch.float64, device=x0.device)
+
+    def alpha_bar(self, t: Tensor, h: Tensor) -> Tensor:
+        """See Schedule."""
+        return self.noise.closed(t) + torch.zeros_like(h)
+
+    def token_alpha_bar(self, t: Tensor, x0: Tensor, target_mask: Tensor) -> Tensor:
+        """See Schedule."""
+        return self.alpha_bar(t[:, None], self.informativeness(x0, target_mask))
+
+    def reveal_probability(self, s: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """See Schedule."""
+        at_t = self.alpha_bar(t, h)
+        return (self.alpha_bar(s, h) - at_t) / (1 - at_t)
+
+    def time_at(self, level: Tensor) -> Tensor:
+        """See Schedule."""
+        return self.noise.time_at(level)
+
+    def time_input(self, t: Tensor) -> Tensor:
+        """Sigma(t), float32 [B]; or the scaled log mask rate."""
+        if not self.log_rate_input:
+            return self.noise.sigma(t.double()).float()
+        low, high = log_mask_rates(self.noise)
+        rate = 1 - self.noise.alpha_bar(t.double())
+        return ((rate.log() - low) / (high - low)).clamp(0, 1).float()

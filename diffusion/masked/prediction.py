@@ -1,7 +1,7 @@
-"""What a network says of the masked tokens, and the sums over the vocabulary that the bound takes of it.
+"""The prediction p(x0 | xt) at masked positions, and the sums over the vocabulary that the bound needs.
 
 n masked positions times V entries is the largest thing in a training step. Here it exists as logits and as
-probabilities; whatever else the loss needs is a number a position, and the gradient is written out by hand.
+probabilities; everything else is one number per position, and the gradient is written out by hand.
 """
 
 from functools import cached_property
@@ -17,16 +17,20 @@ from data.batch import Batch
 class Prediction:
     """p(x0 | xt) at the masked targets of a batch."""
 
-    def __init__(self, batch: Batch, xt: Tensor, masked: Tensor, logits: Tensor) -> None:
-        """Keep the logits.
+    def __init__(self, batch: Batch, xt: Tensor, masked: Tensor, logits: Tensor, barred: Tensor) -> None:
+        """Take the logits, and give barred tokens probability 0.
 
         Args:
             batch: of B sentences.
             xt: int64 [B, L].
             masked: bool [B, L], the n positions that are predicted.
-            logits: [n, V] row by row, float32 at least; -inf where nothing may be predicted.
+            logits: [n, V] row by row; they are changed.
+            barred: int64 [m], tokens that no text holds.
         """
-        self.batch, self.xt, self.masked, self.logits = batch, xt, masked, logits
+        self.batch, self.xt, self.masked = batch, xt, masked
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        self.logits = logits.index_fill_(1, barred, -torch.inf)
+        """[n, V], float32 at least."""
         self.x0 = batch.input_ids[masked]
         """int64 [n]."""
         self.row = masked.nonzero()[:, 0]
@@ -34,13 +38,13 @@ class Prediction:
 
     @cached_property
     def log_total(self) -> Tensor:
-        """Log of the sum of exp(logits), [n], cut off from the graph; by way of `probs`, as exponentials are dear."""
-        largest, place = self.logits.detach().max(-1)
-        return largest - self.probs.gather(-1, place[:, None]).squeeze(-1).log()
+        """Log of the sum of exp(logits), [n], detached; computed from `probs`, since exponentials are expensive."""
+        largest, token = self.logits.detach().max(-1)
+        return largest - self.probs.gather(-1, token[:, None]).squeeze(-1).log()
 
     @cached_property
     def probs(self) -> Tensor:
-        """Pi, [n, V], cut off from the graph."""
+        """pi, [n, V], detached."""
         return self.logits.detach().softmax(-1)
 
     @cached_property
@@ -51,15 +55,15 @@ class Prediction:
         return (self.log_total - self.logits.gather(-1, self.x0[:, None]).squeeze(-1)).double()
 
     def expectation(self, statistic: Tensor) -> Tensor:
-        """Mean of a statistic [V] under pi, [n], cut off from the graph."""
+        """Return the mean of a statistic [V] under pi, [n], detached."""
         return self.probs @ statistic.to(self.probs.dtype)
 
     def per_row(self, values: Tensor) -> Tensor:
-        """Sums over each sentence, [B], of values [n]."""
+        """Sum values [n] over each sentence, [B]."""
         return torch.zeros(len(self.xt), dtype=values.dtype, device=values.device).index_add(0, self.row, values)
 
     def spindle_terms(self, statistic: Tensor, table: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the KL with a spindle needs, each float64 [n] and on the graph of the logits.
+        """Return what the KL with a spindle needs, each float64 [n] and differentiable by the logits.
 
         Args:
             statistic: [V].
@@ -73,7 +77,7 @@ class Prediction:
 
 
 class _SpindleTerms(torch.autograd.Function):
-    """The gradient by a logit.
+    """Three sums over the vocabulary, with their gradient by a logit.
 
     With g the incoming ones, E the expectation of the statistic H, and R = sum_k pi(k) u^(k),
     d/d logit(k) = pi(k) (g_R u^(k) + e H(k) + g_ce - g_R R - e E) - g_ce [k = x0],
@@ -84,7 +88,7 @@ class _SpindleTerms(torch.autograd.Function):
     def forward(
         ctx: FunctionCtx, logits: Tensor, prediction: Prediction, statistic: Tensor, table: Tensor, slope: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Three sums over the vocabulary."""
+        """Return -log pi(x0), R and u^(x0)."""
         probs = prediction.probs
         narrow, lengths = table.to(probs.dtype), prediction.masked.sum(1).tolist()
         revealed = torch.cat([p @ u for p, u in zip(probs.split(lengths), narrow, strict=True)])
@@ -97,7 +101,7 @@ class _SpindleTerms(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, *incoming: Tensor) -> tuple[Tensor | None, ...]:
-        """See the class."""
+        """Apply the formula above."""
         probs, x0, revealed, statistic, table, slope = ctx.saved_tensors
         g_ce, g_revealed, g_own = (g.to(table.dtype) for g in incoming)
         grad = torch.empty_like(probs)

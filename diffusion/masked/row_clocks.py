@@ -1,19 +1,20 @@
-"""Ancestral sampling of a masked process in which every row keeps its own clock: the same law, far fewer forwards.
+"""Ancestral sampling of a masked process in which every row has its own clock: the same law, far fewer forward passes.
 
-A network that is not told the time changes its mind only when a token is revealed, so a row needs a forward only then,
-and the rows of a batch may stand at different steps. When a token is due can be settled before the network is asked:
+The output of a network without time input changes only when a token is revealed. So a row needs a forward pass only
+then, and the rows of a batch may stand at different steps. The times of the reveals are drawn by thinning (Lewis and
+Shedler 1979):
 
-1. No token is revealed more willingly than the process's `boldest`. Every masked position draws its next moment from
-   that token's law, by inverting its cumulative hazard at an exponential variable; the network has no part in it.
-2. Only at the moment a position comes up does it need a prediction. A token is drawn from it and accepted with the odds
-   of its own probability to be revealed now against the boldest's (thinning: Lewis and Shedler 1979). After a
-   rejection the position draws its next moment, and the same prediction serves again, for nothing has changed.
+1. Propose. Every masked position draws the time of its next proposal from the largest hazard that any token has, by
+   inverting the cumulative hazard at an exponential variable. The network is not needed for this.
+2. Accept. At a proposal the network predicts the position, and a token is drawn from p(x0 | xt). It is accepted with
+   the ratio of its own reveal probability to the largest one. After a rejection the position draws its next proposal;
+   xt has not changed, so the same prediction serves again.
 
-Where a prediction has no say in when a token is revealed (no spindle, no [MASK] predicted), every moment is accepted,
-and the vocabulary head runs at revealed positions only. Without windows (`--num_steps inf`) this is the first-hitting
-sampler (Zheng et al. 2024, arXiv 2409.02908): one token a forward. A row takes as many forwards as it has moments with
-a reveal in them, at most one a token. Rows that are done leave the batch and waiting ones take their places, so it
-stays full to the end.
+Where the reveal probability does not depend on the prediction (no spindle, no predicted [MASK]), every proposal is
+accepted, and the vocabulary head runs at revealed positions only. Without windows (`--num_steps inf`) this is the
+first-hitting sampler (Zheng et al. 2024, arXiv 2409.02908): one token per forward pass. A row takes as many forward
+passes as it has moments with a reveal, at most one per token. Finished rows leave the batch and waiting rows replace
+them, so that the batch stays full to the end.
 """
 
 import math
@@ -24,103 +25,55 @@ from torch import Tensor
 
 from data.batch import Batch
 from diffusion.draws import Generators, filter_logits, sample_categorical, streams_of, uniform
+from diffusion.masked.transitions import MaskedTransitions, Thinning
 from diffusion.options import SampleArgs
 from diffusion.process import Denoiser, StepCallback
 
 LOGITS_AT_ONCE = 2**22
-"""Where every masked position is predicted: what fits a cache is quicker than what fits the memory."""
-
-
-class Revealing(Protocol):
-    """What the sampler asks of a masked process. What h is, of a token or a position, is the process's matter."""
-
-    mask_id: int
-    sampling_support: Tensor
-    """[V], added to logits; -inf bars a token."""
-    flat: bool
-    """Whether all tokens are equally bold."""
-    thins: bool
-    """Whether a prediction has a say in when a token is revealed, so that it may be rejected when it comes up."""
-    lingers: bool
-    """Whether a token may still be masked after the last window; it is then revealed given the rest."""
-    boldest: float
-    """The h than which none is lower: what is revealed soonest."""
-    statistic: Tensor
-    """[V], what h is made of; unused if `flat`, as is `estimated_mean`."""
-
-    def windows(self, num_steps: int) -> Tensor:
-        """The reverse steps (t, s) from all [MASK] to clean, [n, 2]."""
-        ...
-
-    def time_at(self, level: Tensor) -> Tensor:
-        """When alpha_bar of an average token is at `level`."""
-        ...
-
-    def told(self, t: Tensor) -> Tensor:
-        """What a time-conditioned network is told at t."""
-        ...
-
-    def reveal_probability(self, h: Tensor, s: Tensor, t: Tensor) -> Tensor:
-        """Of a token that is masked at t: to be itself at s."""
-        ...
-
-    def keep_at(self, level: Tensor, h: Tensor) -> Tensor:
-        """alpha_bar of a token, where that of an average one is `level`."""
-        ...
-
-    def reveal_rate(self, level: Tensor, h: Tensor) -> Tensor:
-        """The reveal probability of a vanishing window, per unit of `level`."""
-        ...
-
-    def estimated_mean(self, expected: Tensor, xt: Tensor, masked: Tensor, target_mask: Tensor) -> Tensor:
-        """[B], the sentence mean of the statistic, of which the masked positions have the expectations given."""
-        ...
-
-    def hesitation(self, logits: Tensor, token: Tensor, mean: Tensor | None) -> Tensor:
-        """The h of drawn tokens, [n], predicted by logits [n, V], in sentences of that mean (None if `flat`)."""
-        ...
+"""Logits in one piece where every masked position is predicted: pieces that fit the cache are faster."""
 
 
 class Clock(Protocol):
-    """When masked positions come up. Moments are numbers that grow as the reverse process goes on, from 0."""
+    """Times of proposals, as moments: numbers that grow from 0 as the reverse process goes on."""
 
-    def next(self, moment: Tensor, patience: Tensor) -> Tensor:
-        """The first moment after `moment` at which the boldest token would be revealed; patience ~ Exp(1)."""
+    def next(self, moment: Tensor, wait: Tensor) -> Tensor:
+        """Return the first moment after `moment` at which the largest hazard reveals a token; wait ~ Exp(1)."""
         ...
 
-    def acceptance(self, moment: Tensor, h: Tensor) -> Tensor:
-        """Probability that a token of informativeness h is revealed, given that the boldest would be."""
+    def acceptance(self, moment: Tensor, mark: Tensor) -> Tensor:
+        """Return the acceptance probability of a token with this mark at a proposal."""
         ...
 
     def time(self, moment: Tensor) -> Tensor:
-        """The time t, in the process's own count."""
+        """Return the time t of a moment, as the schedule counts it."""
         ...
 
 
 class WindowClock:
     """Moments are the reverse steps 1..n of a grid from T to 0."""
 
-    def __init__(self, process: Revealing, num_steps: int) -> None:
-        """Sums the boldest token's hazard window by window; it is infinite in the last, which reveals what is left."""
-        self.process = process
-        self.t, self.s = process.windows(num_steps).unbind(1)
-        if process.lingers:  # one window more, of no length
+    def __init__(self, process: MaskedTransitions, num_steps: int) -> None:
+        """Sum the largest hazard window by window; it is infinite in the last, which reveals what is left."""
+        self.thinning = process.thinning
+        self.t, self.s = process.schedule.windows(num_steps).unbind(1)
+        if process.leftover_masks:  # one window more, of no length
             self.t, self.s = torch.cat([self.t, self.s[-1:]]), torch.cat([self.s, self.s[-1:]])
-        bold = torch.full(self.t.shape, process.boldest, dtype=torch.float64, device=self.t.device)
-        self.bold = process.reveal_probability(bold, self.s, self.t)
-        hazard = -torch.log1p(-self.bold.where(self.s > 0, 1.0))
+        law = self.thinning or process.schedule
+        fastest = torch.full_like(self.t, fastest_mark(self.thinning), dtype=torch.float64)
+        self.largest = law.reveal_probability(self.s, self.t, fastest)
+        hazard = -torch.log1p(-self.largest.where(self.s > 0, 1.0))
         self.hazard = torch.cat([hazard.new_zeros(1), hazard.cumsum(0)])
 
-    def next(self, moment: Tensor, patience: Tensor) -> Tensor:
+    def next(self, moment: Tensor, wait: Tensor) -> Tensor:
         """See Clock."""
-        reached = torch.searchsorted(self.hazard, self.hazard[moment.long()] + patience)
+        reached = torch.searchsorted(self.hazard, self.hazard[moment.long()] + wait)
         return torch.maximum(reached, moment.long() + 1).double()
 
-    def acceptance(self, moment: Tensor, h: Tensor) -> Tensor:
+    def acceptance(self, moment: Tensor, mark: Tensor) -> Tensor:
         """See Clock."""
         window = moment.long() - 1
-        own = self.process.reveal_probability(h, self.s[window], self.t[window])
-        return torch.where(window < len(self.s) - 1, own / self.bold[window], 1.0)
+        own = self.thinning.reveal_probability(self.s[window], self.t[window], mark)
+        return torch.where(window < len(self.s) - 1, own / self.largest[window], 1.0)
 
     def time(self, moment: Tensor) -> Tensor:
         """See Clock."""
@@ -128,69 +81,79 @@ class WindowClock:
 
 
 class ContinuousClock:
-    """The limit of ever finer windows; a moment is the boldest token's cumulative hazard, -log(1 - alpha_bar)."""
+    """The limit of ever finer windows; a moment is the largest cumulative hazard, -log(1 - alpha_bar)."""
 
-    def __init__(self, process: Revealing) -> None:
+    def __init__(self, process: MaskedTransitions) -> None:
         """Nothing is tabulated."""
-        self.process = process
+        self.schedule, self.thinning = process.schedule, process.thinning
 
     def level(self, moment: Tensor) -> Tensor:
-        """The base schedule's alpha_bar at a moment, by bisection down to rounding."""
+        """alpha_bar of an average token at a moment, by bisection down to rounding."""
         low, high = torch.zeros_like(moment), torch.ones_like(moment)
-        bold, wanted = torch.full_like(moment, self.process.boldest), -torch.expm1(-moment)
+        fastest, wanted = torch.full_like(moment, fastest_mark(self.thinning)), -torch.expm1(-moment)
         for _ in range(60):
             middle = (low + high) / 2
-            early = self.process.keep_at(middle, bold) < wanted
+            early = (self.thinning.alpha_bar(middle, fastest) if self.thinning else middle) < wanted
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
         return low.clamp(max=1 - 1e-12)  # beyond, rates are 0/0; no sentence is long enough to get there
 
-    def next(self, moment: Tensor, patience: Tensor) -> Tensor:
+    def next(self, moment: Tensor, wait: Tensor) -> Tensor:
         """See Clock."""
-        return moment + patience
+        return moment + wait
 
-    def acceptance(self, moment: Tensor, h: Tensor) -> Tensor:
+    def acceptance(self, moment: Tensor, mark: Tensor) -> Tensor:
         """See Clock."""
-        level, bold = self.level(moment), torch.full_like(h, self.process.boldest)
-        return self.process.reveal_rate(level, h) / self.process.reveal_rate(level, bold)
+        level, fastest = self.level(moment), torch.full_like(mark, fastest_mark(self.thinning))
+        return self.thinning.hazard(level, mark) / self.thinning.hazard(level, fastest)
 
     def time(self, moment: Tensor) -> Tensor:
         """See Clock."""
-        return self.process.time_at(self.level(moment))
+        return self.schedule.time_at(self.level(moment))
+
+
+def fastest_mark(thinning: Thinning | None) -> float:
+    """Return the mark with the largest hazard; without thinning all tokens are alike, with h = 0."""
+    return thinning.fastest_mark if thinning else 0.0
 
 
 def exponential(u: Tensor) -> Tensor:
-    """Exponential variables of mean 1, from uniform ones in [0, 1)."""
+    """Return exponential variables of mean 1, from uniform ones in [0, 1)."""
     return -torch.log1p(-u)
 
 
 class RowClocks:
-    """The sampler: where every row stands, and how it goes on."""
+    """The sampler: the state of every row, and its steps."""
 
     def __init__(
-        self, process: Revealing, denoiser: Denoiser, batch: Batch, args: SampleArgs, generator: Generators = None
+        self,
+        process: MaskedTransitions,
+        denoiser: Denoiser,
+        batch: Batch,
+        args: SampleArgs,
+        generator: Generators = None,
     ) -> None:
-        """All rows masked, none begun.
+        """Mask the targets of all rows; no row has begun.
 
         Args:
-            process: what is revealed when.
-            denoiser: the network. One that is told the time needs a forward for every moment that comes up.
-            batch: N rows, all that are wanted; those of like length side by side.
+            process: gives schedule and thinning.
+            denoiser: the network. With time input it needs a forward pass for every proposal.
+            batch: all N rows to be sampled; rows of similar length stand side by side.
             args: number of reverse steps, or inf; temperature, top-k and top-p, which act on p(x0 | xt).
-            generator: with one stream for each row, a row does not depend on the others.
+            generator: with one stream per row, a row does not depend on the others.
         """
         self.process, self.denoiser, self.batch, self.args, self.generator = process, denoiser, batch, args, generator
         infinite = math.isinf(args.num_steps)
         self.clock: Clock = ContinuousClock(process) if infinite else WindowClock(process, int(args.num_steps))
         self.xt = batch.input_ids.masked_fill(batch.target_mask, process.mask_id)
         self.moment = torch.full(self.xt.shape, math.inf, dtype=torch.float64, device=self.xt.device)
-        """[N, L], when a masked target comes up next; infinite elsewhere."""
+        """[N, L], moment of the next proposal of each masked target; infinite elsewhere."""
 
     def run(self, rows_at_once: int = 0, on_step: StepCallback | None = None) -> Tensor:
-        """x_0 ~ p_theta, int64 [N, L]: every target drawn anew, everything else as it was.
+        """Draw x_0 ~ p_theta, int64 [N, L]: every target anew; all other tokens stay.
 
         Args:
-            rows_at_once: how many rows a forward takes; 0: all.
-            on_step: is told after each forward.
+            rows_at_once: rows per forward pass; 0: all.
+            on_step: called after each forward pass.
         """
         waiting = self.batch.target_mask.any(1).nonzero()[:, 0]
         size = rows_at_once or len(waiting)
@@ -207,69 +170,71 @@ class RowClocks:
         return self.xt
 
     def draw(self, where: Tensor, rows: Tensor) -> Tensor:
-        """Uniform variables for some rows, float64 [b, L], at the True positions of `where`; 1 elsewhere."""
+        """Return uniform variables for some rows, float64 [b, L], at the True positions of `where`; 1 elsewhere."""
         return uniform(where, streams_of(self.generator, rows))
 
     def admit(self, rows: Tensor) -> None:
-        """First moments of rows that join."""
+        """Draw the first proposals of rows that join the batch."""
         if len(rows):
             targets = self.batch.target_mask[rows]
-            patience = exponential(self.draw(targets, rows).where(targets, 0.0))
-            first = self.clock.next(torch.zeros_like(patience), patience)
+            wait = exponential(self.draw(targets, rows).where(targets, 0.0))
+            first = self.clock.next(torch.zeros_like(wait), wait)
             self.moment[rows] = first.where(targets, math.inf)
 
     def step(self, rows: Tensor) -> None:
-        """One forward of some rows, and all that its predictions are good for: a reveal in each of them."""
+        """Run one forward pass of some rows, and propose until each of them has revealed a token."""
         attention = self.batch.attention_mask[rows]
         width = int(attention.any(0).nonzero().max()) + 1
         xt = self.xt[rows, :width]
-        t = self.process.told(self.clock.time(self.moment[rows].amin(1)))
+        t = self.process.time_input(self.clock.time(self.moment[rows].amin(1)))
         hidden = self.denoiser.encode(xt, t, attention[:, :width])
-        mean = None if self.process.flat else self.sentence_mean(xt, hidden, self.batch.target_mask[rows, :width])
+        mean = self.sentence_mean(xt, hidden, self.batch.target_mask[rows, :width])
         pending = torch.arange(len(rows), device=rows.device)
         while len(pending):
             means = None if mean is None else mean[pending]
-            pending = pending[~self.come_up(rows[pending], hidden[pending], means)]
+            pending = pending[~self.propose(rows[pending], hidden[pending], means)]
             if self.denoiser.time_conditioned:
-                break  # their next moments are other times, with predictions of their own
+                break  # the next proposals are at other times, and need predictions of their own
 
-    def come_up(self, rows: Tensor, hidden: Tensor, mean: Tensor | None) -> Tensor:
-        """The next moment of some rows: its positions draw tokens, and may reveal them.
+    def propose(self, rows: Tensor, hidden: Tensor, mean: Tensor | None) -> Tensor:
+        """Process the next proposals of some rows: draw a token at each position, and accept or reject it.
 
         Args:
             rows: int64 [b], their numbers.
-            hidden: [b, width, D], what the network made of them.
-            mean: [b], the sentence means; None if all tokens are alike.
+            hidden: [b, width, D], their hidden states.
+            mean: [b], sentence means for the marks; None if the marks need none.
 
         Returns:
-            bool [b], whether a row revealed anything.
+            bool [b], whether the row revealed a token.
         """
-        moment = self.moment[rows, : hidden.shape[1]]
+        thinning, moment = self.process.thinning, self.moment[rows, : hidden.shape[1]]
         due = moment == moment.amin(1, keepdim=True)
-        place, column = due.nonzero().unbind(1)
-        row, now = rows[place], moment[due]
-        drawn = self.draw(due.repeat(1, 3 if self.process.thins else 1), rows).split(due.shape[1], dim=1)
+        index, column = due.nonzero().unbind(1)
+        row, now = rows[index], moment[due]
+        drawn = self.draw(due.repeat(1, 3 if thinning else 1), rows).split(due.shape[1], dim=1)
         logits = self.denoiser.decode(hidden[due])
         token = sample_categorical(self.weights(logits), drawn[0][due])
-        if not self.process.thins:
+        if thinning is None:
             self.xt[row, column], self.moment[row, column] = token, math.inf
             return torch.ones_like(rows, dtype=torch.bool)
-        h = self.process.hesitation(logits, token, None if mean is None else mean[place])
-        accepted = drawn[1][due] < self.clock.acceptance(now, h)
+        mark = thinning.mark(logits, token, None if mean is None else mean[index])
+        accepted = drawn[1][due] < self.clock.acceptance(now, mark)
         later = self.clock.next(now, exponential(drawn[2][due]))
         self.xt[row, column] = token.where(accepted, self.process.mask_id)
         self.moment[row, column] = torch.where(accepted, math.inf, later)
-        return torch.zeros_like(rows, dtype=torch.bool).index_fill(0, place[accepted], True)
+        return torch.zeros_like(rows, dtype=torch.bool).index_fill(0, index[accepted], True)
 
     def weights(self, logits: Tensor) -> Tensor:
-        """p(x0 | xt), [n, V]: float32 at least, filtered as asked."""
+        """Return p(x0 | xt), [n, V], float32 at least, after temperature, top-k and top-p."""
         return filter_logits(logits + self.process.sampling_support, self.args).softmax(-1)
 
-    def sentence_mean(self, xt: Tensor, hidden: Tensor, targets: Tensor) -> Tensor:
-        """What h is set against, as far as x_t shows it, float64 [b]: the one thing that takes every prediction."""
-        masked = xt.eq(self.process.mask_id) & targets
-        statistic = self.process.statistic
+    def sentence_mean(self, xt: Tensor, hidden: Tensor, targets: Tensor) -> Tensor | None:
+        """Return the sentence means that marks need, float64 [b]: every masked position of x_t is predicted."""
+        thinning = self.process.thinning
+        if thinning is None or thinning.statistic is None:
+            return None
+        masked, statistic = xt.eq(self.process.mask_id) & targets, thinning.statistic
         at_once = max(1, LOGITS_AT_ONCE // len(statistic))
         predicted = (self.weights(self.denoiser.decode(part)) for part in hidden[masked].split(at_once))
         expected = torch.cat([weights @ statistic.to(weights.dtype) for weights in predicted])
-        return self.process.estimated_mean(expected, xt, masked, targets)
+        return thinning.sentence_mean(expected, xt, masked, targets)

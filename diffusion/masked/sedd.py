@@ -10,34 +10,35 @@ Source: Lou et al. 2023, "Discrete Diffusion Modeling by Estimating the Ratios o
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from data.batch import Batch
 from diffusion.draws import WHOLE, Generators, Share, filter_logits, stratified_uniform
-from diffusion.masked.noise_schedules import SCHEDULES
+from diffusion.masked.noise_schedules import SCHEDULES, ContinuousSchedule
 from diffusion.masked.prediction import Prediction
-from diffusion.masked.process import ScheduledProcess, SigmaInput
-from diffusion.options import EVERY_WINDOW, BoundArgs, SampleArgs
-from diffusion.process import Bound, Denoiser, Loss
+from diffusion.masked.process import MaskedProcess
+from diffusion.options import BoundArgs, SampleArgs, SigmaInputArgs
+from diffusion.process import Bound, Denoiser, Loss, Vocabulary
 from utils.errors import UserError, check_choices, check_ranges
 
 
 @dataclass(frozen=True)
-class SeddArgs(SigmaInput):
+class SeddArgs(SigmaInputArgs):
     """Everything that defines the process; saved with the checkpoint."""
 
     noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "sigma(t)"})
     sampling_eps: float = field(default=1e-3, metadata={"help": "the smallest t of the training"})
-    own_time = "layerwise"  # how its network is told sigma, unless the command line says otherwise
+    default_time_conditioning: ClassVar[str] = "layerwise"
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_ranges(self, sampling_eps=(1e-6, 0.5))
 
     def check_time(self, time_conditioning: str) -> None:
-        """Refuses a network that is not told sigma.
+        """Refuse a network without sigma as its time input.
 
         Raises:
             UserError: with the remedy.
@@ -45,40 +46,29 @@ class SeddArgs(SigmaInput):
         if time_conditioning != "layerwise":
             raise UserError(f"time_conditioning={time_conditioning}: a score depends on sigma; use layerwise")
 
-    def check(self, *, time_conditioning: str, warm_start: float, **_: object) -> None:
-        """Refuses settings of the training that do not go with these.
-
-        Raises:
-            UserError: with the remedy.
-        """
+    def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
+        """See ProcessArgs."""
         self.check_time(time_conditioning)
         if warm_start:
             raise UserError("warm_start trains probabilities, and process=sedd has scores; leave it out")
 
 
-class SeddDiffusion(ScheduledProcess):
+class SeddDiffusion(MaskedProcess):
     """Continuous time, t in [0, 1]."""
 
-    num_steps, by_steps = math.inf, True
+    samplers = ("cached", "ancestral", "confidence")
+    limit_samplers = ()
 
-    def __init__(
-        self,
-        args: SeddArgs,
-        token_counts: Tensor,
-        *,
-        mask_id: int,
-        excluded_ids: tuple[int, ...] = (),
-        unsampled_ids: tuple[int, ...] = (),
-    ) -> None:
-        """See `TextProcess`; of the counts, [V], only their number counts."""
-        super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
-        self.args, self.schedule = args, SCHEDULES[args.noise]
+    def __init__(self, args: SeddArgs, vocabulary: Vocabulary, *, fused_loss: bool = False) -> None:
+        """Make the schedule that the settings describe."""
+        self.args = args
+        super().__init__(ContinuousSchedule(SCHEDULES[args.noise]), vocabulary, fused_loss=fused_loss)
 
     # ---- the score, its entropy, and the loss ------------------------------------------------------------------------
 
     def log_ratios(self, logits: Tensor) -> Tensor:
         """Log q(v), [n, V]; the log score is this plus log r. -inf for [MASK] and what no text holds."""
-        return self.within(logits) - math.log(self.vocab_size - 1)
+        return self.within_support(logits) - math.log(self.vocab_size - 1)
 
     def nats(self, prediction: Prediction) -> Tensor:
         """Score entropy over r d sigma, float64 [n]: sum_v q(v) - 1 - log q(x0), never less than -log pi(x0)."""
@@ -94,34 +84,24 @@ class SeddDiffusion(ScheduledProcess):
         t = (1 - self.args.sampling_eps) * u + self.args.sampling_eps
         xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         entropy = self.token_terms(denoiser, batch, xt, t, t, with_kl=False)[1].sum(1)
-        total = (self.schedule.closed_weight(t) * entropy).sum()
+        total = (self.schedule.noise.closed_weight(t) * entropy).sum()
         return Loss(total, batch.target_mask.sum(), {"score_entropy": entropy.detach().sum()})
 
-    def bound(
-        self,
-        denoiser: Denoiser,
-        batch: Batch,
-        num_steps: float,
-        args: BoundArgs = EVERY_WINDOW,
-        *,
-        generator: Generators = None,
+    def _bound(
+        self, denoiser: Denoiser, batch: Batch, num_steps: float, args: BoundArgs, generator: Generators
     ) -> Bound:
-        """The bound in continuous time: there is none of a number of steps, since scores need not be probabilities.
-
-        Raises:
-            UserError: for a number of steps.
-        """
+        """There is no bound of a number of steps, since scores need not be probabilities."""
         if math.isfinite(num_steps):
             raise UserError(
                 f"num_steps={num_steps:g}: the bound of process=sedd is that of continuous time; leave it out"
             )
-        return super().bound(denoiser, batch, num_steps, args, generator=generator)
+        return super()._bound(denoiser, batch, num_steps, args, generator)
 
     # ---- sampling --------------------------------------------------------------------------------------------------
 
     def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Tweedie's ("analytic") step: v is revealed with probability u q(v), scaled down where they exceed one."""
-        u = self.reveal_probability(torch.zeros_like(t), s, t) if s < t else torch.ones_like(t)
+        u = self.schedule.reveal_probability(s, t, torch.zeros_like(t)) if s < t else torch.ones_like(t)
         revealed = u * self.log_ratios(logits.clone()).logsumexp(-1).double().exp()
         stay = (1 - revealed).clamp(min=0)
         return stay, filter_logits(logits + self.sampling_support, args).softmax(-1)

@@ -1,68 +1,35 @@
-"""Ancestral sampling step by step: for networks that are told the time, and to compare `row_clocks.py` with.
+"""Sampling step by step: for networks with time input, for other laws, and as the reference of row_clocks.py.
 
-A step (t, s) leaves a masked token masked with some probability and else draws what it is: two decisions, the first
-never drowned in the second's noise, both in float64. What the probabilities are, a process says (`reverse_step`).
-`cached`: a network that is not told the time is asked again only of rows that have changed; the law is the same.
+A step (t, s) decides for each masked token whether it stays masked, and draws its value otherwise: two decisions in
+float64, so that small reveal probabilities are kept. The process gives the probabilities (`reverse_step`).
+`cached`: without time input only rows that have changed need a forward pass; the law is the same.
 """
-
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from data.batch import Batch
 from diffusion.draws import Generators, filter_logits, sample_categorical, streams_of, uniform
+from diffusion.masked.transitions import MaskedTransitions
 from diffusion.options import SampleArgs
 from diffusion.process import Denoiser, StepCallback
 
 
-class Stepping(Protocol):
-    """What the sampler asks of a masked process."""
-
-    mask_id: int
-    sampling_support: Tensor
-    """[V], added to logits; -inf bars a token."""
-
-    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
-        """alpha_bar at t; of an average token h is 0."""
-        ...
-
-    def windows(self, num_steps: int) -> Tensor:
-        """The reverse steps (t, s) from all [MASK] to clean, [n, 2]."""
-        ...
-
-    def told(self, t: Tensor) -> Tensor:
-        """What a time-conditioned network is told at t."""
-        ...
-
-    def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Of logits [n, V]: the probability to stay masked, float64 [n], and weights of what is revealed, [n, V]."""
-        ...
-
-
 def sample(
-    process: Stepping,
+    process: MaskedTransitions,
     denoiser: Denoiser,
     batch: Batch,
     args: SampleArgs,
-    *,
-    group_of: "type[Group] | None" = None,
-    rows_at_once: int = 0,
-    generator: Generators = None,
-    on_step: StepCallback | None = None,
+    sampler: str,
+    rows_at_once: int,
+    generator: Generators,
+    on_step: StepCallback | None,
 ) -> Tensor:
-    """x_0 ~ p_theta, int64 [N, L]: every target drawn anew, everything else as it was; nothing is left masked.
-
-    Args:
-        process, denoiser, batch, args: see `MaskedProcess.sample`.
-        group_of: how a step is taken; by default, by the law.
-        rows_at_once, generator, on_step: see `MaskedProcess.sample`.
-    """
+    """Draw x_0 step by step, int64 [N, L]; see `Process.sample`. `sampler` is one of SAMPLERS."""
     xt = batch.input_ids.masked_fill(batch.target_mask, process.mask_id)
-    windows = process.windows(int(args.num_steps))
+    windows, kind = process.schedule.windows(int(args.num_steps)), SAMPLERS[sampler]
     final = windows[-1:, 1].expand(2)  # what a process leaves masked at the end is drawn given the rest
     for rows in torch.arange(len(xt), device=xt.device).split(rows_at_once or max(1, len(xt))):
-        kind = group_of or Group
         group = kind(process, denoiser, batch.rows(rows), xt[rows], args, streams_of(generator, rows))
         for window in [*windows, final]:
             moved = group.step(*window.unbind())
@@ -73,16 +40,24 @@ def sample(
     return xt
 
 
-class Group:
-    """Rows that go through the steps together."""
+class StepSampler:
+    """Rows that go through the steps together, by ancestral sampling."""
 
     ends_early = True
-    """Whether a row in which nothing is masked is done."""
+    """Whether a row without masks is finished."""
+    reuses_hidden = False
+    """Whether unchanged rows keep their hidden states, if the network has no time input."""
 
     def __init__(
-        self, process: Stepping, denoiser: Denoiser, batch: Batch, xt: Tensor, args: SampleArgs, streams: Generators
+        self,
+        process: MaskedTransitions,
+        denoiser: Denoiser,
+        batch: Batch,
+        xt: Tensor,
+        args: SampleArgs,
+        streams: Generators,
     ) -> None:
-        """All masked; nothing seen by the network."""
+        """Start with all targets masked and no hidden states."""
         width = int(batch.attention_mask.any(0).nonzero().max()) + 1
         self.process, self.denoiser, self.args, self.streams = process, denoiser, args, streams
         self.xt, self.attention, self.width = xt, batch.attention_mask[:, :width], width
@@ -91,11 +66,11 @@ class Group:
         self.going = self.changed.clone()
 
     def step(self, t: Tensor, s: Tensor) -> bool:
-        """From t to s; False if there was nothing left to do. At s = t whatever is masked is revealed."""
+        """Go from t to s; return False if nothing is masked. At s = t every mask is revealed."""
         masked = self.xt.eq(self.process.mask_id) & self.targets
         if not masked.any():
             return False
-        self.look(masked.any(1), t)
+        self.encode(masked.any(1), t)
         stay, weights = self.process.reverse_step(
             self.denoiser.decode(self.hidden[masked[:, : self.width]]), self.args, s, t
         )
@@ -106,21 +81,21 @@ class Group:
         self.changed = torch.zeros_like(self.changed).index_fill(0, masked.nonzero()[:, 0][~kept], True)
         return True
 
-    def look(self, needed: Tensor, t: Tensor) -> None:
-        """Hidden states of the rows in need, [B, width, D]; of those that have not changed, what they were."""
-        if self.hidden is not None and self.args.sampler != "ancestral" and not self.denoiser.time_conditioned:
+    def encode(self, needed: Tensor, t: Tensor) -> None:
+        """Update the hidden states [B, width, D] of the needed rows; unchanged rows may keep theirs."""
+        if self.hidden is not None and self.reuses_hidden and not self.denoiser.time_conditioned:
             needed = needed & self.changed
         rows = needed.nonzero()[:, 0]
         if not len(rows):
             return
-        told = self.process.told(t[None]).expand(len(rows))
-        found = self.denoiser.encode(self.xt[rows, : self.width], told, self.attention[rows])
+        time_input = self.process.time_input(t[None]).expand(len(rows))
+        found = self.denoiser.encode(self.xt[rows, : self.width], time_input, self.attention[rows])
         if self.hidden is None:
             self.hidden = found.new_zeros(len(self.xt), *found.shape[1:])
         self.hidden[rows] = found
 
     def finish(self) -> Tensor:
-        """The rows that have nothing masked any more and were not known to, int64 [n]."""
+        """Return the rows that have become free of masks, int64 [n]."""
         done = self.going & ~(self.xt.eq(self.process.mask_id) & self.targets).any(1)
         self.going = self.going & ~done
         return done.nonzero()[:, 0]
@@ -129,22 +104,28 @@ class Group:
 USUAL_ETA = 0.02
 
 
-class Confident(Group):
+class Cached(StepSampler):
+    """sampler=cached."""
+
+    reuses_hidden = True
+
+
+class Confident(Cached):
     """sampler=confidence."""
 
     def step(self, t: Tensor, s: Tensor) -> bool:
-        """See Group; the number of masked tokens after it is that of all targets times 1 - alpha_bar(s), rounded up."""
+        """Leave as many targets masked as 1 - alpha_bar(s) of them, rounded up; reveal the most probable tokens."""
         masked = self.xt.eq(self.process.mask_id) & self.targets
         if not masked.any():
             return False
-        self.look(masked.any(1), t)
+        self.encode(masked.any(1), t)
         logits = self.denoiser.decode(self.hidden[masked[:, : self.width]]) + self.process.sampling_support
         weights = filter_logits(logits, self.args).softmax(-1)
         token = sample_categorical(weights, uniform(masked, self.streams)[masked])
         sure = torch.full(masked.shape, -1.0, dtype=torch.float64, device=masked.device)
         sure[masked] = weights.gather(1, token[:, None])[:, 0].double()
         average = torch.zeros((), dtype=torch.float64, device=masked.device)
-        left = torch.ceil((1 - self.process.keep_probability(s, average)) * self.targets.sum(1) - 1e-9)
+        left = torch.ceil((1 - self.process.schedule.alpha_bar(s, average)) * self.targets.sum(1) - 1e-9)
         rank = (-sure).argsort(dim=1, stable=True).argsort(dim=1)
         reveal = masked & (rank < (masked.sum(1) - left)[:, None])
         if self.args.confidence_threshold:
@@ -155,7 +136,7 @@ class Confident(Group):
 
 
 def remask_rates(at_s: Tensor, at_t: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """Probabilities that a visible token is masked again and that a masked one is revealed, as alpha_bar rises.
+    """Return the probabilities that a visible token is masked again, and that a masked one is revealed.
 
     The former is eta, or less where more would leave too many masked; the latter makes up for it, so that a token that
     was masked with probability 1 - at_t is so with 1 - at_s.
@@ -164,20 +145,20 @@ def remask_rates(at_s: Tensor, at_t: Tensor, eta: float) -> tuple[Tensor, Tensor
     return again, ((at_s - (1 - again) * at_t) / (1 - at_t)).clamp(max=1)
 
 
-class Remasking(Group):
+class Remasking(Cached):
     """sampler=remdm."""
 
     ends_early = False
 
     def step(self, t: Tensor, s: Tensor) -> bool:
-        """See Group."""
+        """See StepSampler."""
         masked, average = self.xt.eq(self.process.mask_id) & self.targets, torch.zeros_like(t, dtype=torch.float64)
-        at_s, at_t = (self.process.keep_probability(time, average) for time in (s, t))
+        at_s, at_t = (self.process.schedule.alpha_bar(time, average) for time in (s, t))
         again, reveal = remask_rates(at_s, at_t, self.args.remask_eta or USUAL_ETA)
         visible = self.targets & ~masked
         drawn = self.xt.clone()
         if masked.any():
-            self.look(masked.any(1), t)
+            self.encode(masked.any(1), t)
             logits = self.denoiser.decode(self.hidden[masked[:, : self.width]]) + self.process.sampling_support
             first, second = (uniform(masked, self.streams)[masked] for _ in range(2))
             token = sample_categorical(filter_logits(logits, self.args).softmax(-1), second)
@@ -186,3 +167,7 @@ class Remasking(Group):
         self.changed = (drawn != self.xt).any(1)
         self.xt = drawn
         return bool((masked if s == t else self.targets).any())
+
+
+SAMPLERS = {"ancestral": StepSampler, "cached": Cached, "confidence": Confident, "remdm": Remasking}
+"""By the names that --sampler knows."""

@@ -1,33 +1,17 @@
 """Warm start: BERT's own masked language modelling, at a mask rate drawn per sentence."""
 
-from typing import Protocol
-
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from data.batch import Batch
 from diffusion.chunked_logits import in_parts
 from diffusion.draws import WHOLE, Share, stratified_uniform, uniform
+from diffusion.masked.transitions import MaskedTransitions
 from diffusion.process import Denoiser, Loss
 
 
-class Masking(Protocol):
-    """What a warm start asks of a masked process."""
-
-    mask_id: int
-    vocab_size: int
-
-    def time_at(self, level: Tensor) -> Tensor:
-        """When alpha_bar of an average token is at `level`."""
-        ...
-
-    def told(self, t: Tensor) -> Tensor:
-        """What a time-conditioned network is told at t."""
-        ...
-
-
 def masked_lm_loss(
-    process: Masking,
+    process: MaskedTransitions,
     denoiser: Denoiser,
     batch: Batch,
     *,
@@ -50,7 +34,7 @@ def masked_lm_loss(
         logits = denoiser.decode(hidden).float()
         return (F.cross_entropy(logits, batch.input_ids[rows][masked[rows]], reduction="none"),)
 
-    hidden = denoiser.encode(xt, process.told(process.time_at(1 - rate)), batch.attention_mask)[masked]
+    hidden = denoiser.encode(xt, process.time_input(process.schedule.time_at(1 - rate)), batch.attention_mask)[masked]
     (cross_entropy,) = in_parts(terms, hidden, masked.sum(1), process.vocab_size, again=fused)
     total = cross_entropy.sum() / ((low + high) / 2)
     return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})

@@ -17,8 +17,8 @@ from torch import Tensor
 from data.batch import Batch
 from diffusion.draws import Generators, filter_logits, sample_categorical, streams_of, uniform
 from diffusion.options import SampleArgs, step_windows
-from diffusion.process import Denoiser, StepCallback
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion.process import Denoiser, StepCallback, Vocabulary
+from diffusion_word_freq import SpindleSchedule, WordFreqArgs, WordFreqDiffusion
 from utils.errors import UserError
 
 EPSILON = 1e-20  # inside the released program's logarithms
@@ -42,59 +42,79 @@ def released_betas(schedule: str, num_steps: int) -> Tensor:
     return (1 - level(t + 1) / level(t)).clamp(0, 0.999)
 
 
-class ReleasedWordFreqDiffusion(WordFreqDiffusion):
-    """The process as released. Everything it does not override is the exact process."""
+class ReleasedSchedule(SpindleSchedule):
+    """The schedule as released: h unbounded, alpha_bar clipped, and a posterior that is not Bayes'."""
 
-    exact = is_bound = False
-    tables = (*WordFreqDiffusion.tables, "unforced")
-
-    def __init__(self, args: WordFreqArgs, token_counts: Tensor, **ids: object) -> None:
-        """Prepare the released tables; arguments as for the exact process."""
-        super().__init__(args, token_counts, **ids)
+    def __init__(self, args: WordFreqArgs, token_counts: Tensor) -> None:
+        """Make the released tables; arguments as for the exact schedule."""
+        super().__init__(args, token_counts)
         stays = 1 - released_betas(args.schedule, args.num_steps).double()
         self.unforced = torch.cat([torch.ones(1, dtype=torch.float64), stays]).cumprod(0)
         """alpha_bar(0..T) as the betas have it, float64 [T + 1]: above 0 at T where the last beta is below 1."""
         self.base = self.unforced.index_fill(0, torch.tensor([args.num_steps]), 0.0)
 
-    def check_sampling(self, args: SampleArgs) -> None:
-        """Refuses the limit of ever finer steps, which this arithmetic does not have."""
-        if math.isinf(args.num_steps):
-            raise UserError("num_steps=inf needs the exact process; the released one takes 1 to T steps")
-        if args.sampler != "auto":
-            raise UserError(f"sampler={args.sampler} is for the exact process; the released one has its own")
-        super().check_sampling(args)
+    def to(self, device: torch.device) -> "ReleasedSchedule":
+        """Move the tables; returns self."""
+        self.unforced = self.unforced.to(device)
+        super().to(device)
+        return self
 
-    def informativeness(self, statistic: Tensor, mean: Tensor) -> Tensor:
+    def informativeness_of(self, statistic: Tensor, mean: Tensor) -> Tensor:
         """h, not held within the bound that makes the process absorbing."""
         return self.contrast(statistic, mean)
 
-    def keep_probability(self, t: Tensor, h: Tensor) -> Tensor:
+    def alpha_bar(self, t: Tensor, h: Tensor) -> Tensor:
         """clip(base(t) - lambda sin(pi t/T) h, 0, 0.999) for t > 0, and 1 at t = 0."""
         spindle = self.amplitude * torch.sin(math.pi * t / self.num_steps) * h
         return torch.where(t == 0, 1.0, (self.base[t] - spindle).clamp(0, 0.999))
 
     def base_kernel(self, s: Tensor, t: Tensor) -> Tensor:
-        """Probability that a token visible at s is masked at t, by the betas between them alone, [B, 1]."""
-        return (1 - self.unforced[t] / self.unforced[s])[:, None]
+        """Probability that a token visible at s is masked at t, by the betas between them alone, of their shape."""
+        return 1 - self.unforced[t] / self.unforced[s]
 
-    def posterior(self, x0: Tensor, s: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:
-        """The released q(x_s = x0 | x_t = [MASK], x0), float64 [B, L]; not Bayes' unless lambda = 0."""
-        keep = self.alpha_bar(s, x0, target_mask)
+    def reveal_probability(self, s: Tensor, t: Tensor, h: Tensor) -> Tensor:
+        """The released q(x_s = x0 | x_t = [MASK], x0); not Bayes' unless lambda = 0."""
+        keep = self.alpha_bar(s, h)
         visible = self.base_kernel(s, t) * keep
         return visible / (visible + (1 - keep))  # bracketed: exactly 1 at s = 0
+
+
+class ReleasedWordFreqDiffusion(WordFreqDiffusion):
+    """The process as released. Everything it does not override is the exact process."""
+
+    is_bound = False
+    schedule: ReleasedSchedule
+    make_schedule = ReleasedSchedule
+
+    def __init__(
+        self, args: WordFreqArgs, token_counts: Tensor, vocabulary: Vocabulary, *, fused_loss: bool = False
+    ) -> None:
+        """Make the released schedule; arguments as for the exact process."""
+        super().__init__(args, token_counts, vocabulary, fused_loss=fused_loss)
+        self.samplers, self.thinning = (), None
+        self.estimators, self.limit_estimators = ("windows", "stratified"), ()
+
+    def check_sampling(self, args: SampleArgs) -> None:
+        """See Process."""
+        args.require_tokens("a masked process")
+        if math.isinf(args.num_steps):
+            raise UserError("num_steps=inf needs the exact process; the released one takes 1 to T steps")
+        if args.sampler != "auto":
+            raise UserError(f"sampler={args.sampler} is for the exact process; the released one has its own")
+        self.schedule.windows(int(args.num_steps))
 
     def soft_marginal(self, probs: Tensor, t: Tensor, h: Tensor) -> Tensor:
         """q(x_t) of a token that is v with probability probs[v], [B, L, V]; everything lost goes to [MASK]."""
         if int(t.max()) == 0:
             return probs
-        noisy = probs * self.keep_probability(t[:, None], h)[..., None]
+        noisy = probs * self.schedule.alpha_bar(t[:, None], h)[..., None]
         noisy[..., self.mask_id] = 0
         noisy[..., self.mask_id] = 1 - noisy.sum(-1)
         return noisy
 
     def transition(self, xt: Tensor, s: Tensor, t: Tensor, vocab_size: int) -> Tensor:
         """Likelihood of the observed x_t given each x_s, by the base schedule alone, [B, L, V]."""
-        kernel = self.base_kernel(s, t)[..., None].expand(*xt.shape, 1)
+        kernel = self.schedule.base_kernel(s, t)[:, None, None].expand(*xt.shape, 1)
         stays = torch.nn.functional.one_hot(xt, vocab_size).double()
         from_any = kernel.expand(*xt.shape, vocab_size).clone()
         from_any[..., self.mask_id] = 1
@@ -120,7 +140,7 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         cross_entropy = -log_probs.gather(-1, batch.input_ids[target][:, None]).squeeze(-1).double()
         not_mask = 1 - log_probs[:, self.mask_id].exp().double()
         keep = self.alpha_bar(s, batch.input_ids, target)[target]
-        kernel = self.base_kernel(s, t).expand(xt.shape)[target]
+        kernel = self.schedule.base_kernel(s, t)[:, None].expand(xt.shape)[target]
         reveal = self.posterior(batch.input_ids, s, t, target)[target]
         stays = (1 - reveal) * ((1 - keep).clamp(min=EPSILON).log() - (1 - keep * not_mask).clamp(min=EPSILON).log())
         evidence = (kernel * keep * not_mask + (1 - keep * not_mask)) / (kernel * keep + (1 - keep))
@@ -137,24 +157,21 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         """
         probs = logits.double().softmax(-1)
         guess = probs.argmax(-1)
-        mean = self.sentence_mean(guess, batch.target_mask)[:, None]
-        h = self.informativeness(self.statistic[guess], mean)
+        h = self.schedule.informativeness(guess, batch.target_mask)
         score = (self.soft_marginal(probs, s, h) + EPSILON).log()
         score = score + (self.transition(xt, s, t, logits.shape[-1]) + EPSILON).log()
         return filter_logits(score.flatten(0, 1), args).softmax(-1).view_as(score)
 
-    def sample(
+    def _sample(
         self,
         denoiser: Denoiser,
         batch: Batch,
         args: SampleArgs,
-        *,
-        rows_at_once: int = 0,
-        generator: Generators = None,
-        on_step: StepCallback | None = None,
+        rows_at_once: int,
+        generator: Generators,
+        on_step: StepCallback | None,
     ) -> Tensor:
-        """Ancestral sampling as released, one forward a step, so many rows at a time: int64 [N, L]."""
-        self.check_sampling(args)
+        """Ancestral sampling as released, one forward a step."""
         xt = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
         for rows in torch.arange(len(xt)).split(rows_at_once or len(xt)):
             width = int(batch.attention_mask[rows].any(0).nonzero().max()) + 1

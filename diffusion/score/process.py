@@ -15,7 +15,7 @@ from torch import Generator, Tensor
 
 from data.batch import Batch
 from diffusion.draws import WHOLE, Generators, Share, stratified_uniform
-from diffusion.options import EVERY_WINDOW, BoundArgs, SampleArgs
+from diffusion.options import BoundArgs, SampleArgs
 from diffusion.process import Bound, Loss, ScoreDenoiser, StepCallback
 from diffusion.score import noise_levels, sampling
 from diffusion.score.bound import bound, profile, reported
@@ -28,7 +28,9 @@ from utils.errors import UserError
 class ScoreDiffusion(ScoreTransitions):
     """Satisfies `process.Process`; its denoiser is a `ScoreDenoiser`."""
 
-    in_the_limit = "stratified"
+    samplers = ("renoise", "euler", "heun", "sde")
+    estimators = ("windows", "stratified")
+    limit_estimator = "stratified"
 
     def draw(self, denoiser: ScoreDenoiser, batch: Batch, generator: Generator | None, share: Share) -> Drawn:
         """Levels for a step of training, and what is given in it."""
@@ -67,7 +69,7 @@ class ScoreDiffusion(ScoreTransitions):
         scale = num_tokens / drawn.learnt.sum().clamp(min=1)
         total = (nats * weight).sum() * scale
         if denoiser.warp is not None:
-            total = total + num_tokens * denoiser.warp.misfit(drawn.place, *drawn.means(nats.detach()))
+            total = total + num_tokens * denoiser.warp.fit_loss(drawn.place, *drawn.means(nats.detach()))
         return Loss(total, num_tokens, {"cross_entropy": nats.detach().sum() * scale})
 
     @torch.no_grad()
@@ -86,23 +88,13 @@ class ScoreDiffusion(ScoreTransitions):
 
     # ---- bound and sampling --------------------------------------------------------------------------------------
 
-    def bound(
-        self,
-        denoiser: ScoreDenoiser,
-        batch: Batch,
-        num_steps: float,
-        args: BoundArgs = EVERY_WINDOW,
-        *,
-        generator: Generators = None,
+    def _bound(
+        self, denoiser: ScoreDenoiser, batch: Batch, num_steps: float, args: BoundArgs, generator: Generators
     ) -> Bound:
-        """An upper bound of -log p(x0), whose p is `--sampler sde` at as many steps: see diffusion/score/bound.py.
-
-        Raises:
-            UserError: for an estimator of masked processes.
-        """
+        """The law is that of `--sampler sde` at as many steps: see bound.py."""
         return bound(self, denoiser, batch, num_steps, args, generator)
 
-    def profiled(self, denoiser: ScoreDenoiser) -> list[str]:
+    def profile_names(self, denoiser: ScoreDenoiser) -> list[str]:
         """Cross-entropies, by noise level."""
         return [f"cross_entropy_at_{sigma:g}" for sigma in reported(self, denoiser)]
 
@@ -110,7 +102,7 @@ class ScoreDiffusion(ScoreTransitions):
         """These, float64 [number of names, B] in nats."""
         return profile(self, denoiser, batch, generator)
 
-    def about(self, denoiser: ScoreDenoiser) -> dict[str, float]:
+    def network_figures(self, denoiser: ScoreDenoiser) -> dict[str, float]:
         """How high the noise goes, and how far the embeddings have drawn together."""
         return {"sigma_max": self.schedule(denoiser).sigma_max, "anisotropy": noise_levels.anisotropy(denoiser.table())}
 
@@ -126,16 +118,14 @@ class ScoreDiffusion(ScoreTransitions):
         if args.guidance != 1 and not self.args.drop_given:
             raise UserError(f"guidance={args.guidance:g} needs a checkpoint trained with --drop_given (0.1, say)")
 
-    def sample(
+    def _sample(
         self,
         denoiser: ScoreDenoiser,
         batch: Batch,
         args: SampleArgs,
-        *,
-        rows_at_once: int = 0,
-        generator: Generators = None,
-        on_step: StepCallback | None = None,
+        rows_at_once: int,
+        generator: Generators,
+        on_step: StepCallback | None,
     ) -> Tensor:
-        """int64 [N, L]: targets from noise; what is given is exactly as it was. See diffusion/score/sampling.py."""
-        self.check_sampling(args)
+        """From noise; what is given is exactly as it was. See sampling.py."""
         return sampling.sample(self, denoiser, batch, args, rows_at_once, generator, on_step)

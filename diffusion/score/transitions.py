@@ -8,7 +8,6 @@ Loss, bound and samplers (process.py, bound.py, sampling.py) are written in thes
 
 import math
 from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,17 +16,17 @@ from torch import Tensor
 from data.batch import Batch
 from diffusion.chunked_logits import in_parts
 from diffusion.draws import Generators, gaussian
-from diffusion.process import ScoreDenoiser
+from diffusion.options import ProcessArgs
+from diffusion.process import Process, ScoreDenoiser, Vocabulary
 from diffusion.score import noise_levels
 from diffusion.score.noise_levels import KINDS, RhoSchedule
-from diffusion.text_process import TextProcess
 from utils.errors import UserError, check_choices, check_ranges
 
 MOST_STEPS = 10_000
 
 
 @dataclass(frozen=True)
-class ScoreArgs:
+class ScoreArgs(ProcessArgs):
     """Everything that defines the process; saved with the checkpoint."""
 
     sigma_min: float = field(default=1.0, metadata={"help": "the lowest noise level"})
@@ -55,8 +54,6 @@ class ScoreArgs:
     self_conditioning: bool = field(default=True, metadata={"help": "the network sees its estimate before"})
     time_warp: bool = field(default=True, metadata={"help": "learn where levels are worth drawing (CDCD)"})
 
-    time_period: ClassVar[int] = 1
-
     def __post_init__(self) -> None:
         check_choices(self)
         check_ranges(self, sigma_min=(1e-3, 1e3), sigma_max=(0, 1e6), rho=(0.1, 100))
@@ -81,31 +78,23 @@ class ScoreArgs:
         return {"self_conditioning": self.self_conditioning, "time_warp": self.time_warp}
 
     def check_time(self, time_conditioning: str) -> None:
-        """Refuses a network that is told the level in another way than it is, with a UserError."""
+        """See ProcessArgs."""
         if time_conditioning == "token":
             raise UserError("time_conditioning=token: process=score tells the noise of every position; leave it out")
 
-    def check(self, *, time_conditioning: str, warm_start: float, **_: object) -> None:
-        """Refuses what has no meaning without [MASK], with a UserError."""
+    def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
+        """See ProcessArgs."""
         self.check_time(time_conditioning)
         if warm_start:
             raise UserError("warm_start is for masked processes; leave it out with process=score")
 
 
-class ScoreTransitions(TextProcess):
+class ScoreTransitions(Process):
     """What one look of the network at noisy embeddings gives; its denoiser is a `ScoreDenoiser`."""
 
-    def __init__(
-        self,
-        args: ScoreArgs,
-        token_counts: Tensor,
-        *,
-        mask_id: int,
-        excluded_ids: tuple[int, ...] = (),
-        unsampled_ids: tuple[int, ...] = (),
-    ) -> None:
-        """See `TextProcess`; of the counts, [V], only their number counts."""
-        super().__init__(len(token_counts), mask_id=mask_id, excluded_ids=excluded_ids, unsampled_ids=unsampled_ids)
+    def __init__(self, args: ScoreArgs, vocabulary: Vocabulary, *, fused_loss: bool = False) -> None:
+        """Take the settings; vocabulary, fused_loss: see `Process`."""
+        super().__init__(vocabulary, fused_loss=fused_loss)
         self.args, self.num_steps = args, args.num_steps
 
     def schedule(self, denoiser: ScoreDenoiser) -> RhoSchedule:
@@ -115,7 +104,7 @@ class ScoreTransitions(TextProcess):
 
     def places(self, denoiser: ScoreDenoiser, r: Tensor) -> Tensor:
         """Even numbers to places: themselves, or warped."""
-        return r if denoiser.warp is None else denoiser.warp.places(r.to(denoiser.warp.widths.device))
+        return r if denoiser.warp is None else denoiser.warp.quantile(r.to(denoiser.warp.widths.device))
 
     def encode(
         self, denoiser: ScoreDenoiser, x: Tensor, sigma: Tensor, batch: Batch, previous: Tensor | None = None
@@ -154,7 +143,7 @@ class ScoreTransitions(TextProcess):
         x0, table = batch.input_ids, denoiser.table()
 
         def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
-            logits = self.within(self.logits(denoiser, part, table))
+            logits = self.within_support(self.logits(denoiser, part, table))
             return (F.cross_entropy(logits, x0[rows][where[rows]], reduction="none").double(),)
 
         return in_parts(terms, hidden[where], where.sum(1), self.vocab_size, again=self.fused_loss)[0]
@@ -163,7 +152,7 @@ class ScoreTransitions(TextProcess):
         """Score interpolation: the mean clean embedding under p(x0 | x_t), [B, L, E]; 0 elsewhere."""
 
         def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
-            return (self.within(self.logits(denoiser, part, table)).softmax(-1) @ table,)
+            return (self.within_support(self.logits(denoiser, part, table)).softmax(-1) @ table,)
 
         (found,) = in_parts(terms, hidden[where], where.sum(1), self.vocab_size, again=False)
         return found.new_zeros(*where.shape, table.shape[1]).masked_scatter(where[..., None], found)
