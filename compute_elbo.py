@@ -1,4 +1,4 @@
-"""The likelihood bound of a text under a checkpoint.
+"""Compute the likelihood bound of a text under a checkpoint.
 
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --num_steps 512 --json
@@ -9,6 +9,7 @@ python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/t
 import math
 import sys
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from checkpoint.folder import load_checkpoint
 from checkpoint.text_model import TextModel
@@ -19,47 +20,60 @@ from data.row_formats import ROW_FORMATS, read_rows
 from data.tokenized_text import Text
 from diffusion.options import BoundArgs, reverse_steps
 from evaluation import comparable
-from evaluation.likelihood import pick, score_text
+from evaluation.likelihood import Scoring, pick, score_text
 from evaluation.likelihood_report import describe
 from utils import distributed, hub
 from utils.command_line import FROM_CHECKPOINT, parse, run_script
-from utils.device import autocast, pick_device, pick_precision, set_up_cpu
+from utils.device import pick_device, set_up_cpu
 from utils.errors import UserError, check_choices, check_ranges, require_finite
 from utils.figures import as_json
 from utils.messages import note
 
+MOST_USED = ("checkpoint", "data", "num_steps", "estimator", "limit", "json")
+
 
 @dataclass(frozen=True)
 class ElboArgs:
-    """What to score, and how finely."""
+    """Checkpoint and text to score, and the number of reverse steps of the bound."""
 
-    checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "a folder written by main.py"})
+    group: ClassVar[str] = "scoring"
+
+    checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "checkpoint folder written by main.py"})
     data: str = field(metadata={"help": "text or pairs: a file, a folder (its test split), or a data set on the hub"})
     num_steps: float = field(
         default=0,
         metadata={
             "aliases": ["--diffusion_steps"],
-            "help": "reverse steps; inf: the limit of ever finer ones; 0: 128, or T if less, or inf in continuous time",
+            "help": "reverse steps; inf: the continuous-time limit; 0: 128, T if less, inf in continuous time",
         },
     )
-    eval_step_size: int = field(default=0, metadata={"help": "the same, as steps of T per window"})
-    posterior: str = field(default="", metadata={"help": "exact or released; default: the checkpoint's"})
-    protocol: str = field(
-        default="", metadata={"choices": ["", *ROW_FORMATS], "help": "of rows; default: the checkpoint's"}
+    eval_step_size: int = field(
+        default=0,
+        metadata={"help": "diffusion steps per reverse step, T / num_steps; 0: set by num_steps"},
+    )
+    posterior: str = field(default="", metadata={"help": "posterior: exact or released; default: the checkpoint's"})
+    row_format: str = field(
+        default="",
+        metadata={
+            "aliases": ["--protocol"],
+            "choices": ["", *ROW_FORMATS],
+            "help": "row format of the text; default: the checkpoint's",
+        },
     )
     detokenizer: str = field(
-        default="", metadata={"choices": ["", *DETOKENIZERS], "help": "of this text; default: the checkpoint's"}
+        default="",
+        metadata={"choices": ["", *DETOKENIZERS], "help": "detokenizer of the text; default: the checkpoint's"},
     )
-    limit: int = field(default=0, metadata={"help": "score this many sentences, drawn once for a seed; 0: all"})
-    batch_size: int = field(default=64, metadata={"help": "sentences at a time; does not change the result"})
-    json: bool = field(default=False, metadata={"help": "print one JSON object and nothing else on stdout"})
+    limit: int = field(default=0, metadata={"help": "number of sentences to score, drawn with the seed; 0: all"})
+    batch_size: int = field(default=64, metadata={"help": "sentences per forward pass; does not change the result"})
+    json: bool = field(default=False, metadata={"help": "output of one JSON object and nothing else on stdout"})
     precision: str = field(
-        default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network"}
+        default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "precision of the network"}
     )
-    seed: int = field(default=0, metadata={"help": "of the draws of x_t"})
-    cache_dir: str = field(default="out/cache", metadata={"help": "where tokenised text is kept"})
-    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
+    seed: int = field(default=0, metadata={"help": "seed of the draws of xt"})
+    cache_dir: str = field(default="out/cache", metadata={"help": "folder of cached tokenised text"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch's default"})
+    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda or cuda:N"})
 
     def __post_init__(self) -> None:
         if not (0 <= self.num_steps <= 10**6 and self.num_steps % 1 == 0) and self.num_steps != math.inf:
@@ -67,94 +81,89 @@ class ElboArgs:
         check_ranges(self, eval_step_size=(0, 10**6), limit=(0, 10**12), batch_size=(1, 10**7))
         check_ranges(self, seed=(0, 2**63 - 1))
         if self.num_steps and self.eval_step_size:
-            raise UserError("give --num_steps or --eval_step_size, not both: the one is T over the other")
+            raise UserError("give --num_steps or --eval_step_size, not both: num_steps is T / eval_step_size")
         check_choices(self)
         if self.posterior not in ("", "exact", "released"):
             raise UserError(f"posterior={self.posterior!r} must be exact or released")
 
 
 def main() -> None:
-    """Load, score, print; under torchrun every process scores its share."""
-    args, bound_args = parse([ElboArgs, BoundArgs], __doc__, meaningless=FROM_CHECKPOINT)
+    """Score a text and print the report; under torchrun every process scores its share."""
+    args, bound_args = parse([ElboArgs, BoundArgs], __doc__, most_used=MOST_USED, meaningless=FROM_CHECKPOINT)
     hub.quiet_libraries()
     set_up_cpu(args.threads)
     device = pick_device(args.device)
     with distributed.process_group(device):
-        of_text = {"protocol": args.protocol, "detokenizer": args.detokenizer}
-        run = load_checkpoint(args.checkpoint, device, posterior=args.posterior, **of_text)
-        run.denoiser.autocast = autocast(device, pick_precision(args.precision, device))
+        model = load_checkpoint(
+            args.checkpoint,
+            device,
+            precision=args.precision,
+            posterior=args.posterior,
+            row_format=args.row_format,
+            detokenizer=args.detokenizer,
+        )
         with distributed.leader_first():
-            text = read_text(args, run)
-        report = score_text(
-            run,
-            text,
-            pick(text, args.limit, args.seed),
-            num_steps=steps(args, run.process.num_steps),
-            bound_args=bound_args,
-            batch_size=args.batch_size,
-            seed=args.seed,
-            device=device,
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-        ).report()
+            text = text_to_score(args, model)
+        scoring = Scoring(steps(args, model.process.num_steps), bound_args, args.batch_size, args.seed)
+        report = score_text(model, text, pick(text, args.limit, args.seed), scoring).report()
     if distributed.rank() == 0:
-        say(args, run, text, report)
+        print_report(args, model, text, report)
 
 
 def steps(args: ElboArgs, total: float) -> float:
-    """How many reverse steps the bound has; of a process in continuous time, left to itself, it is the limit."""
+    """Return the number of reverse steps of the bound; by default infinity for a process in continuous time."""
     if math.isinf(total) and not args.num_steps and not args.eval_step_size:
         return total
     return reverse_steps(total, args.num_steps, args.eval_step_size, "eval_step_size")
 
 
-def say(args: ElboArgs, run: TextModel, text: Text, report: dict) -> None:
-    """The report, and what a person should know of it.
+def print_report(args: ElboArgs, model: TextModel, text: Text, report: dict) -> None:
+    """Print the report, with notes on its validity.
 
     Raises:
         UserError: if a figure is not finite.
     """
-    require_finite(report, remedy(args, run))
+    require_finite(report, remedy(args, model))
     announce({"scored": text.source})
     notes = [text.cuts] if text.cuts else []
-    notes += comparable.other_than_trained(run, text)
+    notes += comparable.comparability_notes(model, text)
     for sentence in notes:
         note(sentence)
-    if not run.process.is_bound:
+    if not model.process.is_bound:
         notes.append("the released posterior's figure is not a bound: it can lie below -log p(x0)")
         print(f"warning: {notes[-1]}", file=sys.stderr)
     print(as_json(report | {"notes": notes}) if args.json else describe(report))
 
 
-def remedy(args: ElboArgs, run: TextModel) -> str:
-    """What to do about a bound that is not finite."""
-    for name, weights in run.denoiser.network.named_parameters():
+def remedy(args: ElboArgs, model: TextModel) -> str:
+    """Return the cause of a bound that is not finite, and what to do."""
+    for name, weights in model.denoiser.network.named_parameters():
         if not weights.isfinite().all():
             return (
                 f"the weights of {args.checkpoint} are damaged: {name} holds NaN or infinity; give another checkpoint"
             )
     if args.precision != "fp32":
         return f"precision={args.precision} may be too coarse for this network; give --precision fp32"
-    return "the network's weights are finite, but not what it makes of this text; try its lines one by one (--limit 1)"
+    return "the network's weights are finite, but its outputs for this text are not; score single sentences (--limit 1)"
 
 
-def read_text(args: ElboArgs, run: TextModel) -> Text:
-    """The sentences, or the pairs, of args.data: whichever the checkpoint was trained on.
+def text_to_score(args: ElboArgs, model: TextModel) -> Text:
+    """Return the sentences of args.data, or its pairs for a checkpoint trained on pairs.
 
     Raises:
-        UserError: if they are of the other kind.
+        UserError: if args.data holds the other kind.
     """
     source = scored_source(args.data)
-    if holds_pairs(source) != (run.pairs is not None):
-        kinds = ("pairs", "text") if run.pairs else ("text", "pairs")
+    if holds_pairs(source) != (model.pairs is not None):
+        kinds = ("pairs", "text") if model.pairs else ("text", "pairs")
         raise UserError(f"{args.data}: the checkpoint was trained on {kinds[0]}, and this file holds {kinds[1]}")
-    if run.pairs is None:
-        where = run.tokenizer, run.max_length, args.cache_dir
-        return read_rows(source, run.form, *where, causal=run.causal)
-    if args.protocol or args.detokenizer:
-        raise UserError(f"{args.data} holds pairs; protocol and detokenizer are for text, leave them out")
-    layout = Layout(run.pairs, run.tokenizer, run.max_length)
-    return tokenize_pairs(source, "", None, layout, run.tokenizer, args.cache_dir)
+    if model.pairs is None:
+        tokenizer, text_format = model.tokenizer, model.text_format
+        return read_rows(source, text_format, tokenizer, model.max_length, args.cache_dir, causal=model.causal)
+    if args.row_format or args.detokenizer:
+        raise UserError(f"{args.data} holds pairs; row_format and detokenizer are for text, leave them out")
+    layout = Layout(model.pairs, model.tokenizer, model.max_length)
+    return tokenize_pairs(source, "", None, layout, model.tokenizer, args.cache_dir)
 
 
 if __name__ == "__main__":

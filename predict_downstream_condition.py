@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -22,20 +23,23 @@ from data.pairs import Layout, source_ids, target_text
 from data.tokenizers import respell
 from diffusion.draws import sentence_seed
 from diffusion.options import SampleArgs, reverse_steps
-from evaluation.predictions import Journal, alone_with, fingerprint_of, write_diffuseq, write_predictions
+from evaluation.predictions import Journal, fingerprint_of, lock_output, write_diffuseq, write_predictions
 from evaluation.text_metrics import mbr_select
 from utils import distributed, files, hub
 from utils.command_line import FROM_CHECKPOINT, parse, run_script
-from utils.device import autocast, pick_device, pick_precision, set_up_cpu
+from utils.device import pick_device, set_up_cpu
 from utils.errors import UserError, check_ranges
 
 BATCHES_AT_ONCE = 64  # in a call of the sampler, which keeps its batch full until it runs out of rows
+MOST_USED = ("checkpoint", "data", "output", "mbr_size", "num_steps", "limit")
 MEANINGLESS = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint says how wide its target window is"}
 
 
 @dataclass(frozen=True)
 class DownstreamArgs:
     """Which sources, how many candidates, and where to."""
+
+    group: ClassVar[str] = "predictions"
 
     checkpoint: str = field(
         metadata={"aliases": ["--checkpoint_path", "--ckpt_path"], "help": "a folder main.py wrote"}
@@ -77,7 +81,7 @@ class DownstreamArgs:
 
 def main() -> None:
     """Load, sample what is not there yet, choose, write, show."""
-    args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, meaningless=MEANINGLESS)
+    args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, most_used=MOST_USED, meaningless=MEANINGLESS)
     sampling.warn()
     distributed.require_single("predict_downstream_condition.py")
     hub.quiet_libraries()
@@ -89,17 +93,16 @@ def main() -> None:
         files.require_writable("output (less .jsonl)", output.with_suffix(""), folder=True)
     set_up_cpu(args.threads)
     device = pick_device(args.device)
-    run = load_checkpoint(args.checkpoint, device)
-    if run.pairs is None:
+    model = load_checkpoint(args.checkpoint, device, precision=args.precision)
+    if model.pairs is None:
         raise UserError(f"checkpoint {args.checkpoint} was trained on text, without pairs; use predict.py")
-    run.denoiser.autocast = autocast(device, pick_precision(args.precision, device))
-    sampling = replace(sampling, num_steps=steps(args, sampling, run.process.num_steps))
-    run.process.check_sampling(sampling)  # before the journal of another attempt is touched
+    sampling = replace(sampling, num_steps=steps(args, sampling, model.process.num_steps))
+    model.process.check_sampling(sampling)  # before the journal of another attempt is touched
     sources, references = read_pairs(args)
     recipe = fingerprint_of(find_checkpoint(args.checkpoint), recipe_of(args, sampling), sources, references)
     sources, references = (side[: args.limit or None] for side in (sources, references))  # a limit changes no candidate
-    with alone_with(output):
-        records = written(run, args, sampling, sources, references, device, Journal(output, recipe))
+    with lock_output(output):
+        records = written(model, args, sampling, sources, references, device, Journal(output, recipe))
     print(
         f"{len(records):,} sources with {args.mbr_size} candidates each written to {output}\n"
         f"next: python compute_metric.py --predictions {shlex.quote(str(output))}",
@@ -109,7 +112,7 @@ def main() -> None:
 
 
 def written(
-    run: TextModel,
+    model: TextModel,
     args: DownstreamArgs,
     sampling: SampleArgs,
     sources: list[str],
@@ -118,7 +121,7 @@ def written(
     journal: Journal,
 ) -> list[dict]:
     """The records of all sources, which are in the output file when this returns, and no more in the journal."""
-    predict(run, args, sampling, sources, references, device, journal)
+    predict(model, args, sampling, sources, references, device, journal)
     records, output = journal.finish(len(sources)), Path(args.output)
     write_predictions(output, records)
     if args.diffuseq_format:
@@ -176,7 +179,7 @@ def derangement(n: int, seed: int) -> list[int]:
 
 
 def predict(
-    run: TextModel,
+    model: TextModel,
     args: DownstreamArgs,
     sampling: SampleArgs,
     sources: list[str],
@@ -185,12 +188,12 @@ def predict(
     journal: Journal,
 ) -> None:
     """Candidates and choice for every source that the journal lacks; each is in the journal once it is whole."""
-    layout = Layout(run.pairs, run.tokenizer, run.max_length)
-    ids = source_ids(layout, run.tokenizer, sources)
+    layout = Layout(model.pairs, model.tokenizer, model.max_length)
+    ids = source_ids(layout, model.tokenizer, sources)
     cut = sum(len(i) > layout.longest_source for i in ids)
     if cut:
         print(f"note: {cut} sources cut to their last {layout.longest_source} tokens", file=sys.stderr)
-    spelled = respell(run.tokenizer, sources), respell(run.tokenizer, references)
+    spelled = respell(model.tokenizer, sources), respell(model.tokenizer, references)
     todo = [i for i in range(len(sources)) if i not in journal.records]
     if len(todo) < len(sources):
         print(f"note: continuing after {len(sources) - len(todo)} sources ({journal.path})", file=sys.stderr)
@@ -198,7 +201,7 @@ def predict(
     with tqdm(total=len(todo), desc="predicting", unit="source", leave=False, disable=None) as bar:
 
         def finish(i: int, windows: list[Tensor]) -> None:
-            texts = [target_text(run.tokenizer, window) for window in windows]
+            texts = [target_text(model.tokenizer, window) for window in windows]
             chosen = texts[mbr_select(texts)]
             record = {"source": spelled[0][i], "reference": spelled[1][i], "candidates": texts, "prediction": chosen}
             journal.add(i, {"index": i, **record})
@@ -206,12 +209,12 @@ def predict(
 
         at_once = max(1, BATCHES_AT_ONCE * args.batch_size // args.mbr_size)
         for start in range(0, len(todo), at_once):
-            draw_candidates(run, layout, ids, todo[start : start + at_once], args, sampling, device, finish)
+            draw_candidates(model, layout, ids, todo[start : start + at_once], args, sampling, device, finish)
 
 
 @torch.no_grad()
 def draw_candidates(
-    run: TextModel,
+    model: TextModel,
     layout: Layout,
     ids: list[np.ndarray],
     chosen: list[int],
@@ -237,8 +240,8 @@ def draw_candidates(
             if len(drawn[i]) == args.mbr_size:
                 finish(i, [drawn[i][j] for j in range(args.mbr_size)])
 
-    run.process.sample(
-        run.denoiser, batch.to(device), sampling, rows_at_once=args.batch_size, generator=streams, on_step=collect
+    model.process.sample(
+        model.denoiser, batch.to(device), sampling, rows_at_once=args.batch_size, generator=streams, on_step=collect
     )
 
 

@@ -1,1 +1,1 @@
-"""Likelihood, metrics of text, metrics by models."""
+"""Evaluation: likelihood, text metrics, and metrics that use a language model."""

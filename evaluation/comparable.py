@@ -1,48 +1,40 @@
-"""What makes figures or samples no measure of what a checkpoint has learnt: texts read otherwise, or longer."""
+"""Notes where results are not comparable with the training: another text format, or longer texts."""
 
 from checkpoint.text_model import TextModel
-from data.row_formats import RowFormat
 from data.tokenized_text import Text
 from utils.messages import note
 
-SINGLE = ("unpadded", "padded")
-"""Protocols with a text a row."""
-WHY = {
-    "protocol": "the figures are no measure of what it has learnt, and not comparable with its training's",
-    "detokenizer": "the figures are not comparable with its training's",
+REASONS = {
+    "row_format": "the figures do not measure what it learned, and are not comparable with its validation figures",
+    "detokenizer": "the figures are not comparable with its validation figures",
 }
 
 
-def trained_form(run: TextModel) -> RowFormat:
-    """How the training text was read, whatever the run has been told since."""
-    return RowFormat(run.trained_on or run.form.protocol, run.trained_detokenizer or run.form.detokenizer)
-
-
-def longest_trained(run: TextModel) -> int | None:
-    """Tokens of the longest text in training, without its ends; None where rows were blocks, or it is not known."""
-    protocol, histogram = trained_form(run).protocol, run.length_histogram
-    if run.pairs or protocol not in SINGLE or sum(histogram) <= 1:  # that of imported weights holds one
+def longest_trained(model: TextModel) -> int | None:
+    """Return the tokens of the longest training text without special tokens; None for blocks, or if unknown."""
+    trained, histogram = model.trained_format, model.length_histogram
+    if model.pairs or not trained.single or sum(histogram) <= 1:  # imported weights have a histogram of one text
         return None
-    ends = (2 - run.causal) * (protocol == "padded")
+    ends = (2 - model.causal) * (trained.row_format == "padded")
     return max(n for n, count in enumerate(histogram) if count) - ends
 
 
-def other_than_trained(run: TextModel, text: Text) -> list[str]:
-    """Notes on why the figures of a text are not comparable with those of the training."""
-    notes, trained, longest = [], trained_form(run), longest_trained(run)
-    for name, why in WHY.items():
-        own, its = getattr(run.form, name), getattr(trained, name)
-        if own != its and not run.pairs:
-            notes.append(f"{name}={own}, but the checkpoint was trained with {name}={its}: {why}")
-    if longest is not None and run.form.protocol in SINGLE:
-        longer = int((getattr(text, "text", text).lengths > longest).sum())  # the text in padded rows
+def comparability_notes(model: TextModel, text: Text) -> list[str]:
+    """Explain why the figures of a text are not comparable with those of the training; empty if they are."""
+    notes, trained, longest = [], model.trained_format, longest_trained(model)
+    for name, reason in REASONS.items():
+        scored_with, trained_with = getattr(model.text_format, name), getattr(trained, name)
+        if scored_with != trained_with and not model.pairs:
+            notes.append(f"{name}={scored_with}, but the checkpoint was trained with {name}={trained_with}: {reason}")
+    if longest is not None and model.text_format.single:
+        longer = int((text.text_lengths > longest).sum())
         if longer:
-            notes.append(f"{longer:,} of {len(text):,} texts are longer than any in training ({longest} tokens)")
+            notes.append(f"{longer:,} of {len(text):,} texts are longer than all training texts ({longest} tokens)")
     return notes
 
 
-def warn_of_length(run: TextModel, length: int) -> None:
-    """Say on stderr if a text of so many tokens can be written, but is longer than any that the model has seen."""
-    longest = longest_trained(run)
-    if longest is not None and longest < length <= run.denoiser.max_length - 2:
-        note(f"{length} tokens are more than any text in training has ({longest}); the model has not learnt such texts")
+def warn_if_longer_than_trained(model: TextModel, length: int) -> None:
+    """Note on stderr if `length` tokens fit the network but exceed all training texts."""
+    longest = longest_trained(model)
+    if longest is not None and longest < length <= model.denoiser.max_length - 2:
+        note(f"{length} tokens exceed the longest training text ({longest}); the model has not learned such lengths")

@@ -1,8 +1,8 @@
-"""The likelihood of a text under a run: sums of nats, counts of tokens and words, divided once, with their error."""
+"""Likelihood of a text under a model: sums of nats, counts of tokens and words, and their standard error."""
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,163 +18,216 @@ from diffusion.draws import sentence_seed
 from diffusion.options import EVERY_WINDOW, BoundArgs
 from diffusion.process import Bound
 from evaluation.likelihood_report import Likelihood
-from evaluation.words import LOOKED_AT, are_set_apart
-from utils.distributed import sum_over_ranks
+from evaluation.words import SAMPLE, has_separated_words
+from utils.distributed import rank, sum_over_ranks, world_size
 from utils.errors import UserError
 
-OF_PROFILE = 2**31
-"""A round of draws that no estimate takes."""
-LEAST_DIFFERENCES = 20
-"""Sentences times rounds but one, before the error of the draws is believed."""
+PROFILE_ROUND = 2**31
+"""Round number of the profile's random streams; estimates of the bound never reach it."""
+MIN_DEGREES_OF_FREEDOM = 20
+"""Sentences * (rounds - 1) required before the error of the draws is used as a stopping criterion."""
 
 
 class Tally:
-    """Round by round, what each of this process's sentences was estimated at."""
+    """Sums over rounds of the estimates for this process's sentences."""
 
     def __init__(self, num_sentences: int, device: torch.device) -> None:
-        """Nothing yet."""
         self.rounds, self.device = 0, device
         self.sums = torch.zeros(5, num_sentences, dtype=torch.float64)
-        """Of the bound, its square, its prior and reconstruction terms, and the forwards, over rounds."""
+        """Sums of the bound, its square, its prior and reconstruction terms, and forward passes."""
 
-    def add(self, place: Tensor, bound: Bound) -> None:
-        """One round of some sentences, by their place in the list."""
+    def add(self, index: Tensor, bound: Bound) -> None:
+        """Add the estimates of one round for the sentences at these indices of the list."""
         nats = bound.total
-        self.sums[:, place] += torch.stack(
+        self.sums[:, index] += torch.stack(
             [nats, nats.square(), bound.prior, bound.reconstruction, bound.forwards]
         ).cpu()
 
     def totals(self) -> tuple[Tensor, float | None]:
-        """Over all sentences of all processes: the mean bound's sum, sum of squares, and its variance by the draws.
+        """Return totals over all sentences of all processes.
 
-        Between them its two terms, and the forwards of all rounds.
+        Returns:
+            float64 [5]: the mean bound, its square, its prior and reconstruction terms, and the forward passes of all
+            rounds; and the variance of the mean bound due to the draws of x_t, None after a single round.
         """
         means = self.sums / self.rounds
-        spread = (means[1] - means[0].square()).clamp(min=0) / max(1, self.rounds - 1)  # of each sentence's mean
-        parts = (means[0], means[0].square(), means[2], means[3], self.sums[4], spread)
+        variance = (means[1] - means[0].square()).clamp(min=0) / max(1, self.rounds - 1)  # of each sentence's mean
+        parts = (means[0], means[0].square(), means[2], means[3], self.sums[4], variance)
         totals = torch.stack([part.sum() for part in parts]).to(self.device)
         sum_over_ranks(totals)
         return totals[:5].cpu(), totals[5].item() if self.rounds > 1 else None
 
 
 class Profile:
-    """What the process has to say of sentences besides their bound."""
+    """Sums of the process's additional per-sentence figures, such as the cross-entropy by noise level."""
 
-    def __init__(self, run: TextModel, device: torch.device) -> None:
-        """Nothing yet."""
-        self.run, self.names = run, run.process.profiled(run.denoiser)
+    def __init__(self, model: TextModel, device: torch.device) -> None:
+        self.model, self.names = model, model.process.profile_names(model.denoiser)
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
 
     def fill(self, text: Text, mine: np.ndarray, batch_size: int, seed: int, may_go_on: Callable[[], bool]) -> bool:
-        """Ask of this process's sentences; whether there was the time for it."""
-        for chosen, batch in sorted_batches(text, mine, batch_size, self.run.tokenizer) if self.names else ():
+        """Add this process's sentences; return False if time ran out."""
+        for chosen, batch in sorted_batches(text, mine, batch_size, self.model.tokenizer) if self.names else ():
             if not may_go_on():
                 return False
-            streams = [Generator().manual_seed(sentence_seed(seed, int(i), OF_PROFILE)) for i in chosen]
-            self.sums += self.run.process.profile(self.run.denoiser, batch.to(self.sums.device), streams).sum(1)
+            streams = [Generator().manual_seed(sentence_seed(seed, int(i), PROFILE_ROUND)) for i in chosen]
+            self.sums += self.model.process.profile(self.model.denoiser, batch.to(self.sums.device), streams).sum(1)
         return True
 
     def totals(self) -> dict[str, float]:
-        """Sums over all processes' sentences, in nats, by name; every process must ask."""
+        """Return sums over all processes' sentences, in nats, by name; every process must call this."""
         sum_over_ranks(self.sums)
         return dict(zip(self.names, self.sums.tolist(), strict=True))
 
 
 class OutOfTimeError(Exception):
-    """An evaluation was given up."""
+    """An evaluation was stopped for lack of time."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Settings of an evaluation."""
+
+    num_steps: float
+    """Number of reverse steps; inf: the continuous-time limit."""
+    bound: BoundArgs = BoundArgs()
+    batch_size: int = 64
+    """Sentences per batch; changes the result by rounding only."""
+    seed: int = 0
+    """Seed of the draws of x_t."""
 
 
 @torch.no_grad()
 def score_text(
-    run: TextModel,
+    model: TextModel,
     text: Text,
     indices: np.ndarray,
+    scoring: Scoring,
     *,
-    num_steps: float,
-    bound_args: BoundArgs = BoundArgs(),  # noqa: B008 (it is frozen)
-    batch_size: int,
-    seed: int,
-    device: torch.device,
-    rank: int = 0,
-    world_size: int = 1,
     progress: bool = True,
     may_go_on: Callable[[], bool] = lambda: True,
 ) -> Likelihood:
-    """The bound of the chosen sentences, at `num_steps` steps, with the true weights whatever the training used.
+    """Estimate the bound of the chosen sentences with its true weights, which training may have changed.
 
-    Each sentence has a stream of random numbers of its own for every round (from `seed` and its index), so that neither
-    the batch size nor the number of processes changes the result beyond rounding. Each round is unbiased: there is one
-    of every window, as published; two of other estimators, whose difference tells the error of the draws; and with
-    `bound_args.target_se` as many as it takes.
-
-    Raises:
-        UserError: if a target is given and the bound is not finite.
-        OutOfTimeError: if `may_go_on`, which is asked before each batch, said no to a process.
-    """
-    mine = indices[rank::world_size]
-    bound_args = bound_args.settled(num_steps, run.process.in_the_limit)
-    tally, wanted = Tally(len(mine), device), 1 if bound_args == EVERY_WINDOW else 2
-    if bound_args.target_se:  # fewer differences than this, and a small error may be luck
-        wanted = max(2, 1 + math.ceil(LEAST_DIFFERENCES / len(indices)))
-    counts = count(run, text, mine, batch_size, device)
-    place, out_of_time = {int(index): i for i, index in enumerate(mine)}, False
-    with tqdm(desc=f"scoring, {num_steps} steps", unit="sentence", leave=False, disable=not progress or None) as bar:
-        while tally.rounds < wanted:
-            bar.total = len(mine) * wanted
-            for chosen, batch in sorted_batches(text, mine, batch_size, run.tokenizer):
-                if out_of_time := out_of_time or not may_go_on():
-                    break
-                streams = [Generator().manual_seed(sentence_seed(seed, int(i), tally.rounds)) for i in chosen]
-                bound = run.process.bound(run.denoiser, batch.to(device), num_steps, bound_args, generator=streams)
-                tally.add(torch.tensor([place[int(i)] for i in chosen]), bound)
-                bar.update(len(chosen))
-            tally.rounds += 1
-            if bound_args.target_se and tally.rounds == wanted:
-                wanted = max(wanted, rounds_for(tally, bound_args.target_se))
-    profile = Profile(run, device)
-    out_of_time = out_of_time or not profile.fill(text, mine, batch_size, seed, may_go_on)
-    given_up = torch.tensor(float(out_of_time), dtype=torch.float64, device=device)
-    sum_over_ranks(given_up)
-    if given_up:
-        raise OutOfTimeError
-    protocol = "" if run.pairs else run.form.protocol
-    found = likelihood_of(tally, counts, num_steps, bound_args.estimator, protocol, profile.totals())
-    more = {} if run.pairs else {"detokenizer": run.form.detokenizer}
-    more |= {"about": run.process.about(run.denoiser), "set_apart": words_set_apart(run, text, indices)}
-    return replace(found, length_nats=length_nats(run, text.target_lengths[indices]), **more)
-
-
-def words_set_apart(run: TextModel, text: Text, indices: np.ndarray) -> bool:
-    """Whether spaces stand between the words of the chosen sentences; some of them are looked at."""
-    chosen = np.sort(indices[:: -(-len(indices) // LOOKED_AT)])
-    batches = (batch for _, batch in sorted_batches(text, chosen, 64, run.tokenizer))
-    rows = (ids[mask] for batch in batches for ids, mask in zip(batch.input_ids, batch.target_mask, strict=True))
-    texts = [run.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
-    return are_set_apart(texts, gaps=float(text.num_words[chosen].sum()) - len(texts))
-
-
-def length_nats(run: TextModel, scored: np.ndarray) -> float | None:
-    """What lengths cost under the training text's, one added to each up to the longest: the sum.
+    Each sentence has its own random stream per round, derived from the seed and its index. So batch size and number of
+    processes change the result by rounding only. Each round is unbiased.
 
     Args:
-        run: of pairs, blocks or a causal network no length is given; of imported weights none is known.
-        scored: int64 [n], scored tokens of each text.
+        model: the model, on its device; each process of a job scores its share of the sentences.
+        text: the text.
+        indices: int64 [n], sentences to score.
+        scoring: settings.
+        progress: show a progress bar.
+        may_go_on: called before each batch; False stops the evaluation.
+
+    Raises:
+        UserError: if a target error is given and the bound is not finite.
+        OutOfTimeError: if `may_go_on` returned False in any process.
     """
-    single = ("unpadded", "padded")
-    known = (run.trained_on or run.form.protocol) in single and sum(run.length_histogram) > 1
-    if run.pairs or run.causal or run.form.protocol not in single or not known:
+    mine, device = indices[rank() :: world_size()], model.process.barred.device
+    args = scoring.bound.settled(scoring.num_steps, model.process.limit_estimator)
+    counts = count_totals(model, text, mine, scoring.batch_size, device)
+    tally, profile = Tally(len(mine), device), Profile(model, device)
+    rounds = Rounds(model, text, mine, replace(scoring, bound=args), may_go_on)
+    in_time = rounds.run(tally, rounds_wanted(args, len(indices)), progress=progress)
+    in_time = in_time and profile.fill(text, mine, scoring.batch_size, scoring.seed, may_go_on)
+    num_stopped = torch.tensor(float(not in_time), dtype=torch.float64, device=device)
+    sum_over_ranks(num_stopped)
+    if num_stopped:
+        raise OutOfTimeError
+    found = likelihood_of(tally, counts, scoring.num_steps, args.estimator, profile.totals())
+    return replace(
+        found,
+        length_nats=length_nats(model, text.target_lengths[indices]),
+        row_format="" if model.pairs else model.text_format.row_format,
+        detokenizer="" if model.pairs else model.text_format.detokenizer,
+        network_figures=model.process.network_figures(model.denoiser),
+        words_separated=are_words_separated(model, text, indices),
+    )
+
+
+class Rounds:
+    """Rounds of draws over this process's sentences."""
+
+    def __init__(
+        self, model: TextModel, text: Text, mine: np.ndarray, scoring: Scoring, may_go_on: Callable[[], bool]
+    ) -> None:
+        self.model, self.text, self.mine, self.scoring, self.may_go_on = model, text, mine, scoring, may_go_on
+        self.row_of = {int(index): i for i, index in enumerate(mine)}
+        """Row of the tally by sentence index."""
+
+    def run(self, tally: Tally, wanted: int, *, progress: bool) -> bool:
+        """Fill the tally with `wanted` rounds, or more to reach the target error; return False if time ran out."""
+        target, steps = self.scoring.bound.target_se, self.scoring.num_steps
+        with tqdm(desc=f"scoring, {steps} steps", unit="sentence", leave=False, disable=not progress or None) as bar:
+            in_time = True
+            while tally.rounds < wanted:
+                bar.total = len(self.mine) * wanted
+                in_time = in_time and self.run_one(tally, bar)
+                tally.rounds += 1
+                if target and tally.rounds == wanted:
+                    wanted = max(wanted, rounds_for(tally, target))
+        return in_time
+
+    def run_one(self, tally: Tally, bar: tqdm) -> bool:
+        """Estimate the bound of each sentence once; return False if time ran out."""
+        scoring, model = self.scoring, self.model
+        for chosen, batch in sorted_batches(self.text, self.mine, scoring.batch_size, model.tokenizer):
+            if not self.may_go_on():
+                return False
+            streams = [Generator().manual_seed(sentence_seed(scoring.seed, int(i), tally.rounds)) for i in chosen]
+            bound = model.process.bound(
+                model.denoiser, batch.to(tally.device), scoring.num_steps, scoring.bound, generator=streams
+            )
+            tally.add(torch.tensor([self.row_of[int(i)] for i in chosen]), bound)
+            bar.update(len(chosen))
+        return True
+
+
+def rounds_wanted(args: BoundArgs, num_sentences: int) -> int:
+    """Return the minimum number of rounds: 1 if every window is scored, else 2, whose difference gives the error.
+
+    With a target error, more rounds provide MIN_DEGREES_OF_FREEDOM, since the estimate of few may be small by chance.
+    """
+    if args.target_se:
+        return max(2, 1 + math.ceil(MIN_DEGREES_OF_FREEDOM / num_sentences))
+    return 1 if args == EVERY_WINDOW else 2
+
+
+def are_words_separated(model: TextModel, text: Text, indices: np.ndarray) -> bool:
+    """Test on a sample of the chosen sentences whether spaces separate their words."""
+    chosen = np.sort(indices[:: -(-len(indices) // SAMPLE)])
+    batches = (batch for _, batch in sorted_batches(text, chosen, 64, model.tokenizer))
+    rows = (ids[mask] for batch in batches for ids, mask in zip(batch.input_ids, batch.target_mask, strict=True))
+    texts = [model.tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    return has_separated_words(texts, gaps=float(text.num_words[chosen].sum()) - len(texts))
+
+
+def length_nats(model: TextModel, scored: np.ndarray) -> float | None:
+    """Return the sum over texts of -log p(length), p from the training lengths with add-one smoothing.
+
+    None for pairs, blocks and causal networks, which need no given length, and for imported weights.
+
+    Args:
+        model: the model.
+        scored: int64 [n], number of scored tokens of each text.
+    """
+    known = model.trained_format.single and sum(model.length_histogram) > 1
+    if model.pairs or model.causal or not model.text_format.single or not known:
         return None
-    own, trained = (2 * (p == "padded") for p in (run.form.protocol, run.trained_on or run.form.protocol))
-    histogram, lengths = run.length_histogram[trained:], scored - own
-    seen = np.zeros(max(run.max_length - 1, len(histogram), int(lengths.max()) + 1))
-    seen[: len(histogram)] = histogram
-    return float(-np.log((seen[1:] + 1) / (seen[1:] + 1).sum())[lengths - 1].sum())
+    scored_ends, trained_ends = (
+        2 * (form.row_format == "padded") for form in (model.text_format, model.trained_format)
+    )
+    histogram, lengths = model.length_histogram[trained_ends:], scored - scored_ends
+    counts = np.zeros(max(model.max_length - 1, len(histogram), int(lengths.max()) + 1))
+    counts[: len(histogram)] = histogram
+    return float(-np.log((counts[1:] + 1) / (counts[1:] + 1).sum())[lengths - 1].sum())
 
 
 def likelihood_of(
-    tally: Tally, counts: Tensor, num_steps: float, estimator: str, protocol: str, profile: dict[str, float]
+    tally: Tally, counts: Tensor, num_steps: float, estimator: str, profile: dict[str, float]
 ) -> Likelihood:
-    """The totals of all rounds; `counts` are those of `count`, `profile` those of `Profile`."""
+    """Combine the tally with the totals of `count_totals` and `Profile`."""
     (nats, squares, prior, reconstruction, forwards), variance = tally.totals()
     unigram, sequences, tokens, words = counts.tolist()
     return Likelihood(
@@ -188,7 +241,6 @@ def likelihood_of(
         num_words=words,
         num_steps=num_steps,
         estimator=estimator,
-        protocol=protocol,
         network_evaluations=round(forwards.item() / sequences, 1),
         draws_variance=variance,
         profile=profile,
@@ -196,7 +248,7 @@ def likelihood_of(
 
 
 def rounds_for(tally: Tally, target: float) -> int:
-    """How many rounds it will take until the draws' error is that share of the bound, as far as they show now.
+    """Return the estimated number of rounds until the relative error of the draws is `target`.
 
     Raises:
         UserError: if the bound is not finite.
@@ -204,18 +256,18 @@ def rounds_for(tally: Tally, target: float) -> int:
     (nats, *_), variance = tally.totals()
     if not math.isfinite(variance) or not math.isfinite(nats):
         raise UserError(
-            "the bound is not finite, so no target_se can be met; use --precision fp32, and look for NaN in the weights"
+            "the bound is not finite, so target_se cannot be met; use --precision fp32 and check the weights for NaN"
         )
     if math.sqrt(variance) <= target * nats.item():
         return tally.rounds
     return max(tally.rounds + 1, math.ceil(tally.rounds * variance / (target * nats.item()) ** 2))
 
 
-def count(run: TextModel, text: Text, mine: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
-    """Unigram nats, sentences, tokens and words of all processes' sentences, float64 [4]."""
-    nats, counts = information(run.token_counts), torch.zeros(4, dtype=torch.float64)
-    for chosen, batch in sorted_batches(text, mine, batch_size, run.tokenizer):
-        tokens = num_tokens(batch, run)
+def count_totals(model: TextModel, text: Text, mine: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
+    """Return unigram nats, sentences, tokens and words of all processes' sentences, float64 [4]."""
+    nats, counts = information(model.token_counts), torch.zeros(4, dtype=torch.float64)
+    for chosen, batch in sorted_batches(text, mine, batch_size, model.tokenizer):
+        tokens = num_tokens(batch, model)
         words = float(text.num_words[np.sort(chosen)].sum())
         unigram = nats[batch.input_ids[batch.target_mask]].sum().item()
         counts += torch.tensor([unigram, len(chosen), tokens, words], dtype=torch.float64)
@@ -224,14 +276,14 @@ def count(run: TextModel, text: Text, mine: np.ndarray, batch_size: int, device:
     return counts
 
 
-def num_tokens(batch: Batch, run: TextModel) -> int:
-    """Target tokens of a batch. Of a pair's window, its text and [SEP]; the [PAD]s are scored, but are no tokens."""
-    text = batch.input_ids != run.tokenizer.pad_token_id if run.pairs else True
-    return int((batch.target_mask & text).sum())
+def num_tokens(batch: Batch, model: TextModel) -> int:
+    """Count the target tokens of a batch; in the window of a pair, [PAD] is scored but not counted."""
+    counted = batch.input_ids != model.tokenizer.pad_token_id if model.pairs else True
+    return int((batch.target_mask & counted).sum())
 
 
 def pick(text: Text, limit: int, seed: int = 0) -> np.ndarray:
-    """Indices of `limit` sentences drawn once for a seed, or of all if limit is 0 or more than there are."""
+    """Return sorted indices of `limit` random sentences; of all if limit is 0 or exceeds their number."""
     if not 0 < limit < len(text):
         return np.arange(len(text))
     return np.sort(np.random.default_rng(seed).permutation(len(text))[:limit])

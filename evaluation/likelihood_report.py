@@ -1,4 +1,4 @@
-"""The figures of a likelihood, and the lines that a person reads."""
+"""Figures of a likelihood, and their text form."""
 
 import math
 from dataclasses import dataclass, field
@@ -8,50 +8,50 @@ from utils.figures import MOST_NATS, number, perplexity
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Totals over sentences, and the figures that follow from them.
+    """Totals over sentences, and the figures derived from them.
 
-    Only text tokens count: no [CLS], [SEP], [PAD], unless the protocol says so; of process=ar the nats of a text's end
-    do, not its token. Of pairs, the target is scored given its source, with its end: its nats are those of the whole
-    window, its tokens are its text and [SEP].
+    Text tokens are counted, not [CLS], [SEP] and [PAD], unless the row format makes them content. With process=ar the
+    end of a text adds nats but no token. In a pair, the target is scored given its source: nats are those of the whole
+    target window, tokens are its text and [SEP].
     """
 
     nats: float
     """Sum of the bound over sentences."""
     nats_squared: float
-    """Sum of the squared bound, for the standard error."""
+    """Sum of the squared bound over sentences, for the standard error."""
     prior_nats: float
     reconstruction_nats: float
     unigram_nats: float
-    """The same tokens under the training corpus's word frequencies."""
+    """Nats of the same tokens under the training corpus's word frequencies."""
     num_sequences: int
     num_tokens: int
     num_words: float
-    """Of texts that are cut, as much as is there."""
+    """Whitespace words; truncated texts count those that remain."""
     num_steps: float
     estimator: str = "windows"
     network_evaluations: float = 0
-    """Forwards a sentence went through, on average."""
-    protocol: str = ""
-    """How texts became rows (data/row_formats.py); of pairs, empty."""
+    """Mean number of forward passes per sentence."""
+    row_format: str = ""
+    """Row format of the texts (data/row_formats.py); empty for pairs."""
     detokenizer: str = ""
     length_nats: float | None = None
-    """Sum over sentences of -log of how frequent their length was in training; None where none is given, or known."""
+    """Sum over sentences of -log of their length's frequency in training; None if not applicable or unknown."""
     draws_variance: float | None = None
-    """Variance of `nats` by the draws of x_t alone; None if there was one round of them."""
+    """Variance of `nats` due to the draws of x_t; None after a single round."""
     profile: dict[str, float] = field(default_factory=dict)
-    """What the process has to say besides: sums over sentences, in nats, that are reported by token."""
-    about: dict[str, float] = field(default_factory=dict)
-    """And what is reported as it is."""
-    set_apart: bool = True
-    """Whether spaces stand between words: if not, there is no perplexity per word."""
+    """Additional figures of the process: sums over sentences in nats, reported per token."""
+    network_figures: dict[str, float] = field(default_factory=dict)
+    """Additional figures of the network, reported unchanged."""
+    words_separated: bool = True
+    """True if spaces separate words; otherwise there is no perplexity per word."""
 
     def report(self) -> dict[str, float | int | str | None]:
-        """Every figure by its name.
+        """Return all figures by name.
 
-        ppl_word is the paper's: exp of the mean nats per sequence over the mean number of whitespace words; None of
-        text whose words are not set apart by spaces. A perplexity beyond the range of a float is None, too.
-        standard_error_nats is that of nats_per_sequence, and covers both the choice of sentences and the draws of x_t;
-        None for a single sentence. draws_error_nats is the part of the draws: what more evaluations would lessen.
+        ppl_word is the paper's: exp of the mean nats per sequence over the mean number of whitespace words; None for
+        text without spaces between words. A perplexity beyond the range of a float is None. standard_error_nats is the
+        standard error of nats_per_sequence over sentences and draws of x_t; None for a single sentence.
+        draws_error_nats is the part due to the draws, which more evaluations reduce.
         """
         n = self.num_sequences
         mean = self.nats / n
@@ -60,7 +60,7 @@ class Likelihood:
             "nats_per_sequence": mean,
             "bits_per_token": self.nats / self.num_tokens / math.log(2),
             "ppl_token": perplexity(self.nats / self.num_tokens),
-            "ppl_word": perplexity(self.nats / max(self.num_words, 1e-9)) if self.set_apart else None,
+            "ppl_word": perplexity(self.nats / max(self.num_words, 1e-9)) if self.words_separated else None,
             "prior_nats": self.prior_nats / self.num_sequences,
             "reconstruction_nats": self.reconstruction_nats / self.num_sequences,
             "unigram_bits_per_token": self.unigram_nats / self.num_tokens / math.log(2),
@@ -69,19 +69,19 @@ class Likelihood:
             "num_tokens": self.num_tokens,
             "num_words": round(self.num_words),
             "estimator": self.estimator,
-            "protocol": self.protocol,
+            "protocol": self.row_format,
             "detokenizer": self.detokenizer,
             "length_nats": None if self.length_nats is None else self.length_nats / n,
             "network_evaluations": self.network_evaluations,
             "standard_error_nats": math.sqrt(variance / (n - 1) / n) if n > 1 else None,
             "draws_error_nats": None if self.draws_variance is None else math.sqrt(self.draws_variance) / n,
             **{name: nats / self.num_tokens for name, nats in self.profile.items()},
-            **self.about,
+            **self.network_figures,
         }
 
 
 def describe(report: dict[str, float | int | str | None]) -> str:
-    """A report in a few lines for people."""
+    """Format a report in a few lines."""
     error, draws = report["standard_error_nats"], report["draws_error_nats"]
     margin = "unknown" if error is None else number(error, 3)
     of_estimator = "" if report["estimator"] == "windows" else f" by {report['estimator']}"
@@ -104,8 +104,8 @@ def _perplexities(report: dict[str, float | int | str | None]) -> str:
     token, word = (None if report[name] is None else number(report[name], 2) for name in ("ppl_token", "ppl_word"))
     nats = report["nats_per_sequence"] * report["num_sequences"]
     beyond = nats > MOST_NATS * max(report["num_words"], 1e-9)
-    without = "above 1e308 per word" if beyond else "none per word (no spaces between words)"
-    return f"{token or 'above 1e308'} per token, " + (without if word is None else f"{word} per word")
+    no_number = "above 1e308 per word" if beyond else "none per word (no spaces between words)"
+    return f"{token or 'above 1e308'} per token, " + (no_number if word is None else f"{word} per word")
 
 
 def _by_level(report: dict[str, float | int | str | None]) -> str:
@@ -113,4 +113,4 @@ def _by_level(report: dict[str, float | int | str | None]) -> str:
     levels = [
         f"{name.removeprefix(prefix)}: {number(nats, 3)}" for name, nats in report.items() if name.startswith(prefix)
     ]
-    return f"\ncross-entropy, nats a token, by noise level: {', '.join(levels)}" if levels else ""
+    return f"\ncross-entropy in nats per token, by noise level: {', '.join(levels)}" if levels else ""

@@ -1,4 +1,9 @@
-"""Metrics that ask a network: BERTScore and MAUVE. Models come from local folders; nothing is downloaded."""
+"""Metrics that use a pretrained network: BERTScore and MAUVE.
+
+They are implemented here, with the settings of bert-score 0.3.13 and mauve-text, to compare with published numbers
+without further dependencies (mauve-text needs faiss and scikit-learn). Networks are read from local folders as
+safetensors only; nothing is downloaded.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,17 +31,18 @@ BERTSCORE_LAYERS = {
     ("deberta", 24): 18,
     ("deberta", 48): 40,
 }
-"""The layers that bert-score 0.3.13 uses, by kind of model and number of layers; ("deberta", 48) is DiffuSeq's."""
+"""Layers used by bert-score 0.3.13, by model type and number of layers; DiffuSeq uses ("deberta", 48)."""
 MAUVE_SCALE, MAUVE_POINTS, MAUVE_VARIANCE, MAUVE_RESTARTS = 5, 25, 0.9, 5
+"""mauve-text's scaling factor, points of the divergence curve, explained variance of the PCA, and k-means restarts."""
 
 
 def load_language_model(
     folder: str, *, eval_device: torch.device, kind: type = AutoModel
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model, of a kind, and its tokenizer from a local folder; safetensors only.
+    """Load a model of an AutoModel class, and its tokenizer, from a local folder; safetensors only.
 
     Raises:
-        UserError: if it is not there or cannot be read, or a weight is no finite number.
+        UserError: if the folder is missing or cannot be read, or a weight is not finite.
     """
     if not Path(folder).expanduser().is_dir():
         raise UserError(f"{folder}: no such folder; give a model folder made by save_pretrained")
@@ -46,11 +52,12 @@ def load_language_model(
         model, loading = read_network(kind, path)
     except UserError:
         raise
-    except Exception as error:  # a damaged model raises anything
-        raise UserError(f"{folder}: cannot be read as a model ({first_line(error)})") from error
+    except Exception as error:  # a damaged model may raise any type
+        raise UserError(f"{folder}: cannot be read as a model ({first_line(error)}); give another folder") from error
     check_tokenizer(tokenizer, folder, roles=())
-    if lacking := [name for name in loading.missing if "pooler" not in name]:  # no metric looks at a pooler
-        raise UserError(f"{folder}: its weights lack {len(lacking)} of {loading.total} tensors, e.g. {lacking[0]}")
+    if lacking := [name for name in loading.missing if "pooler" not in name]:  # no metric uses the pooler
+        reason = f"its weights lack {len(lacking)} of {loading.total} tensors, e.g. {lacking[0]}"
+        raise UserError(f"{folder}: {reason}; give a complete model")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return model.eval().to(eval_device), tokenizer
@@ -60,7 +67,7 @@ def load_language_model(
 def hidden_states(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], layer: int, description: str
 ) -> Iterator[tuple[list[int], Tensor]]:
-    """(token ids, hidden states [tokens, D]) of each text at a layer, 0 being the embeddings."""
+    """Yield token ids and hidden states [tokens, D] of each text at a layer; layer 0 is the embeddings."""
     positions = getattr(model.config, "max_position_embeddings", 512)
     padding = getattr(getattr(getattr(model, "embeddings", None), "position_embeddings", None), "padding_idx", None)
     limit = min(tokenizer.model_max_length, positions - (0 if padding is None else padding + 1), 1024)
@@ -68,7 +75,7 @@ def hidden_states(
         for start in range(0, len(texts), 64):
             chunk = list(texts[start : start + 64])
             encoded = tokenizer(chunk, padding=True, truncation=True, max_length=limit, return_tensors="pt")
-            if not encoded.input_ids.shape[1]:  # no network takes rows of nothing
+            if not encoded.input_ids.shape[1]:  # networks do not accept empty rows
                 yield from (([], torch.zeros(0, model.config.hidden_size)) for _ in chunk)
                 continue
             encoded = encoded.to(model.device)
@@ -86,36 +93,45 @@ def hidden_states(
 def bert_score(
     hypotheses: Sequence[str], references: Sequence[str], folder: str, layer: int, device: torch.device
 ) -> list[float]:
-    """F1 of greedy cosine matching of contextual embeddings; no idf, no rescaling, as DiffuSeq reports it.
+    """Return F1 of greedy cosine matching of contextual embeddings, without idf and rescaling, as DiffuSeq reports it.
 
-    Words may match the special tokens of the other side, but special tokens are not averaged over.
+    Tokens may match special tokens of the other text, but special tokens do not enter the averages.
 
     Args:
-        hypotheses, references: texts, pair by pair.
-        folder: a model folder; DiffuSeq's is microsoft/deberta-xlarge-mnli.
-        layer: whose output to compare; 0: bert-score's choice for such a model, else the last.
-        device: where to run it.
+        hypotheses, references: texts of equal number.
+        folder: model folder; DiffuSeq uses microsoft/deberta-xlarge-mnli.
+        layer: layer whose output is compared; 0: bert-score's layer for the model, or the last if it has none.
+        device: device of the model.
 
     Returns:
-        One F1 a pair; 0 where a side is empty.
+        One F1 per pair; 0 if one of its texts is empty.
+
+    Raises:
+        UserError: if the model cannot be loaded or has fewer layers.
     """
     model, tokenizer = load_language_model(folder, eval_device=device)
     depth = model.config.num_hidden_layers
     layer = layer or BERTSCORE_LAYERS.get((model.config.model_type, depth), depth)
     if layer > depth:
-        raise UserError(f"bertscore_layer={layer} is more than the {depth} layers of {folder}")
+        raise UserError(f"bertscore_layer={layer} is more than the {depth} layers of {folder}; give 0 to {depth}")
     special = {tokenizer.cls_token_id, tokenizer.sep_token_id}
     sides = (hidden_states(model, tokenizer, side, layer, "BERTScore") for side in (hypotheses, references))
     return [greedy_f1(*hypothesis, *reference, special) for hypothesis, reference in zip(*sides, strict=True)]
 
 
 def greedy_f1(hypothesis: list[int], h: Tensor, reference: list[int], r: Tensor, special: set[int]) -> float:
-    """Harmonic mean of how well each side's words find a partner on the other side."""
+    """Return the harmonic mean of precision and recall; each token is matched to its most similar counterpart.
+
+    Args:
+        hypothesis, reference: token ids.
+        h, r: their hidden states [tokens, D].
+        special: token ids that do not enter the averages.
+    """
     similarity = torch.nn.functional.normalize(h, dim=-1) @ torch.nn.functional.normalize(r, dim=-1).T
-    words_h, words_r = ([i for i, token in enumerate(ids) if token not in special] for ids in (hypothesis, reference))
-    if not words_h or not words_r:
+    text_h, text_r = ([i for i, token in enumerate(ids) if token not in special] for ids in (hypothesis, reference))
+    if not text_h or not text_r:
         return 0.0
-    precision, recall = similarity.amax(1)[words_h].mean(), similarity.amax(0)[words_r].mean()
+    precision, recall = similarity.amax(1)[text_h].mean(), similarity.amax(0)[text_r].mean()
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
@@ -123,19 +139,19 @@ def greedy_f1(hypothesis: list[int], h: Tensor, reference: list[int], r: Tensor,
 
 
 def mauve(samples: Sequence[str], references: Sequence[str], folder: str, seed: int, device: torch.device) -> float:
-    """Area under the divergence curve between quantised embeddings of samples and references, in (0, 1].
+    """Return the area under the divergence curve between quantized embeddings of samples and references, in (0, 1].
 
-    Settings of mauve-text: state of the last token, unit length, PCA to 90 % of the variance, a tenth as many k-means
-    clusters as the smaller set has texts, scale 5. Its k-means is another program's, so the third digit may differ.
+    Settings of mauve-text: hidden state of the last token, unit norm, PCA to 90 % of the variance, scale 5, and one
+    k-means cluster per ten texts of the smaller set. Its k-means is faiss's, so the third digit may differ.
 
     Args:
-        samples, references: texts; both sets should be of like size, thousands each.
-        folder: a causal language model's folder.
-        seed: of k-means.
-        device: where to run the model.
+        samples, references: texts; the sets should have similar sizes, thousands each.
+        folder: folder of a causal language model.
+        seed: seed of k-means.
+        device: device of the model.
 
     Raises:
-        UserError: if the model's tokenizer makes nothing of a text.
+        UserError: if the model's tokenizer returns no token for a text.
     """
     model, tokenizer = load_language_model(folder, eval_device=device)
     features = []
@@ -143,22 +159,16 @@ def mauve(samples: Sequence[str], references: Sequence[str], folder: str, seed: 
         found = hidden_states(model, tokenizer, [text or " " for text in texts], -1, "MAUVE")
         states = [state[-1:] for _, state in found]
         if empty := [i for i, state in enumerate(states, start=1) if not len(state)]:
-            raise UserError(f"mauve_model={folder}: its tokenizer makes nothing of {name} {empty[0]}; leave that out")
+            raise UserError(f"mauve_model={folder}: its tokenizer has no token for {name} {empty[0]}; leave that out")
         features.append(torch.cat(states).double().numpy())
-    p, q = quantise(*features, seed)
+    p, q = quantize(*features, seed)
     return area(divergence_curve(p, q))
 
 
-def quantise(samples: np.ndarray, references: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Histograms of both sets over common clusters, each float64 [clusters] with sum 1."""
+def quantize(samples: np.ndarray, references: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return histograms of both sets over common k-means clusters, each float64 [clusters] with sum 1."""
     count = max(2, round(min(len(samples), len(references)) / 10))
-    together = np.concatenate([samples, references])
-    together = together / np.linalg.norm(together, axis=1, keepdims=True).clip(1e-12)
-    centred = together - together.mean(0)
-    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
-    share = np.cumsum(scale**2) / np.sum(scale**2).clip(1e-300)
-    kept = int(np.argmax(share >= MAUVE_VARIANCE)) + 1
-    reduced = (left * scale)[:, :kept]
+    reduced = principal_components(np.concatenate([samples, references]))
     best, labels = np.inf, np.zeros(len(reduced), dtype=int)
     for restart in range(MAUVE_RESTARTS):
         centres, found = kmeans2(reduced, count, iter=100, minit="++", rng=np.random.default_rng([seed, restart]))
@@ -170,8 +180,18 @@ def quantise(samples: np.ndarray, references: np.ndarray, seed: int) -> tuple[np
     return p, q
 
 
+def principal_components(features: np.ndarray) -> np.ndarray:
+    """Scale features [n, D] to unit norm and project them on the components that explain 90 % of the variance."""
+    features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    centred = features - features.mean(0)
+    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    share = np.cumsum(scale**2) / np.sum(scale**2).clip(1e-300)
+    kept = int(np.argmax(share >= MAUVE_VARIANCE)) + 1
+    return (left * scale)[:, :kept]
+
+
 def divergence_curve(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Points (exp(-c KL(q | r)), exp(-c KL(p | r))) for mixtures r of p and q, float64 [points + 2, 2]."""
+    """Return points (exp(-c KL(q | r)), exp(-c KL(p | r))) for mixtures r of p and q, float64 [points + 2, 2]."""
     points = [(1.0, 0.0)]
     for weight in np.linspace(1e-6, 1 - 1e-6, MAUVE_POINTS):
         r = weight * p + (1 - weight) * q
@@ -180,13 +200,13 @@ def divergence_curve(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def kl(p: np.ndarray, q: np.ndarray) -> float:
-    """Kullback-Leibler divergence in nats; q is positive wherever p is."""
+    """Return the Kullback-Leibler divergence in nats; q must be positive wherever p is."""
     where = p > 0
     return float((p[where] * np.log(p[where] / q[where])).sum())
 
 
 def area(curve: np.ndarray) -> float:
-    """Area under the curve, the mean of integrating along either axis."""
+    """Return the area under the curve, averaged over integration along both axes."""
     x, y = curve.T
-    along_x, along_y = np.lexsort((-y, x)), np.lexsort((-x, y))  # of points above each other the upper one first
+    along_x, along_y = np.lexsort((-y, x)), np.lexsort((-x, y))  # points of equal x by descending y, and vice versa
     return float((np.trapezoid(y[along_x], x[along_x]) + np.trapezoid(x[along_y], y[along_y])) / 2)

@@ -1,9 +1,9 @@
-"""Files of predictions: a journal that an interrupted run continues, our .jsonl, and DiffuSeq's one-file-per-seed form.
+"""Files of predictions: our .jsonl, DiffuSeq's files (one per seed), and a journal for interrupted runs.
 
-    {"index": 0, "source": ..., "reference": ..., "candidates": [...], "prediction": ...}     one line a source
-    {"recover": ..., "reference": ..., "source": ...}                                         DiffuSeq's, a file a seed
+    {"index": 0, "source": ..., "reference": ..., "candidates": [...], "prediction": ...}     ours, a line per source
+    {"recover": ..., "reference": ..., "source": ...}                                         DiffuSeq's, per seed
 
-Source and reference stand as the tokenizer writes them, as the candidates do; `index` is the pair's place in its file.
+Source and reference are decoded by the tokenizer, like the candidates; `index` is the pair's index in its file.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from utils.errors import UserError, shown
 from utils.files import folder_written_whole, held_alone, open_regular, written_whole
 
 FORM = {"source": str, "reference": str, "prediction": str, "candidates": list}
-"""What a record of ours must hold."""
-MOST_BYTES = 2**30
-"""In a file of predictions; all of it is in memory."""
+"""Required keys and types of a record in our form."""
+MAX_BYTES = 2**30
+"""Largest file of predictions; it is read into memory."""
 
 
 def fingerprint_of(checkpoint: Path, recipe: dict, sources: list[str], references: list[str]) -> str:
-    """A hash of all that decides the predictions: the model's files, the settings, the pairs."""
+    """Return a hash of everything that determines the predictions: model files, settings and pairs."""
     digest = hashlib.blake2b(json.dumps(recipe, sort_keys=True).encode(), digest_size=16)
     for file in sorted(path for path in checkpoint.iterdir() if path.suffix in (".json", ".safetensors")):
         digest.update(file.name.encode())
@@ -40,53 +40,52 @@ def fingerprint_of(checkpoint: Path, recipe: dict, sources: list[str], reference
 
 
 def journal_of(output: Path) -> Path:
-    """The journal of an output file."""
+    """Return the path of an output file's journal."""
     return output.with_name(output.name + ".part")
 
 
 @contextlib.contextmanager
-def alone_with(output: Path) -> Iterator[None]:
-    """A lock on the journal of an output file: two programs at once would write it, and the result, through each other.
+def lock_output(output: Path) -> Iterator[None]:
+    """Lock the journal of an output file, so that two processes do not write to it at once.
 
     Raises:
-        UserError: if another process is at it, or it is no file.
+        UserError: if another process holds the lock, or the journal is no regular file.
     """
     path = journal_of(output)
     if path.exists():
         open_regular(path).close()
-    refusal = f"output={output}: another process is predicting into it; wait for it, or give another output"
+    refusal = f"output={output}: another process is writing predictions to it; wait for it, or give another output"
     with held_alone(path, refusal):
         yield
 
 
 class Journal:
-    """Records as they come, in OUTPUT.part; whoever opens it again with the same recipe finds them."""
+    """Records of an unfinished run in OUTPUT.part; a later run with the same recipe continues it."""
 
     def __init__(self, output: Path, recipe: str) -> None:
-        """Open or continue the journal of an output file; one of another recipe is begun anew."""
+        """Open the journal of an output file; it is cleared if its recipe differs."""
         self.path = journal_of(output)
         self.records: dict[int, dict] = {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        good = self._read(recipe) if self.path.exists() else 0
-        self.file = open(self.path, "r+b" if good else "wb")
-        self.file.truncate(good)  # a line that was being written when the run was stopped
-        self.file.seek(good)
-        if not good:
+        valid_bytes = self._read(recipe) if self.path.exists() else 0
+        self.file = open(self.path, "r+b" if valid_bytes else "wb")
+        self.file.truncate(valid_bytes)  # removes an incomplete last line
+        self.file.seek(valid_bytes)
+        if not valid_bytes:
             self._write({"recipe": recipe})
 
     def _read(self, recipe: str) -> int:
-        """Takes the whole lines; returns where they end, 0 if the journal is another recipe's."""
+        """Read the complete lines; return their size in bytes, 0 if the recipe differs."""
         end = 0
         with open(self.path, "rb") as file:
             for number, line in enumerate(file):
                 if not line.endswith(b"\n"):
-                    break  # it was being written
+                    break  # the interrupted run did not complete it
                 try:
                     entry = json.loads(line)
                     if number == 0 and entry["recipe"] != recipe:
-                        print(
-                            f"note: {self.path} is of other settings, pairs or weights: starting anew", file=sys.stderr
-                        )
+                        difference = "was written with other settings, pairs or weights"
+                        print(f"note: {self.path} {difference}: starting from the first source", file=sys.stderr)
                         return 0
                     if number:
                         _require(entry, FORM, self.path, number)
@@ -102,33 +101,33 @@ class Journal:
             self.file.flush()
         except OSError as error:
             reason = f"cannot be written ({error.strerror})"
-            raise UserError(f"{self.path}: {reason}; make room and type the command again: it goes on") from error
+            raise UserError(f"{self.path}: {reason}; free disk space and repeat the command to continue") from error
 
     def add(self, index: int, record: dict) -> None:
-        """Keep a record; from here on an interruption does not lose it."""
+        """Add a record and write it to the file."""
         self.records[index] = record
         self._write(record)
 
     def finish(self, count: int) -> list[dict]:
-        """Records 0 to count - 1, in order."""
+        """Close the file and return records 0 to count - 1."""
         self.file.close()
         return [self.records[i] for i in range(count)]
 
     def remove(self) -> None:
-        """Delete the file: the results are elsewhere."""
+        """Delete the file, once the results are written."""
         os.unlink(self.path)
 
 
 def write_predictions(path: Path, records: list[dict]) -> None:
-    """Our own form."""
+    """Write records in our form."""
     with written_whole(path) as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def write_diffuseq(folder: Path, records: list[dict], seed: int, num_steps: float) -> None:
-    """A folder with one file a candidate, as if each had been drawn with a seed of its own (which it was)."""
-    with folder_written_whole(folder) as temporary:  # whole, since its reader takes every file in it for a candidate
+    """Write a folder with one file per candidate; candidate j was drawn with seed + j."""
+    with folder_written_whole(folder) as temporary:  # an extra file would be read as a candidate
         for j in range(len(records[0]["candidates"])):
             with open(temporary / f"seed{seed + j}_step{num_steps}.json", "w", encoding="utf-8") as file:
                 for record in records:
@@ -140,18 +139,18 @@ def write_diffuseq(folder: Path, records: list[dict], seed: int, num_steps: floa
 
 
 def read_predictions(path: Path) -> list[dict] | None:
-    """Records of predictions in our form or DiffuSeq's; None if the file holds plain samples.
+    """Read predictions in our form or DiffuSeq's; return None if the file holds plain samples.
 
     Args:
-        path: our .jsonl; one of DiffuSeq's .json files; or a folder of them, one a seed.
+        path: our .jsonl, a DiffuSeq .json file, or a folder of these, one per seed.
 
     Raises:
-        UserError: if a file is empty or broken, or the files of several seeds do not belong together.
+        UserError: if a file is empty or malformed, or the files of several seeds do not match.
     """
     if path.is_dir():
         files = sorted(path.glob("*.json"), key=lambda file: [int(n) for n in re.findall(r"\d+", file.name)])
         if not files:
-            raise UserError(f"{path}: no .json file of DiffuSeq's form in this folder")
+            raise UserError(f"{path}: no .json file in this folder; give DiffuSeq's files, one per seed")
         return merge([read_records(file) for file in files], files)
     if path.suffix.lower() == ".txt":
         return None
@@ -172,25 +171,25 @@ def read_predictions(path: Path) -> list[dict] | None:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Number and text of each line, stripped, as a corpus is read: a BOM is taken off, U+2028 is no end of a line.
+    """Yield number and stripped text of each line, read like a corpus: a BOM is removed, U+2028 does not end a line.
 
     Raises:
-        UserError: naming file and line, if it is not UTF-8 or too long; if it is no regular file, or too large.
+        UserError: naming file and line, if a line is not UTF-8 or too long; if the file is not regular, or too large.
     """
     number = size = 0
     try:
         with open_regular(path) as file:
             while line := read_line(file, path, partial(int, number + 1)):
                 number, size = number + 1, size + len(line)
-                if size > MOST_BYTES:
-                    raise UserError(f"{path}: more than {MOST_BYTES:,} bytes; split it into several files")
+                if size > MAX_BYTES:
+                    raise UserError(f"{path}: more than {MAX_BYTES:,} bytes; split it into several files")
                 yield number, decoded(line, path, number)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give another file") from error
 
 
 def read_records(path: Path) -> dict[int, dict]:
-    """The objects of a file with one JSON object a line, by their line's number."""
+    """Read a file with one JSON object per line; return the objects by line number."""
     records = {}
     for number, line in read_lines(path):
         try:
@@ -202,20 +201,20 @@ def read_records(path: Path) -> dict[int, dict]:
         if record is not None:
             records[number] = record
     if not records:
-        raise UserError(f"{path}: no predictions in it")
+        raise UserError(f"{path}: no predictions in it; give another file")
     return records
 
 
 def read_samples(path: Path) -> list[str]:
-    """Plain samples: the lines of a .txt, empty ones too, or "text" of each line of a .jsonl.
+    """Read plain samples: all lines of a .txt, or "text" of each line of a .jsonl.
 
     Raises:
-        UserError: if there are none, or the file is of another kind.
+        UserError: if there are none, or the file is malformed.
     """
     if path.suffix.lower() == ".txt":
         samples = [line for _, line in read_lines(path)]
         if samples in ([], [""]):
-            raise UserError(f"{path}: no predictions in it")
+            raise UserError(f"{path}: no predictions in it; give another file")
         return samples
     records = read_records(path)
     for number, record in records.items():
@@ -224,7 +223,7 @@ def read_samples(path: Path) -> list[str]:
 
 
 def merge(by_seed: list[dict[int, dict]], files: list[Path]) -> list[dict]:
-    """DiffuSeq's files as records with one candidate a file; its [CLS], [SEP], [PAD] strings are taken off."""
+    """Merge DiffuSeq's files into records with one candidate per file, without [CLS], [SEP] and [PAD] strings."""
     for records, file in zip(by_seed, files, strict=True):
         if len(records) != len(by_seed[0]):
             raise UserError(f"{file}: {len(records)} lines, but {files[0]} has {len(by_seed[0])}; predict again")
@@ -232,7 +231,7 @@ def merge(by_seed: list[dict[int, dict]], files: list[Path]) -> list[dict]:
             _require(record, {"recover": str, "reference": str, "source": str}, file, number)
             if record["reference"] != first["reference"]:
                 raise UserError(
-                    f"{file}:{number}: its reference is not the one in {files[0]}; keep one data set's files"
+                    f"{file}:{number}: its reference differs from that in {files[0]}; give files of one data set"
                 )
     merged = []
     for lines in zip(*(records.values() for records in by_seed), strict=True):
@@ -249,13 +248,15 @@ def _strip(text: str) -> str:
 def _require(record: dict, wanted: dict[str, type], path: Path, number: int) -> None:
     for name, kind in wanted.items():
         if not isinstance(record.get(name), kind):
-            what = {str: "a string", list: "a list"}[kind]
+            type_name = {str: "a string", list: "a list"}[kind]
             raise UserError(
-                f'{path}:{number}: every line must have {what} "{name}"; its keys are {shown(sorted(record))}'
+                f'{path}:{number}: every line must have {type_name} "{name}"; its keys are {shown(sorted(record))}'
             )
     _encodable([record[name] for name, kind in wanted.items() if kind is str], path, number)
 
 
 def _encodable(texts: list[str], path: Path, number: int) -> None:
     if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
-        raise UserError(f"{path}:{number}: a text has half a surrogate pair, which no encoding can hold; mend the line")
+        raise UserError(
+            f"{path}:{number}: a text has an unpaired surrogate, which UTF-8 cannot encode; correct the line"
+        )

@@ -1,7 +1,7 @@
-"""What is measured of generated text: against references, among samples, and which candidate to take.
+"""Metrics of generated text against references and among samples, and minimum Bayes risk selection.
 
-Words are whitespace words of the strings as given. BLEU of a pair is nltk's; against a whole corpus it is nltk's number
-without its cost, since all samples share the same reference counts.
+Words are whitespace words of the given strings. BLEU of a pair is nltk's. BLEU against a whole corpus equals nltk's and
+is much faster, since all samples share the counts of the references.
 """
 
 import functools
@@ -24,18 +24,18 @@ method4 = SmoothingFunction().method4
 
 
 def bleu(hypothesis: str, reference: str) -> float:
-    """BLEU-4 with smoothing method 4 (Chen and Cherry 2014), as DiffuSeq's evaluation has it; 0 if either is empty."""
+    """Return BLEU-4 with smoothing method 4 (Chen and Cherry 2014), like DiffuSeq; 0 if either text is empty."""
     if not hypothesis.split() or not reference.split():
         return 0.0
     return float(sentence_bleu([reference.split()], hypothesis.split(), smoothing_function=method4))
 
 
 def rouge_l(hypothesis: str, reference: str, kind: str = "unicode") -> float:
-    """F1 of the longest common subsequence of lower-cased words of letters and digits (Lin 2004), as in rouge-score.
+    """Return F1 of the longest common subsequence of lower-case words (Lin 2004), like rouge-score.
 
     Args:
-        hypothesis, reference: texts; 0 if either has no word.
-        kind: of words, see `words.rouge_words`; rouge-score's own is ascii.
+        hypothesis, reference: texts; the result is 0 if either has no word.
+        kind: kind of words (`words.rouge_words`); rouge-score uses ascii.
     """
     a, b = (rouge_words(text, kind) for text in (hypothesis, reference))
     common = longest_common_subsequence(a, b)
@@ -43,29 +43,32 @@ def rouge_l(hypothesis: str, reference: str, kind: str = "unicode") -> float:
 
 
 def longest_common_subsequence(a: Sequence[str], b: Sequence[str]) -> int:
-    """Its length, by the usual table, a row of which is one integer (Hyyro 2004): a bit is 0 where the row goes up."""
-    a, b = sorted((a, b), key=len)
-    places: dict[str, list[int]] = defaultdict(list)
-    for j, word in enumerate(b):
-        places[word].append(j)
+    """Return its length by bit-parallel dynamic programming (Hyyro 2004).
 
-    @functools.lru_cache(512)  # of all words, it would be the square of their number in memory
-    def standing(word: str) -> int:
+    Each row of the table is one integer; a bit is 0 where the length increases.
+    """
+    a, b = sorted((a, b), key=len)
+    positions: dict[str, list[int]] = defaultdict(list)
+    for j, word in enumerate(b):
+        positions[word].append(j)
+
+    @functools.lru_cache(512)  # bounded: masks of all words would take quadratic memory
+    def position_mask(word: str) -> int:
         bits = bytearray(len(b) // 8 + 1)
-        for j in places[word]:
+        for j in positions[word]:
             bits[j >> 3] |= 1 << (j & 7)
         return int.from_bytes(bits, "little")
 
-    everywhere = row = (1 << len(b)) - 1
+    all_ones = row = (1 << len(b)) - 1
     for word in a:
-        if word in places:
-            matches = row & standing(word)
-            row = ((row + matches) | (row - matches)) & everywhere
+        if word in positions:
+            matches = row & position_mask(word)
+            row = ((row + matches) | (row - matches)) & all_ones
     return len(b) - row.bit_count()
 
 
 def distinct_1(text: str) -> float:
-    """Share of a sentence's words that are distinct (dist-1 of DiffuSeq's tables); 0 if it is empty."""
+    """Return the share of distinct words in a sentence (dist-1 in DiffuSeq's tables); 0 if it is empty."""
     words = text.split()
     return len(set(words)) / len(words) if words else 0.0
 
@@ -74,31 +77,31 @@ def distinct_1(text: str) -> float:
 
 
 def pairwise_bleu(samples: Sequence[str]) -> np.ndarray:
-    """float64 [S, S]: entry (i, j) is BLEU of hypothesis i against reference j."""
+    """Return BLEU of each hypothesis i against each reference j, float64 [S, S]."""
     return np.array([[bleu(hypothesis, reference) for reference in samples] for hypothesis in samples])
 
 
 def mbr_select(samples: Sequence[str], *, released: bool = False) -> int:
-    """Minimum Bayes risk: the sample with the highest mean BLEU against the others; the first of equals.
+    """Return the index of the minimum Bayes risk candidate: highest mean BLEU against the others, the first of equals.
 
     Args:
-        samples: the candidates for one source, at least one.
-        released: the released program's rule instead: each sample as the reference of the others, itself included.
+        samples: candidates of one source, at least one.
+        released: use the released program's rule: mean BLEU of all samples, itself included, with it as reference.
     """
     utility = pairwise_bleu(samples)
     if released:
         return int(utility.sum(0).argmax())
     np.fill_diagonal(utility, 0)
-    return int(utility.sum(1).round(12).argmax())  # rounded: equal sums must not be told apart by their order of adding
+    return int(utility.sum(1).round(12).argmax())  # rounded, since the order of addition changes equal sums
 
 
 def pairwise_self_bleu(samples: Sequence[str]) -> float:
-    """Mean BLEU of sample i against reference j, i < j (self-BLEU of DiffuSeq's tables); for at least two samples."""
+    """Return the mean BLEU of sample i against sample j > i (self-BLEU in DiffuSeq's tables); needs two samples."""
     return float(np.mean([bleu(a, b) for i, a in enumerate(samples) for b in samples[i + 1 :]]))
 
 
 def diverse_4(samples: Sequence[str]) -> float:
-    """Distinct over all 4-grams of the samples of one source (div-4 of DiffuSeq's tables); 0 if there are none."""
+    """Return the share of distinct 4-grams over the samples of one source (div-4 in DiffuSeq's tables); 0 if none."""
     counts = Counter(gram for sample in samples for gram in ngrams(sample.split(), MAX_ORDER))
     return len(counts) / counts.total() if counts else 0.0
 
@@ -107,22 +110,23 @@ def diverse_4(samples: Sequence[str]) -> float:
 
 
 def all_ngrams(words: Sequence[str]) -> Counter:
-    """Every n-gram of orders 1 to 4, with its count."""
+    """Count the n-grams of orders 1 to 4."""
     return Counter(gram for order in range(1, MAX_ORDER + 1) for gram in ngrams(words, order))
 
 
 class ReferenceCorpus:
-    """A set of references that any number of samples are compared with.
+    """References with shared n-gram counts, for BLEU of many samples.
 
-    BLEU clips an n-gram's count by its largest count in any single reference, and takes the reference whose length is
-    closest. Both need only the maximum over references, gathered once; with the runner-up and its owner kept too, the
-    references of self-BLEU (all samples but one) cost no more.
+    BLEU clips an n-gram's count by its largest count in a single reference, and uses the closest reference length. The
+    largest counts are collected once. The second largest is kept too, so that self-BLEU can exclude one reference.
     """
 
     def __init__(self, references: Iterable[Sequence[str]]) -> None:
-        """Count the n-grams of tokenised references."""
-        self.largest: dict[tuple[str, ...], tuple[int, int]] = {}  # n-gram -> its largest count, and in which reference
+        """Count the n-grams of tokenized references."""
+        self.largest: dict[tuple[str, ...], tuple[int, int]] = {}
+        """Largest count of each n-gram in one reference, and the index of that reference."""
         self.second: dict[tuple[str, ...], int] = {}
+        """Second largest count of each n-gram."""
         self.lengths: list[int] = []
         for index, words in enumerate(references):
             self.lengths.append(len(words))
@@ -136,7 +140,7 @@ class ReferenceCorpus:
         self.sorted_lengths = sorted(self.lengths)
 
     def clipped(self, words: Sequence[str], without: int = -1) -> tuple[list[int], list[int]]:
-        """Matched and all n-grams of a hypothesis, by order; one reference may be left out."""
+        """Count matched and all n-grams of a hypothesis, by order; reference `without` is excluded."""
         matched, total = [0] * MAX_ORDER, [0] * MAX_ORDER
         for gram, count in all_ngrams(words).items():
             most, owner = self.largest.get(gram, (0, -1))
@@ -147,32 +151,32 @@ class ReferenceCorpus:
         return matched, total
 
     def closest_length(self, length: int, without: int = -1) -> int:
-        """The reference length closest to `length`, the shorter of two equally close ones."""
+        """Return the reference length closest to `length`, the shorter of two equally close ones."""
         lengths = self.sorted_lengths
         if without >= 0:
             lengths = lengths.copy()
             lengths.pop(bisect_left(lengths, self.lengths[without]))
-        place = bisect_left(lengths, length)
-        return min(lengths[max(0, place - 1) : place + 1], key=lambda n: (abs(n - length), n))
+        index = bisect_left(lengths, length)
+        return min(lengths[max(0, index - 1) : index + 1], key=lambda n: (abs(n - length), n))
 
     def bleu(self, words: Sequence[str], without: int = -1) -> float:
-        """BLEU-4 of one hypothesis, unsmoothed, against every reference (but `without`): nltk's corpus_bleu."""
+        """Return unsmoothed BLEU-4 of one hypothesis against all references except `without`; nltk's corpus_bleu."""
         matched, total = self.clipped(words, without)
         return combine(matched, total, len(words), self.closest_length(len(words), without))
 
     def corpus_bleu(self, hypotheses: Iterable[Sequence[str]]) -> float:
-        """BLEU-4 of all hypotheses together, their counts pooled, each against every reference: nltk's corpus_bleu."""
+        """Return BLEU-4 of all hypotheses with pooled counts, each against all references; nltk's corpus_bleu."""
         matched, total = np.zeros(MAX_ORDER, dtype=int), np.zeros(MAX_ORDER, dtype=int)
         length = closest = 0
         for words in hypotheses:
-            more_matched, more = self.clipped(words)
-            matched, total = matched + more_matched, total + np.maximum(1, more)  # a short one counts 1, as in nltk
+            matched_here, total_here = self.clipped(words)
+            matched, total = matched + matched_here, total + np.maximum(1, total_here)  # at least 1, as in nltk
             length, closest = length + len(words), closest + self.closest_length(len(words))
         return combine(matched, total, length, closest)
 
 
 def combine(matched: Sequence[int], total: Sequence[int], length: int, closest: int) -> float:
-    """Brevity penalty times the geometric mean of the precisions (Papineni et al. 2002); 0 if one of them is 0."""
+    """Return the brevity penalty times the geometric mean of the precisions (Papineni et al. 2002); 0 if one is 0."""
     if not all(matched):
         return 0.0
     mean = sum(math.log(m / n) for m, n in zip(matched, total, strict=True)) / MAX_ORDER
@@ -180,51 +184,54 @@ def combine(matched: Sequence[int], total: Sequence[int], length: int, closest: 
 
 
 def self_bleu(samples: Sequence[Sequence[str]]) -> list[float]:
-    """BLEU-4 of each tokenised sample against all the others (Zhu et al. 2018), unsmoothed; for at least two."""
+    """Return unsmoothed BLEU-4 of each tokenized sample against all others (Zhu et al. 2018); needs two samples."""
     corpus = ReferenceCorpus(samples)
     return [corpus.bleu(words, without=i) for i, words in enumerate(samples)]
 
 
 def distinct(samples: Iterable[Sequence[str]], order: int) -> float:
-    """Distinct over all n-grams of that order, pooled over the samples (Li et al. 2016); 0 if there are none."""
+    """Return the share of distinct n-grams of an order, pooled over samples (Li et al. 2016); 0 if there are none."""
     counts = Counter(gram for words in samples for gram in ngrams(words, order))
     return len(counts) / counts.total() if counts else 0.0
 
 
 def unigram_entropy(samples: Iterable[Sequence[str]]) -> float:
-    """Entropy of the word frequencies of all samples together, in bits a word; 0 if there are no words."""
+    """Return the entropy of the word frequencies of all samples, in bits per word; 0 if there are no words."""
     counts = np.array(list(Counter(word for words in samples for word in words).values()), dtype=float)
     p = counts / counts.sum() if len(counts) else counts
     return float(-(p * np.log2(p)).sum() + 0.0)
 
 
 def repetition(words: Sequence[str], order: int = 2) -> float:
-    """Share of a sample's n-grams that have stood in it before (seq-rep-n, Welleck et al. 2020); 0 if it has none."""
+    """Return the share of a sample's n-grams that repeat an earlier one (seq-rep-n, Welleck et al. 2020); 0 if none."""
     grams = list(ngrams(words, order))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean over sentences and its standard error; None for a single sentence."""
+    """Return the mean over sentences and its standard error, None for a single sentence."""
     array = np.asarray(values, dtype=float)
     error = float(array.std(ddof=1) / math.sqrt(len(array))) if len(array) > 1 else None
     return float(array.mean()), error
 
 
-# ---- what a model must beat ------------------------------------------------------------------------------------------
+# ---- baselines -------------------------------------------------------------------------------------------------------
 
 
 def nearest_targets(sources: Iterable[set[int]], train_sources: Sequence[set[int]]) -> list[int]:
-    """For each source the training pair whose source shares most word pieces with it (Jaccard); first of equals."""
-    holders: dict[int, list[int]] = defaultdict(list)
+    """Return for each source the index of the training source with the highest Jaccard similarity of word pieces.
+
+    The first of equals is returned.
+    """
+    containing: dict[int, list[int]] = defaultdict(list)
     for index, pieces in enumerate(train_sources):
         for piece in pieces:
-            holders[piece].append(index)
+            containing[piece].append(index)
     sizes = np.array([len(pieces) for pieces in train_sources])
     nearest = []
     for pieces in sources:
         shared = np.zeros(len(train_sources))
         for piece in pieces:
-            shared[holders.get(piece, [])] += 1
+            shared[containing.get(piece, [])] += 1
         nearest.append(int((shared / np.maximum(1, sizes + len(pieces) - shared)).argmax()))
     return nearest

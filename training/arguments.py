@@ -1,7 +1,8 @@
-"""How long to train, and where the results go: the settings of main.py itself."""
+"""Settings of a training run: length, evaluation, saved states, devices and output folder."""
 
 import math
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from checkpoint.text_model import PROCESSES
 from utils.errors import UserError, check_choices, check_ranges
@@ -9,70 +10,94 @@ from utils.errors import UserError, check_choices, check_ranges
 
 @dataclass(frozen=True)
 class TrainArgs:
-    """How long to train, on what, and where the results go."""
+    """Length of a training run, its process, evaluations, saved states and output folder."""
+
+    group: ClassVar[str] = "run"
 
     output_dir: str = field(
         metadata={
             "aliases": ["-mdir"],
-            "help": "a new folder: checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png",
+            "help": "folder of the run, for checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png",
         }
     )
     process: str = field(
         default="word_freq",
-        metadata={"choices": list(PROCESSES), "help": "DiffusionBERT, or another way to model the same text"},
+        metadata={"choices": list(PROCESSES), "help": "process to train; word_freq: DiffusionBERT"},
     )
-    max_steps: int = field(default=0, metadata={"help": "optimizer steps; 0: as many as num_train_epochs takes"})
-    num_train_epochs: float = field(default=3.0, metadata={"aliases": ["--epochs"], "help": "passes over the data"})
-    max_minutes: float = field(default=0.0, metadata={"help": "end after this time, the schedule with it; 0: no limit"})
+    max_steps: int = field(default=0, metadata={"help": "optimizer steps; 0: set by num_train_epochs"})
+    num_train_epochs: float = field(
+        default=3.0, metadata={"aliases": ["--epochs"], "help": "passes over the training text"}
+    )
+    max_minutes: float = field(
+        default=0.0, metadata={"help": "minutes after which training and learning rate schedule end; 0: no limit"}
+    )
     accumulation_steps: int = field(
-        default=1, metadata={"aliases": ["--gradient_accumulation_steps"], "help": "micro-steps per optimizer step"}
+        default=1,
+        metadata={"aliases": ["--gradient_accumulation_steps"], "help": "batches of each process per optimizer step"},
     )
-    warm_start: float = field(default=0.0, metadata={"help": "share of the training spent as a masked LM first"})
-    warm_start_rates: str = field(default="0.1,0.4", metadata={"help": "range of its mask rates"})
+    warm_start: float = field(
+        default=0.0, metadata={"help": "share of the training spent on masked language modelling first"}
+    )
+    warm_start_rates: str = field(default="0.1,0.4", metadata={"help": "lowest and highest mask rate of warm_start"})
     precision: str = field(
         default="auto",
-        metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network; the maths is fp32+"},
+        metadata={
+            "choices": ["auto", "fp32", "bf16", "fp16"],
+            "help": "precision of the network; loss and bound use float32 or more",
+        },
     )
-    fp16: bool = field(default=False, metadata={"help": "the same as --precision fp16"})
+    fp16: bool = field(default=False, metadata={"help": "alias of --precision fp16"})
     fused_loss: bool = field(
-        default=False, metadata={"help": "never hold all logits of a step: less memory, a second product with the head"}
+        default=False,
+        metadata={"help": "loss without all logits in memory at once; costs a second product with the output head"},
     )
     eval_steps: int = field(
         default=0,
-        metadata={"aliases": ["--eval_interval"], "help": "0: up to ten times in all, for a ninth of the work"},
+        metadata={
+            "aliases": ["--eval_interval"],
+            "help": "steps between evaluations; 0: at most ten in all, for a ninth of the work",
+        },
     )
-    eval_step_size: int = field(default=64, metadata={"help": "steps of T per window of the validation bound"})
+    eval_step_size: int = field(default=64, metadata={"help": "diffusion steps per window of the validation bound"})
     eval_sequences: int = field(
         default=256,
         metadata={
-            "help": "validation sentences scored during training; 0: all; without eval_steps fewer, if it is short"
+            "help": "validation sentences per evaluation; 0: all; a short training without eval_steps scores fewer"
         },
     )
-    logging_steps: int = field(default=50, metadata={"help": "steps between lines of the log (the first come sooner)"})
+    logging_steps: int = field(
+        default=50, metadata={"help": "steps between lines of the log; the first lines come sooner"}
+    )
     resume: str = field(
         default="auto",
         metadata={
             "choices": ["auto", "true", "false"],
-            "help": "go on with the run in output_dir: if it is of these settings; surely, maybe for longer; never",
+            "help": "continuation of the run in output_dir. auto: if its settings are equal; true: required, "
+            "and may be longer; false: never",
         },
     )
-    save_every: int = field(default=0, metadata={"help": "steps between saved states; 0: by save_minutes"})
+    save_every: int = field(default=0, metadata={"help": "steps between saved states; 0: set by save_minutes"})
     save_minutes: float = field(default=10.0, metadata={"help": "minutes between saved states"})
-    keep_last: int = field(default=2, metadata={"help": "saved states that are kept; the best checkpoint is apart"})
+    keep_last: int = field(default=2, metadata={"help": "saved states to keep; the best checkpoint is kept as well"})
     time_limit: float = field(
-        default=0.0, metadata={"help": "minutes after which this process saves and ends, to be resumed; 0: none"}
+        default=0.0,
+        metadata={"help": "minutes after which this process saves its state and ends, to be resumed; 0: none"},
     )
     max_skipped_steps: int = field(
-        default=20, metadata={"help": "steps in a row that may be skipped for a loss or gradient that is not finite"}
+        default=20, metadata={"help": "limit of consecutive steps skipped because loss or gradient is not finite"}
     )
     strategy: str = field(
-        default="ddp", metadata={"choices": ["ddp", "fsdp"], "help": "of many processes: whole networks, or shards"}
+        default="ddp",
+        metadata={
+            "choices": ["ddp", "fsdp"],
+            "help": "parallel training. ddp: a whole network per process; fsdp: shards",
+        },
     )
-    seed: int = field(default=42, metadata={"help": "of weights, data order and noise"})
-    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
-    fitlog: bool = field(default=True, metadata={"help": "also log with fitlog"})
-    overwrite: bool = field(default=False, metadata={"help": "replace the run in output_dir"})
+    seed: int = field(default=42, metadata={"help": "seed of weights, data order and noise"})
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch's default"})
+    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda or cuda:N"})
+    fitlog: bool = field(default=True, metadata={"help": "record of the run with fitlog"})
+    overwrite: bool = field(default=False, metadata={"help": "replacement of the run in output_dir"})
 
     def __post_init__(self) -> None:
         if not self.output_dir.strip():
@@ -93,16 +118,16 @@ class TrainArgs:
             raise UserError(f"save_minutes={self.save_minutes} must be above 0")
         check_choices(self)
         if self.overwrite and self.resume == "true":
-            raise UserError("overwrite=true begins anew and resume=true goes on; give one of them")
+            raise UserError("overwrite=true restarts and resume=true continues; give one of them")
         if not 0 <= self.warm_start <= 1:
-            raise UserError(f"warm_start={self.warm_start} must lie in [0, 1], a share of the training")
+            raise UserError(f"warm_start={self.warm_start} must lie in [0, 1]: it is a share of the training")
         low, high = self.rates
         if not 0 < low <= high <= 1:
             raise UserError(f"warm_start_rates={self.warm_start_rates!r} must be two rates, 0 < low <= high <= 1")
 
     @property
     def rates(self) -> tuple[float, float]:
-        """The warm start's lowest and highest mask rate."""
+        """Lowest and highest mask rate of the warm start."""
         try:
             low, high = (float(rate) for rate in self.warm_start_rates.split(","))
         except ValueError as error:

@@ -1,41 +1,96 @@
-"""What the command line of a training is read into: a dataclass for each part, that of the process by its name."""
+"""Configuration of a training run: one dataclass for each part, read from the command line."""
 
 import dataclasses
+from dataclasses import asdict, dataclass, replace
+
+import torch
 
 from checkpoint.text_model import PROCESSES
 from data.pairs import PairArgs
-from data.row_formats import RowFormat
+from data.row_formats import TextFormat
 from data.splits import DataArgs
-from models.networks import BertArgs
+from diffusion.options import ProcessArgs
+from models.networks import NetworkArgs
 from training.arguments import TrainArgs
 from training.optim import OptimArgs
 from utils import distributed
 from utils.command_line import parse, value_of
+from utils.device import pick_precision
 from utils.errors import UserError, shown
 
 EPILOG = (
-    "Shown are the settings of --process word_freq, or of the process that is named: main.py --help --process mdlm "
+    "Shown are the settings of --process word_freq. For another process: main.py --help --process mdlm "
     f"(also {', '.join(name for name in PROCESSES if name not in ('word_freq', 'mdlm'))})"
 )
-Settings = tuple[TrainArgs, DataArgs, PairArgs, BertArgs, object, OptimArgs, RowFormat]
-"""One dataclass each; the fifth is that of the process."""
+
+MOST_USED = ("train_data", "output_dir", "process", "model_name_or_path", "max_steps", "learning_rate")
 
 
-def read(description: str) -> Settings:
-    """The settings of this process's command line.
+@dataclass(frozen=True)
+class TrainConfig:
+    """All settings of a training run."""
 
-    Raises:
-        UserError: if one is unknown or out of range.
-    """
-    process = chosen_process()
-    return settled(parse(kinds(process), description, elsewhere=of_others(process), epilog=EPILOG))
+    run: TrainArgs
+    data: DataArgs
+    pairs: PairArgs
+    network: NetworkArgs
+    process: ProcessArgs
+    optim: OptimArgs
+    text: TextFormat
+
+    @classmethod
+    def parse(cls, description: str) -> "TrainConfig":
+        """Read the command line; replace --time_conditioning auto by the default of the chosen process.
+
+        Raises:
+            UserError: if a setting is unknown or out of range.
+        """
+        process = chosen_process()
+        config = cls(
+            *parse(parts(process), description, most_used=MOST_USED, elsewhere=foreign_flags(process), epilog=EPILOG)
+        )
+        if config.network.time_conditioning != "auto":
+            return config
+        chosen = config.process.default_time_conditioning
+        return replace(config, network=replace(config.network, time_conditioning=chosen))
+
+    def by_name(self) -> dict:
+        """Return all settings by name, with the number of processes and the job."""
+        named = {name: value for part in vars(self).values() for name, value in asdict(part).items()}
+        return {**named, "world_size": distributed.world_size(), "job": distributed.job()}
+
+    def precision(self, device: torch.device) -> str:
+        """Return the precision of the network: fp32, bf16 or fp16."""
+        return "fp16" if self.run.fp16 else pick_precision(self.run.precision, device)
+
+    def check(self, device: torch.device) -> None:
+        """Check that settings of different parts are compatible.
+
+        Raises:
+            UserError: if two of them are not.
+        """
+        self.process.check_training(
+            time_conditioning=self.network.time_conditioning,
+            warm_start=self.run.warm_start,
+            packing=self.data.packing,
+            fused_loss=self.run.fused_loss,
+        )
+        self.text.check(
+            packing=self.data.packing, streaming=self.data.streaming, word_freq_file=self.data.word_freq_file
+        )
+        sharded = self.run.strategy == "fsdp" and distributed.world_size() > 1
+        for setting, chosen in (("fp16", self.precision(device) == "fp16"), ("muon", self.optim.optimizer == "muon")):
+            if chosen and sharded:
+                raise UserError(f"strategy=fsdp does not support {setting}; use strategy=ddp, or bf16 and adamw")
+        if self.data.streaming and not self.run.max_steps:
+            raise UserError("streaming=true reads a text of unknown length; give max_steps")
 
 
 def chosen_process(argv: list[str] | None = None) -> str:
-    """Return the process that a command line names: its settings are flags too, so it must be known before parsing.
+    """Return the process named in a command line; the flags to parse depend on it.
 
     Raises:
-        UserError: if there is none of that name.
+        UserError: if no process has that name.
     """
     name = value_of("--process", argv) or TrainArgs.process
     if name not in PROCESSES:
@@ -43,33 +98,17 @@ def chosen_process(argv: list[str] | None = None) -> str:
     return name
 
 
-def kinds(process: str) -> list[type]:
-    """The dataclasses that the command line is read into."""
-    noise = PROCESSES[process].settings
-    return [TrainArgs, DataArgs, PairArgs, BertArgs, noise, OptimArgs, RowFormat]
+def parts(process: str) -> list[type]:
+    """Return the dataclasses of the command line, in the order of TrainConfig's fields."""
+    return [TrainArgs, DataArgs, PairArgs, NetworkArgs, PROCESSES[process].settings, OptimArgs, TextFormat]
 
 
-def of_others(process: str) -> dict[str, str]:
-    """Flags that are settings of other processes than the chosen one, and of which."""
-    own = {field.name for kind in kinds(process) for field in dataclasses.fields(kind)}
+def foreign_flags(process: str) -> dict[str, str]:
+    """Return the flags that only other processes have, each with a description of its processes."""
+    own = {field.name for part in parts(process) for field in dataclasses.fields(part)}
     found: dict[str, list[str]] = {}
     for name, kind in PROCESSES.items():
         for field in dataclasses.fields(kind.settings):
             if field.name not in own:
                 found.setdefault(f"--{field.name}", []).append(f"--process {name}")
     return {flag: f"{' and '.join(names)}, not of --process {process}" for flag, names in found.items()}
-
-
-def settled(settings: Settings) -> Settings:
-    """The settings, the time conditioning that is left to the process as the process has it."""
-    network, noise = settings[3], settings[4]
-    if network.time_conditioning != "auto":
-        return settings
-    network = dataclasses.replace(network, time_conditioning=getattr(noise, "own_time", "none"))
-    return (*settings[:3], network, *settings[4:])
-
-
-def by_name(settings: Settings) -> dict:
-    """Every setting, and how many processes there are."""
-    named = {name: value for part in settings for name, value in dataclasses.asdict(part).items()}
-    return {**named, "world_size": distributed.world_size(), "job": distributed.job()}

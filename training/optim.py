@@ -1,9 +1,10 @@
-"""The moving parts of a training step that are not the process: learning rate, optimizers, averaged weights."""
+"""Learning rate schedules, optimizers and the moving average of the weights."""
 
 import contextlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -13,28 +14,35 @@ from utils.errors import UserError, check_choices
 
 @dataclass(frozen=True)
 class OptimArgs:
-    """How the weights move."""
+    """Settings of optimizer, learning rate schedule, gradient clipping and weight average."""
+
+    group: ClassVar[str] = "optimisation"
 
     optimizer: str = field(
-        default="adamw", metadata={"choices": ["adamw", "muon"], "help": "muon: for the matrices, AdamW for the rest"}
+        default="adamw",
+        metadata={"choices": ["adamw", "muon"], "help": "optimizer. muon: Muon for matrices, AdamW for the rest"},
     )
     learning_rate: float = field(default=5e-5, metadata={"aliases": ["--lr"], "help": "peak learning rate"})
     lr_schedule: str = field(
         default="cosine",
         metadata={
             "choices": ["constant", "cosine", "linear", "inverse_sqrt", "late_cosine"],
-            "help": "after the warm-up; inverse_sqrt is the released one; late_cosine begins at its end (thorinf's)",
+            "help": "learning rate after the warm-up; inverse_sqrt: as released; late_cosine: as in score-based-lm",
         },
     )
-    warmup_steps: int = field(default=0, metadata={"help": "steps of linear warm-up; 0: a hundredth of the training"})
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay of the mean gradient"})
-    adam_beta2: float = field(
-        default=0.98, metadata={"help": "AdamW's decay of the mean squared gradient (released: 0.999)"}
+    warmup_steps: int = field(
+        default=0, metadata={"help": "steps of linear learning rate warm-up; 0: a hundredth of the training"}
     )
-    weight_decay: float = field(default=0.01, metadata={"help": "on matrices only"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "clip the gradient's norm; 0: do not"})
-    max_grad_value: float = field(default=0.0, metadata={"help": "clip each gradient (released: 5); 0: do not"})
-    ema_decay: float = field(default=0.0, metadata={"help": "average of the weights that is scored and saved; 0: none"})
+    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay rate of the mean gradient"})
+    adam_beta2: float = field(
+        default=0.98, metadata={"help": "AdamW's decay rate of the mean squared gradient (released: 0.999)"}
+    )
+    weight_decay: float = field(default=0.01, metadata={"help": "weight decay, on matrices only"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "bound on the gradient's norm; 0: none"})
+    max_grad_value: float = field(default=0.0, metadata={"help": "bound on each gradient entry (released: 5); 0: none"})
+    ema_decay: float = field(
+        default=0.0, metadata={"help": "decay of the weight average that is scored and saved; 0: no average"}
+    )
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -50,53 +58,53 @@ class OptimArgs:
                 raise UserError(f"{name}={getattr(self, name)} must lie in 0..1e12")
 
 
-def warmth(args: OptimArgs, step: int, progress: float, warmup_steps: int) -> float:
-    """The share of the warm-up that is done at `step` (from 1); 1 and more: all of it.
+def warm_up_share(args: OptimArgs, step: int, progress: float, warmup_steps: int) -> float:
+    """Return the share of the warm-up done at `step` (from 1); the warm-up is over from 1 on.
 
-    A warm-up that was not given in steps is a hundredth of the training, and so ends with a hundredth of its time, too:
-    by the clock (max_minutes), max_steps may be many times what there will be. late_cosine counts steps alone.
+    Without --warmup_steps the warm-up also ends after a hundredth of max_minutes, because a training limited by time
+    may take far fewer steps than max_steps. late_cosine counts steps only.
     """
-    by_steps_alone = args.warmup_steps or args.lr_schedule == "late_cosine"
-    return max(step / warmup_steps, 0.0 if by_steps_alone else 100 * progress)
+    steps_only = args.warmup_steps or args.lr_schedule == "late_cosine"
+    return max(step / warmup_steps, 0.0 if steps_only else 100 * progress)
 
 
 def learning_rate(args: OptimArgs, step: int, progress: float, warmup_steps: int, warmed: float = 0.0) -> float:
-    """The rate at `step` (from 1).
+    """Return the learning rate at `step` (from 1).
 
     cosine and linear fall from the peak at the end of the warm-up to 0.02 of it at the end of the training.
-    inverse_sqrt is the released schedule, scaled so that its peak is args.learning_rate: (step / warmup + 1e-3) up to
-    the end of the warm-up, then sqrt(warmup / step). late_cosine, with n steps in all, is
-    (1 + cos(pi (step - warmup) / n)) / 2, and ends a little above zero.
+    inverse_sqrt is the released schedule, scaled to the peak args.learning_rate: (step / warmup + 1e-3) during the
+    warm-up, then sqrt(warmup / step). late_cosine is (1 + cos(pi (step - warmup) / n)) / 2 for a training of n steps,
+    and ends slightly above zero.
 
     Args:
-        args: the peak and the schedule's name.
+        args: peak and name of the schedule.
         step: from 1.
-        progress: share of the training that is done before it, in [0, 1].
+        progress: share of the training done before this step, in [0, 1].
         warmup_steps: at least 1.
-        warmed: the progress at which the warm-up ended, from which on the rate falls.
+        warmed: progress at the end of the warm-up, where the decay begins.
     """
     if args.lr_schedule == "inverse_sqrt":
         factor = step / warmup_steps + 1e-3 if step < warmup_steps else math.sqrt(warmup_steps / step)
         return args.learning_rate * factor
-    if warmth(args, step, progress, warmup_steps) < 1:
-        by_time = warmth(args, 0, progress, warmup_steps)
-        return max(args.learning_rate * step / warmup_steps, args.learning_rate * by_time)
+    if warm_up_share(args, step, progress, warmup_steps) < 1:
+        share_by_time = warm_up_share(args, 0, progress, warmup_steps)
+        return max(args.learning_rate * step / warmup_steps, args.learning_rate * share_by_time)
     if args.lr_schedule == "late_cosine":
         late = progress * (step - warmup_steps) / max(1, step - 1)  # steps after the warm-up, over all steps
         return args.learning_rate * (1 + math.cos(math.pi * min(late, 1))) / 2
-    fallen = min(1.0, max(0.0, progress - warmed) / (1 - warmed)) if warmed < 1 else 0.0
+    decayed = min(1.0, max(0.0, progress - warmed) / (1 - warmed)) if warmed < 1 else 0.0
     if args.lr_schedule == "cosine":
-        return args.learning_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * fallen)) / 2)
+        return args.learning_rate * (0.02 + 0.98 * (1 + math.cos(math.pi * decayed)) / 2)
     if args.lr_schedule == "linear":
-        return args.learning_rate * max(1 - fallen, 0.02)
+        return args.learning_rate * max(1 - decayed, 0.02)
     return args.learning_rate
 
 
 def make_optimizers(args: OptimArgs, model: nn.Module, tables: list[nn.Module]) -> list[torch.optim.Optimizer]:
-    """AdamW alone, or Muon for the weights of linear maps and AdamW for everything else.
+    """Return AdamW, or Muon for the weights of linear maps and AdamW for all other weights.
 
-    Muon makes every update of a matrix a near-orthogonal one; embeddings and the vocabulary head (`tables`) hold
-    rows, are no maps, and stay with AdamW. match_rms_adamw scales Muon's steps so that one learning rate serves both.
+    Muon orthogonalises the update of a matrix. Embeddings and the vocabulary head (`tables`) are lookup tables, not
+    maps, and use AdamW. match_rms_adamw scales Muon's steps so that both optimizers share one learning rate.
     """
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     table = {id(parameter) for module in tables for parameter in module.parameters()}
@@ -121,10 +129,10 @@ def make_optimizers(args: OptimArgs, model: nn.Module, tables: list[nn.Module]) 
 
 
 class AveragedWeights:
-    """An exponential moving average of the weights, with a warm-up: decay_n = min(decay, (1 + n) / (10 + n))."""
+    """Exponential moving average of the weights, with a warm-up: decay_n = min(decay, (1 + n) / (10 + n))."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Starts at the current weights; decay 0 means the weights themselves."""
+        """Start at the current weights; with decay 0 there is no average."""
         self.decay = decay
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.shadow = [p.detach().clone() for p in self.parameters] if decay else []
@@ -132,15 +140,15 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Move the average towards the weights as they are now."""
+        """Update the average with the current weights."""
         if self.decay:
             self.updates += 1
             decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
             torch._foreach_lerp_(self.shadow, self.parameters, 1 - decay)
 
     @contextlib.contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Within the block, the model holds the average."""
+    def swapped_in(self) -> Iterator[None]:
+        """Replace the model's weights by their average for the duration of a block."""
         if not self.decay:
             yield
             return

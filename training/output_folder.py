@@ -1,4 +1,4 @@
-"""The output folder of a training run: one process at a time has it, and what a new run finds there is cleared away."""
+"""Output folder of a training run: a lock against other jobs, and the removal of earlier results."""
 
 import contextlib
 import re
@@ -13,12 +13,16 @@ from utils import distributed, files
 
 TOKENIZER = "tokenizer"
 OUTPUTS = ("checkpoint", "checkpoint-last", "state", TOKENIZER, "log.jsonl", "curve.png", "fitlog", "run.json")
-"""What a run leaves in its folder."""
+"""Names of a run's files and folders in its output folder."""
 
 
 @contextlib.contextmanager
-def alone(args: TrainArgs) -> Iterator[None]:
-    """No other job may look at the output folder or write to it meanwhile; the first process asks, all are refused."""
+def exclusive_access(args: TrainArgs) -> Iterator[None]:
+    """Hold the output folder's lock for the duration of a block; the first process takes it for all.
+
+    Raises:
+        UserError: on every process, if another job holds the lock.
+    """
     output = Path(args.output_dir)
     refusal = f"output_dir={output}: another process is training into this folder; wait for it, or stop it"
 
@@ -27,28 +31,28 @@ def alone(args: TrainArgs) -> Iterator[None]:
 
     with contextlib.ExitStack() as held:
         lock = files.held_alone(output / "run.lock", refusal, keep=began)
-        distributed.leader_finds(lambda: held.enter_context(lock))
+        distributed.call_on_leader(lambda: held.enter_context(lock))
         yield
 
 
 def claim(output: Path, settings: dict, step: int, *, use_fitlog: bool) -> None:
-    """Makes the folder this run's: what others left is removed, what interrupted writing left too.
+    """Prepare the folder for this run: remove files of interrupted writes and of later steps or other runs.
 
     Args:
         output: the folder.
-        settings: of the run.
-        step: where it stands; 0: at its beginning, and everything there is of no use.
-        use_fitlog: whether its record there, which lies beside the folder, goes the same way.
+        settings: settings of the run, by name.
+        step: number of steps done; 0: all earlier results are removed.
+        use_fitlog: remove the fitlog record of an earlier run too.
     """
     files.clear_leftovers(output / "state", r"step-\d{12}")
     files.clear_leftovers(output, "|".join(map(re.escape, OUTPUTS)))
     if step:
         cut_log(output / "log.jsonl", step)
-        (output / "curve.png").unlink(missing_ok=True)  # of a run that was done, and is to be longer
+        (output / "curve.png").unlink(missing_ok=True)  # a finished run that continues for longer
         write_settings(output, settings)
         return
     if use_fitlog and (output / "run.json").exists():
-        with contextlib.suppress(Exception):  # a tracker stops no run
+        with contextlib.suppress(Exception):  # a failing tracker must not stop a run
             fitlog_record.remove(output)
     for name in OUTPUTS:
         path = output / name
@@ -56,5 +60,5 @@ def claim(output: Path, settings: dict, step: int, *, use_fitlog: bool) -> None:
             files.remove_folder(path)
         else:
             path.unlink(missing_ok=True)
-    (output / "state").mkdir()  # whose absence later says that saved states were removed
+    (output / "state").mkdir()  # its absence later shows that saved states were removed
     write_settings(output, settings)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from training.optim import AveragedWeights
 from utils.distributed import rank
 from utils.errors import UserError
-from utils.files import folder_written_whole, read_text, remove_folder, whats_wrong, written_whole
+from utils.files import folder_written_whole, manifest_error, read_text, remove_folder, written_whole
 from utils.gathering import held_by_leader, shard_like
 
 FORMAT = 1
@@ -159,7 +159,7 @@ def states(output: Path) -> Iterator[Path]:
 def newest_state(output: Path, warn: Callable[[str], None]) -> tuple[Path, dict] | None:
     """The newest_state state that is whole, and its facts; those that are not are named and passed over."""
     for path in sorted(states(output), reverse=True):
-        wrong = whats_wrong(path)
+        wrong = manifest_error(path)
         try:
             facts = json.loads(read_text(path / "state.json")) if not wrong else {}
             if not wrong and facts["format"] != FORMAT:
@@ -187,7 +187,7 @@ def _count(value: object, least: int = 0) -> bool:
 
 
 def _is_position(value: object) -> bool:
-    if isinstance(value, list):  # batches.DealtBatches
+    if isinstance(value, list):  # batches.EpochBatches
         return len(value) == 2 and all(map(_count, value))
     counts = [value[name] for name in ("batches", "lanes", "pool")]  # streaming.StreamedBatches
     lanes = list(value["positions"].items())

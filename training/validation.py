@@ -1,0 +1,130 @@
+"""Evaluation during a training: the bound on validation sentences with the averaged weights, and the checkpoints."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from checkpoint.folder import save_checkpoint, weights_of
+from checkpoint.text_model import TextModel
+from data.tokenized_text import Text
+from evaluation.likelihood import OutOfTimeError, Scoring, pick, score_text
+from training.clock import Deadline
+from training.config import TrainConfig
+from training.outcome import Figures, uniform_bits
+from training.pace import evaluation_plan, evaluation_steps, is_adaptable
+from training.parallel import whole_weights
+from training.plan import Plan
+from training.step import TrainStep
+from utils import distributed
+from utils.errors import UserError
+
+
+class Validation:
+    """When and on which sentences a run is evaluated, and what is remembered of it."""
+
+    def __init__(
+        self, config: TrainConfig, model: TextModel, text: Text, trainer: TrainStep, plan: Plan, figures: Figures
+    ) -> None:
+        """Settle how often a run is evaluated, and if it is not timed, on how many sentences."""
+        self.config, self.model, self.text, self.trainer, self.plan = config, model, text, trainer, plan
+        self.figures, self.deadline = figures, Deadline(config.run.time_limit)
+        self.batch_size = config.data.slots // config.data.max_length  # as many as fit, however long
+        self.interval, sequences = self._plan(plan.total_steps)
+        """Steps between evaluations."""
+        if not (plan.pace.max_minutes and is_adaptable(config.run)):
+            figures.eval_sequences = sequences
+
+    def run(self, step: int, seconds: float, *, first: bool) -> tuple[dict, bool] | None:
+        """Evaluate and remember; the caller holds the averaged weights in place.
+
+        Args:
+            step: after which.
+            seconds: that the run has taken.
+            first: whether this process has done nothing else yet.
+
+        Returns:
+            The report and whether it is the best so far; None if there was not the time for it.
+
+        Raises:
+            UserError: if there was not, though it came first: there never will be. Or if the bound is not finite.
+        """
+        indices = self.sentences(step, seconds)
+        scoring = Scoring(self.steps, batch_size=self.batch_size, seed=self.config.run.seed)
+        try:
+            with whole_weights(self.trainer.wrapped):
+                found = score_text(self.model, self.text, indices, scoring, may_go_on=self.deadline.watch())
+        except OutOfTimeError as error:
+            if first:
+                raise UserError(
+                    f"time_limit={self.config.run.time_limit} is too short for an evaluation of {len(indices)} "
+                    "sentences; give more time, or fewer --eval_sequences with --resume true"
+                ) from error
+            return None
+        report = found.report()
+        if not math.isfinite(report["nats_per_sequence"]):
+            raise UserError("the validation bound is not finite; lower --learning_rate, or use --precision fp32")
+        self.deadline.start_again()  # an evaluation may be given up, so it is no part of the longest step
+        is_best = report["bits_per_token"] < self.figures.best
+        self._remember(report, indices)
+        return report, is_best
+
+    @property
+    def steps(self) -> float:
+        """Reverse steps of the bound."""
+        return evaluation_steps(self.model.process.num_steps, self.config.run.eval_step_size)
+
+    def sentences(self, step: int, seconds: float) -> np.ndarray:
+        """Return which validation sentences are scored, int64 [n].
+
+        Of a run that is timed, the first evaluation knows how long it is, and how many can be afforded.
+        """
+        if self.figures.eval_sequences < 0:
+            share = max(self.plan.pace.progress(step + 1, seconds), 1e-9)
+            self.figures.eval_sequences = self._plan(min(self.plan.total_steps, step / share))[1]
+        return pick(self.text, self.figures.eval_sequences)
+
+    def fewer_scored(self, seconds: float) -> str:
+        """Return a note if fewer sentences are scored than the settings say, else ""."""
+        asked = min(self.config.run.eval_sequences or len(self.text), len(self.text))
+        scored = len(self.sentences(0, seconds)) if self.figures.eval_sequences >= 0 else asked
+        if scored == asked:
+            return ""
+        return f"\n{scored} of {asked} sentences are scored, as the training is short (as given: with --eval_steps)"
+
+    def _plan(self, total_steps: float) -> tuple[int, int]:
+        return evaluation_plan(self.config.run, total_steps, self.plan.sentences, self.steps, len(self.text))
+
+    def _remember(self, report: dict, indices: np.ndarray) -> None:
+        figures = self.figures
+        figures.best, figures.last_bound = min(figures.best, report["bits_per_token"]), report["bits_per_token"]
+        figures.unigram = report["unigram_bits_per_token"]
+        scored = self.text.target_lengths[indices].sum() / report["num_tokens"]  # of pairs, a [PAD] is no token
+        figures.uniform = float(scored * uniform_bits(self.model.denoiser.vocab_size))
+
+
+def write_checkpoints(output: Path, model: TextModel, facts: dict, *, is_best: bool) -> None:
+    """Write checkpoint-last/, and checkpoint/ too if it is the best so far. Every process must call this.
+
+    Raises:
+        UserError: if the run's folder is gone.
+    """
+    weights = weights_of(model)
+    for name in ("checkpoint-last", "checkpoint") if is_best else ("checkpoint-last",):
+        if distributed.rank() == 0:
+            require_output(output)
+            save_checkpoint(output / name, replace(model, facts=facts), weights)
+
+
+def require_output(output: Path) -> None:
+    """Refuse to write into a folder that was removed or emptied meanwhile.
+
+    Raises:
+        UserError: naming it.
+    """
+    if not (output / "run.json").exists():
+        raise UserError(
+            f"output_dir={output}: the run's folder was removed or emptied while it was being filled; "
+            "nothing more is written there"
+        )
