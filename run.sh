@@ -48,7 +48,7 @@ from pathlib import Path
 
 from utils.figures import number
 from utils.files import written_whole
-from training.outcome import said_of
+from training.outcome import verdict_in_log
 
 demo = Path("out/demo")
 elbo = json.loads((demo / "elbo.json").read_text())
@@ -56,7 +56,7 @@ seconds = {f.suffix[1:]: int(f.read_text()) for f in sorted(demo.glob("seconds.*
 summary = {key: elbo[key] for key in ("bits_per_token", "unigram_bits_per_token", "ppl_word")}
 texts = (demo / "samples.txt").read_text().splitlines()
 summary |= {"seconds": seconds, "checkpoint": str(demo / "checkpoint"), "samples": str(demo / "samples.txt")}
-verdict = said_of(demo / "log.jsonl")
+verdict = verdict_in_log(demo / "log.jsonl")
 warning = f"\n  WARNING: {verdict}" if verdict else ""
 summary |= {"sample_texts": texts, "elbo": elbo, "verdict": verdict}
 with written_whole(demo / "summary.json") as file:

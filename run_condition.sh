@@ -59,7 +59,7 @@ import json
 from pathlib import Path
 
 from utils.files import written_whole
-from training.outcome import said_of
+from training.outcome import verdict_in_log
 
 demo = Path("out/condition_demo")
 real, shuffled = (json.loads((demo / f"metrics.{name}.json").read_text()) for name in ("predictions", "shuffled"))
@@ -74,7 +74,7 @@ found = {
 summary = {f"bleu_{name}": report[key] for name, (report, key) in found.items()}
 summary |= {f"bleu_{name}_se": report[f"{key}_se"] for name, (report, key) in found.items()}
 summary |= {"num_sources": real["num_sources"], "seconds": seconds, "metrics": real, "checkpoint": str(demo / "checkpoint")}
-summary["verdict"] = said_of(demo / "log.jsonl")
+summary["verdict"] = verdict_in_log(demo / "log.jsonl")
 warning = f"\n  WARNING: {summary['verdict']}" if summary["verdict"] else ""
 with written_whole(demo / "summary.json") as file:
     json.dump(summary, file, indent=1)

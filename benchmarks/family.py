@@ -33,10 +33,10 @@ from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
 from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
 from diffusion.masked.sedd import SeddArgs, SeddDiffusion
 from diffusion.options import SampleArgs
+from diffusion.process import Process, Vocabulary
 from diffusion.score.process import ScoreDiffusion
 from diffusion.score.transitions import ScoreArgs
 from diffusion.semi_autoregressive import write
-from diffusion.text_process import TextProcess
 from models.bert import BertDenoiser
 from models.score_denoiser import ScoreDenoiser
 from models.score_lm import ScoreLmConfig, ScoreLmNetwork
@@ -46,7 +46,7 @@ MDLM_UNITS = {1: (10.3 / 0.0137, 65), 8: (237 / 0.088, 401)}
 RESULTS = Path(__file__).parent / "results" / "family.json"
 
 
-def process_of(name: str, shape: dict) -> TextProcess:
+def process_of(name: str, shape: dict) -> Process:
     """One of the family, without word frequencies."""
     kinds = {
         "mdlm": (MdlmDiffusion, MdlmArgs()),
@@ -58,7 +58,7 @@ def process_of(name: str, shape: dict) -> TextProcess:
     if name.startswith("word_freq"):
         return variants.process_of(shape, num_steps=1000, spindle="paper" if name == "word_freq" else "none")
     kind, settings = kinds[name]
-    return kind(settings, torch.ones(shape["vocabulary"]), mask_id=MASK, excluded_ids=(0, 101, 102))
+    return kind(settings, Vocabulary(shape["vocabulary"], MASK, excluded_ids=(0, 101, 102)))
 
 
 def denoiser_of(name: str, shape: dict, *, timed: bool | None = None) -> BertDenoiser | ScoreDenoiser:
@@ -126,7 +126,7 @@ def part_sample(shape: dict, num_steps: int = 1000) -> dict:
     return found
 
 
-def sampled(process: TextProcess, denoiser: BertDenoiser, batch: Batch, args: SampleArgs) -> list[float]:
+def sampled(process: Process, denoiser: BertDenoiser, batch: Batch, args: SampleArgs) -> list[float]:
     """[time in bare forwards, calls, time over that of bare forwards of the rows the network saw]."""
     counted = variants.Counted(denoiser)
     counted.extend = counting_extend(counted)

@@ -1,4 +1,4 @@
-"""A small grammar, learnt by process=score: the shares of samples that keep to it, as the README has them.
+"""A small grammar, learnt by process=score: the shares of samples that keep to it, as docs/results.md has them.
 
 python benchmarks/grammar.py out/grammar                       # trains for two minutes
 python benchmarks/grammar.py out/grammar10 --sigma_max 10      # further words are flags of main.py, and win

@@ -24,13 +24,13 @@ def predictions(denoiser: Denoiser, xt: Tensor, t: Tensor, batch: Batch, support
 def noisy_law(process: WordFreqDiffusion, x0: Tensor, t: Tensor, targets: Tensor) -> Tensor:
     """q(x_t | x0), [B, L, V]: alpha_bar on x0, the rest on [MASK]."""
     alpha_bar = process.alpha_bar(t, x0, targets)[..., None].where(targets[..., None], 1.0)
-    size = len(process.statistic)
+    size = len(process.schedule.statistic)
     return alpha_bar * F.one_hot(x0, size) + (1 - alpha_bar) * F.one_hot(torch.tensor(process.mask_id), size)
 
 
 def posterior_law(process: WordFreqDiffusion, x0: Tensor, xt: Tensor, s: Tensor, t: Tensor, targets: Tensor) -> Tensor:
     """q(x_s | x_t, x0), [B, L, V], Eq. 5: a masked target is x0 with probability u, all else is as it is."""
-    size = len(process.statistic)
+    size = len(process.schedule.statistic)
     u = process.posterior(x0, s, t, targets)[..., None]
     law = u * F.one_hot(x0, size) + (1 - u) * F.one_hot(torch.tensor(process.mask_id), size)
     return torch.where((xt.eq(process.mask_id) & targets)[..., None], law, F.one_hot(xt, size).double())
@@ -39,9 +39,10 @@ def posterior_law(process: WordFreqDiffusion, x0: Tensor, xt: Tensor, s: Tensor,
 def reverse_law(process: WordFreqDiffusion, pi: Tensor, xt: Tensor, s: Tensor, t: Tensor, targets: Tensor) -> Tensor:
     """p_theta(x_s | x_t), [B, L, V]: token k with pi(k) u^(k) at a masked target, else [MASK]; all else is as it is."""
     masked = xt.eq(process.mask_id) & targets
-    statistic = torch.where(masked, pi.double() @ process.statistic, process.statistic[xt])
+    statistic = torch.where(masked, pi.double() @ process.schedule.statistic, process.schedule.statistic[xt])
     mean = (statistic * targets).sum(1, keepdim=True) / targets.sum(1, keepdim=True)
-    u = process.reveal_probability(process.informativeness(process.statistic, mean), s[:, None], t[:, None])
+    h = process.schedule.informativeness_of(process.schedule.statistic, mean)
+    u = process.schedule.reveal_probability(s[:, None], t[:, None], h)
     law = pi * u[:, None, :]
     law[..., process.mask_id] = 0
     law = law + (1 - law.sum(-1, keepdim=True)) * F.one_hot(torch.tensor(process.mask_id), pi.shape[-1])

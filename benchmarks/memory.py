@@ -17,6 +17,7 @@ import torch
 from transformers import BertConfig, BertForMaskedLM
 
 from data.batch import Batch
+from diffusion.process import Vocabulary
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from models.bert import BertDenoiser
 from utils.device import autocast
@@ -31,7 +32,9 @@ def measure(batch_size: int) -> float:
     denoiser = BertDenoiser(BertForMaskedLM(BertConfig()).train()).to(device)
     denoiser.autocast = autocast(device, "bf16")
     counts = (1e6 / torch.arange(1, VOCABULARY + 1)).long()
-    process = WordFreqDiffusion(WordFreqArgs(), counts, mask_id=103, excluded_ids=(0, 101, 102)).to(device)
+    process = WordFreqDiffusion(WordFreqArgs(), counts, Vocabulary(len(counts), 103, excluded_ids=(0, 101, 102))).to(
+        device
+    )
     optimizer = torch.optim.AdamW(denoiser.parameters(), fused=True)
     x0 = torch.randint(1000, VOCABULARY, (batch_size, LENGTH), device=device)
     everything = torch.ones_like(x0, dtype=torch.bool)

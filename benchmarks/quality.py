@@ -7,6 +7,7 @@ import argparse
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -23,7 +24,7 @@ from data.corpus import find_source, read_sentences
 from data.tokenized_text import tokenize
 from diffusion.options import BoundArgs, SampleArgs
 from evaluation import text_metrics
-from evaluation.likelihood import pick, score_text
+from evaluation.likelihood import Scoring, pick, score_text
 from utils.device import set_up_cpu
 from utils.figures import number
 
@@ -37,9 +38,8 @@ def sampled(run: TextModel, steps: float, options: argparse.Namespace) -> dict[s
     denoiser.max_length = network.max_length
     args = predict.PredictArgs(options.checkpoint, num_samples=options.samples, batch_size=256)
     sampling = SampleArgs(num_steps=steps, temperature=options.temperature)
-    run.denoiser = denoiser
-    texts = [predict.decode(run, row).split() for row in predict.samples(run, args, sampling, torch.device("cpu"))]
-    run.denoiser = network
+    rows = predict.samples(replace(run, denoiser=denoiser), args, sampling, torch.device("cpu"))
+    texts = [predict.decode(run, row).split() for row in rows]
     references = read_sentences(find_source(options.data, "test"))
     corpus = text_metrics.ReferenceCorpus(text.lower().split() for text in references)
     return {
@@ -54,16 +54,8 @@ def sampled(run: TextModel, steps: float, options: argparse.Namespace) -> dict[s
 def bound(run: TextModel, steps: float, options: argparse.Namespace) -> dict[str, float]:
     """Bits per token and perplexity per word of the test sentences at so many steps (for inf: at T)."""
     text = tokenize(find_source(options.data, "test"), run.tokenizer, run.max_length - 2, "out/cache")
-    report = score_text(
-        run,
-        text,
-        pick(text, 0),
-        num_steps=int(min(steps, run.process_args.num_steps)),
-        bound_args=BoundArgs(estimator="trajectory"),
-        batch_size=128,
-        seed=0,
-        device=torch.device("cpu"),
-    ).report()
+    scoring = Scoring(int(min(steps, run.process.num_steps)), BoundArgs(estimator="trajectory"), batch_size=128)
+    report = score_text(run, text, pick(text, 0), scoring).report()
     return {name: report[name] for name in ("bits_per_token", "draws_error_nats", "nats_per_sequence", "ppl_word")}
 
 

@@ -30,7 +30,7 @@ from benchmarks.variants import STEPS, Step, fast, network, process_of, text
 from checkpoint.folder import load_checkpoint
 from checkpoint.text_model import TextModel, build_process
 from data.batch import Batch
-from data.batching import deal
+from data.batching import batch_indices
 from data.corpus import find_source
 from data.splits import DataArgs
 from data.tokenized_text import tokenize
@@ -179,7 +179,7 @@ def part_sample(shape: dict, shape_name: str, options: argparse.Namespace) -> di
 
 def spread(run: TextModel, batch: Batch, args: BoundArgs, seeds: int, **settings: object) -> tuple[float, float]:
     """Mean and standard deviation over seeds of the bound of a batch, in nats, at 128 windows."""
-    noise = WordFreqArgs(**{**vars(run.process_args), **settings, "posterior": "exact"})
+    noise = WordFreqArgs(**{**vars(run.process.args), **settings, "posterior": "exact"})
     process = build_process(noise, run.token_counts, run.tokenizer, run.denoiser.vocab_size, of_pairs=False)
     found = []
     for seed in range(seeds):
@@ -229,7 +229,7 @@ def part_slots(shape: dict, shape_name: str, options: argparse.Namespace) -> dic
     batches = {"random": np.array_split(shuffled, len(shuffled) // 64)}
     for way in ("buckets", "packing"):
         args = DataArgs("", max_length=64, max_tokens=64 * 64, packing=way == "packing")
-        batches[way] = [widths[batch] for batch in deal(widths, args, rng)]
+        batches[way] = [widths[batch] for batch in batch_indices(widths, args, rng)]
 
     def slots(way: str, batch: np.ndarray) -> int:
         return 64 * next_fit(batch.tolist(), 64)[1] if way == "packing" else len(batch) * int(batch.max())

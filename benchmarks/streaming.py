@@ -27,7 +27,7 @@ from transformers import BertTokenizerFast  # noqa: E402
 from data.corpus import Source  # noqa: E402
 from data.splits import DataArgs  # noqa: E402
 from data.streaming import StreamedBatches, open_stream  # noqa: E402
-from data.tokenizers import SPECIAL_TOKENS  # noqa: E402
+from data.wordpiece import SPECIAL_TOKENS  # noqa: E402
 
 LINE = 2000  # bytes
 WORDS = [letter * 60 for letter in "abcdefghijklmnopqrst"]  # long, each a token: tokenising is not what is measured
@@ -88,7 +88,7 @@ def read(folder: Path, each: int, rank: int, ranks: int, workers: int, results: 
         number = stream.first + rank
         for part in stream.take():
             if part.epoch == 0:
-                for file, at in part.places.args[0]:
+                for file, at in part.locations.args[0]:
                     seen[file * each + at // LINE] += 1
             else:
                 finished.add(number % stream.lanes)

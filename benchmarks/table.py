@@ -1,4 +1,4 @@
-"""The README's table of speed, out of the committed results.
+"""The table of docs/speed.md, out of the committed results.
 
 python benchmarks/table.py benchmarks/results/amd-epyc-2-cores.small.json
 """

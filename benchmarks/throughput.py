@@ -23,7 +23,7 @@ from data.batch import Batch
 from diffusion.options import SampleArgs
 from models.attention import fit_to_device
 from models.bert import BertDenoiser
-from models.networks import BertArgs
+from models.networks import NetworkArgs
 from utils.device import autocast, pick_device, set_up_cpu
 
 
@@ -66,7 +66,7 @@ def step_flops(denoiser: BertDenoiser, tokens: int, length: int, masked: int) ->
 def settle(denoiser: BertDenoiser, device: torch.device, options: argparse.Namespace) -> None:
     """Precision, attention and compilation, as main.py does it."""
     denoiser.autocast = autocast(device, options.precision)
-    settings = BertArgs(attn_implementation=options.attn_implementation, compile=options.compile)
+    settings = NetworkArgs(attn_implementation=options.attn_implementation, compile=options.compile)
     fit_to_device(denoiser, settings, device, options.precision)
 
 

@@ -12,10 +12,11 @@ from transformers import BertConfig, BertForMaskedLM
 
 from benchmarks import matrix_formulation
 from data.batch import Batch
-from data.batching import deal
+from data.batching import batch_indices
 from data.splits import DataArgs
 from diffusion.draws import stratified_timesteps
 from diffusion.options import SampleArgs, step_windows
+from diffusion.process import Vocabulary
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from models.bert import BertDenoiser
 
@@ -41,7 +42,9 @@ def network(shape: dict) -> BertForMaskedLM:
 def process_of(shape: dict, **settings: object) -> WordFreqDiffusion:
     """The process over a Zipf vocabulary."""
     counts = (1e6 / torch.arange(1, shape["vocabulary"] + 1)).long()
-    return WordFreqDiffusion(WordFreqArgs(**settings), counts, mask_id=MASK, excluded_ids=(0, 101, 102))
+    return WordFreqDiffusion(
+        WordFreqArgs(**settings), counts, Vocabulary(len(counts), MASK, excluded_ids=(0, 101, 102))
+    )
 
 
 def text(shape: dict, rows: int = 0) -> Batch:
@@ -136,7 +139,7 @@ def on_lengths(shape: dict, way: str) -> Step:
     denoiser, process, tokens = BertDenoiser(network(shape)), process_of(shape), []
     denoiser.pack_rows(length if way == "packing" else 0)
     random = (rng.choice(len(widths), rows) for _ in iter(int, 1))
-    batches = random if way == "random" else deal(widths, args, rng)
+    batches = random if way == "random" else batch_indices(widths, args, rng)
 
     def loss() -> Tensor:
         mine = torch.from_numpy(widths[next(batches)])
@@ -174,7 +177,7 @@ def fast(process: WordFreqDiffusion, *rest: object) -> Tensor:
 def term(shape: dict, of: str) -> Step:
     """One window's terms of the bound, for 8 sentences."""
     denoiser, process, batch = BertDenoiser(network(shape).eval()), process_of(shape), text(shape, 8)
-    t, s = (torch.full((8,), step) for step in list(step_windows(process.num_steps, STEPS))[STEPS // 2])
+    t, s = (torch.full((8,), step) for step in step_windows(process.num_steps, STEPS)[STEPS // 2])
 
     @torch.no_grad()
     def step() -> Tensor:

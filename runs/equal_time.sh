@@ -70,8 +70,8 @@ mkdir -p -- "$out"
 python - "$train" "$out/cache" <<'PYTHON' # the vocabulary once, before two rows learn it side by side
 import sys
 
-from corpus import training_source
-from vocabulary import learn_tokenizer
+from data.corpus import training_source
+from data.tokenizers import learn_tokenizer
 
 learn_tokenizer("wordpiece", training_source(sys.argv[1]), 4096, sys.argv[2])
 PYTHON

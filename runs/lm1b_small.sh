@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's table of spindles on LM1B, small enough for two CPU cores.
+# The table of spindles on LM1B in docs/results.md, small enough for two CPU cores.
 #
 #   bash runs/lm1b_small.sh TRAIN.txt VALID.txt TOKENIZER [FLAGS of main.py]     (TOKENIZER: a folder, vocab.txt, hub name)
 #

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's QQP rows, from scratch: on a GPU of bert-base size with the spindle, on a CPU small and without it (then
+# The QQP rows of docs/results.md, from scratch: on a GPU of bert-base size with spindle, on a CPU small and without (then
 # only the positions that are revealed need the vocabulary, which is most of the cost of sampling in a network this size).
 #
 #   bash runs/qqp.sh FOLDER_WITH_TRAIN_JSONL VALID.jsonl VOCAB.txt OUTPUT_FOLDER [FLAGS of main.py]

@@ -5,8 +5,8 @@
 #
 # Without -spm a SentencePiece model is learnt from the corpus (BPE, digits as symbols); without -mdir: out/score.
 # With a GPU the released sizes: embeddings of 256, 8 layers of 1,024, packed rows of 64, 128 rows a step, AdamW at 1e-4 after
-# 30,000 steps of warm-up, 1 M steps, average 0.9999. Without one a small network, an hour at most. The README's section on
-# the score-based LM says what else differs from the release, and how to have it as it was.
+# 30,000 steps of warm-up, 1 M steps, average 0.9999. Without one a small network, an hour at most. docs/score.md has the
+# flags of the release, docs/differences.md what else differs from it.
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
 begin "$@"
