@@ -1,8 +1,10 @@
 """Shared toys: vocabularies small enough to enumerate, denoisers whose every output is known."""
 
+import fcntl
 import itertools
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +24,41 @@ from utils.command_line import run_script  # noqa: E402
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden"
 torch.set_num_threads(1)
+
+
+# ---- slow tests, which tests/run.sh fast leaves out ------------------------------------------------------------------
+
+MOST_SECONDS = 5
+"""Processor time above which a test must be marked slow; on a quiet machine, those above about one second are."""
+
+
+@pytest.fixture(scope="session")
+def slow_setup() -> None:
+    """Requested by fixtures that train or start programs: every test that uses one of them is marked slow."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests whose fixtures take long."""
+    for item in items:
+        if "slow_setup" in item.fixturenames:
+            item.add_marker(pytest.mark.slow)
+
+
+def timed(item: pytest.Item) -> Iterator[None]:
+    """Fail a test that takes long and is not marked slow. Processor time, so that a busy machine changes little."""
+    before = os.times()
+    result = yield
+    took = sum(os.times()[:4]) - sum(before[:4])
+    if took > MOST_SECONDS and not item.get_closest_marker("slow"):
+        pytest.fail(
+            f"{took:.1f} s of processor time, {MOST_SECONDS} at most: mark it slow, or its fixture by slow_setup", False
+        )
+    return result
+
+
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(timed)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(timed)
 
 
 class TableDenoiser:
@@ -148,6 +185,11 @@ def call(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *words: obje
     return 0
 
 
+def errors_of(said: str) -> list[str]:
+    """Return the lines on stderr, without the one that says what is read: it comes once a process."""
+    return [line for line in said.splitlines() if not line.startswith("reading train: ")]
+
+
 TINY = [
     "--tokenizer", "wordpiece", "--vocab_size", "300", "--model_name_or_path", "modernbert-small",
     "--from_scratch", "true", "--num_steps", "64", "--threads", "1", "--precision", "fp32", "--eval_step_size", "8",
@@ -156,35 +198,49 @@ TINY = [
 ]  # fmt: skip
 
 
+def once(tmp_path_factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
+    """Return a folder that `fill` has filled: once a session, whatever the number of pytest-xdist's processes."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    folder, filled = shared / name, shared / f"{name}.filled"
+    with (shared / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not filled.exists():  # for the first to come, or the first after one that failed
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            fill(folder)
+            filled.touch()
+    return folder
+
+
+def train_tiny(folder: Path, data: Path, *words: object) -> None:
+    """Train a very small network until it has learnt; the run is folder/run."""
+    base = [*TINY, "--train_data", data, "--output_dir", folder / "run", "--cache_dir", folder / "cache"]
+    base += ["--optimizer", "muon", "--warm_start", 0.2, "--loss_weighting", "uniform"]
+    with pytest.MonkeyPatch.context() as patch:
+        assert call(main.main, patch, *base, *words) == 0
+
+
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
     """The output folder of a real, very small training run on the sentences above."""
-    folder = tmp_path_factory.mktemp("trained")
-    file = folder / "corpus.txt"
-    file.write_text("\n".join(SENTENCES) + "\n")
-    with pytest.MonkeyPatch.context() as patch:
-        words = [*TINY, "--train_data", file, "--output_dir", folder / "run", "--cache_dir", folder / "cache"]
-        more = ["--max_steps", 500, "--valid_fraction", 0.1, "--optimizer", "muon", "--ema_decay", 0.9]
-        assert call(main.main, patch, *words, *more, "--warm_start", 0.2, "--loss_weighting", "uniform") == 0
-    return folder / "run"
+
+    def fill(folder: Path) -> None:
+        (folder / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
+        words = ["--max_steps", 500, "--valid_fraction", 0.1, "--ema_decay", 0.9]
+        train_tiny(folder, folder / "corpus.txt", *words)
+
+    return once(tmp_path_factory, "trained", fill) / "run"
 
 
 @pytest.fixture(scope="session")
-def trained_pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def trained_pairs(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
     """The output folder of a real, very small training run on the pairs above, two in ten of them left out."""
-    folder = tmp_path_factory.mktemp("trained_pairs")
-    write_jsonl(folder / "pairs" / "train.jsonl", [pair for i, pair in enumerate(PAIRS) if i % 10 > 1])
-    write_jsonl(folder / "pairs" / "valid.jsonl", [pair for i, pair in enumerate(PAIRS) if i % 10 == 0])
-    with pytest.MonkeyPatch.context() as patch:
-        words = [
-            *TINY,
-            "--train_data",
-            folder / "pairs",
-            "--output_dir",
-            folder / "run",
-            "--cache_dir",
-            folder / "cache",
-        ]
-        more = ["--max_steps", 700, "--optimizer", "muon", "--eval_steps", 350, "--max_length", 40]
-        assert call(main.main, patch, *words, *more, "--warm_start", 0.2, "--loss_weighting", "uniform") == 0
-    return folder / "run"
+
+    def fill(folder: Path) -> None:
+        write_jsonl(folder / "pairs" / "train.jsonl", [pair for i, pair in enumerate(PAIRS) if i % 10 > 1])
+        write_jsonl(folder / "pairs" / "valid.jsonl", [pair for i, pair in enumerate(PAIRS) if i % 10 == 0])
+        train_tiny(folder, folder / "pairs", "--max_steps", 700, "--eval_steps", 350, "--max_length", 40)
+
+    return once(tmp_path_factory, "trained_pairs", fill) / "run"

@@ -349,6 +349,7 @@ lines = st.one_of(
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(content=st.lists(lines, max_size=6).map(b"\n".join), column=st.sampled_from(["text", "trg"]))
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+@pytest.mark.slow
 def test_readers_read_or_refuse(tmp_path: Path, suffix: str, content: bytes, column: str) -> None:
     """2,000 files: what comes out is text that can be encoded, of a line that is there; or it is refused."""
     file = tmp_path / f"a{suffix}"

@@ -1,4 +1,4 @@
-"""compute_elbo.py: the keys and figures it promises, and the warning that the released figure deserves."""
+"""compute_elbo.py: keys and figures of its report, and the warning about the released figure."""
 
 import json
 from pathlib import Path
@@ -99,8 +99,8 @@ def test_precision_hardly_moves_the_figure(score) -> None:
         (["--evaluations", 4], "windows takes one forward a window"),
         (["--estimator", "best"], "estimator"),
         (["--target_se", 2], "target_se=2.0 must lie in"),
-        (["--estimator", "trajectory", "--posterior", "released"], "needs the exact posterior"),
-        (["--estimator", "masked-count"], "is for checkpoints without spindle"),
+        (["--estimator", "trajectory", "--posterior", "released"], "with a number of steps it has windows, stratified"),
+        (["--estimator", "masked-count"], "estimator=masked-count does not suit this process"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(score, words: list, message: str) -> None:

@@ -1,4 +1,4 @@
-"""compute_metric.py: every figure by hand, the right way round, beside what a model must beat."""
+"""compute_metric.py: each metric checked by hand, and the baselines."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ RECORDS = [
 
 @pytest.fixture
 def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Runs the script on predictions; returns exit code, report and standard error."""
+    """Run the script on predictions; return exit code, report and standard error."""
 
     def run(*words: object, records: list | Path = RECORDS) -> tuple[int, dict, str]:
         path = write_jsonl(tmp_path / "p.jsonl", records) if isinstance(records, list) else records
@@ -60,7 +60,7 @@ def test_seq2seq_by_hand(measure) -> None:
 def test_fewer_candidates_choose_among_the_first(measure) -> None:
     one, two = (measure("--mbr_size", n)[1] for n in (1, 2))
     assert one["bleu"] == one["bleu_single"] and two["mbr_size"] == 2
-    assert one["self_bleu"] == two["self_bleu"] == measure()[1]["self_bleu"]  # diversity is always of the same samples
+    assert one["self_bleu"] == two["self_bleu"] == measure()[1]["self_bleu"]  # diversity always uses the same samples
     assert measure("--diversity_samples", 2)[1]["self_bleu"] != one["self_bleu"]
     assert "self_bleu" not in measure("--diversity_samples", 1)[1]
 
@@ -95,15 +95,15 @@ def test_random_and_nearest_training_targets(measure, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     data = write_jsonl(tmp_path / "train" / "train.jsonl", train).parent
     code, report, error = measure("--train_data", data, "--tokenizer", tmp_path / "tokenizer")
-    spelled = [tokenizer.decode(tokenizer(pair["trg"], add_special_tokens=False)["input_ids"]) for pair in train]
-    assert spelled[0] == "how to make friends?"
+    normalized = [tokenizer.decode(tokenizer(pair["trg"], add_special_tokens=False)["input_ids"]) for pair in train]
+    assert normalized[0] == "how to make friends?"
     nearest = [
-        bleu(spelled[0], RECORDS[0]["reference"]),
-        bleu(spelled[1], RECORDS[1]["reference"]),
-        bleu(spelled[0], "x y"),
+        bleu(normalized[0], RECORDS[0]["reference"]),
+        bleu(normalized[1], RECORDS[1]["reference"]),
+        bleu(normalized[0], "x y"),
     ]
     assert report["bleu_nearest"] == mean(nearest)
-    possible = [{round(bleu(text, r["reference"]), 9) for text in spelled} for r in RECORDS]
+    possible = [{round(bleu(text, r["reference"]), 9) for text in normalized} for r in RECORDS]
     drawn = [measure("--train_data", data, "--tokenizer", tmp_path / "tokenizer", "--seed", s)[1] for s in range(4)]
     assert len({r["bleu_random"] for r in drawn}) > 1
     sums = {round(a + b + c, 6) for a in possible[0] for b in possible[1] for c in possible[2]}
@@ -114,7 +114,7 @@ def test_another_systems_lines_against_pairs(measure, tmp_path: Path) -> None:
     (tmp_path / "out.txt").write_text("The cat\n\na b\n")
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [{"src": "s", "trg": t} for t in ("The cat", "a dog", "a b")])
     _, report, said = measure("--references", pairs, records=tmp_path / "out.txt")
-    assert "references are taken as they are" in said
+    assert "references are not normalized" in said
     assert report["exact_match"] == mean([1, 0, 1]) and "self_bleu" not in report
 
 
@@ -229,12 +229,12 @@ def test_a_byte_order_mark_changes_no_figure(measure, tmp_path: Path, corpus: Pa
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--mbr_size", 4], "mbr_size=4, but there are 3"),
+        (["--mbr_size", 4], "mbr_size=4 must be at most 3"),
         (["--mbr_size", -1], "mbr_size=-1"),
         (["--predictions", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--train_data", "."], "--tokenizer"),
-        (["--references", "missing.jsonl"], "references=missing.jsonl has no meaning here"),
-        (["--mauve_model", "missing"], "mauve_model=missing has no meaning here"),
+        (["--references", "missing.jsonl"], "references=missing.jsonl has no effect here"),
+        (["--mauve_model", "missing"], "mauve_model=missing has no effect here"),
         (["--tokenizer", "./missing"], "missing"),
         (["--bertscore_model", "missing"], "missing: no such folder"),
     ],
@@ -253,7 +253,7 @@ LONG = "word " * 110_000
         (
             [RECORDS[0] | {"candidates": ["a"] * 3000}],
             [],
-            "3,000 candidates a source, and all pairs are compared; give",
+            "3,000 candidates per source, and all pairs are compared; give",
         ),
         ([RECORDS[0], RECORDS[1] | {"reference": LONG}], [], "text 2 has 550,000 characters, more than 500,000; split"),
         ([RECORDS[0] | {"source": LONG}], [], "text 1 has 550,000 characters"),

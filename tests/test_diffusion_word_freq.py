@@ -11,6 +11,7 @@ import diffusion_word_freq
 from data.batch import Batch
 from data.word_counts import information
 from diffusion.options import step_windows
+from diffusion.process import Vocabulary
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion, base_alpha_bar
 from tests.conftest import OracleDenoiser, TableDenoiser, text_batch
 from tests.toy_process import (
@@ -46,7 +47,7 @@ def test_alpha_bar_falls_from_1_to_0_for_every_token_of_a_zipf_vocabulary(
     counts = (1e6 / torch.arange(1, 2001)).long()  # from 1,000,000 down to 500
     counts[-50:] = 0
     args = WordFreqArgs(num_steps=512, schedule=schedule, spindle=spindle, word_freq_lambda=lam)
-    process = WordFreqDiffusion(args, counts, mask_id=0)
+    process = WordFreqDiffusion(args, counts, Vocabulary(len(counts), 0))
     x0 = torch.stack([torch.arange(2000), torch.randint(0, 20, (2000,))])  # a mean that is typical, and one that is low
     x0[1, :5] = torch.arange(1995, 2000)
     table = torch.stack([process.alpha_bar(steps(2, t), x0, every(x0)) for t in range(513)])
@@ -59,12 +60,12 @@ def test_equation_9_holds_for_the_paper_spindle(schedule: str) -> None:
     """The expected share of information left at t is the base schedule, wherever h is not held back by its bound."""
     process = make(num_steps=16, schedule=schedule, lam=0.1)
     x0 = torch.tensor([[0, 1, 2, 4, 4], [0, 0, 0, 2, 1]])
-    h = 1 - process.sentence_mean(x0, every(x0))[:, None] / process.statistic[x0]
-    assert h.abs().max() < process.largest_h
+    h = 1 - process.schedule.sentence_mean(x0, every(x0))[:, None] / process.schedule.statistic[x0]
+    assert h.abs().max() < process.schedule.largest_h
     for t in range(17):
-        information = process.statistic[x0]
+        information = process.schedule.statistic[x0]
         left = (process.alpha_bar(steps(2, t), x0, every(x0)) * information).sum(1) / information.sum(1)
-        torch.testing.assert_close(left, process.base[t].expand(2))
+        torch.testing.assert_close(left, process.schedule.base[t].expand(2))
 
 
 def test_informative_tokens_are_masked_earlier() -> None:
@@ -134,11 +135,11 @@ def test_the_posterior_composes(spindle: str) -> None:
 @pytest.mark.parametrize("num_windows", [1, 3, 7, 64])
 def test_the_weights_of_a_tokens_cross_entropy_sum_to_1(schedule: str, num_windows: int) -> None:
     process = make(num_steps=64, schedule=schedule)
-    h = torch.linspace(-1, 1, 21, dtype=torch.float64) * process.largest_h
+    h = torch.linspace(-1, 1, 21, dtype=torch.float64) * process.schedule.largest_h
     total = torch.zeros_like(h)
     for t, s in step_windows(64, num_windows):
         t, s = torch.tensor([t]), torch.tensor([s])
-        total += (1 - process.keep_probability(t, h)) * process.reveal_probability(h, s, t)
+        total += (1 - process.schedule.alpha_bar(t, h)) * process.schedule.reveal_probability(s, t, h)
     torch.testing.assert_close(total, torch.ones_like(total))
 
 
@@ -317,7 +318,7 @@ def test_extreme_logits_give_finite_losses_and_gradients(spindle: str) -> None:
 def test_padding_and_given_tokens_change_nothing(spindle: str, weighting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     process, denoiser = make(num_steps=8, spindle=spindle, loss_weighting=weighting), TableDenoiser(5)
     monkeypatch.setattr(
-        "diffusion.masked.process.uniform", lambda where, generator=None: where.double() * 0.3 + (~where)
+        "diffusion.masked.transitions.uniform", lambda where, generator=None: where.double() * 0.3 + (~where)
     )
     monkeypatch.setattr(diffusion_word_freq, "stratified_timesteps", lambda n, *_: steps(n, 6))
     plain = text_batch(torch.tensor([[0, 1, 2]]))

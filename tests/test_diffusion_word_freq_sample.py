@@ -8,6 +8,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from diffusion.options import SampleArgs
+from diffusion.process import Vocabulary
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from tests.conftest import TableDenoiser, text_batch
 from tests.toy_process import COUNTS, MASK, SPINDLES, every, make
@@ -55,7 +56,7 @@ def test_temperature_acts_on_the_prediction_not_on_the_reveal() -> None:
 
 def test_excluded_tokens_are_never_predicted_and_unsampled_ones_never_drawn() -> None:
     args = WordFreqArgs(num_steps=4)
-    process = WordFreqDiffusion(args, COUNTS, mask_id=MASK, excluded_ids=(0,), unsampled_ids=(1,))
+    process = WordFreqDiffusion(args, COUNTS, Vocabulary(len(COUNTS), MASK, excluded_ids=(0,), unsampled_ids=(1,)))
     drawn = process.sample(
         TableDenoiser(5), text_batch(torch.zeros(2000, 3, dtype=torch.long)), SampleArgs(num_steps=4)
     )

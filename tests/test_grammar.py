@@ -25,7 +25,7 @@ from tests.conftest import call
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
     """Where it is trained."""
     place = tmp_path_factory.mktemp("grammar")
     write_corpus(place)

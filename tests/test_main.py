@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,14 +13,10 @@ import torch
 import main
 from checkpoint.folder import load_checkpoint
 from data.corpus import held_out
-from data.splits import DataArgs
-from diffusion.draws import WHOLE
 from tests.conftest import ROOT, SENTENCES, TINY, call
-from training.arguments import TrainArgs
-from training.optim import AveragedWeights, OptimArgs
-from training.outcome import said_of
+from training.optim import AveragedWeights
+from training.outcome import verdict_in_log
 from training.output_folder import OUTPUTS
-from training.step import clip, training_loss
 
 CPU = torch.device("cpu")
 
@@ -49,6 +44,7 @@ def train(
     return call(main.main, monkeypatch, *base, "--max_steps", 3, *words), folder
 
 
+@pytest.mark.slow
 def test_fitlog_takes_every_figure_of_a_real_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     code, folder = train(monkeypatch, corpus, tmp_path, "--fitlog", "true")
     said = capsys.readouterr()
@@ -71,7 +67,7 @@ def test_a_run_that_diverged_says_so_wherever_it_is_looked_at(
     said = capsys.readouterr().out
     (verdict,) = [line.removeprefix("  WARNING").strip() for line in said.splitlines() if "WARNING" in line]
     assert code == 0 and "the training diverged: its best bound, " in verdict and "lower --learning_rate" in verdict
-    assert records(folder, "note")[-1]["verdict"] == verdict == said_of(folder / "log.jsonl")
+    assert records(folder, "note")[-1]["verdict"] == verdict == verdict_in_log(folder / "log.jsonl")
     assert load_checkpoint(str(folder), CPU).facts["verdict"] == verdict
     assert f"| verdict | {verdict} |" in (folder / "checkpoint" / "README.md").read_text()
     assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
@@ -87,24 +83,6 @@ def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
     best = min(valid, key=lambda r: r["bits_per_token"])
     assert run.facts["step"] == best["step"] and run.facts["bits_per_token"] == best["bits_per_token"]
     assert sum(run.length_histogram) == sum(not held_out(0.1)(s) for s in SENTENCES)
-
-
-def test_the_saved_weights_give_the_recorded_bound(trained: Path, tmp_path: Path) -> None:
-    """Scoring the checkpoint again on the same held-out sentences reproduces the log: it holds what was scored."""
-    from data.row_formats import load_texts
-    from evaluation.likelihood import pick, score_text
-
-    run = load_checkpoint(str(trained), CPU)
-    args = DataArgs(
-        str(trained.parent / "corpus.txt"),
-        valid_fraction=0.1,
-        max_length=run.max_length,
-        batch_size=32,
-        cache_dir=str(tmp_path),
-    )
-    _, valid = load_texts(args, run.tokenizer)
-    again = score_text(run, valid, pick(valid, 256), num_steps=8, batch_size=32, seed=42, device=CPU, progress=False)
-    assert again.report()["bits_per_token"] == pytest.approx(run.facts["bits_per_token"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -151,11 +129,11 @@ import sys
 import torch
 
 import main
-import masked_prediction
-from process import Loss
-from runtime import run_script
+from diffusion.process import Loss
+from training import step
+from utils.command_line import run_script
 
-clip = main.clip
+clip = step.clip
 
 
 def loss(run, batch, *_):
@@ -169,12 +147,13 @@ def check(model, *rest):
     return clip(model, *rest)
 
 
-main.training_loss, main.clip = loss, check
+step.training_loss, step.clip = loss, check
 run_script(main.main)
 """
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.slow
 def test_gradients_are_sums_divided_once_by_the_tokens_of_the_whole_step(
     corpus: Path, tmp_path: Path, ranks: int
 ) -> None:
@@ -199,51 +178,12 @@ def test_gradients_are_sums_divided_once_by_the_tokens_of_the_whole_step(
     assert valid[-1]["num_sequences"] == sum(held_out(0.1)(s) for s in SENTENCES) > 10
 
 
-def test_clipping_bounds_the_norm_and_the_values() -> None:
-    model, scaler = torch.nn.Linear(3, 1), torch.amp.GradScaler("cpu", enabled=False)
-    for optim, expected in (
-        (OptimArgs(max_grad_norm=2.5), [1.5, 2.0, 0.0]),
-        (OptimArgs(max_grad_norm=0, max_grad_value=3.5), [3.0, 3.5, 0.0]),
-        (OptimArgs(max_grad_norm=0), [3.0, 4.0, 0.0]),
-    ):
-        model.weight.grad, model.bias.grad = torch.tensor([[3.0, 4.0, 0.0]]), torch.zeros(1)
-        assert clip(model, optim, [], scaler)
-        torch.testing.assert_close(model.weight.grad[0], torch.tensor(expected), atol=1e-4, rtol=1e-4)
-    model.weight.grad[0, 0] = math.nan
-    assert not clip(model, OptimArgs(), [], scaler)
-
-
-def test_in_fp16_an_overflow_anywhere_leaves_every_weight_as_it_was() -> None:
-    """Two optimizers share one norm; one that stepped on it alone would write NaN over its weights."""
-    a, b = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
-    model = torch.nn.ParameterList([a, b])
-    optimizers = [torch.optim.SGD([a], lr=0.1), torch.optim.SGD([b], lr=0.1)]
-    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
-    for bad, may_step in ((math.inf, False), (math.nan, False), (1.0, True)):
-        for parameter, value in ((a, bad), (b, 1.0)):
-            scaler.scale(value * parameter.sum()).backward()
-        assert clip(model, OptimArgs(), optimizers, scaler) == may_step
-        scaler.update()
-        model.zero_grad()
-    assert scaler.get_scale() == 2.0  # halved twice
-
-
+@pytest.mark.slow
 def test_fp16_training_runs_and_learns(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
     words = ["--precision", "fp16", "--optimizer", "muon", "--max_steps", 30, "--loss_weighting", "uniform"]
     code, folder = train(monkeypatch, corpus, tmp_path, *words)
     losses = [record["bits_per_token"] for record in records(folder, "train")]
     assert code == 0 and losses[-1] < 0.9 * losses[0]
-
-
-def test_the_warm_start_is_masked_language_modelling_and_then_the_process_takes_over(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("training.step.masked_lm_loss", lambda *_, rates, **__: ("masked lm", rates))
-    process = SimpleNamespace(loss=lambda *_, **__: "process")
-    run = SimpleNamespace(process=process, denoiser=None)
-    args = TrainArgs("x", warm_start=0.25, warm_start_rates="0.2,0.3")
-    losses = [training_loss(run, None, args, progress, None, WHOLE) for progress in (0.0, 0.24, 0.25, 1.0)]
-    assert losses == [("masked lm", (0.2, 0.3))] * 2 + ["process"] * 2
 
 
 def test_the_learning_rate_warms_up(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
@@ -258,7 +198,7 @@ def test_the_averaged_weights_are_scored_and_saved(
 ) -> None:
     averages = []
     real = AveragedWeights
-    monkeypatch.setattr("main.AveragedWeights", lambda *words: averages.append(real(*words)) or averages[-1])
+    monkeypatch.setattr("training.step.AveragedWeights", lambda *words: averages.append(real(*words)) or averages[-1])
     _, folder = train(monkeypatch, corpus, tmp_path, "--ema_decay", 0.9)
     run = load_checkpoint(str(folder / "checkpoint-last"), CPU)
     saved = [p for p in run.denoiser.parameters() if p.requires_grad]
@@ -272,27 +212,6 @@ def test_the_same_seed_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch, c
         _, folder = train(monkeypatch, corpus, tmp_path, "--seed", seed, name=name)
         weights.append((folder / "checkpoint-last" / "model.safetensors").read_bytes())
     assert weights[0] == weights[1] != weights[2]
-
-
-def test_epochs_and_minutes_end_a_run(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
-    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 0, "--num_train_epochs", 2, "--batch_size", 64)
-    assert code == 0 and records(folder, "note")[-1]["steps"] == round(2 * len_train(folder) / 64)
-    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 100000, "--max_minutes", 0.03, name="short")
-    note = records(folder, "note")[-1]
-    assert code == 0 and note["steps"] < 1000 and records(folder, "train")[-1]["learning_rate"] < 1e-3
-    assert records(folder, "valid")[-1]["step"] == note["steps"]
-
-
-def len_train(folder: Path) -> int:
-    return sum(load_checkpoint(str(folder), CPU).length_histogram)
-
-
-def test_frequencies_from_a_file_drive_the_spindle(
-    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "f.json").write_text('{"the": 10, "a": 5}')
-    code, folder = train(monkeypatch, corpus, tmp_path, "--word_freq_file", tmp_path / "f.json")
-    assert code == 0 and load_checkpoint(str(folder), CPU).token_counts.sum() == 15
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ def test_batches_by_slots_hold_as_many_sentences_as_fit(monkeypatch, corpus: Pat
     assert code == 0 and "% of their slots held tokens" in capsys.readouterr().out
     assert all(rows * width <= 200 for rows, width in seen) and len({rows for rows, _ in seen}) > 1
     code, _ = train(monkeypatch, corpus, tmp_path, "--max_tokens", 20, "--max_length", 32, name="small")
-    assert code == 2 and "max_tokens=20 holds no sentence" in capsys.readouterr().err
+    assert code == 2 and "max_tokens=20 is less than max_length" in capsys.readouterr().err
 
 
 def test_packed_training_fills_rows_and_says_so(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:

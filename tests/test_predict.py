@@ -1,4 +1,4 @@
-"""predict.py: samples are text, the seed alone decides them, and a filled gap leaves the rest as it was."""
+"""predict.py: samples are text and depend on the seed only; infilling leaves the given text unchanged."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def test_lengths_follow_the_histogram() -> None:
 
 
 def test_a_gap_in_a_byte_level_vocabulary_keeps_the_spaces_around_it() -> None:
-    """There a word is another token with a space before it: cut at the gap, " of" would become "of"."""
+    """In such a vocabulary " of" and "of" are different tokens; splitting at the gap must not confuse them."""
     trainer = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer.train_from_iterator(["the value of the house"] * 9, special_tokens=special)
@@ -202,7 +202,7 @@ def test_a_text_with_ends_of_lines_is_one_line_of_a_txt_and_whole_in_a_jsonl(tmp
 
 
 def test_a_reader_that_stops_and_an_encoding_that_cannot_lose_no_sample(trained: Path, tmp_path: Path) -> None:
-    """In a process of its own, with a letter in the vocabulary that ASCII lacks: `... | head -1`."""
+    """Run `... | head -1` in its own process, with a non-ASCII letter in the vocabulary."""
     model, output = tmp_path / "model", tmp_path / "s.txt"
     shutil.copytree(trained / "checkpoint", model)
     for name in ("tokenizer.json", "word_freq.json"):

@@ -137,7 +137,7 @@ def test_a_journal_of_other_settings_is_not_continued(ask, monkeypatch, tmp_path
     interrupted_at(monkeypatch, 14)
     assert ask(*base)[0] == 130
     code, found, _, err = ask(*base, *flags)
-    assert code == 0 and found == expected and "of other settings" in err and "continuing" not in err
+    assert code == 0 and found == expected and "with other settings" in err and "continuing" not in err
 
 
 def test_a_refused_command_leaves_the_journal_alone(ask, monkeypatch, tmp_path) -> None:
@@ -322,7 +322,9 @@ def test_two_at_once_do_not_share_an_output(ask, tmp_path: Path) -> None:
         part.write_bytes(b"as it was")
         code, _, out, err = ask()
         assert code == 2 and err.count("\n") <= 2 and not out and part.read_bytes() == b"as it was"
-        assert err.endswith("p.jsonl: another process is predicting into it; wait for it, or give another output\n")
+        assert err.endswith(
+            "p.jsonl: another process is writing predictions to it; wait for it, or give another output\n"
+        )
     assert ask()[0] == 0 and not part.exists()
     os.mkfifo(part)
     code, _, _, err = ask()

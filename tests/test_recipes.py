@@ -21,7 +21,7 @@ from data.tokenizers import LEARNT, TEXT8
 from diffusion.options import BoundArgs
 from models.networks import PRESETS
 from tests.conftest import ROOT
-from training.config import kinds
+from training.config import parts
 
 SOURCED = ("runs/setup.sh", "runs/recipe.sh")
 RECIPES = sorted(
@@ -249,6 +249,7 @@ HANDED_ON = [
     ("runs/text8.sh", "my text.txt|--output_dir=t", "predict.py", {"--checkpoint": "C/t/checkpoint-last"}),
     ("runs/zero_shot.sh", "model|texts", "compute_elbo.py", {"--checkpoint": "C/model", "--data": "C/texts/ptb.txt"}),
     ("runs/slurm.sh", "--train_data=lm1b|--output_dir|s", "main.py", {"--train_data": "C/lm1b", "--output_dir": "C/s"}),
+    ("tests/run.sh", "fast|-k|pairs", "pytest", {"-m": "not slow", "-k": "pairs"}),
     ("tests/run.sh", "-k|pairs|a.v1.txt::test", "pytest", {"-k": "pairs", "pairs": "C/a.v1.txt::test"}),
 ]  # fmt: skip
 """A script, its words, a program that it calls, this call's flags; C: the caller's folder, H: home, R: the scripts'."""
@@ -297,7 +298,7 @@ def test_the_scripts_know_which_settings_are_paths() -> None:
     no_paths = {
         "warm_start_rates", "device", "prompt", "config_overrides", "attn_implementation", "posterior", "given_kinds",
     }  # fmt: skip
-    found = [kind for name in PROCESSES for kind in kinds(name)] + [compute_elbo.ElboArgs, BoundArgs]
+    found = [kind for name in PROCESSES for kind in parts(name)] + [compute_elbo.ElboArgs, BoundArgs]
     texts = {field.name: field for kind in found for field in dataclasses.fields(kind) if field.type in (str, "str")}
     paths = {name: field for name, field in texts.items() if "choices" not in field.metadata and name not in no_paths}
     known = (ROOT / "runs" / "setup.sh").read_text().split("flag_takes() {")[1].split("\n}")[0]
@@ -305,6 +306,14 @@ def test_the_scripts_know_which_settings_are_paths() -> None:
     assert listed == {f for name, field in paths.items() for f in (f"--{name}", *field.metadata.get("aliases", []))}
     for name in (*PRESETS, *LEARNT, TEXT8):
         assert re.search(rf"[ (]{name}( \||\))", known), name
+
+
+def test_dependency_groups_are_the_requirements_files() -> None:
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    for group, file in (("run", "requirements.txt"), ("dev", "requirements-dev.txt")):
+        pinned = [line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines() if line.strip()]
+        assert [entry for entry in groups[group] if isinstance(entry, str)] == pinned
+    assert groups["dev"][0] == {"include-group": "run"}
 
 
 def test_pip_is_told_that_this_is_no_package(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
 from diffusion.masked.process import MaskedProcess
 from diffusion.masked.sedd import SeddArgs, SeddDiffusion
 from diffusion.options import SampleArgs
+from diffusion.process import Vocabulary
 from tests.conftest import TableDenoiser, text_batch
 from tests.toy_process import COUNTS, MASK, every, make
 
@@ -21,15 +22,15 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def mdlm(**settings: object) -> MdlmDiffusion:
-    return MdlmDiffusion(MdlmArgs(**settings), COUNTS, mask_id=MASK)
+    return MdlmDiffusion(MdlmArgs(**settings), Vocabulary(len(COUNTS), MASK))
 
 
 def d3pm(**settings: object) -> D3pmDiffusion:
-    return D3pmDiffusion(D3pmArgs(**settings), COUNTS, mask_id=MASK)
+    return D3pmDiffusion(D3pmArgs(**settings), Vocabulary(len(COUNTS), MASK))
 
 
 def sedd(**settings: object) -> SeddDiffusion:
-    return SeddDiffusion(SeddArgs(**settings), COUNTS, mask_id=MASK)
+    return SeddDiffusion(SeddArgs(**settings), Vocabulary(len(COUNTS), MASK))
 
 
 PROCESSES = {
@@ -64,8 +65,8 @@ def patterns(length: int) -> list[Tensor]:
 def exact_bound(process: MaskedProcess, denoiser: TableDenoiser, x0: Tensor, num_windows: int) -> float:
     """E over x_t of the public `token_terms`, every pattern of masks at every window."""
     total = 0.0
-    for t, s in process.windows(num_windows):
-        keep = process.keep_probability(t, torch.zeros((), dtype=torch.float64))
+    for t, s in process.schedule.windows(num_windows):
+        keep = process.schedule.alpha_bar(t, torch.zeros((), dtype=torch.float64))
         for masked in patterns(len(x0)):
             weight = torch.where(masked, 1 - keep, keep).prod().item()
             if weight > 0:
@@ -88,7 +89,7 @@ def limit_bound(process: MaskedProcess, denoiser: TableDenoiser, x0: Tensor) -> 
 def law_of_steps(process: MaskedProcess, denoiser: TableDenoiser, length: int, args: SampleArgs) -> dict[tuple, float]:
     """p_theta(x0) of every sentence, by propagating all states through the public `reverse_step` of each window."""
     law = {(MASK,) * length: 1.0}
-    windows = process.windows(int(args.num_steps))
+    windows = process.schedule.windows(int(args.num_steps))
     for t, s in [*windows, windows[-1:, 1].expand(2)]:
         following: dict[tuple, float] = {}
         for state, mass in law.items():
@@ -96,7 +97,7 @@ def law_of_steps(process: MaskedProcess, denoiser: TableDenoiser, length: int, a
             masked = xt[0] == MASK
             choices = [[(token, 1.0)] for token in state]
             if masked.any():
-                logits = denoiser.encode(xt, process.told(t[None]), every(xt))[0][masked]
+                logits = denoiser.encode(xt, process.time_input(t[None]), every(xt))[0][masked]
                 stay, weights = process.reverse_step(logits, args, s, t)
                 stay = stay if s < t else torch.zeros_like(stay)
                 for i, still, pi in zip(masked.nonzero()[:, 0].tolist(), stay.tolist(), weights.tolist(), strict=True):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from diffusion.options import step_windows
+from diffusion.process import Vocabulary
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 
@@ -21,7 +22,7 @@ def make(
     num_steps: int = 4, spindle: str = "paper", lam: float = 0.3, schedule: str = "mutual", **kwargs
 ) -> WordFreqDiffusion:
     args = WordFreqArgs(num_steps=num_steps, schedule=schedule, spindle=spindle, word_freq_lambda=lam, **kwargs)
-    return WordFreqDiffusion(args, COUNTS, mask_id=MASK)
+    return WordFreqDiffusion(args, COUNTS, Vocabulary(len(COUNTS), MASK))
 
 
 def steps(n: int, value: int) -> Tensor:
@@ -41,7 +42,10 @@ def reverse_probability(
     logits[:, MASK] = -math.inf
     pi = logits.softmax(-1)
     mean = (
-        sum((pi[i] * process.statistic).sum() if xt[i] == MASK else process.statistic[xt[i]] for i in range(length))
+        sum(
+            (pi[i] * process.schedule.statistic).sum() if xt[i] == MASK else process.schedule.statistic[xt[i]]
+            for i in range(length)
+        )
         / length
     )
     probability = 1.0
@@ -50,8 +54,10 @@ def reverse_probability(
             probability *= float(xs[i] == xt[i])
             continue
         u = [
-            process.reveal_probability(
-                process.informativeness(process.statistic[k], mean), torch.tensor(s), torch.tensor(t)
+            process.schedule.reveal_probability(
+                torch.tensor(s),
+                torch.tensor(t),
+                process.schedule.informativeness_of(process.schedule.statistic[k], mean),
             )
             for k in range(5)
         ]

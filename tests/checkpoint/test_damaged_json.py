@@ -1,4 +1,4 @@
-"""Every entry of every JSON file of a checkpoint, changed: the checkpoint is refused in a line, or works as ever."""
+"""A checkpoint with any JSON entry changed is either refused in one line or works."""
 
 import itertools
 import json
@@ -25,12 +25,12 @@ from utils.errors import UserError
 VALUES = [None, [], {}, "x", "", -1, 0, 3, 10**9, 10**18, 0.5, math.nan, math.inf, True, False, ["a"], [[1]], {"a": 1}]
 CPU = torch.device("cpu")
 MANY = 20
-"""Entries of a list or an object, of which more are alike: then three of them stand for all."""
+"""Number of entries above which three represent a uniform list or object."""
 Way = tuple[str | int, ...]
 
 
 def ways(thing: object, way: Way = ()) -> Iterator[Way]:
-    """Where everything in a JSON value is, whatever lies in what."""
+    """Yield the path of every entry of a JSON value, at any depth."""
     if way:
         yield way
     entries = list(thing.items() if isinstance(thing, dict) else enumerate(thing) if isinstance(thing, list) else ())
@@ -39,7 +39,7 @@ def ways(thing: object, way: Way = ()) -> Iterator[Way]:
 
 
 def changed(whole: object, way: Way, value: object) -> object:
-    """A copy with another value there; with GONE, without the entry."""
+    """Return a copy with the entry at a path replaced, or removed if the value is GONE."""
     copy = json.loads(json.dumps(whole))
     place = copy
     for key in way[:-1]:
@@ -55,7 +55,7 @@ GONE = object()
 
 
 def variants(file: Path, each: int) -> Iterator[str]:
-    """The file's content, everything in it changed `each` times; over all entries every value has its turn."""
+    """Yield the file's content with each entry changed `each` times; all values occur over all entries."""
     whole, turn = json.loads(file.read_text()), itertools.cycle([*VALUES, GONE])
     for way in ways(whole):
         for value in itertools.islice(turn, each):
@@ -69,7 +69,7 @@ def folder(tmp_path: Path, trained: Path) -> Path:
 
 
 def use(run: TextModel) -> None:
-    """A sample, and the bound of one sentence."""
+    """Sample a text and compute the bound of one sentence."""
     with torch.no_grad():
         predict.samples(run, predict.PredictArgs("x", num_samples=1), SampleArgs(num_steps=4), CPU)
         ids = torch.tensor([[run.tokenizer.cls_token_id, 7, 8, run.tokenizer.sep_token_id]])

@@ -1,7 +1,8 @@
-"""folder.py: a folder gives back the very same run, opens in stock transformers, and is refused when damaged."""
+"""folder.py: saving and loading keep the model; stock transformers loads the folder; damage is refused."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,9 @@ from checkpoint.folder import load_checkpoint, save_checkpoint
 from checkpoint.text_model import TextModel, build_process
 from data.batch import collate
 from data.tokenizers import encode
-from data.word_counts import read_word_freq, write_word_freq
-from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
 from diffusion_word_freq import WordFreqArgs
 from models.factory import build_denoiser
-from models.networks import BertArgs
+from models.networks import NetworkArgs
 from tests.conftest import SENTENCES
 from utils.errors import UserError
 
@@ -26,7 +25,7 @@ SMALL = "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_s
 
 def make_run(tokenizer: BertTokenizerFast, conditioning: str = "none", posterior: str = "exact") -> TextModel:
     args = WordFreqArgs(num_steps=16, posterior=posterior)
-    network = BertArgs("bert-small", from_scratch=True, config_overrides=SMALL, time_conditioning=conditioning)
+    network = NetworkArgs("bert-small", from_scratch=True, config_overrides=SMALL, time_conditioning=conditioning)
     denoiser = build_denoiser(network, tokenizer, 16).eval()
     if conditioning == "layerwise":
         torch.nn.init.normal_(denoiser.time.mlps[0][2].weight)
@@ -34,7 +33,7 @@ def make_run(tokenizer: BertTokenizerFast, conditioning: str = "none", posterior
     for ids in encode(tokenizer, SENTENCES)["input_ids"]:
         counts += torch.bincount(torch.tensor(ids), minlength=len(counts))
     process = build_process(args, counts, tokenizer, denoiser.vocab_size)
-    return TextModel(denoiser, process, args, tokenizer, counts, [0, 0, 5, 3], 32, {"step": 7})
+    return TextModel(denoiser, process, tokenizer, counts, [0, 0, 5, 3], 32, {"step": 7})
 
 
 def batch_of(tokenizer: BertTokenizerFast):
@@ -49,7 +48,7 @@ def test_a_run_comes_back_as_it_was(
     run = make_run(tokenizer, conditioning, posterior)
     save_checkpoint(tmp_path / "run", run)
     loaded = load_checkpoint(str(tmp_path / "run"), CPU)
-    assert loaded.process_args == run.process_args and isinstance(loaded.process, type(run.process))
+    assert loaded.process.args == run.process.args and isinstance(loaded.process, type(run.process))
     assert (loaded.length_histogram, loaded.max_length, loaded.facts) == ([0, 0, 5, 3], 32, {"step": 7})
     assert torch.equal(loaded.token_counts, run.token_counts)
     bounds = [
@@ -71,18 +70,12 @@ def test_stock_transformers_opens_the_folder(tokenizer: BertTokenizerFast, tmp_p
     assert AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab() == tokenizer.get_vocab()
 
 
-def test_the_posterior_can_be_chosen_on_loading(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "run", make_run(tokenizer))
-    loaded = load_checkpoint(str(tmp_path / "run"), CPU, posterior="released")
-    assert isinstance(loaded.process, ReleasedWordFreqDiffusion)
-
-
 def test_saving_again_replaces_and_an_output_folder_stands_for_its_best_checkpoint(
     tokenizer: BertTokenizerFast, tmp_path: Path
 ) -> None:
     run = make_run(tokenizer)
     for step in (1, 2):
-        run.facts = {"step": step}
+        run = replace(run, facts={"step": step})
         save_checkpoint(tmp_path / "out" / "checkpoint", run)
     assert load_checkpoint(str(tmp_path / "out"), CPU).facts == {"step": 2}
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["checkpoint"]
@@ -93,28 +86,12 @@ def test_an_interrupted_save_leaves_the_old_checkpoint(
 ) -> None:
     run = make_run(tokenizer)
     save_checkpoint(tmp_path / "run", run)
-    run.facts = {"step": 8}
-    monkeypatch.setattr("checkpoint.folder._model_card", lambda run: (_ for _ in ()).throw(OSError("disk full")))
+    run = replace(run, facts={"step": 8})
+    monkeypatch.setattr("checkpoint.folder.model_card", lambda run: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(UserError, match=r"run: cannot be written \(disk full\); make room"):
         save_checkpoint(tmp_path / "run", run)
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     assert load_checkpoint(str(tmp_path / "run"), CPU).facts == {"step": 7}
-
-
-def test_text_specials_are_ruled_out_but_unknown_tokens_can_be_scored(tokenizer: BertTokenizerFast) -> None:
-    process = make_run(tokenizer).process
-    barred = {i for i, value in enumerate(process.support.tolist()) if value == -float("inf")}
-    assert barred == set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
-    never_drawn = {i for i, value in enumerate(process.sampling_support.tolist()) if value == -float("inf")}
-    assert never_drawn == set(tokenizer.all_special_ids)
-
-
-def test_rows_of_the_output_that_stand_for_no_token_are_ruled_out(tokenizer: BertTokenizerFast) -> None:
-    """Networks are padded to round sizes, and a vocabulary may have holes."""
-    size = len(tokenizer) + 6
-    process = build_process(WordFreqArgs(num_steps=16), torch.ones(size), tokenizer, size)
-    assert (process.support[len(tokenizer) :] == -float("inf")).all()
-    assert process.support[5 : len(tokenizer)].eq(0).all()
 
 
 # ---- damage ----------------------------------------------------------------------------------------------------------
@@ -136,16 +113,22 @@ def edit_process(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda d: shutil.rmtree(d), "no such folder; train one with main.py"),
-        (lambda d: (d / "process.json").unlink(), r"not a DiffusionBERT checkpoint \(it has no process.json\)"),
+        (lambda d: shutil.rmtree(d), "no such folder; train a model with main.py"),
+        (lambda d: (d / "process.json").unlink(), "it has no process.json; give a folder made by main.py"),
         (lambda d: cut_in_half(d / "process.json"), "process.json is truncated or damaged"),
-        (lambda d: edit(d / "process.json", process="dalle"), "of another process, 'dalle'"),
-        (lambda d: edit(d / "process.json", format=99), "format 99, this version reads format 1"),
+        (lambda d: edit(d / "process.json", process="dalle"), "unknown process 'dalle'"),
+        (lambda d: edit(d / "process.json", format=99), "format 99, but this version reads format 1"),
         (lambda d: edit(d / "process.json", process_args={"new": 1}), "does not fit this version"),
         (lambda d: (d / "process.json").write_text("[" * 100000), "process.json is truncated or damaged"),
-        (lambda d: edit(d / "process.json", length_histogram=["a"]), "length_histogram must be a list of counts"),
-        (lambda d: edit(d / "process.json", length_histogram=[0, -1]), "length_histogram must be a list of counts"),
-        (lambda d: edit(d / "process.json", length_histogram=[5]), "length_histogram counts no sentence"),
+        (
+            lambda d: edit(d / "process.json", length_histogram=["a"]),
+            "length_histogram must be a list of at most",
+        ),
+        (
+            lambda d: edit(d / "process.json", length_histogram=[0, -1]),
+            "length_histogram must be a list of at most",
+        ),
+        (lambda d: edit(d / "process.json", length_histogram=[5]), "length_histogram must count at least one sentence"),
         (lambda d: edit(d / "process.json", max_length=-5), "max_length=-5 must be a whole number"),
         (lambda d: edit(d / "process.json", time_conditioning="foo"), "time_conditioning='foo' must be one of"),
         (lambda d: edit_process(d, schedule="foo"), "schedule='foo' must be one of mutual, cosine, linear"),
@@ -184,64 +167,5 @@ def test_a_damaged_checkpoint_is_named_in_one_line(
 def test_a_pickled_checkpoint_is_refused_unread(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint-10.pt"
     file.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(UserError, match="is a file; a checkpoint is a folder .*no pickle is ever loaded"):
+    with pytest.raises(UserError, match="is a file; give a folder made by main.py .*no pickle is ever loaded"):
         load_checkpoint(str(file), CPU)
-
-
-# ---- word frequencies ------------------------------------------------------------------------------------------------
-
-
-def test_word_frequencies_make_the_round_trip(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    counts = torch.arange(len(tokenizer)) * 3
-    write_word_freq(tmp_path / "f.json", counts, tokenizer)
-    assert torch.equal(read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer)), counts)
-    listed = json.loads((tmp_path / "f.json").read_text())
-    assert list(listed.values()) == sorted(listed.values(), reverse=True) and 0 not in listed.values()
-
-
-def test_relative_frequencies_become_counts(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    (tmp_path / "f.json").write_text('{"the": 0.5, "a": 0.25, "cat": 0.0625}')
-    counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
-    assert [counts[tokenizer.convert_tokens_to_ids(t)].item() for t in ("the", "a", "cat", "dog")] == [8, 4, 1, 0]
-
-
-def test_what_trains_is_what_is_saved(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    """Broken numbers become whole ones on reading, so that a checkpoint holds the very schedule it was trained with."""
-    (tmp_path / "f.json").write_text('{"the": 2.7, "a": 0.4}')
-    counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
-    write_word_freq(tmp_path / "g.json", counts, tokenizer)
-    assert json.loads((tmp_path / "g.json").read_text()) == {"the": 7, "a": 1}
-    assert torch.equal(read_word_freq(tmp_path / "g.json", tokenizer, len(tokenizer)), counts)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ('{"the": 1, "zebra": 2}', "of another vocabulary: 1 of 2 tokens, e.g. 'zebra'"),
-        ("[1, 2]", "must map tokens to numbers"),
-        ("{}", "no token has a count above 0"),
-        ('{"the": 0}', "no token has a count above 0"),
-        ('{"the": 1e308, "a": 1}', "must map tokens to numbers from 0 to 1e"),
-        ('{"the": 1' + "0" * 400 + "}", "must map tokens to numbers from 0 to 1e"),
-        ('{"the": 0.5, "a": 1e-300}', "more than 1e"),
-        ('{"the": 1' + "0" * 5000 + "}", "not JSON"),
-        ("[" * 100000, "not JSON"),
-        ('{"the": -1}', "must map tokens to numbers"),
-        ('{"the": NaN}', "must map tokens to numbers"),
-        ('{"the": true}', "must map tokens to numbers"),
-        ('{"the": "1"}', "must map tokens to numbers"),
-        ("\x80\x04pickle", "not JSON"),
-    ],
-)
-def test_frequencies_of_another_kind_are_refused(
-    tokenizer: BertTokenizerFast, tmp_path: Path, content: str, message: str
-) -> None:
-    (tmp_path / "f.json").write_text(content)
-    with pytest.raises(UserError, match=message):
-        read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
-
-
-def test_word_frequencies_are_read_with_their_byte_order_mark(tmp_path: Path, tokenizer) -> None:
-    (tmp_path / "f.json").write_text('{"the": 3}', encoding="utf-8-sig")
-    counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
-    assert counts.sum() == counts[tokenizer.get_vocab()["the"]] == 3

@@ -1,7 +1,6 @@
-"""released_mdlm.py, import_mdlm.py: released weights in, our checkpoint out, and nothing else is believed."""
+"""released_mdlm.py, import_mdlm.py: conversion of released weights; other contents are refused."""
 
 import codecs
-import json
 import os
 import pickle
 import re
@@ -13,26 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import ByteLevelBPETokenizer
-from transformers import BertTokenizerFast, PreTrainedTokenizerFast
+from transformers import BertTokenizerFast
 
-import compute_elbo
-import predict
-from checkpoint import import_mdlm
-from checkpoint.folder import load_checkpoint
 from checkpoint.released_mdlm import network_of, read_weights
-from checkpoint.text_model import PROCESSES, build_process
-from data.row_formats import RowFormat
 from models.dit import DitNetwork
-from tests.conftest import SENTENCES, call
-from tests.models.test_dit import SMALL, network
+from tests.models.test_dit import network
 from utils.errors import UserError
 
 IDS = torch.tensor([[5, 0, 7, 4]])
 
 
 def lightning(path: Path, made: DitNetwork, average: DitNetwork, extra: object = None) -> Path:
-    """A checkpoint as Lightning writes it: settings that are objects of another package among the tensors."""
+    """Write a checkpoint in Lightning's form, with settings that are objects of another package."""
     package = {name: types.ModuleType(name) for name in ("omegaconf", "omegaconf.dictconfig", "omegaconf.base")}
 
     class DictConfig:
@@ -85,7 +76,7 @@ def test_a_folder_of_the_hub_and_a_causal_network(tmp_path: Path) -> None:
 
 
 class Bomb:
-    """Would leave a mark if it were unpickled."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -100,7 +91,7 @@ def test_nothing_else_in_the_file_is_built(tmp_path: Path) -> None:
     (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Bomb(mark)))
     (tmp_path / "c.ckpt").write_bytes(b"PK\3\4 no zip")
     (tmp_path / "d.ckpt").write_bytes(b"")
-    lightning(tmp_path / "e.ckpt", network(), network(), extra=re.compile("x"))  # harmless, but not expected
+    lightning(tmp_path / "e.ckpt", network(), network(), extra=re.compile("x"))  # harmless, but of no expected type
     for name in "abcde":
         with pytest.raises(UserError, match=f"{name}.ckpt: "):
             read_weights(tmp_path / f"{name}.ckpt", averaged=True)
@@ -113,8 +104,8 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     wider = network(hidden_dim=32)
     lightning(tmp_path / "c.ckpt", network(), wider)
     for name, message in (
-        ("a", "no plain tensors named backbone"),
-        ("b", "no state_dict in it"),
+        ("a", "it has no plain tensors named backbone"),
+        ("b", "it has no state_dict"),
         ("c", "give --averaged false"),
     ):
         with pytest.raises(UserError, match=message):
@@ -122,10 +113,10 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
     weights = read_weights(lightning(tmp_path / "d.ckpt", network(), network()), averaged=False)
     huge = {**weights, "vocab_embed.embedding": torch.ones(1).expand(10**8, 1024)}
     torch.save({"state_dict": {f"backbone.{name}": tensor for name, tensor in huge.items()}}, tmp_path / "e.ckpt")
-    with pytest.raises(UserError, match="vocab_embed.embedding is larger than what is stored of it"):
+    with pytest.raises(UserError, match="vocab_embed.embedding is larger than its stored data"):
         read_weights(tmp_path / "e.ckpt", averaged=False)
     for change, message in (
-        ({"blocks.99999999.x": torch.ones(1)}, "block 99999999 of 3: some are missing"),
+        ({"blocks.99999999.x": torch.ones(1)}, "blocks up to 99999999, but only 3 of them"),
         ({"blocks.1.norm1.weight": None}, "Missing key.*blocks.1.norm1.weight"),
         ({"blocks.1.extra": torch.ones(1)}, "Unexpected key.*blocks.1.extra"),
         ({"vocab_embed.embedding": torch.ones(3)}, "not the weights of MDLM's network"),
@@ -136,19 +127,6 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
             network_of(changed, model_length=32)
 
 
-@pytest.fixture
-def gpt2(tmp_path: Path) -> Path:
-    """A byte-level tokenizer without [MASK], as GPT-2's."""
-    trainer = ByteLevelBPETokenizer()
-    trainer.train_from_iterator(SENTENCES, vocab_size=330, special_tokens=["<|endoftext|>"], show_progress=False)
-    made = PreTrainedTokenizerFast(
-        tokenizer_object=trainer._tokenizer,
-        **dict.fromkeys(("eos_token", "bos_token", "unk_token"), "<|endoftext|>"),
-    )
-    made.save_pretrained(tmp_path / "gpt2")
-    return tmp_path / "gpt2"
-
-
 def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_is(tmp_path: Path) -> None:
     file = lightning(tmp_path / "a.ckpt", network(), network())
     read_weights(file, averaged=True)
@@ -156,59 +134,12 @@ def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_is(tmp_path: P
         for entry in whole.infolist():
             packed.writestr(entry.filename, whole.read(entry))
         packed.writestr("a/data/bomb", bytes(50_000_000))
-    with pytest.raises(UserError, match=r"b.ckpt: [0-9,]+ bytes that unpack to [0-9,]+; torch does not pack its files"):
+    with pytest.raises(UserError, match=r"b.ckpt: [0-9,]+ bytes that unpack to [0-9,]+; give a file that torch"):
         read_weights(tmp_path / "b.ckpt", averaged=True)
 
 
-@pytest.mark.parametrize("process", ["mdlm", "sedd", "ar"])
-def test_what_is_imported_all_scripts_take(monkeypatch, capsys, gpt2: Path, tmp_path: Path, process: str) -> None:
-    size = json.loads((gpt2 / "tokenizer.json").read_text())["model"]["vocab"]
-    made = network(causal=process == "ar", vocab_size=len(size) + 1)
-    file = lightning(tmp_path / "a.ckpt", network(causal=process == "ar", vocab_size=len(size) + 1, seed=5), made)
-    words = ["--source", file, "--tokenizer", gpt2, "--output_dir", tmp_path / "out", "--process", process]
-    words += ["--max_length", 24, *(["--time_conditioning", "layerwise"] if process == "sedd" else [])]
-    assert call(import_mdlm.main, monkeypatch, *words) == 0
-    assert f"{sum(p.numel() for p in made.parameters()):,} parameters written" in capsys.readouterr().out
-    run = load_checkpoint(str(tmp_path / "out"), torch.device("cpu"))
-    torch.testing.assert_close(run.denoiser.network(IDS), made(IDS))
-    assert run.process_name == process and run.tokenizer.mask_token_id == len(size)
-    (tmp_path / "text.txt").write_text("\n".join(SENTENCES[:5]) + "\n")
-    words = ["--data", tmp_path / "text.txt", "--cache_dir", tmp_path / "cache"]
-    assert call(compute_elbo.main, monkeypatch, "--checkpoint", tmp_path / "out", *words) == 0
-    assert call(predict.main, monkeypatch, "--checkpoint", tmp_path / "out", "--num_samples", 2, "--num_steps", 0) == 0
-
-
-def test_of_wrapped_rows_the_end_of_text_is_content_and_of_single_texts_it_is_not(gpt2: Path) -> None:
-    """GPT-2's one special token is its unknown one, too; it must be drawn where texts follow each other."""
-    tokenizer = import_mdlm.open_tokenizer(str(gpt2))
-    size, end = len(tokenizer), tokenizer.eos_token_id
-    for protocol, drawn in (("wrapped", True), ("unpadded", False), ("running", False)):
-        settings = PROCESSES["mdlm"].settings()
-        form = RowFormat(protocol)
-        process = build_process(settings, torch.ones(size), tokenizer, size, form=form)
-        assert bool(process.sampling_support[end].isfinite()) == bool(process.support[end].isfinite()) == drawn
-
-
-def test_what_does_not_fit_is_one_line_and_nothing_is_written(monkeypatch, capsys, gpt2: Path, tmp_path: Path) -> None:
-    file = lightning(tmp_path / "a.ckpt", network(), network())
-    base = {"--source": file, "--tokenizer": gpt2, "--output_dir": tmp_path / "out"}
-    for change, message in (
-        ({"--source": tmp_path / "none.ckpt"}, "no such file or folder"),
-        ({"--process": "ar"}, "process=ar: this network sees all"),
-        ({"--process": "gan"}, "process"),
-        ({"--process": "sedd"}, "a score depends on sigma; use layerwise"),
-        ({}, f"the network {SMALL['vocab_size']}"),
-        ({"--tokenizer": tmp_path / "nowhere"}, "nowhere"),
-        ({"--output_dir": tmp_path}, "is not empty; give a new folder"),
-    ):
-        words = [word for pair in {**base, **change}.items() for word in pair]
-        assert call(import_mdlm.main, monkeypatch, *words) == 2
-        said = capsys.readouterr().err.strip()
-        assert message in said and "\n" not in said and not (tmp_path / "out").exists()
-
-
 class Hex:
-    """Encoded again and again: each time twice as long, for ten bytes more."""
+    """String encoded repeatedly; each encoding doubles its length for ten bytes of pickle."""
 
     def __init__(self, times: int) -> None:
         self.times = times
@@ -218,7 +149,7 @@ class Hex:
 
 
 class Buffer:
-    """A buffer of two gigabytes in a few bytes."""
+    """Buffer of two gigabytes, described in a few bytes."""
 
     def __reduce__(self) -> tuple:
         return bytearray, (2**31 - 1,)

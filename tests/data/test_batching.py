@@ -1,4 +1,4 @@
-"""batching.py: every sentence once an epoch, however it is dealt, and slots are not wasted."""
+"""batching.py: every sentence once per epoch, in any kind of batch, with little padding."""
 
 import itertools
 import json
@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 from transformers import BertTokenizerFast
 
-from data.batching import ENOUGH, DealtBatches, Part, deal, length_buckets, mean_batch, packed_rows, sorted_batches
+from data.batching import (
+    ENOUGH,
+    EpochBatches,
+    Part,
+    batch_indices,
+    length_buckets,
+    mean_batch,
+    packed_rows,
+    sorted_batches,
+)
 from data.corpus import training_source
 from data.splits import DataArgs
 from data.tokenized_text import TokenizedText, tokenize
@@ -21,7 +30,7 @@ WAYS = [{}, {"max_tokens": 640}, {"packing": True}, {"packing": True, "max_token
 
 
 def simulated(name: str, seed: int, number: int = 64 * 128) -> np.ndarray:
-    """The released code's lengths as they were simulated, cut at 64; unpacked they fill 64.5 % and 71.8 % of them."""
+    """Lengths simulated from the released code, cut at 64; unpacked they fill 64.5 % and 71.8 % of the slots."""
     rng = np.random.default_rng(seed)
     if name == "uniform 8 to 96":
         return np.minimum(rng.integers(8, 97, number), 64)
@@ -34,7 +43,7 @@ def lm1b_widths(longest: int) -> np.ndarray:
 
 
 def dealt(widths: np.ndarray, seed: int = 0, **settings: object) -> list[np.ndarray]:
-    return list(deal(widths, DataArgs("x", **settings), np.random.default_rng(seed)))
+    return list(batch_indices(widths, DataArgs("x", **settings), np.random.default_rng(seed)))
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ def test_a_mean_batch_is_what_an_epoch_deals(way: dict) -> None:
     assert mean_batch(widths, DataArgs("x", **settings)) == pytest.approx(
         3003 / len(dealt(widths, **settings)), rel=0.01
     )
-    many = np.tile(widths, 2 * ENOUGH // 3003)  # of a large corpus, from a part of it
+    many = np.tile(widths, 2 * ENOUGH // 3003)  # estimated from a part of a large corpus
     assert mean_batch(many, DataArgs("x", **settings)) == pytest.approx(
         len(many) / len(dealt(many, **settings)), rel=0.01
     )
@@ -130,21 +139,21 @@ def test_buckets_cut_where_the_next_does_not_fit() -> None:
 
 
 def taken(text: TokenizedText, tokenizer: BertTokenizerFast, steps: int, **settings: object) -> list[Part]:
-    """So many steps' batches of one process."""
+    """Batches of one process in a number of steps."""
     settings = {"batch_size": 7, "seed": 1, **settings}
     args = DataArgs("x", batch_size=settings.pop("batch_size"))
-    stream = DealtBatches(text, args, tokenizer, **settings)
+    stream = EpochBatches(text, args, tokenizer, **settings)
     return [part for _ in range(steps) for part in stream.take()]
 
 
 def sentences(parts: list[Part]) -> list[tuple[int, ...]]:
-    """The text of all of them."""
+    """Text of all batches."""
     rows = [(row, m) for part in parts for row, m in zip(part.batch.input_ids, part.batch.target_mask, strict=True)]
     return [tuple(row[m].tolist()) for row, m in rows]
 
 
 def test_an_epoch_takes_every_sentence_once_whoever_takes_it(text: TokenizedText, tokenizer: BertTokenizerFast) -> None:
-    """240 sentences are 35 batches of 7: seven steps of five of them."""
+    """240 sentences make 35 batches of 7, or seven steps of five batches."""
     whole = taken(text, tokenizer, 7, parts=5)
     assert sorted(sentences(whole)) == sorted(set(sentences(whole))) and len(sentences(whole)) == len(text)
     assert [part.number for part in whole] == [0, 1, 2, 3, 4] * 7 and {part.epoch for part in whole} == {0}
@@ -162,9 +171,9 @@ def test_the_next_epoch_has_an_order_of_its_own(text: TokenizedText, tokenizer: 
 
 @pytest.mark.parametrize("done", [0, 1, 11, 12, 23, 24])
 def test_a_stream_goes_on_where_another_stood(text: TokenizedText, tokenizer: BertTokenizerFast, done: int) -> None:
-    """Steps of three batches: 35 an epoch, so that steps cross its end; what is saved is JSON."""
+    """Steps of three batches, 35 batches per epoch, so that steps cross its end; the position is JSON."""
     args = DataArgs("x", batch_size=7)
-    stream = DealtBatches(text, args, tokenizer, seed=1, parts=3)
+    stream = EpochBatches(text, args, tokenizer, seed=1, parts=3)
     for _ in range(done):
         stream.take()
     position = json.loads(json.dumps(stream.position()))
@@ -174,9 +183,9 @@ def test_a_stream_goes_on_where_another_stood(text: TokenizedText, tokenizer: Be
 
 def test_batches_know_their_lines(text: TokenizedText, tokenizer: BertTokenizerFast) -> None:
     for part in taken(text, tokenizer, 3):
-        lines = [int(place.rpartition(":")[2]) for place in part.places()]
+        lines = [int(place.rpartition(":")[2]) for place in part.locations()]
         written = [tuple(tokenizer(SENTENCES[line - 1], add_special_tokens=False).input_ids) for line in lines]
-        assert written == sentences([part]) and part.places()[0].startswith(str(text.source.files[0]))
+        assert written == sentences([part]) and part.locations()[0].startswith(str(text.source.files[0]))
 
 
 def test_the_order_depends_on_the_seed_alone(text: TokenizedText, tokenizer: BertTokenizerFast) -> None:
@@ -216,4 +225,4 @@ def test_packed_rows_of_simulated_lengths_hold_real_tokens_in_98_of_100_slots(
         64 * next_fit(widths[batch].tolist(), 64)[1]
         for batch in dealt(widths, batch_size=128, max_length=64, packing=True)
     )
-    assert widths.sum() / slots >= 0.98  # the last batch, which is not full, included
+    assert widths.sum() / slots >= 0.98  # including the last, incomplete batch

@@ -1,4 +1,4 @@
-"""cache.py: what is in the cache is whole or made again, and what killed processes left there goes."""
+"""cache.py: a damaged folder is rebuilt, and the remains of killed processes are removed."""
 
 import fcntl
 import os
@@ -27,7 +27,7 @@ def test_leftovers_of_the_dead_go_and_those_of_the_living_stay(corpus: Path, tok
 
 
 def spoil(file: Path, how: str) -> None:
-    """Another content of the same size."""
+    """Change the content, not the size."""
     content = bytearray(file.read_bytes())
     if how == "first":
         content[0] ^= 1
@@ -45,12 +45,12 @@ def spoil(file: Path, how: str) -> None:
 def test_a_cache_of_the_same_size_is_made_again(corpus, tokenizer, tmp_path, capsys, name: str, how: str) -> None:
     def get() -> list:
         text = tokenize(training_source(str(corpus)), tokenizer, 32, str(tmp_path / "cache"))
-        return [np.asarray(part).tolist() for part in (text.tokens, text.offsets, text.num_words, text.places)]
+        return [np.asarray(part).tolist() for part in (text.tokens, text.offsets, text.num_words, text.locations)]
 
     whole = get()
     (file,) = (tmp_path / "cache").glob(f"*/{name}")
     spoil(file, how)
-    assert get() == whole and "it is made again" in capsys.readouterr().err
+    assert get() == whole and "it is rebuilt" in capsys.readouterr().err
     assert get() == whole and not capsys.readouterr().err
 
 
@@ -58,12 +58,13 @@ def test_a_cache_without_checksums_is_made_again(corpus: Path, tokenizer, tmp_pa
     for _ in range(2):
         text = tokenize(training_source(str(corpus)), tokenizer, 32, str(tmp_path / "cache"))
         (tmp_path / "cache" / text.identity / "manifest.json").unlink()
-    assert "manifest.json is missing; it is made again" in capsys.readouterr().err
+    assert "manifest.json is missing; it is rebuilt" in capsys.readouterr().err
 
 
 def test_changed_counts_are_counted_again(corpus: Path, tokenizer, tmp_path: Path, capsys) -> None:
-    words = {"cache_dir": str(tmp_path / "cache"), "identity": "a"}
-    first = count_tokens(training_source(str(corpus)), tokenizer, 300, **words)
+    cache_dir = str(tmp_path / "cache")
+    first = count_tokens(training_source(str(corpus)), tokenizer, 300, cache_dir=cache_dir, identity="a")
     spoil(tmp_path / "cache" / "counts-a" / "counts.safetensors", "last")
-    assert count_tokens(training_source(str(corpus)), tokenizer, 300, **words).equal(first)
-    assert "it is made again" in capsys.readouterr().err
+    again = count_tokens(training_source(str(corpus)), tokenizer, 300, cache_dir=cache_dir, identity="a")
+    assert again.equal(first)
+    assert "it is rebuilt" in capsys.readouterr().err

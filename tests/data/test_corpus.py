@@ -1,4 +1,4 @@
-"""corpus.py: every kind of source gives the same sentences; what cannot be read is named by file and line."""
+"""corpus.py: every kind of source gives the same sentences; errors name file and line."""
 
 import gzip
 import json
@@ -57,8 +57,8 @@ def test_files_of_a_folder_that_name_no_split_are_training_text(tmp_path: Path) 
     ("name", "content", "message"),
     [
         ("a.txt", b"fine\nbad \xff here\n", r"a\.txt:2: not UTF-8 \(byte 5 of the line is 0xff\); convert"),
-        ("a.txt", b"", "no text in it"),
-        ("a.txt", b"\n \n", "no text in it"),
+        ("a.txt", b"", "contains no text"),
+        ("a.txt", b"\n \n", "contains no text"),
         ("a.jsonl", b'{"text": "fine"}\n{"text": \n', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", b'{"text": "fine"}\n\n{"txt": "x"}\n', r"""a\.jsonl:3: .*"text"; its keys are \['txt'\]"""),
         ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl:1: .*string"),
@@ -68,7 +68,7 @@ def test_files_of_a_folder_that_name_no_split_are_training_text(tmp_path: Path) 
         ("a.txt.gz", gzip.compress(b"damaged " * 99, mtime=0)[:20] + b"\xff" * 40, r"a\.txt\.gz: cannot be read"),
         ("a.txt.gz", b"no gzip", r"a\.txt\.gz: cannot be read"),
         ("a.txt.xz", lzma.compress(b"cut short " * 9)[:-9], r"a\.txt\.xz: cannot be read"),
-        ("a.pdf", b"x", "cannot read this kind of file"),
+        ("a.pdf", b"x", "not a supported kind of file"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -91,7 +91,7 @@ def test_an_empty_or_ambiguous_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no train.txt or train.jsonl"):
         training_source(str(tmp_path))
     (tmp_path / "test.jsonl").write_text("{}")
-    with pytest.raises(UserError, match="test.jsonl, test.txt are one text twice"):
+    with pytest.raises(UserError, match="test.jsonl, test.txt hold one text twice"):
         find_source(str(tmp_path), "test")
 
 
@@ -102,7 +102,7 @@ def test_an_unreachable_hub_names_what_was_tried_and_the_offline_way() -> None:
 
 
 def test_lm1b_falls_back_in_order_until_a_name_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for `datasets`, with the calls that are made of it: the first two names fail, the third answers."""
+    """Fake of `datasets` that records its calls: the first two names fail, the third answers."""
     asked = []
 
     class Rows(list):
@@ -130,7 +130,7 @@ def test_lm1b_falls_back_in_order_until_a_name_answers(monkeypatch: pytest.Monke
 
 
 def test_a_real_datasets_folder_is_read_through_the_hub_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same code against the real `datasets` library, on a parquet data set that lies in a local folder."""
+    """The real `datasets` library, with a parquet data set in a local folder."""
     import datasets
 
     monkeypatch.chdir(tmp_path)

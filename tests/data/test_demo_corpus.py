@@ -1,4 +1,4 @@
-"""demo_corpus.py: prose out, code and headings dropped, parts that share no sentence."""
+"""demo_corpus.py: prose is kept, code and headings are dropped, splits share no sentence."""
 
 import json
 from pathlib import Path
@@ -161,10 +161,11 @@ def test_parts_are_stable_and_share_nothing() -> None:
     assert {s.lower() for _, s in parts["valid"]} == {s.lower() for _, s in again["valid"]}
 
 
+@pytest.mark.slow
 def test_this_installation_yields_a_corpus(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """On a tenth of the files, for speed: real sentences come out, in three files."""
+    """A tenth of the files, for speed, gives real sentences in three files."""
     monkeypatch.setattr(demo_corpus, "source_files", lambda every=demo_corpus.source_files: every()[::20])
     assert call(demo_corpus.main, monkeypatch, "--output", tmp_path / "corpus") == 0
     lines = {p.name: p.read_text().splitlines() for p in (tmp_path / "corpus").iterdir()}
@@ -173,6 +174,7 @@ def test_this_installation_yields_a_corpus(
     assert "sentences" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_this_installation_yields_pairs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

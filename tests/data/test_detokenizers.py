@@ -1,4 +1,4 @@
-"""detokenizers.py: the released rules' own results, corpus by corpus."""
+"""detokenizers.py: results of the released rules, by corpus."""
 
 import pytest
 
@@ -23,7 +23,7 @@ RECORDED = {
         "the layers'mass [3], of a's size (@xmath0). see fig. 2?",
     ),
 }
-"""What MDLM's functions made of these lines."""
+"""Results of MDLM's functions for these lines."""
 
 
 @pytest.mark.parametrize("corpus", RECORDED)

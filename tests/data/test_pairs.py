@@ -1,4 +1,4 @@
-"""pairs.py: what is given stays, what is noised is the window, and what a pair counts for."""
+"""pairs.py: the source is given, the window is noised, and token counts are those of the windows."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def words() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="module")
 def byte_level() -> PreTrainedTokenizerBase:
-    """RoBERTa's ids: <s> 0, <pad> 1, </s> 2, and the space written into the word that follows it."""
+    """RoBERTa's ids: <s> 0, <pad> 1, </s> 2; a space belongs to the word after it."""
     trainer = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer.train_from_iterator([*TEXTS, " Answer: Question: cat"], special_tokens=special)
@@ -83,7 +83,7 @@ def test_a_byte_level_row_has_its_own_ids_and_spaces(byte_level) -> None:
 
 
 def test_training_and_prediction_give_a_source_the_same_ids(byte_level, tmp_path) -> None:
-    """With a space before it where the prompt has one: in a byte-level vocabulary that is another token."""
+    """A space before {trg} in the prompt belongs to the target: in a byte-level vocabulary it changes the token."""
     write_jsonl(tmp_path / "data" / "train.jsonl", [PAIRS[0], {"src": "", "trg": "the cat"}])
     layout = Layout(PairFormat(" Answer: {src} Question: {trg}", 20), byte_level, 60)
     source = training_source(str(tmp_path / "data"))
@@ -135,7 +135,7 @@ def test_the_text_ends_where_the_model_ends_it(words, window: str, text: str) ->
     assert target_text(words, torch.tensor(words.convert_tokens_to_ids(window.split()))) == text
 
 
-# ---- conditioning is data: 200 random batches ------------------------------------------------------------------------
+# ---- conditioning: 200 random batches --------------------------------------------------------------------------------
 
 
 def random_batch(words, rng: np.random.Generator, layout: Layout):
@@ -168,7 +168,7 @@ def test_a_source_is_never_changed_and_all_of_a_window_is_drawn(words, spindle: 
             seen.append(xt.clone())
 
         drawn = process.sample(denoiser, batch, SampleArgs(num_steps=4), on_step=on_step)
-        for earlier, later in zip(revealed, revealed[1:], strict=False):  # what is revealed stays
+        for earlier, later in zip(revealed, revealed[1:], strict=False):  # revealed tokens stay
             kept = earlier.ne(words.mask_token_id)
             assert torch.equal(earlier[kept], later[kept])
         assert torch.equal(drawn[~batch.target_mask], given) and not drawn.eq(words.mask_token_id).any()
@@ -192,8 +192,9 @@ def test_the_released_process_of_pairs_is_its_own(words) -> None:
 
 
 @pytest.mark.parametrize("spindle", ["paper", "none"])
+@pytest.mark.slow
 def test_neither_padding_nor_neighbours_matter(words, spindle: str) -> None:
-    """Alone, or beside a longer row: the same bound and the same sample from the same stream."""
+    """A row alone and beside a longer row has equal bounds and, for one random stream, equal samples."""
     size, layout = len(words), Layout(PairFormat("plain", 6), words, 40)
     process = build_process(WordFreqArgs(num_steps=8, spindle=spindle), torch.arange(size), words, size, of_pairs=True)
     denoiser, rng = TableDenoiser(size), np.random.default_rng(1)
@@ -212,7 +213,7 @@ def test_neither_padding_nor_neighbours_matter(words, spindle: str) -> None:
 
 
 def test_the_spindle_sees_no_source(words) -> None:
-    """alpha_bar of the window, the counts and the bound's reach are those of the target alone."""
+    """alpha_bar, counts and bound concern the target window alone."""
     size, layout = len(words), Layout(PairFormat("plain", 6), words, 40)
     process = build_process(WordFreqArgs(num_steps=8), torch.arange(size), words, size, of_pairs=True)
     target = ids(words, "the dog is")
@@ -220,7 +221,7 @@ def test_the_spindle_sees_no_source(words) -> None:
     t = torch.tensor([3])
     a, b = (process.alpha_bar(t, batch.input_ids, batch.target_mask)[batch.target_mask] for batch in (short, long))
     torch.testing.assert_close(a, b)
-    assert a.unique().numel() > 1  # and it is a spindle: tokens differ
+    assert a.unique().numel() > 1  # spindle noise depends on the token
 
 
 # ---- tokenised pairs -------------------------------------------------------------------------------------------------
@@ -245,10 +246,10 @@ def test_counts_are_those_of_the_windows(pairs_folder, words, tmp_path) -> None:
 def test_word_counts_of_another_text_get_the_ends_of_these_windows(pairs_folder, words, tmp_path) -> None:
     train, _, _ = load(pairs_folder, words, tmp_path)
     own = train.counts(len(words))
-    assert torch.equal(train.with_ends(own), own)
+    assert torch.equal(train.with_special_counts(own), own)
     ends = [words.sep_token_id, words.pad_token_id]
     alone = own.index_fill(0, torch.tensor(ends), 0)
-    assert torch.equal(train.with_ends(3 * alone), 3 * own)
+    assert torch.equal(train.with_special_counts(3 * alone), 3 * own)
 
 
 def test_the_window_holds_99_of_100_targets(tmp_path, words) -> None:

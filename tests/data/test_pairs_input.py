@@ -1,4 +1,4 @@
-"""pairs.py and what it is given: cards, prompts, folders; what cannot be is refused in one line."""
+"""pairs.py: cards, prompts and folders as input; invalid ones are refused in one line."""
 
 import json
 import os
@@ -64,12 +64,12 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
 @pytest.mark.parametrize(
     ("card", "message"),
     [
-        (f"---\n{LAUGHS}prompt: plain\n---\n", r"not YAML \(an alias"),
-        ("---\na: &a [*a]\n---\n", r"not YAML \(an alias"),
+        (f"---\n{LAUGHS}prompt: plain\n---\n", r"not YAML \(aliases"),
+        ("---\na: &a [*a]\n---\n", r"not YAML \(aliases"),
         ("---\n" + "[" * 5000 + "\n---\n", "not YAML"),
         ("---\n- a list\n---\n", r"not YAML \(no keys and values\)"),
         ("---\n" + "a: b\n" * 50_000 + "---\n", "not YAML .250,004 characters, more than 131,072|249,999 characters"),
-        ("x" * 2_000_000, "more than the 1,048,576 that such a file may have"),
+        ("x" * 2_000_000, "more than 1,048,576 for a file of this kind"),
         (None, "not a regular file but a pipe"),
     ],
 )
@@ -90,7 +90,7 @@ def test_text_is_not_pairs(pairs_folder: Path, corpus: Path, tmp_path: Path) -> 
     assert list(read_sentences(training_source(str(text)))) == ["a cat"]
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- refusals --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_a_broken_pair_is_named(line: str, words: tuple, pairs_folder, tmp_path,
     [
         (["--max_length", 12, "--target_window", 11], ("max_length=12", "no room", "window 11")),
         (["--prompt", "{src} only"], ("{src} only", "{trg}")),
-        (["--prompt", "{trg} before {src}"], ("end in {trg}",)),
+        (["--prompt", "{trg} before {src}"], ("{trg} at its end",)),
         (["--prompt", "{src} {trg}"], ("a mark or a word",)),
         (["--target_window", -1], ("target_window=-1",)),
     ],
@@ -156,7 +156,7 @@ def test_a_target_that_is_nothing_to_the_tokenizer_is_named(pairs_folder, tmp_pa
     file.write_text(file.read_text() + json.dumps({"src": "a", "trg": "\u0007"}) + "\n")
     flags = ["--train_data", pairs_folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
     assert call(main.main, monkeypatch, *TINY, *flags) == 2
-    assert "train.jsonl:361: the target is empty to the tokenizer" in capsys.readouterr().err
+    assert "train.jsonl:361: the target has no tokens" in capsys.readouterr().err
 
 
 def test_settings_of_pairs_are_refused_for_text(corpus, tmp_path, monkeypatch, capsys) -> None:
@@ -180,11 +180,11 @@ def test_a_folder_without_training_pairs_and_a_broken_card(pairs_folder, tmp_pat
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"---\na: &a [x, x]\nprompt: [*a, *a]\n---\n", r"its header is not YAML \(an alias \(\*name\)"),
-        (b"---\nprompt: [" + b"x, " * 100_000 + b"]\n---\n", r"its header is not YAML .300,010 characters, more"),
-        ("---\nprompt: plain\n---\n".encode("utf-16"), "its header is not YAML .*; give --prompt"),
-        (b"---\n" + b"x: y\n" * 300_000 + b"---\n", "more than the 1,048,576 that such a file may have"),
-        (b"---\n- ab\n- cd\n---\n", "its header is not YAML"),
+        (b"---\na: &a [x, x]\nprompt: [*a, *a]\n---\n", r"the header is not YAML \(aliases \(\*name\)"),
+        (b"---\nprompt: [" + b"x, " * 100_000 + b"]\n---\n", r"the header is not YAML .300,010 characters, more"),
+        ("---\nprompt: plain\n---\n".encode("utf-16"), "the header is not YAML .*; give --prompt"),
+        (b"---\n" + b"x: y\n" * 300_000 + b"---\n", "more than 1,048,576 for a file of this kind"),
+        (b"---\n- ab\n- cd\n---\n", "the header is not YAML"),
     ],
 )
 def test_a_card_that_cannot_be_a_card(pairs_folder: Path, content: bytes, message: str) -> None:

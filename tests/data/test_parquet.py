@@ -1,4 +1,4 @@
-"""parquet.py: a small file that stands for gigabytes is refused before they are there; ordinary tables are read."""
+"""parquet.py: a small file that expands to gigabytes is refused before it does; ordinary tables are read."""
 
 import resource
 from pathlib import Path
@@ -12,7 +12,7 @@ from utils.errors import UserError
 
 
 def write(folder: Path, texts: pyarrow.Array, **more: object) -> Path:
-    """A table of one column, in the least room."""
+    """Write a table of one column, highly compressed."""
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / "a.PARQUET", compression="zstd", **more)
     return folder / "a.PARQUET"
 
@@ -24,18 +24,19 @@ def repeated(text: str, times: int) -> pyarrow.Array:
 @pytest.mark.parametrize(
     ("length", "times", "message"),
     [
-        (70 << 20, 1, "unpack to 73,4..,... in 1 rows"),
-        (100 << 20, 2000, "unpack to 104,8"),
+        (70 << 20, 1, "expand to 73,4..,... in 1 rows"),
+        (100 << 20, 2000, "expand to 104,8"),
         (20 << 20, 2000, "a value of 20,971,520 bytes in one of the rows 1 to 1000"),
         (1 << 20, 500, "its texts are 1,000 times its size"),
     ],
 )
+@pytest.mark.slow
 def test_a_value_that_stands_for_gigabytes_is_refused(tmp_path: Path, length: int, times: int, message: str) -> None:
     file = write(tmp_path, repeated("x" * length, times))
     assert file.stat().st_size < 50_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=message):
-        for _ in parquet.rows_of(file, ("text",)):
+        for _ in parquet.parquet_rows(file, ("text",)):
             pass
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
@@ -44,8 +45,8 @@ def test_a_value_that_stands_for_gigabytes_is_refused(tmp_path: Path, length: in
 def test_ordinary_tables(tmp_path: Path, kind: pyarrow.DataType) -> None:
     texts = [f"{i} é " + "w " * 300 for i in range(5000)]  # more than fit into a dictionary page
     file = write(tmp_path, pyarrow.array(texts, kind), row_group_size=1700)
-    assert [row["text"] for _, row in parquet.rows_of(file, ("text",))] == [text.strip() for text in texts]
-    some = list(parquet.rows_of(file, ("text",), 1699, 1702))
+    assert [row["text"] for _, row in parquet.parquet_rows(file, ("text",))] == [text.strip() for text in texts]
+    some = list(parquet.parquet_rows(file, ("text",), 1699, 1702))
     assert [number for number, _ in some] == [1699, 1700, 1701] and some[1][1]["text"].startswith("1700 é")
     assert parquet.number_of_rows(file) == 5000
 
@@ -54,10 +55,10 @@ def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     raw = pyarrow.array([b"ok", b"\xff\xfe", b"x"], pyarrow.binary())
     file = write(tmp_path, pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, *raw.buffers()[1:]]))
     with pytest.raises(UserError, match="a.PARQUET:2: not UTF-8"):
-        list(parquet.rows_of(file, ("text",)))
+        list(parquet.parquet_rows(file, ("text",)))
 
 
 @pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [b"a", b"b"]])
 def test_a_column_that_is_no_text_is_refused(tmp_path: Path, values: list) -> None:
-    with pytest.raises(UserError, match='its column "text" is .*, not text; write it as strings'):
-        list(parquet.rows_of(write(tmp_path, pyarrow.array(values)), ("text",)))
+    with pytest.raises(UserError, match='the column "text" is .*, not text; write it as strings'):
+        list(parquet.parquet_rows(write(tmp_path, pyarrow.array(values)), ("text",)))

@@ -1,4 +1,4 @@
-"""plain_text.py: no text becomes a special token, whatever the tokenizer; ends of tokens and words stay right."""
+"""plain_text.py: text never becomes a special token, for any tokenizer; ends of tokens are correct."""
 
 import itertools
 from pathlib import Path
@@ -32,7 +32,7 @@ def named(backend: Tokenizer, names: dict[str, str], **more: object) -> PreTrain
 
 
 def xlm_r() -> PreTrainedTokenizerBase:
-    """Pieces of the model itself that no text should reach, though the likeliest way to cut one might be through."""
+    """Unigram model with special pieces, which text must not get, even if they are the likeliest segmentation."""
     pieces = [(name, 0.0) for name in ROBERTA.values()] + [("▁", -2.0), ("▁the", -3.0), ("extra", -5.0)]
     backend = Tokenizer(models.Unigram([*pieces, *((c, -6.0) for c in LETTERS if c != " ")], 4))
     backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
@@ -62,7 +62,7 @@ def bytes_of_roberta() -> PreTrainedTokenizerBase:
 
 
 def words(names: dict[str, str], *, lower: bool = False) -> PreTrainedTokenizerBase:
-    """A vocabulary of words; lower-cased, "[MASK]" in a text is the entry "[mask]"."""
+    """Word-level vocabulary in which "[MASK]", lower-cased, is the entry "[mask]"."""
     names = {role: token.lower() if lower else token for role, token in names.items()}
     vocabulary = sorted({word for sentence in SENTENCES for word in sentence.split()})
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*names.values(), *vocabulary])}, names["unk"]))
@@ -72,7 +72,7 @@ def words(names: dict[str, str], *, lower: bool = False) -> PreTrainedTokenizerB
 
 
 def pieces() -> PreTrainedTokenizerBase:
-    """WordPiece that does not cut at brackets."""
+    """WordPiece that does not split at brackets."""
     backend = Tokenizer(
         models.WordPiece(
             {w: i for i, w in enumerate([*SPECIAL_TOKENS, *LETTERS, *(f"##{c}" for c in LETTERS)])}, unk_token="[UNK]"
@@ -83,7 +83,7 @@ def pieces() -> PreTrainedTokenizerBase:
 
 
 def not_special() -> PreTrainedTokenizerBase:
-    """Tokens added as ordinary ones, which are found in the text before anything else is done."""
+    """Special tokens added as ordinary ones, which are matched before any other step."""
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate([*LETTERS, "<unk>"])}, [], unk_token="<unk>"))
     backend.add_tokens([AddedToken(token, special=False, normalized=True) for token in ROBERTA.values()])
     return named(backend, {role: AddedToken(token, special=False) for role, token in ROBERTA.items()})
@@ -108,7 +108,7 @@ def any_kind(request) -> PreTrainedTokenizerBase:
 
 
 def texts_with(token: str) -> list[str]:
-    """It begins, ends, stands alone, is glued on, doubled, in capitals, wide, after several spaces."""
+    """Texts with a name at the start, at the end, alone, joined, doubled, in capitals, full-width, after spaces."""
     wide = "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in token)
     forms = [token, token.upper(), token.lower(), wide, token * 2, f"{token} {token}"]
     around = ["{}", "{} the cat", "the cat {}", "the{}cat sees", "the cat  {}  sees\u00a0{}"]
@@ -121,7 +121,7 @@ def test_no_text_yields_a_special_id(any_kind: PreTrainedTokenizerBase) -> None:
     assert not special_ids(any_kind) & set(itertools.chain.from_iterable(ids))
     assert all(ids) and special_ids(any_kind) == set(any_kind.all_special_ids) - {any_kind.unk_token_id}
     for text, found in zip(texts, ids, strict=True):
-        assert encode(any_kind, [text], note=False)["input_ids"] == [found]  # alone as among others
+        assert encode(any_kind, [text], note=False)["input_ids"] == [found]  # equal alone and in a batch
 
 
 def test_a_literal_is_its_characters_and_the_rest_of_the_text_is_as_it_was() -> None:
@@ -133,9 +133,9 @@ def test_a_literal_is_its_characters_and_the_rest_of_the_text_is_as_it_was() -> 
 
 @pytest.mark.parametrize("longest", [1, 2, 3, 4, 6, 50])
 def test_texts_that_are_cut_short_keep_their_words(any_kind: PreTrainedTokenizerBase, longest: int) -> None:
-    """The part of a text that is kept is cut to the same ids."""
+    """The part of a text that is kept encodes to equal ids."""
     texts = [text for token in any_kind.all_special_tokens for text in texts_with(token)]
-    found = list(plain_text.encoded(((t, (0, i)) for i, t in enumerate(texts)), any_kind, longest, str))
+    found = list(plain_text.encode_records(((t, (0, i)) for i, t in enumerate(texts)), any_kind, longest, str))
     for text, (ids, kept, _, was_cut) in zip(texts, found, strict=True):
         assert text.startswith(kept) and len(ids) <= longest and (was_cut or kept == text)
         if text.startswith(kept) and was_cut:  # the last token may be a part of a character, or of a word
@@ -155,7 +155,7 @@ def test_the_first_place_is_said_once_with_a_count(tmp_path: Path, capsys, monke
     file, found = tmp_path / "a.txt", KINDS["xlm-r"]()
     file.write_text("the cat\nI <s>hate</s> it .\nthe\n<mask>\n")
     source = training_source(str(file))
-    note = "note: 2 texts hold the name of a special token, cut like any other word ("
+    note = "note: 2 texts contain the name of a special token, encoded like any other word ("
     tokens = tokenize(source, found, 50, str(tmp_path / "cache")).tokens
     assert not special_ids(found) & set(np.asarray(tokens).tolist())
     assert f"{note}{file}:2)" in capsys.readouterr().err
@@ -168,7 +168,7 @@ def test_the_first_place_is_said_once_with_a_count(tmp_path: Path, capsys, monke
     said = capsys.readouterr().err
     assert f"{note}{file}:2)" in said and said.count("note:") == 1
     encode(found, ["<s>"]), encode(found, ["<s>"])
-    assert capsys.readouterr().err.count("note: a text holds the name of a special token") == 1
+    assert capsys.readouterr().err.count("note: a text contains the name of a special token") == 1
 
 
 def test_tokens_of_a_cache_from_before_are_made_again(tmp_path: Path) -> None:

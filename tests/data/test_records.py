@@ -1,4 +1,4 @@
-"""records.py: every key, kind and shape of a line is read rightly or refused in one line that says what to do."""
+"""records.py: every kind of line is read correctly, or refused in one line with a remedy."""
 
 from pathlib import Path
 
@@ -36,16 +36,16 @@ def test_pairs_by_any_of_their_names(tmp_path: Path, names: tuple) -> None:
         ("a.jsonl", '{"text": "x"}\n{"text": 5}', r'a.jsonl:2: .*its "text" is 5'),
         ("a.jsonl", '{"question": "a", "paraphrase": "b"}', r"its keys are .*; a pair's are src and trg, source and"),
         ("a.jsonl", '{"source": "a"}', r"its keys are \['source'\]"),
-        ("a.jsonl", '{"text": "a", "src": "b", "trg": "c"}', '"text" and "src" and "trg"; leave out'),
+        ("a.jsonl", '{"text": "a", "src": "b", "trg": "c"}', '"text" and "src" and "trg"; remove'),
         ("a.jsonl", '{"source": "a", "target": "b", "input": "c", "output": "d"}', "its keys are"),
-        ("a.jsonl", '[\n {"text": "a"}\n]', "not JSON, one object a line, but an array or a value over several; write"),
-        ("a.jsonl", '[{"text": "a"}]', "write one object a line"),
-        ("a.jsonl", '{\n "text": "a"\n}', "a value over several"),
-        ("a.txt", '[\n {"text": "a"}\n]', "a.txt:1: JSON in a .txt file; write one object a line"),
-        ("a.txt", '{"text": "a"}\n{"text": "b"}', "a.txt:1: a JSON object in a .txt file; if every line is one, name"),
-        ("a.txt", "id,text\n1,hello", "a.txt:1: the head of a table with commas"),
-        ("a.txt", '"id","text"\n1,hello', "the head of a table with commas"),
-        ("a.TXT", "label\tsentence1\n1\thello", "the head of a table with tabs"),
+        ("a.jsonl", '[\n {"text": "a"}\n]', "one object per line, but an array or an object over several lines"),
+        ("a.jsonl", '[{"text": "a"}]', "write one object per line"),
+        ("a.jsonl", '{\n "text": "a"\n}', "an object over several"),
+        ("a.txt", '[\n {"text": "a"}\n]', "a.txt:1: JSON in a .txt file; write one object per line"),
+        ("a.txt", '{"text": "a"}\n{"text": "b"}', "a.txt:1: a JSON object in a .txt file; if every"),
+        ("a.txt", "id,text\n1,hello", "a.txt:1: the header of a table with commas"),
+        ("a.txt", '"id","text"\n1,hello', "the header of a table with commas"),
+        ("a.TXT", "label\tsentence1\n1\thello", "the header of a table with tabs"),
         ("a.txt", "word " * 1_000_000, "a.txt:1: a text of 4,999,999 characters, more than 2,097,152; split it"),
         ("a.JSONL", '{"text": "' + "w " * 2_000_000 + '"}', "a.JSONL:1: a text of 3,999,999 characters"),
     ],
@@ -81,5 +81,5 @@ def test_marks_of_files_put_together_and_old_line_ends(tmp_path: Path) -> None:
     mark = "\ufeff".encode()
     assert decoded(mark + b"a cat\n", Path("x"), 1) == decoded(mark + b"a cat\r\n", Path("x"), 7) == "a cat"
     assert decoded(b"one\rstray\n", Path("x"), 1) == "one\rstray"
-    with pytest.raises(UserError, match="x: its lines end in carriage returns alone; convert it"):
+    with pytest.raises(UserError, match="x: lines end in carriage returns alone; convert it"):
         decoded(b"one\rtwo\rthree\r", Path("x"), 1)

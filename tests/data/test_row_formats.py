@@ -1,4 +1,4 @@
-"""row_formats.py: every token of a text is in its rows once, what is scored is what is said, and no bound is broken."""
+"""row_formats.py: every token is in one row, the scored tokens are those of the format, and bounds hold."""
 
 import json
 import math
@@ -15,7 +15,7 @@ import predict
 from checkpoint.folder import load_checkpoint
 from data.batch import Batch
 from data.corpus import training_source
-from data.row_formats import ROW_FORMATS, RowFormat, blank_row, load_texts, read_rows, written
+from data.row_formats import ROW_FORMATS, TextFormat, load_texts, read_rows
 from data.splits import DataArgs
 from data.tokenized_text import Text, TokenizedText, tokenize
 from data.tokenizers import encode, load_tokenizer
@@ -31,7 +31,7 @@ WIDTH = 12
 
 
 def rows_of(protocol: str, file: Path, tokenizer: PreTrainedTokenizerBase, **more: object) -> Text:
-    form = RowFormat(protocol, **more)
+    form = TextFormat(protocol, **more)
     return read_rows(training_source(str(file)), form, tokenizer, WIDTH, str(file.parent / "cache"))
 
 
@@ -89,11 +89,11 @@ def test_the_ids_of_text8_are_those_of_mdlm() -> None:
 def test_counts_are_those_of_what_is_scored(
     protocol: str, number: int, causal: bool, tmp_path: Path, tokenizer
 ) -> None:
-    """Texts of ten tokens, in blocks of ten: 40 of them, with their [SEP]s, fill 44; of 43 something is left over."""
+    """Texts of ten tokens in blocks of ten: 40 texts with their [SEP]s fill 44 blocks; 43 texts leave a remainder."""
     file = tmp_path / "ten.txt"
     ten = next(s for s, ids in zip(SENTENCES, encode(tokenizer, SENTENCES)["input_ids"], strict=True) if len(ids) == 10)
     file.write_text((ten + "\n") * number)
-    form, where = RowFormat(protocol), (tokenizer, WIDTH, str(tmp_path / "cache"))
+    form, where = TextFormat(protocol), (tokenizer, WIDTH, str(tmp_path / "cache"))
     rows = read_rows(training_source(str(file)), form, *where, causal=causal)
     batch = batch_of(rows, tokenizer)
     scored = torch.bincount(batch.input_ids[batch.target_mask], minlength=len(tokenizer))
@@ -102,17 +102,17 @@ def test_counts_are_those_of_what_is_scored(
     assert number < 43 or protocol != "wrapped" or rows.num_words.sum() < number * len(ten.split())
     if number == 40:
         assert rows.num_words.sum() == pytest.approx(40 * len(ten.split()))
-    if form.whole_rows:  # of counts of another text, twice as long, without ends
+    if form.whole_rows:  # counts of another text, twice as long, without special tokens
         plain = tokenize(training_source(str(file)), tokenizer, 99, where[2]).counts(len(tokenizer))
         ends = [tokenizer.cls_token_id, tokenizer.sep_token_id]
-        assert (rows.with_ends(2 * plain)[ends] - 2 * scored[ends]).abs().max() <= 4
+        assert (rows.with_special_counts(2 * plain)[ends] - 2 * scored[ends]).abs().max() <= 4
 
 
 def test_a_block_knows_where_it_begins(corpus: Path, tokenizer) -> None:
     rows = rows_of("wrapped", corpus, tokenizer)
     lengths = [len(ids) + 1 for ids in encode(tokenizer, SENTENCES)["input_ids"]]
     line = int(np.searchsorted(np.cumsum(lengths), 5 * (WIDTH - 2), side="right")) + 1
-    assert rows.place(5) == f"{corpus}:{line}"
+    assert rows.location(5) == f"{corpus}:{line}"
 
 
 def test_a_detokenizer_is_applied_before_the_text_is_cut(tmp_path: Path, tokenizer) -> None:
@@ -126,7 +126,7 @@ def test_a_detokenizer_is_applied_before_the_text_is_cut(tmp_path: Path, tokeniz
 def test_to_a_causal_network_what_stands_first_is_given(corpus: Path, tokenizer) -> None:
     args = DataArgs(str(corpus), max_length=WIDTH, batch_size=4, cache_dir=str(corpus.parent / "cache"))
     for protocol in ROW_FORMATS:
-        plain, causal = (load_texts(args, tokenizer, RowFormat(protocol), causal=c)[0] for c in (False, True))
+        plain, causal = (load_texts(args, tokenizer, TextFormat(protocol), causal=c)[0] for c in (False, True))
         a, b = (rows.batch(np.arange(3), tokenizer) for rows in (plain, causal))
         assert not b.target_mask[:, 0].any() and torch.equal(a.target_mask[:, 1:], b.target_mask[:, 1:])
         assert len(plain) == len(causal) and plain.size == causal.size
@@ -152,34 +152,7 @@ def test_a_text_that_fills_no_block_is_refused(tmp_path: Path, tokenizer) -> Non
         rows_of("wrapped", tmp_path / "short.txt", tokenizer)
 
 
-@pytest.mark.parametrize(
-    ("protocol", "row", "text"),
-    [
-        ("unpadded", "[CLS] the cat [SEP]", "the cat"),
-        ("running", "[CLS] the cat [SEP]", "the cat"),
-        ("padded", "[CLS] the cat [SEP] [PAD] dog", "the cat"),
-        ("padded", "[CLS] the cat dog tree a", "the cat dog tree a"),
-        ("wrapped", "[CLS] cat [SEP] the dog [SEP] a [SEP]", "cat the dog a"),
-        ("wrapped", "the dog [SEP] [SEP] a", "the dog a"),
-        ("padded", "[PAD] the cat", ""),
-    ],
-)
-def test_what_a_row_says(protocol: str, row: str, text: str, tokenizer) -> None:
-    ids = torch.tensor(tokenizer.convert_tokens_to_ids(row.split()))
-    assert written(RowFormat(protocol), tokenizer, ids) == text
-
-
-def test_a_blank_row_is_to_be_written_wherever_nothing_is_given(tokenizer) -> None:
-    mask, ends = tokenizer.mask_token_id, [tokenizer.cls_token_id, tokenizer.sep_token_id]
-    for protocol, drawn in (("padded", 12), ("wrapped", 12), ("running", 10)):
-        ids, targets = blank_row(RowFormat(protocol), tokenizer, 12, [])
-        assert len(ids) == 12 and targets.sum() == drawn and (ids[targets] == mask).all()
-    assert blank_row(RowFormat("wrapped"), tokenizer, 12, [], causal=True)[1].tolist() == [False] + [True] * 11
-    ids, targets = blank_row(RowFormat("padded"), tokenizer, 8, [7, mask, 9])
-    assert ids.tolist() == [ends[0], 7, mask, 9, ends[1], *[tokenizer.pad_token_id] * 3] and targets.sum() == 1
-
-
-# ---- the bound, when some of what is noised is not scored ------------------------------------------------------------
+# ---- the bound with noised tokens that are not scored ----------------------------------------------------------------
 
 PAD = 4
 
@@ -192,7 +165,7 @@ def padded(text: torch.Tensor) -> Batch:
 
 
 def exact(process: MaskedProcess, denoiser: TableDenoiser, batch: Batch) -> float:
-    """In continuous time, by all sets of masked positions: of k of them, the integral of r^(k-1) (1-r)^(L-k)."""
+    """Continuous-time bound over all sets of masked positions; k of them weigh the integral of r^(k-1) (1-r)^(L-k)."""
     total, length, at = 0.0, batch.input_ids.shape[1], torch.ones(1, dtype=torch.float64)
     for masked in patterns(length):
         if k := int(masked.sum()):
@@ -203,7 +176,7 @@ def exact(process: MaskedProcess, denoiser: TableDenoiser, batch: Batch) -> floa
 
 
 def test_padded_texts_of_one_length_have_a_bound() -> None:
-    """Over all texts of two tokens exp(-bound) sums to less than one: what the [PAD]s tell is their length alone."""
+    """exp(-bound) sums to less than one over all texts of two tokens: [PAD]s reveal the length alone."""
     process, denoiser = mdlm(), TableDenoiser(5)
     texts = all_sentences([0, 1, 2], 2)
     bounds = [exact(process, denoiser, padded(text)) for text in texts]
@@ -261,11 +234,12 @@ def train(monkeypatch, corpus: Path, *words: object) -> int:
 
 @pytest.mark.parametrize("process", ["mdlm", "ar"])
 @pytest.mark.parametrize("protocol", ["padded", "wrapped", "running"])
+@pytest.mark.slow
 def test_a_checkpoint_is_scored_and_sampled_by_its_protocol(process, protocol, corpus, monkeypatch, capsys) -> None:
     assert train(monkeypatch, corpus, "--protocol", protocol, "--process", process, "--detokenizer", "lm1b") == 0
     folder = corpus.parent / "run"
     run = load_checkpoint(str(folder), torch.device("cpu"))
-    assert run.form == RowFormat(protocol, "lm1b")
+    assert run.text_format == TextFormat(protocol, "lm1b")
     words = ["--checkpoint", folder, "--threads", 1]
     capsys.readouterr()
     more = ["--data", corpus, "--cache_dir", corpus.parent / "cache", "--json", "true"]
@@ -279,16 +253,16 @@ def test_a_checkpoint_is_scored_and_sampled_by_its_protocol(process, protocol, c
     assert call(predict.main, monkeypatch, *words, "--num_samples", 3) == 0
     assert not any(name in capsys.readouterr().out for name in ("[MASK]", "[CLS]", "[PAD]"))
     assert call(predict.main, monkeypatch, *words, "--length", 3) == 2
-    assert f"a row of protocol={protocol} has 16 tokens" in capsys.readouterr().err
+    assert f"a row of row_format={protocol} has 16 tokens" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--protocol", "padded", "--process", "word_freq"], "choose another protocol"),
-        (["--detokenizer", "ptb", "--word_freq_file", "x.json"], "word_freq_file counts text as it stands"),
-        (["--protocol", "wrapped", "--packing", "true"], "packing=true is for protocol=unpadded"),
-        (["--protocol", "wrapped", "--streaming", "true"], "streaming=true is for protocol=unpadded"),
+        (["--protocol", "padded", "--process", "word_freq"], "choose another row format"),
+        (["--detokenizer", "ptb", "--word_freq_file", "x.json"], "word_freq_file counts text before detokenization"),
+        (["--protocol", "wrapped", "--packing", "true"], "packing=true needs row_format=unpadded"),
+        (["--protocol", "wrapped", "--streaming", "true"], "streaming=true needs row_format=unpadded"),
         (["--detokenizer", "ptb", "--streaming", "true"], "without a detokenizer"),
         (["--protocol", "wrap"], "wrap"),
     ],
@@ -300,4 +274,4 @@ def test_what_does_not_go_with_a_protocol_is_refused(words, said, corpus, monkey
 
 def test_pairs_have_no_protocol(pairs_folder, monkeypatch, capsys) -> None:
     assert train(monkeypatch, pairs_folder / "train.jsonl", "--protocol", "wrapped") == 2
-    assert "holds pairs; protocol and detokenizer are for text" in capsys.readouterr().err
+    assert "holds pairs; row_format and detokenizer are for text" in capsys.readouterr().err

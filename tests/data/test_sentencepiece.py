@@ -1,4 +1,4 @@
-"""sentencepiece.py: a .model file cuts text exactly as SentencePiece does; one learnt has the README's ids."""
+"""sentencepiece.py: a .model file gives SentencePiece's ids; a trained one has the README's special ids."""
 
 import io
 import random
@@ -27,7 +27,7 @@ TEXTS = [
     "'quotes' \"x\" -- ... the The THE",
 ]
 LITERALS = ["<s> the cat", "</s>", "[MASK] sees", "<unk> <pad>", "<0x41> a"]
-"""Texts that hold the names of special tokens: to SentencePiece they are characters like any."""
+"""Texts with names of special tokens, which SentencePiece treats as ordinary characters."""
 LEARNT_FROM = [
     *SENTENCES,
     "in 1984 there were 12 of them, or 7, or 65.",
@@ -79,7 +79,7 @@ def learnt(file: Path, **settings: object) -> Path:
 def test_text_is_cut_as_sentencepiece_cuts_it_and_put_together_again(kind: str, tmp_path: Path) -> None:
     file = learnt(tmp_path / "x.model", **KINDS[kind])
     ours, theirs = load_sentencepiece(file), sentencepiece.SentencePieceProcessor(model_file=str(file))
-    torn = kind.startswith("unigram") or kind == "bpe with symbols"  # there one unknown may become two
+    torn = kind.startswith("unigram") or kind == "bpe with symbols"  # there two unknown tokens may replace one
     texts = TEXTS if torn else TEXTS + LITERALS
     for text, ids in zip(texts, encode(ours, texts)["input_ids"], strict=True):
         assert ids == theirs.encode(text), text
@@ -128,7 +128,7 @@ def test_a_saved_tokenizer_is_the_same_without_sentencepiece(tmp_path: Path) -> 
     ("content", "message"),
     [
         (b"not a model at all", "not a SentencePiece model"),
-        (b"", "not a SentencePiece model of bpe or unigram pieces with one unknown"),
+        (b"", "not a SentencePiece model of type bpe or unigram with one unknown piece"),
     ],
 )
 def test_other_files_are_refused_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
@@ -137,13 +137,13 @@ def test_other_files_are_refused_in_one_line(content: bytes, message: str, tmp_p
         load_tokenizer(str(tmp_path / "x.model"))
     assert "\n" not in str(refused.value) and "x.model" in str(refused.value)
     learnt(tmp_path / "c.model", model_type="char", vocab_size=40)
-    with pytest.raises(UserError, match="not a SentencePiece model of bpe or unigram"):
+    with pytest.raises(UserError, match="not a SentencePiece model of type bpe or unigram"):
         load_tokenizer(str(tmp_path / "c.model"))
 
 
 def test_a_model_whose_spaces_end_words_is_refused_with_the_remedy(tmp_path: Path) -> None:
     learnt(tmp_path / "x.model", model_type="bpe", treat_whitespace_as_suffix=True)
-    with pytest.raises(UserError, match="x.model: its spaces end words; train it without treat_whitespace_as_suffix"):
+    with pytest.raises(UserError, match="x.model: spaces as suffixes; train it without treat_whitespace_as_suffix"):
         load_tokenizer(str(tmp_path / "x.model"))
 
 
@@ -165,12 +165,13 @@ def test_a_damaged_model_is_a_tokenizer_or_refused_in_one_line(tmp_path: Path) -
 
 @pytest.mark.parametrize("vocab_size", [10, 100_000])
 def test_vocabularies_that_the_text_does_not_have_are_refused(vocab_size: int) -> None:
-    with pytest.raises(UserError, match=f"vocab_size={vocab_size}: no SentencePiece model can be learnt") as refused:
+    with pytest.raises(UserError, match=f"vocab_size={vocab_size}: no SentencePiece model can be trained") as refused:
         train_sentencepiece(SENTENCES, vocab_size)
     assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("process", ["mdlm", "word_freq"])
+@pytest.mark.slow
 def test_every_process_takes_one(process: str, monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     words = [word for word in TINY if word not in ("--num_steps", "64")]
     model = tmp_path / "x.model"

@@ -1,4 +1,4 @@
-"""shards.py: every record in one piece, each piece from any record on."""
+"""shards.py: every record is in one piece, and a piece can be read from any record on."""
 
 import gzip
 import json
@@ -17,7 +17,7 @@ KINDS = ["txt", "jsonl", "parquet", "txt.gz", "mixed"]
 
 
 def write(folder: Path, kind: str, number: int = 3) -> Source:
-    """The lines in so many files of unequal size, blank lines among them."""
+    """Write the lines to several files of unequal size, with blank lines."""
     folder.mkdir(exist_ok=True)
     cuts = [0, 40, 300, 500][: number + 1]
     files = []
@@ -39,7 +39,7 @@ def texts(source: Source, piece: shards.Piece, start: int = 0) -> list[str]:
 
 @pytest.fixture(params=["cut", "in turns"])
 def whole_or_in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files as large ones are read, and as small ones."""
+    """Read the files as large and as small ones."""
     if request.param == "cut":
         monkeypatch.setattr(shards, "LEAST_BYTES", 0)
 
@@ -79,7 +79,7 @@ def test_cuts_within_lines_lose_and_repeat_nothing(tmp_path: Path, size: int) ->
 
 @pytest.mark.parametrize("kind", ["txt", "txt.gz", "parquet"])
 def test_blank_lines_and_long_ones_leave_no_reader_without_text(tmp_path: Path, kind: str) -> None:
-    """Turns are of records: a blank line between all of them, files of one line, one line longer than all others."""
+    """Readers take records in turn, with blank lines, files of one line, and one line longer than all others."""
     folder = tmp_path / kind
     folder.mkdir()
     texts_of = {0: [word for i in range(40) for word in (f"a {i}", "")], 1: ["b"], 2: ["", " "], 3: ["c" * 10_000]}
@@ -101,7 +101,7 @@ def test_a_position_is_told_as_file_and_line(tmp_path: Path, kind: str) -> None:
     for piece in [piece for share in shards.cut(source, 3) for piece in share]:
         for record in shards.read(source, piece):
             line = LINES.index(next(line for line in LINES if line.strip() == record.text)) + 1
-            assert shards.place(source, piece.file, record.at) == f"{source.files[0]}:{line}"
+            assert shards.location(source, piece.file, record.at) == f"{source.files[0]}:{line}"
 
 
 def test_what_is_broken_is_named_with_its_line(tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_what_is_broken_is_named_with_its_line(tmp_path: Path) -> None:
         [texts(source, piece) for share in shards.cut(source, 4) for piece in share]
     pieces = shards.cut(source, 1)[0]
     bad.unlink()
-    with pytest.raises(UserError, match="it was there and is gone; bring it back"):
+    with pytest.raises(UserError, match="no longer exists; restore it"):
         texts(source, pieces[0])
 
 

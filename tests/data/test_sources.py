@@ -1,4 +1,4 @@
-"""sources.py: which files of a folder are read as what; what leaves it open, or is no file, is refused."""
+"""sources.py: the split of each file in a folder; ambiguous names and irregular files are refused."""
 
 import gzip
 import os
@@ -32,7 +32,7 @@ def test_a_word_of_the_name_says_the_split(name: str, split: str) -> None:
 
 
 def folder_of(folder: Path, names: str) -> str:
-    """Files of these names, each a sentence of its own."""
+    """Write files of these names, each with a different sentence."""
     folder.mkdir(exist_ok=True)
     for i, name in enumerate(names.split()):
         text = f"{SENTENCES[i]}\n".encode()
@@ -66,12 +66,12 @@ def test_a_folder_is_read_as_its_names_say(tmp_path: Path, names: str, train: st
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ("train.txt notes.txt", "train.txt name a split, notes.txt none; say it in the name"),
+        ("train.txt notes.txt", "train.txt name a split, notes.txt none; put it in the name"),
         ("a.txt b.txt c.txt d.txt e.txt test.txt", r"test.txt name a split, a.txt, b.txt, c.txt and 2 more none"),
         ("train_test.txt", r"train_test.txt names two splits \(test and train\); rename it, move it away"),
-        ("train.txt train.txt.gz", "train.txt, train.txt.gz are one text twice"),
-        ("Train.txt train.jsonl", "Train.txt, train.jsonl are one text twice"),
-        ("a.txt a.jsonl", "a.jsonl, a.txt are one text twice"),
+        ("train.txt train.txt.gz", "train.txt, train.txt.gz hold one text twice"),
+        ("Train.txt train.jsonl", "Train.txt, train.jsonl hold one text twice"),
+        ("a.txt a.jsonl", "a.jsonl, a.txt hold one text twice"),
         ("valid.txt", "but no train.txt or train.jsonl"),
         ("train.csv", r"no text in this folder.*train.csv: write its column as .txt"),
     ],
@@ -92,7 +92,7 @@ def test_what_was_read_is_said_once_by_one_process(tmp_path: Path, capsys, monke
     data = folder_of(tmp_path / "data", "a.train.txt b.train.txt c.valid.txt d.test.txt LICENSE.txt e.csv")
     parts = {"train": find_source(data, "train"), "valid": find_source(data, "valid")}
     said = "reading train: a.train.txt, b.train.txt; valid: c.valid.txt; test is left alone: d.test.txt; "
-    assert describe(parts) == said + "of no kind that is read: e.csv"
+    assert describe(parts) == said + "unsupported files: e.csv"
     monkeypatch.setattr(sources, "rank", lambda: 1)
     announce(parts)
     monkeypatch.setattr(sources, "rank", lambda: 0)
@@ -142,10 +142,10 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.
             with pytest.raises(UserError, match="not a regular file but a pipe, device or socket"):
                 training_source(name)
     for name in ("loop", "loop.txt"):
-        with pytest.raises(UserError, match="a link that leads nowhere, or to itself"):
+        with pytest.raises(UserError, match="a link without a target, or to itself"):
             training_source(name)
     Path("a.JSON").write_text("[]")
-    with pytest.raises(UserError, match="cannot read this kind of file; write one object a line"):
+    with pytest.raises(UserError, match="not a supported kind of file; write one object per line"):
         training_source("a.JSON")
 
 
@@ -167,5 +167,5 @@ def test_capitals_and_other_words_for_a_split(name: str, split: str) -> None:
 def test_splits_that_are_no_words_of_a_name_are_not_trained_on_unasked(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_text("a\n")
-    with pytest.raises(UserError, match="beside .*train.txt: if their names say a split, set it apart"):
+    with pytest.raises(UserError, match="beside .*train.txt: if these are splits, separate the word"):
         sources.find_source(str(tmp_path), "train")

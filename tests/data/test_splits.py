@@ -1,4 +1,4 @@
-"""splits.py: something is held out of every text that can be parted, and nothing moves where a share was held out."""
+"""splits.py: every text of two sentences or more has a held-out part, and a large text's share is stable."""
 
 from pathlib import Path
 
@@ -41,6 +41,6 @@ def test_of_pairs_the_source_decides(tmp_path: Path) -> None:
 
 def test_one_text_again_and_again_cannot_be_parted(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the same\n" * 9)
-    with pytest.raises(UserError, match="one text, or all the same, so none can be held out; give more, or --valid"):
+    with pytest.raises(UserError, match="all texts are equal, so none can be held out; give more text, or --valid"):
         split_sources(DataArgs(str(tmp_path / "a.txt")))
     assert smallest_part([], 0.5) is None

@@ -1,4 +1,4 @@
-"""streaming.py: each sentence once an epoch, whoever reads; and reading goes on at the exact record."""
+"""streaming.py: each sentence once per epoch, for any number of readers, and resumption at the exact record."""
 
 import contextlib
 import itertools
@@ -22,12 +22,12 @@ from tests.test_main import records, train
 from tests.training.test_resume import contents, stop_after
 from utils.errors import UserError
 
-WORDS = {"batch_size": 5, "max_length": 32, "shuffle_buffer": 200, "num_workers": 0}
+SETTINGS = {"batch_size": 5, "max_length": 32, "shuffle_buffer": 200, "num_workers": 0}
 
 
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
-    """The sentences, in seven shards of unequal size, with blank lines."""
+    """Write the sentences to seven shards of unequal size, with blank lines."""
     files = []
     for i, (a, b) in enumerate(itertools.pairwise([0, 3, 40, 41, 100, 170, 239, 240])):
         files.append(tmp_path / f"train-{i:05d}-of-00007.txt")
@@ -37,16 +37,18 @@ def source(tmp_path: Path) -> Source:
 
 @pytest.fixture(autouse=True, params=["cut", "in turns"])
 def whole_or_in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Files as large ones are read, and as small ones."""
+    """Read the files as large and as small ones."""
     if request.param == "cut":
         monkeypatch.setattr(shards, "LEAST_BYTES", 0)
 
 
-def stream(source: Source, tokenizer: BertTokenizerFast, **words: object) -> StreamedBatches:
-    args = DataArgs("x", **{**WORDS, **{key: words.pop(key) for key in [*words] if key in WORDS}})
-    aside = words.pop("aside", 0.0)
-    text = open_stream(source, tokenizer, args, aside=aside)
-    return StreamedBatches(text, seed=1, **words)
+def stream(
+    source: Source, tokenizer: BertTokenizerFast, *, held_out_fraction: float = 0.0, **options: object
+) -> StreamedBatches:
+    """Open a stream; options are fields of DataArgs in SETTINGS, or arguments of StreamedBatches."""
+    args = DataArgs("x", **{**SETTINGS, **{key: options.pop(key) for key in [*options] if key in SETTINGS}})
+    text = open_stream(source, tokenizer, args, held_out_fraction=held_out_fraction)
+    return StreamedBatches(text, seed=1, **options)
 
 
 def sentences(parts: list[Part], tokenizer: BertTokenizerFast) -> list[str]:
@@ -55,7 +57,7 @@ def sentences(parts: list[Part], tokenizer: BertTokenizerFast) -> list[str]:
 
 
 def epoch_of(streams: list[StreamedBatches], epoch: int, steps: int) -> list[Part]:
-    """What all processes take of one epoch within so many steps."""
+    """Batches of one epoch that all processes take in a number of steps."""
     return [part for s in streams for _ in range(steps) for part in s.take() if part.epoch == epoch]
 
 
@@ -72,7 +74,7 @@ def test_an_epoch_reads_every_line_once(source: Source, tokenizer, ranks: int, w
 
 
 def test_workers_and_ranks_change_nothing(source: Source, tokenizer: BertTokenizerFast) -> None:
-    """The same batches in the same order, read by one process or by four."""
+    """One process and four processes take equal batches in equal order."""
     alone = stream(source, tokenizer, parts=2)
     one = [sentences([part], tokenizer) for _ in range(60) for part in alone.take()]
     together = [stream(source, tokenizer, parts=2, rank=r, world_size=2, num_workers=2) for r in range(2)]
@@ -83,8 +85,9 @@ def test_workers_and_ranks_change_nothing(source: Source, tokenizer: BertTokeniz
 
 
 @pytest.mark.parametrize("way", [{}, {"num_workers": 2}, {"batch_size": 3, "shuffle_buffer": 40}])
+@pytest.mark.slow
 def test_reading_goes_on_at_the_exact_record(source: Source, tokenizer: BertTokenizerFast, way: dict) -> None:
-    """In the middle of a shard, of a pool, of an epoch; what is saved is JSON."""
+    """Resumption within a shard, a pool and an epoch; the position is JSON."""
     for done in (0, 1, 7, 20, 45):
         first = stream(source, tokenizer, parts=2, **way)
         for _ in range(done):
@@ -98,7 +101,7 @@ def test_reading_goes_on_at_the_exact_record(source: Source, tokenizer: BertToke
 
 @pytest.mark.parametrize("after", [1, 2, 4, 3])
 def test_other_numbers_of_processes_go_on_with_the_same_batches(source, tokenizer, monkeypatch, after: int) -> None:
-    """From two processes to 1, 2, 4, and to 3, which have to share lanes: twelve batches a step all along."""
+    """From two processes to 1, 2, 4, and to 3, which share lanes, with twelve batches per step."""
     pair = [stream(source, tokenizer, parts=12, rank=r, world_size=2) for r in range(2)]
     for each in pair:
         for _ in range(3):
@@ -111,7 +114,7 @@ def test_other_numbers_of_processes_go_on_with_the_same_batches(source, tokenize
 
 
 def sorted_step(streams: list[StreamedBatches]) -> list[Part]:
-    """One step of all processes, in the order of its batches."""
+    """Batches of one step of all processes, in order."""
     return sorted((part for each in streams for part in each.take()), key=lambda part: part.number)
 
 
@@ -124,12 +127,12 @@ def test_epochs_and_seeds_have_orders_of_their_own(source: Source, tokenizer: Be
 
 
 def test_a_lane_reads_its_pieces_in_an_order_of_the_epoch(source: Source, tokenizer: BertTokenizerFast) -> None:
-    """What is shuffled is more than what a pool holds."""
+    """The order differs over more sentences than one pool holds."""
     reader = stream(source, tokenizer, batch_size=1, shuffle_buffer=8)
     pieces: dict[tuple[int, int], list[int]] = {}
     for _ in range(700):
         for part in reader.take():
-            file = int(Path(part.places()[0].rpartition(":")[0]).name[6:11])
+            file = int(Path(part.locations()[0].rpartition(":")[0]).name[6:11])
             seen = pieces.setdefault((reader.first % reader.lanes, part.epoch), [])
             if not seen or seen[-1] != file:
                 seen.append(file)
@@ -139,13 +142,13 @@ def test_a_lane_reads_its_pieces_in_an_order_of_the_epoch(source: Source, tokeni
 
 def test_batches_know_their_lines(source: Source, tokenizer: BertTokenizerFast) -> None:
     part = stream(source, tokenizer, num_workers=1).take()[0]
-    for place, text in zip(part.places(), sentences([part], tokenizer), strict=True):
+    for place, text in zip(part.locations(), sentences([part], tokenizer), strict=True):
         file, _, line = place.rpartition(":")
         assert Path(file).read_text().splitlines()[int(line) - 1] == text
 
 
 def test_what_is_held_out_is_not_read(source: Source, tokenizer: BertTokenizerFast) -> None:
-    reader = stream(source, tokenizer, aside=0.3)
+    reader = stream(source, tokenizer, held_out_fraction=0.3)
     seen = set(sentences([part for _ in range(60) for part in reader.take()], tokenizer))
     args = DataArgs("x", valid_fraction=0.3, max_length=32)
     aside = first_held_out(source, tokenizer, args, 1000)
@@ -156,15 +159,15 @@ def test_what_is_held_out_is_not_read(source: Source, tokenizer: BertTokenizerFa
 def test_what_goes_wrong_in_a_worker_is_said_as_by_anyone(source: Source, tokenizer: BertTokenizerFast) -> None:
     reader = stream(source, tokenizer, num_workers=2, shuffle_buffer=8)
     source.files[3].unlink()
-    with pytest.raises(UserError, match="it was there and is gone"):
+    with pytest.raises(UserError, match="no longer exists"):
         for _ in range(200):
             reader.take()
     reader.close()
 
 
 def test_a_worker_hands_over_no_tensor(source: Source, tokenizer: BertTokenizerFast) -> None:
-    """One would go through /dev/shm, and could not be had any more once its worker is gone."""
-    text = open_stream(source, tokenizer, DataArgs("x", **WORDS))
+    """A tensor would use /dev/shm, and would be lost with its worker."""
+    text = open_stream(source, tokenizer, DataArgs("x", **SETTINGS))
     one = StreamedBatches(text, seed=1)
     taken = next(iter(one._source._dataset))
     assert not [value for value in (*vars(taken).values(), *taken.arrays.values()) if isinstance(value, torch.Tensor)]
@@ -172,9 +175,9 @@ def test_a_worker_hands_over_no_tensor(source: Source, tokenizer: BertTokenizerF
 
 
 def test_a_worker_that_fails_ends_the_run_in_one_line(source: Source, tokenizer, monkeypatch) -> None:
-    text = open_stream(source, tokenizer, DataArgs("x", **{**WORDS, "num_workers": 1}))
-    monkeypatch.setattr(streaming, "tokenize_in_memory", lambda *_, **__: 1 / 0)  # a worker is a fork, and has this
-    said = r"reading it failed \(ZeroDivisionError: division by zero\)"
+    text = open_stream(source, tokenizer, DataArgs("x", **{**SETTINGS, "num_workers": 1}))
+    monkeypatch.setattr(streaming, "tokenize_in_memory", lambda *_, **__: 1 / 0)  # a forked worker inherits this
+    said = r"cannot be read \(ZeroDivisionError: division by zero\)"
     with contextlib.closing(StreamedBatches(text, seed=1)) as reading, pytest.raises(UserError, match=said):
         reading.take()
 
@@ -183,7 +186,7 @@ def test_readers_that_cannot_be_started_are_said_to_be(source: Source, tokenizer
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    text = open_stream(source, tokenizer, DataArgs("x", **WORDS))
+    text = open_stream(source, tokenizer, DataArgs("x", **SETTINGS))
     monkeypatch.setattr(multiprocessing, "Queue", full)
     with pytest.raises(UserError, match="cannot be started .No space left on device.; make room in /dev/shm, or --num"):
         StreamedBatches(text, seed=1)
@@ -192,15 +195,16 @@ def test_readers_that_cannot_be_started_are_said_to_be(source: Source, tokenizer
 def test_too_little_text_is_refused(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
     (tmp_path / "a.txt").write_text("one line.\n")
     reader = stream(Source((tmp_path / "a.txt",)), tokenizer)
-    with pytest.raises(UserError, match="too little text for 8 readers side by side"):
+    with pytest.raises(UserError, match="too little text for 8 lanes"):
         for _ in range(10):
             reader.take()
 
 
 @pytest.mark.parametrize("whole_or_in_turns", ["cut"], indirect=True)
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt.gz"])
+@pytest.mark.slow
 def test_a_run_streams_stops_and_goes_on(monkeypatch, tmp_path: Path, capsys, kind: str) -> None:
-    """From the command line, with workers: stopped in its fifth step or not, the weights are the same."""
+    """From the command line, with workers: a run stopped in its fifth step ends with equal weights."""
     write(tmp_path / "shards", kind)
     words = ["--streaming", "true", "--max_steps", 9, "--shuffle_buffer", 100, "--batch_size", 4, "--spindle", "paper"]
     code, whole = train(monkeypatch, tmp_path / "shards", tmp_path, *words, name="whole")

@@ -8,7 +8,6 @@ import pytest
 from transformers import BertTokenizerFast
 
 from data import tokenized_text
-from data.batch import collate
 from data.corpus import training_source
 from data.plain_text import chunks
 from data.row_formats import load_texts
@@ -99,17 +98,6 @@ def test_long_texts_go_to_the_tokenizer_a_few_at_a_time() -> None:
     assert sum(found, []) == texts and [len(chunk) for chunk in found] == [2, 2, 2000, 1001]
     pairs = list(chunks((text, (0, i)) for i, text in enumerate(texts)))
     assert [len(chunk) for chunk in pairs] == [2, 2, 2000, 1001]
-
-
-# ---- batches ---------------------------------------------------------------------------------------------------------
-
-
-def test_collate_gives_special_tokens_and_targets_text_only(tokenizer: BertTokenizerFast) -> None:
-    batch = collate([np.array([7, 8, 9]), np.array([10])], tokenizer)
-    cls, sep, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
-    assert batch.input_ids.tolist() == [[cls, 7, 8, 9, sep], [cls, 10, sep, pad, pad]]
-    assert batch.target_mask.tolist() == [[False, True, True, True, False], [False, True, False, False, False]]
-    assert batch.attention_mask.tolist() == [[True] * 5, [True] * 3 + [False] * 2]  # [SEP] is attended to
 
 
 # ---- splits ----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""tokenizer_checks.py: a tokenizer that would eat all memory, or fail at text, is refused in one line."""
+"""tokenizer_checks.py: a tokenizer that would use up the memory, or fail on text, is refused in one line."""
 
 import json
 import time
@@ -46,12 +46,12 @@ PARTS: dict[str, tuple[str, object, str]] = {
     "doubling decoders": ("decoder", sequence("decoders", *[DOUBLE] * 40), "characters of one"),
     "every letter": ("normalizer", sequence("normalizers", *[LETTER] * 12), "characters of one"),
     "between letters": ("normalizer", sequence("normalizers", *[NOTHING] * 9), "characters of one"),
-    "a long content": ("normalizer", {**DOUBLE, "content": "a" * 10**6}, "puts in 1,000,000 characters"),
+    "a long content": ("normalizer", {**DOUBLE, "content": "a" * 10**6}, "inserts 1,000,000 characters"),
     "prepended": ("normalizer", sequence("normalizers", *[{"type": "Prepend", "prepend": "a" * 99}] * 9), "of one"),
     "many steps": ("normalizer", sequence("normalizers", *[{"type": "NFC"}] * 1000), "1,000 steps|1,001 steps"),
-    "steps in steps": ("normalizer", nested(200), "steps in steps|steps, more than"),
+    "steps in steps": ("normalizer", nested(200), "nested steps|steps, more than"),
     "a text thrice": ("post_processor", AGAIN, "characters of one"),
-    "a regex that explodes": ("pre_tokenizer", EXPLODING, "it is damaged and fails"),
+    "a regex that explodes": ("pre_tokenizer", EXPLODING, "damaged, it fails"),
     "a regex too large": ("pre_tokenizer", LARGE, "regular expression of"),
     "a damaged charsmap": ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAEAAHRlc3Q="}, "."),
     "a charsmap of noise": ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "CAAAAP////8AAAAAYQA="}, "."),
@@ -151,7 +151,7 @@ def test_a_script_ends_in_one_line(
 
 def test_a_panic_while_encoding_is_one_line(saved: Path, monkeypatch) -> None:
     class PanicException(BaseException):
-        """As the library's, which cannot be made here."""
+        """Fake of the library's exception, which cannot be constructed."""
 
     def panic(*_: object, **__: object) -> None:
         raise PanicException("called `Result::unwrap()` on an `Err` value\nmore")
@@ -160,11 +160,11 @@ def test_a_panic_while_encoding_is_one_line(saved: Path, monkeypatch) -> None:
     monkeypatch.setattr(type(found), "__call__", panic)
     monkeypatch.setattr(type(found), "decode", panic)
     for fails in (lambda: encode(found, ["a"]), lambda: text_of(found, [5])):
-        with pytest.raises(UserError, match="it is damaged and fails .*unwrap"):
+        with pytest.raises(UserError, match="damaged, it fails .*unwrap"):
             fails()
     monkeypatch.undo()
     found.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")
-    with pytest.raises(UserError, match="it is damaged and fails .*retry-limit"):
+    with pytest.raises(UserError, match="damaged, it fails .*retry-limit"):
         encode(found, ["a" * 300])
 
 
@@ -175,13 +175,13 @@ def test_pieces_out_of_bounds_are_refused(tmp_path: Path) -> None:
     assert longest_replacement(table) == 18 and longest_replacement(b"") == longest_replacement(b"ab") == 1
     model.normalizer_spec.precompiled_charsmap = table + b"a" * 1000 + b"\0"
     file.write_bytes(model.SerializeToString())
-    with pytest.raises(UserError, match="x.model: it makes up to 1,000 characters of one"):
+    with pytest.raises(UserError, match="x.model: it replaces one character by up to 1,000"):
         load_sentencepiece(file)
     model.normalizer_spec.precompiled_charsmap = table
     model.pieces.add(piece="a" * 1_000_000, score=-9.0, type=1)
     file.write_bytes(model.SerializeToString())
     began = time.monotonic()
-    with pytest.raises(UserError, match="an entry of 1,000,000 characters, more than the 1000"):
+    with pytest.raises(UserError, match="an entry of 1,000,000 characters, more than 1000"):
         load_tokenizer(str(file))
     assert time.monotonic() - began < 5
 
@@ -214,5 +214,5 @@ def test_what_transformers_would_convert_by_itself_is_checked(saved: Path) -> No
 
 def test_too_many_added_tokens_are_refused() -> None:
     added = [{"id": i, "content": f"<{i}>"} for i in range(60_000)]
-    with pytest.raises(UserError, match="60,000 added_tokens, more than the 50,000"):
+    with pytest.raises(UserError, match="60,000 added_tokens, more than 50,000"):
         check_steps({"added_tokens": added}, "tokenizer x")

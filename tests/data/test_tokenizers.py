@@ -1,4 +1,4 @@
-"""tokenizers.py: any masked-LM tokenizer, from wherever it is, or one line that says why not."""
+"""tokenizers.py: masked-LM tokenizers from every kind of source, or an error in one line."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_a_tokenizer_that_cannot_be_had_is_named_in_one_line(tmp_path: Path) -> 
 
 
 def test_a_vocabulary_with_holes_is_as_large_as_its_largest_id(tmp_path: Path) -> None:
-    """A repeated line: the first of its ids stands for no token. Networks and counts need a row for it all the same."""
+    """A repeated line leaves its first id without a token; networks and counts still need a row for it."""
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "the", "the", "cat"]))
     tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
     assert len(tokenizer) == 7 and vocabulary_size(tokenizer) == 8

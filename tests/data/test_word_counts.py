@@ -1,15 +1,17 @@
 """word_counts.py: the counts of a corpus do not depend on who counts."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import BertTokenizerFast
 
 from data import word_counts
 from data.corpus import read_sentences
 from data.tokenizers import vocabulary_size
-from data.word_counts import count_corpus, count_tokens
+from data.word_counts import count_corpus, count_tokens, read_word_freq, write_word_freq
 from tests.data.test_shards import KINDS, write
 from utils.errors import UserError
 
@@ -37,3 +39,59 @@ def test_counts_are_kept(tmp_path: Path, tokenizer: BertTokenizerFast, monkeypat
     first = count_tokens(source, tokenizer, 300, **words)
     monkeypatch.setattr(word_counts, "count_corpus", lambda *_: pytest.fail("counted again"))
     assert first.equal(count_tokens(source, tokenizer, 300, **words)) and first.sum() > 0
+
+
+def test_word_frequencies_make_the_round_trip(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    counts = torch.arange(len(tokenizer)) * 3
+    write_word_freq(tmp_path / "f.json", counts, tokenizer)
+    assert torch.equal(read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer)), counts)
+    listed = json.loads((tmp_path / "f.json").read_text())
+    assert list(listed.values()) == sorted(listed.values(), reverse=True) and 0 not in listed.values()
+
+
+def test_relative_frequencies_become_counts(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    (tmp_path / "f.json").write_text('{"the": 0.5, "a": 0.25, "cat": 0.0625}')
+    counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+    assert [counts[tokenizer.convert_tokens_to_ids(t)].item() for t in ("the", "a", "cat", "dog")] == [8, 4, 1, 0]
+
+
+def test_what_trains_is_what_is_saved(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    """Broken numbers become whole ones on reading, so that a checkpoint holds the very schedule it was trained with."""
+    (tmp_path / "f.json").write_text('{"the": 2.7, "a": 0.4}')
+    counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+    write_word_freq(tmp_path / "g.json", counts, tokenizer)
+    assert json.loads((tmp_path / "g.json").read_text()) == {"the": 7, "a": 1}
+    assert torch.equal(read_word_freq(tmp_path / "g.json", tokenizer, len(tokenizer)), counts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"the": 1, "zebra": 2}', "of another vocabulary: 1 of 2 tokens, e.g. 'zebra'"),
+        ("[1, 2]", "must map tokens to numbers"),
+        ("{}", "no token has a count above 0"),
+        ('{"the": 0}', "no token has a count above 0"),
+        ('{"the": 1e308, "a": 1}', "must map tokens to numbers from 0 to 1e"),
+        ('{"the": 1' + "0" * 400 + "}", "must map tokens to numbers from 0 to 1e"),
+        ('{"the": 0.5, "a": 1e-300}', "more than 1e"),
+        ('{"the": 1' + "0" * 5000 + "}", "not JSON"),
+        ("[" * 100000, "not JSON"),
+        ('{"the": -1}', "must map tokens to numbers"),
+        ('{"the": NaN}', "must map tokens to numbers"),
+        ('{"the": true}', "must map tokens to numbers"),
+        ('{"the": "1"}', "must map tokens to numbers"),
+        ("\x80\x04pickle", "not JSON"),
+    ],
+)
+def test_frequencies_of_another_kind_are_refused(
+    tokenizer: BertTokenizerFast, tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "f.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+
+
+def test_word_frequencies_are_read_with_their_byte_order_mark(tmp_path: Path, tokenizer) -> None:
+    (tmp_path / "f.json").write_text('{"the": 3}', encoding="utf-8-sig")
+    counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
+    assert counts.sum() == counts[tokenizer.get_vocab()["the"]] == 3

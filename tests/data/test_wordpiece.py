@@ -1,4 +1,4 @@
-"""wordpiece.py: the same vocabulary from the same text, in every process; no script loses its letters."""
+"""wordpiece.py: equal vocabularies from equal text in every process; no script loses its letters."""
 
 import hashlib
 import itertools
@@ -13,7 +13,7 @@ import pytest
 from transformers import BertTokenizerFast
 
 from data.corpus import training_source
-from data.sentencepiece import load_sentencepiece, spread, train_sentencepiece
+from data.sentencepiece import evenly_spaced, load_sentencepiece, train_sentencepiece
 from data.splits import DataArgs
 from data.tokenizers import encode, learn_tokenizer, load_tokenizer
 from data.wordpiece import LONGEST_WORD, SPECIAL_TOKENS, frequent_characters, load_vocab_txt, train_wordpiece
@@ -42,14 +42,14 @@ SCRIPTS = {
 TIES = [" ".join("".join(p) for p in itertools.permutations("abcdé"))] * 3
 PROGRAM = """
 import itertools, sys
-from wordpieces import train_wordpiece
-import sentencepieces
-from sentencepieces import train_sentencepiece
+from data.wordpiece import train_wordpiece
+from data import sentencepiece
+from data.sentencepiece import train_sentencepiece
 ties = [" ".join("".join(p) for p in itertools.permutations("abcdé"))] * 3
 learnt = [train_wordpiece(ties, 100), train_wordpiece(ties, 100, strip_accents=True)]
 sys.stdout.buffer.write("".join(t.backend_tokenizer.to_str() for t in learnt).encode())
 sys.stdout.buffer.write(train_sentencepiece(ties, 60))
-sentencepieces.MOST_SENTENCES = 40
+sentencepiece.MOST_SENTENCES = 40
 sys.stdout.buffer.write(train_sentencepiece([word for line in ties for word in line.split()], 20))
 """
 
@@ -72,7 +72,7 @@ def test_a_script_keeps_its_letters(script: str) -> None:
 def test_a_script_keeps_its_letters_in_sentencepiece(script: str, tmp_path: Path, pieces: Path) -> None:
     found, text = load_sentencepiece(pieces), SCRIPTS[script]
     (ids,) = encode(found, [text])["input_ids"]
-    kept = unicodedata.normalize("NFKC", text)  # to SentencePiece's own table a non-joiner is a space
+    kept = unicodedata.normalize("NFKC", text)  # in SentencePiece's table a non-joiner is a space
     assert squeezed(found.decode(ids)) == squeezed(kept.replace("\u200c", " "))
 
 
@@ -100,7 +100,7 @@ def test_accents_go_if_asked_and_a_checkpoint_agrees(tmp_path: Path) -> None:
         )
     ids = {strip: encode(found, ["größere"])["input_ids"][0] for strip, found in learnt.items()}
     assert learnt[False].decode(ids[False]) == "größere" and learnt[True].decode(ids[True]) == "große" + "re"
-    with pytest.raises(UserError, match="strip_accents=true is for a vocabulary learnt with --tokenizer wordpiece"):
+    with pytest.raises(UserError, match="strip_accents=true needs --tokenizer wordpiece"):
         DataArgs(str(source), tokenizer="sentencepiece", strip_accents=True)
 
 
@@ -128,22 +128,23 @@ def test_the_frequent_characters_fit_and_the_rest_is_said(capsys) -> None:
     text = ["".join(many[: 3000 - 200 * k]) for k in range(12)]
     found = train_wordpiece(text, 4000)
     assert set(many) - found.get_vocab().keys() == set(many[-2:])  # a ten-thousandth of the text
-    assert "2 characters are too rare for the vocabulary" in capsys.readouterr().err
+    assert "are too rare for the vocabulary" in capsys.readouterr().err
     found = train_wordpiece(text, 500)
-    assert len(found) == 500 and set(many[:495]) <= found.get_vocab().keys()  # what stands in most lines
+    assert len(found) == 500 and set(many[:495]) <= found.get_vocab().keys()  # the entries in most lines
     said = capsys.readouterr().err
-    assert "2,505 characters are too rare for the vocabulary" in said and "words become [UNK]" in said
+    assert "note: 2,505 characters (e.g. " in said and "are too rare" in said and "words become [UNK]" in said
     assert frequent_characters({"ab": 2, "b": 1}, 10) == {"a", "b"} and frequent_characters({"ab": 2, "b": 1}, 2) == {
         "b"
     }
 
 
-# ---- the same everywhere ---------------------------------------------------------------------------------------------
+# ---- determinism -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_text_gives_the_same_vocabulary_in_every_process(monkeypatch) -> None:
     ways = {"PYTHONHASHSEED": "1", "RAYON_NUM_THREADS": "3", "TOKENIZERS_PARALLELISM": "true"}
-    assert spread(map(str, range(11)), 4) == ["0", "4", "8"]
+    assert evenly_spaced(map(str, range(11)), 4) == ["0", "4", "8"]
     child = subprocess.Popen(
         [sys.executable, "-c", PROGRAM],
         cwd=ROOT,
@@ -153,15 +154,15 @@ def test_the_same_text_gives_the_same_vocabulary_in_every_process(monkeypatch) -
     kept, stripped = train_wordpiece(TIES, 100), train_wordpiece(TIES, 100, strip_accents=True)
     texts = "".join(found.backend_tokenizer.to_str() for found in (kept, stripped))
     for lines in ([f"{TIES[0]} {TIES[0]}", TIES[0]], [" ".join(reversed(TIES[0].split()))] * 3) * 3:
-        assert train_wordpiece(lines, 100).get_vocab() == kept.get_vocab()  # nor does it depend on their order
+        assert train_wordpiece(lines, 100).get_vocab() == kept.get_vocab()  # independent of their order
     models = train_sentencepiece(TIES, 60)
-    monkeypatch.setattr("data.sentencepiece.MOST_SENTENCES", 40)  # of more a part is drawn
+    monkeypatch.setattr("data.sentencepiece.MOST_SENTENCES", 40)  # larger texts are sampled
     models += train_sentencepiece([word for line in TIES for word in line.split()], 20)
     assert child.communicate(timeout=100)[0] == texts.encode() + models
 
 
 def test_the_vocabulary_of_a_text_is_on_record() -> None:
-    """It changes with the library or the recipe, and then every bound does: RECIPE and the README's figures follow."""
+    """A change of the library or of the training changes every bound: then update RECIPE and the README's figures."""
     entries = sorted(train_wordpiece(SENTENCES, 300).get_vocab().items(), key=lambda entry: entry[1])
     assert [entry for entry, _ in entries[:5]] == SPECIAL_TOKENS and [i for _, i in entries] == list(range(138))
     assert hashlib.sha256(json.dumps(entries).encode()).hexdigest()[:16] == "ee8c006d776d4066"
@@ -206,7 +207,7 @@ def test_ids_are_line_numbers_however_lines_end(ends: tuple[str, str, str], tmp_
     (tmp_path / "vocab.txt").write_bytes(content.encode())
     found = load_tokenizer(str(tmp_path / "vocab.txt"))
     assert found.get_vocab() == {**{token: i for i, token in enumerate(SPECIAL_TOKENS)}, "the": 6, "cat": 7}
-    assert "vocab.txt: 1 entries stand twice; the last line of each counts" in capsys.readouterr().err
+    assert "vocab.txt: 1 repeated entries; the last line of each counts" in capsys.readouterr().err
     (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff")
     with pytest.raises(UserError, match="vocab.txt: not UTF-8 text"):
         load_tokenizer(str(tmp_path / "vocab.txt"))
@@ -214,7 +215,7 @@ def test_ids_are_line_numbers_however_lines_end(ends: tuple[str, str, str], tmp_
 
 @pytest.mark.parametrize("added", ["COVID", "Brexit", "iPhone", "<MASK>", "na\u00efve"])
 def test_an_entry_that_was_added_makes_no_vocabulary_cased(tmp_path: Path, capsys, added: str) -> None:
-    """Every other capitalised word would become unknown."""
+    """Read as cased, it would lack every other capitalised word."""
     entries = [*SPECIAL_TOKENS, *[chr(c) for c in range(97, 123)], *[f"##{chr(c)}" for c in range(97, 123)]]
     entries += [f"{a}{b}" for a in "abcdefghij" for b in "klmnopqrst"]
     for name, more in (("plain", []), ("more", [added])):
@@ -222,4 +223,4 @@ def test_an_entry_that_was_added_makes_no_vocabulary_cased(tmp_path: Path, capsy
     plain, more = (load_vocab_txt(tmp_path / f"{name}.txt") for name in ("plain", "more"))
     assert plain.tokenize("The Cat sat, caf\u00e9") == more.tokenize("The Cat sat, caf\u00e9")
     said = capsys.readouterr().err
-    assert ("is read as uncased: no text reaches 1 of its entries" in said) == (added != "<MASK>")
+    assert ("is read as uncased: 1 of its entries" in said) == (added != "<MASK>")

@@ -12,9 +12,8 @@ from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, ModernBer
 from data.batch import Batch
 from diffusion.autoregressive import Autoregressive, AutoregressiveArgs
 from diffusion.options import BoundArgs, SampleArgs
+from diffusion.process import Vocabulary
 from models.bert import BertDenoiser
-from models.factory import build_denoiser, looks_ahead, make_denoiser
-from models.networks import BertArgs, fresh_network
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 from tests.diffusion.masked.test_row_clocks import N, agrees
 from tests.toy_process import COUNTS, MASK, TOKENS
@@ -40,7 +39,7 @@ class CausalTable(TableDenoiser):
 
 
 def process() -> Autoregressive:
-    return Autoregressive(AutoregressiveArgs(), COUNTS, mask_id=MASK)
+    return Autoregressive(AutoregressiveArgs(), Vocabulary(len(COUNTS), MASK))
 
 
 def after(first: int, rest: Tensor) -> Batch:
@@ -80,7 +79,7 @@ def test_what_is_no_target_is_given_and_costs_nothing() -> None:
 
 
 def test_what_is_scored_only_is_never_drawn() -> None:
-    made = Autoregressive(AutoregressiveArgs(), COUNTS, mask_id=MASK, unsampled_ids=(0,))
+    made = Autoregressive(AutoregressiveArgs(), Vocabulary(len(COUNTS), MASK, unsampled_ids=(0,)))
     batch = after(2, torch.zeros(5000, 2, dtype=torch.long))
     assert not made.sample(CausalTable(V), batch, SampleArgs())[:, 1:].eq(0).any()
     assert made.bound(CausalTable(V), batch, 1).total.isfinite().all()
@@ -223,22 +222,6 @@ def test_a_real_network_looks_to_its_left_only_and_its_cache_is_exact(name: str)
         torch.testing.assert_close(torch.cat(seen, 1), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_a_network_that_sees_what_is_to_come_is_refused_or_made_causal(tokenizer, tmp_path) -> None:
-    """The weights of an encoder may begin the training; its eyes may not."""
-    encoder = fresh_network(BertArgs(model_name_or_path="bert-small", from_scratch=True), tokenizer)
-    encoder.save_pretrained(tmp_path / "bert")
-    made = build_denoiser(BertArgs(model_name_or_path=str(tmp_path / "bert")), tokenizer, 1, causal=True)
-    assert not looks_ahead(made) and looks_ahead(build_denoiser(BertArgs(str(tmp_path / "bert")), tokenizer, 1))
-    made.network.save_pretrained(tmp_path / "causal")
-    assert not looks_ahead(build_denoiser(BertArgs(str(tmp_path / "causal")), tokenizer, 1, causal=True))
-    with pytest.raises(
-        UserError, match="sees what is to come, and this process needs a network that sees its left only"
-    ):
-        make_denoiser(encoder, "none", 1, causal=True)
-    with pytest.raises(UserError, match="sees its left only, and this process needs a network that sees both sides"):
-        make_denoiser(AutoModelForCausalLM.from_config(NETWORKS["gpt2"]), "none", 1)
-
-
 def test_what_cannot_be_is_refused() -> None:
     batch = after(2, torch.zeros(1, 2, dtype=torch.long))
     for call, message in (
@@ -264,5 +247,7 @@ def test_what_cannot_be_is_refused() -> None:
         ({"packing": True}, "packing=true is for masked processes"),
     ):
         with pytest.raises(UserError, match=message):
-            AutoregressiveArgs().check(**{"time_conditioning": "none", "warm_start": 0, "packing": False, **words})
+            AutoregressiveArgs().check_training(
+                **{"time_conditioning": "none", "warm_start": 0, "packing": False, "fused_loss": False, **words}
+            )
     assert text_batch(batch.input_ids).input_ids.shape == (1, 3)

@@ -26,6 +26,7 @@ def test_timesteps_of_a_batch_larger_than_T_stay_in_range() -> None:
     assert torch.bincount(t).tolist() == [0, *torch.bincount(t)[1:].tolist()] and set(t.tolist()) == {1, 2, 3}
 
 
+@pytest.mark.slow
 def test_categorical_follows_small_weights_and_never_picks_zero() -> None:
     """The shared float32 Gumbel trick draws a weight of 2e-3 beside 50,000 others a third as often as it should."""
     n = 200_000

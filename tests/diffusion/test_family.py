@@ -45,7 +45,9 @@ def train(monkeypatch, name: str, data: Path, tmp_path: Path, *words: object, ru
 
 
 @pytest.fixture(scope="module", params=OWN)
-def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def trained(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, slow_setup: None
+) -> tuple[str, Path]:
     """Its name, and where it has learnt the sentences."""
     place = tmp_path_factory.mktemp(request.param)
     (place / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
@@ -89,6 +91,7 @@ def test_its_bound_is_scored_alike_in_any_batch(trained: tuple[str, Path], monke
 
 
 @pytest.mark.parametrize("name", OWN)
+@pytest.mark.slow
 def test_stopping_changes_nothing(name: str, monkeypatch, corpus: Path, tmp_path: Path) -> None:
     words = ["--max_steps", 6, "--eval_steps", 4, "--save_every", 2, "--logging_steps", 1]
     assert train(monkeypatch, name, corpus, tmp_path, *words, run="whole")[0] == 0
@@ -101,6 +104,7 @@ def test_stopping_changes_nothing(name: str, monkeypatch, corpus: Path, tmp_path
 
 
 @pytest.mark.parametrize("name", OWN)
+@pytest.mark.slow
 def test_pairs_are_conditioned_by_the_same_mask(name: str, monkeypatch, pairs_folder: Path, tmp_path: Path) -> None:
     code, folder = train(monkeypatch, name, pairs_folder, tmp_path, "--max_steps", 20)
     assert code == 0
@@ -130,7 +134,7 @@ def test_the_process_is_found_before_the_line_is_read(monkeypatch, capsys, corpu
 def test_what_is_for_word_freq_alone_is_refused_for_others(trained: tuple[str, Path]) -> None:
     name, folder = trained
     if name != "word_freq":
-        with pytest.raises(UserError, match=f"posterior=released is for process=word_freq; .* is of {name}"):
+        with pytest.raises(UserError, match=f"posterior=released is for process=word_freq; .* has process={name}"):
             load_checkpoint(str(folder), CPU, posterior="released")
 
 

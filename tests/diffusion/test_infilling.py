@@ -18,6 +18,7 @@ from diffusion import infilling
 from diffusion.infilling import Place
 from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
 from diffusion.options import SampleArgs
+from diffusion.process import Vocabulary
 from tests.conftest import TableDenoiser, call
 from utils.errors import UserError
 
@@ -154,7 +155,9 @@ ROW = torch.tensor([2, *GAPS.ids, 3])
 def process_of(name: str):
     kind = PROCESSES[name]
     settings = {"num_steps": 16} if name in ("word_freq", "d3pm") else {}
-    return kind.process(kind.settings(**settings), COUNTS, mask_id=4, excluded_ids=(0, 2, 3), unsampled_ids=(1,))
+    counts = (COUNTS,) if name == "word_freq" else ()
+    vocabulary = Vocabulary(len(COUNTS), 4, excluded_ids=(0, 2, 3), unsampled_ids=(1,))
+    return kind.process(kind.settings(**settings), *counts, vocabulary)
 
 
 class Glueing(TableDenoiser):
@@ -189,7 +192,9 @@ class Glueing(TableDenoiser):
 def test_no_sampler_glues_a_piece_to_a_given_word(name: str, sampler: str, temperature: float) -> None:
     if name == "released":
         args = PROCESSES["word_freq"].settings(num_steps=16, posterior="released")
-        process = ReleasedWordFreqDiffusion(args, COUNTS, mask_id=4, excluded_ids=(0, 2, 3), unsampled_ids=(1,))
+        process = ReleasedWordFreqDiffusion(
+            args, COUNTS, Vocabulary(len(COUNTS), 4, excluded_ids=(0, 2, 3), unsampled_ids=(1,))
+        )
     else:
         process = process_of(name)
     denoiser = Glueing(len(COUNTS), seed=1)
@@ -213,7 +218,7 @@ def test_what_is_left_keeps_its_proportions_and_mask_its_probability() -> None:
         bound = restricted.decode(restricted.encode(xt, torch.ones(1), everywhere))
         others = [i for i in range(len(ROW)) if i != 2]
         assert torch.equal(free[0, others], bound[0, others])
-        before, after = (process.within(logits[0, 2:3].clone()).exp() for logits in (free, bound))
+        before, after = (process.within_support(logits[0, 2:3].clone()).exp() for logits in (free, bound))
         torch.testing.assert_close(after.sum(), before.sum())  # SEDD's score, and D3PM's p([MASK]), with it
         torch.testing.assert_close(after[0, 4], before[0, 4])
         assert not after[0, PIECES].any()

@@ -75,6 +75,7 @@ T = TINY.index("--num_steps")
     ("process", "protocol"),
     [(p, "wrapped") for p in ("mdlm", "ar", "sedd", "d3pm", "word_freq")] + [("mdlm", "running"), ("ar", "running")],
 )
+@pytest.mark.slow
 def test_a_text_grows_by_its_strides_and_its_beginning_is_that_of_a_shorter_one(
     process: str, protocol: str, tmp_path, monkeypatch, capsys
 ) -> None:

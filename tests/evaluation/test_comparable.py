@@ -1,4 +1,4 @@
-"""comparable.py: what cannot be compared with the training is said, on stderr and in the JSON."""
+"""comparable.py: notes on stderr and in the JSON where figures are not comparable with the training."""
 
 import json
 from dataclasses import replace
@@ -11,14 +11,14 @@ import compute_elbo
 import predict
 from checkpoint.folder import load_checkpoint
 from data.corpus import training_source
-from data.row_formats import RowFormat, read_rows
-from evaluation.comparable import longest_trained, other_than_trained
+from data.row_formats import TextFormat, read_rows
+from evaluation.comparable import comparability_notes, longest_trained
 from tests.conftest import SENTENCES, call
 
 
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Scores lines with the checkpoint of the sentences; returns the notes of the JSON and what stderr says."""
+    """Score lines with the trained checkpoint; return the notes of the JSON, and stderr."""
 
     def run(lines: list[str], *words: object, more: tuple = ("--json",)) -> tuple[list[str], str, str]:
         (tmp_path / "lines.txt").write_text("\n".join(lines))
@@ -35,7 +35,7 @@ def scored(monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path, capsy
     [
         ([], []),
         (["--protocol", "unpadded", "--detokenizer", "none"], []),
-        (["--protocol", "wrapped"], ["tokens at the end", "protocol=wrapped, but the checkpoint was trained with"]),
+        (["--protocol", "wrapped"], ["tokens at the end", "row_format=wrapped, but the checkpoint was trained with"]),
         (["--detokenizer", "lm1b"], ["detokenizer=lm1b, but the checkpoint was trained with detokenizer=none"]),
         (["--posterior", "released"], ["is not a bound"]),
     ],
@@ -51,41 +51,39 @@ def test_what_is_read_otherwise_than_in_training(scored, words: list, expected: 
 
 def test_texts_longer_than_any_in_training(scored) -> None:
     notes, _, _ = scored([*SENTENCES[:5], " ".join(SENTENCES[:6])])
-    assert notes == ["1 of 6 texts are longer than any in training (15 tokens)"]
+    assert notes == ["1 of 6 texts are longer than all training texts (15 tokens)"]
 
 
 def test_words_that_fill_no_block_are_counted(scored) -> None:
-    """Of 110 words in blocks of 126 tokens of text the last few are not scored."""
+    """The last words do not fill a block of 126 tokens, so they are not scored."""
     notes, _, out = scored([SENTENCES[-1]] * 22, "--protocol", "wrapped")
     words, kept = 22 * len(SENTENCES[-1].split()), json.loads(out)["num_words"]
     assert kept < words and f"({words - kept} of {words} words) fill no block and are left out" in notes[0]
 
 
-def test_padded_rows_are_others_than_unpadded_ones(trained: Path, corpus: Path, tmp_path: Path) -> None:
+def test_another_row_format_is_noted(trained: Path, corpus: Path, tmp_path: Path) -> None:
     run = load_checkpoint(str(trained), torch.device("cpu"))
-    for form, told in ((RowFormat("padded"), 1), (RowFormat(), 0)):
+    for form, expected in ((TextFormat("padded"), 1), (TextFormat(), 0)):
         text = read_rows(training_source(str(corpus)), form, run.tokenizer, run.max_length, str(tmp_path / "cache"))
-        found = other_than_trained(replace(run, form=form), text)  # no text is longer for its ends
-        assert len(found) == told and all("trained with protocol=unpadded: the figures are no" in n for n in found)
+        found = comparability_notes(replace(run, text_format=form), text)  # special tokens make no text longer
+        assert len(found) == expected and all("trained with row_format=unpadded" in note for note in found)
 
 
 def test_the_longest_text_in_training(trained: Path) -> None:
-    run = load_checkpoint(str(trained), torch.device("cpu"), protocol="wrapped", detokenizer="ptb")
-    assert (
-        run.trained_on == "unpadded" and run.trained_detokenizer == "none" and run.form == RowFormat("wrapped", "ptb")
-    )
+    run = load_checkpoint(str(trained), torch.device("cpu"), row_format="wrapped", detokenizer="ptb")
+    assert run.trained_format == TextFormat() and run.text_format == TextFormat("wrapped", "ptb")
     assert longest_trained(run) == 15 == max(n for n, count in enumerate(run.length_histogram) if count)
-    assert longest_trained(replace(run, trained_on="padded")) == 13
-    assert longest_trained(replace(run, trained_on="wrapped")) is None
-    assert longest_trained(replace(run, length_histogram=[0, 0, 1])) is None  # of imported weights
+    assert longest_trained(replace(run, training_format=TextFormat("padded"))) == 13
+    assert longest_trained(replace(run, training_format=TextFormat("wrapped"))) is None
+    assert longest_trained(replace(run, length_histogram=[0, 0, 1])) is None  # imported weights
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--length", 16], "note: 16 tokens are more than any text in training has (15)"),
+        (["--length", 16], "note: 16 tokens exceed the longest training text (15)"),
         (["--length", 15], ""),
-        (["--infill", "the [MASK] " * 10], "note: 20 tokens are more than any"),
+        (["--infill", "the [MASK] " * 10], "note: 20 tokens exceed the longest"),
         (["--infill", "the [MASK]"], ""),
         ([], ""),
         (["--length", 600], "error: 600 tokens"),

@@ -1,4 +1,4 @@
-"""generative_perplexity.py: it is what multiplying out token by token gives, under either kind of judge."""
+"""generative_perplexity.py: agreement with token-by-token scoring, for both kinds of language model."""
 
 import json
 import math
@@ -16,9 +16,9 @@ from data.batch import collate
 from data.tokenizers import encode, train_wordpiece
 from evaluation.generative_perplexity import (
     LanguageModel,
-    error_of_ratio,
     generative_perplexity,
     nats_of_text,
+    ratio_standard_error,
     scored_tokens,
     sliding_windows,
     token_entropy,
@@ -31,7 +31,7 @@ CPU = torch.device("cpu")
 
 
 def test_ends_of_text_after_the_first_are_not_scored_but_text_after_it_is() -> None:
-    """As recorded of MDLM's evaluation."""
+    """Recorded from MDLM's evaluation."""
     tokens = torch.tensor([9, 1, 2, 9, 3, 4, 9, 9, 5])
     assert scored_tokens(tokens, 9).tolist() == [True, True, False, True, True, False, False, True]
     assert scored_tokens(tokens, None).all()
@@ -42,15 +42,15 @@ def test_the_entropy_is_that_of_a_texts_own_frequencies() -> None:
     assert token_entropy([1, 1, 2, 3]) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
 
 
-def test_a_stock_judge_is_asked_token_by_token(gpt2: str) -> None:  # noqa: F811
-    """Texts of unlike length, one of them cut by an end of text: each token given those before it, one at a time."""
+def test_a_stock_language_model_agrees_with_scoring_token_by_token(gpt2: str) -> None:  # noqa: F811
+    """Texts of different lengths, one with an inner end of text; each token is scored given those before it."""
     model, tokenizer = GPT2LMHeadModel.from_pretrained(gpt2).eval(), AutoTokenizer.from_pretrained(gpt2)
     texts, end = [*SENTENCES[:20], "a dog [SEP] my bird [SEP]", "it"], tokenizer.eos_token_id
     nats, count = [], 0
     for text in texts:
         ids, total = [end, *tokenizer(text, add_special_tokens=False)["input_ids"]], 0.0
         for i in range(1, len(ids)):
-            if ids[i] != end:  # the one that stands first is the first
+            if ids[i] != end:  # the first end of text is the one before the text
                 law = model(torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)
                 total, count = total - law[ids[i]].item(), count + 1
         nats.append(total)
@@ -66,19 +66,19 @@ def test_a_long_text_is_read_in_windows_that_score_each_token_once() -> None:
         assert [i for each in fresh for i in each] == list(range(length))
         assert all(end - begin <= most for begin, end, _ in sliding_windows(length, most))
         assert all(new - begin == most // 2 for begin, _, new in list(sliding_windows(length, most))[1:])
-    told = []
+    rows = []
 
     def nats(row: torch.Tensor) -> torch.Tensor:
-        told.append(row.tolist())
+        rows.append(row.tolist())
         return row[1:].double() + 100 * len(row)
 
-    for begin, first in (((99,), 0), ((), 1)):  # a token costs its own number and 100 times the length of its row
-        told.clear()
-        judge = LanguageModel(lambda texts: [], begin, None, 5, nats)
-        total, count = nats_of_text(judge, list(range(10)), CPU)
-        assert count == 10 - first and max(map(len, told)) == 5
-        expected = sum(100 * len(row) * new for row, new in zip(told, [len(told[0]) - 1, *[2] * 9], strict=False))
-        rest = 10 - first - (len(told[0]) - 1)
+    for begin, first in (((99,), 0), ((), 1)):  # the nats of a token are its id plus 100 times the length of its row
+        rows.clear()
+        language_model = LanguageModel(lambda texts: [], begin, None, 5, nats)
+        total, count = nats_of_text(language_model, list(range(10)), CPU)
+        assert count == 10 - first and max(map(len, rows)) == 5
+        expected = sum(100 * len(row) * new for row, new in zip(rows, [len(rows[0]) - 1, *[2] * 9], strict=False))
+        rest = 10 - first - (len(rows[0]) - 1)
         assert expected and sum(range(first, 10)) < total <= sum(range(first, 10)) + 500 * count and rest > 0
 
 
@@ -90,24 +90,24 @@ def test_the_standard_error_is_that_of_the_ratio_over_many_repeats() -> None:
         return tokens * rng.normal(4, 1, 300) + rng.normal(0, 5, 300), tokens
 
     ratios = [nats.sum() / tokens.sum() for nats, tokens in (texts() for _ in range(2000))]
-    told = np.mean([error_of_ratio(*texts()) for _ in range(50)])
-    assert told == pytest.approx(np.std(ratios), rel=0.08)
+    estimated = np.mean([ratio_standard_error(*texts()) for _ in range(50)])
+    assert estimated == pytest.approx(np.std(ratios), rel=0.08)
 
 
-def test_what_sees_both_sides_is_no_judge(tmp_path: Path) -> None:
+def test_a_bidirectional_model_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "bert"
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
     tokenizer = train_wordpiece(SENTENCES, 200)
     BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    with pytest.raises(UserError, match="sees what is to come; give a causal language model"):
+    with pytest.raises(UserError, match="attends to later tokens; give a causal language model"):
         generative_perplexity(SENTENCES[:3], str(folder), CPU)
 
 
 def test_without_a_beginning_of_text_the_first_token_is_given(gpt2: str, tmp_path: Path) -> None:  # noqa: F811
     model, tokenizer = GPT2LMHeadModel.from_pretrained(gpt2), train_wordpiece(SENTENCES, 200)
     model.save_pretrained(tmp_path / "bare")
-    tokenizer.save_pretrained(tmp_path / "bare")  # a BERT vocabulary has neither beginning nor end of text
+    tokenizer.save_pretrained(tmp_path / "bare")  # a BERT tokenizer has no beginning-of-text and end-of-text tokens
     texts = [*[""] * 20, "the cat sees it"]
     ids = torch.tensor(encode(tokenizer, texts[-1:])["input_ids"])
     with torch.no_grad():
@@ -118,15 +118,16 @@ def test_without_a_beginning_of_text_the_first_token_is_given(gpt2: str, tmp_pat
     assert generative_perplexity(texts[-1:], str(tmp_path / "bare"), CPU)["gen_ppl_se"] is None
 
 
-def test_a_judge_of_pairs_is_refused(pairs_folder: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_checkpoint_of_pairs_is_refused(pairs_folder: Path, tmp_path: Path, monkeypatch) -> None:
     t = TINY.index("--num_steps")
     words = [*TINY[:t], *TINY[t + 2 :], "--process", "ar", "--train_data", pairs_folder, "--max_length", 40]
     words += ["--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "run", "--max_steps", 1]
     assert call(main.main, monkeypatch, *words) == 0
-    with pytest.raises(UserError, match="is of pairs; give one of text and process=ar"):
+    with pytest.raises(UserError, match="is a checkpoint of pairs; give one of text and process=ar"):
         generative_perplexity(["a"], str(tmp_path / "run"), CPU)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_ar_judges_as_it_is_scored(gpt2, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: F811
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
     t = TINY.index("--num_steps")
@@ -136,21 +137,21 @@ def test_a_checkpoint_of_ar_judges_as_it_is_scored(gpt2, tmp_path: Path, monkeyp
         assert call(main.main, monkeypatch, *words, *more) == 0
     capsys.readouterr()
     run, nats, tokens = load_checkpoint(str(tmp_path / "ar"), CPU), 0.0, 0
-    for ids in encode(run.tokenizer, SENTENCES)["input_ids"]:  # one by one, and without their ends
+    for ids in encode(run.tokenizer, SENTENCES)["input_ids"]:  # one by one, without special tokens at the end
         batch = collate([np.array(ids)], run.tokenizer)
         with torch.no_grad():
             nats += run.process.cross_entropy(run.denoiser, batch)[batch.target_mask].sum().item()
         tokens += len(ids)
     words = ["--predictions", tmp_path / "corpus.txt", "--references", tmp_path / "corpus.txt", "--threads", 1]
     assert call(compute_metric.main, monkeypatch, *words, "--judge_model", tmp_path / "ar", "--json", "true") == 0
-    judged = json.loads(capsys.readouterr().out)
-    assert judged["gen_ppl"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
-    assert judged["gen_tokens"] == tokens and judged["token_entropy"] > 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["gen_ppl"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
+    assert report["gen_tokens"] == tokens and report["token_entropy"] > 0
     assert call(compute_metric.main, monkeypatch, *words, "--judge_model", tmp_path / "mdlm") == 2
-    assert "is of process=mdlm, which has a bound only; give one of text and process=ar" in capsys.readouterr().err
+    assert "process=mdlm, which only gives a bound; give one of text and process=ar" in capsys.readouterr().err
 
 
-def test_what_cannot_be_judged_is_one_clear_line(gpt2: str, tmp_path: Path) -> None:  # noqa: F811
+def test_texts_that_cannot_be_scored_are_refused_in_one_line(gpt2: str, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(UserError, match="too short to be scored"):
         generative_perplexity(["", ""], gpt2, CPU)
     with pytest.raises(UserError, match="no such folder"):
@@ -158,19 +159,19 @@ def test_what_cannot_be_judged_is_one_clear_line(gpt2: str, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_judge_that_gives_no_number_is_refused(monkeypatch, value: float) -> None:
-    judge = LanguageModel(
+def test_a_language_model_without_finite_output_is_refused(monkeypatch, value: float) -> None:
+    language_model = LanguageModel(
         lambda texts: [[1, 2, 3]] * len(texts), (9,), None, 50, lambda row: torch.full((len(row) - 1,), value)
     )
-    monkeypatch.setattr("evaluation.generative_perplexity._of_transformers", lambda folder, device: judge)
+    monkeypatch.setattr("evaluation.generative_perplexity._load_transformers", lambda *_: language_model)
     with pytest.raises(UserError, match=f"judge_model=j gives text 1 {value} nats"):
         generative_perplexity(["a", "b"], "j", CPU)
 
 
 def test_a_perplexity_that_no_float_holds_is_left_out(monkeypatch) -> None:
-    judge = LanguageModel(
+    language_model = LanguageModel(
         lambda texts: [[1, 2, 3]] * len(texts), (9,), None, 50, lambda row: torch.full((len(row) - 1,), 800.0)
     )
-    monkeypatch.setattr("evaluation.generative_perplexity._of_transformers", lambda folder, device: judge)
+    monkeypatch.setattr("evaluation.generative_perplexity._load_transformers", lambda *_: language_model)
     found = generative_perplexity(["a", "b"], "j", CPU)
     assert found["gen_ppl"] is found["gen_ppl_se"] is None and found["gen_tokens"] == 6

@@ -1,4 +1,4 @@
-"""likelihood.py: sums over sentences divided once; neither batch size nor ranks change a figure."""
+"""likelihood.py: sums over sentences, divided once; batch size and number of processes do not change them."""
 
 import math
 from dataclasses import replace
@@ -12,12 +12,21 @@ import torch
 from checkpoint.folder import load_checkpoint
 from checkpoint.text_model import TextModel
 from data.corpus import training_source
-from data.row_formats import RowFormat
+from data.row_formats import TextFormat
 from data.tokenized_text import TokenizedText, tokenize
 from data.tokenizers import train_wordpiece
 from diffusion.options import BoundArgs
 from diffusion.process import Bound
-from evaluation.likelihood import Profile, Tally, length_nats, pick, rounds_for, score_text, words_set_apart
+from evaluation.likelihood import (
+    Profile,
+    Scoring,
+    Tally,
+    are_words_separated,
+    length_nats,
+    pick,
+    rounds_for,
+    score_text,
+)
 from evaluation.likelihood_report import Likelihood, describe
 from tests.conftest import SENTENCES
 from utils.errors import UserError
@@ -36,8 +45,9 @@ def text(run: TextModel, corpus: Path, tmp_path: Path) -> TokenizedText:
 
 
 def score(run: TextModel, text: TokenizedText, number: int = 40, **changes: object) -> Likelihood:
-    settings = {"num_steps": 8, "batch_size": 16, "seed": 3, "device": CPU, "progress": False}
-    return score_text(run, text, np.arange(number), **{**settings, **changes})
+    settings = {"num_steps": 8, "batch_size": 16, "seed": 3, **changes}
+    settings["bound"] = settings.pop("bound_args", BoundArgs())
+    return score_text(run, text, np.arange(number), Scoring(**settings), progress=False)
 
 
 def test_every_figure_follows_from_the_sums(run: TextModel, text: TokenizedText) -> None:
@@ -53,18 +63,10 @@ def test_every_figure_follows_from_the_sums(run: TextModel, text: TokenizedText)
     assert report["prior_nats"] == 0 < report["reconstruction_nats"] < report["nats_per_sequence"]
 
 
-def test_the_paper_s_perplexity_is_exp_of_nats_per_sequence_over_words_per_sequence() -> None:
-    """The author's example: a bound of 110 nats over 26 words is 4.23 nats a word."""
-    totals = Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128)
-    assert totals.report()["ppl_word"] == pytest.approx(math.exp(110 / 26))
-    assert totals.report()["standard_error_nats"] == pytest.approx(0, abs=1e-4)
-
-
 def test_the_standard_error_is_that_of_the_mean(run: TextModel, text: TokenizedText) -> None:
     alone = [score(run, text, batch_size=1).report() for _ in range(1)][0]
     each = [
-        score_text(run, text, np.array([i]), num_steps=8, batch_size=1, seed=3, device=CPU, progress=False).nats
-        for i in range(40)
+        score_text(run, text, np.array([i]), Scoring(8, batch_size=1, seed=3), progress=False).nats for i in range(40)
     ]
     assert alone["nats_per_sequence"] == pytest.approx(np.mean(each), rel=1e-5)
     assert alone["standard_error_nats"] == pytest.approx(np.std(each, ddof=1) / math.sqrt(40), rel=1e-4)
@@ -75,8 +77,14 @@ def test_the_batch_size_changes_nothing(run: TextModel, text: TokenizedText, bat
     assert score(run, text, batch_size=batch_size).nats == pytest.approx(score(run, text).nats, rel=1e-5)
 
 
-def test_ranks_add_up_to_one_process(run: TextModel, text: TokenizedText) -> None:
-    shares = [score(run, text, rank=rank, world_size=3) for rank in range(3)]
+def test_ranks_add_up_to_one_process(run: TextModel, text: TokenizedText, monkeypatch) -> None:
+    def share(rank: int) -> Likelihood:
+        with monkeypatch.context() as patch:
+            patch.setattr("evaluation.likelihood.rank", lambda: rank)
+            patch.setattr("evaluation.likelihood.world_size", lambda: 3)
+            return score(run, text)
+
+    shares = [share(rank) for rank in range(3)]
     assert score(run, text).report()["draws_error_nats"] is None  # one round of every window, as published
     assert sum(s.nats for s in shares) == pytest.approx(score(run, text).nats, rel=1e-5)
     assert sum(s.num_words for s in shares) == score(run, text).num_words
@@ -109,7 +117,7 @@ ESTIMATORS = {
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_error_of_the_draws_is_the_spread_over_repeats(run: TextModel, text: TokenizedText, name: str) -> None:
-    words = {"number": 20, "num_steps": 4, "batch_size": 64}  # two rounds are enough for so many
+    words = {"number": 20, "num_steps": 4, "batch_size": 64}  # two rounds suffice for 20 sentences
     repeats = [score(run, text, seed=seed, bound_args=ESTIMATORS[name], **words).report() for seed in range(120)]
     spread = np.std([r["nats_per_sequence"] for r in repeats], ddof=1)
     said = math.sqrt(np.mean([r["draws_error_nats"] ** 2 for r in repeats]))
@@ -134,11 +142,9 @@ def test_it_goes_on_until_the_error_is_as_small_as_asked(run: TextModel, text: T
 
 
 def test_a_target_is_not_believed_to_be_met_by_luck(run: TextModel, text: TokenizedText) -> None:
-    """One sentence: its rounds are told apart by 20 differences before their error counts."""
+    """A single sentence needs 21 rounds before the error of the draws is used."""
     args = BoundArgs(estimator="stratified", evaluations=1, target_se=0.9)
-    report = score_text(
-        run, text, np.array([3]), num_steps=4, bound_args=args, batch_size=1, seed=0, device=CPU, progress=False
-    ).report()
+    report = score_text(run, text, np.array([3]), Scoring(4, args, batch_size=1), progress=False).report()
     assert report["network_evaluations"] >= 21
 
 
@@ -158,36 +164,22 @@ def test_pick_is_a_fixed_choice(text: TokenizedText) -> None:
     assert len(set(pick(text, 10).tolist())) == 10
 
 
-def test_one_sentence_has_no_standard_error() -> None:
-    report = Likelihood(9.0, 81.0, 0.0, 1.0, 12.0, 1, 3, 2, 8).report()
-    assert report["standard_error_nats"] is None and "standard error unknown" in describe(report)
-    assert report["ppl_word"] == pytest.approx(math.exp(4.5)) and report["ppl_token"] == pytest.approx(math.exp(3))
-
-
-def test_a_perplexity_that_no_float_holds_is_said_to_be_large() -> None:
-    report = Likelihood(5e3, 25e6, 0.0, 1.0, 12.0, 1, 5, 4, 8).report()
-    assert report["ppl_token"] is report["ppl_word"] is None and report["bits_per_token"] > 1000
-    assert "PPL above 1e308 per token, above 1e308 per word\n" in describe(report)
-    said = describe(Likelihood(2e9, 4e18, 0.0, 1.0, 12.0, 1, 10**8, 10**7, 8).report())
-    assert "PPL 4.852e+08 per token, 7.226e+86 per word\n2.000e+09 nats/sequence" in said
-
-
 def test_text_without_spaces_has_no_perplexity_per_word(run, text, tmp_path: Path, monkeypatch) -> None:
     lines = ["我喜欢这只猫", "你好吗", "猫在家里睡觉"]
     for separator, apart in (("", False), (" ", True)):
         (tmp_path / f"{apart}.txt").write_text("\n".join(separator.join(line) for line in lines))
         vocabulary = train_wordpiece(lines * 3, 200)
         chinese = tokenize(training_source(str(tmp_path / f"{apart}.txt")), vocabulary, 60, str(tmp_path / "cache"))
-        assert words_set_apart(SimpleNamespace(tokenizer=vocabulary), chinese, np.arange(3)) == apart
-    assert words_set_apart(run, text, np.arange(5))
-    monkeypatch.setattr("evaluation.likelihood.words_set_apart", lambda *_: False)
+        assert are_words_separated(SimpleNamespace(tokenizer=vocabulary), chinese, np.arange(3)) == apart
+    assert are_words_separated(run, text, np.arange(5))
+    monkeypatch.setattr("evaluation.likelihood.are_words_separated", lambda *_: False)
     report = score(run, text, 4).report()
     assert report["ppl_word"] is None and report["ppl_token"] > 1
     assert " per token, none per word (no spaces between words)\n" in describe(report)
 
 
 def test_what_a_given_length_costs_is_said_apart(run: TextModel, text: TokenizedText) -> None:
-    """Under the training lengths, which predict.py draws from, one added to each up to the longest allowed."""
+    """Lengths are scored under the training lengths, which predict.py draws from, with add-one smoothing."""
     counts = [*run.length_histogram, *[0] * (run.max_length - 1 - len(run.length_histogram))][1:]
     chances = [(count + 1) / (sum(counts) + len(counts)) for count in counts]
     assert sum(chances) == pytest.approx(1) and len(chances) == run.max_length - 2
@@ -195,19 +187,20 @@ def test_what_a_given_length_costs_is_said_apart(run: TextModel, text: Tokenized
     report = score(run, text).report()
     assert report["length_nats"] == pytest.approx(sum(expected) / 40)
     assert "given their lengths" in describe(report)
-    shifted = replace(run, trained_on="padded", length_histogram=[0, 0, *run.length_histogram])
+    shifted = replace(run, training_format=TextFormat("padded"), length_histogram=[0, 0, *run.length_histogram])
     assert length_nats(shifted, text.lengths[:40]) == pytest.approx(sum(expected))
-    padded = replace(run, form=RowFormat("padded"), trained_on="unpadded")
+    padded = replace(run, text_format=TextFormat("padded"), training_format=TextFormat())
     assert length_nats(padded, text.lengths[:40] + 2) == pytest.approx(sum(expected))
-    for changes in ({"trained_on": "wrapped"}, {"form": RowFormat("running")}, {"length_histogram": [0, 0, 1]}):
+    running, wrapped = TextFormat("running"), TextFormat("wrapped")
+    for changes in ({"training_format": wrapped}, {"text_format": running}, {"length_histogram": [0, 0, 1]}):
         assert length_nats(replace(run, **changes), text.lengths[:40]) is None
     without = Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128).report()
     assert without["length_nats"] is None and "lengths" not in describe(without)
 
 
 def test_a_process_that_has_no_sentence_has_its_part_in_the_profile() -> None:
-    """Of two processes and one sentence: all must sum the same figures, or wait for each other forever."""
-    process = SimpleNamespace(profiled=lambda denoiser: ["a", "b"])
+    """With two processes and one sentence both must take part in every sum, or they wait forever."""
+    process = SimpleNamespace(profile_names=lambda denoiser: ["a", "b"])
     found = Profile(SimpleNamespace(denoiser=None, process=process, tokenizer=None), torch.device("cpu"))
     assert found.fill(SimpleNamespace(lengths=np.zeros(3)), np.zeros(0, int), 4, 0, lambda: True)
     assert found.totals() == {"a": 0.0, "b": 0.0}

@@ -1,4 +1,4 @@
-"""model_metrics.py: bert-score's and mauve-text's own figures on models and sets small enough to make here."""
+"""model_metrics.py: figures of bert-score and mauve-text, recorded on small models and sets."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from evaluation.model_metrics import (
     greedy_f1,
     load_language_model,
     mauve,
-    quantise,
+    quantize,
 )
 from tests.conftest import SENTENCES, call
 from utils.errors import UserError
@@ -45,7 +45,7 @@ REFERENCES = [
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A BERT whose weights anyone can make again."""
+    """Save a small BERT with reproducible weights."""
     folder = tmp_path_factory.mktemp("bert")
     words = sorted({word for sentence in SENTENCES for word in sentence.rstrip(".").split()})
     entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", *words]
@@ -97,7 +97,7 @@ def test_bert_score_of_identity_and_of_nothing(bert: str) -> None:
         bert_score(HYPOTHESES, REFERENCES, bert, 4, CPU)
 
 
-# recorded with mauve-text 0.4.0: get_divergence_curve_for_multinomials and the area as compute_mauve takes it
+# recorded with mauve-text 0.4.0: get_divergence_curve_for_multinomials and the area of compute_mauve
 @pytest.mark.parametrize(
     ("p", "q", "recorded"),
     [
@@ -122,17 +122,18 @@ def normal(seed: int, shift: float) -> np.ndarray:
 
 
 # recorded with mauve-text 0.4.0: compute_mauve(p_features=normal(10 * shift + 1, shift), q_features=normal(99, 0)),
-# mean over its seeds 25 to 29, which lie up to 0.03 apart: k-means is another program's
+# mean over its seeds 25 to 29, which differ by up to 0.03, since it uses faiss for k-means
 @pytest.mark.parametrize(("shift", "recorded"), [(0.5, 0.884), (1.0, 0.688), (2.0, 0.158)])
+@pytest.mark.slow
 def test_quantised_mauve_is_near_mauves(shift: float, recorded: float) -> None:
     ours = [
-        area(divergence_curve(*quantise(normal(int(10 * shift) + 1, shift), normal(99, 0), seed))) for seed in range(3)
+        area(divergence_curve(*quantize(normal(int(10 * shift) + 1, shift), normal(99, 0), seed))) for seed in range(3)
     ]
     assert np.mean(ours) == pytest.approx(recorded, abs=0.03)
 
 
 def test_histograms_are_of_both_sides_over_the_same_clusters() -> None:
-    p, q = quantise(np.repeat(np.eye(4)[:2], 20, 0), np.repeat(np.eye(4)[2:], 20, 0), seed=0)
+    p, q = quantize(np.repeat(np.eye(4)[:2], 20, 0), np.repeat(np.eye(4)[2:], 20, 0), seed=0)
     assert p.sum() == pytest.approx(1) and q.sum() == pytest.approx(1) and (p * q).sum() == 0
 
 
@@ -221,5 +222,5 @@ def test_a_text_of_which_the_tokenizer_makes_nothing(gpt2: str, monkeypatch) -> 
 
     loaded = load_language_model(gpt2, eval_device=CPU)[0]
     monkeypatch.setattr("evaluation.model_metrics.load_language_model", lambda *_, **__: (loaded, Silent()))
-    with pytest.raises(UserError, match="makes nothing of sample 1"):
+    with pytest.raises(UserError, match="has no token for sample 1"):
         mauve(["a"], ["b"], gpt2, 0, CPU)

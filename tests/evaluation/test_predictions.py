@@ -1,4 +1,4 @@
-"""predictions.py: an interrupted journal goes on, DiffuSeq's files come back as they went, broken files are named."""
+"""predictions.py: continuation of journals, round trip of DiffuSeq's files, refusal of malformed files."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def without(name: str) -> dict:
     return {key: value for key, value in record(0).items() if key != name}
 
 
-def test_a_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_journal_is_continued(tmp_path: Path) -> None:
     output = tmp_path / "p.jsonl"
     first = Journal(output, "recipe")
     first.add(3, record(3))
@@ -45,14 +45,14 @@ def test_a_journal_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_journal_of_another_recipe_is_begun_anew(tmp_path: Path) -> None:
+def test_a_journal_of_another_recipe_is_cleared(tmp_path: Path) -> None:
     Journal(tmp_path / "p.jsonl", "one").add(0, record(0))
     assert Journal(tmp_path / "p.jsonl", "another").records == {}
     assert Journal(tmp_path / "p.jsonl", "one").records == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"\n", b"[]\n", b"not json\n", b'{"index": 0}\n', b"\xff\xfe\n"])
-def test_a_journal_that_is_none_is_begun_anew(tmp_path: Path, content: bytes) -> None:
+def test_a_malformed_journal_is_cleared(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "p.jsonl.part").write_bytes(content)
     journal = Journal(tmp_path / "p.jsonl", "recipe")
     assert journal.records == {}
@@ -67,8 +67,8 @@ def test_a_record_that_lacks_something_is_drawn_again(tmp_path: Path) -> None:
     assert Journal(tmp_path / "p.jsonl", "recipe").records == {0: record(0)}
 
 
-def test_what_json_leaves_in_a_line_stays_in_it(tmp_path: Path) -> None:
-    """U+2028, U+0085 and form feeds end a line for str.splitlines, not for JSON and not for a text file."""
+def test_unusual_line_separators_stay_in_a_line(tmp_path: Path) -> None:
+    """U+2028, U+0085 and form feeds end a line for str.splitlines only, not for JSON and text files."""
     odd = "a\u2028b\x85c\x0cd"
     write_predictions(tmp_path / "p.jsonl", [record(0, (odd, "x"))])
     assert read_predictions(tmp_path / "p.jsonl")[0]["candidates"] == [odd, "x"]
@@ -134,7 +134,7 @@ def test_samples_keep_their_empty_lines(tmp_path: Path) -> None:
         ([], "no predictions"),
         (["", " "], "no predictions"),
         (["", "", record(0), without("source")], ":4: every line"),
-        ([{**record(0), "candidates": ["\ud800", "b"]}], ":1: a text has half a surrogate"),
+        ([{**record(0), "candidates": ["\ud800", "b"]}], ":1: a text has an unpaired surrogate"),
         (['{"candidates": ['], ":1: not JSON"),
         (["[]"], ":1: every line must be an object"),
         ([record(0), record(1, ("a",))], ":2: 1 candidates, where the first line has 2"),
@@ -218,7 +218,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str, kind: str
 
 
 def test_a_file_too_large_is_not_read_whole(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("evaluation.predictions.MOST_BYTES", 10)
+    monkeypatch.setattr("evaluation.predictions.MAX_BYTES", 10)
     (tmp_path / "s.txt").write_text("a\n" * 5)
     assert len(read_samples(tmp_path / "s.txt")) == 5
     (tmp_path / "s.txt").write_text("a\n" * 6)

@@ -1,4 +1,4 @@
-"""spindle_report.py: the share of tokens whose informativeness is held at its bound, counted by hand."""
+"""spindle_report.py: the share of tokens whose informativeness is clamped, compared with a direct count."""
 
 import math
 from dataclasses import replace
@@ -9,12 +9,12 @@ import torch
 
 from data.corpus import Source
 from data.tokenized_text import TokenizedText, tokenize_in_memory
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion_word_freq import SpindleSchedule, WordFreqArgs
 from evaluation.spindle_report import spindle_report
 from tests.conftest import SENTENCES
 
 LINES = [sentence for i, sentence in enumerate(SENTENCES) for _ in range(1 + 200 * (i == 0))]
-"""One sentence is most of the corpus, so that its words carry little."""
+"""Repeat one sentence until it dominates the corpus, so its words have low information."""
 
 
 @pytest.fixture
@@ -27,16 +27,16 @@ def text(tokenizer) -> TokenizedText:
 def test_the_share_is_that_of_tokens_whose_h_changes(tokenizer, text: TokenizedText, spindle: str, strength) -> None:
     counts = text.counts(len(tokenizer))
     args = WordFreqArgs(spindle=spindle, word_freq_lambda=strength)
-    process = WordFreqDiffusion(args, counts, mask_id=tokenizer.mask_token_id)
+    schedule = SpindleSchedule(args, counts)
     bound, held, sentences, types = 0.999 / (strength * math.pi), 0, 0, set()
-    statistic = process.statistic.numpy()
+    statistic = schedule.statistic.numpy()
     for i in range(len(text)):
         ids = text.sentence(i)
         own, mean = statistic[ids], statistic[ids].mean()
         h = 1 - mean / own if spindle == "paper" else mean - own
         back = np.abs(h) > bound
         held, sentences, types = held + back.sum(), sentences + back.any(), types | set(ids[back].tolist())
-    said = spindle_report(process, text, tokenizer)
+    said = spindle_report(schedule, text, tokenizer)
     if not held:
         assert said == f"spindle: every h of {len(text):,} sentences lies within its bound of {bound:.2f}"
         return
@@ -47,16 +47,14 @@ def test_the_share_is_that_of_tokens_whose_h_changes(tokenizer, text: TokenizedT
 
 def test_without_a_spindle_there_is_nothing_to_say(tokenizer, text: TokenizedText) -> None:
     for args in (WordFreqArgs(spindle="none"), WordFreqArgs(word_freq_lambda=0.0)):
-        process = WordFreqDiffusion(args, text.counts(len(tokenizer)), mask_id=tokenizer.mask_token_id)
-        assert spindle_report(process, text, tokenizer) == ""
-        assert not process.held_back(torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.bool)).any()
+        schedule = SpindleSchedule(args, text.counts(len(tokenizer)))
+        assert spindle_report(schedule, text, tokenizer) == ""
+        assert not schedule.clamped(torch.tensor([[5, 6]]), torch.ones(1, 2, dtype=torch.bool)).any()
 
 
 def test_padding_and_what_is_given_count_nowhere(tokenizer, text: TokenizedText) -> None:
-    process = WordFreqDiffusion(
-        WordFreqArgs(word_freq_lambda=1.0), text.counts(len(tokenizer)), mask_id=tokenizer.mask_token_id
-    )
+    schedule = SpindleSchedule(WordFreqArgs(word_freq_lambda=1.0), text.counts(len(tokenizer)))
     batch = text.batch(np.arange(len(text) - 3, len(text)), tokenizer)
     nothing = replace(batch, target_mask=torch.zeros_like(batch.target_mask))
-    assert process.held_back(batch.input_ids, batch.target_mask).any()
-    assert not process.held_back(nothing.input_ids, nothing.target_mask).any()
+    assert schedule.clamped(batch.input_ids, batch.target_mask).any()
+    assert not schedule.clamped(nothing.input_ids, nothing.target_mask).any()

@@ -1,13 +1,13 @@
-"""attention.py: the attention that is fast here is taken if it is right; compiled networks compute the same."""
+"""attention.py: the fast attention is used if it is correct; compiled networks give the same numbers."""
 
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
 from transformers import BertConfig
 
-from models.attention import attention_for, compile_network, fit_to_device, take_if_right, trial
+from models.attention import compile_network, fit_to_device, preferred_attention, trial_hidden_states, use_if_correct
 from models.bert import BertDenoiser
-from models.networks import BertArgs
+from models.networks import NetworkArgs
 from tests.models.test_bert import CONFIGS, MASK, SHAPE, T, X, network
 from utils.errors import UserError
 
@@ -28,7 +28,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 )
 def test_attention_by_machine(device, precision, packing, installed, expected, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.attention.is_flash_attn_2_available", lambda: installed)
-    assert attention_for(device, precision, packing=packing) == expected
+    assert preferred_attention(device, precision, packing=packing) == expected
 
 
 def attention_of(denoiser: BertDenoiser) -> str:
@@ -40,37 +40,38 @@ def attention_of(denoiser: BertDenoiser) -> str:
 )
 def test_a_choice_is_made_only_where_it_is_left_open(wanted: str, precision: str, taken: str) -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"]))
-    fit_to_device(denoiser, BertArgs(attn_implementation=wanted), CPU, precision)
+    fit_to_device(denoiser, NetworkArgs(attn_implementation=wanted), CPU, precision)
     assert attention_of(denoiser) == taken
 
 
 def test_the_choice_knows_of_packing_and_of_networks_of_few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr("models.attention.attention_for", lambda *_, packing: (asked.append(packing), "eager")[1])
+    monkeypatch.setattr("models.attention.preferred_attention", lambda *_, packing: (asked.append(packing), "eager")[1])
     denoiser = BertDenoiser(network(BertConfig(**{**SHAPE, "max_position_embeddings": 5})))
     for capacity in (0, 5):
         denoiser.pack_rows(capacity)
-        fit_to_device(denoiser, BertArgs(), CPU, "fp32")
+        fit_to_device(denoiser, NetworkArgs(), CPU, "fp32")
     assert asked == [False, True] and attention_of(denoiser) == "eager"
 
 
 def test_what_does_not_run_or_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"])).train()
-    take_if_right(denoiser, "flash_attention_2")  # not installed here
+    use_if_correct(denoiser, "flash_attention_2")  # not installed here
     assert attention_of(denoiser) == "sdpa" and denoiser.training
-    take_if_right(denoiser, "eager")
+    use_if_correct(denoiser, "eager")
     assert attention_of(denoiser) == "eager"
-    real = trial
+    real = trial_hidden_states
     wrong = lambda d: real(d) * (1.05 if attention_of(d) == "eager" else 1)  # noqa: E731
-    monkeypatch.setattr("models.attention.trial", wrong)
-    take_if_right(denoiser, "eager")
+    monkeypatch.setattr("models.attention.trial_hidden_states", wrong)
+    use_if_correct(denoiser, "eager")
     assert attention_of(denoiser) == "sdpa"
 
 
+@pytest.mark.slow
 def test_an_attention_that_cannot_be_trained_with_is_refused_before_anything_is_written() -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"]))
     with pytest.raises(UserError, match="attn_implementation='flex_attention' cannot be used here") as caught:
-        fit_to_device(denoiser, BertArgs(attn_implementation="flex_attention"), CPU, "fp32")  # no gradient there
+        fit_to_device(denoiser, NetworkArgs(attn_implementation="flex_attention"), CPU, "fp32")  # no gradient there
     assert "\n" not in str(caught.value) and all(p.grad is None for p in denoiser.parameters())
 
 
@@ -84,6 +85,7 @@ def outputs(denoiser: BertDenoiser, rows: int, width: int) -> list[torch.Tensor]
 
 
 @pytest.mark.parametrize("packing", [0, 12])
+@pytest.mark.slow
 def test_a_compiled_network_computes_the_same_and_is_not_compiled_anew_for_every_shape(packing: int) -> None:
     torch._dynamo.reset()
     denoiser = BertDenoiser(network(BertConfig(**{**SHAPE, "num_hidden_layers": 1})), "layerwise", num_steps=8)
@@ -98,10 +100,11 @@ def test_a_compiled_network_computes_the_same_and_is_not_compiled_anew_for_every
         for found, known in zip(outputs(denoiser, *shape), expected, strict=True):
             torch.testing.assert_close(found, known, atol=1e-4, rtol=1e-4)
         graphs.append(counter.frame_count)
-    # two sentences, as many as heads, may look like one size to the compiler, which then takes a second turn
+    # with 2 sentences and 2 heads the compiler may assume equal sizes, and then compiles a second time
     assert graphs[0] < graphs[1] <= graphs[2] == graphs[-1] and list(denoiser.state_dict()) == names
 
 
+@pytest.mark.slow
 def test_a_machine_that_cannot_compile_says_so() -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no compiler\nat all")

@@ -1,4 +1,4 @@
-"""dit.py: MDLM's network to its last name and digit; a causal one whose cache is exact."""
+"""dit.py: parameter names and numbers of the released network; exact cache of the causal variant."""
 
 from pathlib import Path
 
@@ -35,11 +35,11 @@ OF_A_BLOCK = {
     "norm1.weight", "norm2.weight", "attn_qkv.weight", "attn_out.weight", "mlp.0.weight", "mlp.0.bias", "mlp.2.weight",
     "mlp.2.bias", "adaLN_modulation.weight", "adaLN_modulation.bias",
 }  # fmt: skip
-"""As section 1.7 of the released code's description has them."""
+"""Parameter names of the released network."""
 
 
 def network(causal: bool = False, seed: int = 0, **more: object) -> DitNetwork:
-    """Weights that are nowhere zero."""
+    """Create a network without zero weights."""
     made = DitNetwork(DitConfig(**{**SMALL, "causal": causal, **more})).eval()
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_logits_are_the_recorded_ones() -> None:
 
 
 def test_it_begins_as_released() -> None:
-    """Modulation and head at zero: every layer is the identity, and all tokens are alike."""
+    """With modulation and head at zero, every layer is the identity and all tokens have equal logits."""
     made = DitNetwork(DitConfig(**SMALL)).eval()
     ids = torch.arange(6)[None]
     assert (made(ids) == 0).all()
@@ -153,6 +153,7 @@ def test_its_tables_are_no_matrices_for_muon() -> None:
 @pytest.mark.parametrize(
     "words", [["--process", "mdlm", "--time_conditioning", "layerwise"], ["--process", "mdlm"], ["--process", "ar"]]
 )
+@pytest.mark.slow
 def test_it_trains_and_its_checkpoint_comes_back(monkeypatch, corpus: Path, tmp_path: Path, words: list) -> None:
     preset = TINY.index("--num_steps")
     base = [*TINY[:preset], *TINY[preset + 2 :], *words, "--optimizer", "muon", "--valid_fraction", 0.1]
@@ -169,11 +170,11 @@ def test_it_trains_and_its_checkpoint_comes_back(monkeypatch, corpus: Path, tmp_
 
 def test_what_it_does_not_do_is_refused() -> None:
     assert {"ddit-tiny", "ddit-small", "ddit-medium"} <= set(PRESETS)
-    with pytest.raises(UserError, match="is told sigma in its layers, or not at all"):
+    with pytest.raises(UserError, match="network supports none, and layerwise if it is not causal"):
         make_denoiser(network(), "token", 10)
-    with pytest.raises(UserError, match="is told sigma in its layers, or not at all"):
+    with pytest.raises(UserError, match="network supports none, and layerwise if it is not causal"):
         make_denoiser(network(causal=True), "layerwise", 10)
-    with pytest.raises(UserError, match="does not keep the sentences of a row apart"):
+    with pytest.raises(UserError, match="does not separate the sentences of a row"):
         make_denoiser(network(), "none", 10).pack_rows(32)
     with pytest.raises(ValueError, match="hidden_dim=30 must be a multiple"):
         DitConfig(hidden_dim=30, n_heads=2)

@@ -1,4 +1,4 @@
-"""networks.py: settings keep their types, and no pickle is read. (What `build` makes of them: test_bert.py.)"""
+"""networks.py: settings keep their types, and no pickle is read (test_bert.py tests `build_denoiser`)"""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig
 
-from models.networks import BertArgs, _parse_overrides, for_embeddings, fresh_network, load_network, require_settings
+from models.networks import NetworkArgs, _parse_overrides, for_embeddings, fresh_network, load_network, require_settings
 from models.score_lm import ScoreLmConfig, ScoreLmNetwork
 from utils.errors import UserError
 
@@ -26,10 +26,10 @@ def test_overrides_keep_their_types() -> None:
 
 
 def test_a_network_over_embeddings_is_made_anew_unless_one_is_named() -> None:
-    default = for_embeddings(BertArgs(config_overrides="hidden_size=64"))
+    default = for_embeddings(NetworkArgs(config_overrides="hidden_size=64"))
     assert (default.model_name_or_path, default.from_scratch) == ("score-lm", True)
     assert default.config_overrides == "hidden_size=64"
-    named = BertArgs("out/score/checkpoint")
+    named = NetworkArgs("out/score/checkpoint")
     assert for_embeddings(named) is named
 
 
@@ -45,6 +45,6 @@ def test_a_network_made_with_other_settings_is_refused(name: str, has: bool) -> 
 
 
 def test_what_the_process_says_of_its_network_is_not_overridden(tokenizer) -> None:
-    args = BertArgs("score-lm-small", from_scratch=True, config_overrides="self_conditioning=false")
+    args = NetworkArgs("score-lm-small", from_scratch=True, config_overrides="self_conditioning=false")
     with pytest.raises(UserError, match="self_conditioning is a setting of the process; give --self_conditioning"):
-        fresh_network(args, tokenizer, self_conditioning=True, time_warp=True)
+        fresh_network(args, tokenizer, process_settings={"self_conditioning": True, "time_warp": True})

@@ -1,4 +1,4 @@
-"""packing.py: a sentence in a packed row is the sentence in a row of its own."""
+"""packing.py: packed rows give the results of one sentence per row."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor
 from transformers import BertConfig, ModernBertConfig
 
 from data.batch import Batch
+from diffusion.process import Vocabulary
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from models.bert import BertDenoiser
 from models.packing import PackedRows, next_fit
@@ -33,7 +34,7 @@ def test_sentences_are_laid_out_in_order() -> None:
     assert rows.sentence.tolist() == [[1, 1, 1, 2], [3, 3, 0, 0]]
     assert rows.position.tolist() == [[0, 1, 2, 0], [0, 1, 0, 0]]
     assert rows.fill(torch.tensor([[7, 8, 9, 0], [6, 0, 0, 0], [4, 5, 0, 0]])).tolist() == [[7, 8, 9, 6], [4, 5, 0, 0]]
-    assert PackedRows(torch.ones(2, 9).bool(), 4).sentence.shape == (2, 9)  # wider than a row: wider rows
+    assert PackedRows(torch.ones(2, 9).bool(), 4).sentence.shape == (2, 9)  # a batch wider than a row widens the rows
 
 
 def test_rows_of_the_score_based_lm_are_the_recorded_ones_with_the_right_mask() -> None:
@@ -82,8 +83,8 @@ def test_every_sentence_keeps_its_own_time() -> None:
 
 
 def terms_and_gradient(denoiser: BertDenoiser, rows: list[slice]) -> tuple[Tensor, Tensor]:
-    """KL of each sentence at an x_t of its own, and the gradient of their sum, the sentences taken in these parts."""
-    process = WordFreqDiffusion(WordFreqArgs(num_steps=8), torch.arange(50), mask_id=4, excluded_ids=(0, 1, 2))
+    """Return the KL of each sentence at its own x_t, and the gradient of their sum, computed in batches of `rows`."""
+    process = WordFreqDiffusion(WordFreqArgs(num_steps=8), torch.arange(50), Vocabulary(50, 4, excluded_ids=(0, 1, 2)))
     masked = ATTENDED & (torch.rand(X.shape, generator=torch.Generator().manual_seed(1)) < 0.6)
     denoiser.zero_grad()
     found = []
@@ -120,11 +121,11 @@ def test_sentences_are_kept_apart_in_low_precision_too(attention: str) -> None:
     stock.set_attn_implementation(attention)
     denoiser = BertDenoiser(stock)
     single = denoiser.encode(X, T, ATTENDED)[ATTENDED]
-    denoiser.autocast = torch.autocast("cpu", torch.bfloat16)
+    denoiser.use_precision(torch.device("cpu"), "bf16")
     rounded = denoiser.encode(X, T, ATTENDED)[ATTENDED]
     found = packed(denoiser).encode(X, T, ATTENDED)[ATTENDED]
     assert (found - rounded).abs().max() <= 3 * (rounded - single).abs().max()
-    assert isinstance(denoiser.autocast, torch.autocast)  # the check at the start leaves it as it was
+    assert isinstance(denoiser.autocast, torch.autocast)  # the check restores autocast
 
 
 def test_a_network_of_few_positions_can_be_packed() -> None:
@@ -133,7 +134,7 @@ def test_a_network_of_few_positions_can_be_packed() -> None:
 
 def test_a_network_that_cannot_keep_them_apart_is_refused() -> None:
     denoiser = BertDenoiser(network(CONFIGS["deberta"]))
-    with pytest.raises(UserError, match="sentences of a row apart; leave packing out, or try .* sdpa$"):
+    with pytest.raises(UserError, match="does not separate the sentences of a row; leave packing out, or try .* sdpa$"):
         packed(denoiser)
     assert denoiser.row_capacity == 0
 

@@ -1,12 +1,12 @@
-"""score_denoiser.py: tokens on their sphere, levels by row or position, packed rows, what is refused."""
+"""score_denoiser.py: embeddings on the sphere, noise levels by row or position, packed rows, refusals."""
 
 import pytest
 import torch
 from torch import Tensor
 
-from models.attention import fit_to_device, trial
+from models.attention import fit_to_device, trial_hidden_states
 from models.factory import make_denoiser
-from models.networks import BertArgs
+from models.networks import NetworkArgs
 from models.score_denoiser import ScoreDenoiser, as_score_denoiser
 from tests.models.test_bert import CONFIGS
 from tests.models.test_bert import network as bert
@@ -64,7 +64,7 @@ def test_packed_rows_give_what_one_sentence_a_row_gives(conditioned: bool) -> No
 
 
 def test_neighbours_of_equal_length_do_not_see_each_other() -> None:
-    """The released mask compared lengths: in a row of [5, 5] everyone saw everyone."""
+    """The released mask compared lengths, so two sentences of length 5 attended to each other."""
     made = denoiser()
     made.pack_rows(10)
     other = X.clone()
@@ -91,20 +91,20 @@ def test_an_estimate_before_matters_only_to_a_network_that_is_to_know_it() -> No
 
 
 def test_the_machine_may_try_it_and_there_is_no_choice_of_attention() -> None:
-    assert trial(denoiser()).isfinite().all()
+    assert trial_hidden_states(denoiser()).isfinite().all()
     made = denoiser()
-    fit_to_device(made, BertArgs(), torch.device("cpu"), "bf16")
+    fit_to_device(made, NetworkArgs(), torch.device("cpu"), "bf16")
     assert made.network.config._attn_implementation == "sdpa"
-    with pytest.raises(UserError, match="ScoreLmNetwork has torch's own attention, and no other; leave it out"):
-        fit_to_device(made, BertArgs(attn_implementation="eager"), torch.device("cpu"), "fp32")
+    with pytest.raises(UserError, match="ScoreLmNetwork only supports torch's own attention .*leave the flag out"):
+        fit_to_device(made, NetworkArgs(attn_implementation="eager"), torch.device("cpu"), "fp32")
 
 
 def test_networks_over_tokens_and_over_embeddings_are_not_confused() -> None:
     stock = bert(next(iter(CONFIGS.values())))
     with pytest.raises(UserError, match="process=score needs a network over embeddings; use --from_scratch true"):
-        make_denoiser(stock, "none", 1, continuous=True)
-    with pytest.raises(UserError, match="reads embeddings, and is for --process score"):
+        make_denoiser(stock, "none", 1, over_embeddings=True)
+    with pytest.raises(UserError, match="takes embeddings and needs --process score"):
         make_denoiser(network(), "none", 1)
     with pytest.raises(UserError, match="time_conditioning=token: .* leave it out"):
         as_score_denoiser(network(), "token")
-    assert isinstance(make_denoiser(network(), "layerwise", 1, continuous=True), ScoreDenoiser)
+    assert isinstance(make_denoiser(network(), "layerwise", 1, over_embeddings=True), ScoreDenoiser)

@@ -1,4 +1,4 @@
-"""score_lm.py: its parts give the recorded numbers; saved and loaded it is the same."""
+"""score_lm.py: recorded numbers of its parts; saving and loading."""
 
 import math
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from models.networks import PRESETS, BertArgs, fresh_network
+from models.networks import PRESETS, NetworkArgs, fresh_network
 from models.score_lm import Body, Film, Fourier, RmsNorm, ScoreLmConfig, ScoreLmNetwork, rotary, rotate, to_sphere
 from utils.errors import UserError
 
@@ -25,7 +25,7 @@ SMALL = {
 
 
 def network(seed: int = 0, **more: object) -> ScoreLmNetwork:
-    """Weights that are nowhere zero."""
+    """Create a network without zero weights."""
     made = ScoreLmNetwork(ScoreLmConfig(**{**SMALL, **more})).eval()
     torch.manual_seed(seed)
     with torch.no_grad():
@@ -143,6 +143,6 @@ def test_its_parts_have_as_many_parameters_as_counted_by_hand() -> None:
     ["num_attention_heads=3", "fourier_size=3", "dropout=2", "embedding_size=0", "hidden_size=0", "rotary_base=0"],
 )
 def test_sizes_that_do_not_fit_are_refused(words: str, tokenizer) -> None:
-    args = BertArgs(model_name_or_path="score-lm-small", from_scratch=True, config_overrides=words)
+    args = NetworkArgs(model_name_or_path="score-lm-small", from_scratch=True, config_overrides=words)
     with pytest.raises(UserError, match="no network can be made of it"):
         fresh_network(args, tokenizer)

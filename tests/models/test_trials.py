@@ -1,4 +1,4 @@
-"""trials.py: a network whose output depends on its padding, or is no number, is refused when it is wrapped."""
+"""trials.py: networks whose output depends on padding, varies, or is not finite are refused."""
 
 import pytest
 import torch
@@ -35,13 +35,13 @@ READING = {
 def test_the_families_that_are_named_are_wrapped(name: str, conditioning: str) -> None:
     make_denoiser(network(CONFIGS[name]), conditioning, 8)
     written = {"xlm-roberta": "xlm-r", "data2vec-text": "data2vec", "deberta": "deberta-v2"}.get(name, name)
-    assert written in FAMILIES.lower().replace(" and ", ", ").split(", ")
+    assert written in FAMILIES.lower().split(", ")
 
 
 @pytest.mark.parametrize("name", READING)
 def test_a_network_that_reads_its_padding_is_refused(name: str) -> None:
     stock: PretrainedConfig = READING[name]
-    with pytest.raises(UserError, match="reads its padding: .* depend on the batch|is laid out in a way"):
+    with pytest.raises(UserError, match="depends on the padding after it|has a layout unknown"):
         make_denoiser(network(stock), "none", 8)
 
 
@@ -50,7 +50,7 @@ def test_a_network_that_answers_otherwise_every_time_is_refused() -> None:
     shape = {"axial_pos_shape": [8, 16], "axial_pos_embds_dim": [16, 16], "max_position_embeddings": 128}
     chunks = {"lsh_attn_chunk_length": 8, "local_attn_chunk_length": 8, "num_buckets": 4, "attention_head_size": 16}
     stock = network(ReformerConfig(**sizes, **shape, **chunks, is_decoder=False, feed_forward_size=64))
-    with pytest.raises(UserError, match="another output every time|reads its padding|cannot read a row"):
+    with pytest.raises(UserError, match="on the same tokens varies|depends on the padding|cannot read a row"):
         make_denoiser(stock, "none", 8)
 
 

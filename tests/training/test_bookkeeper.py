@@ -2,15 +2,13 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.conftest import errors_of
 from tests.test_main import records, train
-from training import bookkeeper
-from training.clock import Deadline
 from training.saved_state import states
 from training.step import training_loss
 from training.tracking import cut_log
@@ -42,6 +40,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], what: str = "loss") 
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.slow
 def test_a_step_that_is_no_number_is_left_out_and_counted(monkeypatch, corpus, tmp_path, capsys, what: str) -> None:
     steps = ["--max_steps", 6, "--logging_steps", 1, "--max_skipped_steps", 3, "--ema_decay", 0.9]
     with monkeypatch.context() as patch:
@@ -61,46 +60,15 @@ def test_too_many_of_them_end_the_run_and_name_the_lines(monkeypatch, corpus, tm
     spoil(monkeypatch, {3, 4, 5}, what)
     words = ["--max_steps", 9, "--max_skipped_steps", 3, "--save_every", 2, "--batch_size", 4]
     code, folder = train(monkeypatch, corpus, tmp_path, *words)
-    said = capsys.readouterr().err.strip()
-    assert code == 2 and "\n" not in said
+    (said,) = errors_of(capsys.readouterr().err)
+    assert code == 2
     assert f"the training {what} was not finite in 3 steps in a row, last on the batch of {corpus}:" in said
     lines = [int(part.split(",")[0].split(" ")[0]) for part in said.split(f"{corpus}:")[1:]]
     assert len(lines) == 3 and all(1 <= line <= 240 for line in lines) and "and 1 more" in said
     assert (folder / "state" / "step-000000000004").is_dir()
 
 
-def test_a_bound_that_is_no_number_ends_the_run(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
-    monkeypatch.setattr(bookkeeper.likelihood.Likelihood, "report", lambda self: {"nats_per_sequence": math.nan})
-    code, folder = train(monkeypatch, corpus, tmp_path)
-    assert code == 2 and "the validation bound is not finite; lower" in capsys.readouterr().err
-    assert {path.name for path in folder.iterdir()} == {"log.jsonl", "run.json", "run.lock", "state", "tokenizer"}
-
-
-def test_a_folder_that_vanishes_ends_the_run_in_one_line(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
-    real = training_loss
-    monkeypatch.setattr("training.step.training_loss", lambda *a: shutil.rmtree(tmp_path / "run", True) or real(*a))
-    code, folder = train(monkeypatch, corpus, tmp_path)
-    said = capsys.readouterr().err.strip()
-    assert code == 2 and "was removed or emptied while it was being filled" in said and "\n" not in said
-    assert not folder.exists()
-
-
-def test_a_deleted_checkpoint_is_made_again(monkeypatch, corpus: Path, tmp_path: Path) -> None:
-    real, calls = training_loss, []
-
-    def loss(*words):
-        calls.append(1)
-        if len(calls) == 3:
-            shutil.rmtree(tmp_path / "run" / "checkpoint-last")
-            shutil.rmtree(tmp_path / "run" / "state")
-        return real(*words)
-
-    monkeypatch.setattr("training.step.training_loss", loss)
-    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 4, "--eval_steps", 2)
-    assert code == 0 and (folder / "checkpoint-last" / "model.safetensors").exists()
-    assert [path.name for path in (folder / "state").iterdir()] == ["step-000000000004"]
-
-
+@pytest.mark.slow
 def test_states_are_saved_by_steps_or_by_the_clock(monkeypatch, corpus: Path, tmp_path: Path) -> None:
     kept = ["--max_steps", 7, "--eval_steps", 100, "--keep_last", 100]
     for words, expected in (
@@ -128,31 +96,6 @@ def test_a_loss_that_is_no_number_moves_nothing_though_its_gradient_is_one(
     assert code == 0 and facts["average_updates"] == 0 and facts["figures"]["skipped"] == 2
 
 
-def test_an_evaluation_is_given_up_when_the_time_is_short_and_made_up_for(
-    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """Its step is saved before it; the next process begins with it, and ends as if nothing had been."""
-    words = ["--max_steps", 4, "--eval_steps", 2, "--time_limit", 60]
-    _, whole = train(monkeypatch, corpus, tmp_path, *words, name="whole")
-    for stop in (2, 4):
-        with monkeypatch.context() as patch:
-            answers = [True] * (stop == 4) + [False] * 9
-            patch.setattr(Deadline, "watch", lambda self, answers=answers: lambda: answers.pop(0))
-            code, folder = train(patch, corpus, tmp_path, *words)
-        assert code == 0 and f"the time limit is near: stopped after step {stop}" in capsys.readouterr().out
-        assert [record["step"] for record in records(folder, "valid")] == [2] * (stop == 4)
-    with monkeypatch.context() as patch:
-        patch.setattr(Deadline, "watch", lambda self: lambda: False)
-        assert train(patch, corpus, tmp_path, *words)[0] == 2
-        assert "time_limit=60.0 is too short for an evaluation of" in capsys.readouterr().err
-    assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
-    assert "trained 4 steps" in capsys.readouterr().out
-    assert [record["step"] for record in records(folder, "valid")] == [2, 4]
-    for name in ("checkpoint", "checkpoint-last"):
-        ours, theirs = ((run / name / "model.safetensors").read_bytes() for run in (folder, whole))
-        assert ours == theirs
-
-
 def test_two_processes_do_not_train_into_one_folder(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     (tmp_path / "run").mkdir()
     with held_alone(tmp_path / "run" / "run.lock", "not here"):
@@ -162,6 +105,7 @@ def test_two_processes_do_not_train_into_one_folder(monkeypatch, corpus: Path, t
     assert train(monkeypatch, corpus, tmp_path)[0] == 0
 
 
+@pytest.mark.slow
 def test_a_run_by_the_clock_warms_up_and_scores_by_it(monkeypatch, corpus: Path, tmp_path: Path) -> None:
     """Of a million steps, a hundredth would be more than there are; and how much scoring may cost shows at the end."""
     code, folder = train(monkeypatch, corpus, tmp_path, "--max_minutes", 0.04, "--max_steps", 10**6, "--batch_size", 4)

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+import main
+from tests.conftest import ROOT, call, errors_of
 from training.saved_state import folder_of, states
-from utils.files import whats_wrong
+from utils.files import manifest_error
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import faults  # noqa: E402
@@ -25,18 +26,13 @@ TOOK = []
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
     """A corpus, and the run that nothing happens to."""
     place, began = tmp_path_factory.mktemp("faults"), time.monotonic()
     faults.write_corpus(place / "corpus.txt")
     assert faults.start(place, "reference", 1).wait(120) == 0
     TOOK.append(time.monotonic() - began)
     return place
-
-
-def errors_of(said: str) -> list[str]:
-    """The lines on stderr but the one that says what was read."""
-    return [line for line in said.splitlines() if not line.startswith("reading train: ")]
 
 
 def start(
@@ -118,7 +114,7 @@ def test_a_full_disk_ends_in_one_line_and_spares_the_last_state(place: Path) -> 
     assert full.returncode == 2 and len(errors_of(errors)) == 1 and "cannot be written (" in errors, errors
     assert "arge" in errors and "make room" in errors  # File too large
     assert sorted(states(place / "full")) == whole
-    assert whole and all(whats_wrong(state) == "" for state in whole)
+    assert whole and all(manifest_error(state) == "" for state in whole)
     assert not list((place / "full").glob(".*")) and not list((place / "full" / "state").glob(".*"))
     assert start(place, "full", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(120) == 0
     assert_as_if_nothing_had_been(place, "full")
@@ -143,10 +139,11 @@ def test_a_reader_that_is_killed_ends_the_run_in_one_line(place: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["/sys/run", "/dev/null/run"])
-def test_a_place_that_cannot_be_written_is_refused(place: Path, folder: str) -> None:
-    process = start(place, folder)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and errors.count("\n") == 1 and folder.rpartition("/")[0] in errors
+def test_a_place_that_cannot_be_written_is_refused(monkeypatch, capsys, corpus: Path, folder: str) -> None:
+    words = ["--train_data", corpus, "--cache_dir", corpus.parent / "cache", "--output_dir", folder, *faults.SETTINGS]
+    assert call(main.main, monkeypatch, *words) == 2
+    (said,) = errors_of(capsys.readouterr().err)
+    assert folder.rpartition("/")[0] in said
 
 
 def test_what_the_log_says_survives_too(place: Path) -> None:

@@ -1,4 +1,4 @@
-"""optim.py: learning rates against their formulas, who gets which optimizer, averages of the weights."""
+"""optim.py: learning rates against their formulas, optimizers of each weight, averages of the weights."""
 
 import math
 
@@ -48,7 +48,7 @@ def test_the_average_is_that_of_the_score_based_lm() -> None:
     average.updates = 10_000  # its warm-up is over
     model.weight.data = torch.tensor([[3.0, 4.0]])
     average.update()
-    with average.in_place():
+    with average.swapped_in():
         assert model.weight.flatten().tolist() == pytest.approx([1.1, 2.1])
 
 
@@ -70,7 +70,7 @@ def test_muon_takes_the_maps_and_adamw_the_tables_and_vectors() -> None:
     model = Toy()
     args = OptimArgs(optimizer="muon", adam_beta1=0.8, adam_beta2=0.999)
     muon, adamw = make_optimizers(args, model, [model.head])
-    assert muon.param_groups[0]["adjust_lr_fn"] == "match_rms_adamw"  # or one learning rate would not serve both
+    assert muon.param_groups[0]["adjust_lr_fn"] == "match_rms_adamw"  # both optimizers share one learning rate
     assert isinstance(muon, torch.optim.Muon) and set(names_of(model, muon)) == {"inner.weight"}
     decay = names_of(model, adamw)
     assert {n for n, d in decay.items() if d} == {"embedding.weight", "head.weight"}
@@ -120,10 +120,10 @@ def test_averaged_weights_follow_the_definition_and_step_aside() -> None:
         average.update()
         decay = min(0.5, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * n
-    with average.in_place():
+    with average.swapped_in():
         assert model.weight.item() == pytest.approx(expected, rel=1e-6)
     assert model.weight.item() == 5
-    with AveragedWeights(model, 0.0).in_place():
+    with AveragedWeights(model, 0.0).swapped_in():
         assert model.weight.item() == 5
 
 

@@ -1,4 +1,4 @@
-"""outcome.py: what is said of a training that learnt nothing or diverged, and of figures beyond measure."""
+"""outcome.py: verdicts on trainings that learned nothing or diverged, also with enormous figures."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from training.outcome import Figures, said_of, verdict
+from training.outcome import Figures, verdict, verdict_in_log
 
 LEARNT = {"best": 4.0, "last": 4.1, "unigram": 9.6, "uniform": 14.9, "first_loss": 15.2, "last_loss": 4.4, "skipped": 0}
 
@@ -16,30 +16,30 @@ LEARNT = {"best": 4.0, "last": 4.1, "unigram": 9.6, "uniform": 14.9, "first_loss
     ("differing", "said"),
     [
         ({}, ""),
-        ({"first_loss": 30.0, "last_loss": 40.0}, ""),  # noisy, of another weighting
+        ({"first_loss": 30.0, "last_loss": 40.0}, ""),  # a noisy loss with another weighting
         (
             {"best": 9.7, "last": 9.7},
-            "has learnt nothing yet: its best bound, 9.700 bits/token, is not below that of word",
+            "has learned nothing yet: its best bound, 9.700 bits/token, is not below that of the unigram",
         ),
-        ({"best": 17.0, "last": 17.0}, "has learnt nothing yet: its best bound, 17.000"),  # a fresh network, falling
-        ({"best": 17.0, "last": 17.0, "last_loss": 14.0, "unigram": 23.6}, ""),  # of pairs, whose [PAD]s cost nats, too
+        ({"best": 17.0, "last": 17.0}, "has learned nothing yet: its best bound, 17.000"),  # a fresh network, falling
+        ({"best": 17.0, "last": 17.0, "last_loss": 14.0, "unigram": 23.6}, ""),  # pairs: their [PAD]s cost nats too
         (
             {"best": 17.0, "last": 1e300, "last_loss": 99.0},
-            "diverged: its best bound, 17.000 bits/token, is worse than guessing every",
+            "diverged: its best bound, 17.000 bits/token, is worse than a uniform guess",
         ),
         ({"best": 1e300, "last": 1e300}, "its best bound, 1.000e+300 bits/token, is worse"),
         ({"last": 312.0}, "diverged after its best bound (4.000 bits/token): the last one is 312.000"),
         ({"last_loss": 50.0}, "its loss rose from 15.200 to 50.000 bits/token"),
         ({"first_loss": 4.0, "last_loss": 14.0}, ""),  # pretrained: no worse than a guess
-        ({"first_loss": 0.0, "last_loss": 0.0}, ""),  # of a state without them
-        ({"skipped": 0.25}, "25 % of the steps were left out"),
+        ({"first_loss": 0.0, "last_loss": 0.0}, ""),  # a state without these figures
+        ({"skipped": 0.25}, "25 % of the steps were skipped"),
         ({"unigram": 0.0, "best": 1e300, "skipped": 1}, ""),
     ],
 )
 def test_a_verdict_names_both_figures(differing: dict, said: str) -> None:
     found = verdict(**{**LEARNT, **differing})
     assert said in found and bool(said) == bool(found)
-    assert not found or "--" in found or "steps were left out" in found  # a remedy
+    assert not found or "--" in found or "steps were skipped" in found  # a remedy
 
 
 def test_figures_of_an_earlier_version_say_nothing() -> None:
@@ -57,7 +57,7 @@ def test_figures_of_an_earlier_version_say_nothing() -> None:
 )
 def test_a_log_says_it_in_its_last_note(tmp_path: Path, lines: list, said: str) -> None:
     (tmp_path / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert said_of(tmp_path / "log.jsonl") == said and said_of(tmp_path / "none") == ""
+    assert verdict_in_log(tmp_path / "log.jsonl") == said and verdict_in_log(tmp_path / "none") == ""
 
 
 @pytest.mark.parametrize("script", ["run.sh", "run_condition.sh"])
@@ -65,7 +65,7 @@ def test_a_log_says_it_in_its_last_note(tmp_path: Path, lines: list, said: str) 
 def test_a_demos_summary_repeats_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, script: str, said: str
 ) -> None:
-    """The Python within the script, on the files of a demo."""
+    """Run the Python code within the script on the files of a demo."""
     monkeypatch.chdir(tmp_path)
     names = [f"bleu{name}" for name in ("", "_single", "_random", "_nearest")]
     elbo = {"bits_per_token": 3e300, "unigram_bits_per_token": 9.6, "ppl_word": 1e304, "num_steps": 128}

@@ -1,27 +1,31 @@
-"""output_folder.py: who has a folder, and what a run finds there. (What happens to two of them: test_overlap.py)"""
+"""output_folder.py: the lock, and the removal of earlier results. Overlapping runs: test_overlap.py."""
 
 from pathlib import Path
 
 import pytest
 
 from training.arguments import TrainArgs
-from training.output_folder import OUTPUTS, alone, claim
+from training.output_folder import OUTPUTS, claim, exclusive_access
 from utils.errors import UserError
 
 
 def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
     args = TrainArgs(str(tmp_path / "run"))
-    with alone(args), pytest.raises(UserError, match="another process is training into this folder"), alone(args):
+    with (
+        exclusive_access(args),
+        pytest.raises(UserError, match="another process is training into this folder"),
+        exclusive_access(args),
+    ):
         pass
-    assert not (tmp_path / "run").exists()  # nothing began there
-    with alone(args):
+    assert not (tmp_path / "run").exists()  # no run began there
+    with exclusive_access(args):
         (tmp_path / "run" / "run.json").write_text("{}")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "run.lock"}
 
 
 def test_a_folder_of_somebody_elses_stays(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
-    with alone(TrainArgs(str(tmp_path / "notes"))):
+    with exclusive_access(TrainArgs(str(tmp_path / "notes"))):
         pass
     assert not list((tmp_path / "notes").iterdir())
 

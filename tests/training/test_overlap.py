@@ -13,7 +13,7 @@ from tests.test_main import records, train
 
 def test_a_run_that_ended_meanwhile_is_not_erased(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
     """Another process trains the whole run just before this one has the folder to itself: it must see that."""
-    real, calls = main.alone, []
+    real, calls = main.exclusive_access, []
 
     def late(args: object) -> object:
         calls.append(args)
@@ -22,7 +22,7 @@ def test_a_run_that_ended_meanwhile_is_not_erased(monkeypatch, capsys, corpus: P
                 assert train(patch, corpus, tmp_path)[0] == 0
         return real(args)
 
-    monkeypatch.setattr("main.alone", late)
+    monkeypatch.setattr("main.exclusive_access", late)
     assert train(monkeypatch, corpus, tmp_path)[0] == 0
     assert len(calls) == 2 and "this run is done" in capsys.readouterr().out
     assert len(records(tmp_path / "run", "settings")) == 1
@@ -34,9 +34,9 @@ WHERE = {
     "building": "training.setup.build_denoiser",
     "claiming": "training.bookkeeper.claim",
     "training": "training.step.training_loss",
-    "evaluating": "training.bookkeeper.score_text",
+    "evaluating": "training.validation.score_text",
     "saving": "training.bookkeeper.save_state",
-    "ending": "training.bookkeeper.closing_words",
+    "ending": "training.bookkeeper.closing_message",
 }
 
 
@@ -75,6 +75,6 @@ def test_checkpoints_whose_states_were_removed_are_not_trained_over(monkeypatch,
         (folder / "state").mkdir()
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     assert train(monkeypatch, corpus, tmp_path)[0] == 2
-    assert "saved states to go on from (state/) were removed; give another folder, or" in capsys.readouterr().err
+    assert "saved states (state/) were removed; give another folder, or" in capsys.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     assert train(monkeypatch, corpus, tmp_path, "--overwrite", "true")[0] == 0

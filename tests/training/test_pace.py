@@ -1,4 +1,4 @@
-"""pace.py: learning rates over a whole training, resumed or not, by steps or by the clock; the cost of scoring."""
+"""pace.py: learning rates over a whole training, resumed or not, by steps or by time; the cost of evaluations."""
 
 import math
 
@@ -6,15 +6,15 @@ import pytest
 
 from training.arguments import TrainArgs
 from training.optim import OptimArgs
-from training.pace import FEWEST_SEQUENCES, SHARE_OF_SCORING, Pace, WarmUp, evaluation_plan
+from training.pace import MAX_EVALUATION_SHARE, MIN_SEQUENCES, Pace, WarmUp, evaluation_plan
 
 SCHEDULES = ["constant", "cosine", "linear"]
 
 
 def rates(schedule: str, total: int, warmup: int = 0, minutes: float = 0.0, speed: float = 1.0, stop: int = 0) -> list:
-    """The rates, over their peak, of every step that there is time for; `speed` seconds each.
+    """Return the learning rates, relative to their peak, of all steps within the time; a step takes `speed` seconds.
 
-    A `stop` is a step after which everything but the warm-up's end is forgotten; -stop: that too, as in old states.
+    After step `stop` the run is resumed; with -stop, from an old state that lacks the end of the warm-up.
     """
     optim, warm_up = OptimArgs(lr_schedule=schedule, learning_rate=2.0, warmup_steps=warmup), WarmUp()
     found = []
@@ -32,11 +32,11 @@ def rates(schedule: str, total: int, warmup: int = 0, minutes: float = 0.0, spee
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("minutes", [0.0, 16.0])
 def test_the_rate_falls_from_the_end_of_the_warm_up_to_the_floor(schedule: str, share: float, minutes: float) -> None:
-    """By steps, 960 of them; by the clock, 960 of a second each, of a million steps."""
+    """By steps: 960 steps. By time: 960 steps of a second each, with a limit of a million steps."""
     warmup = max(1, round(960 * share))
     found = rates(schedule, 10**6 if minutes else 960, warmup, minutes)
     assert len(found) == 960 + bool(minutes)
-    assert found[:warmup] == pytest.approx([n / warmup for n in range(1, warmup + 1)])  # up to the whole peak
+    assert found[:warmup] == pytest.approx([n / warmup for n in range(1, warmup + 1)])  # up to the peak
     fall = found[warmup - 1 :]
     assert all(a >= b for a, b in zip(fall, fall[1:], strict=False))
     assert max(a - b for a, b in zip(fall, fall[1:], strict=False)) < 2 / len(fall)  # no leap
@@ -56,7 +56,7 @@ def test_a_resumed_run_takes_the_same_rates(schedule: str, minutes: float, warmu
 
 
 def test_by_default_the_warm_up_is_a_hundredth_of_the_time_too() -> None:
-    """Of a training that the clock ends, long before max_steps."""
+    """The time limit ends this training long before max_steps."""
     found = rates("cosine", 10**9, minutes=16.0)
     assert found[9] < 1 and found[10] == 1 and found[6] == pytest.approx(0.625)
 
@@ -75,9 +75,9 @@ def test_scoring_is_a_bounded_share_of_the_work(total: int, batch: int, windows:
     eval_steps, sequences = evaluation_plan(TrainArgs("-"), total, batch, windows, available)
     times = math.ceil(total / eval_steps)
     forwards = times * min(sequences, available) * (windows if math.isfinite(windows) else 32)
-    least = min(available, FEWEST_SEQUENCES)
+    least = min(available, MIN_SEQUENCES)
     assert 1 <= eval_steps <= total and times <= 20 and sequences > 0
-    assert forwards <= SHARE_OF_SCORING * total * batch or (times == 1 and min(sequences, available) == least)
+    assert forwards <= MAX_EVALUATION_SHARE * total * batch or (times == 1 and min(sequences, available) == least)
 
 
 def test_a_long_training_and_what_is_asked_for_are_scored_as_ever() -> None:

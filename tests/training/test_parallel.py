@@ -6,14 +6,19 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+import compute_elbo
 from checkpoint.folder import load_checkpoint
-from tests.conftest import ROOT, SENTENCES, TINY
+from tests.conftest import ROOT, SENTENCES, TINY, call
+from training.config import TrainConfig
+from utils.errors import UserError
 
 STEPS = ["--max_steps", 50, "--eval_steps", 25, "--logging_steps", 1, "--batch_size", 8, "--ema_decay", 0.9]
 
@@ -41,7 +46,7 @@ def losses(run: Path) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
     """A folder with the curve of one process, whose steps are four batches."""
     place = tmp_path_factory.mktemp("parallel")
     launch(place, "one", 1, "--accumulation_steps", 4)
@@ -73,45 +78,42 @@ def test_what_shards_saved_stock_transformers_opens(place: Path) -> None:
 
 SAVES_AND_STOPS = """
 import sys
-import bookkeeping, main
-from runtime import run_script
-real, calls = bookkeeping.Bookkeeper.agree, []
+import main
+from training.bookkeeper import Bookkeeper
+from utils.command_line import run_script
+real, calls = Bookkeeper.agree, []
 def agree(self, parts, notice):
     calls.append(1)
     return real(self, parts, "SIGTERM" if len(calls) == 20 else notice)
-bookkeeping.Bookkeeper.agree = agree
+Bookkeeper.agree = agree
 run_script(main.main)
 """
 
 
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [((2, []), (1, [])), ((1, []), (2, ["--strategy", "fsdp"]))],
-    ids=["2 to 1", "1 to 2 shards"],
-)
-def test_what_some_processes_saved_others_go_on_with(place: Path, tmp_path: Path, first: tuple, second: tuple) -> None:
-    """The step stays four batches, though each now has others; the curve does not notice."""
+def test_what_one_process_saved_two_with_shards_go_on_with(place: Path, tmp_path: Path) -> None:
+    """The step stays four batches, though each now has others; the curve does not notice. (From two to one: below.)"""
     (tmp_path / "stop.py").write_text(SAVES_AND_STOPS)
     shutil.copytree(place / "cache", tmp_path / "cache")
-    accumulate = ["--accumulation_steps", 4 // first[0]]
-    said = launch(tmp_path, "run", first[0], *accumulate, *first[1], script=str(tmp_path / "stop.py"))
+    said = launch(tmp_path, "run", 1, "--accumulation_steps", 4, script=str(tmp_path / "stop.py"))
     assert "stopped after step 20" in said
-    said = launch(tmp_path, "run", second[0], *accumulate, *second[1])
+    said = launch(tmp_path, "run", 2, "--accumulation_steps", 4, "--strategy", "fsdp")
     assert "resumed after step 20" in said and "50 steps of 32 sentences" in said
     torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
 
 
 DIES = """
 import os, signal, sys
-import bookkeeping, distributed, main
-from runtime import run_script
-real, calls = bookkeeping.Bookkeeper.agree, []
+import main
+from training.bookkeeper import Bookkeeper
+from utils import distributed
+from utils.command_line import run_script
+real, calls = Bookkeeper.agree, []
 def agree(self, parts, notice):
     calls.append(1)
     if len(calls) == 30 and distributed.rank() == 1 and not distributed.restarts():
         os.kill(os.getpid(), signal.SIGKILL)
     return real(self, parts, notice)
-bookkeeping.Bookkeeper.agree = agree
+Bookkeeper.agree = agree
 run_script(main.main)
 """
 
@@ -127,21 +129,21 @@ def test_a_process_that_dies_is_told_of_and_torchruns_restart_goes_on(place: Pat
     torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
 
 
-def test_scores_are_shared_out(place: Path) -> None:
+def test_scores_are_shared_out(place: Path, monkeypatch, capsys) -> None:
     """The bound of a text on one process and on two, to a given error."""
-    found = []
-    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]):
-        words = [sys.executable, *launcher, ROOT / "compute_elbo.py", "--checkpoint", place / "one", "--threads", 1]
-        words += ["--data", place / "corpus.txt", "--cache_dir", place / "cache", "--limit", 41, "--json", "true"]
-        words += ["--estimator", "trajectory", "--target_se", 0.05]
-        done = subprocess.run(
-            [str(word) for word in words], capture_output=True, text=True, timeout=120,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(done.stdout))
-    for name, value in found[0].items():
-        assert found[1][name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
+    words = ["--checkpoint", place / "one", "--threads", 1, "--estimator", "trajectory", "--target_se", 0.05]
+    words += ["--data", place / "corpus.txt", "--cache_dir", place / "cache", "--limit", 41, "--json", "true"]
+    assert call(compute_elbo.main, monkeypatch, *words) == 0
+    alone = json.loads(capsys.readouterr().out)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
+    done = subprocess.run(
+        [str(word) for word in [*launcher, ROOT / "compute_elbo.py", *words]], capture_output=True, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    shared = json.loads(done.stdout)
+    for name, value in alone.items():
+        assert shared[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
 
 
 def test_a_cluster_that_tells_everyone_to_stop_is_told_once(place: Path, tmp_path: Path) -> None:
@@ -163,16 +165,22 @@ def test_a_cluster_that_tells_everyone_to_stop_is_told_once(place: Path, tmp_pat
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=90)
     assert "asked to stop: stopped after step 1" in said
-    launch(tmp_path, "run", 2, "--accumulation_steps", 2)
+    said = launch(tmp_path, "run", 1, "--accumulation_steps", 2)  # what two saved, one goes on with
+    assert "resumed after step 1" in said and "50 steps of 32 sentences" in said
     torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
 
 
-def test_what_cannot_be_is_said_before_anything_is_written(place: Path, tmp_path: Path) -> None:
-    for words, message in (
-        (["--strategy", "fsdp", "--precision", "fp16"], "strategy=fsdp does not go with fp16"),
-        (["--strategy", "fsdp", "--optimizer", "muon"], "strategy=fsdp does not go with muon"),
-    ):
-        with pytest.raises(AssertionError) as failed:
-            launch(tmp_path, "run", 2, *words)
-        assert message in str(failed.value) and 'Traceback (most recent call last):\n  File "main' not in str(failed)
+def test_what_cannot_be_is_said_before_anything_is_written(place: Path, tmp_path: Path, monkeypatch) -> None:
+    with pytest.raises(AssertionError) as failed:
+        launch(tmp_path, "run", 2, "--strategy", "fsdp", "--precision", "fp16")
+    assert "strategy=fsdp does not support fp16" in str(failed.value)
+    assert 'Traceback (most recent call last):\n  File "main' not in str(failed)
     assert not (tmp_path / "run").exists()
+    monkeypatch.setattr("sys.argv", ["main.py", *map(str, TINY), "--train_data", "x", "--output_dir", "y"])
+    config = TrainConfig.parse("training")
+    for processes, strategy in ((2, "fsdp"), (1, "fsdp"), (2, "ddp")):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        run, optim = replace(config.run, strategy=strategy), replace(config.optim, optimizer="muon")
+        expected = pytest.raises(UserError, match="strategy=fsdp does not support muon")
+        with expected if processes == 2 and strategy == "fsdp" else nullcontext():
+            replace(config, run=run, optim=optim).check(torch.device("cpu"))

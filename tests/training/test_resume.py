@@ -1,4 +1,4 @@
-"""resume.py: what an output folder says of its run, and that going on is the same as never having stopped."""
+"""resume.py: start of a run from its output folder; a resumed run equals an uninterrupted one."""
 
 import json
 import shutil
@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from data import sources
+from tests.conftest import SENTENCES
 from tests.test_main import records, train
 from training.arguments import TrainArgs
 from training.bookkeeper import Bookkeeper
-from training.resume import Start, batches_a_process, differences, find_start, note_versions
+from training.resume import Start, batches_per_process, differences, find_start, note_versions
 from training.saved_state import newest_state, states
 from training.setup import identities
 from utils.errors import UserError
@@ -20,12 +21,23 @@ from utils.files import checksums
 EVERYTHING = [
     "--max_steps", 12, "--optimizer", "muon", "--ema_decay", 0.9, "--eval_steps", 5, "--warm_start", 0.3,
     "--accumulation_steps", 2, "--batch_size", 8, "--save_every", 4, "--logging_steps", 1, "--warmup_steps", 3,
+    "--config_overrides", "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,attention_dropout=0.1",
 ]  # fmt: skip
-DROPOUT = ["--config_overrides", "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,attention_dropout=0.1"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
+    """Return the folder of an uninterrupted run with EVERYTHING; its cache is beside it."""
+    base = tmp_path_factory.mktemp("whole")
+    (base / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
+    with pytest.MonkeyPatch.context() as patch:
+        code, folder = train(patch, base / "corpus.txt", base, *EVERYTHING)
+    assert code == 0
+    return folder
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
-    """The next training is asked to stop in its so-manieth step."""
+    """Request a stop in step number `step` of the next training."""
     real, calls = Bookkeeper.agree, []
 
     def agree(self, parts, notice):
@@ -36,24 +48,25 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What must be the same, byte for byte: the last state, and the weights of both checkpoints."""
+    """Return the bytes of the last state and of the weights of both checkpoints."""
     last = sorted(states(folder))[-1]
     files = [*last.glob("*.safetensors"), *folder.glob("checkpoint*/model.safetensors")]
     return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def logged(folder: Path) -> list[dict]:
-    """The log without times."""
+    """Return the log without times."""
     timed = ("seconds", "tokens_per_second")
     every = records(folder, "train") + records(folder, "valid")
     return [{key: value for key, value in record.items() if key not in timed} for record in every]
 
 
 @pytest.mark.parametrize("stops", [[1], [4], [5, 1], [3, 2, 6], [12]])
-def test_stopping_changes_nothing(monkeypatch, corpus: Path, tmp_path: Path, capsys, stops: list[int]) -> None:
+def test_stopping_changes_nothing(
+    monkeypatch, corpus: Path, tmp_path: Path, capsys, whole: Path, stops: list[int]
+) -> None:
     """Within an epoch and across its end, before, at and after evaluations and saved states, again and again."""
-    words = [*EVERYTHING, *DROPOUT]
-    assert train(monkeypatch, corpus, tmp_path, *words, name="whole")[0] == 0
+    words = [*EVERYTHING, "--cache_dir", whole.parent / "cache"]
     for stop in stops:
         with monkeypatch.context() as patch:
             stop_after(patch, stop)
@@ -65,10 +78,11 @@ def test_stopping_changes_nothing(monkeypatch, corpus: Path, tmp_path: Path, cap
     assert code == 0 and (f"resumed after step {step}" if step < 12 else "this run is done, 12 steps") in (
         capsys.readouterr().out
     )
-    assert contents(folder) == contents(tmp_path / "whole") and len(contents(folder)) == 5
-    assert logged(folder) == logged(tmp_path / "whole") and len(records(folder, "settings")) == 1
+    assert contents(folder) == contents(whole) and len(contents(folder)) == 5
+    assert logged(folder) == logged(whole) and len(records(folder, "settings")) == 1
 
 
+@pytest.mark.slow
 def test_fp16_goes_on_with_its_scale(monkeypatch, corpus: Path, tmp_path: Path) -> None:
     words = ["--precision", "fp16", "--max_steps", 8]
     assert train(monkeypatch, corpus, tmp_path, *words, name="whole")[0] == 0
@@ -89,23 +103,25 @@ def test_the_time_limit_ends_a_process_and_not_the_run(monkeypatch, corpus: Path
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_a_broken_state_is_named_and_the_one_before_it_taken(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
-    assert train(monkeypatch, corpus, tmp_path, *EVERYTHING, name="whole")[0] == 0
+def test_a_broken_state_is_named_and_the_one_before_it_taken(
+    monkeypatch, corpus: Path, tmp_path: Path, capsys, whole: Path
+) -> None:
+    words = [*EVERYTHING, "--cache_dir", whole.parent / "cache"]
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
-        _, folder = train(patch, corpus, tmp_path, *EVERYTHING)
+        _, folder = train(patch, corpus, tmp_path, *words)
     newest = sorted(states(folder))[-1]
     damaged = bytearray((newest / "optimizer.safetensors").read_bytes())
     damaged[-1] ^= 1
     (newest / "optimizer.safetensors").write_bytes(damaged)
-    code, _ = train(monkeypatch, corpus, tmp_path, *EVERYTHING)
+    code, _ = train(monkeypatch, corpus, tmp_path, *words)
     said = capsys.readouterr().out
-    assert code == 0 and "step-000000000009 is passed over: optimizer.safetensors is not what was written" in said
-    assert "resumed after step 8" in said and contents(folder) == contents(tmp_path / "whole")
+    assert code == 0 and "step-000000000009 is passed over: optimizer.safetensors has changed" in said
+    assert "resumed after step 8" in said and contents(folder) == contents(whole)
 
 
 def test_a_lost_cache_is_made_again(monkeypatch, corpus: Path, tmp_path: Path) -> None:
-    """The vocabulary is the run's own, though one of another text has its name in the cache."""
+    """The run keeps its own vocabulary, even if the cache holds another under the same name."""
     _, whole = train(monkeypatch, corpus, tmp_path, name="whole")
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
@@ -127,15 +143,16 @@ def test_a_finished_run_is_left_as_it_is(monkeypatch, corpus: Path, tmp_path: Pa
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
+@pytest.mark.slow
 def test_a_run_may_be_made_longer(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     constant = ["--lr_schedule", "constant", "--warmup_steps", 2, "--eval_steps", 3]
     _, whole = train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9, name="whole")
     _, folder = train(monkeypatch, corpus, tmp_path, *constant)
     assert train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9)[0] == 2
-    assert "other settings (max_steps=3)" in (said := capsys.readouterr().err) and "--resume true goes on with" in said
+    assert "other settings (max_steps=3)" in (said := capsys.readouterr().err) and "--resume true continues it" in said
     code, _ = train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9, "--resume", "true")
     assert code == 0 and contents(folder) == contents(whole)
-    assert train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9)[0] == 0  # it is that run now
+    assert train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9)[0] == 0  # run.json now has the new length
     assert "this run is done, 9 steps" in capsys.readouterr().out
     assert train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 5, "--resume", "true")[0] == 2
     assert "this run has taken 9 steps, and would end at 5" in capsys.readouterr().err
@@ -147,7 +164,7 @@ def test_another_runs_folder_is_left_alone(monkeypatch, capsys, corpus: Path, tm
     for words, message in (
         (["--learning_rate", "1e-4"], "holds a run with other settings (learning_rate=0.003)"),
         (["--learning_rate", "1e-4", "--resume", "true"], "holds a run with other settings (learning_rate=0.003)"),
-        (["--resume", "false"], "holds this very run, and resume=false"),
+        (["--resume", "false"], "holds this run, and resume=false"),
         (["--resume", "maybe"], "invalid choice: 'maybe'"),
     ):
         code, _ = train(monkeypatch, corpus, tmp_path, *words)
@@ -178,7 +195,7 @@ def test_other_text_is_another_run(monkeypatch, capsys, corpus: Path, tmp_path: 
 def test_the_same_text_goes_on_under_another_path_and_another_not(
     monkeypatch, capsys, corpus, tokenizer, tmp_path
 ) -> None:
-    """Its name, its folder, the tokenizer's; a run that is done; one begun when names still counted."""
+    """New file name, folder and tokenizer folder; also for a finished run."""
     valid, vocabulary = tmp_path / "valid.txt", tmp_path / "vocabulary"
     valid.write_text("\n".join(corpus.read_text().splitlines()[:40]) + "\n")
     tokenizer.save_pretrained(vocabulary)
@@ -195,7 +212,7 @@ def test_the_same_text_goes_on_under_another_path_and_another_not(
     swapped.write_text(moved.read_text().replace("cat", "tac"))
     for text, held, what in ((swapped, checked, "text"), (moved, swapped, "validation text")):
         assert train(monkeypatch, text, tmp_path, *words, "--valid_data", held)[0] == 2
-        assert f"holds a run on other {what} (files that have changed, or the same text" in capsys.readouterr().err
+        assert f"holds a run on other {what} (changed files, or the same text" in capsys.readouterr().err
     words += ["--valid_data", checked]
     assert train(monkeypatch, moved, tmp_path, *words)[0] == 0
     assert "resumed after step 2" in capsys.readouterr().out and contents(folder) == contents(tmp_path / "whole")
@@ -220,7 +237,7 @@ def test_a_run_begun_when_names_counted_goes_on(monkeypatch, capsys, corpus: Pat
     checks["state.json"] = checksums(state)["state.json"]
     (state / "manifest.json").write_text(json.dumps(checks))
     moved = Path(shutil.copy(corpus, tmp_path / "moved.txt"))
-    assert train(monkeypatch, moved, tmp_path)[0] == 2  # of which it cannot be told
+    assert train(monkeypatch, moved, tmp_path)[0] == 2  # its content cannot be compared
     assert "holds a run with other settings (train_data=" in capsys.readouterr().err
     assert train(monkeypatch, corpus, tmp_path)[0] == 0 and "resumed after step 2" in capsys.readouterr().out
 
@@ -244,16 +261,13 @@ def test_what_else_a_run_began_with_must_stay(monkeypatch, capsys, corpus: Path,
     else:
         corpus.write_text(corpus.read_text().swapcase())  # of the same size
     assert train(monkeypatch, corpus, tmp_path, *words)[0] == 2
-    assert (
-        f"holds a run on other {what.split(' of')[0]} (files that have changed, or the same text"
-        in capsys.readouterr().err
-    )
+    assert f"holds a run on other {what.split(' of')[0]} (changed files, or the same text" in capsys.readouterr().err
 
 
 def test_a_job_that_is_started_again_goes_on_where_its_first_try_was_to_overwrite(
     monkeypatch, corpus, tmp_path, capsys
 ) -> None:
-    """The same words, --overwrite true: another job's run is replaced, this job's own is gone on with."""
+    """With --overwrite true another job's run is replaced, and the restarted job's own run is resumed."""
     for job, stop in (("first", 2), ("second", 2), ("second", 1)):  # twice in one allocation: not a second try
         monkeypatch.setenv("SLURM_JOB_ID", job)
         with monkeypatch.context() as patch:
@@ -267,7 +281,7 @@ def test_a_job_that_is_started_again_goes_on_where_its_first_try_was_to_overwrit
     assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
     assert "resumed" not in capsys.readouterr().out
     assert train(monkeypatch, corpus, tmp_path, *words, "--resume", "true")[0] == 2
-    assert "overwrite=true begins anew and resume=true goes on; give one" in capsys.readouterr().err
+    assert "overwrite=true restarts and resume=true continues; give one" in capsys.readouterr().err
 
 
 def test_states_that_are_all_broken_are_not_thrown_away(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
@@ -277,7 +291,7 @@ def test_states_that_are_all_broken_are_not_thrown_away(monkeypatch, corpus: Pat
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     for words in ([], ["--resume", "true", "--max_steps", 9]):
         assert train(monkeypatch, corpus, tmp_path, *words)[0] == 2
-        assert "none of its saved states is whole" in capsys.readouterr().err
+        assert "none of its saved states is intact" in capsys.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
@@ -290,7 +304,7 @@ def test_somebody_elses_hidden_files_stay(monkeypatch, corpus: Path, tmp_path: P
 
 
 def test_steps_that_were_never_saved_keep_their_size(monkeypatch, corpus: Path, tmp_path: Path) -> None:
-    """Killed on four processes before the first state, gone on with by one: still four batches a step."""
+    """A run killed on four processes before its first state resumes on one with four batches per step."""
     _, folder = train(monkeypatch, corpus, tmp_path, "--batch_size", 8, "--accumulation_steps", 4)
     known = json.loads((folder / "run.json").read_text())
     for left in (*states(folder), folder / "checkpoint", folder / "checkpoint-last"):
@@ -316,7 +330,7 @@ def test_settings_that_change_nothing_may_change() -> None:
     assert differences(known, {**known, "accumulation_steps": 4}, set()) == ["accumulation_steps"]
     assert differences(known, {**known, "accumulation_steps": 9, "world_size": 1}, set()) == []
     assert differences(known, {**known, "learning_rate": 2.0, "max_steps": 6}, {"max_steps"}) == ["learning_rate"]
-    betas = {"adam_beta1": 0.9, "adam_beta2": 0.98}  # of every run that began before they were settings
+    betas = {"adam_beta1": 0.9, "adam_beta2": 0.98}  # values of runs older than these settings
     assert differences(known, {**known, **betas}, set()) == []
     assert differences(known, {**known, **betas, "adam_beta2": 0.999}, set()) == ["adam_beta2"]
     assert differences({**known, "gone": 1}, known, set()) == [] and differences(known, {**known, "new": 1}, set())
@@ -324,29 +338,15 @@ def test_settings_that_change_nothing_may_change() -> None:
 
 def test_a_step_keeps_its_size_on_other_numbers_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     args = TrainArgs("x", accumulation_steps=3)
-    assert batches_a_process(args, Start()) == 3
+    assert batches_per_process(args, Start()) == 3
     for processes, each in ((1, 4), (2, 2), (4, 1)):
         monkeypatch.setenv("WORLD_SIZE", str(processes))
-        assert batches_a_process(args, Start(Path("s"), {"parts": 4})) == each
+        assert batches_per_process(args, Start(Path("s"), {"parts": 4})) == each
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(UserError, match="a step of this run is 4 batches, which 3 processes cannot share evenly"):
-        batches_a_process(args, Start(Path("s"), {"parts": 4}))
+        batches_per_process(args, Start(Path("s"), {"parts": 4}))
 
 
 def test_another_torch_is_told_of() -> None:
     assert note_versions(Start(Path("s"), {"torch": torch.__version__})) == "" == note_versions(Start())
     assert "saved under torch 1.0, resumed under" in note_versions(Start(Path("s"), {"torch": "1.0"}))
-
-
-def test_dropout_and_noise_follow_from_seed_step_and_batch() -> None:
-    from training.step import streams_of_step
-
-    def drawn(*where: int) -> tuple:
-        generator, shared = streams_of_step(*where)
-        return torch.rand(1).item(), torch.rand(1, generator=generator).item(), shared
-
-    here = drawn(1, 2, 3)
-    assert here == drawn(1, 2, 3) and here[0] != here[1]
-    for other in (drawn(0, 2, 3), drawn(1, 1, 3), drawn(1, 2, 0)):
-        assert here[0] != other[0] and here[1] != other[1]
-    assert here[2] == drawn(1, 2, 9)[2] != drawn(1, 3, 3)[2]

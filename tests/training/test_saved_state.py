@@ -11,7 +11,7 @@ from torch import nn
 from training.optim import AveragedWeights, OptimArgs, make_optimizers
 from training.saved_state import OPTIMIZER, WEIGHTS, Learner, folder_of, newest_state, save_state
 from utils.errors import UserError
-from utils.files import MANIFEST, checksums, whats_wrong
+from utils.files import MANIFEST, checksums, manifest_error
 
 
 def of(step: int) -> dict:
@@ -148,7 +148,7 @@ def damage(path: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("bit", "weights.safetensors is not what was written: its checksum differs"),
+        ("bit", "weights.safetensors has changed: its checksum differs"),
         ("truncated", "bytes instead of"),
         ("missing", "weights.safetensors is missing"),
         ("no manifest", "manifest.json is missing"),
@@ -168,7 +168,7 @@ def test_what_is_damaged_is_named_and_passed_over(tmp_path: Path, how: str, mess
     path, _ = newest_state(tmp_path, said.append)
     assert path.name == "step-000000000001" and len(said) == 1 and message in said[0]
     damage(path, "bit")
-    assert newest_state(tmp_path, said.append) is None and whats_wrong(path) != ""
+    assert newest_state(tmp_path, said.append) is None and manifest_error(path) != ""
 
 
 def test_a_pickle_beside_is_never_opened(tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 import errno
 import json
-import subprocess
 import sys
 import types
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
 from training.tracking import Tracker, cut_log
 
 UNIGRAM = {"unigram_bits_per_token": 9.0}
@@ -129,13 +127,6 @@ def test_a_full_disk_costs_one_warning_that_names_the_log(
         assert [json.loads(line)["step"] for line in full.content.splitlines()] == [1, 2, 3, 4, 5, 6]
     else:
         assert said.count("\n") == 2 and f"{6 - whole} lines of the log are lost" in said
-
-
-def test_stdout_on_a_full_disk_costs_one_warning(capfd: pytest.CaptureFixture) -> None:
-    words = "from tracking import speak\nfor n in range(3): speak('step')"
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 0 and done.stderr.count("\n") == 1 and "stdout cannot be written (No space" in done.stderr
 
 
 def test_a_log_that_cannot_be_rewritten_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

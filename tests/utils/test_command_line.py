@@ -1,21 +1,24 @@
 """command_line.py: the two published command lines run as written, booleans are booleans, errors are one line."""
 
+import dataclasses
 import shlex
+import subprocess
+import sys
 
 import pytest
 
 from data.splits import DataArgs
 from diffusion.options import SampleArgs
 from diffusion_word_freq import WordFreqArgs
-from models.networks import BertArgs
+from models.networks import NetworkArgs
 from predict import PredictArgs
-from tests.conftest import call
+from tests.conftest import ROOT, call
 from training.arguments import TrainArgs
 from training.optim import OptimArgs
-from utils.command_line import parse
+from utils.command_line import parse, run_script
 from utils.errors import UserError
 
-TRAIN = [TrainArgs, DataArgs, BertArgs, WordFreqArgs, OptimArgs]
+TRAIN = [TrainArgs, DataArgs, NetworkArgs, WordFreqArgs, OptimArgs]
 
 FORK_TRAIN = """--train_data_dir "./conditional_data" --vocab_size 30522 --block_size 128 --batch_size 64
     --learning_rate 1e-4 --num_train_epochs 100 --gradient_accumulation_steps 2 --model_type "bert-base-uncased"
@@ -88,7 +91,7 @@ def test_the_released_programs_flags_are_known() -> None:
     ("word", "value"), [("false", False), ("False", False), ("0", False), ("true", True), ("1", True)]
 )
 def test_booleans_mean_what_they_say(word: str, value: bool) -> None:
-    (args,) = parse([BertArgs], "x", argv=["--from_scratch", word])
+    (args,) = parse([NetworkArgs], "x", argv=["--from_scratch", word])
     assert args.from_scratch is value
 
 
@@ -136,5 +139,57 @@ def test_what_cannot_be_parsed_is_one_line_and_exit_code_2(
 
 def test_every_setting_has_help() -> None:
     for kind in [*TRAIN, PredictArgs, SampleArgs]:
-        for name, spec in kind.__dataclass_fields__.items():
-            assert spec.metadata.get("help"), f"{kind.__name__}.{name}"
+        for field in dataclasses.fields(kind):
+            assert field.metadata.get("help"), f"{kind.__name__}.{field.name}"
+
+
+def fail() -> None:
+    raise UserError("size=3 is too small\n  give 4 or more")
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert call(fail, monkeypatch) == 2
+    assert capsys.readouterr().err == "script.py: error: size=3 is too small give 4 or more\n"
+
+
+def test_a_file_that_cannot_be_had_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    assert call(lambda: open("/dev/null/x", "w"), monkeypatch) == 2
+    assert capsys.readouterr().err.startswith("script.py: error: /dev/null/x: Not a directory; give another path")
+
+
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    program = "from utils.command_line import run_script\nrun_script(lambda: [print('x' * 99) for _ in range(99999)])"
+    shell = f"'{sys.executable}' -c \"{program}\" | head -1"
+    done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout == "x" * 99 + "\n" and not done.stderr
+
+
+def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ZeroDivisionError):
+        call(lambda: 1 / 0, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed."),
+            "a process that reads text was killed",
+        ),
+        (UnicodeEncodeError("utf-8", "caf\udce9.txt", 3, 4, "surrogates"), "a path that is not UTF-8: 'caf"),
+    ],
+)
+def test_what_others_raise_is_one_line_too(capsys: pytest.CaptureFixture, error: Exception, words: str) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        run_script(main)
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and words in said and said.count("\n") == 1
+    with pytest.raises(RuntimeError, match="something else"):
+        run_script(lambda: (_ for _ in ()).throw(RuntimeError("something else")))

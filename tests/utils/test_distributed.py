@@ -1,4 +1,4 @@
-"""distributed.py: what processes agree on, with real processes."""
+"""distributed.py: environment, collective operations and order, with real processes."""
 
 import os
 import socket
@@ -21,16 +21,18 @@ def test_numbers_of_the_environment_are_numbers(monkeypatch: pytest.MonkeyPatch)
     ):
         with monkeypatch.context() as patch:
             patch.setenv(name, text)
-            with pytest.raises(UserError, match=f"{name}={text} in the environment is no number"):
+            with pytest.raises(UserError, match=f"{name}={text} in the environment must be a whole number"):
                 ask()
     monkeypatch.setenv("RANK", "5")  # alone, it says nothing
     assert distributed.rank() == 0
 
 
+@pytest.mark.slow
 def test_ranks_add_up() -> None:
     """Two real processes under torch.distributed, each adding its own number."""
     program = (
-        "import torch, distributed\n"
+        "import torch\n"
+        "from utils import distributed\n"
         "with distributed.process_group(torch.device('cpu')):\n"
         "    x = torch.tensor([float(distributed.rank() + 1)])\n"
         "    distributed.sum_over_ranks(x)\n"

@@ -1,49 +1,38 @@
-"""process.py: the shared primitives, each against its definition."""
+"""errors.py: a value out of bounds is named with its bound; long values are cut; figures are finite."""
 
 import math
+from dataclasses import dataclass, field
 
 import pytest
-import torch
 
-from diffusion.options import SampleArgs, step_windows
-from diffusion.process import Bound
-from utils.errors import UserError
+from utils.errors import MOST_SHOWN, UserError, check_choices, check_ranges, require_finite, shown
 
 
-@pytest.mark.parametrize(("total", "num_steps"), [(8, 8), (8, 2), (8, 3), (2048, 128), (2048, 1000), (7, 1)])
-def test_windows_lead_from_T_to_0_without_gap(total: int, num_steps: int) -> None:
-    windows = list(step_windows(total, num_steps))
-    assert len(windows) == num_steps and windows[0][0] == total and windows[-1][1] == 0
-    assert all(s == following for (_, s), (following, _) in zip(windows, windows[1:], strict=False))
-    sizes = [t - s for t, s in windows]
-    assert min(sizes) >= 1 and max(sizes) - min(sizes) <= 1
+@dataclass
+class Settings:
+    kind: str = field(default="a", metadata={"choices": ["a", "b"]})
+    share: float = 0.5
 
 
-@pytest.mark.parametrize("num_steps", [-1, 9])
-def test_more_windows_than_steps_are_refused(num_steps: int) -> None:
-    with pytest.raises(UserError, match=f"num_steps={num_steps} must lie in 1..8"):
-        list(step_windows(8, num_steps))
+def test_choices_and_ranges_are_checked() -> None:
+    check_choices(Settings("b"))
+    with pytest.raises(UserError, match="kind='c' must be one of a, b"):
+        check_choices(Settings("c"))
+    for share in (0.0, 1.0):
+        check_ranges(Settings(share=share), share=(0, 1))
+    for share in (-0.1, 1.5, math.nan):
+        with pytest.raises(UserError, match=f"share={share} must lie in 0..1"):
+            check_ranges(Settings(share=share), share=(0, 1))
 
 
-@pytest.mark.parametrize(
-    "setting",
-    [
-        *({"temperature": value} for value in (0.0, -1.0, 1e-40, 1e300, math.inf, math.nan)),
-        *({"top_p": value} for value in (0.0, 1.5, math.nan)),
-        *({"num_steps": value} for value in (-1, 2.5, math.nan, -math.inf, 1e300)),
-        {"top_k": -1},
-    ],
-)
-def test_sampling_settings_out_of_range_are_refused(setting: dict) -> None:
-    (name,) = setting
-    with pytest.raises(UserError, match=f"{name}="):
-        SampleArgs(**setting)
+def test_a_long_value_is_shown_by_its_ends() -> None:
+    assert shown("x" * (MOST_SHOWN - 2)) == repr("x" * (MOST_SHOWN - 2))
+    long = shown("a" + "x" * 9997 + "b")
+    assert long.startswith("'ax") and "xb' (10,001 characters)" in long and len(long) < MOST_SHOWN + 30
 
 
-def test_no_number_of_steps_means_128_or_all() -> None:
-    assert len(list(step_windows(2048))) == 128 and len(list(step_windows(16))) == 16
-
-
-def test_a_bound_is_the_sum_of_its_terms() -> None:
-    one, two, three = torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([4.0])
-    assert Bound(one, two, three, forwards=one).total.item() == 7
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_figure_that_is_not_finite_is_refused_by_name(value: float) -> None:
+    require_finite({"a": 1.0, "b": None, "c": "inf", "d": 3}, "train longer")
+    with pytest.raises(UserError, match=f"b is {value}, .*; train longer"):
+        require_finite({"a": 1.0, "b": value}, "train longer")

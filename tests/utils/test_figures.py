@@ -5,7 +5,6 @@ import math
 import pytest
 
 from utils.figures import as_json, number, perplexity
-from utils.messages import note
 
 
 @pytest.mark.parametrize(
@@ -35,8 +34,3 @@ def test_json_is_json(value: float) -> None:
     with pytest.raises(ValueError, match="JSON"):
         as_json({"a": value})
     assert as_json({"a": None, "notes": []}) == '{"a": null, "notes": []}'
-
-
-def test_a_note_is_said_on_stderr(capsys) -> None:
-    note("so")
-    assert capsys.readouterr() == ("", "note: so\n")

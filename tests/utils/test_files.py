@@ -1,4 +1,4 @@
-"""files.py: what is written is whole or absent, and what is damaged says so."""
+"""files.py: writing is atomic, and damage is reported."""
 
 import os
 from collections.abc import Callable
@@ -16,9 +16,9 @@ def test_places_that_cannot_take_results_are_refused_beforehand(tmp_path: Path) 
     files.require_writable("output", file)
     files.require_writable("output_dir", tmp_path / "new" / "er", folder=True)
     for path, folder, message in (
-        (tmp_path, False, "is a folder; give a file"),
-        (file, True, "is a file; give a folder"),
-        (file / "b.txt", False, "a.txt cannot be written to; give another place"),
+        (tmp_path, False, "a folder; give a file"),
+        (file, True, "a file; give a folder"),
+        (file / "b.txt", False, "a.txt cannot be written to; give another path"),
     ):
         with pytest.raises(UserError, match=message):
             files.require_writable("output", path, folder=folder)
@@ -50,7 +50,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
 
 
 def test_content_is_on_the_disk_before_the_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A power cut must not find a name whose content is still on its way; and then the name itself is brought there."""
+    """Content is synced to disk before the rename, and the parent folder after it, in case of a power cut."""
     done = []
 
     def named(handle: int) -> str:
@@ -60,7 +60,7 @@ def test_content_is_on_the_disk_before_the_name_is_there(tmp_path: Path, monkeyp
     for verb in ("rename", "exchange"):
         real = getattr(files, verb)
         monkeypatch.setattr(files, verb, lambda *words, real=real: done.append("named") or real(*words))
-    for _ in range(2):  # new, and instead of another
+    for _ in range(2):  # a new folder, then a replacement
         done.clear()
         with files.folder_written_whole(tmp_path / "run", manifest=True) as folder:
             (folder / "a").write_text("x")
@@ -85,7 +85,7 @@ def test_a_link_is_replaced_and_what_it_links_to_stays(tmp_path: Path) -> None:
     files.remove_folder(tmp_path / "link")
     assert not (tmp_path / "link").exists() and (tmp_path / "elsewhere" / "mine").exists()
     (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
-    with pytest.raises(UserError, match="is a link to nowhere"):
+    with pytest.raises(UserError, match="a link without a target"):
         files.require_writable("output_dir", tmp_path / "nowhere", folder=True)
 
 
@@ -98,11 +98,11 @@ def test_a_lock_is_held_by_one_and_let_go(tmp_path: Path) -> None:
 
 
 def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not UTF-8; give another name"):
+    with pytest.raises(UserError, match="not UTF-8; give another path"):
         files.require_writable("output_dir", Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")), folder=True)
 
 
-# ---- what is no file -------------------------------------------------------------------------------------------------
+# ---- irregular files -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -113,7 +113,7 @@ def pipe(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("read", [files.read_bytes, files.read_text, files.open_regular])
 def test_what_is_no_file_is_refused_at_once(pipe: Path, tmp_path: Path, read: Callable) -> None:
-    """A pipe would be waited for, /dev/zero fills all memory."""
+    """A pipe would block, /dev/zero would fill the memory."""
     (tmp_path / "link").symlink_to(pipe)
     for path in (pipe, tmp_path / "link", Path("/dev/zero"), Path("/dev/null")):
         with pytest.raises(UserError, match="not a regular file but a pipe, device or socket; give a file"):
@@ -128,7 +128,7 @@ def test_what_is_no_file_is_refused_at_once(pipe: Path, tmp_path: Path, read: Ca
 def test_no_more_is_read_than_may_be(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 11)
     assert files.read_bytes(tmp_path / "a", 11) == b"x" * 11
-    with pytest.raises(UserError, match="11 bytes, more than the 10 that such a file may have"):
+    with pytest.raises(UserError, match="11 bytes, more than 10 for a file of this kind"):
         files.read_bytes(tmp_path / "a", 10)
 
 
@@ -161,7 +161,7 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
 
 
 def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The one who had it removes it just before another, who has opened it, locks it: that would be no lock at all."""
+    """The owner removes the lock's file after another process has opened it and before that one locks it."""
     lock, real, removed = tmp_path / "lock", files.fcntl.flock, []
 
     def late(file: object, how: int) -> None:
@@ -183,4 +183,4 @@ def test_a_pipe_instead_of_a_lock_or_a_saved_file_is_not_waited_for(pipe: Path, 
         (folder / "weights").write_bytes(b"")
     (tmp_path / "state" / "weights").unlink()
     os.mkfifo(tmp_path / "state" / "weights")
-    assert "not a regular file" in files.whats_wrong(tmp_path / "state")
+    assert "not a regular file" in files.manifest_error(tmp_path / "state")

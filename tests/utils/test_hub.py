@@ -20,7 +20,7 @@ from utils import hub
 
 @pytest.fixture
 def hangs_up() -> Iterator[tuple[str, list[int]]]:
-    """The address of a hub that takes every call and hangs up at once, and a list that grows by one per call."""
+    """Address of a hub that closes every connection at once, and a list with one entry per connection."""
     calls: list[int] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
@@ -43,10 +43,11 @@ def hangs_up() -> Iterator[tuple[str, list[int]]]:
         ("main.py", ["--tokenizer", "wordpiece"], ["dvruette/lm1b", "Offline: give a .txt"]),
     ],
 )
+@pytest.mark.slow
 def test_a_hub_that_does_not_answer_is_asked_once_and_reported_in_one_line(
     tmp_path: Path, script: str, words: list[str], names: list[str], hangs_up: tuple[str, list[int]]
 ) -> None:
-    """The real libraries; left alone they ask up to 18 times, over two minutes, with as many lines."""
+    """The real libraries, which by default retry up to 18 times, over two minutes, with one line each."""
     address, calls = hangs_up
     output = ["--output", tmp_path / "a.json"] if script == "word_freq.py" else ["--output_dir", tmp_path / "run"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
@@ -60,7 +61,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_reported_in_one_line(
 
 
 def test_offline_by_choice_is_said_so() -> None:
-    assert hub.look_for_hub() == "HF_HUB_OFFLINE is set"
+    assert hub.check_hub() == "HF_HUB_OFFLINE is set"
 
 
 def test_the_first_line_of_an_error_or_its_name() -> None:
@@ -71,11 +72,11 @@ def test_the_first_line_of_an_error_or_its_name() -> None:
 def test_an_address_does_not_tell_a_password(monkeypatch) -> None:
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub.constants, "ENDPOINT", "http://me:secret@127.0.0.1:9")
-    hub.look_for_hub.cache_clear()
+    hub.check_hub.cache_clear()
     try:
-        said = hub.look_for_hub()
+        said = hub.check_hub()
     finally:
-        hub.look_for_hub.cache_clear()
+        hub.check_hub.cache_clear()
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert said.startswith("http://***@127.0.0.1:9 does not answer") and "secret" not in said
     error = ValueError("for url: https://me:s3cr3t@hub.example/api (see https://hub.example/@me)")
@@ -84,7 +85,7 @@ def test_an_address_does_not_tell_a_password(monkeypatch) -> None:
 
 @pytest.fixture
 def mini(tmp_path: Path, tokenizer) -> MiniHub:
-    """LM1B and bert-base-uncased, very small, under the names that `bash run.sh` asks for."""
+    """Very small LM1B and bert-base-uncased, under the names that `bash run.sh` downloads."""
     network, data = tmp_path / "hub" / "bert", tmp_path / "hub" / "lm1b"
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(network)
@@ -98,7 +99,7 @@ def mini(tmp_path: Path, tokenizer) -> MiniHub:
 
 
 def fine_tune(tmp_path: Path, address: str, name: str, *words: object) -> subprocess.CompletedProcess:
-    """What run.sh does without arguments, for two steps."""
+    """run.sh without arguments, for two steps."""
     base = ["--train_data", "lm1b", "--model_name_or_path", "bert-base-uncased", "--max_steps", 2, "--num_steps", 16]
     base += ["--eval_step_size", 8, "--batch_size", 8, "--max_length", 32, "--fitlog", "false", "--threads", 1]
     base += ["--output_dir", tmp_path / name, "--cache_dir", tmp_path / f"cache-{name}", "--valid_fraction", 0.1]
@@ -109,8 +110,9 @@ def fine_tune(tmp_path: Path, address: str, name: str, *words: object) -> subpro
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_hub_is_asked_once_and_its_cache_after_that(tmp_path: Path, mini: MiniHub) -> None:
-    """Broken connections on the way: the download goes on where it broke off."""
+    """A download resumes after broken connections."""
     mini.cuts = 4
     with running(mini) as address:
         first = fine_tune(tmp_path, address, "first")
@@ -123,6 +125,7 @@ def test_the_hub_is_asked_once_and_its_cache_after_that(tmp_path: Path, mini: Mi
     assert alone.returncode == 0, alone.stderr
 
 
+@pytest.mark.slow
 def test_streaming_leaves_nothing_on_the_disk(tmp_path: Path, mini: MiniHub) -> None:
     with running(mini) as address:
         done = fine_tune(tmp_path, address, "run", "--streaming", "true", "--shuffle_buffer", 400)
@@ -133,6 +136,7 @@ def test_streaming_leaves_nothing_on_the_disk(tmp_path: Path, mini: MiniHub) -> 
 
 
 @pytest.mark.parametrize("altered", ["model.safetensors", "data/train-00001-of-00002.parquet"])
+@pytest.mark.slow
 def test_a_wrong_checksum_is_refused_and_forgotten(tmp_path: Path, mini: MiniHub, altered: str) -> None:
     mini.altered = altered
     with running(mini) as address:
@@ -143,6 +147,7 @@ def test_a_wrong_checksum_is_refused_and_forgotten(tmp_path: Path, mini: MiniHub
         assert fine_tune(tmp_path, address, "run").returncode == 0
 
 
+@pytest.mark.slow
 def test_a_hub_that_breaks_off_for_ever_is_reported(tmp_path: Path, mini: MiniHub) -> None:
     mini.cuts, mini.given = 1000, 0
     with running(mini) as address:

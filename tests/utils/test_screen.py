@@ -1,4 +1,4 @@
-"""screen.py: what a terminal shows at every pause, read from a pseudo-terminal; and lines where there is none."""
+"""screen.py: frames at every pause, read from a pseudo-terminal; and lines without a terminal."""
 
 import fcntl
 import os
@@ -21,7 +21,7 @@ from utils.screen import BRIGHT, DIM, INTERVAL, MOST_SECONDS, PLAIN, Pace, Scree
 
 
 class Glass:
-    """What stands on a terminal's screen, and in which style, after the bytes it was sent."""
+    """Characters and styles on a terminal's screen after the bytes sent to it."""
 
     SEQUENCE = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])")
 
@@ -69,7 +69,7 @@ class Glass:
             self.cells[self.row][self.column - 1] = before + character, style
             return
         wide = unicodedata.east_asian_width(character) in "WF"
-        if self.column + 1 + wide > self.columns:  # it wraps, and so a line that is too long smears
+        if self.column + 1 + wide > self.columns:  # it wraps a line that is too long
             self.column = 0
             self.down()
         line = self.cells[self.row]
@@ -88,12 +88,12 @@ class Glass:
 
 
 def clock(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
-    """For utils/screen.py no time passes while the network works, however slow the machine."""
+    """Clock of utils/screen.py that stands still while the network computes, on machines of any speed."""
     monkeypatch.setattr(screen, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: 0.0))
 
 
 class Terminal:
-    """A pseudo-terminal in the place of stdout and stderr; `moments` are what it shows whenever the program pauses."""
+    """Pseudo-terminal as stdout and stderr; `moments` are its screens at every pause of the program."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, columns: int, height: int, term: str = "xterm") -> None:
         self.master, slave = os.openpty()
@@ -131,8 +131,8 @@ class Terminal:
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Terminal]]:
     made = []
 
-    def make(columns: int = 80, height: int = 24, **words: str) -> Terminal:
-        made.append(Terminal(monkeypatch, columns, height, **words))
+    def make(columns: int = 80, height: int = 24, **variables: str) -> Terminal:
+        made.append(Terminal(monkeypatch, columns, height, **variables))
         return made[-1]
 
     yield make
@@ -142,7 +142,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Terminal
 
 
 def flowing(lines: list[str]) -> str:
-    """Lines of a screen as one text, without the number of forwards."""
+    """Lines of a screen as one text, without the number of forward passes."""
     return re.sub(r"^\d+ ", "", " ".join(" ".join(lines).split()))
 
 

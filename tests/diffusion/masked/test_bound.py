@@ -11,6 +11,7 @@ from data.batch import Batch
 from diffusion.masked.bound import balanced_sets, draw_sizes, size_weights
 from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
 from diffusion.options import BoundArgs, step_windows
+from diffusion.process import Vocabulary
 from diffusion_word_freq import WordFreqArgs
 from tests.conftest import TableDenoiser, text_batch
 from tests.toy_process import COUNTS, MASK, SCHEDULES, every, exact_bound, make
@@ -50,6 +51,7 @@ SETTINGS = [
     ("name", "spindle", "schedule", "num_steps", "windows"),
     [(name, *setting) for name in ESTIMATORS for setting in SETTINGS if serves(name, setting[0])],
 )
+@pytest.mark.slow
 def test_the_mean_is_the_enumerated_bound(name: str, spindle: str, schedule: str, num_steps: int, windows: int) -> None:
     """20,000 sentences, each with draws of its own: their mean, and the share of the step that ends at 0 within it."""
     process, denoiser = make(num_steps, spindle, schedule=schedule), TableDenoiser(V)
@@ -78,6 +80,7 @@ class Reader(TableDenoiser):
     ("name", "spindle", "share"),
     [("masked-count", "none", 0.4), ("trajectory", "none", 0.5), ("trajectory", "paper", 0.5)],
 )
+@pytest.mark.slow
 def test_it_errs_less_than_every_window_at_equal_price(name: str, spindle: str, share: float) -> None:
     """Sixteen tokens, 64 forwards each."""
     x0 = torch.tensor([0, 1, 2, 4] * 4)
@@ -154,12 +157,16 @@ def test_estimators_are_refused_where_they_would_be_wrong() -> None:
     batch = text_batch(X0[None])
     for name in ("masked-count", "trajectory"):
         args = BoundArgs(estimator=name)
-        with pytest.raises(UserError, match="needs a network that is not told the time"):
-            make(6).bound(Timed(V), batch, 6, args)
-        released = ReleasedWordFreqDiffusion(WordFreqArgs(6, posterior="released"), COUNTS, mask_id=MASK)
-        with pytest.raises(UserError, match="needs the exact posterior"):
+        with pytest.raises(UserError, match="needs a network without time conditioning"):
+            make(6, "none").bound(Timed(V), batch, 6, args)
+        released = ReleasedWordFreqDiffusion(
+            WordFreqArgs(6, posterior="released"), COUNTS, Vocabulary(len(COUNTS), MASK)
+        )
+        with pytest.raises(
+            UserError, match="does not suit this process; with a number of steps it has windows, stratified"
+        ):
             released.bound(TableDenoiser(V), batch, 6, args)
-    with pytest.raises(UserError, match="without spindle"):
+    with pytest.raises(UserError, match="does not suit this process"):
         make(6, "paper").bound(TableDenoiser(V), batch, 6, BoundArgs(estimator="masked-count"))
 
 
@@ -218,15 +225,15 @@ def test_sizes_are_uniform_and_rise(evaluations: int) -> None:
 def test_the_weight_of_a_size_is_its_sum_over_windows_and_tends_to_one_over_k(schedule: str) -> None:
     process, length = make(3000, "none", schedule=schedule), torch.tensor([6, 4])
     size = torch.tensor([[1, 2, 3, 4], [1, 2, 3, 4]])
-    coarse = torch.tensor(list(step_windows(3000, 7)))
+    coarse = torch.tensor(step_windows(3000, 7))
     found = size_weights(process, length, size, coarse)
     for row, n in enumerate((6, 4)):
         for k in range(1, 5):
             terms = []
             for t, s in coarse.tolist():
-                rate, before = 1 - process.base[t].item(), 1 - process.base[s].item()
+                rate, before = 1 - process.schedule.base[t].item(), 1 - process.schedule.base[s].item()
                 terms.append((rate - before) / rate * math.comb(n, k) * rate**k * (1 - rate) ** (n - k))
             assert found[row, k - 1].tolist() == pytest.approx([sum(terms), terms[-1]])
-    fine = size_weights(process, length, size, torch.tensor(list(step_windows(3000, 3000))))
+    fine = size_weights(process, length, size, torch.tensor(step_windows(3000, 3000)))
     if schedule == "mutual":
         torch.testing.assert_close(fine[..., 0], 1 / size.double(), rtol=0.01, atol=0)

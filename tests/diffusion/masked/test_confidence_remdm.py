@@ -21,7 +21,7 @@ def remasking_law(denoiser: TableDenoiser, length: int, args: SampleArgs) -> tor
     """Of every sentence, by propagating all states through the remasking kernel, multiplied out."""
     process = mdlm()
     law = {(MASK,) * length: 1.0}
-    for t, s in process.windows(int(args.num_steps)):
+    for t, s in process.schedule.windows(int(args.num_steps)):
         again, reveal = (float(p) for p in remask_rates(1 - s, 1 - t, args.remask_eta))
         following: dict[tuple, float] = {}
         for state, mass in law.items():
@@ -145,10 +145,10 @@ def test_what_cannot_be_is_refused() -> None:
         (
             make(8, "paper"),
             {"sampler": "remdm"},
-            "sampler=remdm is for processes without spindle; use row-clocks",
+            "sampler=remdm does not suit this process; it has row-clocks",
         ),
-        (d3pm(), {"sampler": "remdm"}, "sampler=remdm: this process reveals tokens by what is predicted"),
-        (sedd(), {"sampler": "remdm"}, "sampler=remdm: this process reveals tokens by what is predicted"),
+        (d3pm(), {"sampler": "remdm"}, "sampler=remdm does not suit this process"),
+        (sedd(), {"sampler": "remdm"}, "sampler=remdm does not suit this process; it has cached"),
         (mdlm(), {"sampler": "confidence", "num_steps": float("inf")}, "num_steps=inf is for sampler=row-clocks"),
         (mdlm(), {"remask_eta": 1.5, "sampler": "remdm"}, r"remask_eta=1.5 must lie in \[0, 1\]"),
         (mdlm(), {"remask_eta": 0.5}, "remask_eta is for sampler=remdm, not auto"),

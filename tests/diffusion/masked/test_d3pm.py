@@ -7,6 +7,7 @@ import torch
 
 from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
 from diffusion.options import SampleArgs
+from diffusion.process import Vocabulary
 from tests.conftest import TableDenoiser, text_batch
 from tests.diffusion.masked.test_mdlm import BATCH, LOSSES, MASK8, OUTPUTS, X0, XT
 from tests.toy_family import Recorded, V, d3pm, exact_bound
@@ -24,7 +25,7 @@ def name_of(case: dict) -> str:
 def test_the_loss_of_a_token_is_the_recorded_one(case: dict) -> None:
     """T times the KL of a step at masked tokens, and the reconstruction at all of them."""
     args = D3pmArgs(num_steps=case["T"], subs_masking=case["subs_masking"])
-    process = D3pmDiffusion(args, torch.ones(8), mask_id=MASK8)
+    process = D3pmDiffusion(args, Vocabulary(8, MASK8))
     denoiser, t = Recorded(time_conditioned=case["time_conditioning"]), torch.tensor(case["t_used"]).double()
     kl, _ = process.token_terms(denoiser, BATCH, XT, t - 1 / case["T"], t)
     found = case["T"] * kl + process.reconstruction(denoiser, BATCH)
@@ -33,7 +34,7 @@ def test_the_loss_of_a_token_is_the_recorded_one(case: dict) -> None:
 
 @pytest.mark.parametrize("case", [c for c in OUTPUTS["cases"] if c["parameterization"] == "d3pm"], ids=str)
 def test_the_prediction_is_the_recorded_one(case: dict) -> None:
-    process = D3pmDiffusion(D3pmArgs(subs_masking=case["subs_masking"]), torch.ones(8), mask_id=MASK8)
+    process = D3pmDiffusion(D3pmArgs(subs_masking=case["subs_masking"]), Vocabulary(8, MASK8))
     t = torch.tensor(OUTPUTS["inputs"]["t"]).double()
     found = process.predict(Recorded(time_conditioned=case["time_conditioning"]), BATCH, XT, t).probs.double().log()
     expected = torch.tensor(case["output"]).double()[XT.eq(MASK8)]
@@ -46,8 +47,8 @@ def test_p_theta_is_bayes_rule_over_what_x0_may_be() -> None:
     process, xt = d3pm(num_steps=8), torch.tensor([[MASK, 1]])
     logits = TableDenoiser(V).encode(xt, None, torch.ones_like(xt))[0, :1]
     pi = logits.softmax(-1)[0]
-    for t, s in process.windows(8):
-        keep_s, keep_t = (float(process.keep_probability(time, torch.zeros(()).double())) for time in (s, t))
+    for t, s in process.schedule.windows(8):
+        keep_s, keep_t = (float(process.schedule.alpha_bar(time, torch.zeros(()).double())) for time in (s, t))
         joint = torch.zeros(V).double()
         for x0 in range(V):
             if x0 == MASK:
@@ -102,7 +103,7 @@ def test_the_charge_for_what_is_visible_weighs_as_told_in_training_and_whole_in_
 
 
 def test_losses_at_the_first_step_are_finite() -> None:
-    process = D3pmDiffusion(D3pmArgs(num_steps=1000), torch.ones(8), mask_id=MASK8)
+    process = D3pmDiffusion(D3pmArgs(num_steps=1000), Vocabulary(8, MASK8))
     t = torch.tensor([1 / 1000, 1.0]).double()
     kl, _ = process.token_terms(Recorded(time_conditioned=True), BATCH, XT, t - 1 / 1000, t)
     assert kl.isfinite().all() and X0.shape == kl.shape
@@ -112,4 +113,4 @@ def test_settings_are_checked() -> None:
     with pytest.raises(UserError, match="num_steps=0 must lie in 1..1000000"):
         D3pmArgs(num_steps=0)
     with pytest.raises(UserError, match="time_conditioning=token counts whole steps"):
-        D3pmArgs().check(time_conditioning="token")
+        D3pmArgs().check_time("token")

@@ -10,6 +10,7 @@ from diffusion.draws import Share
 from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
 from diffusion.masked.noise_schedules import SCHEDULES, geometric
 from diffusion.options import SampleArgs
+from diffusion.process import Vocabulary
 from tests.conftest import TableDenoiser, text_batch
 from tests.toy_family import Recorded, V, limit_bound, mdlm, recorded
 from utils.errors import UserError
@@ -33,9 +34,9 @@ def process_of(case: dict) -> MdlmDiffusion:
         importance_sampling=case.get("importance_sampling", False),
         change_of_variables=case.get("change_of_variables", False),
     )
-    process = MdlmDiffusion(args, torch.ones(8), mask_id=MASK8)
+    process = MdlmDiffusion(args, Vocabulary(8, MASK8))
     if args.noise == "geometric":
-        process.schedule = geometric(1e-3, 1.0)  # of which the recordings are
+        process.schedule.noise = geometric(1e-3, 1.0)  # of which the recordings are
     return process
 
 
@@ -54,7 +55,7 @@ def test_the_loss_of_a_token_is_the_recorded_one(case: dict) -> None:
     t = process.draw_time((torch.tensor(case["t_drawn"]).double() - 1e-3) / (1 - 1e-3))
     if not case["change_of_variables"]:
         torch.testing.assert_close(t, torch.tensor(case["t_used"]).double(), rtol=1e-4, atol=1e-6)
-    raw_weight = process.schedule.weight(t) if case["noise"] == "geometric" else process.weight(t)
+    raw_weight = process.schedule.noise.weight(t) if case["noise"] == "geometric" else process.weight(t)
     found = cross_entropies(process, case, t) * raw_weight[:, None]
     if case["loss_mean"] == "nan":  # at t = 1/T: 0/0 there, and here the limit
         assert found.isfinite().all() and found[0, 0] == pytest.approx(1000 * cross_entropies(process, case, t)[0, 0])
@@ -68,7 +69,7 @@ def test_the_loss_of_a_token_is_the_recorded_one(case: dict) -> None:
 def test_the_mask_rate_is_the_recorded_one(case: dict) -> None:
     process = process_of(case)
     t = process.draw_time((torch.tensor(case["t_drawn"]).double() - 1e-3) / (1 - 1e-3))
-    raw = 1 - process.schedule.alpha_bar(t)
+    raw = 1 - process.schedule.noise.alpha_bar(t)
     torch.testing.assert_close(raw, torch.tensor(case["move_chance"]).double(), rtol=1e-4, atol=1e-6)
 
 
@@ -86,7 +87,7 @@ def test_the_prediction_is_the_recorded_one(case: dict) -> None:
         atol=1e-5,
     )
     torch.testing.assert_close(
-        process.told(t).double(), torch.tensor(OUTPUTS["inputs"]["sigma"]).double(), rtol=1e-4, atol=0
+        process.time_input(t).double(), torch.tensor(OUTPUTS["inputs"]["sigma"]).double(), rtol=1e-4, atol=0
     )
     visible = expected[~XT.eq(MASK8)].argmax(-1)
     assert torch.equal(visible, XT[~XT.eq(MASK8)])
@@ -104,9 +105,9 @@ def test_a_reverse_step_is_the_recorded_one(case: dict) -> None:
     t = torch.tensor(case["t"], dtype=torch.float64)
     s = torch.zeros_like(t) if algorithm == "denoiser" else t - case["dt"]
     denoiser, masked = Recorded(time_conditioned=case["time_conditioning"]), XT.eq(MASK8)
-    logits = denoiser.encode(XT, process.told(t[None]).expand(2), BATCH.attention_mask)[masked]
+    logits = denoiser.encode(XT, process.time_input(t[None]).expand(2), BATCH.attention_mask)[masked]
     if algorithm != "ddpm_cache":
-        process.schedule = RawSchedule(process.schedule)
+        process.schedule.noise = RawSchedule(process.schedule.noise)
     stay, weights = process.reverse_step(logits, SampleArgs(), s, t)
     stay = torch.zeros_like(stay) if algorithm == "denoiser" else stay
     found = (weights * (1 - stay)[:, None]).index_copy(1, torch.tensor([MASK8]), stay[:, None])
@@ -170,7 +171,7 @@ class Fixed:
 
 def test_the_mean_over_padded_rows_is_the_recorded_one() -> None:
     """Recorded: losses (3.438833, 0, 3.218876, 0) at t = .5, and 2.219236, their mean with the last one a [PAD]."""
-    process = MdlmDiffusion(MdlmArgs(), torch.ones(6), mask_id=5)
+    process = MdlmDiffusion(MdlmArgs(), Vocabulary(6, 5))
     everything, text = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[True, True, True, False]])
     half = torch.tensor([0.5], dtype=torch.float64)
     xt = torch.tensor([[5, 0, 5, 5]])  # the [PAD] is noised, too
@@ -206,9 +207,9 @@ def process_times(process: MdlmDiffusion, n: int, share: Share) -> torch.Tensor:
 
 def test_what_the_network_is_told() -> None:
     t = torch.tensor([0.0, 0.3, 1.0]).double()
-    told = mdlm().told(t)
+    told = mdlm().time_input(t)
     torch.testing.assert_close(told, torch.tensor([0.0, 0.356246501, 6.907755]), rtol=1e-4, atol=1e-6)
-    told = mdlm(change_of_variables=True).told(
+    told = mdlm(change_of_variables=True).time_input(
         mdlm(change_of_variables=True).draw_time(torch.tensor([0.0, 0.5, 0.999]))
     )
     torch.testing.assert_close(told, torch.tensor([0.001, 0.5005, 0.999]), rtol=1e-3, atol=1e-4)  # the number drawn
@@ -226,4 +227,4 @@ def test_settings_that_contradict_each_other_are_refused() -> None:
         with pytest.raises(UserError, match=message):
             MdlmArgs(**settings)
     with pytest.raises(UserError, match="time_conditioning=token counts whole steps"):
-        MdlmArgs().check(time_conditioning="token")
+        MdlmArgs().check_time("token")

@@ -5,54 +5,16 @@ import math
 import pytest
 import torch
 
-from data.batch import Batch
 from diffusion.masked.process import MaskedProcess
 from diffusion.options import BoundArgs, SampleArgs
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 from tests.diffusion.masked.test_row_clocks import AT_ONCE, N, agrees
 from tests.toy_family import PROCESSES, Timed, V, d3pm, exact_bound, law_of_steps, limit_bound, mdlm, patterns, sedd
-from tests.toy_process import MASK, TOKENS, every, make
+from tests.toy_process import MASK, TOKENS, make
 from utils.errors import UserError
 
 X0 = torch.tensor([0, 2, 1])
 NEVER = torch.zeros((), dtype=torch.float64)
-
-
-@pytest.mark.parametrize("name", PROCESSES)
-def test_alpha_bar_falls_from_1_to_0_and_windows_lead_there(name: str) -> None:
-    process = PROCESSES[name]()
-    for number in (1, 3, 12):
-        windows = process.windows(number)
-        t, s = windows.unbind(1)
-        assert len(windows) == number and (s < t).all() and torch.equal(s[:-1], t[1:])
-        kept = process.keep_probability(torch.cat([t, s[-1:]]), torch.zeros(number + 1, dtype=torch.float64))
-        assert kept[0] == 0 and kept[-1] == 1 and (kept.diff() > 0).all()
-    level = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
-    if name.startswith("mdlm"):
-        found = process.keep_probability(process.time_at(level), torch.zeros_like(level))
-        torch.testing.assert_close(found, level, atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize("name", PROCESSES)
-def test_the_posterior_composes(name: str) -> None:
-    """Staying masked over two windows is staying over the first and over the second."""
-    process = PROCESSES[name]()
-    (t, s), (_, r) = process.windows(12)[3], process.windows(12)[4]
-    stay = [1 - process.reveal_probability(NEVER, *pair) for pair in ((s, t), (r, s), (r, t))]
-    assert (stay[0] * stay[1]).item() == pytest.approx(stay[2].item())
-
-
-@pytest.mark.parametrize("name", PROCESSES)
-def test_corruption_has_its_rate_and_spares_what_is_given(name: str) -> None:
-    process, n = PROCESSES[name](), 40_000
-    t = process.windows(12)[5, 0].expand(n)
-    targets = torch.tensor([True, False, True]).expand(n, -1)
-    xt = process.corrupt(X0.expand(n, -1), t, targets)
-    rate = 1 - process.keep_probability(t[0], NEVER).item()
-    masked = xt.eq(MASK).double().mean(0)
-    assert masked[1] == 0
-    for share in masked[[0, 2]].tolist():
-        assert abs(share - rate) < 4 * math.sqrt(rate * (1 - rate) / n)
 
 
 @pytest.mark.parametrize("timed", [False, True])
@@ -105,7 +67,7 @@ def integral(process: MaskedProcess, denoiser: TableDenoiser, x0: torch.Tensor) 
     total, length = 0.0, len(x0)
     for node, weight in zip(*leggauss(24), strict=True):
         rate = (node + 1) / 2
-        t = process.time_at(torch.tensor([1 - rate], dtype=torch.float64))
+        t = process.schedule.time_at(torch.tensor([1 - rate], dtype=torch.float64))
         for masked in patterns(length):
             if k := int(masked.sum()):
                 xt = x0.masked_fill(masked, MASK)[None]
@@ -160,6 +122,7 @@ HARD = {"temperature": 0.7, "top_k": 3}
         ("sedd", "cached", 4, {}, True),
     ],
 )
+@pytest.mark.slow
 def test_samples_follow_the_enumerated_law(name: str, sampler: str, windows: int, filters: dict, timed: bool) -> None:
     process, denoiser = {**PROCESSES, "sedd": sedd}[name](), (Timed if timed else TableDenoiser)(V)
     args = SampleArgs(num_steps=windows, sampler=sampler, **filters)
@@ -169,6 +132,7 @@ def test_samples_follow_the_enumerated_law(name: str, sampler: str, windows: int
     assert agrees(process.sample(denoiser, batch, args, rows_at_once=AT_ONCE), batch, order.double())
 
 
+@pytest.mark.slow
 def test_infinitely_many_steps_take_one_order_after_another() -> None:
     """First hitting: MDLM's law in the limit is that of drawing tokens one by one in a random order."""
     args = SampleArgs(num_steps=math.inf)
@@ -185,10 +149,18 @@ def test_infinitely_many_steps_take_one_order_after_another() -> None:
 def test_what_cannot_be_is_refused() -> None:
     batch, denoiser = text_batch(X0[None]), TableDenoiser(V)
     for process, args, message in (
-        (d3pm(), SampleArgs(num_steps=math.inf), "num_steps=inf: this process is one of whole steps"),
+        (d3pm(), SampleArgs(num_steps=math.inf), "num_steps=inf: this process is sampled in whole steps"),
         (mdlm(), SampleArgs(num_steps=math.inf, sampler="cached"), "num_steps=inf is for sampler=row-clocks"),
-        (sedd(), SampleArgs(sampler="row-clocks"), "reveals tokens by what is predicted; use ancestral"),
-        (make(8, "paper"), SampleArgs(sampler="cached"), "is for processes without spindle"),
+        (
+            sedd(),
+            SampleArgs(sampler="row-clocks"),
+            "sampler=row-clocks does not suit this process; it has cached, ancestral",
+        ),
+        (
+            make(8, "paper"),
+            SampleArgs(sampler="cached"),
+            "sampler=cached does not suit this process; it has row-clocks, confidence",
+        ),
         (mdlm(num_steps=4), SampleArgs(num_steps=5), "num_steps=5 must lie in 1..4"),
         (mdlm(), SampleArgs(sampler="euler"), "sampler=euler is for process=score, not a masked process"),
         (make(8, "paper"), SampleArgs(guidance=2.0), "guidance=2 is for process=score, not a masked process"),
@@ -196,25 +168,22 @@ def test_what_cannot_be_is_refused() -> None:
         with pytest.raises(UserError, match=message):
             process.sample(denoiser, batch, args)
     for process, steps, args, message in (
-        (make(8, "paper"), math.inf, LIMITS[0], "num_steps=inf is for processes without spindle"),
-        (d3pm(), math.inf, LIMITS[1], "num_steps=inf: this process is one of whole steps"),
-        (mdlm(), math.inf, BoundArgs("stratified"), "estimator=stratified needs a number of steps"),
-        (mdlm(), math.inf, BoundArgs("windows"), "estimator=windows needs a number of steps"),
+        (make(8, "paper"), math.inf, LIMITS[0], "the bound of this process is one of whole steps"),
+        (d3pm(), math.inf, LIMITS[1], "the bound of this process is one of whole steps"),
+        (
+            mdlm(),
+            math.inf,
+            BoundArgs("stratified"),
+            "estimator=stratified does not suit this process; with num_steps=inf it has masked-count",
+        ),
+        (mdlm(), math.inf, BoundArgs("windows"), "estimator=windows does not suit this process"),
         (sedd(), 8, LIMITS[1], "the bound of process=sedd is that of continuous time"),
-        (d3pm(), 8, LIMITS[2], "estimator=trajectory needs the exact posterior"),
+        (
+            d3pm(),
+            8,
+            LIMITS[2],
+            "estimator=trajectory does not suit this process; with a number of steps it has windows",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             process.bound(denoiser, batch, steps, args)
-
-
-def test_padding_costs_nothing() -> None:
-    on = torch.tensor([[True, True, True, False, False]])
-    padded = Batch(torch.tensor([[0, 2, 1, 4, 4]]), on, on)
-    for name in PROCESSES:
-        process = PROCESSES[name]()
-        t, s = process.windows(12)[6:7].unbind(1)
-        xt = torch.tensor([[MASK, 2, MASK]])
-        plain = process.token_terms(TableDenoiser(V), text_batch(X0[None]), xt, s, t)[0]
-        wide = torch.cat([xt, padded.input_ids[:, 3:]], 1)
-        torch.testing.assert_close(process.token_terms(TableDenoiser(V), padded, wide, s, t)[0][:, :3], plain)
-        assert every(xt).shape == plain.shape

@@ -8,6 +8,7 @@ import torch
 from diffusion.masked.noise_schedules import geometric
 from diffusion.masked.sedd import SeddArgs, SeddDiffusion
 from diffusion.options import BoundArgs, SampleArgs
+from diffusion.process import Vocabulary
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 from tests.diffusion.masked.test_mdlm import BATCH, LOSSES, MASK8, OUTPUTS, STEPS, XT, RawSchedule
 from tests.toy_family import Recorded, Timed, V, limit_bound, mdlm, sedd
@@ -20,9 +21,9 @@ def of_sedd(cases: list[dict]) -> list[dict]:
 
 
 def process_of(case: dict) -> SeddDiffusion:
-    process = SeddDiffusion(SeddArgs(noise=case.get("noise", "loglinear")), torch.ones(8), mask_id=MASK8)
+    process = SeddDiffusion(SeddArgs(noise=case.get("noise", "loglinear")), Vocabulary(8, MASK8))
     if case.get("noise") == "geometric":
-        process.schedule = geometric(1e-3, 1.0)  # of which the recordings are
+        process.schedule.noise = geometric(1e-3, 1.0)  # of which the recordings are
     return process
 
 
@@ -30,14 +31,14 @@ def process_of(case: dict) -> SeddDiffusion:
 def test_the_score_entropy_is_the_recorded_one(case: dict) -> None:
     process, t = process_of(case), torch.tensor(case["t_used"]).double()
     entropy = process.token_terms(Recorded(time_conditioned=True), BATCH, XT, t, t, with_kl=False)[1]
-    found = process.schedule.weight(t)[:, None] * entropy
+    found = process.schedule.noise.weight(t)[:, None] * entropy
     torch.testing.assert_close(found, torch.tensor(case["loss_per_token"]).double(), rtol=2e-3, atol=1e-4)
 
 
 def test_the_log_score_is_the_recorded_one() -> None:
     (case,) = (c for c in of_sedd(OUTPUTS["cases"]) if c["time_conditioning"])
     process, t = process_of({}), torch.tensor(OUTPUTS["inputs"]["t"]).double()
-    masked, sigma = XT.eq(MASK8), process.told(t).double()
+    masked, sigma = XT.eq(MASK8), process.time_input(t).double()
     logits = Recorded(time_conditioned=True).encode(XT, sigma, BATCH.attention_mask)
     log_r = -torch.expm1(sigma).log()[:, None].expand(XT.shape)[masked]
     found = process.log_ratios(logits[masked]) + log_r[:, None]
@@ -53,9 +54,11 @@ def test_the_log_score_is_the_recorded_one() -> None:
 def test_an_analytic_step_is_the_recorded_one(case: dict) -> None:
     """At the released mask rates; what the released table has below 0 is scaled away here."""
     process, t = process_of(case), torch.tensor(case["t"], dtype=torch.float64)
-    process.schedule = RawSchedule(process.schedule)
+    process.schedule.noise = RawSchedule(process.schedule.noise)
     masked = XT.eq(MASK8)
-    logits = Recorded(time_conditioned=True).encode(XT, process.told(t[None]).expand(2), BATCH.attention_mask)[masked]
+    logits = Recorded(time_conditioned=True).encode(XT, process.time_input(t[None]).expand(2), BATCH.attention_mask)[
+        masked
+    ]
     s = t - case["dt"] if case["algorithm"] == "analytic" else torch.zeros_like(t)
     stay, weights = process.reverse_step(logits, SampleArgs(), s, t)
     stay = torch.zeros_like(stay) if case["algorithm"] == "denoiser" else stay
@@ -79,7 +82,10 @@ def test_where_its_scores_are_normalised_it_is_mdlm() -> None:
     for x0 in all_sentences(TOKENS, 2)[:6]:
         assert limit_bound(sedd(), Normalised(V), x0) == pytest.approx(limit_bound(mdlm(), Normalised(V), x0))
         assert limit_bound(sedd(), TableDenoiser(V), x0) > limit_bound(mdlm(), TableDenoiser(V), x0)
-    logits, t, s = Normalised(V).encode(torch.tensor([[3, 1]]), None, torch.ones(1, 2))[0], *mdlm().windows(8)[3]
+    logits, t, s = (
+        Normalised(V).encode(torch.tensor([[3, 1]]), None, torch.ones(1, 2))[0],
+        *mdlm().schedule.windows(8)[3],
+    )
     for ours, theirs in zip(*(p.reverse_step(logits, SampleArgs(), s, t) for p in (sedd(), mdlm())), strict=True):
         torch.testing.assert_close(ours, theirs)
 
@@ -120,6 +126,6 @@ def test_settings_are_checked() -> None:
         ({"time_conditioning": "layerwise", "warm_start": 0.3}, "warm_start trains probabilities"),
     ):
         with pytest.raises(UserError, match=message):
-            SeddArgs().check(**words)
+            SeddArgs().check_training(**{"packing": False, "fused_loss": False, **words})
     with pytest.raises(UserError, match="sampling_eps=1.0 must lie in"):
         SeddArgs(sampling_eps=1.0)

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from diffusion.options import BoundArgs, SampleArgs
+from diffusion.process import Vocabulary
 from diffusion.score.bound import terms_of
 from diffusion.score.noise_levels import ladder
 from diffusion.score.process import ScoreDiffusion
@@ -56,7 +57,7 @@ class Bayes:
 
 def tiny(**settings: object) -> ScoreDiffusion:
     settings = {"sigma_min": 0.3, "sigma_max": 60.0, "rho": 7.0, "output_prior": False, **settings}
-    return ScoreDiffusion(ScoreArgs(**settings), torch.ones(4, dtype=torch.long), mask_id=3)
+    return ScoreDiffusion(ScoreArgs(**settings), Vocabulary(4, 3))
 
 
 def bounds(net: Bayes, num_steps: float, args: BoundArgs, repeats: int, made: ScoreDiffusion | None = None) -> Tensor:
@@ -73,6 +74,7 @@ def test_of_the_true_posterior_it_is_the_entropy_in_the_limit() -> None:
     assert float(found) == pytest.approx(float(entropy), abs=0.02)
 
 
+@pytest.mark.slow
 def test_whole_steps_cost_more_the_fewer_they_are_and_tend_to_the_limit() -> None:
     entropy = float(-(LAW * LAW.log()).sum())
     found = [float((bounds(Bayes(), n, BoundArgs("windows"), 300) * LAW).sum()) for n in (2, 8, 64, 256)]
@@ -150,7 +152,7 @@ def test_a_network_that_is_to_know_its_estimate_is_asked_twice() -> None:
     for first, answer, second in zip(seen[::2], answers[::2], seen[1::2], strict=True):
         assert first[3] is None and torch.equal(first[0], second[0])  # the same x_t, and of the tokens nothing but it
         logits = made.logits(net, torch.cat([answer, evidence(first)], -1)[GIVEN_ENDS], net.table())
-        expected = made.within(logits).softmax(-1) @ net.table()
+        expected = made.within_support(logits).softmax(-1) @ net.table()
         assert torch.allclose(second[3][GIVEN_ENDS], expected, atol=1e-4) and not second[3][~GIVEN_ENDS].any()
 
 
@@ -181,11 +183,11 @@ def test_levels_that_rise_are_scored_as_they_are_sampled(estimator: str) -> None
 def test_cross_entropies_are_reported_by_level() -> None:
     made, net = process(), denoiser()
     found = made.profile(net, BATCH, [seeded(i) for i in range(4)])
-    assert made.profiled(net) == [f"cross_entropy_at_{s}" for s in ("1", "2", "5", "10", "20", "50", "53.033")]
+    assert made.profile_names(net) == [f"cross_entropy_at_{s}" for s in ("1", "2", "5", "10", "20", "50", "53.033")]
     assert found.shape == (7, 4) and (found > 0).all()
-    assert made.about(net)["sigma_max"] == pytest.approx(18.75 * 8**0.5)
+    assert made.network_figures(net)["sigma_max"] == pytest.approx(18.75 * 8**0.5)
     exact = tiny().profile(Bayes(), text_batch(SENTENCES.repeat(2000, 1)), Generator().manual_seed(0))
-    one = (exact[tiny().profiled(Bayes()).index("cross_entropy_at_50")].view(2000, 9).mean(0) * LAW).sum()
+    one = (exact[tiny().profile_names(Bayes()).index("cross_entropy_at_50")].view(2000, 9).mean(0) * LAW).sum()
     marginals = torch.stack([torch.stack([LAW[SENTENCES[:, i] == k].sum() for k in range(3)]) for i in range(2)])
     assert float(one) == pytest.approx(float(-(marginals * marginals.log()).sum()), abs=0.02)  # each by itself
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data.batch import Batch
+from diffusion.process import Vocabulary
 from diffusion.score.noise_levels import Drawn
 from diffusion.score.process import ScoreDiffusion
 from diffusion.score.transitions import ScoreArgs
@@ -127,7 +128,7 @@ def process(loss_weighting: str = "uniform") -> ScoreDiffusion:
     args = ScoreArgs(
         sigma_max=10, rho=1, loss_weighting=loss_weighting, output_prior=False, self_conditioning=False, time_warp=False
     )
-    return ScoreDiffusion(args, torch.ones(V + 1, dtype=torch.long), mask_id=V)
+    return ScoreDiffusion(args, Vocabulary(V + 1, V))
 
 
 def noise(embedding_size: int) -> Tensor:
@@ -151,7 +152,7 @@ def test_the_loss_is_the_recorded_one(
     denoiser, learnt = filled(version, monkeypatch), BATCH.target_mask
     drawn = Drawn(LEVELS[levels] * learnt, learnt, torch.zeros(2, dtype=torch.float64), torch.ones(2).bool())
     monkeypatch.setattr(ScoreDiffusion, "draw", lambda *_: drawn)
-    monkeypatch.setattr("diffusion.score.process.gaussian", lambda where, width, generator: noise(width))
+    monkeypatch.setattr("diffusion.score.transitions.gaussian", lambda where, width, generator: noise(width))
     for weighting, expected in (("uniform", plain), ("edm", weighted)):
         loss = process(weighting).loss(denoiser, BATCH)
         assert loss.num_tokens == learnt.sum() == 5

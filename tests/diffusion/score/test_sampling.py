@@ -47,6 +47,7 @@ def test_a_row_is_the_same_in_any_batch(sampler: str, more: dict) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["renoise", "sde", "euler", "heun"])
+@pytest.mark.slow
 def test_samples_follow_the_law_if_the_network_knows_it(sampler: str) -> None:
     """From the exact posterior of nine sentences; renoise, which is another law, at least says nothing impossible."""
     n, made = 6000, tiny(sigma_max=30.0)

@@ -19,6 +19,7 @@ from diffusion.masked.word_freq_released import (
     released_betas,
 )
 from diffusion.options import SampleArgs
+from diffusion.process import Vocabulary
 from diffusion_word_freq import WordFreqArgs, base_alpha_bar, log_frequency
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -64,7 +65,7 @@ def process_of(case: dict) -> ReleasedWordFreqDiffusion:
         word_freq_lambda=case.get("spindle_lambda", 0.3),
         posterior="released",
     )
-    return ReleasedWordFreqDiffusion(args, COUNTS, mask_id=MASK)
+    return ReleasedWordFreqDiffusion(args, COUNTS, Vocabulary(len(COUNTS), MASK))
 
 
 def close(ours: Tensor | float, recorded: list | float, rtol: float, atol: float) -> None:
@@ -82,10 +83,10 @@ def rows(step: int) -> Tensor:
 def test_schedule_state_and_betas(name: str) -> None:
     case = STATE["cases"][name]
     process = process_of({"T": case["T"], "kind": case["kind"]})
-    close(process.base[case["index"]], case["alpha_bar"], 1e-6, 1e-9)
+    close(process.schedule.base[case["index"]], case["alpha_bar"], 1e-6, 1e-9)
     close(released_betas(case["kind"], case["T"])[case["beta_index"]], case["beta"], 1e-6, 0)
     index = torch.tensor(case["beta_index"])
-    close(process.base_kernel(index, index + 1)[:, 0], case["beta"], 1e-6, 0)  # the last one, too: it is below 1
+    close(process.schedule.base_kernel(index, index + 1), case["beta"], 1e-6, 0)  # the last one, too: it is below 1
     exact = base_alpha_bar(case["kind"], case["T"])
     close(exact[case["index"]], case["alpha_bar"], 5e-5, 1e-6)  # the same but for the program's single precision
 
@@ -96,8 +97,8 @@ def test_spindle_amplitude(name: str) -> None:
     process = process_of({"T": case["T"], "kind": "mutual"})
     t = torch.tensor(case["index"])
     one = torch.tensor(1.0, dtype=torch.float64)
-    rise = process.keep_probability(t, -0.001 * one) - process.keep_probability(t, 0.001 * one)
-    inside = (process.base[t] < 0.998) & (t < case["T"])  # outside, the clip at 0.999 hides the amplitude
+    rise = process.schedule.alpha_bar(t, -0.001 * one) - process.schedule.alpha_bar(t, 0.001 * one)
+    inside = (process.schedule.base[t] < 0.998) & (t < case["T"])  # outside, the clip at 0.999 hides the amplitude
     recorded = [a for a, keep in zip(case["spindle_lambda_at_0p3"], inside, strict=True) if keep]
     close(rise[inside] / 0.002, recorded, 1e-6, 1e-8)
 
@@ -110,7 +111,9 @@ def test_word_frequencies() -> None:
     x = torch.tensor([s + [0] * (length - len(s)) for s in inputs["sentences"]])
     target = torch.tensor([[i < len(s) for i in range(length)] for s in inputs["sentences"]])
     process = process_of({"T": 8})
-    h = process.informativeness(process.statistic[x], process.sentence_mean(x, target)[:, None])
+    h = process.schedule.informativeness_of(
+        process.schedule.statistic[x], process.schedule.sentence_mean(x, target)[:, None]
+    )
     close(torch.where(target, -h, 0.0), outputs["word_freq_logits"], 1e-6, 1e-7)
 
 
@@ -122,7 +125,9 @@ def test_forward_marginals(case: dict) -> None:
     close(keep[TARGET], recorded[TARGET].tolist(), 1e-6, 1e-7)
     if "full_table_soft_q0" in case:
         probs = Toy("A", case["T"]).encode(X0, rows(1), TARGET).softmax(-1)
-        h = process.informativeness(process.statistic[X0], process.sentence_mean(X0, TARGET)[:, None])
+        h = process.schedule.informativeness_of(
+            process.schedule.statistic[X0], process.schedule.sentence_mean(X0, TARGET)[:, None]
+        )
         close(process.soft_marginal(probs, rows(case["t"]), h)[0], case["full_table_soft_q0"], 1e-6, 2e-7)
 
 
@@ -138,7 +143,9 @@ def test_posterior(case: dict) -> None:
     transition = process.transition(xt, s, t, V).gather(-1, X0[..., None]).squeeze(-1)
     close(transition[TARGET], torch.tensor(case["transition_at_x0"])[TARGET].tolist(), 1e-5, 1e-7)
     probs = Toy("A", case["T"]).encode(xt, t, TARGET).softmax(-1)
-    h = process.informativeness(process.statistic[X0], process.sentence_mean(X0, TARGET)[:, None])
+    h = process.schedule.informativeness_of(
+        process.schedule.statistic[X0], process.schedule.sentence_mean(X0, TARGET)[:, None]
+    )
     close(process.reverse_probs(probs, xt, s, t, h)[0], case["posterior_soft_x0_full_b0"], 1e-5, 1e-7)
 
 
@@ -153,7 +160,9 @@ def test_training_loss(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     close(kl.sum() + hybrid, case["loss"], 1e-4, 1e-7)
     close(kl[TARGET], torch.tensor(case["kl_per_token"])[TARGET].tolist(), 1e-4, 1e-6)
     close(cross_entropy[TARGET], torch.tensor(case["ce_x0_per_token"])[TARGET].tolist(), 1e-6, 1e-7)
-    h = process.informativeness(process.statistic[X0], process.sentence_mean(X0, TARGET)[:, None])
+    h = process.schedule.informativeness_of(
+        process.schedule.statistic[X0], process.schedule.sentence_mean(X0, TARGET)[:, None]
+    )
     reverse = process.reverse_probs(toy.encode(xt, t, TARGET).softmax(-1), xt, s, t, h)
     ce_pt = -(reverse.gather(-1, X0[..., None]).squeeze(-1) + EPSILON).log()
     close(ce_pt[TARGET], torch.tensor(case["ce_pt_per_token"])[TARGET].tolist(), 1e-5, 1e-6)
@@ -166,7 +175,7 @@ def test_training_loss(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", ELBO["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))
 def test_elbo(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = torch.tensor(ELBO["inputs"]["u"], dtype=torch.float64)
-    monkeypatch.setattr("diffusion.masked.process.uniform", lambda where, generator=None: fixed)
+    monkeypatch.setattr("diffusion.masked.transitions.uniform", lambda where, generator=None: fixed)
     process = process_of(case)
     num_steps = case["T"] // case["eval_step_size"]
     bound = process.bound(Toy(case["toy"], case["T"]), BATCH, num_steps)
@@ -215,7 +224,7 @@ CONDITIONAL_TARGET = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
 def test_conditional_training_loss(s: int, loss: float, base: float) -> None:
     """lambda 0, hybrid 3e-4: the recorded loss counts target positions only, whatever stands in the source."""
     args = WordFreqArgs(8, spindle="released", word_freq_lambda=0.0, posterior="released", hybrid_lambda=3e-4)
-    process = ReleasedConditionalDiffusion(args, torch.tensor([0, 10, 0, 500, 0, 7, 99, 3]), mask_id=4)
+    process = ReleasedConditionalDiffusion(args, torch.tensor([0, 10, 0, 500, 0, 7, 99, 3]), Vocabulary(8, 4))
     x0 = torch.tensor([[1, 3, 5, 6, 7], [2, 6, 6, 1, 3]])
     batch = Batch(x0, torch.ones_like(CONDITIONAL_TARGET), CONDITIONAL_TARGET)
     kl, cross_entropy = process.token_terms(ConditionalToy(), batch, CONDITIONAL_XT, rows(s), rows(s + 1))
@@ -227,7 +236,7 @@ def test_conditional_training_loss(s: int, loss: float, base: float) -> None:
 def test_the_last_conditional_step_follows_the_prediction_but_leaves_decided_tokens_alone() -> None:
     """The released one draws every target from the prediction, those that stand already too; ours the masked ones."""
     args = WordFreqArgs(8, spindle="released", word_freq_lambda=0.0, posterior="released")
-    process = ReleasedConditionalDiffusion(args, torch.tensor([0, 10, 0, 500, 0, 7, 99, 3]), mask_id=4)
+    process = ReleasedConditionalDiffusion(args, torch.tensor([0, 10, 0, 500, 0, 7, 99, 3]), Vocabulary(8, 4))
     batch = Batch(CONDITIONAL_XT, torch.ones_like(CONDITIONAL_TARGET), CONDITIONAL_TARGET)
     logits = ConditionalToy().encode(CONDITIONAL_XT, rows(2), batch.attention_mask)
     probs = process.sampling_probs(logits, batch, CONDITIONAL_XT, rows(0), rows(2), SampleArgs())
@@ -257,8 +266,8 @@ def test_sum_of_weights_shows_why_the_released_elbo_is_no_bound() -> None:
         total = torch.zeros((), dtype=torch.float64)
         for s in range(0, 2048, 16):
             s, t = torch.tensor([s]), torch.tensor([s + 16])
-            keep = process.keep_probability(s, h)
-            reveal = process.base_kernel(s, t)[0] * keep
-            total += ((1 - process.keep_probability(t, h)) * reveal / (reveal + 1 - keep)).item()
+            keep = process.schedule.alpha_bar(s, h)
+            reveal = process.schedule.base_kernel(s, t)[0] * keep
+            total += ((1 - process.schedule.alpha_bar(t, h)) * reveal / (reveal + 1 - keep)).item()
         weights.append(total.item())
     assert weights == pytest.approx([0.844, 1.000, 1.102], abs=2e-3)

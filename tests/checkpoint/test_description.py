@@ -1,0 +1,36 @@
+"""description.py: process.json gives back what was described."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import BertTokenizerFast
+
+from checkpoint.description import Description
+from checkpoint.folder import load_checkpoint, save_checkpoint
+from diffusion.masked.mdlm import MdlmArgs
+from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
+from tests.checkpoint.test_folder import CPU, make_run
+from utils.errors import UserError
+
+
+def test_the_posterior_can_be_chosen_on_loading(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "run", make_run(tokenizer))
+    loaded = load_checkpoint(str(tmp_path / "run"), CPU, posterior="released")
+    assert isinstance(loaded.process, ReleasedWordFreqDiffusion)
+
+
+@pytest.mark.parametrize("conditioning", ["none", "token"])
+def test_what_is_written_is_read(tokenizer: BertTokenizerFast, tmp_path: Path, conditioning: str) -> None:
+    described = Description.of(make_run(tokenizer, conditioning))
+    described.write(tmp_path)
+    assert Description.read(tmp_path) == described and described.time_conditioning == conditioning
+    other = Description.read(tmp_path, posterior="released").process_args
+    assert (other.posterior, described.process_args.posterior) == ("released", "exact")
+
+
+def test_a_posterior_is_for_word_freq_alone(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    replace(Description.of(make_run(tokenizer)), process_args=MdlmArgs()).write(tmp_path)
+    assert Description.read(tmp_path).process_args == MdlmArgs()
+    with pytest.raises(UserError, match="posterior=released is for process=word_freq"):
+        Description.read(tmp_path, posterior="released")

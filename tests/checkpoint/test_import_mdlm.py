@@ -1,0 +1,79 @@
+"""import_mdlm.py: released weights become a checkpoint that every script takes."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from transformers import PreTrainedTokenizerFast
+
+import compute_elbo
+import predict
+from checkpoint import import_mdlm
+from checkpoint.folder import load_checkpoint
+from checkpoint.text_model import PROCESSES, build_process
+from data.row_formats import TextFormat
+from tests.checkpoint.test_released_mdlm import IDS, lightning
+from tests.conftest import SENTENCES, call
+from tests.models.test_dit import SMALL, network
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """A byte-level tokenizer without [MASK], as GPT-2's."""
+    trainer = ByteLevelBPETokenizer()
+    trainer.train_from_iterator(SENTENCES, vocab_size=330, special_tokens=["<|endoftext|>"], show_progress=False)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=trainer._tokenizer,
+        **dict.fromkeys(("eos_token", "bos_token", "unk_token"), "<|endoftext|>"),
+    )
+    made.save_pretrained(tmp_path / "gpt2")
+    return tmp_path / "gpt2"
+
+
+@pytest.mark.parametrize("process", ["mdlm", "sedd", "ar"])
+def test_what_is_imported_all_scripts_take(monkeypatch, capsys, gpt2: Path, tmp_path: Path, process: str) -> None:
+    size = json.loads((gpt2 / "tokenizer.json").read_text())["model"]["vocab"]
+    made = network(causal=process == "ar", vocab_size=len(size) + 1)
+    file = lightning(tmp_path / "a.ckpt", network(causal=process == "ar", vocab_size=len(size) + 1, seed=5), made)
+    words = ["--source", file, "--tokenizer", gpt2, "--output_dir", tmp_path / "out", "--process", process]
+    words += ["--max_length", 24, *(["--time_conditioning", "layerwise"] if process == "sedd" else [])]
+    assert call(import_mdlm.main, monkeypatch, *words) == 0
+    assert f"{sum(p.numel() for p in made.parameters()):,} parameters written" in capsys.readouterr().out
+    run = load_checkpoint(str(tmp_path / "out"), torch.device("cpu"))
+    torch.testing.assert_close(run.denoiser.network(IDS), made(IDS))
+    assert run.process_name == process and run.tokenizer.mask_token_id == len(size)
+    (tmp_path / "text.txt").write_text("\n".join(SENTENCES[:5]) + "\n")
+    words = ["--data", tmp_path / "text.txt", "--cache_dir", tmp_path / "cache"]
+    assert call(compute_elbo.main, monkeypatch, "--checkpoint", tmp_path / "out", *words) == 0
+    assert call(predict.main, monkeypatch, "--checkpoint", tmp_path / "out", "--num_samples", 2, "--num_steps", 0) == 0
+
+
+def test_of_wrapped_rows_the_end_of_text_is_content_and_of_single_texts_it_is_not(gpt2: Path) -> None:
+    """GPT-2's one special token is its unknown one, too; it must be drawn where texts follow each other."""
+    tokenizer = import_mdlm.open_tokenizer(str(gpt2))
+    size, end = len(tokenizer), tokenizer.eos_token_id
+    for protocol, drawn in (("wrapped", True), ("unpadded", False), ("running", False)):
+        settings = PROCESSES["mdlm"].settings()
+        form = TextFormat(protocol)
+        process = build_process(settings, torch.ones(size), tokenizer, size, text_format=form)
+        assert bool(process.sampling_support[end].isfinite()) == bool(process.support[end].isfinite()) == drawn
+
+
+def test_what_does_not_fit_is_one_line_and_nothing_is_written(monkeypatch, capsys, gpt2: Path, tmp_path: Path) -> None:
+    file = lightning(tmp_path / "a.ckpt", network(), network())
+    base = {"--source": file, "--tokenizer": gpt2, "--output_dir": tmp_path / "out"}
+    for change, message in (
+        ({"--source": tmp_path / "none.ckpt"}, "no such file or folder"),
+        ({"--process": "ar"}, "process=ar: the network has bidirectional attention"),
+        ({"--process": "gan"}, "process"),
+        ({"--process": "sedd"}, "a score depends on sigma; use layerwise"),
+        ({}, f"more than the network's {SMALL['vocab_size']}"),
+        ({"--tokenizer": tmp_path / "nowhere"}, "nowhere"),
+        ({"--output_dir": tmp_path}, "is not empty; give a new folder"),
+    ):
+        words = [word for pair in {**base, **change}.items() for word in pair]
+        assert call(import_mdlm.main, monkeypatch, *words) == 2
+        said = capsys.readouterr().err.strip()
+        assert message in said and "\n" not in said and not (tmp_path / "out").exists()

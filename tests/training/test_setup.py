@@ -1,0 +1,16 @@
+"""setup.py: what exists before the first step."""
+
+from pathlib import Path
+
+import pytest
+
+from checkpoint.folder import load_checkpoint
+from tests.test_main import CPU, train
+
+
+def test_frequencies_from_a_file_drive_the_spindle(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "f.json").write_text('{"the": 10, "a": 5}')
+    code, folder = train(monkeypatch, corpus, tmp_path, "--word_freq_file", tmp_path / "f.json")
+    assert code == 0 and load_checkpoint(str(folder), CPU).token_counts.sum() == 15

@@ -1,0 +1,68 @@
+"""step.py: the loss of a step, its clipping, and the random numbers it draws."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from diffusion.draws import WHOLE
+from training.arguments import TrainArgs
+from training.optim import OptimArgs
+from training.step import clip, training_loss
+
+CPU = torch.device("cpu")
+
+
+def test_clipping_bounds_the_norm_and_the_values() -> None:
+    model, scaler = torch.nn.Linear(3, 1), torch.amp.GradScaler("cpu", enabled=False)
+    for optim, expected in (
+        (OptimArgs(max_grad_norm=2.5), [1.5, 2.0, 0.0]),
+        (OptimArgs(max_grad_norm=0, max_grad_value=3.5), [3.0, 3.5, 0.0]),
+        (OptimArgs(max_grad_norm=0), [3.0, 4.0, 0.0]),
+    ):
+        model.weight.grad, model.bias.grad = torch.tensor([[3.0, 4.0, 0.0]]), torch.zeros(1)
+        assert clip(model, optim, [], scaler)
+        torch.testing.assert_close(model.weight.grad[0], torch.tensor(expected), atol=1e-4, rtol=1e-4)
+    model.weight.grad[0, 0] = math.nan
+    assert not clip(model, OptimArgs(), [], scaler)
+
+
+def test_in_fp16_an_overflow_anywhere_leaves_every_weight_as_it_was() -> None:
+    """Two optimizers share one norm; one that stepped on it alone would write NaN over its weights."""
+    a, b = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    model = torch.nn.ParameterList([a, b])
+    optimizers = [torch.optim.SGD([a], lr=0.1), torch.optim.SGD([b], lr=0.1)]
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for bad, may_step in ((math.inf, False), (math.nan, False), (1.0, True)):
+        for parameter, value in ((a, bad), (b, 1.0)):
+            scaler.scale(value * parameter.sum()).backward()
+        assert clip(model, OptimArgs(), optimizers, scaler) == may_step
+        scaler.update()
+        model.zero_grad()
+    assert scaler.get_scale() == 2.0  # halved twice
+
+
+def test_the_warm_start_is_masked_language_modelling_and_then_the_process_takes_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("training.step.masked_lm_loss", lambda *_, rates, **__: ("masked lm", rates))
+    process = SimpleNamespace(loss=lambda *_, **__: "process")
+    run = SimpleNamespace(process=process, denoiser=None)
+    args = TrainArgs("x", warm_start=0.25, warm_start_rates="0.2,0.3")
+    losses = [training_loss(run, None, args, progress, None, WHOLE) for progress in (0.0, 0.24, 0.25, 1.0)]
+    assert losses == [("masked lm", (0.2, 0.3))] * 2 + ["process"] * 2
+
+
+def test_dropout_and_noise_follow_from_seed_step_and_batch() -> None:
+    from training.step import streams_of_step
+
+    def drawn(*where: int) -> tuple:
+        generator, shared = streams_of_step(*where)
+        return torch.rand(1).item(), torch.rand(1, generator=generator).item(), shared
+
+    here = drawn(1, 2, 3)
+    assert here == drawn(1, 2, 3) and here[0] != here[1]
+    for other in (drawn(0, 2, 3), drawn(1, 1, 3), drawn(1, 2, 0)):
+        assert here[0] != other[0] and here[1] != other[1]
+    assert here[2] == drawn(1, 2, 9)[2] != drawn(1, 3, 3)[2]

@@ -1,0 +1,90 @@
+"""validation.py: a checkpoint holds what was scored; a bound that is no number, lost folders, a short time."""
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from checkpoint.folder import load_checkpoint
+from data.splits import DataArgs
+from evaluation.likelihood_report import Likelihood
+from tests.conftest import errors_of
+from tests.test_main import CPU, records, train
+from training.clock import Deadline
+from training.step import training_loss
+
+
+def test_the_saved_weights_give_the_recorded_bound(trained: Path, tmp_path: Path) -> None:
+    """Scoring the checkpoint again on the same held-out sentences reproduces the log: it holds what was scored."""
+    from data.row_formats import load_texts
+    from evaluation.likelihood import Scoring, pick, score_text
+
+    run = load_checkpoint(str(trained), CPU)
+    args = DataArgs(
+        str(trained.parent / "corpus.txt"),
+        valid_fraction=0.1,
+        max_length=run.max_length,
+        batch_size=32,
+        cache_dir=str(tmp_path),
+    )
+    _, valid = load_texts(args, run.tokenizer)
+    again = score_text(run, valid, pick(valid, 256), Scoring(8, batch_size=32, seed=42), progress=False)
+    assert again.report()["bits_per_token"] == pytest.approx(run.facts["bits_per_token"], rel=1e-5)
+
+
+def test_a_bound_that_is_no_number_ends_the_run(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+    monkeypatch.setattr(Likelihood, "report", lambda self: {"nats_per_sequence": math.nan})
+    code, folder = train(monkeypatch, corpus, tmp_path)
+    assert code == 2 and "the validation bound is not finite; lower" in capsys.readouterr().err
+    assert {path.name for path in folder.iterdir()} == {"log.jsonl", "run.json", "run.lock", "state", "tokenizer"}
+
+
+def test_a_folder_that_vanishes_ends_the_run_in_one_line(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+    real = training_loss
+    monkeypatch.setattr("training.step.training_loss", lambda *a: shutil.rmtree(tmp_path / "run", True) or real(*a))
+    code, folder = train(monkeypatch, corpus, tmp_path)
+    (said,) = errors_of(capsys.readouterr().err)
+    assert code == 2 and "was removed or emptied while it was being filled" in said
+    assert not folder.exists()
+
+
+def test_a_deleted_checkpoint_is_made_again(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    real, calls = training_loss, []
+
+    def loss(*words):
+        calls.append(1)
+        if len(calls) == 3:
+            shutil.rmtree(tmp_path / "run" / "checkpoint-last")
+            shutil.rmtree(tmp_path / "run" / "state")
+        return real(*words)
+
+    monkeypatch.setattr("training.step.training_loss", loss)
+    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 4, "--eval_steps", 2)
+    assert code == 0 and (folder / "checkpoint-last" / "model.safetensors").exists()
+    assert [path.name for path in (folder / "state").iterdir()] == ["step-000000000004"]
+
+
+def test_an_evaluation_is_given_up_when_the_time_is_short_and_made_up_for(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Its step is saved before it; the next process begins with it, and ends as if nothing had been."""
+    words = ["--max_steps", 4, "--eval_steps", 2, "--time_limit", 60]
+    _, whole = train(monkeypatch, corpus, tmp_path, *words, name="whole")
+    for stop in (2, 4):
+        with monkeypatch.context() as patch:
+            answers = [True] * (stop == 4) + [False] * 9
+            patch.setattr(Deadline, "watch", lambda self, answers=answers: lambda: answers.pop(0))
+            code, folder = train(patch, corpus, tmp_path, *words)
+        assert code == 0 and f"the time limit is near: stopped after step {stop}" in capsys.readouterr().out
+        assert [record["step"] for record in records(folder, "valid")] == [2] * (stop == 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(Deadline, "watch", lambda self: lambda: False)
+        assert train(patch, corpus, tmp_path, *words)[0] == 2
+        assert "time_limit=60.0 is too short for an evaluation of" in capsys.readouterr().err
+    assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
+    assert "trained 4 steps" in capsys.readouterr().out
+    assert [record["step"] for record in records(folder, "valid")] == [2, 4]
+    for name in ("checkpoint", "checkpoint-last"):
+        ours, theirs = ((run / name / "model.safetensors").read_bytes() for run in (folder, whole))
+        assert ours == theirs
