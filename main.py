@@ -20,12 +20,12 @@ from diffusion_word_freq import WordFreqDiffusion
 from evaluation.spindle_report import spindle_report
 from training import resume
 from training.bookkeeper import Bookkeeper
-from training.clock import Notice
+from training.clock import StopRequest
 from training.config import TrainConfig
 from training.outcome import Figures, closing_message
 from training.output_folder import exclusive_access
 from training.plan import Plan
-from training.setup import identities, identities_before, open_batches, prepare
+from training.setup import identities, legacy_identities, open_batches, prepare
 from training.step import TrainStep
 from training.tracking import draw_curve
 from utils import distributed, files, hub
@@ -35,7 +35,7 @@ from utils.messages import say
 
 
 def main() -> None:
-    """Read the settings, find out where the run stands, build the model, train it, say what was written."""
+    """Read the settings, find the state of the run, build the model and train it."""
     config = TrainConfig.parse(__doc__)
     hub.quiet_libraries()
     set_up_cpu(config.run.threads)
@@ -43,17 +43,17 @@ def main() -> None:
     with distributed.process_group(device):
         files.require_writable("output_dir", Path(config.run.output_dir), folder=True)
         files.require_writable("cache_dir", Path(config.data.cache_dir), folder=True)
-        with exclusive_access(config.run):  # before the folder is looked at: another process may be changing it
+        with exclusive_access(config.run):  # before reading the folder, which another process may be changing
             start = distributed.call_on_leader(lambda: resume.find_start(config.run, config.by_name(), say))
             if start.finished and not start.moved:
-                return say_done(config, start)
+                return report_finished(config, start)
             if note := resume.note_versions(start):
                 say(note)
             model, train_text, valid_text = prepare(config, device, start)
             found = identities(model, train_text, valid_text)
-            resume.require_same_text(start, found, config.run, partial(identities_before, train_text, valid_text))
+            resume.require_same_text(start, found, config.run, partial(legacy_identities, train_text, valid_text))
             if start.finished:
-                return say_done(config, start)
+                return report_finished(config, start)
             say_what_was_read(config.data, train_text.source, valid_text.source)
             if isinstance(model.process, WordFreqDiffusion) and model.process.is_bound and not config.data.streaming:
                 say(spindle_report(model.process.schedule, train_text, model.tokenizer))
@@ -65,31 +65,36 @@ def main() -> None:
 def train(
     config: TrainConfig, model: TextModel, train_text: Text, valid_text: Text, device: torch.device, plan: Plan
 ) -> None:
-    """The loop: take, agree, learning rate, step (loss, backward, clip, update, average), log, evaluate, save."""
+    """Train until the last step, the time limit or a stop signal; log, evaluate and save on the way."""
     trainer = TrainStep(model, config, device, plan.parts)
     if plan.start.path:
         trainer.learner.restore(plan.start.path, plan.start.facts)
     stream = open_batches(config, plan, train_text, model.tokenizer)
-    with contextlib.closing(stream), Notice().awaited() as notice:
+    with contextlib.closing(stream), StopRequest().listening() as stop:
         book = Bookkeeper(config, model, valid_text, trainer, plan)
         book.announce(train_text)
         if book.finish_evaluation(stream.position):
             return
         for step in range(plan.start.step + 1, plan.total_steps + 1):
+            # Take batches.
             batches = stream.take()
-            agreed = book.agree(batches, notice.given)
+            agreed = book.agree(batches, stop.signal_name)
+
+            # Accumulate gradients, update weights, update the average.
             progress, rate = book.progress(step, agreed.seconds), book.rate(step, agreed.seconds)
-            outcome = trainer(step, batches, progress, rate, num_tokens=agreed.counts[0])
-            book.add(outcome, agreed.counts, batches)
+            result = trainer(step, batches, progress, rate, num_tokens=agreed.counts[0])
+            book.add(result, agreed.counts, batches)
+
+            # Log, evaluate and save.
             if book.after(step, rate, agreed, batches[-1].epoch, stream.position):
                 return
 
 
-def say_done(config: TrainConfig, start: resume.Start) -> None:
-    """Say of a run that needs no more training where everything is; its curve is drawn if it was not."""
+def report_finished(config: TrainConfig, start: resume.Start) -> None:
+    """Print the output of a finished run, and draw its curve if curve.png is missing."""
     output = Path(config.run.output_dir)
     if distributed.rank() == 0 and not (output / "curve.png").exists():
-        with contextlib.suppress(Exception):  # a picture is worth no run
+        with contextlib.suppress(Exception):  # a failed plot must not fail the run
             draw_curve(output / "log.jsonl", output / "curve.png")
     say(f"{output}: this run is done, {start.step:,} steps; for more of them: --resume true --max_steps N\n")
     verdict = Figures.of(start.facts["figures"]).verdict(start.step)

@@ -1,4 +1,4 @@
-"""Seq2seq: several candidates for every source, and the one that minimum Bayes risk prefers.
+"""Predict targets of sources (seq2seq): draw several candidates, choose one by minimum Bayes risk.
 
 python predict_downstream_condition.py --checkpoint out/qqp/checkpoint --data conditional_data/qqp/test.jsonl \
     --mbr_size 10 --num_steps 200 --output out/qqp/predictions.jsonl
@@ -30,19 +30,19 @@ from utils.command_line import FROM_CHECKPOINT, parse, run_script
 from utils.device import pick_device, set_up_cpu
 from utils.errors import UserError, check_ranges
 
-BATCHES_AT_ONCE = 64  # in a call of the sampler, which keeps its batch full until it runs out of rows
+BATCHES_PER_CALL = 64  # many, since the sampler refills its batch until its rows run out
 MOST_USED = ("checkpoint", "data", "output", "mbr_size", "num_steps", "limit")
-MEANINGLESS = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint says how wide its target window is"}
+MEANINGLESS = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint sets the width of the target window"}
 
 
 @dataclass(frozen=True)
 class DownstreamArgs:
-    """Which sources, how many candidates, and where to."""
+    """Sources, candidates and output."""
 
     group: ClassVar[str] = "predictions"
 
     checkpoint: str = field(
-        metadata={"aliases": ["--checkpoint_path", "--ckpt_path"], "help": "a folder main.py wrote"}
+        metadata={"aliases": ["--checkpoint_path", "--ckpt_path"], "help": "folder written by main.py"}
     )
     data: str = field(
         metadata={
@@ -52,35 +52,55 @@ class DownstreamArgs:
     )
     output: str = field(
         default="generation_results/predictions.jsonl",
-        metadata={"aliases": ["--output_file"], "help": "a .jsonl file, one source a line"},
+        metadata={"aliases": ["--output_file"], "help": "output file, .jsonl, one source per line"},
     )
-    mbr_size: int = field(default=3, metadata={"aliases": ["--MBR_size"], "help": "candidates a source"})
-    step_size: int = field(default=0, metadata={"help": "the same as --num_steps T / step_size (released: 10)"})
-    limit: int = field(default=0, metadata={"help": "only the first so many sources; 0: all"})
-    batch_size: int = field(default=64, metadata={"help": "candidates at a time; does not change them"})
+    mbr_size: int = field(default=3, metadata={"aliases": ["--MBR_size"], "help": "number of candidates per source"})
+    step_size: int = field(
+        default=0, metadata={"help": "stride of reverse steps: --num_steps is T / step_size (released: 10)"}
+    )
+    limit: int = field(default=0, metadata={"help": "number of sources, from the first; 0: all"})
+    batch_size: int = field(default=64, metadata={"help": "number of candidates per batch; does not change them"})
     diffuseq_format: bool = field(
-        default=False, metadata={"help": "also write OUTPUT without .jsonl/seed{S}_step{N}.json, one file a candidate"}
+        default=False,
+        metadata={
+            "help": "further files in DiffuSeq's format: OUTPUT without .jsonl/seed{S}_step{N}.json, one per seed"
+        },
     )
     shuffle_sources: bool = field(
-        default=False, metadata={"help": "give every target another pair's source: what is not read cannot be missed"}
+        default=False, metadata={"help": "control: predict each target from another pair's source"}
     )
     precision: str = field(
-        default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "of the network"}
+        default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "precision of the network"}
     )
-    seed: int = field(default=0, metadata={"help": "candidate j is what --seed SEED+j --mbr_size 1 gives"})
-    show: int = field(default=3, metadata={"help": "print so many sources with all that was made of them"})
-    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch decides"})
+    seed: int = field(
+        default=0, metadata={"help": "random seed; candidate j equals that of --seed SEED+j --mbr_size 1"}
+    )
+    show: int = field(default=3, metadata={"help": "number of sources to print with their candidates"})
+    threads: int = field(default=0, metadata={"help": "number of CPU threads; 0: torch's default"})
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
+        # the cost of MBR is quadratic in mbr_size
         check_ranges(self, mbr_size=(1, 1000), batch_size=(1, 10**7), step_size=(0, 10**6), limit=(0, 10**12))
-        check_ranges(self, seed=(0, 2**63 - 1), show=(0, 10**6))  # MBR compares all pairs of candidates
+        check_ranges(self, seed=(0, 2**63 - 1), show=(0, 10**6))
         if not self.output.endswith(".jsonl"):
             raise UserError(f"output={self.output}: must end in .jsonl")
 
 
+@dataclass(frozen=True)
+class Task:
+    """Model, settings and pairs of one prediction run."""
+
+    model: TextModel
+    args: DownstreamArgs
+    sampling: SampleArgs
+    sources: list[str]
+    references: list[str]
+    device: torch.device
+
+
 def main() -> None:
-    """Load, sample what is not there yet, choose, write, show."""
+    """Load the model and the pairs, predict every source, write and show the predictions."""
     args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, most_used=MOST_USED, meaningless=MEANINGLESS)
     sampling.warn()
     distributed.require_single("predict_downstream_condition.py")
@@ -88,7 +108,7 @@ def main() -> None:
     output = Path(args.output)
     files.require_writable("output", output)
     if output.exists() and files.local_path(args.data).exists() and output.samefile(files.local_path(args.data)):
-        raise UserError(f"output={output} is the data file itself; give another")
+        raise UserError(f"output={output} is the data file itself; give another --output")
     if args.diffuseq_format:
         files.require_writable("output (less .jsonl)", output.with_suffix(""), folder=True)
     set_up_cpu(args.threads)
@@ -97,12 +117,17 @@ def main() -> None:
     if model.pairs is None:
         raise UserError(f"checkpoint {args.checkpoint} was trained on text, without pairs; use predict.py")
     sampling = replace(sampling, num_steps=steps(args, sampling, model.process.num_steps))
-    model.process.check_sampling(sampling)  # before the journal of another attempt is touched
+    model.process.check_sampling(sampling)  # before the journal of an interrupted run is opened
     sources, references = read_pairs(args)
-    recipe = fingerprint_of(find_checkpoint(args.checkpoint), recipe_of(args, sampling), sources, references)
-    sources, references = (side[: args.limit or None] for side in (sources, references))  # a limit changes no candidate
+    fingerprint = fingerprint_of(
+        find_checkpoint(args.checkpoint), candidate_settings(args, sampling), sources, references
+    )
+    sources, references = (
+        side[: args.limit or None] for side in (sources, references)
+    )  # the fingerprint excludes the limit
+    task = Task(model, args, sampling, sources, references, device)
     with lock_output(output):
-        records = written(model, args, sampling, sources, references, device, Journal(output, recipe))
+        records = predict_and_write(task, Journal(output, fingerprint))
     print(
         f"{len(records):,} sources with {args.mbr_size} candidates each written to {output}\n"
         f"next: python compute_metric.py --predictions {shlex.quote(str(output))}",
@@ -111,34 +136,30 @@ def main() -> None:
     show(records[: args.show])
 
 
-def written(
-    model: TextModel,
-    args: DownstreamArgs,
-    sampling: SampleArgs,
-    sources: list[str],
-    references: list[str],
-    device: torch.device,
-    journal: Journal,
-) -> list[dict]:
-    """The records of all sources, which are in the output file when this returns, and no more in the journal."""
-    predict(model, args, sampling, sources, references, device, journal)
-    records, output = journal.finish(len(sources)), Path(args.output)
+def predict_and_write(task: Task, journal: Journal) -> list[dict]:
+    """Predict all sources, write the output files and remove the journal; return the records."""
+    predict(task, journal)
+    records, output = journal.finish(len(task.sources)), Path(task.args.output)
     write_predictions(output, records)
-    if args.diffuseq_format:
-        write_diffuseq(output.with_suffix(""), records, args.seed, sampling.num_steps)
+    if task.args.diffuseq_format:
+        write_diffuseq(output.with_suffix(""), records, task.args.seed, task.sampling.num_steps)
     journal.remove()
     return records
 
 
 def steps(args: DownstreamArgs, sampling: SampleArgs, total: int) -> float:
-    """How many reverse steps; the number and the size come from different dataclasses, so both are refused here."""
+    """Return the number of reverse steps from --num_steps or --step_size.
+
+    Raises:
+        UserError: If both are given, or one is out of range.
+    """
     if args.step_size and sampling.num_steps:
-        raise UserError("give --num_steps or --step_size, not both: the one is T over the other")
+        raise UserError("give --num_steps or --step_size, not both")
     return reverse_steps(total, sampling.num_steps, args.step_size)
 
 
-def recipe_of(args: DownstreamArgs, sampling: SampleArgs) -> dict:
-    """What decides the candidates, the sampler included: work under others cannot be continued."""
+def candidate_settings(args: DownstreamArgs, sampling: SampleArgs) -> dict:
+    """Return the settings that determine the candidates; a journal with other settings is not continued."""
     return {
         **asdict(sampling),
         **{name: getattr(args, name) for name in ("mbr_size", "seed", "precision")},
@@ -146,15 +167,15 @@ def recipe_of(args: DownstreamArgs, sampling: SampleArgs) -> dict:
 
 
 def read_pairs(args: DownstreamArgs) -> tuple[list[str], list[str]]:
-    """Sources and references.
+    """Return sources and references.
 
     Raises:
-        UserError: if the data are not pairs, or broken, or a folder of training data only.
+        UserError: If the data hold no pairs, are malformed, or are a folder without test and validation data.
     """
     source = scored_source(args.data)
     if not files.local_path(args.data).is_file() and source == training_source(args.data):
         raise UserError(
-            f"{args.data}: neither a test nor a validation split; to predict training pairs, name their file"
+            f"{args.data}: neither a test nor a validation split; to predict training pairs, give their file"
         )
     if not holds_pairs(source):
         raise UserError(f'{source}: holds no pairs; every line must be an object with a string "src" and "trg"')
@@ -171,29 +192,22 @@ def read_pairs(args: DownstreamArgs) -> tuple[list[str], list[str]]:
 
 
 def derangement(n: int, seed: int) -> list[int]:
-    """A permutation without a fixed point: everyone gets the next one's in a random ring."""
+    """Return a permutation of 0..n-1 without a fixed point: one random cycle."""
     ring = np.random.default_rng(seed).permutation(n)
     following = np.empty(n, dtype=int)
     following[ring] = np.roll(ring, 1)
     return following.tolist()
 
 
-def predict(
-    model: TextModel,
-    args: DownstreamArgs,
-    sampling: SampleArgs,
-    sources: list[str],
-    references: list[str],
-    device: torch.device,
-    journal: Journal,
-) -> None:
-    """Candidates and choice for every source that the journal lacks; each is in the journal once it is whole."""
+def predict(task: Task, journal: Journal) -> None:
+    """Draw candidates and choose one for each source that the journal lacks; add its record when complete."""
+    model, sources = task.model, task.sources
     layout = Layout(model.pairs, model.tokenizer, model.max_length)
     ids = source_ids(layout, model.tokenizer, sources)
     cut = sum(len(i) > layout.longest_source for i in ids)
     if cut:
         print(f"note: {cut} sources cut to their last {layout.longest_source} tokens", file=sys.stderr)
-    spelled = respell(model.tokenizer, sources), respell(model.tokenizer, references)
+    spelled = respell(model.tokenizer, sources), respell(model.tokenizer, task.references)
     todo = [i for i in range(len(sources)) if i not in journal.records]
     if len(todo) < len(sources):
         print(f"note: continuing after {len(sources) - len(todo)} sources ({journal.path})", file=sys.stderr)
@@ -207,27 +221,21 @@ def predict(
             journal.add(i, {"index": i, **record})
             bar.update()
 
-        at_once = max(1, BATCHES_AT_ONCE * args.batch_size // args.mbr_size)
-        for start in range(0, len(todo), at_once):
-            draw_candidates(model, layout, ids, todo[start : start + at_once], args, sampling, device, finish)
+        per_call = max(1, BATCHES_PER_CALL * task.args.batch_size // task.args.mbr_size)
+        for start in range(0, len(todo), per_call):
+            draw_candidates(task, layout, ids, todo[start : start + per_call], finish)
 
 
 @torch.no_grad()
 def draw_candidates(
-    model: TextModel,
-    layout: Layout,
-    ids: list[np.ndarray],
-    chosen: list[int],
-    args: DownstreamArgs,
-    sampling: SampleArgs,
-    device: torch.device,
-    finish: Callable[[int, list[Tensor]], None],
+    task: Task, layout: Layout, ids: list[np.ndarray], chosen: list[int], finish: Callable[[int, list[Tensor]], None]
 ) -> None:
-    """Calls `finish` with every chosen source and its target windows, each int64 [window], as soon as it has them all.
+    """Draw candidates of the `chosen` sources; call `finish(i, windows)` once source i has all, each int64 [window].
 
-    Candidate j of source i has a stream of random numbers of its own, that of seed + j and i: neither the batch size
-    nor the other sources change it. The candidates of a source lie side by side, so they share their batches.
+    Candidate j of source i has its own random stream, seeded by (seed + j, i). So neither the batch size nor the other
+    sources change it. The candidates of a source are adjacent rows and share their batches.
     """
+    args, process = task.args, task.model.process
     rows = [(i, j) for i in chosen for j in range(args.mbr_size)]
     streams = [Generator().manual_seed(sentence_seed(args.seed + j, i)) for i, j in rows]
     batch = layout.blanks([ids[i] for i, _ in rows])
@@ -240,13 +248,18 @@ def draw_candidates(
             if len(drawn[i]) == args.mbr_size:
                 finish(i, [drawn[i][j] for j in range(args.mbr_size)])
 
-    model.process.sample(
-        model.denoiser, batch.to(device), sampling, rows_at_once=args.batch_size, generator=streams, on_step=collect
+    process.sample(
+        task.model.denoiser,
+        batch.to(task.device),
+        task.sampling,
+        rows_at_once=args.batch_size,
+        generator=streams,
+        on_step=collect,
     )
 
 
 def show(records: list[dict]) -> None:
-    """A few sources with everything that was made of them."""
+    """Print records with their candidates."""
     for record in records:
         print(f"\nsource      {record['source']}")
         for text in record["candidates"]:

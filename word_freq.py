@@ -25,36 +25,36 @@ from utils.errors import UserError
 from utils.files import require_writable
 
 LONGEST = 126
-"""Tokens of a sentence that are looked at for the spindle: those of main.py's default --max_length."""
+"""Tokens of a sentence in the spindle's report: main.py's default --max_length without [CLS] and [SEP]."""
 
 
 @dataclass(frozen=True)
 class WordFreqFileArgs:
-    """What to count, and where to write it."""
+    """Corpus to count and file to write."""
 
     group: ClassVar[str] = "counting"
 
     train_data: str = field(metadata={"aliases": ["--train_data_dir"], "help": "file, folder or data set on the hub"})
     tokenizer: str = field(metadata={"help": "hub name, folder or vocab.txt"})
-    output: str = field(metadata={"help": "a .json file: {token: count}"})
-    workers: int = field(default=0, metadata={"help": "processes that count; 0: one a core"})
+    output: str = field(metadata={"help": "output file, .json: {token: count}"})
+    workers: int = field(default=0, metadata={"help": "number of counting processes; 0: one per core"})
 
     def __post_init__(self) -> None:
         if not self.output.endswith(".json"):
-            raise UserError(f"output={self.output}: must end in .json; it holds {{token: count}}")
+            raise UserError(f"output={self.output}: must end in .json")
         if not 0 <= self.workers <= 1024:
-            raise UserError(f"workers={self.workers} must lie in 0..1024; 0: one a core")
+            raise UserError(f"workers={self.workers} must lie in 0..1024; 0: one per core")
 
 
 def main() -> None:
-    """Read the corpus once, on all cores; nothing but the counts is kept."""
+    """Count the corpus in one pass on all cores, and write the counts."""
     (args,) = parse([WordFreqFileArgs], __doc__)
     distributed.require_single("word_freq.py")
     hub.quiet_libraries()
     require_writable("output", Path(args.output))
     tokenizer = load_tokenizer(args.tokenizer)
     source = training_source(args.train_data)
-    # of pairs the targets count, for a source is never noised; main.py adds the [SEP] and [PAD] of their windows
+    # pairs: count targets only, since sources are never masked; main.py adds the [SEP] and [PAD] of target windows
     if holds_pairs(source, streaming=True):
         source = replace(source, column="trg")
     vocab_size = vocabulary_size(tokenizer)
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def describe_spindle(source: Source, tokenizer: PreTrainedTokenizerBase, counts: np.ndarray) -> str:
-    """What the default spindle does to the first sentences of the corpus."""
+    """Return the default spindle's report on the first sentences of the corpus."""
     schedule = SpindleSchedule(WordFreqArgs(), torch.from_numpy(counts))
     text = tokenize_in_memory(islice(read_records(source), SAMPLE), source, tokenizer, LONGEST)
     return spindle_report(schedule, text, tokenizer)

@@ -1,4 +1,4 @@
-"""BLEU of samples against a whole corpus: nltk's time beside ours on a size it can finish, and ours on a real one.
+"""Time of BLEU against a whole corpus: nltk and this project on a small size, this project on a full one.
 
 python benchmarks/bleu.py
 """
@@ -20,14 +20,14 @@ WEIGHTS = [1 / (rank + 1) for rank in range(len(WORDS))]
 
 
 def sentences(count: int, seed: int) -> list[list[str]]:
-    """Zipf's law, 5 to 40 words each."""
+    """Draw sentences of 5 to 40 words by Zipf's law."""
     rng = random.Random(seed)
     return [rng.choices(WORDS, WEIGHTS, k=rng.randint(5, 40)) for _ in range(count)]
 
 
 def main() -> None:
-    """Both measures, twice."""
-    warnings.simplefilter("ignore")  # nltk warns of every sample without a common 4-gram
+    """Time both and print the results."""
+    warnings.simplefilter("ignore")  # nltk warns of each sample without a common 4-gram
     samples, references = sentences(200, 0), sentences(2000, 1)
     begin = time.perf_counter()
     theirs = [corpus_bleu([references], [sample]) for sample in samples]

@@ -1,14 +1,15 @@
-"""What each process of the family costs: a training step, a sample, and a text longer than the window.
+"""Cost of each process of the family: training step, sample, and text longer than the window.
 
-python benchmarks/family.py                    # steps of training, then samples, then long texts
+python benchmarks/family.py                    # training steps, samples, long texts
 python benchmarks/family.py --part sample
 
-One BERT of 4 layers x 256, vocabulary 30,522, for all (with --process ar its causal twin, with --process score a
-network of the same sizes over embeddings of 64), random weights and tokens, fp32. Training steps are timed in turn and
-divided within a round by stock masked language modelling on the same batch.
-Samples are timed in units of a bare forward of as many rows, encoded and decoded everywhere. So is MDLM's own program
-(its cached sampler, measured on two cores of an AMD EPYC with a network of this size): 10.3 s and 65 calls for a row of
-64 tokens at T = 1000, where a forward takes 0.0137 s; 237 s and 401 calls for eight rows, where it takes 0.088 s.
+All use a BERT of 4 layers x 256, vocabulary 30,522, random weights and tokens, fp32. --process ar uses its causal
+variant, --process score a network of the same size over embeddings of 64. Training steps are timed in turn and divided
+within a round by stock masked language modelling on the same batch.
+
+Samples are timed in units of a bare forward pass: equal rows, encoded and decoded at every position. MDLM's released
+cached sampler is given in the same unit, measured on two cores of an AMD EPYC with a network of this size. At T = 1000
+and 64 tokens it took 10.3 s and 65 calls for one row (forward pass 0.0137 s), 237 s and 401 calls for eight (0.088 s).
 """
 
 import argparse
@@ -42,12 +43,12 @@ from models.score_denoiser import ScoreDenoiser
 from models.score_lm import ScoreLmConfig, ScoreLmNetwork
 
 MDLM_UNITS = {1: (10.3 / 0.0137, 65), 8: (237 / 0.088, 401)}
-"""MDLM's cached sampler for so many rows: bare forwards' worth of time, and calls of the network."""
+"""Rows -> MDLM's cached sampler: time in bare forward passes, number of network calls."""
 RESULTS = Path(__file__).parent / "results" / "family.json"
 
 
 def process_of(name: str, shape: dict) -> Process:
-    """One of the family, without word frequencies."""
+    """Return a process by name, without word frequencies."""
     kinds = {
         "mdlm": (MdlmDiffusion, MdlmArgs()),
         "d3pm": (D3pmDiffusion, D3pmArgs()),
@@ -62,7 +63,7 @@ def process_of(name: str, shape: dict) -> Process:
 
 
 def denoiser_of(name: str, shape: dict, *, timed: bool | None = None) -> BertDenoiser | ScoreDenoiser:
-    """The network that goes with it: over embeddings, causal, or told the time, where it must be (or `timed` says)."""
+    """Return a process's network: score, causal, or time-conditioned if the process or `timed` asks for it."""
     torch.manual_seed(0)
     sizes = {"vocab_size": shape["vocabulary"], "hidden_size": shape["hidden"], "num_hidden_layers": shape["layers"]}
     sizes |= {"num_attention_heads": shape["hidden"] // 64, "intermediate_size": 4 * shape["hidden"]}
@@ -76,7 +77,7 @@ def denoiser_of(name: str, shape: dict, *, timed: bool | None = None) -> BertDen
 
 
 def training(name: str, shape: dict) -> Step:
-    """Forward, backward and AdamW of its own loss."""
+    """Return a step of the process's own loss: forward, backward and AdamW."""
     denoiser, process, batch = denoiser_of(name, shape), process_of(name, shape), text(shape)
 
     def loss() -> torch.Tensor:
@@ -90,7 +91,7 @@ TRAINED = ("word_freq", "word_freq_none", "mdlm", "d3pm", "sedd", "ar", "score")
 
 
 def part_train(shape: dict) -> dict:
-    """Time of a training step over that of a stock one, [least, median, most]."""
+    """Return training step time / stock step time: [minimum, median, maximum]."""
     steps = {"stock": variants.stock(shape), **{name: training(name, shape) for name in TRAINED}}
     return {f"train {name}": found for name, found in ratios(steps, "stock", shape["rounds"]).items()}
 
@@ -105,29 +106,29 @@ SAMPLED = [
     ("sedd", "ancestral"),
     ("ar", "auto"),
 ]
-"""Which process by which sampler."""
+"""Pairs of process and sampler."""
 
 
 @torch.no_grad()
 def part_sample(shape: dict, num_steps: int = 1000) -> dict:
-    """Bare forwards' worth of time, calls of the network, and the one by the other's rows, at one row and at eight."""
+    """Return `sampled` of each process and sampler for one row and for eight."""
     found = {}
     for rows in (1, 8):
         for name, sampler in SAMPLED:
             if rows > 1 and sampler in ("ancestral", "cached"):
-                continue  # many minutes: a step costs the same whenever it comes
+                continue  # many minutes; the cost of a step is known from one row
             shown = denoiser_of(name, shape).eval()
             args = SampleArgs(num_steps=0 if name == "ar" else num_steps, sampler=sampler)
             batch = text(shape, rows)
             if name == "ar":
-                batch.target_mask[:, 0] = False  # it needs a beginning
+                batch.target_mask[:, 0] = False  # the first token is given
             found[f"sample {name} {sampler} {rows}"] = sampled(process_of(name, shape), shown, batch, args)
         found[f"sample mdlm released {rows}"] = [*MDLM_UNITS[rows], None]
     return found
 
 
 def sampled(process: Process, denoiser: BertDenoiser, batch: Batch, args: SampleArgs) -> list[float]:
-    """[time in bare forwards, calls, time over that of bare forwards of the rows the network saw]."""
+    """Return [time in bare forward passes, network calls, time / bare forward time of the rows encoded]."""
     counted = variants.Counted(denoiser)
     counted.extend = counting_extend(counted)
     t = torch.ones(len(batch.input_ids), dtype=torch.long)
@@ -144,7 +145,7 @@ def sampled(process: Process, denoiser: BertDenoiser, batch: Batch, args: Sample
 
 
 def counting_extend(counted: variants.Counted) -> Callable:
-    """The cached forward of an autoregressive network, counted as one of all its rows."""
+    """Return the cached forward pass of an autoregressive network, counted as one call with all its rows."""
 
     def extend(tokens: torch.Tensor, cache: object) -> tuple:
         counted.calls += 1
@@ -156,9 +157,9 @@ def counting_extend(counted: variants.Counted) -> Callable:
 
 @torch.no_grad()
 def part_long(shape: dict, window: int = 256, length: int = 2048) -> dict:
-    """Seconds for a text of `length` tokens by strides of half a window, and for as many in plain windows, one by one.
+    """Return seconds for a text of `length` tokens by strides of half a window, and in separate windows.
 
-    Two tokens a step; as the windows of the strides overlap, there are about twice as many forwards of half the tokens.
+    Each step reveals two tokens. Strides overlap, so they take about twice the forward passes for half the tokens each.
     """
     process, denoiser, stride = process_of("mdlm", shape), denoiser_of("mdlm", shape).eval(), window // 2
 
@@ -178,7 +179,7 @@ def part_long(shape: dict, window: int = 256, length: int = 2048) -> dict:
 
 
 def rows_of(figures: dict) -> str:
-    """Tables of what is there: steps of training, samples, long texts."""
+    """Return the tables of the measured parts."""
     lines = ["| process | training step / stock masked LM |", "|---|---|"]
     for name in TRAINED:
         if found := figures.get(f"train {name}"):
@@ -200,7 +201,7 @@ PARTS = {"train": part_train, "sample": part_sample, "long": part_long}
 
 
 def main() -> None:
-    """Run the parts, print their tables, keep the figures in benchmarks/results/family.json."""
+    """Run the parts, print their tables and write benchmarks/results/family.json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")
     parser.add_argument("--threads", type=int, default=2)

@@ -1,14 +1,13 @@
-"""Kill a training again and again, at random moments; it must end in the very weights of one that was left alone.
+"""Kill a training repeatedly at random moments; it must end with the weights of an undisturbed run.
 
     python benchmarks/faults.py --runs 50
     python benchmarks/faults.py --runs 10 --processes 2
     python benchmarks/faults.py --runs 50 --json
 
-A run is a small training on sentences made up here. It is SIGKILLed up to five times: after a random time, or just
-before or after a random one of the renames by which files get their names (`files.rename`, `files.exchange`), that is
-within the writing of a checkpoint or of a state. Each time the same command is given again, until it ends by itself.
-Then weights, averages, optimizer and log are compared with those of the run that was left alone. `identical` counts
-runs that end in the same bytes, `lost` those that would not go on.
+A run is a small training on generated sentences. It is killed (SIGKILL) up to five times: after a random time, or just
+before or after a random atomic rename (`files.rename`, `files.exchange`) in the writing of a checkpoint or state. Each
+time the same command is run again, until it ends by itself. Then weights, averages, optimizer and log are compared with
+those of the undisturbed run. `identical` counts runs that end with the same bytes, `lost` runs that failed to resume.
 """
 
 import argparse
@@ -39,13 +38,13 @@ SETTINGS = [
 ]  # fmt: skip
 COMPARED = ("weights.safetensors", "average.safetensors", "optimizer.safetensors")
 KILLS = 5
-"""Of a run, at most."""
+"""Largest number of kills in a run."""
 RENAME = "FAULTS_RENAME"
-"""In the environment of a process that is to die at a rename: its number, or its number and a half: after it."""
+"""Environment variable with the number n of the rename at which a process dies: n before it, n + 0.5 after it."""
 
 
 def main() -> None:
-    """The reference, then the runs that are killed."""
+    """Run the reference and the killed runs; print the counts."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--processes", type=int, default=1, help="of torchrun, on gloo")
@@ -67,7 +66,7 @@ def main() -> None:
 
 
 def write_corpus(file: Path) -> None:
-    """A few hundred sentences."""
+    """Write a few hundred sentences."""
     who, does, whom = "the cat,a dog,my bird,his sister,they", "see,like,follow,find", "us,him,it"
     when = "now,again,never,today,at last,once more,all day long"
     rows = itertools.product(*(words.split(",") for words in (who, does, whom, when)))
@@ -75,7 +74,7 @@ def write_corpus(file: Path) -> None:
 
 
 def start(place: Path, name: str, processes: int, rename: float = 0) -> subprocess.Popen:
-    """The training, or what is left of it, in a process group of its own."""
+    """Start or resume the training in its own process group."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -89,7 +88,7 @@ def start(place: Path, name: str, processes: int, rename: float = 0) -> subproce
 
 
 def one_run(place: Path, name: str, whole: float, rng: random.Random, processes: int, found: dict) -> None:
-    """Killed up to five times, then left alone; adds to `found` how it ended."""
+    """Run a training with up to five kills; add its result to `found`."""
     for _ in range(rng.randint(1, KILLS)):
         at_rename = rng.random() < 0.5
         rename = rng.randint(1, 36) + rng.choice([0, 0.5]) if at_rename else 0
@@ -116,7 +115,7 @@ def one_run(place: Path, name: str, whole: float, rng: random.Random, processes:
 
 
 def kill(process: subprocess.Popen, folder: Path) -> None:
-    """With everyone else who works in that folder; only when the last one is gone may another begin."""
+    """Kill all processes of a run and wait until the last has ended."""
     while True:
         at_work = [file.parent for file in Path("/proc").glob("[0-9]*/cmdline") if str(folder) in words_of(file)]
         for each in at_work:
@@ -129,14 +128,14 @@ def kill(process: subprocess.Popen, folder: Path) -> None:
 
 
 def words_of(file: Path) -> list[str]:
-    """Of a process's command line; a dead one has none."""
+    """Return the arguments of a process's command line; none if it has ended."""
     with contextlib.suppress(OSError):
         return file.read_text().split("\0")
     return []
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two states hold the same bytes, and the checkpoints beside them the same weights."""
+    """Return whether two states hold the same bytes and their checkpoints the same weights."""
     pairs = [(one / name, other / name) for name in COMPARED]
     beside = [Path("checkpoint"), Path("checkpoint-last")]
     pairs += [tuple(state.parent.parent / name / "model.safetensors" for state in (one, other)) for name in beside]
@@ -144,7 +143,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def logged(run: Path) -> list[dict]:
-    """Its log without times and words about interruptions."""
+    """Return a run's log without times and notes on interruptions."""
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     timed = ("seconds", "tokens_per_second")
     return [
@@ -155,7 +154,7 @@ def logged(run: Path) -> list[dict]:
 
 
 def child() -> None:
-    """main.py, but its n-th rename is its death."""
+    """Run main.py, and kill it at the n-th rename."""
     import main as training
     from utils import files
     from utils.command_line import run_script

@@ -1,7 +1,7 @@
-"""A small grammar, learnt by process=score: the shares of samples that keep to it, as docs/results.md has them.
+"""Share of samples of process=score that follow a small grammar, as in docs/results.md.
 
 python benchmarks/grammar.py out/grammar                       # trains for two minutes
-python benchmarks/grammar.py out/grammar10 --sigma_max 10      # further words are flags of main.py, and win
+python benchmarks/grammar.py out/grammar10 --sigma_max 10      # further flags go to main.py and override
 """
 
 import random
@@ -28,7 +28,7 @@ SAMPLERS += [("euler", 5), ("heun", 25), ("sde", 200), ("sde", 50)]
 
 
 def sentence(rng: random.Random) -> str:
-    """Like "the old cat sees the big dog by the sea"."""
+    """Draw a sentence such as "the old cat sees the big dog by the sea"."""
 
     def thing() -> str:
         return " ".join(["the", *rng.sample(ADJECTIVES, rng.randrange(2)), rng.choice(NOUNS)])
@@ -37,7 +37,7 @@ def sentence(rng: random.Random) -> str:
 
 
 def write_corpus(folder: Path) -> None:
-    """20,000 sentences to learn, 300 to score."""
+    """Write 20,000 training and 300 validation sentences."""
     rng = random.Random(0)
     folder.mkdir(parents=True, exist_ok=True)
     for name, number in (("train", 20_000), ("valid", 300)):
@@ -45,12 +45,12 @@ def write_corpus(folder: Path) -> None:
 
 
 def share_in_grammar(texts: list[str]) -> float:
-    """Of whole lines."""
+    """Return the share of lines that follow the grammar."""
     return sum(bool(GRAMMAR.fullmatch(text)) for text in texts) / len(texts)
 
 
 def main() -> None:
-    """Train, score, sample, print."""
+    """Train, score, sample and print the shares."""
     if len(sys.argv) < 2 or sys.argv[1].startswith("-"):
         sys.exit(__doc__)
     folder, more = Path(sys.argv[1]).absolute(), sys.argv[2:]
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def script(name: str, *words: object) -> str:
-    """Run one of the scripts; what it prints."""
+    """Run one of the scripts; return its output."""
     command = [sys.executable, ROOT / name, *map(str, words)]
     return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
 

@@ -1,9 +1,9 @@
-"""Peak memory of a bert-base training step in bf16, for choosing a micro-batch: what a GPU of a given size holds.
+"""Peak memory of a bert-base training step in bf16, by micro-batch size.
 
 python benchmarks/memory.py 4 8 16
 
-Runs on a GPU if there is one (its allocator's peak), else on the CPU, where the figure is the growth of the process's
-resident memory in a process of its own per size: a stand-in, since a GPU keeps less of the attention's intermediates.
+On a GPU the figure is the allocator's peak. On the CPU it is the growth of resident memory, in a separate process per
+size. The CPU figure is an upper estimate, since a GPU keeps fewer intermediates of attention.
 """
 
 import resource
@@ -26,7 +26,7 @@ LENGTH, VOCABULARY = 128, 30522
 
 
 def measure(batch_size: int) -> float:
-    """GiB at the peak of two training steps with the paper's spindle and the exact bound."""
+    """Return the peak in GiB over two training steps with the paper's spindle and the exact bound."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     denoiser = BertDenoiser(BertForMaskedLM(BertConfig()).train()).to(device)

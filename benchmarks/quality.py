@@ -1,4 +1,4 @@
-"""What more reverse steps buy: quality and diversity of samples, and the bound, beside the forwards they take.
+"""Quality and diversity of samples, and the bound, against the number of reverse steps and forward passes.
 
 python benchmarks/quality.py --checkpoint out/demo/checkpoint --data out/demo/corpus
 """
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def sampled(run: TextModel, steps: float, options: argparse.Namespace) -> dict[str, float]:
-    """Figures of `options.samples` samples; forwards are the rows that the network saw, a sample."""
+    """Return figures of `options.samples` samples; `forwards` is the number of rows encoded per sample."""
     denoiser, network = Counted(run.denoiser), run.denoiser
     denoiser.max_length = network.max_length
     args = predict.PredictArgs(options.checkpoint, num_samples=options.samples, batch_size=256)
@@ -52,7 +52,7 @@ def sampled(run: TextModel, steps: float, options: argparse.Namespace) -> dict[s
 
 
 def bound(run: TextModel, steps: float, options: argparse.Namespace) -> dict[str, float]:
-    """Bits per token and perplexity per word of the test sentences at so many steps (for inf: at T)."""
+    """Return bits per token and perplexity per word of the test sentences at `steps` steps (inf: T)."""
     text = tokenize(find_source(options.data, "test"), run.tokenizer, run.max_length - 2, "out/cache")
     scoring = Scoring(int(min(steps, run.process.num_steps)), BoundArgs(estimator="trajectory"), batch_size=128)
     report = score_text(run, text, pick(text, 0), scoring).report()
@@ -60,7 +60,7 @@ def bound(run: TextModel, steps: float, options: argparse.Namespace) -> dict[str
 
 
 def draw(found: dict[str, dict[str, float]], path: Path) -> None:
-    """Quality and diversity over forwards."""
+    """Plot quality and diversity over forward passes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -83,7 +83,7 @@ def draw(found: dict[str, dict[str, float]], path: Path) -> None:
 
 
 def table(found: dict[str, dict[str, float]]) -> str:
-    """Markdown."""
+    """Return the figures as a Markdown table."""
     columns = ("forwards", "bleu_4", "self_bleu_4", "distinct_1", "distinct_4", "unigram_entropy", "ppl_word")
     lines = ["| steps | " + " | ".join(columns).replace("_", "-") + " |", "|" + "---|" * (len(columns) + 1)]
     for steps, row in found.items():
@@ -94,7 +94,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 @torch.no_grad()
 def main() -> None:
-    """Sample, measure, write benchmarks/results/quality.json and .png."""
+    """Sample, measure, and write benchmarks/results/quality.json and .png."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--checkpoint", default="out/demo/checkpoint")
     parser.add_argument("--data", default="out/demo/corpus")

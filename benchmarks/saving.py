@@ -1,9 +1,9 @@
-"""What it costs to be able to go on: the share of a training's time that goes into saving its state.
+"""Share of a training's time spent on saving its state.
 
     python benchmarks/saving.py                    # the demo's network, a state every 500 steps
     python benchmarks/saving.py --steps 1000 --batch_size 64
 
-Saving is timed within the training that it interrupts, writing, checksums and waiting for the disk included.
+Saving is timed within the training. The time includes writing, checksums and waiting for the disk.
 """
 
 import argparse
@@ -29,7 +29,7 @@ SETTINGS = [
 
 
 def main() -> None:
-    """Train on a corpus, time what saves."""
+    """Train on a corpus and time the saving of states."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--train_data", default="out/demo/corpus", help="default: what `bash run.sh demo` leaves")
     parser.add_argument("--steps", type=int, default=500)
@@ -39,9 +39,9 @@ def main() -> None:
     saving, steps = [], []
     real_save, real_agree = bookkeeper.Bookkeeper.save_state, bookkeeper.Bookkeeper.agree
 
-    def save_state(self: bookkeeper.Bookkeeper, *words: object) -> None:
+    def save_state(self: bookkeeper.Bookkeeper, step: int, position: object, **facts: bool) -> None:
         began = time.monotonic()
-        real_save(self, *words)
+        real_save(self, step, position, **facts)
         saving.append(time.monotonic() - began)
 
     def agree(self: bookkeeper.Bookkeeper, *words: object) -> bookkeeper.Agreement:

@@ -1,11 +1,11 @@
-"""Every figure of speed and variance beside its floor, and beside the formulation of the released code, in one run.
+"""Figures of speed and variance against their lower bounds and against the released code's formulation.
 
 python benchmarks/speed.py                              # small: 4 layers x 256, vocabulary 30,522, 16 x 64 tokens
 python benchmarks/speed.py --shape base --part train    # bert-base, 4 x 128
 python benchmarks/speed.py --part elbo --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt
 
-Variants are timed in turn, round by round, and compared within a round: times depend on the machine and its neighbours,
-the ratios hardly do. benchmarks/README.md says what each figure is.
+Variants are timed in turn and compared within a round, since times depend on the machine's load and ratios hardly do.
+benchmarks/README.md defines each figure.
 """
 
 import argparse
@@ -41,14 +41,14 @@ from models.packing import next_fit
 
 
 def seconds(step: Step) -> float:
-    """Wall time of one call."""
+    """Return the wall time of one call."""
     begin = time.perf_counter()
     step()
     return time.perf_counter() - begin
 
 
 def ratios(steps: dict[str, Step], floor: str, rounds: int) -> dict[str, list[float]]:
-    """Time of each variant over that of the floor in the same round; [least, median, most] over rounds."""
+    """Return time / time of `floor` in the same round, for each variant: [minimum, median, maximum] over rounds."""
     for step in steps.values():
         step()
     found: dict[str, list[float]] = {name: [] for name in steps if name != floor}
@@ -60,12 +60,12 @@ def ratios(steps: dict[str, Step], floor: str, rounds: int) -> dict[str, list[fl
 
 
 def growths(kind: str, names: dict[str, str], shape_name: str) -> dict[str, float]:
-    """Growth of the peak of memory by two steps of each variant, in a process of its own, over that of the floor.
+    """Return peak memory growth over two steps / that of the floor, each variant in a separate process.
 
     Args:
-        kind: SAMPLING and so on, of variants.py.
-        names: of the figures, by those of the variants; the first is the floor's.
-        shape_name: of the network.
+        kind: Name of a dictionary of variants.py, such as SAMPLING.
+        names: Figure names by variant; the first variant is the floor.
+        shape_name: Name of the network's shape.
     """
     peaks = []
     for name in names:
@@ -75,7 +75,7 @@ def growths(kind: str, names: dict[str, str], shape_name: str) -> dict[str, floa
 
 
 def memory_of(name: str, shape: dict) -> None:
-    """In the process of its own: print the growth in MiB."""
+    """Print the growth in MiB; runs in a separate process."""
     kind, name = name.split(".")
     step, before = getattr(variants, kind)[name](shape), peak()
     step(), step()
@@ -83,7 +83,7 @@ def memory_of(name: str, shape: dict) -> None:
 
 
 def peak() -> float:
-    """MiB, the most this process has held (getrusage would count what its parent held before it began)."""
+    """Return the peak resident memory of this process in MiB; getrusage would include the parent's before the fork."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
@@ -92,11 +92,11 @@ def peak() -> float:
 
 
 def part_train(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
-    """Time and memory of a step, what a larger vocabulary costs, and what a fused loss saves."""
+    """Return time and memory of a step, with a larger vocabulary and with a fused loss."""
     steps = {name: make(shape) for name, make in variants.TRAINING.items() if "matrix" not in name}
     figures = ratios(steps, "stock", 2 * shape["rounds"])
     released = {"stock": steps["stock"], "matrix_train_ratio_hybrid": variants.matrix(shape)}
-    figures |= ratios(released, "stock", shape["rounds"] // 2)  # apart: what it frees would disturb the others
+    figures |= ratios(released, "stock", shape["rounds"] // 2)  # separately, since its freed memory disturbs the others
     for figure, make in (("vocab_growth", variants.ours), ("matrix_vocab_growth", variants.matrix)):
         sizes = {"small": make({**shape, "vocabulary": 8192}), "whole": make(shape)}
         figures[figure] = ratios(sizes, "small", shape["rounds"] // 2)["whole"]
@@ -110,7 +110,7 @@ def part_train(shape: dict, shape_name: str, options: argparse.Namespace) -> dic
 
 
 def tokens_per_second(shape: dict) -> dict:
-    """Tokens trained on in a second, over those of random batches, of sentences of many lengths."""
+    """Return tokens trained on per second / those of random batches, for sentences of many lengths."""
     steps = {way: variants.on_lengths(shape, way) for way in ("random", "buckets", "packing")}
     found: dict[str, list[float]] = {way: [] for way in steps}
     for round_ in range(2 * shape["rounds"] + 1):
@@ -129,7 +129,7 @@ def tokens_per_second(shape: dict) -> dict:
 def overhead(
     shape: dict, rows: int, rounds: int, sampler: Callable, windows: int = STEPS, **settings: object
 ) -> list[float]:
-    """Time of sampling over that of as many row evaluations of a bare forward, encoded and decoded everywhere."""
+    """Return sampling time / bare forward time of equal rows, encoded and decoded at every position."""
     denoiser, process = variants.Counted(BertDenoiser(network(shape).eval())), process_of(shape, **settings)
     batch, found = text(shape, rows), []
     t = torch.ones(rows, dtype=torch.long)
@@ -146,7 +146,7 @@ def overhead(
 
 
 def forwards(**settings: object) -> int:
-    """Calls of the network for 64 rows of 128 tokens at T = 1000, with a network of one layer."""
+    """Return network calls for 64 rows of 128 tokens at T = 1000, with a network of one layer."""
     shape = {"layers": 1, "hidden": 64, "vocabulary": 2000, "rows": 64, "length": 128}
     denoiser = variants.Counted(BertDenoiser(network(shape).eval()))
     process_of(shape, num_steps=1000, **settings).sample(denoiser, text(shape), SampleArgs(num_steps=1000))
@@ -155,7 +155,7 @@ def forwards(**settings: object) -> int:
 
 @torch.no_grad()
 def part_sample(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
-    """Overheads over bare forwards, and how many forwards there are."""
+    """Return overheads over bare forward passes, and numbers of forward passes."""
     none = {"spindle": "none"}
     return {
         "sample_overhead_b4": overhead(shape, 4, 3, fast, **none),
@@ -165,7 +165,7 @@ def part_sample(shape: dict, shape_name: str, options: argparse.Namespace) -> di
         "matrix_sample_overhead_spindle": overhead(shape, 4, 3, matrix_formulation.sample, 4),
         "forwards_lambda0": forwards(**none),
         "forwards_spindle": forwards(),
-        "matrix_forwards": 1000,  # one a step, whatever happens in it
+        "matrix_forwards": 1000,  # one per step
         **growths(
             "SAMPLING",
             {"bare": "", "sample": "sample_memory_ratio", "matrix_sample": "matrix_sample_memory_ratio"},
@@ -178,7 +178,7 @@ def part_sample(shape: dict, shape_name: str, options: argparse.Namespace) -> di
 
 
 def spread(run: TextModel, batch: Batch, args: BoundArgs, seeds: int, **settings: object) -> tuple[float, float]:
-    """Mean and standard deviation over seeds of the bound of a batch, in nats, at 128 windows."""
+    """Return mean and standard deviation over seeds of a batch's bound, in nats, at 128 windows."""
     noise = WordFreqArgs(**{**vars(run.process.args), **settings, "posterior": "exact"})
     process = build_process(noise, run.token_counts, run.tokenizer, run.denoiser.vocab_size, of_pairs=False)
     found = []
@@ -190,7 +190,7 @@ def spread(run: TextModel, batch: Batch, args: BoundArgs, seeds: int, **settings
 
 @torch.no_grad()
 def part_elbo(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
-    """The price of a term, and the error of the estimators at equal price, of a trained model."""
+    """Return the cost of a term, and the estimators' error at equal cost, for a trained model."""
     figures: dict = ratios({name: make(shape) for name, make in variants.TERMS.items()}, "bare", shape["rounds"])
     names = {"bare": "", "elbo_term_ratio": "elbo_memory_ratio", "matrix_elbo_term_ratio": "matrix_elbo_memory_ratio"}
     figures |= growths("TERMS", names, shape_name)
@@ -201,7 +201,7 @@ def part_elbo(shape: dict, shape_name: str, options: argparse.Namespace) -> dict
     source = find_source(options.data, "test")
     held_out = tokenize(source, run.tokenizer, run.max_length - 2, "out/cache")
     sentences = held_out.batch(held_out.lengths.argsort()[-8:], run.tokenizer)
-    longest = int(sentences.target_mask.sum(1).max())  # forwards of a trajectory, at most
+    longest = int(sentences.target_mask.sum(1).max())  # largest number of forward passes of a trajectory
     trajectories = max(1, STEPS // longest)
     for name, spindle in (("lambda0", "none"), ("spindle", "paper")):
         published = spread(run, sentences, BoundArgs("windows"), options.seeds, spindle=spindle)
@@ -223,7 +223,7 @@ def part_elbo(shape: dict, shape_name: str, options: argparse.Namespace) -> dict
 
 
 def part_slots(shape: dict, shape_name: str, options: argparse.Namespace) -> dict:
-    """The share of slots that hold tokens, [CLS] and [SEP] among them, of LM1B's lengths cut at 64."""
+    """Return the share of slots that hold tokens, [CLS] and [SEP] included, for LM1B's lengths cut at 64."""
     widths, rng = variants.lm1b_widths(), np.random.default_rng(0)
     shuffled = rng.permutation(widths)
     batches = {"random": np.array_split(shuffled, len(shuffled) // 64)}
@@ -241,7 +241,7 @@ PARTS = {"slots": part_slots, "train": part_train, "sample": part_sample, "elbo"
 
 
 def show(figures: dict) -> None:
-    """Names and medians, with the least and most where there are rounds."""
+    """Print names and medians, with minimum and maximum over rounds."""
     for name, value in figures.items():
         if isinstance(value, list) and len(value) == 3:
             print(f"{name:32} {value[1]:8.2f}   ({value[0]:.2f} to {value[2]:.2f})")
@@ -252,7 +252,7 @@ def show(figures: dict) -> None:
 
 
 def main() -> None:
-    """Run the parts; print, and write benchmarks/results/<machine>.<shape>.json."""
+    """Run the parts, print them and write benchmarks/results/<machine>.<shape>.json."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=variants.SHAPES, default="small")
     parser.add_argument("--part", choices=[*PARTS, "all"], default="all")

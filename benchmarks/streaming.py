@@ -1,11 +1,11 @@
-"""Read a corpus that does not fit where it is read: memory of each process, and every line exactly once.
+"""Stream a corpus larger than memory: peak memory of each process, and each line read exactly once.
 
     python benchmarks/streaming.py                    # 2 GB in 64 shards, 2 ranks of 2 workers each
     python benchmarks/streaming.py --gigabytes 0.2
 
-Lines are of one length, so that a line's number follows from its place in the file, and a bit for each tells whether it
-was read. `growth_mb`: the most by which a process (a rank or one of its workers) grew while it read, by the kernel's
-VmHWM, over what the rank held before it opened the corpus.
+Lines have one length, so a line's number follows from its offset in the file, and one bit per line records that it was
+read. `growth_mb` is the largest growth of a process (a rank or one of its workers) while it read: VmHWM minus the
+rank's memory before it opened the corpus.
 """
 
 import argparse
@@ -30,11 +30,11 @@ from data.streaming import StreamedBatches, open_stream  # noqa: E402
 from data.wordpiece import SPECIAL_TOKENS  # noqa: E402
 
 LINE = 2000  # bytes
-WORDS = [letter * 60 for letter in "abcdefghijklmnopqrst"]  # long, each a token: tokenising is not what is measured
+WORDS = [letter * 60 for letter in "abcdefghijklmnopqrst"]  # long, one token each, so that tokenizing costs little
 
 
 def main() -> None:
-    """Write, read on all ranks, compare."""
+    """Write the corpus, read it on all ranks and check the lines."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--gigabytes", type=float, default=2.0)
     parser.add_argument("--shards", type=int, default=64)
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def write(folder: Path, shards: int, each: int) -> None:
-    """So many files of so many lines, all of one length."""
+    """Write files of equal numbers of lines, all of one length."""
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, LINE // 61))[: LINE - 1].ljust(LINE - 1) + "\n" for _ in range(500)]
     for shard in range(shards):
@@ -74,7 +74,7 @@ def write(folder: Path, shards: int, each: int) -> None:
 
 
 def read(folder: Path, each: int, rank: int, ranks: int, workers: int, results: object) -> None:
-    """One rank: the first epoch of all its lanes."""
+    """Read the first epoch of all lanes of one rank."""
     torch.set_num_threads(1)
     source = Source(tuple(sorted(folder.glob("train-*"))))
     entries = {token: i for i, token in enumerate([*SPECIAL_TOKENS, *WORDS])}
@@ -98,7 +98,7 @@ def read(folder: Path, each: int, rank: int, ranks: int, workers: int, results: 
 
 
 def megabytes(process: str, what: str) -> float:
-    """Of /proc/PROCESS/status."""
+    """Return a figure of /proc/PROCESS/status in MB."""
     line = next(line for line in Path(f"/proc/{process}/status").read_text().splitlines() if line.startswith(what))
     return int(line.split()[1]) / 1000
 

@@ -1,4 +1,4 @@
-"""The table of docs/speed.md, out of the committed results.
+"""Print the table of docs/speed.md from the committed results.
 
 python benchmarks/table.py benchmarks/results/amd-epyc-2-cores.small.json
 """
@@ -34,7 +34,7 @@ ROWS = (
 
 
 def cell(value: float | list[float] | None) -> str:
-    """A number, or the median with the least and the most."""
+    """Format a number, or the median with minimum and maximum."""
     if value is None:
         return ""
     if isinstance(value, list):
@@ -43,7 +43,7 @@ def cell(value: float | list[float] | None) -> str:
 
 
 def table(figures: dict) -> str:
-    """Markdown; rows without a figure are left out."""
+    """Return the Markdown table, without rows that have no figure."""
     lines = ["| | here | formulas in [B, L, V] |", "|---|---|---|"]
     for label, key, matrix_key in ROWS:
         if key in figures:

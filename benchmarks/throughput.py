@@ -1,10 +1,10 @@
-"""What a machine does: tokens trained on and samples drawn in a second, the share of its peak, the memory it takes.
+"""Throughput of a machine: tokens trained on and samples drawn per second, share of peak FLOP/s, and memory.
 
 python benchmarks/throughput.py                                    # bert-base, 128 tokens, on the GPU if there is one
 python benchmarks/throughput.py --rows 64 128 256 --compile        # with settings of main.py
 python benchmarks/throughput.py --shape small --rows 32 --samples 64
 
-The peak is what a large matrix product reaches on the same machine in the same precision, or --peak_tflops.
+The peak is that of a large matrix product on the same machine in the same precision, or --peak_tflops.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from utils.device import autocast, pick_device, set_up_cpu
 
 
 def rate(step: Step, device: torch.device, seconds: float) -> float:
-    """How often a step is done in a second, after three to warm up."""
+    """Return steps per second, after three steps of warm-up."""
     for _ in range(3):
         step()
     finish(device)
@@ -47,7 +47,7 @@ def finish(device: torch.device) -> None:
 
 
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of a large matrix product."""
+    """Return the FLOP/s of a large matrix product."""
     size = 8192 if device.type == "cuda" else 2048
     kind = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
     a = torch.randn(size, size, device=device).to(kind)
@@ -55,7 +55,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 
 def step_flops(denoiser: BertDenoiser, tokens: int, length: int, masked: int) -> int:
-    """Of forward and backward: matrices, attention, the head at masked positions; what is done twice counts once."""
+    """Return FLOPs of forward and backward: matrices, attention, head at masked positions; recomputation excluded."""
     matrices = sum(p.numel() for n, p in denoiser.body.named_parameters() if p.ndim == 2 and "embeddings" not in n)
     config = denoiser.network.config
     attention = 2 * config.num_hidden_layers * length * config.hidden_size
@@ -64,14 +64,14 @@ def step_flops(denoiser: BertDenoiser, tokens: int, length: int, masked: int) ->
 
 
 def settle(denoiser: BertDenoiser, device: torch.device, options: argparse.Namespace) -> None:
-    """Precision, attention and compilation, as main.py does it."""
+    """Set precision, attention and compilation as main.py does."""
     denoiser.autocast = autocast(device, options.precision)
     settings = NetworkArgs(attn_implementation=options.attn_implementation, compile=options.compile)
     fit_to_device(denoiser, settings, device, options.precision)
 
 
 class Training:
-    """A training step of main.py's, on random sentences without padding."""
+    """Training step of main.py on random sentences without padding."""
 
     def __init__(self, shape: dict, device: torch.device, options: argparse.Namespace) -> None:
         self.denoiser = BertDenoiser(network(shape)).to(device)
@@ -81,7 +81,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(self.denoiser.parameters(), fused=True)
 
     def __call__(self) -> None:
-        """Forward, backward, AdamW."""
+        """Run forward, backward and AdamW."""
         loss = self.process.loss(self.denoiser, self.batch)
         (loss.total / loss.num_tokens).backward()
         self.optimizer.step()
@@ -89,14 +89,14 @@ class Training:
 
 
 def training(options: argparse.Namespace, shape: dict, device: torch.device, peak: float) -> dict:
-    """Tokens in a second and the share of the peak; on CUDA also the memory."""
+    """Return tokens per second and share of peak; on CUDA also memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     step = Training(shape, device, options)
     tokens = shape["rows"] * shape["length"]
     per_second = rate(step, device, options.seconds)
-    flops = step_flops(step.denoiser, tokens, shape["length"], tokens // 2) * per_second  # half masked, on average
+    flops = step_flops(step.denoiser, tokens, shape["length"], tokens // 2) * per_second  # half are masked on average
     found = {"rows": shape["rows"], "tokens_per_second": per_second * tokens, "tflops": flops / 1e12}
     found["share_of_peak"] = flops / peak
     if device.type == "cuda":
@@ -106,7 +106,7 @@ def training(options: argparse.Namespace, shape: dict, device: torch.device, pea
 
 @torch.no_grad()
 def sampling(options: argparse.Namespace, shape: dict, device: torch.device) -> dict:
-    """Samples in a second, and the time over that of as many rows of bare forwards, encoded and decoded everywhere."""
+    """Return samples per second, and time / bare forward time of equal rows, encoded and decoded at every position."""
     denoiser = BertDenoiser(network(shape).eval()).to(device)
     settle(denoiser, device, options)
     counted, batch = Counted(denoiser), text(shape, options.samples).to(device)
@@ -130,7 +130,7 @@ def sampling(options: argparse.Namespace, shape: dict, device: torch.device) -> 
 
 
 def main() -> None:
-    """One line for each number of rows, then one of sampling."""
+    """Print one line for each number of rows, then one for sampling."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shape", choices=SHAPES, default="base")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""What the benchmarks set side by side: the floor, this project, and the formulas written out in [B, L, V]."""
+"""Variants that the benchmarks compare: the floor, this project, and the matrix formulation in [B, L, V]."""
 
 import json
 from collections.abc import Callable
@@ -32,7 +32,7 @@ Maker = Callable[[dict], Step]
 
 
 def network(shape: dict) -> BertForMaskedLM:
-    """A fresh BERT."""
+    """Return a randomly initialised BERT."""
     torch.manual_seed(0)
     sizes = {"hidden_size": shape["hidden"], "num_hidden_layers": shape["layers"]}
     sizes |= {"num_attention_heads": shape["hidden"] // 64, "intermediate_size": 4 * shape["hidden"]}
@@ -40,7 +40,7 @@ def network(shape: dict) -> BertForMaskedLM:
 
 
 def process_of(shape: dict, **settings: object) -> WordFreqDiffusion:
-    """The process over a Zipf vocabulary."""
+    """Return the process over a Zipf vocabulary."""
     counts = (1e6 / torch.arange(1, shape["vocabulary"] + 1)).long()
     return WordFreqDiffusion(
         WordFreqArgs(**settings), counts, Vocabulary(len(counts), MASK, excluded_ids=(0, 101, 102))
@@ -48,7 +48,7 @@ def process_of(shape: dict, **settings: object) -> WordFreqDiffusion:
 
 
 def text(shape: dict, rows: int = 0) -> Batch:
-    """Random sentences, every token a target."""
+    """Return random sentences; every token is a target."""
     torch.manual_seed(1)
     x0 = torch.randint(FIRST, shape["vocabulary"], (rows or shape["rows"], shape["length"]))
     everything = torch.ones_like(x0, dtype=torch.bool)
@@ -59,7 +59,7 @@ def text(shape: dict, rows: int = 0) -> Batch:
 
 
 def trained(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Step:
-    """Forward, backward, AdamW."""
+    """Return a step of forward, backward and AdamW."""
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
 
     def step() -> None:
@@ -71,7 +71,7 @@ def trained(model: torch.nn.Module, loss: Callable[[], Tensor]) -> Step:
 
 
 def stock(shape: dict) -> Step:
-    """Masked language modelling at 15 %, as transformers does it."""
+    """Return a step of masked language modelling at 15 %, as in transformers."""
     model, x0 = network(shape), text(shape).input_ids
 
     def loss() -> Tensor:
@@ -83,7 +83,7 @@ def stock(shape: dict) -> Step:
 
 
 def ours(shape: dict, *, fused: bool = False, **settings: object) -> Step:
-    """The diffusion loss."""
+    """Return a step of the diffusion loss."""
     denoiser, process, batch = BertDenoiser(network(shape)), process_of(shape, **settings), text(shape)
     process.fused_loss = fused
 
@@ -95,7 +95,7 @@ def ours(shape: dict, *, fused: bool = False, **settings: object) -> Step:
 
 
 def matrix(shape: dict) -> Step:
-    """The released loss, hybrid term included, in [B, L, V]."""
+    """Return a step of the released loss in [B, L, V], hybrid term included."""
     denoiser, process, batch = BertDenoiser(network(shape)), process_of(shape), text(shape)
 
     def loss() -> Tensor:
@@ -126,13 +126,13 @@ FUSED: dict[str, Maker] = {
 
 
 def lm1b_widths() -> np.ndarray:
-    """Slots that LM1B's sentences take, cut at 64, [CLS] and [SEP] among them."""
+    """Return the slots of LM1B's sentences cut at 64, [CLS] and [SEP] included."""
     lengths = json.loads(LM1B_LENGTHS.read_text())["histogram"]
     return np.minimum(np.repeat(np.arange(len(lengths)), lengths), 62) + 2
 
 
 def on_lengths(shape: dict, way: str) -> Step:
-    """A training step on sentences of LM1B's lengths, in about as many slots; the step returns its tokens."""
+    """Return a step on sentences of LM1B's lengths in about rows x length slots; the step returns its tokens."""
     widths, rng, length = lm1b_widths(), np.random.default_rng(0), 64
     rows = shape["rows"] * shape["length"] // length
     args = DataArgs("", batch_size=rows, max_length=length, max_tokens=rows * length, packing=way == "packing")
@@ -157,25 +157,25 @@ def on_lengths(shape: dict, way: str) -> Step:
 
 
 def bare(shape: dict) -> Step:
-    """A forward, encoded and decoded everywhere."""
+    """Return a forward pass, encoded and decoded at every position."""
     denoiser, batch = BertDenoiser(network(shape).eval()), text(shape)
     t = torch.ones(shape["rows"], dtype=torch.long)
     return torch.no_grad()(lambda: denoiser.decode(denoiser.encode(batch.input_ids, t, batch.attention_mask)))
 
 
 def sampled(shape: dict, sampler: Callable, windows: int) -> Step:
-    """A few steps of the reverse process, with the spindle."""
+    """Return a few reverse steps with the spindle."""
     denoiser, process, batch = BertDenoiser(network(shape).eval()), process_of(shape), text(shape)
     return torch.no_grad()(lambda: sampler(process, denoiser, batch, SampleArgs(num_steps=windows)))
 
 
 def fast(process: WordFreqDiffusion, *rest: object) -> Tensor:
-    """This project's sampler."""
+    """Return this project's sampler."""
     return process.sample(*rest)
 
 
 def term(shape: dict, of: str) -> Step:
-    """One window's terms of the bound, for 8 sentences."""
+    """Return one window's terms of the bound for 8 sentences."""
     denoiser, process, batch = BertDenoiser(network(shape).eval()), process_of(shape), text(shape, 8)
     t, s = (torch.full((8,), step) for step in step_windows(process.num_steps, STEPS)[STEPS // 2])
 
@@ -202,16 +202,16 @@ TERMS: dict[str, Maker] = {
 
 
 class Counted:
-    """A denoiser that counts the rows it encodes and the calls."""
+    """Denoiser that counts its calls and the rows it encodes."""
 
     def __init__(self, denoiser: BertDenoiser) -> None:
         self.inner, self.time_conditioned, self.rows, self.calls = denoiser, denoiser.time_conditioned, 0, 0
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """The inner one's."""
+        """Count the call and its rows, then encode."""
         self.rows, self.calls = self.rows + len(xt), self.calls + 1
         return self.inner.encode(xt, t, attention_mask)
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """The inner one's."""
+        """Decode with the inner denoiser."""
         return self.inner.decode(hidden)

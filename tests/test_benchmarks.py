@@ -1,4 +1,4 @@
-"""benchmarks/: the docs show the committed figures, and the benchmarks measure what they say."""
+"""benchmarks/: the docs show the committed figures, and the benchmarks measure their definitions."""
 
 import json
 import sys
@@ -66,16 +66,16 @@ def test_the_share_of_slots_is_of_all_sentences() -> None:
 def test_memory_is_that_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     held = []
     monkeypatch.setitem(variants.TERMS, "large", lambda shape: lambda: held.append(torch.ones(2**28)))  # 1 GiB a step
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is that of now, not of other tests in this process
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which other tests have raised
     speed.memory_of("TERMS.large", SHAPE)
-    assert float(capsys.readouterr().out) > 1500  # less what other tests in this process have freed and not given back
+    assert float(capsys.readouterr().out) > 1500  # less memory that other tests freed and the process kept
 
 
 def test_throughput_counts_what_a_step_computes() -> None:
     shape = {**SHAPE, "layers": 2, "length": 16}
     denoiser = BertDenoiser(variants.network(shape))
-    layer = 4 * 64 * 64 + 2 * 64 * 256  # attention's four maps, and the two of the feed-forward
-    attention = 2 * 16 * 64  # of a token with 16 keys: scores, and their use
+    layer = 4 * 64 * 64 + 2 * 64 * 256  # four attention matrices, two feed-forward matrices
+    attention = 2 * 16 * 64  # per token with 16 keys: scores and weighted values
     head = 64 * 64 + 64 * 1200
     assert throughput.step_flops(denoiser, 32, 16, 10) == 6 * (32 * 2 * (layer + attention) + 10 * head)
 

@@ -1,8 +1,8 @@
-"""A small grammar, learnt by process=score without its output prior: what it must have understood after 1,200 steps.
+"""process=score without its output prior learns a small grammar in 1,200 steps.
 
 Sentences like "the old cat sees the big dog by the sea", cut by a SentencePiece model learnt from them, in packed rows.
-The thresholds are what the released modules reached on such a grammar, or better: their Euler sampler kept to it in .55
-of the cases.
+The thresholds are at or above the figures of the released modules on such a grammar: .55 of their Euler sampler's
+sentences followed it.
 """
 
 import json
@@ -26,7 +26,7 @@ from tests.conftest import call
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
-    """Where it is trained."""
+    """Return the folder of the trained model."""
     place = tmp_path_factory.mktemp("grammar")
     write_corpus(place)
     words = [*SETTINGS, "-d", place, "-mdir", place / "run", "--cache_dir", place / "cache", "--max_steps", 1200]
@@ -52,8 +52,8 @@ def test_tokens_are_named_from_little_noise(folder: Path, monkeypatch, capsys) -
     report = json.loads(capsys.readouterr().out)
     levels = [report[f"cross_entropy_at_{sigma}"] for sigma in (1, 2, 5, 10, 20, 50, 100)]
     assert levels[0] < 0.05 and levels[1] < 0.2 and levels[:5] == sorted(levels[:5])
-    assert levels[-1] - levels[-2] < 0.02  # at the highest level there is nothing left to see
-    assert levels[3] < 0.95 * levels[-1]  # at the released 10 there is
+    assert levels[-1] - levels[-2] < 0.02  # the highest noise level leaves no information
+    assert levels[3] < 0.95 * levels[-1]  # the released sigma_max of 10 leaves some
     assert 0 < report["bits_per_token"] < 0.6 * report["unigram_bits_per_token"]
 
 

@@ -1,4 +1,4 @@
-"""main.py from its command line to its output folder."""
+"""main.py from command line to output folder."""
 
 import json
 import math
@@ -55,7 +55,7 @@ def test_fitlog_takes_every_figure_of_a_real_run(monkeypatch, corpus: Path, tmp_
     assert str(valid["bits_per_token"])[:8] in (log / "best_metric.log").read_text()
     assert f"fitlog log {tmp_path / 'fitlog'} --ip 127.0.0.1" in said.out
     assert train(monkeypatch, corpus, tmp_path, "--fitlog", "true", "--overwrite", "true", "--max_steps", 1)[0] == 0
-    (log,) = (tmp_path / "fitlog").iterdir()  # in the place of the other
+    (log,) = (tmp_path / "fitlog").iterdir()  # replaces the earlier record
     assert len((log / "loss.log").read_text().splitlines()) == 1
 
 
@@ -71,7 +71,7 @@ def test_a_run_that_diverged_says_so_wherever_it_is_looked_at(
     assert load_checkpoint(str(folder), CPU).facts["verdict"] == verdict
     assert f"| verdict | {verdict} |" in (folder / "checkpoint" / "README.md").read_text()
     assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
-    assert f"  WARNING     {verdict}\n" in capsys.readouterr().out  # of a finished run, too
+    assert f"  WARNING     {verdict}\n" in capsys.readouterr().out  # also for a finished run
 
 
 def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
@@ -157,7 +157,7 @@ run_script(main.main)
 def test_gradients_are_sums_divided_once_by_the_tokens_of_the_whole_step(
     corpus: Path, tmp_path: Path, ranks: int
 ) -> None:
-    """A loss of n tokens times the sum of all weights: its gradient is 1, however the n are spread.
+    """A loss of n tokens times the sum of all weights has gradient 1, however the tokens are spread.
 
     Over three micro-batches of different sizes, and over two processes of torchrun (gloo).
     """
@@ -225,7 +225,7 @@ def test_the_same_seed_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch, c
         (["--batch_size", "500"], "training sentences are fewer than batch_size=500"),
         (["--tokenizer", "no/such"], "cannot load the tokenizer 'no/such'"),
         (["--tokenizer", "wordpiece", "--model_name_or_path", "no/such"], "cannot load the network 'no/such'"),
-        (["--max_length", "5000"], "max_length=5000 is more than the 512 positions"),
+        (["--max_length", "5000"], "max_length=5000 exceeds the 512 positions"),
         (["--word_freq_file", "missing.json"], "word frequencies missing.json: cannot be read"),
         (["--attn_implementation", "magic"], "attn_implementation='magic' cannot be used here"),
         (["--device", "gpu9"], "device='gpu9' cannot be used here"),

@@ -1,4 +1,4 @@
-"""main.py's settings of speed and memory: what they change, and that they change nothing else."""
+"""main.py's settings of speed and memory: their effects, and unchanged losses."""
 
 import re
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_packed_training_fills_rows_and_says_so(monkeypatch, corpus: Path, tmp_p
     code, _ = train(monkeypatch, corpus, tmp_path, *words)
     said = capsys.readouterr().out
     share = float(re.search(r"batches +([\d.]+) % of their slots", said)[1])
-    assert code == 0 and 90 < share < 98  # sentences of these lengths leave holes
+    assert code == 0 and 90 < share < 98  # these lengths leave some slots empty
     per_step = float(re.search(r"12 steps of (\d+) sentences", said)[1])
     assert 8 * 32 / 15 < per_step < 8 * 32 / 5  # rows of 32 slots, sentences of 8 to 15
     words = ("--packing", "true", "--max_length", 32, "--timestep", "token")

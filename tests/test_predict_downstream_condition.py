@@ -1,4 +1,4 @@
-"""predict_downstream_condition.py: targets follow sources, the seed alone decides, an interruption costs nothing."""
+"""predict_downstream_condition.py: targets follow sources, depend on the seed alone, and survive interruptions."""
 
 import functools
 import json
@@ -24,13 +24,13 @@ from tests.conftest import NOUNS, PAIRS, call, write_jsonl
 from utils.errors import UserError
 from utils.files import held_alone
 
-HOT = ["--temperature", 4]  # the toy task has one right answer, which the model knows: heat tells candidates apart
+HOT = ["--temperature", 4]  # the toy task has one answer; a high temperature makes candidates differ
 HELD_OUT = [pair for i, pair in enumerate(PAIRS) if i % 10 == 1]
 
 
 @pytest.fixture
 def ask(monkeypatch: pytest.MonkeyPatch, trained_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Predicts the given sources; returns exit code, records, standard output and error."""
+    """Return a function that predicts sources; it returns exit code, records, standard output and error."""
 
     def run(*words: object, records: list[dict] = HELD_OUT[:12], output: str = "p.jsonl") -> tuple:
         data = write_jsonl(tmp_path / "data.jsonl", records)
@@ -44,17 +44,17 @@ def ask(monkeypatch: pytest.MonkeyPatch, trained_pairs: Path, tmp_path: Path, ca
 
 
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, forward: int) -> list[int]:
-    """Makes that forward of the network end as Ctrl-C would; the list grows by the rows of each that is asked for."""
+    """Interrupt one forward pass as Ctrl-C would; return a list that collects the rows of each pass."""
     real, calls = BertDenoiser.encode, []
 
-    def breaks_down(self, xt: torch.Tensor, t: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    def encode(self, xt: torch.Tensor, t: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         calls.append(len(xt))
         if len(calls) == forward:
             raise KeyboardInterrupt
         return real(self, xt, t, attention_mask)
 
-    monkeypatch.setattr(BertDenoiser, "encode", breaks_down)
-    monkeypatch.setattr("models.factory.try_out", lambda *_: None)  # whose forwards are no part of the work
+    monkeypatch.setattr(BertDenoiser, "encode", encode)
+    monkeypatch.setattr("models.factory.try_out", lambda *_: None)  # its forward passes are not counted
     return calls
 
 
@@ -64,7 +64,7 @@ def test_targets_follow_their_sources(ask) -> None:
     right = [r["prediction"] == r["reference"] for r in found]
     assert sum(right) / len(right) > 0.8
     ends = [r["prediction"].endswith("always!") == r["source"].startswith("cat") for r in found]
-    assert sum(ends) / len(ends) > 0.9  # it ends its own sentences, early or late
+    assert sum(ends) / len(ends) > 0.9  # targets of different lengths end correctly
     assert all(r["prediction"] == r["candidates"][mbr_select(r["candidates"])] for r in found)
     _, shuffled, _, _ = ask("--mbr_size", 3, "--shuffle_sources", "true", "--num_steps", 32, records=HELD_OUT)
     assert [r["reference"] for r in shuffled] == [r["reference"] for r in found]
@@ -108,7 +108,7 @@ def test_an_empty_a_long_and_a_lonely_source(ask) -> None:
 
 
 def continued(err: str) -> int:
-    """How many sources a run says it found done."""
+    """Return the number of sources that a run reports as already done."""
     return int(err.split("continuing after ")[1].split()[0])
 
 
@@ -124,7 +124,7 @@ def test_interrupted_it_goes_on_where_it_stopped(ask, monkeypatch, tmp_path) -> 
     assert not (tmp_path / "p.jsonl.part").exists()
     ask(*HOT, "--mbr_size", 2)
     whole = sum(calls) - sum(calls[:14]) - again
-    assert 0 < again < whole  # what was done was not drawn again; but a finished run is not a journal, and starts again
+    assert 0 < again < whole  # finished sources are not drawn again; a complete run starts anew
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_everyone_gets_anothers_source() -> None:
 
 
 def test_infilling_and_seq2seq_take_the_same_way(trained_pairs, trained, monkeypatch, tmp_path, capsys) -> None:
-    """Both hand a batch whose target_mask says what to draw to `Process.sample`, and nothing else decides."""
+    """Both pass `Process.sample` a batch whose target_mask marks the tokens to draw."""
     seen = []
     real = WordFreqDiffusion.sample
 
@@ -333,7 +333,7 @@ def test_two_at_once_do_not_share_an_output(ask, tmp_path: Path) -> None:
 
 def test_a_reader_that_stops_loses_nothing(ask, monkeypatch, tmp_path: Path) -> None:
     class Closed:
-        """Standard output whose reader has gone."""
+        """Standard output with a closed reader."""
 
         write = flush = lambda self, *words: (_ for _ in ()).throw(BrokenPipeError)
         fileno = functools.partial(os.open, os.devnull, os.O_WRONLY)

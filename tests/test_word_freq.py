@@ -1,4 +1,4 @@
-"""word_freq.py: the counts are the corpus's, the file is plain JSON, the training reads it."""
+"""word_freq.py: correct counts, a plain JSON file, readable by training."""
 
 import json
 from collections import Counter

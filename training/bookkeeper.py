@@ -1,4 +1,4 @@
-"""What surrounds the training loop: the clock, the log, evaluations, saved states, and lines for the person waiting."""
+"""Time, log, evaluations, saved states and printed lines of a training run."""
 
 import math
 import time
@@ -21,7 +21,7 @@ from training.output_folder import TOKENIZER, claim
 from training.pace import WarmUp
 from training.plan import Plan
 from training.saved_state import folder_of, save_state
-from training.step import Outcome, TrainStep
+from training.step import StepResult, TrainStep
 from training.tracking import Tracker
 from training.validation import Validation, require_output, write_checkpoints
 from utils import distributed, files
@@ -31,58 +31,58 @@ from utils.messages import speak
 
 TIME_IS_SHORT = "the time limit is near"
 EARLY = (1, 2, 5, 10, 20)
-"""Steps after which a line is logged, however rarely it is done later."""
+"""Steps after which a line is always logged, whatever --logging_steps is."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """What all processes know before a step."""
+    """Values that all processes share before a step."""
 
     seconds: float
-    """Since the run began."""
+    """Seconds since the run began."""
     state_is_due: bool
-    """By the clock."""
-    why: str
-    """Why to stop after this step, or ""."""
+    """Whether --save_minutes have passed since the last saved state."""
+    stop_reason: str
+    """Reason to stop after this step, or ""."""
     counts: list[float]
-    """`Bookkeeper.count` of the whole step."""
+    """Sum of `Bookkeeper.count` over all processes."""
 
 
 class Bookkeeper:
-    """Keeps the books of a run. Every process has one; the first one writes and speaks."""
+    """Log, evaluate and save a training run. Every process has one; only the first writes and prints."""
 
     def __init__(self, config: TrainConfig, model: TextModel, valid_text: Text, trainer: TrainStep, plan: Plan) -> None:
-        """Open the log of a run that stands at `plan.start`; from here on the output folder is this run's."""
+        """Claim the output folder and open the log of a run that starts or resumes at `plan.start`."""
         self.config, self.args, self.model, self.trainer, self.plan = config, config.run, model, trainer, plan
-        self.output, self.leads = Path(self.args.output_dir), distributed.rank() == 0
+        self.output, self.is_leader = Path(self.args.output_dir), distributed.rank() == 0
         self.figures = Figures.of(plan.start.facts.get("figures", {}))
         settings, step = {**config.by_name(), **plan.start.kept}, plan.start.step
-        if self.leads:
+        if self.is_leader:
             claim(self.output, settings, step, use_fitlog=self.args.fitlog)
             if not step:
                 with files.folder_written_whole(self.output / TOKENIZER) as folder:
                     model.tokenizer.save_pretrained(folder)
         self.tracker = Tracker(
-            self.output, settings, active=self.leads, use_fitlog=self.args.fitlog, began=self.figures.seconds
+            self.output, settings, active=self.is_leader, use_fitlog=self.args.fitlog, began=self.figures.seconds
         )
         self.tracker.note({"resumed_after_step": step} if step else {"began_with": model.denoiser.origin})
         self.validation = Validation(config, model, valid_text, trainer, plan, self.figures)
         self.deadline = self.validation.deadline
         self.began = time.monotonic()
-        self.earlier = self.agreed_seconds = self.figures.seconds  # that the run had taken before this process
+        self.seconds_before = self.agreed_seconds = self.figures.seconds  # spent by earlier processes of this run
         self.log_clock = self.state_clock = self.began
         self.logged_tokens = self.figures.tokens
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
-        self.bar = tqdm(total=100, desc="training", bar_format=layout, disable=None if self.leads else True)
+        self.bar = tqdm(total=100, desc="training", bar_format=layout, disable=None if self.is_leader else True)
 
     # ---- time --------------------------------------------------------------------------------------------------------
 
     def seconds(self) -> float:
-        """Return the time since the run began, over all the processes that worked on it one after another."""
-        return self.earlier + time.monotonic() - self.began
+        """Return the training time in seconds, summed over the successive processes of the run."""
+        return self.seconds_before + time.monotonic() - self.began
 
     def progress(self, step: int, seconds: float) -> float:
-        """Return the share of the training that is done before `step`, for the progress bar as well."""
+        """Return the share of the training done before `step`, and update the progress bar."""
         share = self.plan.pace.progress(step, seconds)
         self.bar.set_postfix(step=step, refresh=False)
         self.bar.update(100 * share - self.bar.n)
@@ -95,27 +95,27 @@ class Bookkeeper:
         self.figures.warm_step, self.figures.warm_seconds = warm_up.step, warm_up.seconds
         return rate
 
-    def agree(self, parts: list[Part], notice: str) -> Agreement:
-        """Settle what all processes must see alike before a step, in one exchange; the clock is the first one's."""
+    def agree(self, parts: list[Part], stop_signal: str) -> Agreement:
+        """Exchange, in one all-reduce, what all processes must share before a step; the first one's clock counts."""
         due = time.monotonic() - self.state_clock > 60 * self.args.save_minutes
-        of_leader = [self.seconds(), float(due)] if self.leads else [0.0, 0.0]
-        mine = [*of_leader, float(self.deadline.is_near()), float(bool(notice)), *self.count(parts)]
-        everything = torch.tensor(mine, dtype=torch.float64).to(self.trainer.device)
-        distributed.sum_over_ranks(everything)
-        seconds, due, time_is_up, noticed, *counts = everything.tolist()
+        leader_values = [self.seconds(), float(due)] if self.is_leader else [0.0, 0.0]
+        own = [*leader_values, float(self.deadline.is_near()), float(bool(stop_signal)), *self.count(parts)]
+        total = torch.tensor(own, dtype=torch.float64).to(self.trainer.device)
+        distributed.sum_over_ranks(total)
+        seconds, due, time_is_up, signalled, *counts = total.tolist()
         self.agreed_seconds = seconds
-        why = "asked to stop" if noticed else TIME_IS_SHORT if time_is_up else ""
-        return Agreement(seconds, bool(due), why, counts)
+        stop_reason = "asked to stop" if signalled else TIME_IS_SHORT if time_is_up else ""
+        return Agreement(seconds, bool(due), stop_reason, counts)
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 
     def count(self, parts: list[Part]) -> list[float]:
-        """This process's share of a step: target tokens, tokens as reports count them, slots, and filled ones."""
+        """Return this process's counts of a step: target tokens, reported tokens, slots, slots that hold tokens."""
         pad = self.model.tokenizer.pad_token_id
         each = [
             (
                 int(part.batch.target_mask.sum()),
-                num_tokens(part.batch, self.model),  # a [PAD] of a target window is scored but is no token
+                num_tokens(part.batch, self.model),  # excludes the scored [PAD] of a target window
                 self.model.denoiser.num_slots(part.batch.attention_mask),
                 int((part.batch.input_ids != pad).sum()),
             )
@@ -123,20 +123,20 @@ class Bookkeeper:
         ]
         return [float(sum(column)) for column in zip(*each, strict=True)]
 
-    def add(self, outcome: Outcome, counts: list[float], parts: list[Part]) -> None:
-        """Count a step.
+    def add(self, result: StepResult, counts: list[float], parts: list[Part]) -> None:
+        """Add a step to the figures.
 
         Args:
-            outcome: of the step.
-            counts: what `count` gave, over all processes.
-            parts: this process's batches.
+            result: Result of the step.
+            counts: `Agreement.counts` of the step.
+            parts: Batches of this process.
 
         Raises:
-            UserError: if too many steps in a row were skipped.
+            UserError: If --max_skipped_steps steps in a row were skipped.
         """
         figures = self.figures
-        if outcome.stepped:
-            figures.nats, figures.targets = figures.nats + outcome.nats, figures.targets + counts[1]
+        if result.stepped:
+            figures.nats, figures.targets = figures.nats + result.nats, figures.targets + counts[1]
             figures.skipped_in_a_row = 0
         else:
             figures.skipped, figures.skipped_in_a_row = figures.skipped + 1, figures.skipped_in_a_row + 1
@@ -144,43 +144,43 @@ class Bookkeeper:
         figures.slots += counts[2]
         figures.filled += counts[3]
         if figures.skipped_in_a_row >= self.args.max_skipped_steps:
-            self._give_up(outcome.bad, parts)
+            self._give_up(result.nonfinite, parts)
 
-    def _give_up(self, bad: list[Part], parts: list[Part]) -> None:
-        everyones = distributed.from_everyone((not bad, (bad or parts)[0].locations()))
-        only_gradient, places = min(everyones, key=lambda entry: entry[0])  # a process whose loss it was, if any
+    def _give_up(self, nonfinite: list[Part], parts: list[Part]) -> None:
+        reports = distributed.from_everyone((not nonfinite, (nonfinite or parts)[0].locations()))
+        only_gradient, locations = min(reports, key=lambda report: report[0])  # prefer a process with a bad loss
         what = "gradient" if only_gradient else "loss"
-        more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+        more = f" and {len(locations) - 3} more" if len(locations) > 3 else ""
         raise UserError(
             f"the training {what} was not finite in {self.figures.skipped_in_a_row} steps in a row, last on the batch "
-            f"of {', '.join(places[:3])}{more}; lower --learning_rate, use --precision fp32, or look at those lines"
+            f"of {', '.join(locations[:3])}{more}; lower --learning_rate, use --precision fp32, or check those lines"
         )
 
     def after(self, step: int, rate: float, agreed: Agreement, epoch: int, position: Callable[[], object]) -> bool:
-        """Log, evaluate and save what is due after a step; return whether the run ends here.
+        """Log, evaluate and save as due after a step; return whether to stop.
 
         Args:
-            step: its number.
-            rate: its learning rate.
-            agreed: what the processes agreed on before it.
-            epoch: of its last batch.
-            position: gives that of the data; every process asks for it with a saved state.
+            step: Number of the step.
+            rate: Learning rate of the step.
+            agreed: Result of `agree` before the step.
+            epoch: Epoch of the step's last batch.
+            position: Function that returns the position in the data; a collective call.
         """
         interval = self.validation.interval
         last = step == self.plan.total_steps or self.plan.pace.progress(step, agreed.seconds) == 1
         if last or step in EARLY or step % self.args.logging_steps == 0:
             self.log(step, rate, epoch)
         evaluated = not (last or step % interval == 0) or self.evaluate_and_save(step)
-        if last or agreed.why or step % interval == 0 or self.state_is_due(step, agreed):
+        if last or agreed.stop_reason or step % interval == 0 or self.state_is_due(step, agreed):
             self.save_state(step, position(), evaluation_due=not evaluated, finished=last and evaluated)
         if last and evaluated:
             self.close(step)
-        elif agreed.why or not evaluated:
-            self.pause(step, agreed.why or TIME_IS_SHORT)
-        return last or bool(agreed.why) or not evaluated
+        elif agreed.stop_reason or not evaluated:
+            self.pause(step, agreed.stop_reason or TIME_IS_SHORT)
+        return last or bool(agreed.stop_reason) or not evaluated
 
     def log(self, step: int, rate: float, epoch: int) -> None:
-        """Log training figures since the last line."""
+        """Log the training figures since the last logged step."""
         now, figures = time.monotonic(), self.figures
         tokens = figures.tokens - self.logged_tokens
         values = {
@@ -205,7 +205,7 @@ class Bookkeeper:
     # ---- evaluation and saving ---------------------------------------------------------------------------------------
 
     def evaluate_and_save(self, step: int, *, first: bool = False) -> bool:
-        """Evaluate the averaged weights and save them, twice if they are the best so far; False if time was short."""
+        """Evaluate and save the averaged weights; return False if the time limit left no time."""
         began = time.monotonic()
         self.model.denoiser.eval()
         with self.trainer.learner.average.swapped_in():
@@ -219,11 +219,11 @@ class Bookkeeper:
             facts = {"step": step, "training_minutes": minutes, "began_with": self.model.denoiser.origin, **report}
             facts |= {"verdict": verdict} if verdict else {}
             write_checkpoints(self.output, self.model, facts, is_best=is_best)
-        self.log_clock += time.monotonic() - began  # the log's speed is that of training
+        self.log_clock += time.monotonic() - began  # the logged speed excludes evaluation
         return True
 
     def finish_evaluation(self, position: Callable[[], object]) -> bool:
-        """Make up for an evaluation that the process before had no time for; return whether the run ends with it."""
+        """Run the evaluation that the previous process had no time for; return whether the run is done."""
         step = self.plan.start.step
         if not self.plan.start.facts.get("evaluation_due"):
             return False
@@ -235,58 +235,62 @@ class Bookkeeper:
         return True
 
     def state_is_due(self, step: int, agreed: Agreement) -> bool:
-        """Return whether --save_every says so, or else the clock."""
+        """Return whether a state is due by --save_every, or else by --save_minutes."""
         return step % self.args.save_every == 0 if self.args.save_every else agreed.state_is_due
 
     def save_state(self, step: int, position: object, **facts: bool) -> None:
-        """Save everything that a later process needs to go on from here."""
+        """Save the training state, from which a later process can resume."""
         began = time.monotonic()
         self.figures.seconds = self.seconds()
-        if self.leads:
+        if self.is_leader:
             require_output(self.output)
-        everything = {"step": step, "position": position, "figures": asdict(self.figures), **self.plan.facts, **facts}
-        save_state(self.output, self.trainer.learner, everything, keep_last=self.args.keep_last)
+        state_facts = {"step": step, "position": position, "figures": asdict(self.figures), **self.plan.facts, **facts}
+        save_state(self.output, self.trainer.learner, state_facts, keep_last=self.args.keep_last)
         self.state_clock = time.monotonic()
         self.log_clock += self.state_clock - began
 
-    # ---- words -------------------------------------------------------------------------------------------------------
+    # ---- messages ----------------------------------------------------------------------------------------------------
 
     def announce(self, train_text: Text) -> None:
-        """Say what is about to happen."""
+        """Print data, model and settings of the run before its first step."""
         model, plan, valid = self.model, self.plan, self.validation
         parameters = sum(p.numel() for p in model.denoiser.parameters())
-        what, processes = "pairs" if model.pairs else "sentences", distributed.world_size()
+        unit, processes = "pairs" if model.pairs else "sentences", distributed.world_size()
         self.say(
-            ("warning: the released posterior's loss and figures are no bound\n" if not model.process.is_bound else "")
-            + f"{train_text.size} training and {valid.text.size} validation {what}"
+            (
+                "warning: the loss and figures of the released posterior are not bounds\n"
+                if not model.process.is_bound
+                else ""
+            )
+            + f"{train_text.size} training and {valid.text.size} validation {unit}"
             + (f" ({train_text.cuts})" if train_text.cuts else "")
             + (f"; prompt {model.pairs.prompt!r}, target window {model.pairs.target_window}" if model.pairs else "")
             + f"; {parameters / 1e6:.1f} M parameters, {vocabulary_size(model.tokenizer):,} tokens in the vocabulary\n"
             + f"weights: {model.denoiser.origin}\n"
             + (f"{self.args.max_minutes:g} minutes, or " if self.args.max_minutes else "")
-            + f"{plan.total_steps:,} steps of {plan.sentences:,.0f} {what} on {self.trainer.device} in "
+            + f"{plan.total_steps:,} steps of {plan.sentences:,.0f} {unit} on {self.trainer.device} in "
             f"{self.trainer.precision}, {model.denoiser.network.config._attn_implementation} attention"
             + (f", {processes} processes ({self.args.strategy})" if processes > 1 else "")
             + valid.fewer_scored(self.agreed_seconds)
             + (f"\nresumed after step {plan.start.step:,}" if plan.start.step else "")
         )
 
-    def pause(self, step: int, why: str) -> None:
-        """End a process whose run is not done; its state is saved."""
+    def pause(self, step: int, reason: str) -> None:
+        """Close the logs of an unfinished run whose state is saved, and print how to resume."""
         self.bar.close()
-        self.tracker.note({"paused_after_step": step, "why": why})
+        self.tracker.note({"paused_after_step": step, "why": reason})
         self.tracker.close(draw=False)
         self.say(
-            f"\n{why}: stopped after step {step:,}, and saved {folder_of(self.output, step)}\n"
-            "next: the same command again goes on from there"
+            f"\n{reason}: stopped after step {step:,}, and saved {folder_of(self.output, step)}\n"
+            "next: run the same command again to resume from there"
         )
 
     def close(self, step: int) -> None:
-        """Finish the logs; say where everything is and what to type next."""
+        """Close the logs of a finished run; print its results and the next command."""
         self.bar.close()
         verdict = self.figures.verdict(step)
-        minutes, more = self.seconds() / 60, {"verdict": verdict} if verdict else {}
-        self.tracker.note({"steps": step, "minutes": minutes, "target_tokens": int(self.figures.tokens), **more})
+        minutes, judged = self.seconds() / 60, {"verdict": verdict} if verdict else {}
+        self.tracker.note({"steps": step, "minutes": minutes, "target_tokens": int(self.figures.tokens), **judged})
         self.tracker.close()
         skipped, share = self.figures.skipped, 100 * self.figures.filled / max(1.0, self.figures.slots)
         self.say(
@@ -298,6 +302,6 @@ class Bookkeeper:
         )
 
     def say(self, text: str) -> None:
-        """Print once, above any progress bar."""
-        if self.leads:
+        """Print on the first process only, above any progress bar."""
+        if self.is_leader:
             speak(text)

@@ -1,4 +1,4 @@
-"""Signals that ask a training to stop, and the time that is left to it."""
+"""Stop signals and time limit of a training run."""
 
 import contextlib
 import os
@@ -7,39 +7,40 @@ import time
 from collections.abc import Callable, Iterator
 
 PROCESS_BEGAN = time.monotonic()
-SLURMS_LAST_MINUTES = 300
-"""Seconds that are left to it, when a --time_limit is given."""
-ECHO = 5
-"""Seconds in which a signal that comes twice is one."""
+SLURM_RESERVE = 300
+"""Seconds before the end of a Slurm job that --time_limit leaves unused."""
+REPEAT_SECONDS = 5
+"""Seconds within which torchrun may repeat a signal."""
 
 
-class Notice:
-    """Whether someone asked this process to stop: SIGTERM (a cluster, torchrun) or SIGINT (Ctrl-C).
+class StopRequest:
+    """Request to stop this process: SIGTERM (a cluster, torchrun) or SIGINT (Ctrl-C).
 
-    The first signal is a notice, to be acted on when it suits; a second one does what it always does, at once. Under
-    torchrun, which passes on what the cluster has told everyone already, the second must be as much later as `ECHO`.
+    The first signal is recorded, and the training stops after the current step. A second one has its default effect at
+    once. torchrun repeats a signal that the cluster has already sent to every process; under it, a second signal counts
+    only after `REPEAT_SECONDS`.
     """
 
     def __init__(self) -> None:
-        """None yet."""
-        self.given = ""
-        self.last = 0.0
+        """Start without a request."""
+        self.signal_name = ""
+        self._ignored_until = 0.0
         self._before: dict[int, object] = {}
 
     def _take(self, number: int, frame: object) -> None:
-        first, now = not self.given, time.monotonic()
-        self.given = signal.Signals(number).name
+        first, now = not self.signal_name, time.monotonic()
+        self.signal_name = signal.Signals(number).name
         if first:
-            self.last = now + (ECHO if "TORCHELASTIC_RUN_ID" in os.environ else 0)
-        elif now >= self.last:
+            self._ignored_until = now + (REPEAT_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0)
+        elif now >= self._ignored_until:
             signal.signal(number, self._before[number])
             os.kill(os.getpid(), number)
 
     @contextlib.contextmanager
-    def awaited(self) -> Iterator["Notice"]:
-        """For the duration of a block; only a program's main thread is ever given signals."""
+    def listening(self) -> Iterator["StopRequest"]:
+        """Record signals within a block; outside the main thread, do nothing."""
         for each in (signal.SIGTERM, signal.SIGINT):
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError):  # Python handles signals in the main thread only
                 self._before[each] = signal.signal(each, self._take)
         try:
             yield self
@@ -49,38 +50,38 @@ class Notice:
 
 
 class Deadline:
-    """When a process must have ended, and whether what comes next would fit before it."""
+    """Time limit of a process, and whether its next piece of work would fit."""
 
     def __init__(self, minutes: float) -> None:
-        """So many after the process began, or as Slurm says if that is sooner; 0: never."""
+        """Set the limit to `minutes` after the process began, or to an earlier end of its Slurm job; 0: no limit."""
         self.minutes, self.longest, self.clock = minutes, 0.0, time.monotonic()
 
     def left(self) -> float:
-        """Seconds."""
+        """Return the remaining seconds; negative after the limit."""
         left = 60 * self.minutes - (time.monotonic() - PROCESS_BEGAN)
         end = os.environ.get("SLURM_JOB_END_TIME", "")
-        if end.isdecimal():  # a process that was started again does not get the whole time again
-            left = min(left, float(end) - time.time() - SLURMS_LAST_MINUTES)
+        if end.isdecimal():  # a requeued process has only the rest of the job
+            left = min(left, float(end) - time.time() - SLURM_RESERVE)
         return left
 
     def is_near(self) -> bool:
-        """To be asked once a step: whether two more as long as the longest, what they save included, would not fit."""
+        """Return whether less time is left than two of the longest steps, saving included. Call it once a step."""
         self.longest = max(self.longest, time.monotonic() - self.clock)
-        self.start_again()
+        self.reset()
         return self.minutes > 0 and self.left() < 2 * self.longest
 
-    def start_again(self) -> None:
-        """What came before is no part of a step."""
+    def reset(self) -> None:
+        """Start the time of a step now, so that earlier work is excluded."""
         self.clock = time.monotonic()
 
-    def watch(self) -> Callable[[], bool]:
-        """For work in parts that may be given up: to be asked before each, whether there is time for it and a step."""
+    def part_check(self) -> Callable[[], bool]:
+        """Return a function to call before each part of an evaluation: whether the part and a step still fit."""
         clock, longest = time.monotonic(), 0.0
 
-        def ask() -> bool:
+        def fits() -> bool:
             nonlocal clock, longest
             now = time.monotonic()
             longest, clock = max(longest, now - clock), now
             return not self.minutes or self.left() > 2 * (longest + self.longest)
 
-        return ask
+        return fits

@@ -1,7 +1,7 @@
-"""A run's record for fitlog: one folder of them for all runs beside each other, so that its page compares them.
+"""fitlog records of runs. Sibling runs share one folder of records, so that fitlog's page compares them.
 
-Its page draws every loss of a record in one chart and every metric in another, so each holds one figure: the training
-loss, and the validation bound. What is constant, or of another scale, stands in the table's other columns.
+The page draws all losses of a record in one chart and all metrics in another. So each holds one figure: the training
+loss and the validation bound. Constants and figures of another scale go into the table's other columns.
 """
 
 import contextlib
@@ -20,27 +20,27 @@ from utils.files import read_text, remove_folder
 
 LOSS, BOUND, PERPLEXITY = "bits_per_token", "bits_per_token", "ppl_word"
 OWNER = "run.txt"
-"""The file of a record that names the run's folder, relative to the parent of fitlog's."""
-NAME = re.compile(r"log_\d{8}_\d{6}")  # or fitlog's server passes it over
-OF_FITLOG = re.compile(rf"{NAME.pattern}|.*\.cfg|\..*|__pycache__")
+"""File of a record that names the run's folder, relative to the parent of fitlog's folder."""
+RECORD_NAME = re.compile(r"log_\d{8}_\d{6}")  # fitlog's server ignores other names
+FITLOG_FILES = re.compile(rf"{RECORD_NAME.pattern}|.*\.cfg|\..*|__pycache__")
 LOGGERS = ("meta", "hyper", "metric", "other", "loss", "progress", "best_metric", "file")
 
 
 class Record:
-    """A run's record. Every method may raise whatever fitlog does; the caller decides what that is worth."""
+    """fitlog record of a run. Every method may raise any exception of fitlog; the caller handles it."""
 
     def __init__(self, output: Path, settings: dict, log: Iterable[dict] | None = None) -> None:
-        """Open a new one, or that of a run that goes on, filled anew from the lines of its log."""
-        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # fitlog imports a library that wants a git
+        """Open a new record, or rebuild the record of a resumed run from its `log`."""
+        os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # fitlog imports GitPython, which warns without git
         import fitlog
 
         self.fitlog, self.best = fitlog, math.inf
         self.folder = _new_record(output) if log is None else _emptied_record(output)
-        with warnings.catch_warnings(), _logging_in_silence():
+        with warnings.catch_warnings(), _silent_logging():
             warnings.simplefilter("ignore")  # "Append to an already exist log."
             fitlog.set_log_dir(str(self.folder), new_log=True)
-        _let_errors_through()
-        for name, value in settings.items():  # one by one: fitlog's dict form needs numpy.str, which is gone
+        _raise_write_errors()
+        for name, value in settings.items():  # fitlog's dict form needs numpy.str, which numpy removed
             fitlog.add_hyper(str(value), name=name)
         for record in log or ():
             if record["kind"] == "train":
@@ -49,12 +49,12 @@ class Record:
                 self.valid(record["step"], record, best=record[BOUND] < self.best)
 
     def train(self, step: int, values: dict) -> None:
-        """The training loss of a step."""
+        """Record the training loss of a step."""
         if _is_number(values.get(LOSS)):
             self.fitlog.add_loss(float(values[LOSS]), step, name=LOSS)
 
     def valid(self, step: int, values: dict, *, best: bool) -> None:
-        """The validation bound after a step; of the best one, every other figure too."""
+        """Record the validation bound after a step, and all other figures if it is the `best`."""
         if not _is_number(values.get(BOUND)):
             return
         self.fitlog.add_metric(float(values[BOUND]), step, name=BOUND)
@@ -68,12 +68,12 @@ class Record:
                 self.fitlog.add_other(value, name=name)
 
     def finish(self) -> None:
-        """Say that the run is done."""
+        """Mark the run as finished and close the record."""
         self.fitlog.finish()
         self.close()
 
     def close(self) -> None:
-        """Let go of its files, whatever state they are in."""
+        """Close the record's files and ignore errors."""
         for logger in map(_logger, LOGGERS):
             for handler in logger.handlers[:]:
                 with contextlib.suppress(OSError, ValueError):
@@ -82,10 +82,10 @@ class Record:
 
 
 def command(output: Path) -> str:
-    """What shows a run's record and those beside it, or "" if there is none."""
-    own = output.resolve() / "fitlog"  # where all records were once
+    """Return the shell command that shows the records of a run and its siblings, or "" if there is none."""
+    own = output.resolve() / "fitlog"  # location used by earlier versions
     folder = fitlog_folder(output) if any(_records_of(output)) else own
-    if not folder.is_dir() or not any(NAME.fullmatch(path.name) for path in folder.iterdir()):
+    if not folder.is_dir() or not any(RECORD_NAME.fullmatch(path.name) for path in folder.iterdir()):
         return ""
     if folder.is_relative_to(Path.cwd()):
         folder = folder.relative_to(Path.cwd())
@@ -93,7 +93,7 @@ def command(output: Path) -> str:
 
 
 def fitlog_folder(output: Path) -> Path:
-    """`fitlog` beside a run's folder; within it, where that cannot be written or everyone could tamper with it."""
+    """Return `fitlog` beside a run's folder, or within it if the parent is not writable or is world-writable."""
     own = output.resolve()
     shared = own.parent / "fitlog"
     with contextlib.suppress(OSError):
@@ -103,7 +103,7 @@ def fitlog_folder(output: Path) -> Path:
 
 
 def remove(output: Path) -> None:
-    """Remove what a run that is overwritten has recorded; the records of others stay."""
+    """Remove the records of an overwritten run."""
     for folder in _records_of(output):
         remove_folder(folder)
 
@@ -113,20 +113,20 @@ def _is_safe(folder: Path) -> bool:
 
 
 def _holds_records(folder: Path) -> bool:
-    """Whether it is fitlog's, and not something else of that name."""
-    return folder.is_dir() and _is_safe(folder) and all(OF_FITLOG.fullmatch(path.name) for path in folder.iterdir())
+    """Return whether a folder is safe and holds fitlog's files only."""
+    return folder.is_dir() and _is_safe(folder) and all(FITLOG_FILES.fullmatch(path.name) for path in folder.iterdir())
 
 
 def _records_of(output: Path) -> Iterator[Path]:
     folder = fitlog_folder(output)
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         with contextlib.suppress(OSError, ValueError):
-            if NAME.fullmatch(path.name) and read_text(path / OWNER, 2**16).strip() == output.resolve().name:
+            if RECORD_NAME.fullmatch(path.name) and read_text(path / OWNER, 2**16).strip() == output.resolve().name:
                 yield path
 
 
 def _new_record(output: Path) -> Path:
-    """A folder of its own, whatever else begins in this second; a record that the place had is nobody's from now on."""
+    """Create a record folder of a unique name, and detach earlier records from the run's folder."""
     for earlier in _records_of(output):
         (earlier / OWNER).unlink()
     folder, now = fitlog_folder(output), datetime.now()
@@ -135,14 +135,14 @@ def _new_record(output: Path) -> Path:
         record = folder / f"log_{now:%Y%m%d_%H%M%S}"
         with contextlib.suppress(FileExistsError):
             record.mkdir()
-            (record / "meta.log").touch()  # by this fitlog knows a record
+            (record / "meta.log").touch()  # fitlog identifies a record by this file
             (record / OWNER).write_text(f"{output.resolve().name}\n", encoding="utf-8")
             return record
         now += timedelta(seconds=1)
 
 
 def _emptied_record(output: Path) -> Path:
-    """The one that the run had, or a new one: it may have been moved, or begun without fitlog."""
+    """Empty the run's record, or create one if it was moved or the run began without fitlog."""
     found = list(_records_of(output))
     if not found:
         return _new_record(output)
@@ -158,8 +158,8 @@ def _logger(name: str) -> logging.Logger:
 
 
 @contextlib.contextmanager
-def _logging_in_silence() -> Iterator[None]:
-    """A failed write of the logging module says nothing, for the duration of a block."""
+def _silent_logging() -> Iterator[None]:
+    """Suppress the logging module's error messages within a block."""
     before, logging.raiseExceptions = logging.raiseExceptions, False
     try:
         yield
@@ -167,8 +167,8 @@ def _logging_in_silence() -> Iterator[None]:
         logging.raiseExceptions = before
 
 
-def _let_errors_through() -> None:
-    """A failed write of fitlog's reaches its caller, where logging would print a traceback and go on to the next."""
+def _raise_write_errors() -> None:
+    """Raise fitlog's write errors to its caller; logging would print a traceback and continue."""
 
     def handle(record: logging.LogRecord) -> None:
         raise  # noqa: PLE0704 (logging calls this while it handles the error)

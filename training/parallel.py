@@ -1,7 +1,7 @@
-"""One network on many processes: whole on each (DDP), or in shards (FSDP2); nothing else knows which.
+"""Data-parallel training: the network replicated on each process (DDP) or sharded over them (FSDP2).
 
-What is wrapped is a module that takes a batch to its loss, for both hang their communication on a forward and its
-backward. Both average gradients over processes, so the loss is scaled by their number: the gradient is the sum.
+Both attach their communication to one forward and backward pass, so the wrapped module maps a batch to its loss. Both
+average gradients over processes; the caller scales the loss by their number, so that gradients are sums.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from utils.distributed import world_size
 
 
 def parallelize(module: nn.Module, layers: list[nn.Module], strategy: str, device: torch.device) -> nn.Module:
-    """The module, made to agree with its copies.
+    """Return the module wrapped for data-parallel training, or itself in a single process.
 
     Args:
-        module: from a batch to its loss.
-        layers: its parts of like size, which FSDP gathers one after another.
-        strategy: ddp, or fsdp; without meaning for a single process.
-        device: where it is.
+        module: Module that maps a batch to its loss.
+        layers: Submodules of similar size, which FSDP gathers one after another.
+        strategy: "ddp" or "fsdp"; unused in a single process.
+        device: Device of the module.
     """
     if world_size() == 1:
         return module
@@ -37,7 +37,7 @@ def parallelize(module: nn.Module, layers: list[nn.Module], strategy: str, devic
 
 @contextlib.contextmanager
 def accumulating(wrapped: nn.Module, *, last: bool) -> Iterator[None]:
-    """Forward and backward of one of a step's batches: only the last one's gradients are sent around."""
+    """Run one batch's forward and backward in the block; synchronise gradients only for the `last` batch of a step."""
     if isinstance(wrapped, FSDPModule):
         wrapped.set_requires_gradient_sync(last)
         yield
@@ -50,7 +50,7 @@ def accumulating(wrapped: nn.Module, *, last: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def whole_weights(wrapped: nn.Module) -> Iterator[None]:
-    """Within the block every process holds all weights, so that each may run the network as often as it likes."""
+    """Gather all weights on every process within the block, so that the numbers of forward passes may differ."""
     if not isinstance(wrapped, FSDPModule):
         yield
         return

@@ -1,15 +1,15 @@
-"""What a training run needs to go on as if it had never stopped, as folders of safetensors and JSON.
+"""Saved training states: folders of safetensors and JSON, from which a run resumes exactly.
 
-    run.json                     the settings: which run this folder is of
-    state/step-00000500/         the newest few; each whole, or not there
-        weights.safetensors      by the network's parameter names, whole, however many processes held them
-        average.safetensors      the moving average of them, if there is one
+    run.json                     settings of the run that owns the folder
+    state/step-000000000500/     the newest few, each written atomically
+        weights.safetensors      parameters by name, gathered from all processes
+        average.safetensors      their moving average, with --ema_decay
         optimizer.safetensors    "adamw.exp_avg/" + name, ...
-        state.json               step, position in the data, scaler, figures since the last line of the log
-        manifest.json            size and SHA-256 of the others
+        state.json               step, position in the data, scaler, figures of the run
+        manifest.json            size and SHA-256 of the other files
 
-Random numbers need no state: those of a batch follow from the seed, the step and the batch's number in it. Nothing
-here is ever unpickled.
+Random numbers need no state: those of a batch follow from the seed, the step and the batch's number. Nothing is
+unpickled.
 """
 
 import json
@@ -29,13 +29,14 @@ from utils.files import folder_written_whole, manifest_error, read_text, remove_
 from utils.gathering import held_by_leader, shard_like
 
 FORMAT = 1
-NAME = re.compile(r"step-\d{12}")
-MOST_PARTS = 10**6
+STATE_NAME = re.compile(r"step-\d{12}")
+MAX_PARTS = 10**6
+"""Largest number of batches in a step, or of lanes of a stream, that a state may name."""
 WEIGHTS, AVERAGE, OPTIMIZER = "weights.safetensors", "average.safetensors", "optimizer.safetensors"
 
 
 class Learner:
-    """Everything that a step changes but figures: weights, their average, optimizers, scaler."""
+    """Training state that a step changes: weights, their average, optimizers and scaler."""
 
     def __init__(
         self,
@@ -44,11 +45,11 @@ class Learner:
         optimizers: list[torch.optim.Optimizer],
         scaler: torch.amp.GradScaler,
     ) -> None:
-        """Keep them together."""
+        """Hold references to the four."""
         self.model, self.average, self.optimizers, self.scaler = model, average, optimizers, scaler
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All of them by file and name. Every process must ask."""
+        """Return all tensors by file and name; a collective call."""
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         found: dict[str, dict[str, Tensor]] = {WEIGHTS: {name: p.detach() for p, name in names.items()}}
         if self.average.decay:
@@ -63,20 +64,20 @@ class Learner:
         return found
 
     def facts(self) -> dict:
-        """What of it is numbers: JSON."""
+        """Return the values that state.json holds."""
         return {"average_updates": self.average.updates, "scaler": self.scaler.state_dict()}
 
     @torch.no_grad()
     def restore(self, path: Path, facts: dict) -> None:
-        """What `tensors` and `facts` were when a folder was written. Every process must ask.
+        """Restore `tensors` and `facts` from a folder; a collective call.
 
         Raises:
-            UserError: if the folder is of another network or optimizer.
+            UserError: If the folder was written for another network or optimizer.
         """
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         try:
             with safe_open(path / WEIGHTS, "pt") as file:
-                _same_names(set(file.keys()), set(names.values()))
+                _require_same_names(set(file.keys()), set(names.values()))
                 for parameter, name in names.items():
                     _copy(file.get_tensor(name), parameter)
             if self.average.decay:
@@ -98,7 +99,7 @@ def _name(optimizer: torch.optim.Optimizer) -> str:
     return type(optimizer).__name__.lower()
 
 
-def _same_names(found: set[str], wanted: set[str]) -> None:
+def _require_same_names(found: set[str], wanted: set[str]) -> None:
     if found != wanted:
         raise ValueError(f"e.g. {min(found ^ wanted)} is only in one of them")
 
@@ -133,31 +134,30 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, names: dict, file: safe
 
 
 def save_state(output: Path, learner: Learner, facts: dict, *, keep_last: int) -> None:
-    """Write the state of facts["step"] and drop the oldest beyond `keep_last`. Every process must ask."""
-    kinds = learner.tensors()
-    whole = {kind: held_by_leader(part) for kind, part in kinds.items()}
+    """Write the state of facts["step"] and keep the newest `keep_last`; a collective call."""
+    whole = {file: held_by_leader(tensors) for file, tensors in learner.tensors().items()}
     if rank() == 0:
         with folder_written_whole(folder_of(output, facts["step"]), manifest=True) as folder:
-            for kind, part in whole.items():
-                save_file(part, folder / kind)
+            for file, tensors in whole.items():
+                save_file(tensors, folder / file)
             (folder / "state.json").write_text(json.dumps({"format": FORMAT, **learner.facts(), **facts}, indent=1))
         kept = [path for path in sorted(states(output)) if path <= folder_of(output, facts["step"])][-keep_last:]
-        for other in set(states(output)) - set(kept):  # older ones; and later ones, which were passed over as broken
+        for other in set(states(output)) - set(kept):  # older states, and later ones that were damaged
             remove_folder(other)
 
 
 def folder_of(output: Path, step: int) -> Path:
-    """Where the state after so many steps is."""
+    """Return the folder of the state after `step` steps."""
     return output / "state" / f"step-{step:012d}"
 
 
 def states(output: Path) -> Iterator[Path]:
-    """The folders that claim to be one, in any order."""
-    return (path for path in (output / "state").glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
+    """Return the folders named like a state, in any order."""
+    return (path for path in (output / "state").glob("step-*") if STATE_NAME.fullmatch(path.name) and path.is_dir())
 
 
 def newest_state(output: Path, warn: Callable[[str], None]) -> tuple[Path, dict] | None:
-    """The newest_state state that is whole, and its facts; those that are not are named and passed over."""
+    """Return the newest intact state and its facts, or None; warn of each damaged one."""
     for path in sorted(states(output), reverse=True):
         wrong = manifest_error(path)
         try:
@@ -175,11 +175,11 @@ def newest_state(output: Path, warn: Callable[[str], None]) -> tuple[Path, dict]
 
 
 def _check(facts: dict, path: Path) -> None:
-    for name, right in RIGHT.items():
-        if not right(facts[name]):
+    for name, is_valid in VALIDATORS.items():
+        if not is_valid(facts[name]):
             raise ValueError(f"{name} cannot be {str(facts[name])[:50]!r}")
     if facts["step"] != int(path.name.removeprefix("step-")):
-        raise ValueError(f"it is of step {facts['step']}")
+        raise ValueError(f"step is {facts['step']}, the folder is {path.name}")
 
 
 def _count(value: object, least: int = 0) -> bool:
@@ -187,20 +187,20 @@ def _count(value: object, least: int = 0) -> bool:
 
 
 def _is_position(value: object) -> bool:
-    if isinstance(value, list):  # batches.EpochBatches
+    if isinstance(value, list):  # batching.EpochBatches
         return len(value) == 2 and all(map(_count, value))
     counts = [value[name] for name in ("batches", "lanes", "pool")]  # streaming.StreamedBatches
     lanes = list(value["positions"].items())
     return (
         all(map(_count, counts))
-        and 1 <= value["lanes"] <= MOST_PARTS
+        and 1 <= value["lanes"] <= MAX_PARTS
         and all(lane.isdecimal() and len(at) == 4 and all(map(_count, at)) for lane, at in lanes)
     )
 
 
-RIGHT: dict[str, Callable[[object], bool]] = {
+VALIDATORS: dict[str, Callable[[object], bool]] = {
     "step": _count,
-    "parts": lambda value: _count(value, 1) and value <= MOST_PARTS,
+    "parts": lambda value: _count(value, 1) and value <= MAX_PARTS,
     "position": _is_position,
     "figures": lambda value: all(type(number) in (int, float) for number in value.values()),
     "average_updates": _count,
@@ -209,20 +209,20 @@ RIGHT: dict[str, Callable[[object], bool]] = {
     "of_pairs": lambda value: isinstance(value, bool),
     **{name: lambda value: isinstance(value, str) for name in ("torch", "data", "valid_data", "word_freq")},
 }
-"""What state.json must hold."""
+"""Required entries of state.json and their checks."""
 
 
 def write_settings(output: Path, settings: dict) -> None:
-    """From here on the folder is this run's."""
+    """Write run.json, which assigns the folder to this run."""
     with written_whole(output / "run.json") as file:
         json.dump(settings, file, indent=1, default=str)
 
 
 def read_settings(output: Path) -> dict | None:
-    """Which run a folder is of; None if it does not say.
+    """Return the settings in run.json, or None if there is none.
 
     Raises:
-        UserError: if it says so in a way that cannot be read.
+        UserError: If run.json is damaged.
     """
     try:
         settings = json.loads(read_text(output / "run.json"))
@@ -230,11 +230,11 @@ def read_settings(output: Path) -> dict | None:
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{output / 'run.json'}: damaged ({error}); give another folder, or --overwrite true"
+            f"{output / 'run.json'}: damaged ({error}); give another --output_dir, or --overwrite true"
         ) from error
     counts = (
         [settings.get(name, 1) for name in ("world_size", "accumulation_steps")] if isinstance(settings, dict) else []
     )
-    if not counts or not all(_count(number, 1) and number <= MOST_PARTS for number in counts):
-        raise UserError(f"{output / 'run.json'}: damaged; give another folder, or --overwrite true")
+    if not counts or not all(_count(number, 1) and number <= MAX_PARTS for number in counts):
+        raise UserError(f"{output / 'run.json'}: damaged; give another --output_dir, or --overwrite true")
     return settings

@@ -1,4 +1,4 @@
-"""Everything that exists before the first step: tokenizer, texts, network and process."""
+"""Preparation of a training run: tokenizer, texts, network and process."""
 
 import hashlib
 import json
@@ -29,17 +29,24 @@ from training.resume import Start
 from utils import distributed
 from utils.errors import UserError
 
-OF_NO_NETWORK = {"_name_or_path", "initialized_from", "transformers_version", "dtype", "torch_dtype", "architectures"}
-"""Entries of a configuration that say nothing of what it computes."""
-LEARNT_SIZE = 8192
-"""Entries of a learnt vocabulary, unless --vocab_size is given."""
+UNUSED_CONFIG_KEYS = {
+    "_name_or_path",
+    "initialized_from",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+}
+"""Entries of a network configuration that do not affect its output."""
+DEFAULT_VOCAB_SIZE = 8192
+"""Size of a learnt vocabulary without --vocab_size."""
 
 
 def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[TextModel, Text, Text]:
     """Return the model, the training text and the validation text."""
     config.check(device)
     run, data = config.run, config.data
-    training_source(data.train_data)  # a misspelt path is reported before anything of the tokenizer is
+    training_source(data.train_data)  # report a misspelt path before any tokenizer error
     with distributed.leader_first():
         earlier = Path(run.output_dir) / TOKENIZER if start.path else None
         tokenizer = load_or_learn_tokenizer(data, config.network, earlier)
@@ -67,7 +74,7 @@ def prepare_network(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     """Return the denoiser that the settings describe.
 
     Raises:
-        UserError: if it cannot be built, or is too short for the text.
+        UserError: If it cannot be built, or has fewer positions than --max_length.
     """
     torch.manual_seed(config.run.seed)
     denoiser = build_denoiser(
@@ -79,7 +86,7 @@ def prepare_network(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     )
     if config.data.max_length > denoiser.max_length:
         raise UserError(
-            f"max_length={config.data.max_length} is more than the {denoiser.max_length} positions of "
+            f"max_length={config.data.max_length} exceeds the {denoiser.max_length} positions of "
             f"{config.network.model_name_or_path}; lower it"
         )
     denoiser.pack_rows(config.data.max_length if config.data.packing else 0)
@@ -89,7 +96,7 @@ def prepare_network(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
 def count_words(
     config: TrainConfig, train_text: Text, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, of_pairs: bool
 ) -> Tensor:
-    """Return how often each token is a target, int64 [V]: from --word_freq_file, or counted in the training text."""
+    """Return the count of each token as a target, int64 [V], from --word_freq_file or from the training text."""
     if not config.data.word_freq_file:
         with distributed.leader_first():
             return train_text.counts(vocab_size)
@@ -98,10 +105,10 @@ def count_words(
 
 
 def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Text, Text, PairFormat | None]:
-    """Return training and validation data; of pairs also how they are written.
+    """Return the training data, the validation data and, for pairs, their format.
 
     Raises:
-        UserError: if a setting of pairs is given for text, or one of streams for pairs.
+        UserError: If the data are text and a setting for pairs is given, or the reverse.
     """
     data = config.data
     if holds_pairs(training_source(data.train_data), streaming=data.streaming):
@@ -119,14 +126,16 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
 
 
 def load_or_learn_tokenizer(data: DataArgs, network: NetworkArgs, earlier: Path | None) -> PreTrainedTokenizerBase:
-    """Return the named tokenizer, or one learnt from the training text: by an `earlier` part of the run, if any."""
+    """Return the named tokenizer, or one learnt from the training text; a resumed run loads the `earlier` one."""
     learnt = data.tokenizer in LEARNT
     if learnt and data.streaming and training_source(data.train_data).hub_name:
-        raise UserError(f"tokenizer={data.tokenizer} would download all of a hub's stream; give a tokenizer")
-    if learnt and earlier:  # learnt again, it might break ties otherwise
+        raise UserError(
+            f"tokenizer={data.tokenizer} would download the whole data set from the hub; give a trained --tokenizer"
+        )
+    if learnt and earlier:  # learning again may break ties differently
         return load_tokenizer(str(earlier))
     if learnt:
-        source, size = training_source(data.train_data), data.vocab_size or LEARNT_SIZE
+        source, size = training_source(data.train_data), data.vocab_size or DEFAULT_VOCAB_SIZE
         return learn_tokenizer(data.tokenizer, source, size, data.cache_dir, strip_accents=data.strip_accents)
     tokenizer = load_tokenizer(data.tokenizer or network.model_name_or_path)
     if data.vocab_size not in (0, known := vocabulary_size(tokenizer)):
@@ -137,7 +146,7 @@ def load_or_learn_tokenizer(data: DataArgs, network: NetworkArgs, earlier: Path 
 def open_batches(
     config: TrainConfig, plan: Plan, text: Text, tokenizer: PreTrainedTokenizerBase
 ) -> batching.BatchStream:
-    """Open the stream that the steps take their batches from, at the position of the run."""
+    """Return the stream of training batches, at the position of the run."""
     position, seed, parts = plan.start.facts.get("position"), config.run.seed, plan.parts
     rank, world_size = distributed.rank(), distributed.world_size()
     if config.data.streaming:
@@ -155,14 +164,14 @@ def open_batches(
 
 
 def identities(model: TextModel, train_text: Text, valid_text: Text) -> dict[str, str]:
-    """Return names for what must not change under a run, besides its settings: texts, word counts and network."""
+    """Return digests of the texts, word counts and network, which a resumed run must not change."""
     counts = hashlib.blake2b(model.token_counts.numpy().tobytes(), digest_size=12).hexdigest()
-    settings = model.denoiser.network.config.to_dict()
-    kept = {key: value for key, value in settings.items() if key not in OF_NO_NETWORK and "attn" not in key}
+    entries = model.denoiser.network.config.to_dict()
+    kept = {key: value for key, value in entries.items() if key not in UNUSED_CONFIG_KEYS and "attn" not in key}
     network = hashlib.blake2b(json.dumps(kept, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
     return {"data": train_text.identity, "valid_data": valid_text.identity, "word_freq": counts, "network": network}
 
 
-def identities_before(train_text: Text, valid_text: Text) -> dict[str, str]:
-    """Return the names that the same texts had in runs begun before their content alone decided."""
+def legacy_identities(train_text: Text, valid_text: Text) -> dict[str, str]:
+    """Return the digests of the texts by the rule of earlier versions, for runs begun with them."""
     return {"data": train_text.legacy_identity(), "valid_data": valid_text.legacy_identity()}

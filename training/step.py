@@ -1,4 +1,4 @@
-"""One training step: accumulate gradients, clip them, update the weights and their average."""
+"""Training step: accumulate gradients, clip them, update the weights and their average."""
 
 import math
 from dataclasses import dataclass
@@ -24,34 +24,34 @@ from utils.gathering import full
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of a step."""
+class StepResult:
+    """Result of a training step."""
 
     nats: float
-    """Its loss, summed over all processes."""
+    """Loss in nats, summed over all processes."""
     stepped: bool
-    """Whether the weights moved; otherwise the step was skipped, for its loss or a gradient was not finite."""
-    bad: list[Part]
-    """This process's batches whose loss was not finite."""
+    """Whether the weights were updated; a step with a non-finite loss or gradient is skipped."""
+    nonfinite: list[Part]
+    """Batches of this process whose loss was not finite."""
 
 
 class TrainStep:
-    """The network, its optimizers and everything else that a step changes."""
+    """Network, optimizers, gradient scaler and weight average, updated by each step."""
 
     def __init__(self, model: TextModel, config: TrainConfig, device: torch.device, parts: int) -> None:
-        """Settle precision and attention, and make the optimizers.
+        """Set precision and attention, and make the optimizers.
 
         Args:
-            model: what is trained.
-            config: its settings.
-            device: where it is.
-            parts: batches in a step, of all processes together.
+            model: Model to train.
+            config: Settings of the run.
+            device: Device of the model.
+            parts: Number of batches in a step, over all processes.
         """
         self.config, self.device, self.parts = config, device, parts
         self.denoiser, self.precision = model.denoiser, config.precision(device)
         self.denoiser.use_precision(device, self.precision)
         fit_to_device(self.denoiser, config.network, device, self.precision)
-        self.wrapped = parallelize(LossOfBatch(model, config.run), self.denoiser.layers, config.run.strategy, device)
+        self.wrapped = parallelize(BatchLoss(model, config.run), self.denoiser.layers, config.run.strategy, device)
         network = self.denoiser.network
         tables = [network.get_input_embeddings(), network.get_output_embeddings()]
         self.optimizers = make_optimizers(config.optim, self.denoiser, tables)
@@ -59,16 +59,17 @@ class TrainStep:
         average = AveragedWeights(self.denoiser, config.optim.ema_decay)
         self.learner = Learner(self.denoiser, average, self.optimizers, self.scaler)
 
-    def __call__(self, step: int, batches: list[Part], progress: float, rate: float, num_tokens: float) -> Outcome:
+    def __call__(self, step: int, batches: list[Part], progress: float, rate: float, num_tokens: float) -> StepResult:
         """Take one step.
 
         Args:
-            step: its number, from 1.
-            batches: this process's.
-            progress: share of the training that is done.
-            rate: learning rate.
-            num_tokens: target tokens of the whole step, by which its loss is divided once.
+            step: Number of the step, from 1.
+            batches: Batches of this process.
+            progress: Share of the training done, 0 to 1.
+            rate: Learning rate.
+            num_tokens: Target tokens of the step over all processes; the summed loss is divided by it.
         """
+        # Set the learning rate.
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
 
@@ -76,8 +77,8 @@ class TrainStep:
         self.denoiser.train()
         losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
         for i, part in enumerate(batches):
-            generator, shared = streams_of_step(self.config.run.seed, step, part.number)
-            share = Share(part.number, self.parts, shared)
+            generator, step_seed = seed_batch(self.config.run.seed, step, part.number)
+            share = Share(part.number, self.parts, step_seed)
             with accumulating(self.wrapped, last=i == len(batches) - 1):
                 loss = self.wrapped(part.batch.to(self.device), progress, generator, share)
                 self.scaler.scale(loss * (distributed.world_size() / num_tokens)).backward()
@@ -85,24 +86,28 @@ class TrainStep:
         nats = losses.sum()
         distributed.sum_over_ranks(nats)
 
-        # Update the weights, and their average.
+        # Clip gradients.
         stepped = clip(self.denoiser, self.config.optim, self.optimizers, self.scaler) and math.isfinite(nats)
+
+        # Update weights.
         for optimizer in self.optimizers if stepped else ():
             self.scaler.step(optimizer)
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         self.scaler.update()
+
+        # Update the average.
         if stepped:
             self.learner.average.update()
         finite = losses.isfinite().tolist()
-        return Outcome(nats.item(), stepped, [part for part, good in zip(batches, finite, strict=True) if not good])
+        return StepResult(nats.item(), stepped, [part for part, good in zip(batches, finite, strict=True) if not good])
 
 
-class LossOfBatch(nn.Module):
-    """From a batch to its loss: what the processes of a job share (parallel.py)."""
+class BatchLoss(nn.Module):
+    """Module that maps a batch to its loss, to be wrapped by DDP or FSDP (parallel.py)."""
 
     def __init__(self, model: TextModel, args: TrainArgs) -> None:
-        """The network's parameters become this module's."""
+        """Register the network as a submodule."""
         super().__init__()
         self.denoiser, self.model, self.args = model.denoiser, model, args
 
@@ -114,7 +119,7 @@ class LossOfBatch(nn.Module):
 def training_loss(
     model: TextModel, batch: Batch, args: TrainArgs, progress: float, generator: torch.Generator, share: Share
 ) -> Loss:
-    """Return the process's own loss, after a share `warm_start` of plain masked language modelling."""
+    """Return the loss of the process, or of masked language modelling while progress < warm_start."""
     if progress >= args.warm_start:
         return model.process.loss(model.denoiser, batch, generator=generator, share=share)
     return masked_lm_loss(
@@ -128,26 +133,26 @@ def training_loss(
     )
 
 
-def streams_of_step(seed: int, step: int, number: int) -> tuple[torch.Generator, int]:
-    """Return random numbers for one of a step's batches, and a seed that the whole step shares.
+def seed_batch(seed: int, step: int, number: int) -> tuple[torch.Generator, int]:
+    """Return a generator for one batch of a step and a seed shared by the step; seed torch's dropout.
 
-    They follow from the position of the batch and from nothing else, so that neither the number of processes nor an
-    interruption changes them. Dropout's, which are torch's own on every device, are seeded on the way.
+    All depend on the seed, the step and the batch's number only, so neither the number of processes nor an interruption
+    changes them.
     """
-    of_batch = np.random.SeedSequence([seed, step, number]).generate_state(2, np.uint64).tolist()
-    of_step = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64).tolist()
-    torch.manual_seed(of_batch[0])
-    return torch.Generator().manual_seed(of_batch[1]), of_step[0]
+    batch_seeds = np.random.SeedSequence([seed, step, number]).generate_state(2, np.uint64).tolist()
+    (step_seed,) = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64).tolist()
+    torch.manual_seed(batch_seeds[0])
+    return torch.Generator().manual_seed(batch_seeds[1]), step_seed
 
 
 def clip(
     model: nn.Module, optim: OptimArgs, optimizers: list[torch.optim.Optimizer], scaler: torch.amp.GradScaler
 ) -> bool:
-    """Clip the gradient by norm, as usual, and by value, as released; whichever is on.
+    """Clip the gradient by norm and by value (the released code's rule), each if its setting is positive.
 
     Returns:
-        Whether every gradient is finite; otherwise no optimizer may step, for the norm is that of all gradients
-        together. In fp16 an overflow is part of the search for a scale.
+        Whether all gradients are finite. If not, no optimizer may step, since the norm is over all gradients. In fp16
+        overflows are expected while the scaler searches for its scale.
     """
     for optimizer in optimizers:
         scaler.unscale_(optimizer)

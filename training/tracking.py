@@ -1,8 +1,7 @@
-"""Where a run's numbers go: a JSONL file always, fitlog if it works, a PNG of the curve at the end.
+"""Log of a run: a JSONL file always, a fitlog record if fitlog works, a PNG of the curve at the end.
 
-A tracker never stops a training run: whatever it raises becomes one warning, and the run goes on. Lines of the JSONL
-log that could not be written are kept and tried again with the next one; what can still not be written at the end is
-said, and the saved states and checkpoints are as they would have been.
+A failure to log never stops a training run; it becomes one warning. Lines that could not be written are kept and
+written with the next one. Lines lost at the end are reported; saved states and checkpoints are not affected.
 """
 
 import contextlib
@@ -15,48 +14,48 @@ from training.fitlog_record import Record
 from utils.files import rename, written_whole
 from utils.messages import warn
 
-MOST_PENDING = 2**24
-"""Bytes of the log that are kept while they cannot be written; later lines are lost."""
+MAX_PENDING = 2**24
+"""Largest number of unwritten bytes kept in memory; later lines are lost."""
 
 
 class Tracker:
-    """Writes `log.jsonl` and a fitlog record of a run. A tracker that is not `active` writes nothing."""
+    """Write `log.jsonl` and the fitlog record of a run; an inactive tracker writes nothing."""
 
     def __init__(
         self, folder: Path, settings: dict, *, active: bool = True, use_fitlog: bool = True, began: float = 0.0
     ) -> None:
-        """Open the log of a run that began so many seconds ago; `settings` are recorded once."""
+        """Open the log of a run that has taken `began` seconds so far; `settings` are recorded once."""
         self.folder, self.active, self.started = folder, active, time.monotonic() - began
         self.record: Record | None = None
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
         self.log = Log(folder / "log.jsonl")
-        goes_on = self.log.holds_lines
-        if not goes_on:
+        resumed = self.log.holds_lines
+        if not resumed:
             self._write({"kind": "settings", **settings})
         if use_fitlog:
-            self._safely(lambda: self._open_record(settings, read_log(folder / "log.jsonl") if goes_on else None))
+            self._safely(lambda: self._open_record(settings, read_log(folder / "log.jsonl") if resumed else None))
 
     def train(self, step: int, values: dict) -> None:
-        """Figures of a training step."""
+        """Log the figures of a training step."""
         if self.active:
             self._write({"kind": "train", "step": step, **values})
             self._record(lambda record: record.train(step, values))
 
     def valid(self, step: int, values: dict, *, best: bool) -> None:
-        """Figures of an evaluation; `best` ones become fitlog's best metric."""
+        """Log the figures of an evaluation; the `best` ones become fitlog's best metric."""
         if self.active:
             self._write({"kind": "valid", "step": step, **values})
             self._record(lambda record: record.valid(step, values, best=best))
 
     def note(self, values: dict) -> None:
-        """Something that happens once."""
+        """Log a single event."""
         if self.active:
             self._write({"kind": "note", **values})
 
     def close(self, *, draw: bool = True) -> None:
-        """Finish the logs; draw curve.png, whose presence says that the run is done."""
+        """Close the logs; draw curve.png, which marks the run as done."""
         if not self.active:
             return
         if draw:
@@ -81,7 +80,7 @@ class Tracker:
     def _safely(self, call: Callable[[], object], what: str = "fitlog") -> None:
         try:
             call()
-        except Exception as error:  # any failure of a tracker is less important than the run
+        except Exception as error:  # no failure of a tracker may stop the run
             if self.record and what == "fitlog":
                 self.record.close()
                 self.record = None
@@ -89,52 +88,52 @@ class Tracker:
 
 
 class Log:
-    """A file of lines that are written now or later."""
+    """Log file that keeps lines in memory while they cannot be written."""
 
     def __init__(self, path: Path) -> None:
-        """Open it for more lines."""
+        """Open the file for appending."""
         self.path, self.pending, self.lost, self.warned = path, b"", 0, False
         self.file = open(path, "ab", buffering=0)
         self.holds_lines = self.file.tell() > 0
 
     def write(self, line: str) -> None:
-        """Write a line, after those that could not be written before."""
+        """Write the pending lines, then this one."""
         content = line.encode(errors="replace")
-        if len(self.pending) + len(content) > MOST_PENDING:
+        if len(self.pending) + len(content) > MAX_PENDING:
             self.lost += 1
         else:
             self.pending += content
-        self._try()
+        self._flush()
 
     def close(self) -> None:
-        """Try for the last time; say what is lost."""
-        self._try()
+        """Write the pending lines once more; warn if lines are lost."""
+        self._flush()
         lost = self.lost + self.pending.count(b"\n")
         if lost:
-            warn(f"{self.path}: {lost} lines of the log are lost; the checkpoints are whole")
+            warn(f"{self.path}: {lost} lines of the log are lost; the checkpoints are complete")
         with contextlib.suppress(OSError):
             self.file.close()
 
-    def _try(self) -> None:
+    def _flush(self) -> None:
         try:
             while self.pending:
                 self.pending = self.pending[self.file.write(self.pending) or 0 :]
         except OSError as error:
             if not self.warned:
                 warn(
-                    f"{self.path}: the log cannot be written ({error.strerror or error}); make room, or mend the disk; "
-                    "the training goes on, and the log when it can"
+                    f"{self.path}: the log cannot be written ({error.strerror or error}); free disk space; "
+                    "training continues, and these lines are written later"
                 )
             self.warned = True
 
 
 def read_log(log: Path) -> list[dict]:
-    """The records of a log."""
+    """Return the records of a log."""
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
 
 
 def cut_log(log: Path, step: int) -> None:
-    """Forgets what a log says of later steps, and a last line that was never finished."""
+    """Remove the records of later steps from a log, and an incomplete last line."""
     kept = []
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else ():
         try:
@@ -151,7 +150,7 @@ def cut_log(log: Path, step: int) -> None:
 
 
 def draw_curve(log: Path, picture: Path) -> None:
-    """Training loss and validation bound over steps, from a JSONL log, as a PNG."""
+    """Plot training loss and validation bound over steps from a JSONL log; write a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -161,12 +160,12 @@ def draw_curve(log: Path, picture: Path) -> None:
     train = [r for r in records if r["kind"] == "train"]
     valid = [r for r in records if r["kind"] == "valid"]
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    axis.plot([r["step"] for r in train], [_drawn(r) for r in train], lw=0.8, label="training loss")
-    axis.plot([r["step"] for r in valid], [_drawn(r) for r in valid], "o-", label="validation bound")
+    axis.plot([r["step"] for r in train], [_plotted(r) for r in train], lw=0.8, label="training loss")
+    axis.plot([r["step"] for r in valid], [_plotted(r) for r in valid], "o-", label="validation bound")
     if valid:
         unigram = valid[-1]["unigram_bits_per_token"]
         axis.axhline(unigram, ls=":", color="grey", label="unigram")
-        if valid[-1]["bits_per_token"] > 1.3 * unigram:  # it diverged: a linear axis up to there would show nothing
+        if valid[-1]["bits_per_token"] > 1.3 * unigram:  # the run diverged; a linear axis would hide the rest
             axis.set_yscale("log")
         else:
             axis.set_ylim(0, 1.3 * unigram)
@@ -180,6 +179,6 @@ def draw_curve(log: Path, picture: Path) -> None:
     pyplot.close(figure)
 
 
-def _drawn(record: dict) -> float:
+def _plotted(record: dict) -> float:
     bits = record["bits_per_token"]
-    return float("nan") if bits is None else min(bits, 1e9)  # of a run that diverged; matplotlib fails at 1e300
+    return float("nan") if bits is None else min(bits, 1e9)  # a diverged run: matplotlib fails at 1e300

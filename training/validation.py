@@ -1,4 +1,4 @@
-"""Evaluation during a training: the bound on validation sentences with the averaged weights, and the checkpoints."""
+"""Evaluation during training: the bound on validation sentences with averaged weights, and the checkpoints."""
 
 import math
 from dataclasses import replace
@@ -22,63 +22,63 @@ from utils.errors import UserError
 
 
 class Validation:
-    """When and on which sentences a run is evaluated, and what is remembered of it."""
+    """Schedule, sentences and results of a run's evaluations."""
 
     def __init__(
         self, config: TrainConfig, model: TextModel, text: Text, trainer: TrainStep, plan: Plan, figures: Figures
     ) -> None:
-        """Settle how often a run is evaluated, and if it is not timed, on how many sentences."""
+        """Set the interval of evaluations and, unless the run is timed, the number of sentences."""
         self.config, self.model, self.text, self.trainer, self.plan = config, model, text, trainer, plan
         self.figures, self.deadline = figures, Deadline(config.run.time_limit)
-        self.batch_size = config.data.slots // config.data.max_length  # as many as fit, however long
+        self.batch_size = config.data.slots // config.data.max_length  # fits at the maximum length
         self.interval, sequences = self._plan(plan.total_steps)
         """Steps between evaluations."""
         if not (plan.pace.max_minutes and is_adaptable(config.run)):
             figures.eval_sequences = sequences
 
     def run(self, step: int, seconds: float, *, first: bool) -> tuple[dict, bool] | None:
-        """Evaluate and remember; the caller holds the averaged weights in place.
+        """Evaluate the model and update the figures. The caller has swapped in the averaged weights.
 
         Args:
-            step: after which.
-            seconds: that the run has taken.
-            first: whether this process has done nothing else yet.
+            step: Number of training steps done.
+            seconds: Training time so far.
+            first: Whether this is the first work of the process.
 
         Returns:
-            The report and whether it is the best so far; None if there was not the time for it.
+            The report and whether it is the best so far; None if the time limit left no time.
 
         Raises:
-            UserError: if there was not, though it came first: there never will be. Or if the bound is not finite.
+            UserError: If there was no time although it came `first`, or if the bound is not finite.
         """
         indices = self.sentences(step, seconds)
         scoring = Scoring(self.steps, batch_size=self.batch_size, seed=self.config.run.seed)
         try:
             with whole_weights(self.trainer.wrapped):
-                found = score_text(self.model, self.text, indices, scoring, may_go_on=self.deadline.watch())
+                found = score_text(self.model, self.text, indices, scoring, may_go_on=self.deadline.part_check())
         except OutOfTimeError as error:
             if first:
                 raise UserError(
                     f"time_limit={self.config.run.time_limit} is too short for an evaluation of {len(indices)} "
-                    "sentences; give more time, or fewer --eval_sequences with --resume true"
+                    "sentences; raise it, or lower --eval_sequences with --resume true"
                 ) from error
             return None
         report = found.report()
         if not math.isfinite(report["nats_per_sequence"]):
             raise UserError("the validation bound is not finite; lower --learning_rate, or use --precision fp32")
-        self.deadline.start_again()  # an evaluation may be given up, so it is no part of the longest step
+        self.deadline.reset()  # an evaluation can be abandoned, so the longest step excludes it
         is_best = report["bits_per_token"] < self.figures.best
-        self._remember(report, indices)
+        self._update_figures(report, indices)
         return report, is_best
 
     @property
     def steps(self) -> float:
-        """Reverse steps of the bound."""
+        """Number of reverse steps of the bound."""
         return evaluation_steps(self.model.process.num_steps, self.config.run.eval_step_size)
 
     def sentences(self, step: int, seconds: float) -> np.ndarray:
-        """Return which validation sentences are scored, int64 [n].
+        """Return the indices of the validation sentences to score, int64 [n].
 
-        Of a run that is timed, the first evaluation knows how long it is, and how many can be afforded.
+        A timed run sets their number at its first evaluation, from the measured speed.
         """
         if self.figures.eval_sequences < 0:
             share = max(self.plan.pace.progress(step + 1, seconds), 1e-9)
@@ -86,29 +86,33 @@ class Validation:
         return pick(self.text, self.figures.eval_sequences)
 
     def fewer_scored(self, seconds: float) -> str:
-        """Return a note if fewer sentences are scored than the settings say, else ""."""
-        asked = min(self.config.run.eval_sequences or len(self.text), len(self.text))
-        scored = len(self.sentences(0, seconds)) if self.figures.eval_sequences >= 0 else asked
-        if scored == asked:
+        """Return a note if fewer sentences are scored than the settings ask for, else ""."""
+        requested = min(self.config.run.eval_sequences or len(self.text), len(self.text))
+        scored = len(self.sentences(0, seconds)) if self.figures.eval_sequences >= 0 else requested
+        if scored == requested:
             return ""
-        return f"\n{scored} of {asked} sentences are scored, as the training is short (as given: with --eval_steps)"
+        return (
+            f"\n{scored} of {requested} sentences are scored, since the run is short; --eval_steps scores all of them"
+        )
 
     def _plan(self, total_steps: float) -> tuple[int, int]:
         return evaluation_plan(self.config.run, total_steps, self.plan.sentences, self.steps, len(self.text))
 
-    def _remember(self, report: dict, indices: np.ndarray) -> None:
+    def _update_figures(self, report: dict, indices: np.ndarray) -> None:
         figures = self.figures
         figures.best, figures.last_bound = min(figures.best, report["bits_per_token"]), report["bits_per_token"]
         figures.unigram = report["unigram_bits_per_token"]
-        scored = self.text.target_lengths[indices].sum() / report["num_tokens"]  # of pairs, a [PAD] is no token
+        scored = (
+            self.text.target_lengths[indices].sum() / report["num_tokens"]
+        )  # num_tokens excludes the [PAD] of pairs
         figures.uniform = float(scored * uniform_bits(self.model.denoiser.vocab_size))
 
 
 def write_checkpoints(output: Path, model: TextModel, facts: dict, *, is_best: bool) -> None:
-    """Write checkpoint-last/, and checkpoint/ too if it is the best so far. Every process must call this.
+    """Write checkpoint-last/, and checkpoint/ too if it is the best so far; a collective call.
 
     Raises:
-        UserError: if the run's folder is gone.
+        UserError: If the run's folder is gone.
     """
     weights = weights_of(model)
     for name in ("checkpoint-last", "checkpoint") if is_best else ("checkpoint-last",):
@@ -118,13 +122,12 @@ def write_checkpoints(output: Path, model: TextModel, facts: dict, *, is_best: b
 
 
 def require_output(output: Path) -> None:
-    """Refuse to write into a folder that was removed or emptied meanwhile.
+    """Refuse to write into a folder that was removed or emptied during the run.
 
     Raises:
-        UserError: naming it.
+        UserError: If the folder has no run.json.
     """
     if not (output / "run.json").exists():
         raise UserError(
-            f"output_dir={output}: the run's folder was removed or emptied while it was being filled; "
-            "nothing more is written there"
+            f"output_dir={output}: the folder was removed or emptied during the run; give another, and start again"
         )

@@ -1,4 +1,4 @@
-"""bookkeeper.py: what a run does about steps that are no numbers, lost folders, and its own log."""
+"""bookkeeper.py: skipped steps, saved states, the lock of the output folder, and the log."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from utils.files import held_alone
 
 
 def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], what: str = "loss") -> None:
-    """Makes the loss, or else a gradient, of some steps infinite."""
+    """Make the loss of some steps infinite, or their gradient NaN."""
     real, calls = training_loss, []
 
     class Spoilt(torch.autograd.Function):
@@ -28,9 +28,9 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], what: str = "loss") 
         def backward(ctx, gradient):
             return gradient * math.nan
 
-    def loss(*words):
+    def loss(*args):
         calls.append(1)
-        found = real(*words)
+        found = real(*args)
         if len(calls) not in steps:
             return found
         total = found.total * math.inf if what == "loss" else Spoilt.apply(found.total)
@@ -52,7 +52,7 @@ def test_a_step_that_is_no_number_is_left_out_and_counted(monkeypatch, corpus, t
     assert [logged[n].get("skipped_steps") for n in range(1, 7)] == [None, 1, 2, 2, 3, 3]
     assert logged[2]["bits_per_token"] is None and math.isfinite(logged[6]["bits_per_token"])
     facts = json.loads((folder / "state" / "step-000000000006" / "state.json").read_text())
-    assert facts["average_updates"] == 3  # of the weights, which moved three times
+    assert facts["average_updates"] == 3  # three of six steps were skipped
 
 
 @pytest.mark.parametrize("what", ["loss", "gradient"])
@@ -83,11 +83,11 @@ def test_states_are_saved_by_steps_or_by_the_clock(monkeypatch, corpus: Path, tm
 def test_a_loss_that_is_no_number_moves_nothing_though_its_gradient_is_one(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
 ) -> None:
-    """Of an infinite sum the gradient may be finite: the step is left out all the same."""
+    """A step of infinite loss is skipped even if its gradient is finite."""
     real = training_loss
 
-    def loss(*words):
-        found = real(*words)
+    def loss(*args):
+        found = real(*args)
         return type(found)(found.total + math.inf, found.num_tokens, found.terms)
 
     monkeypatch.setattr("training.step.training_loss", loss)
@@ -107,7 +107,7 @@ def test_two_processes_do_not_train_into_one_folder(monkeypatch, corpus: Path, t
 
 @pytest.mark.slow
 def test_a_run_by_the_clock_warms_up_and_scores_by_it(monkeypatch, corpus: Path, tmp_path: Path) -> None:
-    """Of a million steps, a hundredth would be more than there are; and how much scoring may cost shows at the end."""
+    """A share of --max_steps would never end the warm-up; the clock sets it, and the number of scored sentences."""
     code, folder = train(monkeypatch, corpus, tmp_path, "--max_minutes", 0.04, "--max_steps", 10**6, "--batch_size", 4)
     rates = [record["learning_rate"] for record in records(folder, "train")]
     (state,) = states(folder)

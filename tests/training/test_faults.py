@@ -1,4 +1,4 @@
-"""What may happen to a run from outside: signals, death, a full disk, a place not to be written. Real processes."""
+"""External faults of a run: signals, kills, a full disk, a read-only folder. Real processes."""
 
 import json
 import os
@@ -27,7 +27,7 @@ TOOK = []
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
-    """A corpus, and the run that nothing happens to."""
+    """Return a folder with a corpus and an undisturbed run."""
     place, began = tmp_path_factory.mktemp("faults"), time.monotonic()
     faults.write_corpus(place / "corpus.txt")
     assert faults.start(place, "reference", 1).wait(120) == 0
@@ -38,7 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
 def start(
     place: Path, name: str, prepare: Callable[[], None] | None = None, words: Iterable[str] = (), **pipes: object
 ) -> subprocess.Popen:
-    """The same training under another name."""
+    """Start the same training into another folder."""
     more = list(words)
     words = [sys.executable, ROOT / "main.py", "--train_data", place / "corpus.txt", "--cache_dir", place / "cache"]
     words += ["--output_dir", place / name, *faults.SETTINGS, *more]
@@ -50,7 +50,7 @@ def start(
 
 
 def until(process: subprocess.Popen, text: str) -> None:
-    """Reads what it says up to a line that has this."""
+    """Read the output up to a line that contains a text."""
     for line in process.stdout:
         if text in line:
             return
@@ -64,7 +64,7 @@ def assert_as_if_nothing_had_been(place: Path, name: str) -> None:
 
 
 def test_killed_at_random_moments_a_run_ends_in_the_same_bytes(place: Path) -> None:
-    """The short form of benchmarks/faults.py."""
+    """Short form of benchmarks/faults.py."""
     found = {"identical": 0, "lost": 0, "kills": 0, "in_renames": 0}
     rng = random.Random(1)
     while not found["kills"]:
@@ -80,7 +80,7 @@ def test_a_notice_saves_and_ends_well(place: Path, which: signal.Signals) -> Non
     process.send_signal(which)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and not errors_of(errors)
-    assert "asked to stop: stopped after step 2" in said and "the same command again goes on from there" in said
+    assert "asked to stop: stopped after step 2" in said and "the same command again to resume from there" in said
     said, errors = (again := start(place, which.name)).communicate(timeout=120)
     assert again.returncode == 0 and "resumed after step 2" in said
     assert_as_if_nothing_had_been(place, which.name)
@@ -89,7 +89,7 @@ def test_a_notice_saves_and_ends_well(place: Path, which: signal.Signals) -> Non
 def test_a_second_notice_is_obeyed_at_once(place: Path) -> None:
     process = start(place, "twice")
     until(process, "step 10:")
-    process.send_signal(signal.SIGSTOP)  # so that both wait for it
+    process.send_signal(signal.SIGSTOP)  # both wait for this process
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
     for _ in range(2000):
@@ -102,7 +102,7 @@ def test_a_second_notice_is_obeyed_at_once(place: Path) -> None:
 
 
 def test_a_full_disk_ends_in_one_line_and_spares_the_last_state(place: Path) -> None:
-    """No file may grow beyond 300 kB: the state after step 28 does not fit, and no more do the ones before it."""
+    """Files are limited to 300 kB, so no further state fits."""
     process = start(place, "full")
     until(process, "step 22:")
     process.kill()
@@ -121,7 +121,7 @@ def test_a_full_disk_ends_in_one_line_and_spares_the_last_state(place: Path) -> 
 
 
 def test_a_reader_that_is_killed_ends_the_run_in_one_line(place: Path) -> None:
-    """As the system does it when memory is short; started again, it goes on from the last state."""
+    """A data worker is killed, as when memory runs out; the run resumes from its last state."""
     words = ["--streaming", "true", "--num_workers", "1", "--save_every", "2", "--max_steps", "100000"]
     process = start(place, "reader", words=words)
     until(process, "step 5:")

@@ -1,4 +1,4 @@
-"""fitlog_record.py: one folder of records for all runs, and what the page of fitlog makes of them."""
+"""fitlog_record.py: one folder of records for sibling runs, read back with fitlog's own reader."""
 
 import json
 import logging
@@ -24,12 +24,12 @@ def fill(output: Path, bounds: tuple[float, ...] = (6.0, 5.0, 5.5), first: int =
 
 
 def lines(record: Path, name: str) -> list[dict]:
-    """What a file of a record holds, without the steps before the JSON."""
+    """Return the JSON lines of a record's file, without the steps before them."""
     return [json.loads(line[line.index("{") :]) for line in (record / f"{name}.log").read_text().splitlines()]
 
 
 def table(folder: Path) -> dict[str, dict]:
-    """What fitlog's own reader makes of a folder, by the names of the runs."""
+    """Return the records of a folder by run, as fitlog's own reader gives them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from fitlog.fastlog import LogReader
@@ -50,7 +50,7 @@ def test_a_chart_holds_one_figure_and_constants_are_no_metrics(tmp_path: Path) -
 
 
 def test_runs_of_one_folder_are_compared_in_one_table(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):  # within a second: no one waits for another's name
+    for name in ("a", "b", "c"):  # begun within one second, still with distinct names
         fill(tmp_path / name).close()
     assert set(table(tmp_path / "fitlog")) == {"a", "b", "c"}
     assert command(tmp_path / "a") == f"fitlog log {tmp_path / 'fitlog'} --ip 127.0.0.1"
@@ -58,7 +58,7 @@ def test_runs_of_one_folder_are_compared_in_one_table(tmp_path: Path) -> None:
 
 
 def test_a_record_of_an_earlier_version_stays_readable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Within the run's own folder, alone."""
+    """Earlier versions kept the record within the run's folder."""
     (tmp_path / "run" / "fitlog" / "log_20250101_000000").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert command(tmp_path / "run") == "fitlog log run/fitlog --ip 127.0.0.1"
@@ -112,7 +112,7 @@ def test_a_place_that_is_not_ours_is_left_alone(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_failed_write_reaches_the_caller_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """As on a full disk: what fitlog writes with logging would print a traceback for every line."""
+    """On a full disk, fitlog's logging would print a traceback for every line."""
     tracker = Tracker(tmp_path / "run", SETTINGS)
     for name in fitlog_record.LOGGERS:
         for handler in logging.getLogger(f"fitlog_{name}").handlers:

@@ -1,4 +1,4 @@
-"""parallel.py: any number of processes, whole networks or shards, is one training. Real processes, on gloo."""
+"""parallel.py: training is independent of the number of processes and of sharding. Real processes, on gloo."""
 
 import json
 import os
@@ -24,7 +24,7 @@ STEPS = ["--max_steps", 50, "--eval_steps", 25, "--logging_steps", 1, "--batch_s
 
 
 def launch(place: Path, name: str, processes: int, *words: object, options: tuple = (), script: str = "") -> str:
-    """main.py, or a script that patches it, on so many processes; what it said."""
+    """Run main.py, or a script that patches it, on `processes` processes; return its output."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *options]
@@ -40,14 +40,14 @@ def launch(place: Path, name: str, processes: int, *words: object, options: tupl
 
 
 def losses(run: Path) -> torch.Tensor:
-    """Fifty training losses and two bounds."""
+    """Return fifty training losses and two bounds."""
     records = map(json.loads, (run / "log.jsonl").read_text().splitlines())
     return torch.tensor([r["bits_per_token"] for r in records if r["kind"] in ("train", "valid")])
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
-    """A folder with the curve of one process, whose steps are four batches."""
+    """Return a folder with the run of one process, whose steps are four batches."""
     place = tmp_path_factory.mktemp("parallel")
     launch(place, "one", 1, "--accumulation_steps", 4)
     return place
@@ -82,16 +82,16 @@ import main
 from training.bookkeeper import Bookkeeper
 from utils.command_line import run_script
 real, calls = Bookkeeper.agree, []
-def agree(self, parts, notice):
+def agree(self, parts, stop_signal):
     calls.append(1)
-    return real(self, parts, "SIGTERM" if len(calls) == 20 else notice)
+    return real(self, parts, "SIGTERM" if len(calls) == 20 else stop_signal)
 Bookkeeper.agree = agree
 run_script(main.main)
 """
 
 
 def test_what_one_process_saved_two_with_shards_go_on_with(place: Path, tmp_path: Path) -> None:
-    """The step stays four batches, though each now has others; the curve does not notice. (From two to one: below.)"""
+    """A resumed step still has four batches, dealt to other processes, with equal losses. (Two to one: below.)"""
     (tmp_path / "stop.py").write_text(SAVES_AND_STOPS)
     shutil.copytree(place / "cache", tmp_path / "cache")
     said = launch(tmp_path, "run", 1, "--accumulation_steps", 4, script=str(tmp_path / "stop.py"))
@@ -108,11 +108,11 @@ from training.bookkeeper import Bookkeeper
 from utils import distributed
 from utils.command_line import run_script
 real, calls = Bookkeeper.agree, []
-def agree(self, parts, notice):
+def agree(self, parts, stop_signal):
     calls.append(1)
     if len(calls) == 30 and distributed.rank() == 1 and not distributed.restarts():
         os.kill(os.getpid(), signal.SIGKILL)
-    return real(self, parts, notice)
+    return real(self, parts, stop_signal)
 Bookkeeper.agree = agree
 run_script(main.main)
 """
@@ -120,17 +120,17 @@ run_script(main.main)
 
 def test_a_process_that_dies_is_told_of_and_torchruns_restart_goes_on(place: Path, tmp_path: Path) -> None:
     (tmp_path / "dies.py").write_text(DIES)
-    shutil.copytree(place / "cache", tmp_path / "cache")  # learning a vocabulary twice may break a tie otherwise
+    shutil.copytree(place / "cache", tmp_path / "cache")  # learning again may break ties differently
     options = ("--max_restarts", 1)
     words = ("--accumulation_steps", 2, "--save_every", 10, "--overwrite", "true")
     said = launch(tmp_path, "run", 2, *words, options=options, script=str(tmp_path / "dies.py"))
-    assert "exitcode: -9" in said and "local_rank: 1" in said  # torchrun's word; the survivor's own may come too late
+    assert "exitcode: -9" in said and "local_rank: 1" in said  # from torchrun; the survivor's error may come too late
     assert "resumed after step 2" in said
     torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
 
 
 def test_scores_are_shared_out(place: Path, monkeypatch, capsys) -> None:
-    """The bound of a text on one process and on two, to a given error."""
+    """The bound of a text is the same on one process and on two, with --target_se."""
     words = ["--checkpoint", place / "one", "--threads", 1, "--estimator", "trajectory", "--target_se", 0.05]
     words += ["--data", place / "corpus.txt", "--cache_dir", place / "cache", "--limit", 41, "--json", "true"]
     assert call(compute_elbo.main, monkeypatch, *words) == 0
@@ -147,7 +147,7 @@ def test_scores_are_shared_out(place: Path, monkeypatch, capsys) -> None:
 
 
 def test_a_cluster_that_tells_everyone_to_stop_is_told_once(place: Path, tmp_path: Path) -> None:
-    """SIGTERM to torchrun and to its workers, as Slurm does it; torchrun passes its own on to the workers."""
+    """Slurm sends SIGTERM to torchrun and its workers; torchrun repeats it to the workers."""
     shutil.copytree(place / "cache", tmp_path / "cache")
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
     base = [*TINY, "--train_data", tmp_path / "corpus.txt", "--cache_dir", tmp_path / "cache", "--valid_fraction", 0.1]
@@ -165,7 +165,7 @@ def test_a_cluster_that_tells_everyone_to_stop_is_told_once(place: Path, tmp_pat
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=90)
     assert "asked to stop: stopped after step 1" in said
-    said = launch(tmp_path, "run", 1, "--accumulation_steps", 2)  # what two saved, one goes on with
+    said = launch(tmp_path, "run", 1, "--accumulation_steps", 2)  # one process resumes the state of two
     assert "resumed after step 1" in said and "50 steps of 32 sentences" in said
     torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
 

@@ -40,9 +40,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Request a stop in step number `step` of the next training."""
     real, calls = Bookkeeper.agree, []
 
-    def agree(self, parts, notice):
+    def agree(self, parts, stop_signal):
         calls.append(1)
-        return real(self, parts, "SIGTERM" if len(calls) == step else notice)
+        return real(self, parts, "SIGTERM" if len(calls) == step else stop_signal)
 
     monkeypatch.setattr(Bookkeeper, "agree", agree)
 
@@ -73,7 +73,7 @@ def test_stopping_changes_nothing(
             assert train(patch, corpus, tmp_path, *words)[0] == 0
     step = sum(stops)
     said = capsys.readouterr().out
-    assert ("the same command again goes on from there" in said) == (step < 12)
+    assert ("the same command again to resume from there" in said) == (step < 12)
     code, folder = train(monkeypatch, corpus, tmp_path, *words)
     assert code == 0 and (f"resumed after step {step}" if step < 12 else "this run is done, 12 steps") in (
         capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""saved_state.py: what is saved comes back, whole or not at all, and nothing else is believed."""
+"""saved_state.py: states are restored exactly; damaged and foreign ones are refused."""
 
 import json
 import shutil
@@ -14,14 +14,14 @@ from utils.errors import UserError
 from utils.files import MANIFEST, checksums, manifest_error
 
 
-def of(step: int) -> dict:
-    """What else a state says."""
+def facts_of(step: int) -> dict:
+    """Return valid facts of a state."""
     named = {"torch": "2", "data": "a", "valid_data": "b", "word_freq": "c", "of_pairs": False, "finished": False}
     return {"step": step, "parts": 1, "position": [0, 0], "figures": {}, **named}
 
 
 def learner(optimizer: str = "muon", decay: float = 0.9, width: int = 3, steps: int = 0) -> Learner:
-    """A small network with an embedding, matrices and vectors, trained for some steps."""
+    """Return a small network with an embedding, matrices and vectors, trained for `steps` steps."""
     torch.manual_seed(width)
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, width), nn.LayerNorm(width))
     optimizers = make_optimizers(OptimArgs(optimizer=optimizer), model, [])
@@ -52,7 +52,7 @@ def assert_same(one: Learner, other: Learner) -> None:
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_learner_comes_back_and_goes_on_alike(tmp_path: Path, optimizer: str, decay: float) -> None:
     first = learner(optimizer, decay, steps=3)
-    save_state(tmp_path, first, of(3), keep_last=1)
+    save_state(tmp_path, first, facts_of(3), keep_last=1)
     path, facts = newest_state(tmp_path, pytest.fail)
     second = learner(optimizer, decay)
     second.restore(path, facts)
@@ -65,7 +65,7 @@ def test_a_learner_comes_back_and_goes_on_alike(tmp_path: Path, optimizer: str, 
 
 
 def test_a_learner_that_has_not_stepped_has_no_memory_to_save(tmp_path: Path) -> None:
-    save_state(tmp_path, learner(), of(0), keep_last=1)
+    save_state(tmp_path, learner(), facts_of(0), keep_last=1)
     again = learner(steps=2)
     again.restore(*newest_state(tmp_path, pytest.fail))
     assert_same(again, learner())
@@ -73,23 +73,23 @@ def test_a_learner_that_has_not_stepped_has_no_memory_to_save(tmp_path: Path) ->
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     for step in (9, 10, 100):
-        save_state(tmp_path, learner(), of(step), keep_last=2)
+        save_state(tmp_path, learner(), facts_of(step), keep_last=2)
     assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["step-000000000010", "step-000000000100"]
 
 
 def test_what_is_called_otherwise_is_nobodys_state(tmp_path: Path) -> None:
-    """A copy that someone made beside is neither taken nor thrown away."""
-    save_state(tmp_path, learner(), of(3), keep_last=1)
+    """Copies under other names are neither used nor removed."""
+    save_state(tmp_path, learner(), facts_of(3), keep_last=1)
     for name in ("step-000000000003-backup", "step-zzz"):
         shutil.copytree(folder_of(tmp_path, 3), tmp_path / "state" / name)
-    save_state(tmp_path, learner(), of(4), keep_last=1)
+    save_state(tmp_path, learner(), facts_of(4), keep_last=1)
     assert newest_state(tmp_path, pytest.fail)[1]["step"] == 4
     names = ["step-000000000003-backup", "step-000000000004", "step-zzz"]
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == names
 
 
 def test_other_networks_and_optimizers_are_refused(tmp_path: Path) -> None:
-    save_state(tmp_path, learner(steps=1), of(1), keep_last=1)
+    save_state(tmp_path, learner(steps=1), facts_of(1), keep_last=1)
     path, facts = newest_state(tmp_path, pytest.fail)
     with pytest.raises(UserError, match="does not fit this network or optimizer"):
         learner(width=4).restore(path, facts)
@@ -101,11 +101,11 @@ def test_other_networks_and_optimizers_are_refused(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "a word for a place": {"position": "abc"},
-    "half a place": {"position": [1]},
-    "a place before the beginning": {"position": [-1, 0]},
-    "words for places": {"position": ["a", "b"]},
-    "some other place": {"position": {"x": 1}},
+    "a word for a position": {"position": "abc"},
+    "half a position": {"position": [1]},
+    "a negative position": {"position": [-1, 0]},
+    "words for positions": {"position": ["a", "b"]},
+    "another kind of position": {"position": {"x": 1}},
     "no lanes": {"position": {"batches": 1, "lanes": 0, "pool": 1, "positions": {}}},
     "no figures": {"figures": None},
     "a list of figures": {"figures": []},
@@ -120,7 +120,7 @@ WRONG = {
 
 
 def damage(path: Path, how: str) -> None:
-    """One of the ways in which a folder may not be what was written."""
+    """Damage a state in one way."""
     file = path / "weights.safetensors"
     if how == "bit":
         content = bytearray(file.read_bytes())
@@ -137,7 +137,7 @@ def damage(path: Path, how: str) -> None:
     elif how == "link":
         file.rename(path.parent / "elsewhere")
         file.symlink_to(path.parent / "elsewhere")
-    else:  # whole, but of no use: the manifest is right
+    else:  # invalid content with a valid manifest
         found = json.loads((path / "state.json").read_text())
         changed = {"format": {"format": 9}, **WRONG}.get(how, {})
         text = {"not JSON": "{", "no step": '{"format": 1}'}.get(how, json.dumps({**found, **changed}))
@@ -162,7 +162,7 @@ def damage(path: Path, how: str) -> None:
 )
 def test_what_is_damaged_is_named_and_passed_over(tmp_path: Path, how: str, message: str) -> None:
     for step in (1, 2):
-        save_state(tmp_path, learner(), of(step), keep_last=2)
+        save_state(tmp_path, learner(), facts_of(step), keep_last=2)
     damage(folder_of(tmp_path, 2), how)
     said = []
     path, _ = newest_state(tmp_path, said.append)
@@ -172,8 +172,8 @@ def test_what_is_damaged_is_named_and_passed_over(tmp_path: Path, how: str, mess
 
 
 def test_a_pickle_beside_is_never_opened(tmp_path: Path) -> None:
-    """A file that would run a program if it were unpickled, under every name that someone might look for."""
-    save_state(tmp_path, learner(steps=1), of(1), keep_last=1)
+    """Pickles that would run a program, under the usual file names, are never loaded."""
+    save_state(tmp_path, learner(steps=1), facts_of(1), keep_last=1)
     path, facts = newest_state(tmp_path, pytest.fail)
     bomb = b"cos\nsystem\n(S'touch " + str(tmp_path / "executed").encode() + b"'\ntR."
     for name in ("optimizer.pt", "pytorch_model.bin", "training_args.bin", "rng_state.pth", "scheduler.pt"):

@@ -1,4 +1,4 @@
-"""setup.py: what exists before the first step."""
+"""setup.py: preparation of a run before the first step."""
 
 from pathlib import Path
 

@@ -29,7 +29,7 @@ def test_clipping_bounds_the_norm_and_the_values() -> None:
 
 
 def test_in_fp16_an_overflow_anywhere_leaves_every_weight_as_it_was() -> None:
-    """Two optimizers share one norm; one that stepped on it alone would write NaN over its weights."""
+    """Two optimizers share one gradient norm, so neither may step if it is not finite."""
     a, b = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     model = torch.nn.ParameterList([a, b])
     optimizers = [torch.optim.SGD([a], lr=0.1), torch.optim.SGD([b], lr=0.1)]
@@ -55,10 +55,10 @@ def test_the_warm_start_is_masked_language_modelling_and_then_the_process_takes_
 
 
 def test_dropout_and_noise_follow_from_seed_step_and_batch() -> None:
-    from training.step import streams_of_step
+    from training.step import seed_batch
 
     def drawn(*where: int) -> tuple:
-        generator, shared = streams_of_step(*where)
+        generator, shared = seed_batch(*where)
         return torch.rand(1).item(), torch.rand(1, generator=generator).item(), shared
 
     here = drawn(1, 2, 3)

@@ -1,4 +1,4 @@
-"""tracking.py: the JSONL log is complete, fitlog works, and nothing a tracker does can stop a run."""
+"""tracking.py: the JSONL log is complete, fitlog works, and a failing tracker never stops a run."""
 
 import errno
 import json
@@ -39,7 +39,7 @@ def test_fitlog_works_out_of_the_box(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 class Broken(types.ModuleType):
-    """A tracker that breaks at one call."""
+    """fitlog module whose one function fails."""
 
     def __init__(self, at: str) -> None:
         super().__init__("fitlog")
@@ -92,7 +92,7 @@ def test_an_inactive_tracker_writes_nothing(tmp_path: Path) -> None:
 
 
 class Full:
-    """A file on a disk that has room for so many bytes."""
+    """File on a disk with limited room, in bytes."""
 
     def __init__(self, room: int) -> None:
         self.room, self.content = room, b""

@@ -1,4 +1,4 @@
-"""validation.py: a checkpoint holds what was scored; a bound that is no number, lost folders, a short time."""
+"""validation.py: scored checkpoints, non-finite bounds, removed folders, time limits."""
 
 import math
 import shutil
@@ -16,7 +16,7 @@ from training.step import training_loss
 
 
 def test_the_saved_weights_give_the_recorded_bound(trained: Path, tmp_path: Path) -> None:
-    """Scoring the checkpoint again on the same held-out sentences reproduces the log: it holds what was scored."""
+    """Scoring the checkpoint again on the same validation sentences reproduces the logged bound."""
     from data.row_formats import load_texts
     from evaluation.likelihood import Scoring, pick, score_text
 
@@ -45,7 +45,7 @@ def test_a_folder_that_vanishes_ends_the_run_in_one_line(monkeypatch, capsys, co
     monkeypatch.setattr("training.step.training_loss", lambda *a: shutil.rmtree(tmp_path / "run", True) or real(*a))
     code, folder = train(monkeypatch, corpus, tmp_path)
     (said,) = errors_of(capsys.readouterr().err)
-    assert code == 2 and "was removed or emptied while it was being filled" in said
+    assert code == 2 and "was removed or emptied during the run" in said
     assert not folder.exists()
 
 
@@ -68,18 +68,18 @@ def test_a_deleted_checkpoint_is_made_again(monkeypatch, corpus: Path, tmp_path:
 def test_an_evaluation_is_given_up_when_the_time_is_short_and_made_up_for(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """Its step is saved before it; the next process begins with it, and ends as if nothing had been."""
+    """The step is saved; the next process begins with the evaluation and ends with the same results."""
     words = ["--max_steps", 4, "--eval_steps", 2, "--time_limit", 60]
     _, whole = train(monkeypatch, corpus, tmp_path, *words, name="whole")
     for stop in (2, 4):
         with monkeypatch.context() as patch:
             answers = [True] * (stop == 4) + [False] * 9
-            patch.setattr(Deadline, "watch", lambda self, answers=answers: lambda: answers.pop(0))
+            patch.setattr(Deadline, "part_check", lambda self, answers=answers: lambda: answers.pop(0))
             code, folder = train(patch, corpus, tmp_path, *words)
         assert code == 0 and f"the time limit is near: stopped after step {stop}" in capsys.readouterr().out
         assert [record["step"] for record in records(folder, "valid")] == [2] * (stop == 4)
     with monkeypatch.context() as patch:
-        patch.setattr(Deadline, "watch", lambda self: lambda: False)
+        patch.setattr(Deadline, "part_check", lambda self: lambda: False)
         assert train(patch, corpus, tmp_path, *words)[0] == 2
         assert "time_limit=60.0 is too short for an evaluation of" in capsys.readouterr().err
     assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
