@@ -1,10 +1,15 @@
-"""DiffusionBERT: absorbing-state text diffusion whose noise follows how informative each token is.
+"""DiffusionBERT: absorbing-state text diffusion whose noise schedule depends on the informativeness of each token.
 
-In reading order: settings, schedule, informativeness, thinning, the bound's terms, the loss. What it shares
-with every masked process (corrupt, posterior, nll_bound, sample) is the page before this one,
-`diffusion/masked/process.py`. Source: He et al. 2023, "DiffusionBERT", arXiv 2211.15029 (equation numbers below are
-theirs); the absorbing process is D3PM's (Austin et al. 2021). t runs over 0..T: x_0 is clean, x_T is all [MASK].
-alpha_bar(t) is the probability that a token is still itself at step t.
+The forward process masks each token independently. A token is unmasked at step t with probability alpha_bar(t); x_0 is
+clean text, and x_T is all [MASK]. The spindle schedule masks informative tokens earlier, so that the reverse process
+reveals common tokens first. p_theta does not know the informativeness of a masked token: it averages the posterior over
+the prediction p(x0 | x_t), given a sentence mean estimated from x_t. Sampling therefore thins proposals at the maximum
+hazard. The loss is an unbiased estimator of the variational bound, with one forward pass at one t per sentence.
+
+In reading order: settings, schedule, informativeness, thinning, terms of the bound, loss. Code shared by all masked
+processes (corrupt, posterior, bound, sample) is in `diffusion/masked/process.py` and `diffusion/masked/transitions.py`.
+Source: He et al. 2023, "DiffusionBERT", arXiv 2211.15029, with its equation numbers; absorbing process: D3PM (Austin et
+al. 2021, arXiv 2107.03006).
 """
 
 import math
@@ -25,9 +30,11 @@ from utils.errors import UserError, check_choices
 
 @dataclass(frozen=True)
 class WordFreqArgs(ProcessArgs):
-    """Everything that defines the process; saved with the checkpoint, so that sampling and scoring agree with it."""
+    """Settings of the process, saved with the checkpoint; sampling and evaluation read them from there."""
 
-    num_steps: int = field(default=2048, metadata={"aliases": ["--diffusion_steps"], "help": "T, forward steps"})
+    num_steps: int = field(
+        default=2048, metadata={"aliases": ["--diffusion_steps"], "help": "number of forward steps T"}
+    )
     schedule: str = field(
         default="mutual",
         metadata={"aliases": ["--noise_schedule"], "choices": ["mutual", "cosine", "linear"], "help": "base schedule"},
@@ -36,43 +43,50 @@ class WordFreqArgs(ProcessArgs):
         default="paper",
         metadata={
             "choices": ["paper", "released", "none"],
-            "help": "informativeness of a token: Eq. 12 of the paper, the released code's, or none",
+            "help": "definition of informativeness: Eq. 12 of the paper, the released code, or none",
         },
     )
-    word_freq_lambda: float = field(default=0.3, metadata={"help": "lambda of Eq. 11, amplitude of the spindle"})
+    word_freq_lambda: float = field(default=0.3, metadata={"help": "amplitude of the spindle, lambda of Eq. 11"})
     posterior: str = field(
         default="exact",
-        metadata={"choices": ["exact", "released"], "help": "Bayes' posterior, or the released program's arithmetic"},
+        metadata={
+            "choices": ["exact", "released"],
+            "help": "posterior: Bayes' rule, or the arithmetic of the released program",
+        },
     )
     loss_weighting: str = field(
         default="elbo",
         metadata={
             "choices": ["elbo", "uniform"],
-            "help": "training on the bound itself, or on unweighted cross-entropy",
+            "help": "weights of the training loss: those of the bound, or uniform",
         },
     )
     hybrid_lambda: float = field(
-        default=0.0, metadata={"help": "weight of the auxiliary cross-entropy (released 0.01)"}
+        default=0.0, metadata={"help": "weight of the auxiliary cross-entropy; 0.01 in the released code"}
     )
 
     @property
     def time_period(self) -> int:
-        """See ProcessArgs: T."""
+        """Return T; see ProcessArgs."""
         return self.num_steps
 
     def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
         """See ProcessArgs."""
         if (self.posterior, self.loss_weighting) == ("released", "uniform"):
-            raise UserError("posterior=released trains on its own loss; use --hybrid_lambda for its cross-entropy term")
+            raise UserError(
+                "posterior=released excludes loss_weighting=uniform; add its cross-entropy term with --hybrid_lambda"
+            )
         if self.posterior == "released" and fused_loss:
-            raise UserError("fused_loss=true is for the exact process; the released loss needs every logit at once")
+            raise UserError(
+                "fused_loss=true excludes posterior=released, whose loss needs all logits at once; leave it out"
+            )
 
     def __post_init__(self) -> None:
         check_choices(self)
         if not isinstance(self.num_steps, int) or not 1 <= self.num_steps <= 1_000_000:
             raise UserError(f"num_steps={self.num_steps} (T) must lie in 1..1000000")
         if self.schedule == "linear" and self.num_steps > 10_000:
-            raise UserError(f"num_steps={self.num_steps}: beyond 10000 the linear schedule underflows; use mutual")
+            raise UserError(f"num_steps={self.num_steps}: schedule=linear underflows beyond 10000 steps; use mutual")
         if not 0 <= self.word_freq_lambda <= 10:
             raise UserError(f"word_freq_lambda={self.word_freq_lambda} must lie in [0, 10]; 0 switches the spindle off")
         if not 0 <= self.hybrid_lambda < math.inf:
@@ -83,9 +97,10 @@ class WordFreqArgs(ProcessArgs):
 
 
 def base_alpha_bar(schedule: str, num_steps: int) -> Tensor:
-    """alpha_bar(0..T) of a token of average information, float64 [T + 1]: exactly 1 at t = 0 and 0 at t = T.
+    """Return alpha_bar(0..T) of an average token, float64 [T + 1]: exactly 1 at t = 0 and 0 at t = T.
 
-    mutual: 1 - t/T (beta of the transition t-1 -> t is 1/(T-t+1)); cosine and linear: D3PM's, as in the released code.
+    mutual: 1 - t/T, so that step t-1 -> t masks with probability 1/(T-t+1). cosine, linear: as in D3PM and the released
+    code.
     """
     t = torch.arange(num_steps + 1, dtype=torch.float64)
     if schedule == "mutual":
@@ -100,18 +115,18 @@ def base_alpha_bar(schedule: str, num_steps: int) -> Tensor:
 
 
 def log_frequency(token_counts: Tensor) -> Tensor:
-    """f(w) = log(count + 1) / max log(count + 1), in [0, 1], float64 [V]: the released code's measure."""
+    """Return f(w) = log(count + 1) / max log(count + 1), in [0, 1], float64 [V], as in the released code."""
     logs = torch.log(token_counts.double() + 1)
     return logs / logs.max().clamp(min=math.log(2))
 
 
 def entropy_contrast(information: Tensor, mean: Tensor) -> Tensor:
-    """Eq. 12: h_i = 1 - mean_j H_j / H_i."""
+    """Return h_i = 1 - mean_j H_j / H_i (Eq. 12)."""
     return 1 - mean / information
 
 
 def frequency_contrast(frequency: Tensor, mean: Tensor) -> Tensor:
-    """The released code's: h_i = mean_j f_j - f_i."""
+    """Return h_i = mean_j f_j - f_i, as in the released code."""
     return mean - frequency
 
 
@@ -120,18 +135,18 @@ SPINDLES = {
     "released": (log_frequency, frequency_contrast),
     "none": (information, entropy_contrast),
 }
-"""What is measured of a token, and how it is set against its sentence."""
+"""Statistic of a token, and its contrast with the mean of the sentence."""
 
 
 class SpindleSchedule:
-    """A `transitions.Schedule` of t in 0..T whose alpha_bar depends on how informative a token is in its sentence."""
+    """A `transitions.Schedule` of t in 0..T whose alpha_bar depends on the informativeness h of a token."""
 
     def __init__(self, args: WordFreqArgs, token_counts: Tensor) -> None:
         """Make the tables.
 
         Args:
             args: T, base schedule, spindle and lambda.
-            token_counts: [V], occurrences of each token in the training corpus.
+            token_counts: [V], counts of each token in the training corpus.
         """
         self.num_steps = args.num_steps
         self.token_dependent = args.spindle != "none" and args.word_freq_lambda >= 1e-12
@@ -142,36 +157,36 @@ class SpindleSchedule:
         self.statistic = measure(token_counts)
 
     def to(self, device: torch.device) -> "SpindleSchedule":
-        """Move the tables; returns self."""
+        """Move the tables; return self."""
         self.base, self.statistic = self.base.to(device), self.statistic.to(device)
         return self
 
     def windows(self, num_steps: int) -> Tensor:
-        """See Schedule; as equal as whole steps allow, int64 [n, 2]."""
+        """See Schedule; int64 [n, 2], windows of equal length up to rounding to whole steps."""
         return torch.tensor(step_windows(self.num_steps, num_steps), device=self.base.device)
 
     def time_at(self, level: Tensor) -> Tensor:
-        """Return the step in 1..T in whose window the base schedule comes down to `level`."""
+        """Return the step t in 1..T in which the base schedule falls to `level`."""
         rising = self.base.flip(0).contiguous()
         return self.num_steps + 1 - torch.searchsorted(rising, level, right=True)
 
     def time_input(self, t: Tensor) -> Tensor:
-        """See Schedule: the step itself."""
+        """Return the step t itself; see Schedule."""
         return t
 
     # ---- informativeness (Eq. 12) --------------------------------------------------------------------------------
 
     def sentence_mean(self, x0: Tensor, target_mask: Tensor) -> Tensor:
-        """Mean of the statistic over the target tokens of each sentence, float64 [B]."""
+        """Return the mean of the statistic over the target tokens of each sentence, float64 [B]."""
         total = torch.where(target_mask, self.statistic[x0], 0.0).sum(1)
         return total / target_mask.sum(1).clamp(min=1)
 
     def informativeness_of(self, statistic: Tensor, mean: Tensor) -> Tensor:
-        """h: above 0 for tokens more informative than their sentence, which are masked earlier and recovered later.
+        """Return h, positive for tokens more informative than their sentence, which are masked earlier.
 
-        Held just inside |h| <= 1 / (lambda pi), where alpha_bar is strictly decreasing for every token; beyond that
-        bound a masked token would have to come back, and the process would not be absorbing. At lambda 0.3 this
-        changes the h of about one token in eight of LM1B, all of them common ones (evaluation/spindle_report.py).
+        h is clamped to just inside |h| <= 1 / (lambda pi), where alpha_bar decreases strictly for every token. Beyond
+        this bound alpha_bar would rise with t, and the process would not be absorbing. At lambda 0.3 the clamp changes
+        about one token in eight of LM1B, all of them common (evaluation/spindle_report.py).
         """
         return self.contrast(statistic, mean).clamp(-self.largest_h, self.largest_h)
 
@@ -180,20 +195,20 @@ class SpindleSchedule:
         return self.informativeness_of(self.statistic[x0], self.sentence_mean(x0, target_mask)[:, None])
 
     def clamped(self, x0: Tensor, target_mask: Tensor) -> Tensor:
-        """Targets whose h the bound changes, so that Eq. 12 does not hold for them, bool [B, L]."""
+        """Return the targets whose h the clamp changes, so that Eq. 12 does not hold for them, bool [B, L]."""
         if not self.token_dependent:
             return torch.zeros_like(target_mask)
         h = self.contrast(self.statistic[x0], self.sentence_mean(x0, target_mask)[:, None])
         return target_mask & (h.abs() > self.largest_h)
 
-    # ---- alpha_bar (Eqs. 10, 11) and what follows from it --------------------------------------------------------
+    # ---- alpha_bar, reveal probability and hazard (Eqs. 10, 11) --------------------------------------------------
 
     def alpha_bar(self, t: Tensor, h: Tensor) -> Tensor:
-        """alpha_bar = a - lambda sin(pi a) h, with a the base schedule at t (Eqs. 10, 11).
+        """Return alpha_bar = a - lambda sin(pi a) h, with a the base schedule at t (Eqs. 10, 11).
 
-        The paper writes sin(pi t/T), the same thing for its schedule a = 1 - t/T; written in a, the bound on h is the
-        same for every base schedule, and so is Eq. 9 (the mean of alpha_bar over a sentence, weighted by H, is a),
-        which holds as far as the bound changes no h of the sentence.
+        The paper writes sin(pi t/T), which is equal for its schedule a = 1 - t/T. In terms of a, the bound on h is the
+        same for every base schedule. Eq. 9 (the mean of alpha_bar over a sentence, weighted by H, is a) then holds for
+        every base schedule too, provided the clamp changes no h of the sentence.
 
         Args:
             t: int64, broadcastable to h.
@@ -206,7 +221,7 @@ class SpindleSchedule:
         return self.alpha_bar(t[:, None], self.informativeness(x0, target_mask))
 
     def alpha_bar_at(self, level: Tensor, h: Tensor) -> Tensor:
-        """The same, where the base schedule is at `level`, in [0, 1]."""
+        """Return alpha_bar where the base schedule equals `level`, in [0, 1]."""
         return level - self.amplitude * torch.sin(math.pi * level) * h
 
     def reveal_probability(self, s: Tensor, t: Tensor, h: Tensor) -> Tensor:
@@ -215,17 +230,17 @@ class SpindleSchedule:
         return (self.alpha_bar(s, h) - at_t) / (1 - at_t)
 
     def hazard(self, level: Tensor, h: Tensor) -> Tensor:
-        """Limit of the reveal probability over the step as s -> t: d alpha_bar / (1 - alpha_bar) by `level`."""
+        """Return the reveal rate per unit of `level`: (d alpha_bar / d level) / (1 - alpha_bar)."""
         slope = 1 - self.amplitude * math.pi * torch.cos(math.pi * level) * h
         return slope / (1 - self.alpha_bar_at(level, h))
 
-    # ---- as p_theta can know it, from x_t ------------------------------------------------------------------------
+    # ---- estimates from x_t, for p_theta -------------------------------------------------------------------------
 
     def estimated_mean(self, expected: Tensor, xt: Tensor, masked: Tensor, target_mask: Tensor) -> Tensor:
-        """The sentence mean as p_theta can know it: visible targets as they are, masked ones by their expectation.
+        """Return the sentence mean estimated from x_t: visible targets count exactly, masked ones by expectation.
 
         Args:
-            expected: [n], the statistic's mean under p(x0 | xt) at the n masked positions, row by row.
+            expected: [n], expectation of the statistic under p(x0 | xt) at the n masked positions, in row-major order.
             xt, masked, target_mask: [B, L].
 
         Returns:
@@ -236,10 +251,11 @@ class SpindleSchedule:
         return (visible + hidden) / target_mask.sum(1).clamp(min=1)
 
     def candidate_reveal(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Each candidate token's u under the estimated mean, and its slope by the expectation at a masked position.
+        """Return each candidate's posterior u^(k) under the estimated mean, and its derivative.
 
         Returns:
-            u^(k) and d u^(k) / d E, each float64 [B, V]; neither on a graph: `Prediction.spindle_terms` closes it.
+            u^(k) and d u^(k) / d E, each float64 [B, V], with E the expectation of the statistic at one masked
+            position. Both are detached: `Prediction.spindle_terms` carries the gradient.
         """
         targets = prediction.batch.target_mask
         mean = self.estimated_mean(prediction.expectation(self.statistic), prediction.xt, prediction.masked, targets)
@@ -252,7 +268,7 @@ class SpindleSchedule:
 
 
 class SpindleThinning:
-    """A `transitions.Thinning`: informative tokens wait longer. The mark of a drawn token is its h."""
+    """A `transitions.Thinning` whose mark is h: informative tokens have a smaller hazard."""
 
     def __init__(self, schedule: SpindleSchedule) -> None:
         """Take the schedule."""
@@ -271,7 +287,7 @@ class SpindleThinning:
 
 
 class WordFreqDiffusion(MaskedProcess):
-    """The exact process: a Bayes posterior, and a p_theta that sees x_t only."""
+    """The exact process: a Bayes posterior, and a p_theta that depends on x_t only."""
 
     schedule: SpindleSchedule
 
@@ -282,7 +298,7 @@ class WordFreqDiffusion(MaskedProcess):
 
         Args:
             args: the settings.
-            token_counts: [V], occurrences of each token in the training corpus.
+            token_counts: [V], counts of each token in the training corpus.
             vocabulary, fused_loss: see `Process`.
         """
         super().__init__(self.make_schedule(args, token_counts), vocabulary, fused_loss=fused_loss)
@@ -297,11 +313,11 @@ class WordFreqDiffusion(MaskedProcess):
     # ---- the bound's terms and the loss (Eq. 3) ------------------------------------------------------------------
 
     def divergence(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of every masked target, each float64 [n], nats.
+        """Return KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of each masked target, float64 [n], nats.
 
         With u the posterior of x0, pi the prediction and u^(k) the u of candidate k,
         KL = u log(u / (pi(x0) u^(x0))) + (1 - u) log((1 - u) / (1 - sum_k pi(k) u^(k))).
-        Without spindle u^(k) = u and KL = -u log pi(x0). Visible positions cost nothing.
+        Without spindle u^(k) = u and KL = -u log pi(x0). The KL of visible positions is 0.
 
         Args:
             prediction: p(x0 | x_t).
@@ -322,19 +338,20 @@ class WordFreqDiffusion(MaskedProcess):
             return u, u * prediction.cross_entropy, prediction.cross_entropy
         table, slope = schedule.candidate_reveal(prediction, s, t)
         cross_entropy, revealed, own = prediction.spindle_terms(schedule.statistic, table, slope)
-        log_stay = torch.log1p(-revealed.clamp(max=1 - 1e-12))  # finite where s = 0; there 1 - u is 0
+        log_stay = torch.log1p(-revealed.clamp(max=1 - 1e-12))  # keeps the log finite at s = 0, where 1 - u is 0
         kl = u * (cross_entropy + u.log() - own.log()) + torch.special.xlog1py(1 - u, -u) - (1 - u) * log_stay
         return u, kl, cross_entropy
 
     def loss(
         self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
     ) -> Loss:
-        """An unbiased estimate of the bound over all T steps (one t per sentence), or of unweighted cross-entropy.
+        """Estimate the bound over all T steps, without bias, or the unweighted cross-entropy, at one t per sentence.
 
-        elbo: T * KL of one step; its mean over t is the bound. uniform: cross-entropy of the masked tokens over the
-        base schedule's mean mask rate, so that a token of average information weighs one, as it does in the bound
-        (sum_t (1 - alpha_bar) u = 1); under a spindle the informative ones, masked for longer, weigh somewhat more.
-        hybrid_lambda adds that multiple of T * cross-entropy, the released code's auxiliary term at masked positions.
+        elbo: T times the KL of one step; its mean over t is the bound.
+        uniform: cross-entropy of the masked tokens, divided by the mean mask rate of the base schedule. An average
+        token then weighs one, as in the bound (sum_t (1 - alpha_bar) u = 1). Under a spindle, informative tokens are
+        masked for longer and weigh somewhat more.
+        hybrid_lambda: weight of the released code's auxiliary term, T times the cross-entropy of the masked tokens.
         """
         t = stratified_timesteps(len(batch.input_ids), self.num_steps, generator, share).to(batch.input_ids.device)
         xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)

@@ -1,4 +1,4 @@
-"""The process's theorems, by enumeration in float64 on vocabularies of 3 to 5 tokens and sentences of 2 to 3."""
+"""Properties of the process, by enumeration in float64: vocabularies of 3 to 5 tokens, sentences of 2 to 3."""
 
 import itertools
 import math
@@ -48,7 +48,7 @@ def test_alpha_bar_falls_from_1_to_0_for_every_token_of_a_zipf_vocabulary(
     counts[-50:] = 0
     args = WordFreqArgs(num_steps=512, schedule=schedule, spindle=spindle, word_freq_lambda=lam)
     process = WordFreqDiffusion(args, counts, Vocabulary(len(counts), 0))
-    x0 = torch.stack([torch.arange(2000), torch.randint(0, 20, (2000,))])  # a mean that is typical, and one that is low
+    x0 = torch.stack([torch.arange(2000), torch.randint(0, 20, (2000,))])  # a typical mean and a low one
     x0[1, :5] = torch.arange(1995, 2000)
     table = torch.stack([process.alpha_bar(steps(2, t), x0, every(x0)) for t in range(513)])
     assert (table[0] == 1).all() and (table[-1] == 0).all()
@@ -57,7 +57,7 @@ def test_alpha_bar_falls_from_1_to_0_for_every_token_of_a_zipf_vocabulary(
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_equation_9_holds_for_the_paper_spindle(schedule: str) -> None:
-    """The expected share of information left at t is the base schedule, wherever h is not held back by its bound."""
+    """The expected share of information left at t is the base schedule, where h is not clamped."""
     process = make(num_steps=16, schedule=schedule, lam=0.1)
     x0 = torch.tensor([[0, 1, 2, 4, 4], [0, 0, 0, 2, 1]])
     h = 1 - process.schedule.sentence_mean(x0, every(x0))[:, None] / process.schedule.statistic[x0]
@@ -120,7 +120,7 @@ def test_marginals_and_posteriors_equal_products_of_transition_matrices(schedule
 
 @pytest.mark.parametrize("spindle", SPINDLES)
 def test_the_posterior_composes(spindle: str) -> None:
-    """From t to s to r is from t to r: staying masked is a product, being revealed a sum."""
+    """Steps t to s and s to r compose to t to r: probabilities of staying masked multiply."""
     process = make(num_steps=9, spindle=spindle)
     x0 = torch.tensor([[0, 1, 2, 4]])
 
@@ -185,7 +185,7 @@ def test_the_bound_is_one(spindle: str, lam: float, schedule: str, num_steps: in
 
 
 def test_the_bound_is_tight_for_one_step_and_for_one_token() -> None:
-    """With a single window, or a single token and no spindle, q's path is p's path and the gap vanishes."""
+    """With one window, or one token and no spindle, the gap is 0."""
     denoiser = TableDenoiser(5)
     for process, length, windows in ((make(num_steps=4), 2, 1), (make(num_steps=4, lam=0), 1, 4)):
         law = true_likelihoods(process, denoiser, length, windows)
@@ -235,7 +235,7 @@ def test_uniform_weights_count_a_token_once_and_the_hybrid_term_is_added_per_ste
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_arithmetic_is_float32_whatever_the_network_speaks(dtype: torch.dtype) -> None:
-    """Logits of half precision are rounded once, by the network; nothing after it is."""
+    """Only the network rounds logits to half precision; later arithmetic is in float32 or more."""
 
     class Half(TableDenoiser):
         def decode(self, hidden: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ def test_the_arithmetic_is_float32_whatever_the_network_speaks(dtype: torch.dtyp
 def test_settings_that_cannot_make_a_process_are_refused() -> None:
     for setting, message in (
         ({"num_steps": 16.5}, "num_steps=16.5"),
-        ({"num_steps": 20_000, "schedule": "linear"}, "beyond 10000 the linear schedule underflows"),
+        ({"num_steps": 20_000, "schedule": "linear"}, "schedule=linear underflows beyond 10000 steps"),
         ({"schedule": "foo"}, "schedule='foo' must be one of mutual, cosine, linear"),
         ({"word_freq_lambda": math.nan}, "word_freq_lambda=nan"),
     ):

@@ -1,4 +1,4 @@
-"""The sampler of diffusion_word_freq.py: it draws from p_theta, finishes, and keeps what it was given."""
+"""The sampler of diffusion_word_freq.py: samples are complete and keep the given tokens."""
 
 import itertools
 
@@ -36,7 +36,7 @@ def test_nothing_is_left_masked_and_given_tokens_stay(spindle: str, num_windows:
 
 
 def test_temperature_acts_on_the_prediction_not_on_the_reveal() -> None:
-    """The released code cools the posterior, whose largest entry is [MASK]: at 0.1 almost nothing is revealed early."""
+    """The released code applies temperature to the posterior, whose mode is [MASK]: 0.1 delays almost every reveal."""
     process, batch = make(num_steps=16, spindle="none"), text_batch(torch.zeros(500, 8, dtype=torch.long))
     hidden, drawn = {}, {}
     for temperature in (1.0, 0.1):
@@ -69,7 +69,7 @@ def test_excluded_tokens_are_never_predicted_and_unsampled_ones_never_drawn() ->
 def test_the_last_step_reveals_what_is_left_however_late_it_comes(
     spindle: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the largest uniform number nothing comes up before the last window, and there nothing is turned down."""
+    """At the largest uniform number every proposal falls in the last window and is accepted there."""
     nearly_one = torch.tensor(1 - 2.0**-53, dtype=torch.float64)
     monkeypatch.setattr("diffusion.masked.row_clocks.uniform", lambda where, generator: nearly_one.expand(where.shape))
     seen: list[Tensor] = []

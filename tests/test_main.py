@@ -237,7 +237,7 @@ def test_the_same_seed_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch, c
         (["--cache_dir", "/dev/null/c"], "cache_dir=/dev/null/c: /dev/null cannot be written to"),
         (["--output_dir", "/dev/null/c"], "output_dir=/dev/null/c: /dev/null cannot be written to"),
         (["--output_dir", ""], "output_dir is empty"),
-        (["--posterior", "released", "--loss_weighting", "uniform"], "released trains on its own loss"),
+        (["--posterior", "released", "--loss_weighting", "uniform"], "released excludes loss_weighting=uniform"),
     ],
 )
 def test_bad_input_ends_in_one_line_and_nothing_written(

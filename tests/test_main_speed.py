@@ -58,7 +58,7 @@ def test_a_fused_loss_trains_to_the_same_weights(monkeypatch, corpus: Path, tmp_
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, atol=1e-4, rtol=1e-3, msg=name)
     code, _ = train(monkeypatch, corpus, tmp_path, "--fused_loss", "true", "--posterior", "released", name="released")
-    assert code == 2 and "fused_loss=true is for the exact process" in capsys.readouterr().err
+    assert code == 2 and "fused_loss=true excludes posterior=released" in capsys.readouterr().err
 
 
 def test_attention_and_compilation_are_settled_and_said(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:

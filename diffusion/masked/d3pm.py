@@ -1,7 +1,9 @@
-"""D3PM with an absorbing state: discrete time, a network that may predict [MASK], and a reconstruction term.
+"""D3PM with an absorbing state: discrete time, a prediction that may be [MASK], and a reconstruction term.
 
-In reading order: settings, time, the bound's terms, loss, sampling. Its p_theta is Bayes' rule with the prediction in
-place of x0, summed over what x0 may be, [MASK] included: a network that believes in [MASK] leaves it where it is.
+p_theta(x_s | x_t) averages Bayes' posterior over x0 drawn from the prediction. The prediction includes [MASK] with
+probability m = pi([MASK]), which keeps a token masked. The reveal probability thus depends on m, and row clocks sample
+it by thinning with maximum at m = 0. The loss is an unbiased estimator of the bound: one forward pass for the KL of one
+step per sentence, and a second for the reconstruction term.
 Source: Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete State-Spaces", arXiv 2107.03006; the
 absorbing closed form and the extra step from x_0 to text as in the released code of MDLM (arXiv 2406.07524).
 """
@@ -26,10 +28,15 @@ from utils.errors import check_choices, check_ranges
 
 @dataclass(frozen=True)
 class D3pmArgs(SigmaInputArgs):
-    """Everything that defines the process; saved with the checkpoint."""
+    """Settings of the process, saved with the checkpoint."""
 
-    noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "alpha_bar(t), t = 0..T / T"})
-    num_steps: int = field(default=1000, metadata={"aliases": ["--diffusion_steps"], "help": "T, forward steps"})
+    noise: str = field(
+        default="loglinear",
+        metadata={"choices": list(SCHEDULES), "help": "noise schedule alpha_bar(t) at t = 0, 1/T, ..., 1"},
+    )
+    num_steps: int = field(
+        default=1000, metadata={"aliases": ["--diffusion_steps"], "help": "number of forward steps T"}
+    )
     subs_masking: bool = field(default=False, metadata={"help": "probability 0 for [MASK] in the prediction"})
     reconstruction_weight: float = field(
         default=1.0, metadata={"help": "weight of the reconstruction term in the training loss; the bound has weight 1"}
@@ -41,29 +48,29 @@ class D3pmArgs(SigmaInputArgs):
 
 
 class MaskThinning:
-    """A `transitions.Thinning`: a token believed to be [MASK] stays masked. Its mark is m = pi([MASK])."""
+    """A `transitions.Thinning` whose mark is m = pi([MASK]): a token that is predicted to be [MASK] stays masked."""
 
     fastest_mark, statistic = 0.0, None
 
     def __init__(self, schedule: ContinuousSchedule, barred: Tensor, mask_id: int) -> None:
-        """Take the schedule and the tokens, int64 [n], that may not be predicted."""
+        """Take the schedule and the tokens that are never predicted, int64 [n]."""
         self.schedule, self.barred, self.mask_id = schedule, barred, mask_id
 
     def mark(self, logits: Tensor, token: Tensor, mean: None) -> Tensor:
-        """See Thinning: m, whichever token was drawn; temperature, top-k and top-p do not act on it."""
+        """Return m, float64 [n]. It depends neither on the drawn token nor on temperature, top-k and top-p."""
         barred = self.barred.to(logits.device)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).index_fill(1, barred, -math.inf)
         return logits.double().softmax(-1)[:, self.mask_id]
 
     def reveal_probability(self, s: Tensor, t: Tensor, mark: Tensor) -> Tensor:
-        """See Thinning: (1 - m) (a(s) - a(t)) / (1 - a(t) + m a(t)), which without m is Bayes'."""
+        """Return (1 - m) (a(s) - a(t)) / (1 - a(t) + m a(t)), with a = alpha_bar; for m = 0 it is Bayes' posterior."""
         none = torch.zeros_like(mark)
         at_s, at_t = self.schedule.alpha_bar(s, none), self.schedule.alpha_bar(t, none)
         return (1 - mark) * (at_s - at_t) / (1 - at_t + mark * at_t).clamp(min=1e-300)
 
 
 class D3pmDiffusion(MaskedProcess):
-    """t runs over multiples of 1/T, float64."""
+    """The process, with t a multiple of 1/T, float64."""
 
     samplers = ("row-clocks", "ancestral", "cached", "confidence")
     limit_samplers = ()
@@ -72,7 +79,7 @@ class D3pmDiffusion(MaskedProcess):
     leftover_masks = True
 
     def __init__(self, args: D3pmArgs, vocabulary: Vocabulary, *, fused_loss: bool = False) -> None:
-        """Make the schedule that the settings describe."""
+        """Make the noise schedule that the settings name."""
         self.args = args
         schedule = ContinuousSchedule(SCHEDULES[args.noise], args.num_steps)
         super().__init__(schedule, vocabulary, fused_loss=fused_loss)
@@ -83,7 +90,7 @@ class D3pmDiffusion(MaskedProcess):
     # ---- the bound's terms -----------------------------------------------------------------------------------------
 
     def divergence(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of every masked target, each float64 [n], nats.
+        """Return KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of each masked target, float64 [n], nats.
 
         With m = pi([MASK]), a = alpha_bar and u the posterior of x0,
         KL = u (-log pi(x0)) + log(1 + m a(t) / (1 - a(t))) - (1 - u) log(1 + m a(s) / (1 - a(s))).
@@ -99,7 +106,7 @@ class D3pmDiffusion(MaskedProcess):
     def token_terms(
         self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """See MaskedProcess; the step that ends at s = 0 has the reconstruction with it."""
+        """See MaskedTransitions. The step that ends at s = 0 includes the reconstruction term."""
         kl, cross_entropy = super().token_terms(denoiser, batch, xt, s, t, with_kl=with_kl)
         last = s == 0
         if with_kl and last.any():
@@ -107,7 +114,7 @@ class D3pmDiffusion(MaskedProcess):
         return kl, cross_entropy
 
     def reconstruction(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        """-log p(x0 | x_0 = x0) of every target, float64 [B, L]: the network is charged for what it sees, too."""
+        """Return the reconstruction term, -log p(x0 | x_0 = x0) of every target, float64 [B, L]; one forward pass."""
         targets, x0 = batch.target_mask, batch.input_ids
         hidden = denoiser.encode(x0, self.time_input(torch.zeros(len(x0), device=x0.device)), batch.attention_mask)
 
@@ -121,13 +128,13 @@ class D3pmDiffusion(MaskedProcess):
     def loss(
         self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
     ) -> Loss:
-        """An unbiased estimate of the bound over all T steps, one t per sentence, and the reconstruction."""
+        """Estimate the bound over all T steps, without bias, from one t per sentence and the reconstruction term."""
         steps = stratified_timesteps(len(batch.input_ids), self.num_steps, generator, share).to(batch.input_ids.device)
         t, s = steps.double() / self.num_steps, (steps - 1).double() / self.num_steps
         xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         kl, cross_entropy = super().token_terms(denoiser, batch, xt, s, t)
         total, weight = self.num_steps * kl.sum(), self.args.reconstruction_weight
-        if weight:  # a forward of its own
+        if weight:  # one more forward pass
             total = total + weight * self.reconstruction(denoiser, batch).sum()
         plain = cross_entropy.detach().sum() / self.schedule.noise.mean_mask_rate
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": plain})
@@ -135,6 +142,6 @@ class D3pmDiffusion(MaskedProcess):
     # ---- sampling --------------------------------------------------------------------------------------------------
 
     def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """See MaskedProcess; a masked token stays with (1 - a(s) + m a(s)) / (1 - a(t) + m a(t))."""
+        """See MaskedTransitions. A token stays masked with probability (1 - a(s) + m a(s)) / (1 - a(t) + m a(t))."""
         weights = filter_logits(logits + self.sampling_support, args).softmax(-1)
         return 1 - self.thinning.reveal_probability(s, t, self.thinning.mark(logits, None, None)), weights

@@ -1,10 +1,11 @@
-"""MDLM: masked diffusion in continuous time, whose bound is a weighted masked-language-modelling loss.
+"""MDLM: masked diffusion in continuous time. Its bound is a weighted masked language modelling loss.
 
-In reading order: settings, schedule, loss. Corruption, posterior, bound and sampler are those of
-every masked process (`diffusion/masked/process.py`), without spindle; schedules are in
-`diffusion/masked/noise_schedules.py`. Source: Sahoo et al. 2024, "Simple and Effective Masked Diffusion Language
-Models", arXiv 2406.07524, and its released code. SUBS there is two rules that hold for all processes here: the
-network's [MASK] has probability 0, and visible tokens stay what they are.
+The loss draws one time t per sentence, masks tokens with probability 1 - alpha_bar(t), runs one forward pass, and
+weights the cross-entropy of the masked tokens. Under the default weights it is an unbiased estimator of the bound.
+Corruption, posterior, bound and samplers are in `diffusion/masked/process.py`; noise schedules are in
+`diffusion/masked/noise_schedules.py`. The SUBS parameterisation has two rules, which hold for all masked processes
+here: the prediction gives [MASK] probability 0 (optional in D3PM), and visible tokens keep their values.
+Source: Sahoo et al. 2024, "Simple and Effective Masked Diffusion Language Models", arXiv 2406.07524; released code.
 """
 
 import math
@@ -24,41 +25,44 @@ from utils.errors import UserError, check_choices, check_ranges
 
 @dataclass(frozen=True)
 class MdlmArgs(SigmaInputArgs):
-    """Everything that defines the process; saved with the checkpoint."""
+    """Settings of the process, saved with the checkpoint."""
 
-    noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "sigma(t)"})
-    num_steps: int = field(default=0, metadata={"help": "T, for training in discrete time; 0: continuous time"})
+    noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "noise schedule sigma(t)"})
+    num_steps: int = field(default=0, metadata={"help": "number of time steps T in training; 0 means continuous time"})
     loss_weighting: str = field(
         default="elbo",
         metadata={
             "choices": ["elbo", "uniform"],
-            "help": "training on the bound itself, or on unweighted cross-entropy",
+            "help": "weights of the training loss: those of the bound, or uniform",
         },
     )
     importance_sampling: bool = field(
-        default=False, metadata={"help": "draw of t by which every cross-entropy has the same weight"}
+        default=False, metadata={"help": "distribution of t that gives every cross-entropy the same weight"}
     )
     change_of_variables: bool = field(
-        default=False, metadata={"help": "importance sampling whose drawn number, not sigma, is the time input"}
+        default=False,
+        metadata={"help": "importance sampling with the scaled log mask rate as time input"},
     )
-    sampling_eps: float = field(default=1e-3, metadata={"help": "the smallest t of the training"})
+    sampling_eps: float = field(default=1e-3, metadata={"help": "smallest t in training"})
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_ranges(self, num_steps=(0, 10**6), sampling_eps=(1e-6, 0.5))
         if self.importance_sampling and self.change_of_variables:
-            raise UserError("importance_sampling and change_of_variables are two ways to do the same; give one")
+            raise UserError("importance_sampling and change_of_variables exclude each other; give one")
         if self.loss_weighting == "uniform" and (self.importance_sampling or self.change_of_variables):
-            raise UserError("loss_weighting=uniform gives up the weights that importance_sampling evens out; give one")
+            raise UserError("loss_weighting=uniform excludes importance_sampling and change_of_variables; give one")
         if self.num_steps and (self.importance_sampling or self.change_of_variables):
-            raise UserError(f"num_steps={self.num_steps}: importance_sampling is for continuous time, num_steps 0")
+            raise UserError(
+                f"num_steps={self.num_steps}: importance sampling needs continuous time; leave num_steps at 0"
+            )
 
 
 class MdlmDiffusion(MaskedProcess):
-    """Continuous time: t in [0, 1], float64; with args.num_steps the times of the training are multiples of 1/T."""
+    """The process, with t in [0, 1], float64. In discrete time, training uses multiples of 1/T."""
 
     def __init__(self, args: MdlmArgs, vocabulary: Vocabulary, *, fused_loss: bool = False) -> None:
-        """Make the schedule that the settings describe."""
+        """Make the noise schedule that the settings name."""
         self.args = args
         steps = args.num_steps or math.inf
         schedule = ContinuousSchedule(SCHEDULES[args.noise], steps, log_rate_input=args.change_of_variables)
@@ -69,10 +73,10 @@ class MdlmDiffusion(MaskedProcess):
     def loss(
         self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
     ) -> Loss:
-        """Sum cross-entropies of the masked tokens at one t per sentence.
+        """Sum the weighted cross-entropies of the masked tokens at one t per sentence.
 
-        uniform: every token counts the same.
-        elbo: rate / (exp(sigma) - 1), which for loglinear is 1/t; in discrete time T u, which is the same there.
+        elbo: the weight is rate / (exp(sigma) - 1), 1/t for loglinear. In discrete time it is T times the posterior u.
+        uniform: the weight is one over the mean mask rate, so that a token weighs one in expectation.
         """
         u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
         t = self.draw_time(u)
@@ -84,7 +88,7 @@ class MdlmDiffusion(MaskedProcess):
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": plain.detach()})
 
     def draw_time(self, u: Tensor) -> Tensor:
-        """Return the t of the training, float64 [B], from u in [0, 1)."""
+        """Return the training times t, float64 [B], from u, uniform in [0, 1)."""
         t = (1 - self.args.sampling_eps) * u + self.args.sampling_eps
         if self.args.num_steps:
             return (t * self.args.num_steps).long().clamp(max=self.args.num_steps - 1).add(
@@ -101,7 +105,7 @@ class MdlmDiffusion(MaskedProcess):
                 t - 1 / self.args.num_steps, t, torch.zeros_like(t)
             )
         if self.args.importance_sampling or self.args.change_of_variables:
-            low, high = log_mask_rates(self.schedule.noise)  # RELEASED: -low for (high - low), 0.014 % more
+            low, high = log_mask_rates(self.schedule.noise)  # the released code has -low for (high - low), 0.014 % more
             alpha_bar, (first, _) = self.schedule.noise.alpha_bar(t), self.schedule.noise.ends
             return (high - low) * (1 - alpha_bar) / (first - alpha_bar)
         return self.schedule.noise.closed_weight(t)

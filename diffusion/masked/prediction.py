@@ -1,7 +1,7 @@
-"""The prediction p(x0 | xt) at masked positions, and the sums over the vocabulary that the bound needs.
+"""Prediction p(x0 | xt) at the masked positions, and the sums over the vocabulary that the bound needs.
 
-n masked positions times V entries is the largest thing in a training step. Here it exists as logits and as
-probabilities; everything else is one number per position, and the gradient is written out by hand.
+The largest tensor of a training step has n masked positions times V entries. To save memory, only the logits and the
+probabilities have this shape. All other quantities are one number per position, and the gradient has a closed form.
 """
 
 from functools import cached_property
@@ -15,30 +15,30 @@ from data.batch import Batch
 
 
 class Prediction:
-    """p(x0 | xt) at the masked targets of a batch."""
+    """Prediction p(x0 | xt) at the masked targets of a batch, also written pi."""
 
     def __init__(self, batch: Batch, xt: Tensor, masked: Tensor, logits: Tensor, barred: Tensor) -> None:
-        """Take the logits, and give barred tokens probability 0.
+        """Take the logits and set the probability of barred tokens to 0.
 
         Args:
-            batch: of B sentences.
-            xt: int64 [B, L].
+            batch: B sentences.
+            xt: int64 [B, L], noised tokens.
             masked: bool [B, L], the n positions that are predicted.
-            logits: [n, V] row by row; they are changed.
-            barred: int64 [m], tokens that no text holds.
+            logits: [n, V], in row-major order of the positions; changed in place.
+            barred: int64 [m], tokens that never occur in text.
         """
         self.batch, self.xt, self.masked = batch, xt, masked
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         self.logits = logits.index_fill_(1, barred, -torch.inf)
-        """[n, V], float32 at least."""
+        """[n, V], float32 or float64."""
         self.x0 = batch.input_ids[masked]
-        """int64 [n]."""
+        """int64 [n], the true token of each position."""
         self.row = masked.nonzero()[:, 0]
-        """int64 [n], the sentence of each position."""
+        """int64 [n], the index of each position's sentence."""
 
     @cached_property
     def log_total(self) -> Tensor:
-        """Log of the sum of exp(logits), [n], detached; computed from `probs`, since exponentials are expensive."""
+        """Log of sum_k exp(logit(k)), [n], detached; computed from `probs` to avoid a second pass of exponentials."""
         largest, token = self.logits.detach().max(-1)
         return largest - self.probs.gather(-1, token[:, None]).squeeze(-1).log()
 
@@ -55,31 +55,31 @@ class Prediction:
         return (self.log_total - self.logits.gather(-1, self.x0[:, None]).squeeze(-1)).double()
 
     def expectation(self, statistic: Tensor) -> Tensor:
-        """Return the mean of a statistic [V] under pi, [n], detached."""
+        """Return the expectation of a statistic [V] under pi, [n], detached."""
         return self.probs @ statistic.to(self.probs.dtype)
 
     def per_row(self, values: Tensor) -> Tensor:
-        """Sum values [n] over each sentence, [B]."""
+        """Sum values [n] over the positions of each sentence, [B]."""
         return torch.zeros(len(self.xt), dtype=values.dtype, device=values.device).index_add(0, self.row, values)
 
     def spindle_terms(self, statistic: Tensor, table: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what the KL with a spindle needs, each float64 [n] and differentiable by the logits.
+        """Return the terms of the KL under a spindle, each float64 [n] and differentiable in the logits.
 
         Args:
             statistic: [V].
-            table: [B, V], u^(k) of every candidate in every sentence: a function of the statistic's expectations.
-            slope: [B, V], its derivative by the expectation at any one masked position of the sentence.
+            table: [B, V], posterior u^(k) of every candidate k in every sentence, a function of the expectations.
+            slope: [B, V], derivative of u^(k) with respect to the expectation at one masked position.
 
         Returns:
-            -log pi(x0); sum_k pi(k) u^(k); u^(x0) as the table has it.
+            -log pi(x0), sum_k pi(k) u^(k), and u^(x0).
         """
         return _SpindleTerms.apply(self.logits, self, statistic, table, slope)
 
 
 class _SpindleTerms(torch.autograd.Function):
-    """Three sums over the vocabulary, with their gradient by a logit.
+    """The three terms and their gradient with respect to the logits.
 
-    With g the incoming ones, E the expectation of the statistic H, and R = sum_k pi(k) u^(k),
+    With g the incoming gradients, E the expectation of the statistic H, and R = sum_k pi(k) u^(k),
     d/d logit(k) = pi(k) (g_R u^(k) + e H(k) + g_ce - g_R R - e E) - g_ce [k = x0],
     e = sum over the sentence's positions of g_own slope(x0) + g_R sum_k pi(k) slope(k).
     """
@@ -94,7 +94,9 @@ class _SpindleTerms(torch.autograd.Function):
         revealed = torch.cat([p @ u for p, u in zip(probs.split(lengths), narrow, strict=True)])
         sentences = (statistic.to(probs.dtype), narrow, slope.to(probs.dtype))
         ctx.lengths = lengths
-        ctx.save_for_backward(probs, prediction.x0, revealed, *sentences)  # not the logits: they may go
+        ctx.save_for_backward(
+            probs, prediction.x0, revealed, *sentences
+        )  # not the logits, whose memory can then be freed
         cross_entropy = prediction.log_total - prediction.logits.detach().gather(-1, prediction.x0[:, None]).squeeze(-1)
         return cross_entropy.double(), revealed.double(), table[prediction.row, prediction.x0]
 

@@ -1,6 +1,7 @@
-"""Every masked process: how its bound is estimated and how it is sampled. A process of its own adds a loss.
+"""Base class of the masked processes: estimation of the bound and sampling.
 
-A subclass gives MaskedTransitions a schedule and declares `samplers` and `estimators`; see mdlm.py for a short one.
+A subclass gives MaskedTransitions a schedule, declares its samplers and estimators, and adds a loss. For a short
+example see mdlm.py.
 """
 
 import math
@@ -21,11 +22,11 @@ ROW_CLOCKS = "row-clocks"
 
 
 class MaskedProcess(MaskedTransitions):
-    """A masked process whose tokens all have the same alpha_bar, with a Bayes posterior, unless a subclass differs."""
+    """Masked process with a Bayes posterior and, by default, one alpha_bar for all tokens."""
 
     samplers = (ROW_CLOCKS, "ancestral", "cached", "confidence", "remdm")
     limit_samplers: tuple[str, ...] = (ROW_CLOCKS,)
-    """Samplers that know the limit of ever finer steps."""
+    """Samplers for the limit of ever finer steps, num_steps=inf."""
     estimators = ("windows", "stratified", "masked-count", "trajectory")
     limit_estimators = ("masked-count", "trajectory")
 
@@ -43,7 +44,7 @@ class MaskedProcess(MaskedTransitions):
         if math.isfinite(args.num_steps):
             self.schedule.windows(int(args.num_steps))
         elif not self.limit_samplers:
-            raise UserError("num_steps=inf: this process is sampled in whole steps; give a number of them")
+            raise UserError("num_steps=inf: this process is sampled in whole steps; give a number of steps")
         elif name not in self.limit_samplers:
             raise UserError(f"num_steps=inf is for sampler={', '.join(self.limit_samplers)}; give a number of steps")
 

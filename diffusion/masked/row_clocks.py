@@ -1,20 +1,20 @@
-"""Ancestral sampling of a masked process in which every row has its own clock: the same law, far fewer forward passes.
+"""Ancestral sampling with one clock per row: the distribution of step-by-step sampling in far fewer forward passes.
 
-The output of a network without time input changes only when a token is revealed. So a row needs a forward pass only
-then, and the rows of a batch may stand at different steps. The times of the reveals are drawn by thinning (Lewis and
-Shedler 1979):
+Without time input, the output of the network changes only when a token is revealed. A row therefore needs a forward
+pass only then, and the rows of a batch may stand at different steps. The hazard of a masked position is its rate of
+reveal, and it depends on the predicted token. Reveal times are drawn by thinning (Lewis and Shedler 1979):
 
-1. Propose. Every masked position draws the time of its next proposal from the largest hazard that any token has, by
-   inverting the cumulative hazard at an exponential variable. The network is not needed for this.
-2. Accept. At a proposal the network predicts the position, and a token is drawn from p(x0 | xt). It is accepted with
-   the ratio of its own reveal probability to the largest one. After a rejection the position draws its next proposal;
-   xt has not changed, so the same prediction serves again.
+1. Propose. Every masked position draws an exponential waiting time and inverts the cumulative hazard of the token that
+   is revealed fastest. This maximum hazard bounds every other, and it needs no forward pass.
+2. Accept. At a proposal the network predicts the position, and a token is drawn from p(x0 | xt). The acceptance
+   probability is the token's reveal probability divided by the maximum. After a rejection the position draws its next
+   proposal. The prediction is reused, since xt has not changed.
 
 Where the reveal probability does not depend on the prediction (no spindle, no predicted [MASK]), every proposal is
 accepted, and the vocabulary head runs at revealed positions only. Without windows (`--num_steps inf`) this is the
-first-hitting sampler (Zheng et al. 2024, arXiv 2409.02908): one token per forward pass. A row takes as many forward
-passes as it has moments with a reveal, at most one per token. Finished rows leave the batch and waiting rows replace
-them, so that the batch stays full to the end.
+first-hitting sampler (Zheng et al. 2024, arXiv 2409.02908): one token per forward pass. A row needs one forward pass
+per moment at which it reveals tokens, so at most one per token. Finished rows leave the batch and waiting rows replace
+them, so that the batch stays full.
 """
 
 import math
@@ -30,50 +30,50 @@ from diffusion.options import SampleArgs
 from diffusion.process import Denoiser, StepCallback
 
 LOGITS_AT_ONCE = 2**22
-"""Logits in one piece where every masked position is predicted: pieces that fit the cache are faster."""
+"""Maximum number of logits per chunk when every masked position is predicted; chunks that fit the cache are faster."""
 
 
 class Clock(Protocol):
-    """Times of proposals, as moments: numbers that grow from 0 as the reverse process goes on."""
+    """Times of proposals, counted in moments: numbers that rise from 0 as the reverse process runs from T to 0."""
 
     def next(self, moment: Tensor, wait: Tensor) -> Tensor:
-        """Return the first moment after `moment` at which the largest hazard reveals a token; wait ~ Exp(1)."""
+        """Return the moment of the next proposal after `moment`; wait ~ Exp(1) is the increase in cumulative hazard."""
         ...
 
     def acceptance(self, moment: Tensor, mark: Tensor) -> Tensor:
-        """Return the acceptance probability of a token with this mark at a proposal."""
+        """Return the acceptance probability of a token with this mark, proposed at this moment."""
         ...
 
     def time(self, moment: Tensor) -> Tensor:
-        """Return the time t of a moment, as the schedule counts it."""
+        """Return the time t of a moment, in the units of the schedule."""
         ...
 
 
 class WindowClock:
-    """Moments are the reverse steps 1..n of a grid from T to 0."""
+    """A clock whose moments are the reverse steps 1..n of a grid from T to 0."""
 
     def __init__(self, process: MaskedTransitions, num_steps: int) -> None:
-        """Sum the largest hazard window by window; it is infinite in the last, which reveals what is left."""
+        """Tabulate the cumulative maximum hazard; it is infinite in the last window, which reveals every token."""
         self.thinning = process.thinning
         self.t, self.s = process.schedule.windows(num_steps).unbind(1)
-        if process.leftover_masks:  # one window more, of no length
+        if process.leftover_masks:  # an empty window, which reveals the leftover masks
             self.t, self.s = torch.cat([self.t, self.s[-1:]]), torch.cat([self.s, self.s[-1:]])
-        law = self.thinning or process.schedule
+        rates = self.thinning or process.schedule
         fastest = torch.full_like(self.t, fastest_mark(self.thinning), dtype=torch.float64)
-        self.largest = law.reveal_probability(self.s, self.t, fastest)
-        hazard = -torch.log1p(-self.largest.where(self.s > 0, 1.0))
+        self.max_reveal = rates.reveal_probability(self.s, self.t, fastest)
+        hazard = -torch.log1p(-self.max_reveal.where(self.s > 0, 1.0))
         self.hazard = torch.cat([hazard.new_zeros(1), hazard.cumsum(0)])
 
     def next(self, moment: Tensor, wait: Tensor) -> Tensor:
         """See Clock."""
-        reached = torch.searchsorted(self.hazard, self.hazard[moment.long()] + wait)
-        return torch.maximum(reached, moment.long() + 1).double()
+        proposed = torch.searchsorted(self.hazard, self.hazard[moment.long()] + wait)
+        return torch.maximum(proposed, moment.long() + 1).double()
 
     def acceptance(self, moment: Tensor, mark: Tensor) -> Tensor:
         """See Clock."""
         window = moment.long() - 1
         own = self.thinning.reveal_probability(self.s[window], self.t[window], mark)
-        return torch.where(window < len(self.s) - 1, own / self.largest[window], 1.0)
+        return torch.where(window < len(self.s) - 1, own / self.max_reveal[window], 1.0)
 
     def time(self, moment: Tensor) -> Tensor:
         """See Clock."""
@@ -81,21 +81,21 @@ class WindowClock:
 
 
 class ContinuousClock:
-    """The limit of ever finer windows; a moment is the largest cumulative hazard, -log(1 - alpha_bar)."""
+    """A clock in the limit of ever finer windows; a moment is the cumulative maximum hazard, -log(1 - alpha_bar)."""
 
     def __init__(self, process: MaskedTransitions) -> None:
-        """Nothing is tabulated."""
+        """Take schedule and thinning from the process."""
         self.schedule, self.thinning = process.schedule, process.thinning
 
     def level(self, moment: Tensor) -> Tensor:
-        """alpha_bar of an average token at a moment, by bisection down to rounding."""
+        """Return alpha_bar of an average token at a moment, by bisection to rounding error."""
         low, high = torch.zeros_like(moment), torch.ones_like(moment)
         fastest, wanted = torch.full_like(moment, fastest_mark(self.thinning)), -torch.expm1(-moment)
         for _ in range(60):
             middle = (low + high) / 2
             early = (self.thinning.alpha_bar(middle, fastest) if self.thinning else middle) < wanted
             low, high = torch.where(early, middle, low), torch.where(early, high, middle)
-        return low.clamp(max=1 - 1e-12)  # beyond, rates are 0/0; no sentence is long enough to get there
+        return low.clamp(max=1 - 1e-12)  # hazards are 0/0 at 1; no sentence is long enough to reach it
 
     def next(self, moment: Tensor, wait: Tensor) -> Tensor:
         """See Clock."""
@@ -112,17 +112,17 @@ class ContinuousClock:
 
 
 def fastest_mark(thinning: Thinning | None) -> float:
-    """Return the mark with the largest hazard; without thinning all tokens are alike, with h = 0."""
+    """Return the mark with the maximum hazard; without thinning every token has h = 0."""
     return thinning.fastest_mark if thinning else 0.0
 
 
 def exponential(u: Tensor) -> Tensor:
-    """Return exponential variables of mean 1, from uniform ones in [0, 1)."""
+    """Return waiting times of distribution Exp(1), by inversion of u, uniform in [0, 1)."""
     return -torch.log1p(-u)
 
 
 class RowClocks:
-    """The sampler: the state of every row, and its steps."""
+    """Sampler with one clock per row. It holds the tokens of all rows and the moments of their next proposals."""
 
     def __init__(
         self,
@@ -132,14 +132,14 @@ class RowClocks:
         args: SampleArgs,
         generator: Generators = None,
     ) -> None:
-        """Mask the targets of all rows; no row has begun.
+        """Mask the targets of all rows.
 
         Args:
-            process: gives schedule and thinning.
-            denoiser: the network. With time input it needs a forward pass for every proposal.
-            batch: all N rows to be sampled; rows of similar length stand side by side.
-            args: number of reverse steps, or inf; temperature, top-k and top-p, which act on p(x0 | xt).
-            generator: with one stream per row, a row does not depend on the others.
+            process: the masked process, with schedule and thinning.
+            denoiser: the network. With time input every proposal needs its own forward pass.
+            batch: all N rows to be sampled; rows of similar length should be neighbours.
+            args: number of reverse steps, or inf; temperature, top-k and top-p of p(x0 | xt).
+            generator: with one stream per row, a sample does not depend on the other rows.
         """
         self.process, self.denoiser, self.batch, self.args, self.generator = process, denoiser, batch, args, generator
         infinite = math.isinf(args.num_steps)
@@ -149,19 +149,19 @@ class RowClocks:
         """[N, L], moment of the next proposal of each masked target; infinite elsewhere."""
 
     def run(self, rows_at_once: int = 0, on_step: StepCallback | None = None) -> Tensor:
-        """Draw x_0 ~ p_theta, int64 [N, L]: every target anew; all other tokens stay.
+        """Draw the targets of x_0 ~ p_theta, int64 [N, L]; all other tokens keep their values.
 
         Args:
-            rows_at_once: rows per forward pass; 0: all.
+            rows_at_once: number of rows per forward pass; 0 means all.
             on_step: called after each forward pass.
         """
         waiting = self.batch.target_mask.any(1).nonzero()[:, 0]
         size = rows_at_once or len(waiting)
         active = waiting[:0]
         while len(active) or len(waiting):
-            admitted, waiting = waiting.tensor_split([size - len(active)])
-            self.admit(admitted)
-            active = torch.cat([active, admitted])
+            started, waiting = waiting.tensor_split([size - len(active)])
+            self.start_rows(started)
+            active = torch.cat([active, started])
             self.step(active)
             unfinished = self.moment[active].isfinite().any(1)
             finished, active = active[~unfinished], active[unfinished]
@@ -169,20 +169,20 @@ class RowClocks:
                 on_step(finished, self.xt)
         return self.xt
 
-    def draw(self, where: Tensor, rows: Tensor) -> Tensor:
-        """Return uniform variables for some rows, float64 [b, L], at the True positions of `where`; 1 elsewhere."""
-        return uniform(where, streams_of(self.generator, rows))
+    def draw_uniform(self, positions: Tensor, rows: Tensor) -> Tensor:
+        """Draw uniform variables for these rows, float64 [b, L], where `positions` is True; 1 elsewhere."""
+        return uniform(positions, streams_of(self.generator, rows))
 
-    def admit(self, rows: Tensor) -> None:
-        """Draw the first proposals of rows that join the batch."""
+    def start_rows(self, rows: Tensor) -> None:
+        """Draw the first proposals of the rows that enter the batch."""
         if len(rows):
             targets = self.batch.target_mask[rows]
-            wait = exponential(self.draw(targets, rows).where(targets, 0.0))
+            wait = exponential(self.draw_uniform(targets, rows).where(targets, 0.0))
             first = self.clock.next(torch.zeros_like(wait), wait)
             self.moment[rows] = first.where(targets, math.inf)
 
     def step(self, rows: Tensor) -> None:
-        """Run one forward pass of some rows, and propose until each of them has revealed a token."""
+        """Run one forward pass of these rows, and propose until each row has revealed a token."""
         attention = self.batch.attention_mask[rows]
         width = int(attention.any(0).nonzero().max()) + 1
         xt = self.xt[rows, :width]
@@ -194,24 +194,24 @@ class RowClocks:
             means = None if mean is None else mean[pending]
             pending = pending[~self.propose(rows[pending], hidden[pending], means)]
             if self.denoiser.time_conditioned:
-                break  # the next proposals are at other times, and need predictions of their own
+                break  # the next proposals are at other times, and need other predictions
 
     def propose(self, rows: Tensor, hidden: Tensor, mean: Tensor | None) -> Tensor:
-        """Process the next proposals of some rows: draw a token at each position, and accept or reject it.
+        """Draw a token at the next proposal of each row, and accept or reject it.
 
         Args:
-            rows: int64 [b], their numbers.
-            hidden: [b, width, D], their hidden states.
-            mean: [b], sentence means for the marks; None if the marks need none.
+            rows: int64 [b], indices of the rows.
+            hidden: [b, width, D], hidden states of the rows.
+            mean: [b], sentence means that the marks need; None if they need none.
 
         Returns:
-            bool [b], whether the row revealed a token.
+            bool [b], True where the row has revealed a token.
         """
         thinning, moment = self.process.thinning, self.moment[rows, : hidden.shape[1]]
         due = moment == moment.amin(1, keepdim=True)
         index, column = due.nonzero().unbind(1)
         row, now = rows[index], moment[due]
-        drawn = self.draw(due.repeat(1, 3 if thinning else 1), rows).split(due.shape[1], dim=1)
+        drawn = self.draw_uniform(due.repeat(1, 3 if thinning else 1), rows).split(due.shape[1], dim=1)
         logits = self.denoiser.decode(hidden[due])
         token = sample_categorical(self.weights(logits), drawn[0][due])
         if thinning is None:
@@ -225,11 +225,11 @@ class RowClocks:
         return torch.zeros_like(rows, dtype=torch.bool).index_fill(0, index[accepted], True)
 
     def weights(self, logits: Tensor) -> Tensor:
-        """Return p(x0 | xt), [n, V], float32 at least, after temperature, top-k and top-p."""
+        """Return p(x0 | xt) after temperature, top-k and top-p, [n, V], float32 or float64."""
         return filter_logits(logits + self.process.sampling_support, self.args).softmax(-1)
 
     def sentence_mean(self, xt: Tensor, hidden: Tensor, targets: Tensor) -> Tensor | None:
-        """Return the sentence means that marks need, float64 [b]: every masked position of x_t is predicted."""
+        """Return the sentence means that the marks need, float64 [b], by predicting every masked position of xt."""
         thinning = self.process.thinning
         if thinning is None or thinning.statistic is None:
             return None

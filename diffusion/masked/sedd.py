@@ -1,9 +1,9 @@
-"""SEDD with an absorbing state: the network gives ratios of probabilities, which need not add up to one.
+"""SEDD with an absorbing state: the network predicts ratios of probabilities, which need not sum to one.
 
-In reading order: settings, the score, its entropy, loss, sampling. At a masked position the score of token v is
-s(v) = r q(v), with r = 1 / (exp(sigma) - 1) the total that the true ones have and q(v) = exp(logit(v)) / (V - 1) what
-the network says of v. Score entropy is the divergence for such unnormalised q: where they add up to one it is MDLM's
-cross-entropy, and with any q the integral bounds -log p(x0).
+At a masked position the score of token v is s(v) = r q(v). Here r = 1 / (exp(sigma) - 1) is the sum of the true scores,
+and q(v) = exp(logit(v)) / (V - 1) is the network's estimate. Score entropy is the divergence for unnormalised q. If q
+sums to one it is MDLM's cross-entropy; for any q its integral over sigma bounds -log p(x0). The loss is an unbiased
+estimator of this bound, with one forward pass at one time per sentence.
 Source: Lou et al. 2023, "Discrete Diffusion Modeling by Estimating the Ratios of the Data Distribution", arXiv
 2310.16834; parameterisation as in the released code of MDLM (arXiv 2406.07524).
 """
@@ -27,10 +27,10 @@ from utils.errors import UserError, check_choices, check_ranges
 
 @dataclass(frozen=True)
 class SeddArgs(SigmaInputArgs):
-    """Everything that defines the process; saved with the checkpoint."""
+    """Settings of the process, saved with the checkpoint."""
 
-    noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "sigma(t)"})
-    sampling_eps: float = field(default=1e-3, metadata={"help": "the smallest t of the training"})
+    noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "noise schedule sigma(t)"})
+    sampling_eps: float = field(default=1e-3, metadata={"help": "smallest t in training"})
     default_time_conditioning: ClassVar[str] = "layerwise"
 
     def __post_init__(self) -> None:
@@ -38,10 +38,10 @@ class SeddArgs(SigmaInputArgs):
         check_ranges(self, sampling_eps=(1e-6, 0.5))
 
     def check_time(self, time_conditioning: str) -> None:
-        """Refuse a network without sigma as its time input.
+        """Check that the network has sigma as its time input.
 
         Raises:
-            UserError: with the remedy.
+            UserError: if it has another time input or none.
         """
         if time_conditioning != "layerwise":
             raise UserError(f"time_conditioning={time_conditioning}: a score depends on sigma; use layerwise")
@@ -50,28 +50,28 @@ class SeddArgs(SigmaInputArgs):
         """See ProcessArgs."""
         self.check_time(time_conditioning)
         if warm_start:
-            raise UserError("warm_start trains probabilities, and process=sedd has scores; leave it out")
+            raise UserError("warm_start trains probabilities, but process=sedd predicts scores; leave it out")
 
 
 class SeddDiffusion(MaskedProcess):
-    """Continuous time, t in [0, 1]."""
+    """The process, in continuous time: t in [0, 1], float64."""
 
     samplers = ("cached", "ancestral", "confidence")
     limit_samplers = ()
 
     def __init__(self, args: SeddArgs, vocabulary: Vocabulary, *, fused_loss: bool = False) -> None:
-        """Make the schedule that the settings describe."""
+        """Make the noise schedule that the settings name."""
         self.args = args
         super().__init__(ContinuousSchedule(SCHEDULES[args.noise]), vocabulary, fused_loss=fused_loss)
 
     # ---- the score, its entropy, and the loss ------------------------------------------------------------------------
 
     def log_ratios(self, logits: Tensor) -> Tensor:
-        """Log q(v), [n, V]; the log score is this plus log r. -inf for [MASK] and what no text holds."""
+        """Return log q(v), [n, V]: the log score minus log r; -inf for tokens that never occur in text."""
         return self.within_support(logits) - math.log(self.vocab_size - 1)
 
     def nats(self, prediction: Prediction) -> Tensor:
-        """Score entropy over r d sigma, float64 [n]: sum_v q(v) - 1 - log q(x0), never less than -log pi(x0)."""
+        """Return the score entropy per r d sigma, float64 [n]: sum_v q(v) - 1 - log q(x0), at least -log pi(x0)."""
         log_q = prediction.logits - math.log(self.vocab_size - 1)
         total = log_q.logsumexp(-1).double().exp()
         return total - 1 - log_q.gather(-1, prediction.x0[:, None]).squeeze(-1).double()
@@ -79,7 +79,7 @@ class SeddDiffusion(MaskedProcess):
     def loss(
         self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
     ) -> Loss:
-        """Score entropies of the masked tokens at one t per sentence, weighted by r d sigma/dt, for loglinear 1/t."""
+        """Sum the score entropies at one t per sentence, with weight r d sigma/dt, which is 1/t for loglinear."""
         u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
         t = (1 - self.args.sampling_eps) * u + self.args.sampling_eps
         xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
@@ -90,17 +90,17 @@ class SeddDiffusion(MaskedProcess):
     def _bound(
         self, denoiser: Denoiser, batch: Batch, num_steps: float, args: BoundArgs, generator: Generators
     ) -> Bound:
-        """There is no bound of a number of steps, since scores need not be probabilities."""
+        """Estimate the bound in continuous time; scores need not be probabilities, so finite steps have no bound."""
         if math.isfinite(num_steps):
             raise UserError(
-                f"num_steps={num_steps:g}: the bound of process=sedd is that of continuous time; leave it out"
+                f"num_steps={num_steps:g}: the bound of process=sedd is in continuous time; leave num_steps out"
             )
         return super()._bound(denoiser, batch, num_steps, args, generator)
 
     # ---- sampling --------------------------------------------------------------------------------------------------
 
     def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Tweedie's ("analytic") step: v is revealed with probability u q(v), scaled down where they exceed one."""
+        """Take the analytic (Tweedie) step: reveal v with probability u q(v), normalised if the sum exceeds one."""
         u = self.schedule.reveal_probability(s, t, torch.zeros_like(t)) if s < t else torch.ones_like(t)
         revealed = u * self.log_ratios(logits.clone()).logsumexp(-1).double().exp()
         stay = (1 - revealed).clamp(min=0)

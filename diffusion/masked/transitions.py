@@ -1,12 +1,12 @@
-"""Masked (absorbing-state) diffusion, step by step: corrupt, posterior, prediction, and the bound's terms.
+"""Masked (absorbing-state) diffusion over one step: corruption, posterior, prediction, and the bound's terms.
 
     q(x_t = x0 | x0) = alpha_bar(t),  else x_t = [MASK]                              corrupt
     q(x_s = x0 | x_t = [MASK], x0) = u = (alpha_bar(s) - alpha_bar(t)) / (1 - alpha_bar(t))     posterior, s < t
     KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) = -u log pi(x0)                       divergence, pi = p_theta(x0 | x_t)
 
-The schedule (alpha_bar) is an object that the process is given. Time is whatever the schedule counts it in: t and s
-are numbers of its own, and `Schedule.windows` gives the pairs that lead from all [MASK] to clean text. Visible tokens
-stay as they are and cost nothing. Bound and samplers (bound.py, row_clocks.py, stepwise.py) are written in these terms.
+The process takes its schedule (alpha_bar) as an object. Times t and s are in the units of the schedule, and
+`Schedule.windows` returns the pairs that lead from all [MASK] to clean text. Visible tokens keep their values, and
+their KL is 0. Bound and samplers (bound.py, row_clocks.py, stepwise.py) use these terms alone.
 Source: D3PM (Austin et al. 2021, arXiv 2107.03006), the absorbing state.
 """
 
@@ -24,18 +24,18 @@ from diffusion.process import Denoiser, Process, Vocabulary
 
 
 class Schedule(Protocol):
-    """When tokens are masked. h is a token's informativeness in its sentence, 0 for an average token."""
+    """Noise schedule. h is the informativeness of a token in its sentence, 0 for an average token."""
 
     num_steps: float
     """T; infinite in continuous time."""
     token_dependent: bool
-    """Whether alpha_bar differs between tokens; otherwise every h is 0."""
+    """True if alpha_bar depends on the token; otherwise every h is 0."""
 
     def windows(self, num_steps: int) -> Tensor:
         """Return the reverse steps (t, s), s < t, from all [MASK] to clean, [num_steps, 2].
 
         Raises:
-            UserError: if there cannot be so many.
+            UserError: if num_steps exceeds the steps of the schedule.
         """
         ...
 
@@ -44,15 +44,15 @@ class Schedule(Protocol):
         ...
 
     def alpha_bar(self, t: Tensor, h: Tensor) -> Tensor:
-        """Return the probability that a token is still itself at t, float64; t and h are broadcast."""
+        """Return the probability that a token is unmasked at t, float64; t and h are broadcast."""
         ...
 
     def token_alpha_bar(self, t: Tensor, x0: Tensor, target_mask: Tensor) -> Tensor:
-        """Return alpha_bar at t [B] of every token x0 of its sentence, float64 [B, L]."""
+        """Return alpha_bar at t [B] of every token x0 in its sentence, float64 [B, L]."""
         ...
 
     def reveal_probability(self, s: Tensor, t: Tensor, h: Tensor) -> Tensor:
-        """Return Bayes' u = (alpha_bar(s) - alpha_bar(t)) / (1 - alpha_bar(t)), float64."""
+        """Return the posterior u = (alpha_bar(s) - alpha_bar(t)) / (1 - alpha_bar(t)), float64."""
         ...
 
     def time_at(self, level: Tensor) -> Tensor:
@@ -60,54 +60,54 @@ class Schedule(Protocol):
         ...
 
     def time_input(self, t: Tensor) -> Tensor:
-        """Return what a time-conditioned network is given at t."""
+        """Return the time input of the network at t."""
         ...
 
     def to(self, device: torch.device) -> "Schedule":
-        """Move the tables; returns self."""
+        """Move the tables; return self."""
         ...
 
 
 class Thinning(Protocol):
-    """Rejection by which a prediction has a say in when a token is revealed (Lewis and Shedler 1979).
+    """Thinning, for reveal probabilities that depend on the prediction (Lewis and Shedler 1979).
 
-    A token's mark is what its reveal probability depends on besides time: its h under a spindle, pi([MASK]) in D3PM.
-    Row clocks propose a reveal at the largest rate of any mark, and accept it with the ratio of the two.
+    Besides time, the reveal probability depends on the mark of a token: its h under a spindle, pi([MASK]) in D3PM.
+    Row clocks propose reveals at the maximum rate over all marks. The acceptance probability is the ratio of the rates.
     """
 
     fastest_mark: float
-    """The mark whose tokens are revealed soonest."""
+    """The mark with the maximum hazard."""
     statistic: Tensor | None
-    """[V], what a mark is measured against: its expectation over the sentence; None if nothing is."""
+    """[V], the statistic whose sentence mean the marks depend on; None if they depend on none."""
 
     def mark(self, logits: Tensor, token: Tensor, mean: Tensor | None) -> Tensor:
-        """Return the marks of drawn tokens [n], predicted by logits [n, V], in sentences of that mean, float64 [n]."""
+        """Return the marks of tokens [n] drawn from logits [n, V], given the sentence means [n], float64 [n]."""
         ...
 
     def sentence_mean(self, expected: Tensor, xt: Tensor, masked: Tensor, target_mask: Tensor) -> Tensor:
-        """Return the mean of the statistic, float64 [B]; `expected` [n] are its expectations at masked positions."""
+        """Return the sentence mean of the statistic, float64 [B], given `expected` [n] at the masked positions."""
         ...
 
     def reveal_probability(self, s: Tensor, t: Tensor, mark: Tensor) -> Tensor:
-        """Return the probability that a token masked at t is itself at s, float64."""
+        """Return the probability that a token masked at t is revealed by s, float64."""
         ...
 
     def hazard(self, level: Tensor, mark: Tensor) -> Tensor:
-        """Return its limit as s -> t, per unit of the average token's alpha_bar, at that `level`."""
+        """Return the reveal rate per unit of the average token's alpha_bar, where that alpha_bar is `level`."""
         ...
 
     def alpha_bar(self, level: Tensor, mark: Tensor) -> Tensor:
-        """Return alpha_bar of a token where that of an average one is `level`."""
+        """Return alpha_bar of a token where that of the average token is `level`."""
         ...
 
 
 class MaskedTransitions(Process):
-    """One step of a masked process with a Bayes posterior."""
+    """Transitions of a masked process with a Bayes posterior, over one step."""
 
     leftover_masks = False
-    """Whether a token may still be masked after the last window; it is then drawn given the rest."""
+    """True if tokens may be masked after the last window; they are then drawn from p(x0 | xt)."""
     limit_estimators: tuple[str, ...] = ()
-    """What --estimator may name in the limit of ever finer steps."""
+    """Estimators for the limit of ever finer steps, num_steps=inf."""
 
     def __init__(
         self,
@@ -117,12 +117,12 @@ class MaskedTransitions(Process):
         thinning: Thinning | None = None,
         fused_loss: bool = False,
     ) -> None:
-        """Put a process together.
+        """Take the parts of a process.
 
         Args:
-            schedule: when tokens are masked.
+            schedule: the noise schedule.
             vocabulary: see `Process`.
-            thinning: how a prediction delays a reveal; None: it does not.
+            thinning: for reveal probabilities that depend on the prediction; None if they do not.
             fused_loss: see `Process`.
         """
         super().__init__(vocabulary, fused_loss=fused_loss)
@@ -130,33 +130,35 @@ class MaskedTransitions(Process):
 
     @property
     def token_dependent(self) -> bool:
-        """Whether alpha_bar differs between tokens."""
+        """True if alpha_bar depends on the token."""
         return self.schedule.token_dependent
 
     def to(self, device: torch.device) -> "MaskedTransitions":
-        """Move tables and schedule; returns self."""
+        """Move tables and schedule; return self."""
         self.schedule.to(device)
         return super().to(device)
 
     # ---- q: corrupt and posterior --------------------------------------------------------------------------------
 
     def alpha_bar(self, t: Tensor, x0: Tensor, target_mask: Tensor) -> Tensor:
-        """Probability that each token is still itself at time t, float64 [B, L]; 1 at the beginning, 0 at the end.
+        """Return the probability that each token is unmasked at t, float64 [B, L]: 1 at time 0, 0 at the end.
 
         Args:
             t: [B], times.
             x0: int64 [B, L], clean tokens.
-            target_mask: bool [B, L]; only these tokens make up the sentence.
+            target_mask: bool [B, L], the tokens that make up the sentence.
         """
         return self.schedule.token_alpha_bar(t, x0, target_mask)
 
     def corrupt(self, x0: Tensor, t: Tensor, target_mask: Tensor, *, generator: Generators = None) -> Tensor:
         """Draw x_t ~ q(x_t | x0), int64 [B, L]: each target token is masked with probability 1 - alpha_bar(t)."""
-        masked = uniform(target_mask, generator) < 1 - self.alpha_bar(t, x0, target_mask)  # never where not a target
+        masked = uniform(target_mask, generator) < 1 - self.alpha_bar(
+            t, x0, target_mask
+        )  # False at positions that are not targets
         return x0.masked_fill(masked, self.mask_id)
 
     def posterior(self, x0: Tensor, s: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:
-        """q(x_s = x0 | x_t = [MASK], x0), float64 [B, L]; otherwise a masked token stays masked.
+        """Return q(x_s = x0 | x_t = [MASK], x0), float64 [B, L].
 
         Args:
             x0: int64 [B, L], clean tokens.
@@ -169,21 +171,21 @@ class MaskedTransitions(Process):
     # ---- p_theta: prediction and cost ----------------------------------------------------------------------------
 
     def predict(self, denoiser: Denoiser, batch: Batch, xt: Tensor, t: Tensor) -> Prediction:
-        """Predict the masked targets: the vocabulary head is run nowhere else."""
+        """Predict the masked targets; the vocabulary head runs at these positions only."""
         masked = xt.eq(self.mask_id) & batch.target_mask
         hidden = denoiser.encode(xt, self.time_input(t), batch.attention_mask)[masked]
         return Prediction(batch, xt, masked, denoiser.decode(hidden), self.barred)
 
     def time_input(self, t: Tensor) -> Tensor:
-        """Return what a time-conditioned network is given at t."""
+        """Return the time input of the network at t."""
         return self.schedule.time_input(t)
 
     def nats(self, prediction: Prediction) -> Tensor:
-        """Cost of each masked target over the whole of time, float64 [n]: -log pi(x0)."""
+        """Return the cross-entropy of each masked target, -log pi(x0), float64 [n]; the KL of a step is u times it."""
         return prediction.cross_entropy
 
     def divergence(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of every masked target, each float64 [n], nats.
+        """Return KL(q(x_s | x_t, x0) || p_theta(x_s | x_t)) and -log pi(x0) of each masked target, float64 [n], nats.
 
         Args:
             prediction: p(x0 | x_t).
@@ -195,13 +197,13 @@ class MaskedTransitions(Process):
         return u * nats, nats
 
     def timing(self, prediction: Prediction, s: Tensor, t: Tensor) -> Tensor:
-        """KL less u times the cost, float64 [n]: the surprise at when a token is revealed; 0 where all are alike."""
+        """Return the KL of the reveal time, float64 [n]: KL - u times cross-entropy; 0 without a spindle."""
         return torch.zeros_like(self.nats(prediction))
 
     def token_terms(
         self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """`divergence` of every token, each float64 [B, L], nats; 0 at visible ones. Without KL the first is all 0."""
+        """Return `divergence` of every token, each float64 [B, L], 0 at visible ones; no KL if not `with_kl`."""
         masked = xt.eq(self.mask_id) & batch.target_mask
 
         def terms(hidden: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
@@ -218,7 +220,7 @@ class MaskedTransitions(Process):
         return tuple(zeros.masked_scatter(masked, part) for part in found)
 
     def reverse_step(self, logits: Tensor, args: SampleArgs, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of `stepwise.py`, where every token has the same alpha_bar.
+        """Return the distribution of one step of `stepwise.py`, for one alpha_bar of all tokens.
 
         Args:
             logits: [n, V], at masked positions.
@@ -226,7 +228,7 @@ class MaskedTransitions(Process):
             s, t: times, scalars.
 
         Returns:
-            The probability to stay masked, float64 [n], and weights of what is revealed, [n, V].
+            The probability of staying masked, float64 [n], and the weights of the revealed token, [n, V].
         """
         stay = 1 - self.schedule.reveal_probability(s, t, torch.zeros_like(t, dtype=torch.float64))
         return stay.expand(len(logits)), filter_logits(logits + self.sampling_support, args).softmax(-1)

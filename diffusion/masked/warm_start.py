@@ -1,4 +1,4 @@
-"""Warm start: BERT's own masked language modelling, at a mask rate drawn per sentence."""
+"""Warm start: masked language modelling with a mask rate drawn per sentence."""
 
 import torch.nn.functional as F
 from torch import Generator, Tensor
@@ -20,14 +20,14 @@ def masked_lm_loss(
     generator: Generator | None = None,
     share: Share = WHOLE,
 ) -> Loss:
-    """Cross-entropy of tokens masked at a rate drawn per sentence from `rates`: BERT's own task, a warm start.
+    """Return the cross-entropy of tokens masked at a rate drawn per sentence, uniform between the two `rates`.
 
-    Divided by the mean rate, so that a target token weighs one in expectation, as it does in a process's loss.
+    It is divided by the mean rate, so that a target token weighs one in expectation, as in the loss of a process.
     """
     low, high = rates
     u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
     rate = low + (high - low) * u
-    noise = uniform(batch.noised, generator) < rate[:, None]  # never where a token is given
+    noise = uniform(batch.noised, generator) < rate[:, None]  # False at given tokens
     xt, masked = batch.input_ids.masked_fill(noise, process.mask_id), noise & batch.target_mask
 
     def terms(hidden: Tensor, rows: slice) -> tuple[Tensor]:

@@ -1,12 +1,12 @@
-"""The arithmetic of the released DiffusionBERT, kept so that its numbers can be reproduced: `--posterior released`.
+"""The arithmetic of the released DiffusionBERT, to reproduce its numbers: `--posterior released`.
 
-Four differences from the exact process of diffusion_word_freq.py, each a defect with a name:
-1. the posterior mixes the spindle marginals with the spindle-free kernel, so it is not Bayes' posterior;
-2. p_theta is given the true sentence's word frequencies, which no sampler has, so the spindle ELBO is no bound;
-3. the prediction may be [MASK], and sampling filters the posterior instead of the prediction;
-4. the last beta of the cosine and linear schedules is below 1, although alpha_bar(T) is set to 0.
-Source: the released diffusion_word_freq.py (github.com/Hzfinfdu/Diffusion-BERT). Positions that are already visible
-cost exactly 0 here; there they could turn into 0/0.
+It differs from the exact process of diffusion_word_freq.py in four points, each a defect:
+1. The posterior combines the spindle marginals with the spindle-free kernel, so it is not Bayes' posterior.
+2. p_theta uses the word frequencies of the true sentence, which no sampler has. The spindle ELBO is thus not a bound.
+3. The prediction may be [MASK], and sampling filters the posterior instead of the prediction.
+4. The last beta of the cosine and linear schedules is below 1, although alpha_bar(T) is set to 0.
+Source: the released diffusion_word_freq.py (github.com/Hzfinfdu/Diffusion-BERT). The loss of visible positions is
+exactly 0 here; in the released program it can be 0/0.
 """
 
 import math
@@ -25,10 +25,10 @@ EPSILON = 1e-20  # inside the released program's logarithms
 
 
 def released_betas(schedule: str, num_steps: int) -> Tensor:
-    """Probability that the step t -> t + 1 masks a visible token, t in 0..T-1, float32 [T] as the program computes it.
+    """Return the probability that step t -> t + 1 masks a visible token, t in 0..T-1, float32 [T], as released.
 
-    In single precision a beta of cosine is off by up to 0.4 %, which its figures carry. Those of cosine stop at 0.999
-    and those of linear at 0.1, although everything is said to be masked at T.
+    Single precision changes the betas of cosine by up to 0.4 %, and the released figures include this error. The betas
+    end at 0.999 for cosine and at 0.1 for linear, although alpha_bar(T) is set to 0.
     """
     t = torch.arange(num_steps, dtype=torch.float32)
     if schedule == "mutual":
@@ -43,44 +43,44 @@ def released_betas(schedule: str, num_steps: int) -> Tensor:
 
 
 class ReleasedSchedule(SpindleSchedule):
-    """The schedule as released: h unbounded, alpha_bar clipped, and a posterior that is not Bayes'."""
+    """The released schedule: unbounded h, clipped alpha_bar, and a posterior other than Bayes'."""
 
     def __init__(self, args: WordFreqArgs, token_counts: Tensor) -> None:
-        """Make the released tables; arguments as for the exact schedule."""
+        """Make the released tables; for the arguments see SpindleSchedule."""
         super().__init__(args, token_counts)
         stays = 1 - released_betas(args.schedule, args.num_steps).double()
         self.unforced = torch.cat([torch.ones(1, dtype=torch.float64), stays]).cumprod(0)
-        """alpha_bar(0..T) as the betas have it, float64 [T + 1]: above 0 at T where the last beta is below 1."""
+        """alpha_bar(0..T) from the betas alone, float64 [T + 1]; above 0 at T if the last beta is below 1."""
         self.base = self.unforced.index_fill(0, torch.tensor([args.num_steps]), 0.0)
 
     def to(self, device: torch.device) -> "ReleasedSchedule":
-        """Move the tables; returns self."""
+        """Move the tables; return self."""
         self.unforced = self.unforced.to(device)
         super().to(device)
         return self
 
     def informativeness_of(self, statistic: Tensor, mean: Tensor) -> Tensor:
-        """h, not held within the bound that makes the process absorbing."""
+        """Return h without the clamp that makes the process absorbing."""
         return self.contrast(statistic, mean)
 
     def alpha_bar(self, t: Tensor, h: Tensor) -> Tensor:
-        """clip(base(t) - lambda sin(pi t/T) h, 0, 0.999) for t > 0, and 1 at t = 0."""
+        """Return clip(base(t) - lambda sin(pi t/T) h, 0, 0.999) for t > 0, and 1 at t = 0."""
         spindle = self.amplitude * torch.sin(math.pi * t / self.num_steps) * h
         return torch.where(t == 0, 1.0, (self.base[t] - spindle).clamp(0, 0.999))
 
     def base_kernel(self, s: Tensor, t: Tensor) -> Tensor:
-        """Probability that a token visible at s is masked at t, by the betas between them alone, of their shape."""
+        """Return the probability that a token visible at s is masked at t, without spindle, shaped like s and t."""
         return 1 - self.unforced[t] / self.unforced[s]
 
     def reveal_probability(self, s: Tensor, t: Tensor, h: Tensor) -> Tensor:
-        """The released q(x_s = x0 | x_t = [MASK], x0); not Bayes' unless lambda = 0."""
+        """Return the released q(x_s = x0 | x_t = [MASK], x0); it is Bayes' posterior only for lambda = 0."""
         keep = self.alpha_bar(s, h)
         visible = self.base_kernel(s, t) * keep
-        return visible / (visible + (1 - keep))  # bracketed: exactly 1 at s = 0
+        return visible / (visible + (1 - keep))  # this order of sums gives exactly 1 at s = 0
 
 
 class ReleasedWordFreqDiffusion(WordFreqDiffusion):
-    """The process as released. Everything it does not override is the exact process."""
+    """The released process, as overrides of the exact one."""
 
     is_bound = False
     schedule: ReleasedSchedule
@@ -89,7 +89,7 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
     def __init__(
         self, args: WordFreqArgs, token_counts: Tensor, vocabulary: Vocabulary, *, fused_loss: bool = False
     ) -> None:
-        """Make the released schedule; arguments as for the exact process."""
+        """Make the released schedule; for the arguments see WordFreqDiffusion."""
         super().__init__(args, token_counts, vocabulary, fused_loss=fused_loss)
         self.samplers, self.thinning = (), None
         self.estimators, self.limit_estimators = ("windows", "stratified"), ()
@@ -100,11 +100,11 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         if math.isinf(args.num_steps):
             raise UserError("num_steps=inf needs the exact process; the released one takes 1 to T steps")
         if args.sampler != "auto":
-            raise UserError(f"sampler={args.sampler} is for the exact process; the released one has its own")
+            raise UserError(f"sampler={args.sampler} needs the exact process; the released one has sampler=auto only")
         self.schedule.windows(int(args.num_steps))
 
     def soft_marginal(self, probs: Tensor, t: Tensor, h: Tensor) -> Tensor:
-        """q(x_t) of a token that is v with probability probs[v], [B, L, V]; everything lost goes to [MASK]."""
+        """Return q(x_t) of a token that is v with probability probs[v], [B, L, V]; the remaining mass is on [MASK]."""
         if int(t.max()) == 0:
             return probs
         noisy = probs * self.schedule.alpha_bar(t[:, None], h)[..., None]
@@ -113,7 +113,7 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         return noisy
 
     def transition(self, xt: Tensor, s: Tensor, t: Tensor, vocab_size: int) -> Tensor:
-        """Likelihood of the observed x_t given each x_s, by the base schedule alone, [B, L, V]."""
+        """Return the likelihood of x_t given each x_s under the base schedule alone, [B, L, V]."""
         kernel = self.schedule.base_kernel(s, t)[:, None, None].expand(*xt.shape, 1)
         stays = torch.nn.functional.one_hot(xt, vocab_size).double()
         from_any = kernel.expand(*xt.shape, vocab_size).clone()
@@ -121,18 +121,18 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         return torch.where(xt.eq(self.mask_id)[..., None], from_any, stays * (1 - kernel))
 
     def reverse_probs(self, probs: Tensor, xt: Tensor, s: Tensor, t: Tensor, h: Tensor) -> Tensor:
-        """p_theta(x_s | x_t) of a prediction `probs`: transition times soft marginal, normalised, [B, L, V]."""
+        """Return p_theta(x_s | x_t), [B, L, V]: transition times soft marginal of `probs`, normalised."""
         joint = self.transition(xt, s, t, probs.shape[-1]) * self.soft_marginal(probs, s, h)
         return joint / joint.sum(-1, keepdim=True)
 
     def token_terms(
         self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """The released KL and cross-entropy of every target token, each [B, L], nats; the latter at visible ones too.
+        """Return the released KL and the cross-entropy of every target token, visible ones included, each [B, L], nats.
 
-        KL of `posterior` against `reverse_probs` with the same h, that of the true sentence, in both. Closed form with
+        The KL is from `posterior` to `reverse_probs`; both use h of the true sentence. It has a closed form, with
         k = keep probability at s, b = base kernel, m = pi([MASK]), a = posterior, Z0 = b k + 1 - k and
-        Z = b k (1 - m) + 1 - k (1 - m):  -a log pi(x0) + (1 - a) log((1 - k) / (1 - k (1 - m))) + log(Z / Z0).
+        Z = b k (1 - m) + 1 - k (1 - m):  KL = -a log pi(x0) + (1 - a) log((1 - k) / (1 - k (1 - m))) + log(Z / Z0).
         """
         target = batch.target_mask
         hidden = denoiser.encode(xt, t, batch.attention_mask)[target]
@@ -151,9 +151,9 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
     def sampling_probs(
         self, logits: Tensor, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, args: SampleArgs
     ) -> Tensor:
-        """The released reverse step as a distribution, [B, L, V]: temperature and top-k on the posterior itself.
+        """Return the released distribution of x_s, [B, L, V]; temperature and top-k act on the posterior.
 
-        h comes from the likeliest sentence, centred over the targets.
+        h is that of the most probable sentence, with its mean over the targets.
         """
         probs = logits.double().softmax(-1)
         guess = probs.argmax(-1)
@@ -171,7 +171,7 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
         generator: Generators,
         on_step: StepCallback | None,
     ) -> Tensor:
-        """Ancestral sampling as released, one forward a step."""
+        """Sample as released: ancestral, with one forward pass per step."""
         xt = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
         for rows in torch.arange(len(xt)).split(rows_at_once or len(xt)):
             width = int(batch.attention_mask[rows].any(0).nonzero().max()) + 1
@@ -187,9 +187,10 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
     def reverse_step(
         self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: int, t: int, args: SampleArgs, u: Tensor
     ) -> Tensor:
-        """x_s drawn from `sampling_probs` by uniform u, less the tokens no text holds, and at s = 0 less [MASK].
+        """Draw x_s from `sampling_probs` by uniform u.
 
-        The released program bars nothing: it may print [CLS], or leave a [MASK].
+        Tokens that never occur in text are excluded, and [MASK] too at s = 0.
+        The released program excludes no token: its samples may contain [CLS] or [MASK].
         """
         masked = xt.eq(self.mask_id) & batch.target_mask
         if not masked.any():
@@ -201,16 +202,16 @@ class ReleasedWordFreqDiffusion(WordFreqDiffusion):
             barred[self.mask_id] = 0
         logits = logits.float() + barred
         probs = self.sampling_probs(logits, batch, xt, s, t, args)
-        probs = probs.masked_fill(logits == -math.inf, 0)  # again: a high temperature lifts even EPSILON
+        probs = probs.masked_fill(logits == -math.inf, 0)  # at a high temperature EPSILON alone would give them mass
         return xt.masked_scatter(masked, sample_categorical(probs[masked], u[masked]))
 
 
 class ReleasedConditionalDiffusion(ReleasedWordFreqDiffusion):
-    """The released program for pairs: its own file there, though one term is all that differs."""
+    """The released process for pairs; it differs from the one for text in the last term of the loss."""
 
     def token_terms(
         self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
     ) -> tuple[Tensor, Tensor]:
-        """As for text, but the step that ends at s = 0 is charged plain cross-entropy, at visible targets too."""
+        """Return the terms for text, with plain cross-entropy at s = 0, at visible targets too, in place of the KL."""
         kl, cross_entropy = super().token_terms(denoiser, batch, xt, s, t, with_kl=with_kl)
         return torch.where(s[:, None] == 0, cross_entropy, kl), cross_entropy

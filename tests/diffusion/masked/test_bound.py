@@ -1,4 +1,4 @@
-"""Every estimator has the enumerated bound for its mean; the sets it draws follow the law that it divides by."""
+"""bound.py: the mean of every estimator is the enumerated bound, and sets follow their stated distribution."""
 
 import math
 
@@ -35,7 +35,7 @@ def serves(name: str, spindle: str) -> bool:
 
 
 def cases(*spindles: str) -> list[tuple[str, str]]:
-    """Every estimator with every spindle it is for."""
+    """Return every estimator with every spindle that it applies to."""
     return [(name, spindle) for name in ESTIMATORS for spindle in spindles if serves(name, spindle)]
 
 
@@ -53,7 +53,7 @@ SETTINGS = [
 )
 @pytest.mark.slow
 def test_the_mean_is_the_enumerated_bound(name: str, spindle: str, schedule: str, num_steps: int, windows: int) -> None:
-    """20,000 sentences, each with draws of its own: their mean, and the share of the step that ends at 0 within it."""
+    """Mean of 20,000 independent estimates, and of their reconstruction terms."""
     process, denoiser = make(num_steps, spindle, schedule=schedule), TableDenoiser(V)
     batch = text_batch(X0.expand(20_000, -1))
     bound = process.bound(denoiser, batch, windows, ESTIMATORS[name])
@@ -63,14 +63,14 @@ def test_the_mean_is_the_enumerated_bound(name: str, spindle: str, schedule: str
 
 
 class Reader(TableDenoiser):
-    """Guesses some tokens well and others badly, all of them better the more it sees: as networks do."""
+    """Denoiser that predicts some tokens better than others, and all better with more visible tokens."""
 
     def __init__(self, x0: Tensor) -> None:
         super().__init__(V)
         self.right = torch.nn.functional.one_hot(x0, V).double()
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """A logit for the true token that depends on its place and on how many others stand."""
+        """Return a logit of the true token that depends on its position and on the number of visible tokens."""
         seen = xt.ne(MASK).double().mean(1)[:, None, None]
         talent = torch.linspace(-1, 4, xt.shape[1], dtype=torch.float64)[:, None]
         return self.right * (talent + 2 * seen)
@@ -101,7 +101,7 @@ def test_a_network_that_agrees_with_itself_is_estimated_without_error() -> None:
         law = law.index_fill(1, torch.tensor([MASK]), 0).index_fill(2, torch.tensor([MASK]), 0)
 
         def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-            """The logits are log p(x_i given what stands)."""
+            """Return the logits log p(x_i | visible tokens)."""
             rows = []
             for row in xt.tolist():
                 index = tuple(slice(None) if token == MASK else slice(token, token + 1) for token in row)
@@ -113,7 +113,7 @@ def test_a_network_that_agrees_with_itself_is_estimated_without_error() -> None:
     process, args = make(10**6, "none"), BoundArgs(estimator="trajectory")
     bound = process.nll_bound(Joint(V), text_batch(X0.expand(200, -1)), 1000, args)
     expected = -(Joint.law[tuple(X0)] / Joint.law.sum()).log().item()
-    assert (abs(bound - expected) < 1e-9).double().mean() > 0.97  # but where two tokens share a window
+    assert (abs(bound - expected) < 1e-9).double().mean() > 0.97  # except where two tokens share a window
 
 
 def test_a_trajectory_takes_a_forward_for_every_window_that_reveals() -> None:
@@ -205,7 +205,9 @@ def test_balanced_sets_are_uniform_each_and_even_together() -> None:
         counts = torch.bincount((masked[:, e].long() * 2 ** torch.arange(5)).sum(-1))
         counts = counts[counts > 0]
         assert len(counts) == math.comb(4, int(size[0, e])) and chisquare(counts.numpy()).pvalue > 1e-3
-    assert masked[:, :4].sum(1)[:, [0, 1, 3, 4]].min() >= 1  # 6 places, 4 tokens: none is left out
+    assert (
+        masked[:, :4].sum(1)[:, [0, 1, 3, 4]].min() >= 1
+    )  # 6 masked positions in all, 4 tokens: every token is covered
 
 
 @pytest.mark.parametrize("evaluations", [1, 7])

@@ -1,4 +1,4 @@
-"""stepwise.py: each sampler draws from the law it is said to draw from, which is not the process's."""
+"""stepwise.py: samples of confidence and remdm follow their own distributions, which differ from p_theta."""
 
 import itertools
 
@@ -18,7 +18,7 @@ N = 20_000
 
 
 def remasking_law(denoiser: TableDenoiser, length: int, args: SampleArgs) -> torch.Tensor:
-    """Of every sentence, by propagating all states through the remasking kernel, multiplied out."""
+    """Return the probability of every sentence, by propagating all states through the remasking kernel."""
     process = mdlm()
     law = {(MASK,) * length: 1.0}
     for t, s in process.schedule.windows(int(args.num_steps)):
@@ -64,11 +64,11 @@ def test_as_many_are_masked_at_every_time_as_without_remasking(eta: float) -> No
     again, reveal = remask_rates(at_s, at_t, eta)
     torch.testing.assert_close((1 - at_t) * (1 - reveal) + at_t * again, 1 - at_s)
     assert again.min() >= 0 and again.max() <= eta and reveal.min() >= 0 and reveal.max() <= 1
-    assert again[-1] == 0 and reveal[-1] == 1  # nothing is left masked
+    assert again[-1] == 0 and reveal[-1] == 1  # no token stays masked
 
 
 def test_remasking_of_a_word_by_itself_changes_no_law() -> None:
-    """One token sees nothing but [MASK], so that drawing it again is drawing it once."""
+    """A sentence of one token: drawing it again leaves its distribution unchanged."""
     args = SampleArgs(num_steps=5, sampler="remdm", remask_eta=0.5)
     batch = text_batch(torch.zeros(N, 1, dtype=torch.long))
     logits = TableDenoiser(V).encode(torch.tensor([[MASK]]), torch.ones(1), every(torch.zeros(1, 1)))[0, 0].clone()
@@ -77,7 +77,7 @@ def test_remasking_of_a_word_by_itself_changes_no_law() -> None:
 
 
 def surest_first(denoiser: TableDenoiser, length: int, num_steps: int) -> list[int]:
-    """The mode of the surest positions, so many a step."""
+    """Return the modes, revealed in order of confidence and in the scheduled numbers."""
     row = [MASK] * length
     for step in range(1, num_steps + 1):
         xt = torch.tensor([row])
@@ -102,7 +102,7 @@ def test_as_many_are_revealed_as_the_schedule_says(process) -> None:
 
 
 def test_the_surest_are_first() -> None:
-    """Logits so steep that the drawn token is all but certainly the mode, and yet of different steepness."""
+    """The logits are so large that the drawn token is almost surely the mode, at different confidences."""
     denoiser = TableDenoiser(V, scale=9)
     batch = text_batch(torch.zeros(400, 6, dtype=torch.long))
     drawn = mdlm().sample(denoiser, batch, SampleArgs(num_steps=3, sampler="confidence"))

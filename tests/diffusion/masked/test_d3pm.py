@@ -1,4 +1,4 @@
-"""d3pm.py: the recorded losses of the released D3PM, and Bayes' rule multiplied out by hand."""
+"""d3pm.py: recorded losses of the released D3PM, and Bayes' rule by explicit summation."""
 
 import math
 

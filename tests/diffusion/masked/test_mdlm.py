@@ -27,7 +27,7 @@ def subs(cases: list[dict]) -> list[dict]:
 
 
 def process_of(case: dict) -> MdlmDiffusion:
-    """Over the recordings' vocabulary of eight."""
+    """Return the process of a recorded case, with a vocabulary of eight."""
     args = MdlmArgs(
         noise=case.get("noise", "loglinear"),
         num_steps=case.get("T", 0),
@@ -36,7 +36,7 @@ def process_of(case: dict) -> MdlmDiffusion:
     )
     process = MdlmDiffusion(args, Vocabulary(8, MASK8))
     if args.noise == "geometric":
-        process.schedule.noise = geometric(1e-3, 1.0)  # of which the recordings are
+        process.schedule.noise = geometric(1e-3, 1.0)  # the schedule of the recordings
     return process
 
 
@@ -57,7 +57,7 @@ def test_the_loss_of_a_token_is_the_recorded_one(case: dict) -> None:
         torch.testing.assert_close(t, torch.tensor(case["t_used"]).double(), rtol=1e-4, atol=1e-6)
     raw_weight = process.schedule.noise.weight(t) if case["noise"] == "geometric" else process.weight(t)
     found = cross_entropies(process, case, t) * raw_weight[:, None]
-    if case["loss_mean"] == "nan":  # at t = 1/T: 0/0 there, and here the limit
+    if case["loss_mean"] == "nan":  # 0/0 in the released code at t = 1/T; the limit here
         assert found.isfinite().all() and found[0, 0] == pytest.approx(1000 * cross_entropies(process, case, t)[0, 0])
         found, expected = found[1], torch.tensor(case["loss_per_token"][1]).double()
     else:
@@ -75,7 +75,7 @@ def test_the_mask_rate_is_the_recorded_one(case: dict) -> None:
 
 @pytest.mark.parametrize("case", subs(OUTPUTS["cases"]), ids=lambda case: str(case["time_conditioning"]))
 def test_the_prediction_is_the_recorded_one(case: dict) -> None:
-    """[MASK] has probability 0, and visible tokens are not predicted at all."""
+    """[MASK] has probability 0, and visible tokens are not predicted."""
     process, t = process_of({}), torch.tensor(OUTPUTS["inputs"]["t"]).double()
     found = process.predict(Recorded(time_conditioned=case["time_conditioning"]), BATCH, XT, t)
     expected = torch.tensor(case["output"]).double()
@@ -97,7 +97,7 @@ def test_the_prediction_is_the_recorded_one(case: dict) -> None:
     "case", subs(STEPS["cases"]), ids=lambda c: f"{c['algorithm']} {c['noise']} {c['t']} {c['dt']}"
 )
 def test_a_reverse_step_is_the_recorded_one(case: dict) -> None:
-    """ddpm, its cached form and the analytic step: one law but for what the schedule is taken to be.
+    """ddpm, its cached form and the analytic step: one distribution, up to the schedule.
 
     Closed, alpha_bar is 1 - t: the cached form's. The others are compared at the released mask rates.
     """
@@ -115,7 +115,7 @@ def test_a_reverse_step_is_the_recorded_one(case: dict) -> None:
 
 
 class RawSchedule:
-    """A schedule whose ends are left open, as released."""
+    """A schedule without rescaled ends, as released."""
 
     def __init__(self, schedule: object) -> None:
         self.closed, self.sigma = schedule.alpha_bar, schedule.sigma
@@ -123,7 +123,7 @@ class RawSchedule:
 
 @pytest.mark.parametrize("settings", [{}, {"noise": "cosine"}, {"noise": "geometric"}, {"noise": "linear"}])
 def test_the_mean_of_the_loss_is_the_bound_in_continuous_time(settings: dict) -> None:
-    """For every schedule, since the bound knows of none."""
+    """The bound is the same for every schedule."""
     process, x0 = mdlm(sampling_eps=1e-6, **settings), torch.tensor([0, 2, 1])
     losses = torch.stack(
         [process.loss(TableDenoiser(V), text_batch(x0.expand(4000, -1))).total / 4000 for _ in range(20)]
@@ -134,7 +134,7 @@ def test_the_mean_of_the_loss_is_the_bound_in_continuous_time(settings: dict) ->
 
 @pytest.mark.parametrize("settings", [{"importance_sampling": True}, {"change_of_variables": True}])
 def test_importance_sampling_has_the_same_mean(settings: dict) -> None:
-    """But for the mask rates below 0.001, which are never drawn, and the 0.014 % of the released constant."""
+    """Except for mask rates below 0.001, which are never drawn, and the 0.014 % of the released constant."""
     process, x0 = mdlm(**settings), torch.tensor([0, 2, 1])
     losses = torch.stack(
         [process.loss(TableDenoiser(V), text_batch(x0.expand(4000, -1))).total / 4000 for _ in range(20)]
@@ -155,7 +155,7 @@ def test_discrete_time_trains_on_the_bound_of_so_many_steps() -> None:
 
 
 class Fixed:
-    """The logits of the released program's small example, whatever is seen."""
+    """Denoiser with the constant logits of the released program's small example."""
 
     time_conditioned = False
     logits = torch.tensor(
@@ -174,7 +174,7 @@ def test_the_mean_over_padded_rows_is_the_recorded_one() -> None:
     process = MdlmDiffusion(MdlmArgs(), Vocabulary(6, 5))
     everything, text = torch.ones(1, 4, dtype=torch.bool), torch.tensor([[True, True, True, False]])
     half = torch.tensor([0.5], dtype=torch.float64)
-    xt = torch.tensor([[5, 0, 5, 5]])  # the [PAD] is noised, too
+    xt = torch.tensor([[5, 0, 5, 5]])  # the [PAD] is noised too
     for targets, divisor, recorded_mean in ((everything, 4, None), (text, 3, 2.219236)):
         batch = Batch(torch.tensor([[1, 0, 3, 4]]), everything, targets, everything)
         nats = process.token_terms(Fixed(), batch, xt, half, half, with_kl=False)[1] * process.weight(half)
@@ -212,14 +212,14 @@ def test_what_the_network_is_told() -> None:
     told = mdlm(change_of_variables=True).time_input(
         mdlm(change_of_variables=True).draw_time(torch.tensor([0.0, 0.5, 0.999]))
     )
-    torch.testing.assert_close(told, torch.tensor([0.001, 0.5005, 0.999]), rtol=1e-3, atol=1e-4)  # the number drawn
+    torch.testing.assert_close(told, torch.tensor([0.001, 0.5005, 0.999]), rtol=1e-3, atol=1e-4)  # the drawn u
     assert geometric().sigma(torch.tensor(1.0)).item() == pytest.approx(20)
 
 
 def test_settings_that_contradict_each_other_are_refused() -> None:
     for settings, message in (
-        ({"importance_sampling": True, "change_of_variables": True}, "two ways to do the same"),
-        ({"importance_sampling": True, "num_steps": 8}, "is for continuous time"),
+        ({"importance_sampling": True, "change_of_variables": True}, "exclude each other"),
+        ({"importance_sampling": True, "num_steps": 8}, "needs continuous time"),
         ({"sampling_eps": 0.0}, "sampling_eps=0.0 must lie in"),
         ({"num_steps": -1}, "num_steps=-1 must lie in 0..1000000"),
         ({"noise": "pink"}, "noise='pink' must be one of loglinear, cosine"),

@@ -30,7 +30,7 @@ def test_sigma_its_rate_and_the_weight_are_the_recorded_ones(name: str) -> None:
     ):
         expected = torch.tensor([math.nan if value == "nan" else float(value) for value in case[key]]).double()
         small = (t < 1e-4) & (key == "move_chance")  # float32's 1 - exp(-sigma) has two digits there,
-        known = expected.isfinite() & ~small & ~((t < 0.1) & (key[0] == "w"))  # and no more has what is divided by it
+        known = expected.isfinite() & ~small & ~((t < 0.1) & (key[0] == "w"))  # and so has every quotient by it
         torch.testing.assert_close(found[known], expected[known], rtol=5e-4, atol=atol)
         torch.testing.assert_close(found[small], expected[small], rtol=2e-2, atol=2e-6)
     assert name in NOISE["cases"]

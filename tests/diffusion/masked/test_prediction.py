@@ -1,4 +1,4 @@
-"""prediction.py: its sums and its gradient are those of the formulas, multiplied out over [B, L, V]."""
+"""prediction.py: sums and gradient equal the formulas, evaluated over [B, L, V]."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.toy_process import MASK, make, steps
 
 
 class Learner(nn.Module):
-    """Logits that can be learnt, one for every position and token."""
+    """Denoiser with one learned logit for every position and token."""
 
     time_conditioned = False
 
@@ -20,16 +20,16 @@ class Learner(nn.Module):
         self.logits = nn.Parameter(3 * torch.randn(*shape, V, dtype=dtype))
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """As they stand."""
+        """Return the logits."""
         return self.logits
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """The identity, as a tensor that may be changed."""
+        """Return a copy, which may be changed in place."""
         return hidden.clone()
 
 
 def case(dtype: torch.dtype) -> tuple[Learner, Batch, Tensor]:
-    """Four sentences with a given token, some padding, and some targets masked; in one sentence none, in one all."""
+    """Return four sentences with a given token and padding; some, none or all targets are masked."""
     x0 = torch.tensor([[0, 1, 2, 4, 4, 0], [2, 2, 0, 0, 1, 4], [4, 0, 1, 1, 0, 0], [0, 0, 2, 1, 4, 4]])
     on = torch.arange(6) < torch.tensor([6, 6, 4, 5])[:, None]
     targets = on & (torch.arange(6) > 0)

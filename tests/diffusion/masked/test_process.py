@@ -1,4 +1,4 @@
-"""What holds for every masked process: the posterior is Bayes', the bound is one, samples follow the enumerated law."""
+"""Properties of every masked process: the bound is valid, and samples follow the enumerated distribution."""
 
 import math
 
@@ -20,7 +20,7 @@ NEVER = torch.zeros((), dtype=torch.float64)
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_bound_is_one(name: str, timed: bool) -> None:
-    """Of all sentences exp(-bound) sums to at most one: what bounds every -log p of one law from above does so."""
+    """The sum of exp(-bound) over all sentences is at most one, as for any upper bound on -log p."""
     process, denoiser = PROCESSES[name](), (Timed if timed else TableDenoiser)(V)
     for number in (1, 4, 12):
         bounds = [exact_bound(process, denoiser, x0, number) for x0 in all_sentences(TOKENS, 2)]
@@ -49,7 +49,7 @@ LIMITS = [BoundArgs("masked-count", evaluations=2), BoundArgs("masked-count", ev
 
 @pytest.mark.parametrize("name", ["word_freq", "mdlm", "mdlm, cosine", "mdlm, geometric"])
 def test_in_the_limit_all_estimators_have_one_mean_whatever_the_schedule(name: str) -> None:
-    """And it is that of ever finer windows."""
+    """The common mean is the limit of ever finer windows."""
     process, denoiser = PROCESSES[name](), TableDenoiser(V)
     expected = limit_bound(process, denoiser, X0)
     for args in LIMITS:
@@ -61,7 +61,7 @@ def test_in_the_limit_all_estimators_have_one_mean_whatever_the_schedule(name: s
 
 
 def integral(process: MaskedProcess, denoiser: TableDenoiser, x0: torch.Tensor) -> float:
-    """The bound in continuous time of a network that is told it, by Gauss-Legendre over mask rates."""
+    """Return the bound in continuous time for a network with time input, by Gauss-Legendre over mask rates."""
     from numpy.polynomial.legendre import leggauss
 
     total, length = 0.0, len(x0)
@@ -80,16 +80,16 @@ def integral(process: MaskedProcess, denoiser: TableDenoiser, x0: torch.Tensor) 
 def test_in_the_limit_a_network_is_told_the_time_of_what_it_is_shown(name: str) -> None:
     process = {**PROCESSES, "sedd": sedd}[name]()
     expected = integral(process, Timed(V), X0)
-    assert abs(expected - limit_bound(process, TableDenoiser(V), X0)) > 0.05  # the time makes a difference
+    assert abs(expected - limit_bound(process, TableDenoiser(V), X0)) > 0.05  # the time input changes the bound
     for evaluations in (1, 4):
         args = BoundArgs("masked-count", evaluations=evaluations)
         draws = process.nll_bound(Timed(V), text_batch(X0.expand(20_000, -1)), math.inf, args)
         assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
-    assert draws.max() < 40  # sets by their size weigh at most as much as there are tokens
+    assert draws.max() < 40  # the weight of a set is at most the number of tokens
 
 
 def test_diffusionbert_without_spindle_is_mdlm() -> None:
-    """The same weights, the same windows, the same bound; and in the limit of both."""
+    """Both have the same bound at equal windows and in the limit."""
     denoiser, finest = TableDenoiser(V), make(4096, "none")
     for number in (1, 5, 64):
         one, other = (exact_bound(process, denoiser, X0, number) for process in (finest, mdlm()))
@@ -134,7 +134,7 @@ def test_samples_follow_the_enumerated_law(name: str, sampler: str, windows: int
 
 @pytest.mark.slow
 def test_infinitely_many_steps_take_one_order_after_another() -> None:
-    """First hitting: MDLM's law in the limit is that of drawing tokens one by one in a random order."""
+    """First hitting: in the limit, MDLM draws tokens one by one in random order."""
     args = SampleArgs(num_steps=math.inf)
     batch = text_batch(torch.zeros(N, 3, dtype=torch.long))
     drawn = mdlm().sample(TableDenoiser(V), batch, args, rows_at_once=AT_ONCE)
@@ -168,8 +168,8 @@ def test_what_cannot_be_is_refused() -> None:
         with pytest.raises(UserError, match=message):
             process.sample(denoiser, batch, args)
     for process, steps, args, message in (
-        (make(8, "paper"), math.inf, LIMITS[0], "the bound of this process is one of whole steps"),
-        (d3pm(), math.inf, LIMITS[1], "the bound of this process is one of whole steps"),
+        (make(8, "paper"), math.inf, LIMITS[0], "the bound of this process needs whole steps"),
+        (d3pm(), math.inf, LIMITS[1], "the bound of this process needs whole steps"),
         (
             mdlm(),
             math.inf,
@@ -177,7 +177,7 @@ def test_what_cannot_be_is_refused() -> None:
             "estimator=stratified does not suit this process; with num_steps=inf it has masked-count",
         ),
         (mdlm(), math.inf, BoundArgs("windows"), "estimator=windows does not suit this process"),
-        (sedd(), 8, LIMITS[1], "the bound of process=sedd is that of continuous time"),
+        (sedd(), 8, LIMITS[1], "the bound of process=sedd is in continuous time"),
         (
             d3pm(),
             8,

@@ -1,4 +1,4 @@
-"""Row clocks draw from p_theta, exactly, whatever is asked of them, and call the network no oftener than they say."""
+"""row_clocks.py: samples follow p_theta exactly, and the number of forward passes is as stated."""
 
 import math
 from functools import partial
@@ -22,17 +22,17 @@ HARD = {"temperature": 0.7, "top_k": 3}
 
 
 class TimedDenoiser(TableDenoiser):
-    """One whose predictions depend on the time."""
+    """Denoiser whose predictions depend on the time input."""
 
     time_conditioned = True
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """Another scramble at every t."""
+        """Return logits that differ at every t."""
         return super().encode(xt, t, attention_mask) + torch.sin(t[:, None, None] * 1.7 + torch.arange(V))
 
 
 class Counting(TableDenoiser):
-    """Counts what is asked of it."""
+    """Denoiser that counts encoded rows and decoded positions."""
 
     def __init__(self, vocab_size: int = V) -> None:
         super().__init__(vocab_size)
@@ -40,18 +40,18 @@ class Counting(TableDenoiser):
         self.decoded = 0
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """Notes the number of rows."""
+        """Count the rows."""
         self.rows.append(len(xt))
         return super().encode(xt, t, attention_mask)
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """Notes the number of positions."""
+        """Count the positions."""
         self.decoded += len(hidden)
         return hidden
 
 
 def law_of(process: WordFreqDiffusion, denoiser: TableDenoiser, batch: Batch, args: SampleArgs) -> Tensor:
-    """Probability of every value of a one-row batch's targets after the last step, by propagating all of them."""
+    """Return the probability of every value of a one-row batch's targets, by propagating all states."""
     targets = batch.target_mask[0].nonzero()[:, 0]
     values = all_sentences(list(range(V)), len(targets))
     many = batch.rows(torch.zeros(len(values), dtype=torch.long))
@@ -70,11 +70,11 @@ def law_of(process: WordFreqDiffusion, denoiser: TableDenoiser, batch: Batch, ar
 
 
 def agrees(drawn: Tensor, batch: Batch, law: Tensor) -> bool:
-    """Chi-square of N rows against a law over the values of their targets."""
+    """Test N rows against a distribution over the values of their targets, by chi-square."""
     assert torch.equal(drawn[~batch.target_mask], batch.input_ids[~batch.target_mask])
     values = drawn[batch.target_mask].view(len(drawn), -1)
-    place = V ** torch.arange(values.shape[1] - 1, -1, -1)
-    counts = torch.bincount((values * place).sum(1), minlength=len(law)).double()
+    digit = V ** torch.arange(values.shape[1] - 1, -1, -1)
+    counts = torch.bincount((values * digit).sum(1), minlength=len(law)).double()
     possible = law > 1e-9
     assert counts[~possible].sum() == 0 and law[possible].sum().item() == pytest.approx(1)
     expected = law[possible] / law[possible].sum() * len(drawn)
@@ -82,7 +82,7 @@ def agrees(drawn: Tensor, batch: Batch, law: Tensor) -> bool:
 
 
 def conditioned(n: int) -> Batch:
-    """Rows of three targets around a given token, with a token of padding."""
+    """Return n rows of three targets around a given token, with one token of padding."""
     given = torch.tensor([[0, 2, 0, 0, 4]]).expand(n, -1)
     attended = torch.tensor([[True, True, True, True, False]]).expand(n, -1)
     return Batch(given, attended, torch.tensor([[True, False, True, True, False]]).expand(n, -1))
@@ -120,7 +120,7 @@ def test_the_joint_law_is_that_of_ancestral_sampling(
 @pytest.mark.parametrize("data", BATCHES)
 @pytest.mark.slow
 def test_infinitely_many_steps_are_the_limit_of_finer_ones(spindle: str, data: str) -> None:
-    """The law at n windows is that of the limit + O(1/n): extrapolated from 512 and 1024, exact to six digits."""
+    """At n windows the distribution is the limit + O(1/n); extrapolation from 512 and 1024 gives six digits."""
 
     def law(n: int) -> Tensor:
         return law_of(make(n, spindle), TableDenoiser(V), BATCHES[data](1), SampleArgs(num_steps=n, **HARD))
@@ -169,13 +169,13 @@ def test_without_spindle_a_moment_is_a_window_with_the_probability_of_its_share_
 
 
 def test_after_a_rejection_the_largest_hazard_goes_on_where_it_was() -> None:
-    """From window 3 on, the next moment follows the largest hazards, and never lies before."""
+    """After window 3, the next proposal follows the maximum hazard and is always later."""
     clock = WindowClock(make(16), 8)
     following = clock.next(
         torch.full((N,), 3.0, dtype=torch.float64), row_clocks.exponential(torch.rand(N, dtype=torch.float64))
     )
-    survives = torch.cat([torch.ones(1), (1 - clock.largest[3:]).cumprod(0)])
-    law = survives[:-1] * clock.largest[3:]
+    survives = torch.cat([torch.ones(1), (1 - clock.max_reveal[3:]).cumprod(0)])
+    law = survives[:-1] * clock.max_reveal[3:]
     assert following.min() == 4
     assert chisquare(torch.bincount(following.long() - 4, minlength=5).numpy(), (law * N).numpy()).pvalue > 1e-3
 
@@ -204,12 +204,12 @@ def test_the_reveal_rate_is_the_limit_of_the_reveal_probability(spindle: str) ->
 def test_a_timed_network_hears_the_step_of_its_window() -> None:
     process = make(12, "none", schedule="cosine")
     assert WindowClock(process, 4).time(torch.tensor([1.0, 2.0, 4.0])).tolist() == [12, 9, 3]
-    for t in range(1, 13):  # the continuous clock: the step whose end the level has not reached
+    for t in range(1, 13):  # the continuous clock returns the step in which the level lies
         level = (process.schedule.base[t] + process.schedule.base[t - 1]) / 2
         assert ContinuousClock(process).time(-torch.log1p(-level)[None]).tolist() == [t]
 
 
-# ---- what it costs ---------------------------------------------------------------------------------------------------
+# ---- cost ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_the_batch_stays_full_until_no_row_waits() -> None:
         denoiser, text_batch(torch.zeros(40, 6, dtype=torch.long)), SampleArgs(num_steps=32), rows_at_once=8
     )
     assert max(denoiser.rows) == 8 and denoiser.rows == sorted(denoiser.rows, reverse=True)
-    assert sum(denoiser.rows) <= 40 * 6  # a forward for every token at most
+    assert sum(denoiser.rows) <= 40 * 6  # at most one forward pass per token
     assert 8 * denoiser.rows.count(8) >= 0.7 * sum(denoiser.rows)
 
 

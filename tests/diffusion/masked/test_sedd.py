@@ -1,4 +1,4 @@
-"""sedd.py: the recorded score entropies and analytic steps of the released SEDD; normalised, it is MDLM."""
+"""sedd.py: the recorded score entropies and analytic steps of the released SEDD; with normalised scores it is MDLM."""
 
 import math
 
@@ -23,7 +23,7 @@ def of_sedd(cases: list[dict]) -> list[dict]:
 def process_of(case: dict) -> SeddDiffusion:
     process = SeddDiffusion(SeddArgs(noise=case.get("noise", "loglinear")), Vocabulary(8, MASK8))
     if case.get("noise") == "geometric":
-        process.schedule.noise = geometric(1e-3, 1.0)  # of which the recordings are
+        process.schedule.noise = geometric(1e-3, 1.0)  # the schedule of the recordings
     return process
 
 
@@ -45,14 +45,14 @@ def test_the_log_score_is_the_recorded_one() -> None:
     expected = torch.tensor(case["output"]).double()[masked]
     tokens = [v for v in range(8) if v != MASK8]
     torch.testing.assert_close(found[:, tokens], expected[:, tokens], rtol=1e-4, atol=1e-5)
-    assert (expected[:, MASK8] == 0).all()  # the score of where one is
+    assert (expected[:, MASK8] == 0).all()  # the score of the current state
 
 
 @pytest.mark.parametrize(
     "case", of_sedd(STEPS["cases"]), ids=lambda c: f"{c['algorithm']} {c['noise']} {c['t']} {c['dt']}"
 )
 def test_an_analytic_step_is_the_recorded_one(case: dict) -> None:
-    """At the released mask rates; what the released table has below 0 is scaled away here."""
+    """At the released mask rates; entries below 0 in the released table are normalised away here."""
     process, t = process_of(case), torch.tensor(case["t"], dtype=torch.float64)
     process.schedule.noise = RawSchedule(process.schedule.noise)
     masked = XT.eq(MASK8)
@@ -70,7 +70,7 @@ def test_an_analytic_step_is_the_recorded_one(case: dict) -> None:
 
 
 class Normalised(TableDenoiser):
-    """Its scores add up as true ones do: q is a distribution over what is not [MASK]."""
+    """Denoiser with normalised scores: q is a distribution over the tokens other than [MASK]."""
 
     def encode(self, xt, t, attention_mask):
         logits = super().encode(xt, t, attention_mask)

@@ -1,6 +1,6 @@
-"""stepwise.py: step by step, what is given stays, rows are their own, and nothing is asked twice in vain.
+"""stepwise.py: given tokens stay, rows are independent, and cached hidden states save forward passes.
 
-That samples follow the law is shown for every process in test_masked_process.py.
+test_process.py compares the samples of every process with the enumerated distribution.
 """
 
 import pytest
@@ -35,30 +35,30 @@ def test_given_tokens_stay_and_rows_do_not_depend_on_their_neighbours(sampler: s
 
 
 def test_a_cached_sampler_asks_again_only_of_rows_that_changed() -> None:
-    asked = []
+    encoded = []
 
     class Counting(TableDenoiser):
         def encode(self, xt: torch.Tensor, t: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            asked.append(len(xt))
+            encoded.append(len(xt))
             return super().encode(xt, t, attention_mask)
 
     batch = text_batch(torch.zeros(20, 6, dtype=torch.long))
     for sampler, most in (("ancestral", 20 * 1000), ("cached", 20 * 6)):
-        asked.clear()
+        encoded.clear()
         mdlm().sample(Counting(V), batch, SampleArgs(num_steps=1000, sampler=sampler))
-        assert sum(asked) <= most and (sampler == "cached" or sum(asked) > 20 * 500)
+        assert sum(encoded) <= most and (sampler == "cached" or sum(encoded) > 20 * 500)
 
 
 def test_what_a_process_leaves_masked_is_drawn_at_the_end() -> None:
-    """A network that believes in [MASK] leaves it where it is, to the last step."""
+    """A network that predicts [MASK] keeps tokens masked to the last step."""
 
-    class Believer(TableDenoiser):
+    class PredictsMask(TableDenoiser):
         def encode(self, xt: torch.Tensor, t: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             return super().encode(xt, t, attention_mask) + 20 * torch.eye(V)[MASK]
 
     states: list[int] = []
     drawn = d3pm(num_steps=8).sample(
-        Believer(V),
+        PredictsMask(V),
         text_batch(torch.zeros(50, 4, dtype=torch.long)),
         SampleArgs(num_steps=8, sampler="ancestral"),
         on_step=lambda _, xt: states.append(int(xt.eq(MASK).sum())),

@@ -1,4 +1,4 @@
-"""transitions.py: marginals, posteriors and corruption of every masked process; padding costs nothing."""
+"""transitions.py: marginals, posteriors and corruption of every masked process; padding has no cost."""
 
 import math
 
@@ -32,7 +32,7 @@ def test_alpha_bar_falls_from_1_to_0_and_windows_lead_there(name: str) -> None:
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_the_posterior_composes(name: str) -> None:
-    """Staying masked over two windows is staying over the first and over the second."""
+    """The probability of staying masked over two windows is the product over both."""
     process = PROCESSES[name]()
     (t, s), (_, r) = process.schedule.windows(12)[3], process.schedule.windows(12)[4]
     stay = [1 - process.schedule.reveal_probability(*pair, NEVER) for pair in ((s, t), (r, s), (r, t))]

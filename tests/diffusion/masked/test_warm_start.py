@@ -1,4 +1,4 @@
-"""warm_start.py: masked language modelling at drawn mask rates, a token weighing one in expectation."""
+"""warm_start.py: masked language modelling at drawn mask rates; a token weighs one in expectation."""
 
 import math
 

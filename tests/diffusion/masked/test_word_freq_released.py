@@ -86,9 +86,9 @@ def test_schedule_state_and_betas(name: str) -> None:
     close(process.schedule.base[case["index"]], case["alpha_bar"], 1e-6, 1e-9)
     close(released_betas(case["kind"], case["T"])[case["beta_index"]], case["beta"], 1e-6, 0)
     index = torch.tensor(case["beta_index"])
-    close(process.schedule.base_kernel(index, index + 1), case["beta"], 1e-6, 0)  # the last one, too: it is below 1
+    close(process.schedule.base_kernel(index, index + 1), case["beta"], 1e-6, 0)  # the last one is below 1
     exact = base_alpha_bar(case["kind"], case["T"])
-    close(exact[case["index"]], case["alpha_bar"], 5e-5, 1e-6)  # the same but for the program's single precision
+    close(exact[case["index"]], case["alpha_bar"], 5e-5, 1e-6)  # equal up to the program's single precision
 
 
 @pytest.mark.parametrize("name", STATE["cases"])
@@ -139,7 +139,7 @@ def test_posterior(case: dict) -> None:
     visible = ~xt.eq(MASK) & TARGET
     recorded = torch.tensor(case["posterior_onehot_x0_at_x0"])
     close(process.posterior(X0, s, t, TARGET)[masked], recorded[masked].tolist(), 1e-6, 2e-7)
-    assert (recorded[visible] == 1).all()  # and ours never asks
+    assert (recorded[visible] == 1).all()  # not evaluated by this code
     transition = process.transition(xt, s, t, V).gather(-1, X0[..., None]).squeeze(-1)
     close(transition[TARGET], torch.tensor(case["transition_at_x0"])[TARGET].tolist(), 1e-5, 1e-7)
     probs = Toy("A", case["T"]).encode(xt, t, TARGET).softmax(-1)
@@ -155,7 +155,7 @@ def test_training_loss(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     s, t, xt = rows(case["t"]), rows(case["t"] + case["step_size"]), torch.tensor(case["x_t_plus_step"])
     kl, cross_entropy = process.token_terms(toy, BATCH, xt, s, t)
     hybrid = KL["inputs"]["hybrid_lambda"] * cross_entropy.sum()
-    close(kl.sum(), case["base_loss"], 1e-4, 1e-7)  # 1 - p of a p near 1, in single precision: no more is recorded
+    close(kl.sum(), case["base_loss"], 1e-4, 1e-7)  # recorded in single precision, with 1 - p for p near 1
     close(hybrid, case["hybrid_loss"], 1e-6, 1e-7)
     close(kl.sum() + hybrid, case["loss"], 1e-4, 1e-7)
     close(kl[TARGET], torch.tensor(case["kl_per_token"])[TARGET].tolist(), 1e-4, 1e-6)
@@ -201,7 +201,7 @@ def test_sampling_step(case: dict) -> None:
 
 
 class ConditionalToy:
-    """The network of the recorded conditional case."""
+    """Denoiser of the recorded conditional case."""
 
     time_conditioned = True
 
@@ -222,7 +222,7 @@ CONDITIONAL_TARGET = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
     ("s", "loss", "base"), [(0, 16.6441612, 16.6391697), (3, 2.2806630, 2.2757957)], ids=["last step", "step 3"]
 )
 def test_conditional_training_loss(s: int, loss: float, base: float) -> None:
-    """lambda 0, hybrid 3e-4: the recorded loss counts target positions only, whatever stands in the source."""
+    """lambda 0, hybrid 3e-4: the recorded loss counts target positions only, for any source."""
     args = WordFreqArgs(8, spindle="released", word_freq_lambda=0.0, posterior="released", hybrid_lambda=3e-4)
     process = ReleasedConditionalDiffusion(args, torch.tensor([0, 10, 0, 500, 0, 7, 99, 3]), Vocabulary(8, 4))
     x0 = torch.tensor([[1, 3, 5, 6, 7], [2, 6, 6, 1, 3]])
@@ -234,14 +234,14 @@ def test_conditional_training_loss(s: int, loss: float, base: float) -> None:
 
 
 def test_the_last_conditional_step_follows_the_prediction_but_leaves_decided_tokens_alone() -> None:
-    """The released one draws every target from the prediction, those that stand already too; ours the masked ones."""
+    """The released program redraws every target from the prediction; here only masked targets are drawn."""
     args = WordFreqArgs(8, spindle="released", word_freq_lambda=0.0, posterior="released")
     process = ReleasedConditionalDiffusion(args, torch.tensor([0, 10, 0, 500, 0, 7, 99, 3]), Vocabulary(8, 4))
     batch = Batch(CONDITIONAL_XT, torch.ones_like(CONDITIONAL_TARGET), CONDITIONAL_TARGET)
     logits = ConditionalToy().encode(CONDITIONAL_XT, rows(2), batch.attention_mask)
     probs = process.sampling_probs(logits, batch, CONDITIONAL_XT, rows(0), rows(2), SampleArgs())
     masked = CONDITIONAL_XT.eq(4) & CONDITIONAL_TARGET
-    words = torch.tensor([0, 1, 2, 3, 5, 6, 7])  # without [MASK], which nothing may become at the end
+    words = torch.tensor([0, 1, 2, 3, 5, 6, 7])  # without [MASK], which is excluded at the end
     ours, prediction = (p[masked][:, words] for p in (probs, logits.softmax(-1)))
     close(ours / ours.sum(-1, keepdim=True), (prediction / prediction.sum(-1, keepdim=True)).tolist(), 1e-6, 1e-9)
     for seed in range(20):
@@ -258,7 +258,7 @@ def test_a_visible_token_costs_zero_where_the_released_program_returns_nan() -> 
 
 
 def test_sum_of_weights_shows_why_the_released_elbo_is_no_bound() -> None:
-    """sum_t (1 - alpha_bar(t)) u must be 1; the released posterior gives rare tokens less and common ones more."""
+    """sum_t (1 - alpha_bar(t)) u must be 1; the released posterior gives rare tokens less and common tokens more."""
     process = process_of({"T": 2048})
     weights = []
     for c in (-0.3, 0.0, 0.2):
