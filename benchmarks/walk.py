@@ -7,6 +7,7 @@ from one file of the project into another is two moves, there and back; what lib
 """
 
 import collections
+import functools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -45,27 +46,33 @@ class Toy(nn.Module):
         return self.head(hidden)
 
 
-def file_of(frame: FrameType | None) -> str:
-    """Return the project file of the nearest frame that is in one; "" outside the project."""
+@functools.cache
+def project_file(path: str) -> str:
+    """Return the path of a source file within the project; "" for this file, a library or generated code."""
+    file = Path(path)
+    outside = not file.is_relative_to(ROOT) or ".venv" in file.parts or file == Path(__file__)
+    return "" if outside else str(file.relative_to(ROOT))
+
+
+def nearest_project_file(frame: FrameType | None) -> str:
+    """Return the project file of the innermost caller that is in one; "" if none is."""
     while frame is not None:
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(ROOT) and ".venv" not in path.parts and path != Path(__file__):
-            return str(path.relative_to(ROOT))
+        if file := project_file(frame.f_code.co_filename):
+            return file
         frame = frame.f_back
     return ""
 
 
 def calls_between_files(work: Callable[[], object]) -> collections.Counter[tuple[str, str]]:
-    """Run something; return how often a function of one file called one of another, by (caller, callee)."""
+    """Run `work`; return how often a function of one file called one of another, by (caller, callee)."""
     calls: collections.Counter[tuple[str, str]] = collections.Counter()
 
-    def watch(frame: FrameType, event: str, _: object) -> None:
-        own = Path(frame.f_code.co_filename)
-        if event == "call" and own.is_relative_to(ROOT) and own != Path(__file__):
-            pair = (file_of(frame.f_back), file_of(frame))
-            calls[pair] += pair[0] != pair[1] and ".venv" not in own.parts
+    def count(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and (callee := project_file(frame.f_code.co_filename)):
+            caller = nearest_project_file(frame.f_back)
+            calls[caller, callee] += caller != callee
 
-    sys.setprofile(watch)
+    sys.setprofile(count)
     try:
         work()
     finally:
