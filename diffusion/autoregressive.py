@@ -1,8 +1,8 @@
-"""The causal baseline: every token given those before it. The likelihood is exact, and so is sampling, token by token.
+"""Autoregressive baseline: every token is predicted from those before it. Likelihood and sampling are exact.
 
-It stands behind the same three verbs as the diffusion processes, on the same data: target tokens are scored given
-everything to their left (of text [CLS], of a pair its source), what is no target is given. Of single texts (`end_id`)
-the end is scored, too, though it is no target: a diffusion is told how long a text is to be, and this has to say it.
+It has the same methods as the diffusion processes and uses the same data. Target tokens are scored given all tokens to
+their left: [CLS] in a text, the source in a pair. All other tokens are given. In single texts (`end_id`) the end of the
+text is scored, too: a diffusion process receives the length of a text, and this model has to predict it.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ from utils.errors import UserError
 
 @dataclass(frozen=True)
 class AutoregressiveArgs(ProcessArgs):
-    """There is nothing to set."""
+    """Settings of the process; it has none."""
 
     num_steps: ClassVar[int] = 1
-    """Reported as the number of steps: the likelihood has none."""
+    """Reported number of steps; the likelihood does not use steps."""
 
     def check_time(self, time_conditioning: str) -> None:
         """See ProcessArgs."""
@@ -43,15 +43,15 @@ class AutoregressiveArgs(ProcessArgs):
 
 
 class CausalDenoiser(Denoiser, Protocol):
-    """A network whose every position sees itself and what is to its left, and that can go on where it stopped."""
+    """Causal network whose forward pass can be continued from a cache."""
 
     def extend(self, tokens: Tensor, cache: object) -> tuple[Tensor, object]:
-        """int64 [B, n], the cache of what came before (None: nothing) -> hidden states [B, n, D], the next cache."""
+        """Map tokens int64 [B, n] and a cache (None at first) to hidden states [B, n, D] and the next cache."""
         ...
 
 
 class Autoregressive(Process):
-    """Left to right."""
+    """Process that predicts tokens from left to right."""
 
     def __init__(
         self,
@@ -66,21 +66,21 @@ class Autoregressive(Process):
         Args:
             args: the settings.
             vocabulary, fused_loss: see `Process`.
-            end_id: the token that ends a text, scored where it follows a target; None: what is written does not end.
+            end_id: token that ends a text, scored where it follows a target; None: texts have no end token.
         """
         super().__init__(vocabulary, fused_loss=fused_loss)
         self.args, self.num_steps, self.end_id = args, args.num_steps, end_id
 
     def scored(self, batch: Batch) -> Tensor:
-        """Bool [B, L], targets and the ends of texts."""
+        """Return the scored tokens, bool [B, L]: targets and ends of texts."""
         if self.end_id is None:
             return batch.target_mask
         ends = batch.input_ids.eq(self.end_id)
-        follows = F.pad((batch.target_mask & ~ends)[:, :-1], (1, 0))  # once: [PAD]s may have its id
+        follows = F.pad((batch.target_mask & ~ends)[:, :-1], (1, 0))  # only the first: [PAD] may have the same id
         return batch.target_mask | (follows & ends & batch.attention_mask)
 
     def cross_entropy(self, denoiser: Denoiser, batch: Batch) -> Tensor:
-        """-log p(x_i given x_1 .. x_{i-1}) of what is scored, float64 [B, L], 0 elsewhere: their sum is -log p(x)."""
+        """Return -log p(x_i | x_1 .. x_{i-1}) of scored tokens, float64 [B, L], 0 elsewhere; the sum is -log p(x)."""
         scored, following = self.scored(batch)[:, 1:], batch.input_ids[:, 1:]
         hidden = denoiser.encode(batch.input_ids, torch.ones_like(batch.input_ids[:, 0]), batch.attention_mask)
 
@@ -95,21 +95,21 @@ class Autoregressive(Process):
     def loss(
         self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
     ) -> Loss:
-        """-log p of the targets; nothing is drawn."""
+        """Return -log p of the targets; the generator is not used."""
         total = self.cross_entropy(denoiser, batch).sum()
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})
 
     def _bound(
         self, denoiser: Denoiser, batch: Batch, num_steps: float, args: BoundArgs, generator: Generators
     ) -> Bound:
-        """-log p(x), in one forward and without error, whatever the number of steps."""
+        """Return the exact -log p(x), in one forward pass, for any number of steps."""
         if args.estimator != EVERY_WINDOW.estimator:
             raise UserError("the likelihood of process=ar is exact, in one forward; leave estimator and num_steps out")
         total = self.cross_entropy(denoiser, batch).sum(1)
         return Bound(torch.zeros_like(total), torch.zeros_like(total), total, torch.ones_like(total))
 
     def check_sampling(self, args: SampleArgs) -> None:
-        """Refuses what has no meaning from left to right.
+        """Refuse settings that do not apply from left to right.
 
         Raises:
             UserError: for a sampler, or a number of steps.
@@ -129,16 +129,16 @@ class Autoregressive(Process):
         generator: Generators,
         on_step: StepCallback | None,
     ) -> Tensor:
-        """Draw from left to right: each target given what is to its left.
+        """Draw each target from left to right, given the tokens to its left.
 
-        A row that ends in a target may end before: after a drawn `end_id` its targets are all ends. In a row that ends
-        in given tokens nothing but a gap is to be filled, and no end is drawn.
+        After a drawn `end_id` all further targets of the row are `end_id`, if the row ends in a target. A row that ends
+        in given tokens has a gap to fill, so no end is drawn in it.
         """
         tokens = batch.input_ids.masked_fill(batch.target_mask, self.mask_id)
         for rows in torch.arange(len(tokens), device=tokens.device).split(rows_at_once or max(1, len(tokens))):
-            streams, ended = streams_of(generator, rows), ends_in_given(batch.rows(rows))
+            streams, gapped = streams_of(generator, rows), ends_with_given(batch.rows(rows))
 
-            def draw(hidden: Tensor, where: Tensor, streams: Generators = streams, no_end: Tensor = ended) -> Tensor:
+            def draw(hidden: Tensor, where: Tensor, streams: Generators = streams, no_end: Tensor = gapped) -> Tensor:
                 logits = denoiser.decode(hidden[where]).float() + self.sampling_support
                 if self.end_id is not None:
                     logits[no_end[where], self.end_id] = -torch.inf
@@ -176,8 +176,8 @@ class Autoregressive(Process):
                 break
 
 
-def ends_in_given(batch: Batch) -> Tensor:
-    """Bool [B], whether the last token that may be attended to is no target."""
-    place = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
-    last = torch.where(batch.attention_mask, place, -1).amax(1)
+def ends_with_given(batch: Batch) -> Tensor:
+    """Return bool [B], True where the last attended token is given."""
+    position = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device)
+    last = torch.where(batch.attention_mask, position, -1).amax(1)
     return ~batch.target_mask.gather(1, last[:, None])[:, 0]

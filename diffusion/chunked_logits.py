@@ -1,4 +1,4 @@
-"""Logits of a few sentences at a time: n positions times V entries is the largest thing in a training step."""
+"""Logits of a few sentences at a time: n positions times V entries is the largest tensor of a training step."""
 
 from collections.abc import Callable
 
@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 LOGITS_AT_ONCE = 2**24
-"""64 MiB of them in float32: so many make up a part, where there are parts."""
+"""Largest number of logits in a part: 64 MiB in float32."""
 SENTENCE = 5
-"""Positions that a sentence counts for, masked or not: the spindle's tables of it are float64, and several."""
+"""Positions added per sentence, for the spindle's tables: several of [V] in float64."""
 
 
 def in_parts(
@@ -20,21 +20,21 @@ def in_parts(
     *,
     again: bool,
 ) -> tuple[Tensor, ...]:
-    """What `terms` makes of masked positions, a few sentences at a time where that pays.
+    """Apply `terms` to the masked positions, a few sentences at a time to limit memory.
 
-    Without a gradient it always does. With one, a part's logits are kept for it, or made again: that costs a further
-    product with the vocabulary matrix. (torch's own linear_cross_entropy in chunks holds no more, but is of no use
-    where the loss is more than the cross-entropy of x0, and on a CPU takes eight times as long as the plain one.)
+    Without a gradient, sentences are always processed in parts. With one, the logits are kept for it or recomputed;
+    recomputing costs one more product with the vocabulary matrix. (torch's linear_cross_entropy in chunks holds no
+    more, but computes only the cross-entropy of x0, and takes eight times as long as the plain one on a CPU.)
 
     Args:
-        terms: from the hidden states of some sentences' positions, and which sentences, to tensors [n] of terms.
+        terms: function of hidden states of some sentences' positions, and the slice of sentences, to tensors [n].
         hidden: [n, D], row by row.
         counts: int64 [B], positions of each sentence.
         vocab_size: V, logits of a position.
-        again: whether logits are made again for the gradient.
+        again: recompute the logits for the gradient.
 
     Returns:
-        The parts put together, each [n].
+        The concatenated parts, each [n].
     """
     with_gradient = torch.is_grad_enabled()
     sizes = counts.tolist()
@@ -50,7 +50,7 @@ def in_parts(
 
 
 def cut(sizes: list[int], at_once: int) -> list[slice]:
-    """Neighbouring sentences whose positions, and they themselves, add up to `at_once` at most; none is ever cut."""
+    """Return slices of consecutive whole sentences, of at most `at_once` positions and SENTENCE costs each."""
     cuts, held = [0], 0
     for row, size in enumerate(sizes):
         if held and held + size + SENTENCE > at_once:

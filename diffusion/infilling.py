@@ -1,17 +1,16 @@
-"""Texts with gaps: which tokens are to be filled, and with which pieces, so that the words that are given stay whole.
+"""Texts with gaps: the tokens to fill, and the pieces allowed in them, so that given words stay whole.
 
-A [MASK] stands for one token. Of several in a row the first begins a word and the others may go on with it: "[MASK]
-[MASK]" is two words or one of two pieces, with and without a space between. So a piece is barred where it would be
+Every [MASK] stands for one token. In a run of masks the first begins a word and the others may continue it: "[MASK]
+[MASK]" is two words or one word of two pieces, with or without the space. A piece is barred from a mask if it would be
 
-- glued to the given word before it: a `##` piece, or one without the mark of a space (`Ġ`, `▁`), where the mask has a
-  space before it; marks such as a comma may stand there;
-- a `##` piece at the beginning of the text or after a mark such as a bracket, since there is nothing it could go on
-  with;
-- glued to the given word after it: one without the mark of a word's end (`</w>`), where the mask has a space after it.
+- joined to the given word before it, across a space: a `##` piece, or one without the space mark (`Ġ`, `▁`).
+  Punctuation such as a comma is allowed;
+- a `##` piece with nothing to continue: at the beginning of the text, or after punctuation such as a bracket;
+- joined to the given word after it, across a space: one without the mark of a word's end (`</w>`).
 
-Directly after a letter ("un[MASK]") nothing is barred. What is drawn follows p_theta with the prediction at such a
-position restricted to the other pieces, in proportion: the restriction acts at each reveal, as top-k does, so this is
-not the law of whole texts given that no piece is glued. When a token is revealed is not changed by it.
+Directly after a letter ("un[MASK]") nothing is barred. The prediction at a restricted position is renormalized over
+the allowed pieces at each reveal, as in top-k. So samples are not distributed as whole texts conditioned on the
+restriction. The times of the reveals do not change.
 """
 
 import functools
@@ -30,33 +29,33 @@ from diffusion.process import Denoiser
 from utils.errors import UserError, shown
 
 
-class Place(NamedTuple):
-    """What the piece at a position may not do; nothing is forbidden by default."""
+class Restriction(NamedTuple):
+    """Restrictions on the piece at one position; by default there are none."""
 
     join_before: bool = False
-    """Be glued to what is given before it."""
+    """Bar pieces that join the given token before."""
     join_after: bool = False
-    """Be glued to what is given after it."""
+    """Bar pieces that join the given token after."""
     go_on: bool = False
-    """Be marked as the continuation of a word."""
+    """Bar pieces marked as the continuation of a word."""
 
 
-class Gaps(NamedTuple):
-    """A text of n tokens with some to fill."""
+class GappedText(NamedTuple):
+    """Text of n tokens, some of them to be filled."""
 
     ids: list[int]
-    """The mask token where one is to be filled."""
-    places: list[Place]
-    """One a token."""
+    """Token ids, the mask token in the gaps."""
+    restrictions: list[Restriction]
+    """Restriction of each token."""
 
 
-def parse(tokenizer: PreTrainedTokenizerBase, text: str) -> Gaps:
-    """Tokens of a text in which [MASK] (or the tokenizer's own mask token) stands for one to fill.
+def parse(tokenizer: PreTrainedTokenizerBase, text: str) -> GappedText:
+    """Tokenize a text in which [MASK] (or the tokenizer's own mask token) stands for a token to fill.
 
-    The text is tokenised whole: in byte-level vocabularies a word is another token with a space before it.
+    The text is tokenized whole, as byte-level vocabularies encode a word differently after a space.
 
     Raises:
-        UserError: if there is nothing to fill, or another special token in it.
+        UserError: if the text has no mask, or another special token.
     """
     try:
         text.encode()
@@ -71,21 +70,21 @@ def parse(tokenizer: PreTrainedTokenizerBase, text: str) -> Gaps:
     if special:
         names = ", ".join(tokenizer.convert_ids_to_tokens(sorted(special)))
         raise UserError(f"infill={shown(text)}: {names} cannot stand in a text; only [MASK] can")
-    return Gaps(ids, [_place(tokenizer, written, ids, found["offset_mapping"], i) for i in range(len(ids))])
+    return GappedText(ids, [_restriction(tokenizer, written, ids, found["offset_mapping"], i) for i in range(len(ids))])
 
 
-def _place(
+def _restriction(
     tokenizer: PreTrainedTokenizerBase, text: str, ids: list[int], spans: list[tuple[int, int]], i: int
-) -> Place:
+) -> Restriction:
     mask = tokenizer.mask_token_id
     if ids[i] != mask:
-        return Place()
+        return Restriction()
     begin, end = spans[i]
-    own = text[begin:end]  # some mask tokens take the space before them with them
+    own = text[begin:end]  # some mask tokens include the space before them
     begin, end = begin + len(own) - len(own.lstrip()), end - len(own) + len(own.rstrip())
     first, last = i == 0 or ids[i - 1] != mask, i + 1 == len(ids) or ids[i + 1] != mask
     before, after = text[:begin][-1:], text[end:][:1]
-    return Place(
+    return Restriction(
         join_before=first and i > 0 and before.isspace() and not _ends_in_space(tokenizer, ids[i - 1]),
         join_after=last and i + 1 < len(ids) and after.isspace(),
         go_on=first and not _in_word(before),
@@ -93,7 +92,7 @@ def _place(
 
 
 def _in_word(character: str) -> bool:
-    """Whether it is a letter, a digit, a mark on one of them, or a part of a character that is not whole."""
+    """Return True for a letter, a digit, a mark on one of them, or a part of an incomplete character."""
     return character == "\ufffd" or (bool(character) and unicodedata.category(character)[0] in "LMN")
 
 
@@ -107,13 +106,13 @@ def _joiner(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], str]:
 
 
 @functools.lru_cache(maxsize=1)
-def joining(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, Tensor]:
-    """Which pieces do what a `Place` may forbid, bool [size] each: told by what the tokenizer makes of them as text.
+def glued_pieces(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, Tensor]:
+    """Return the pieces that each field of `Restriction` bars, bool [size] each, from the text the tokenizer decodes.
 
-    A piece joins a word if no space comes between and there is a letter or a digit in it. Where whole words are joined
-    without a space no piece is said to.
+    A piece joins a word if no space separates them and it contains a letter or a digit. In scripts without spaces
+    between words no piece counts as joining.
     """
-    found = {name: torch.zeros(size, dtype=torch.bool) for name in Place._fields}
+    found = {name: torch.zeros(size, dtype=torch.bool) for name in Restriction._fields}
     text, alone, two = _joiner(tokenizer), tokenizer.tokenize("a") or [""], tokenizer.tokenize("a a")
     prefix = _continuation_mark(tokenizer)
     left, right = alone[-1], two[len(alone)] if len(two) > len(alone) else ""
@@ -131,32 +130,32 @@ def joining(tokenizer: PreTrainedTokenizerBase, size: int) -> dict[str, Tensor]:
 
 
 def _continuation_mark(tokenizer: PreTrainedTokenizerBase) -> str:
-    """WordPiece's ##, or nothing."""
+    """Return WordPiece's ##, or an empty string."""
     decoder = json.loads(tokenizer.backend_tokenizer.to_str())["decoder"] or {}
     steps = decoder.get("decoders", [decoder])
     return next((step["prefix"] for step in steps if step.get("type") == "WordPiece"), "")
 
 
 def restrict(
-    denoiser: Denoiser, gaps: Gaps, tokenizer: PreTrainedTokenizerBase, support: Tensor, width: int
+    denoiser: Denoiser, gaps: GappedText, tokenizer: PreTrainedTokenizerBase, support: Tensor, width: int
 ) -> Denoiser:
-    """The denoiser, with what each place forbids left out of its predictions; itself if nothing is forbidden.
+    """Return the denoiser with the barred pieces removed from its predictions, or unchanged if none are barred.
 
     Args:
         denoiser: the network.
-        gaps: the text; all rows that the result sees are [CLS], this text, and what comes after.
-        tokenizer: says which piece does what.
-        support: [V], -inf for tokens that no text holds.
+        gaps: the text; every row of the result's input is [CLS], this text, and what follows.
+        tokenizer: decodes the pieces.
+        support: [V], -inf for tokens that occur in no text.
         width: slots of a row.
 
     Raises:
-        UserError: if nothing is left that could stand in a gap.
+        UserError: if no piece is allowed in some gap.
     """
-    kinds = sorted({Place(), *gaps.places})
-    pieces = joining(tokenizer, len(support))
+    kinds = sorted({Restriction(), *gaps.restrictions})
+    pieces = glued_pieces(tokenizer, len(support))
     table = torch.zeros(len(kinds), len(support))
     for row, kind in zip(table, kinds, strict=True):
-        for name in Place._fields:
+        for name in Restriction._fields:
             row[pieces[name] & getattr(kind, name)] = -math.inf
     if not table.isinf().any():
         return denoiser
@@ -166,16 +165,16 @@ def restrict(
         raise UserError(
             "infill: no piece of this vocabulary may stand beside the words that are given; add --infill_pieces true"
         )
-    columns = [kinds.index(place) for place in gaps.places]
-    return Restricted(denoiser, torch.tensor([0, *columns]), width, table, clean)
+    columns = [kinds.index(restriction) for restriction in gaps.restrictions]
+    return RestrictedDenoiser(denoiser, torch.tensor([0, *columns]), width, table, clean)
 
 
-class Restricted:
-    """A denoiser whose predictions leave some tokens out at some positions; the same positions in every row.
+class RestrictedDenoiser:
+    """Denoiser whose predictions bar some tokens at some positions, equal in all rows.
 
-    The kind of a position goes with its hidden state as one number more, so that whoever picks hidden states and has
-    them decoded need not know of it. What is barred gets probability 0, and its mass goes to what is not, in
-    proportion; [MASK], which says that a token is to stay masked, keeps its own.
+    The kind of a position is one more component of its hidden state, so callers can select and decode hidden states as
+    usual. Barred tokens get probability 0, and the allowed ones share their mass in proportion. The probability of
+    [MASK], which means that a token stays masked, does not change.
     """
 
     def __init__(self, denoiser: Denoiser, columns: Tensor, width: int, table: Tensor, clean: Tensor) -> None:
@@ -183,12 +182,12 @@ class Restricted:
 
         Args:
             denoiser: the network.
-            columns: int64 [n], the kind of each of the first positions; 0 after them.
+            columns: int64 [n], the kind of each of the first n positions; later positions have kind 0.
             width: slots of a row.
-            table: [K, V], -inf for what each kind bars, else 0.
-            clean: [V], -inf for what is no text, [MASK] among it, else 0.
+            table: [K, V], -inf for the tokens that each kind bars, else 0.
+            clean: [V], -inf for tokens that occur in no text, including [MASK], else 0.
         """
-        # names that no denoiser has: whatever else is asked for is the network's own (process=score asks for a table)
+        # underscored names cannot shadow the denoiser's attributes, such as the table of process=score
         self._denoiser, self._table, self._clean = denoiser, table, clean
         self._columns = F.pad(columns, (0, width + 1 - len(columns))).to(table.device)
 
@@ -196,12 +195,12 @@ class Restricted:
         return getattr(self._denoiser, name)
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor, *previous: Tensor | None) -> Tensor:
-        """Hidden states [B, L, D + 1]; see Denoiser."""
+        """Return hidden states [B, L, D + 1]; see `Denoiser`."""
         hidden = self._denoiser.encode(xt, t, attention_mask, *previous)
         return self._with_kinds(hidden, self._columns[: hidden.shape[1]])
 
     def extend(self, tokens: Tensor, cache: tuple[int, object] | None) -> tuple[Tensor, tuple[int, object]]:
-        """Hidden states [B, n, D + 1] and a cache; see CausalDenoiser. A state predicts the position after its own."""
+        """Return hidden states [B, n, D + 1] and a cache; see `CausalDenoiser`. A state predicts the next position."""
         seen, inner = cache or (0, None)
         hidden, inner = self._denoiser.extend(tokens, inner)
         following = seen + hidden.shape[1] + 1
@@ -212,7 +211,7 @@ class Restricted:
         return torch.cat([hidden, marks], -1)
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D + 1] -> logits [..., V], float32 at least, -inf at what is barred."""
+        """Map hidden states [..., D + 1] to logits [..., V], float32 or more, -inf for barred tokens."""
         logits = self._denoiser.decode(hidden[..., :-1])
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         barred = self._table[hidden[..., -1].long()]

@@ -1,4 +1,4 @@
-"""Settings of sampling and of the bound, and the reverse steps they ask for."""
+"""Settings of sampling and of the bound, and their reverse steps."""
 
 import math
 import sys
@@ -7,15 +7,15 @@ from typing import ClassVar
 
 from utils.errors import UserError, check_choices, check_ranges
 
-OTHER_LAWS = ("confidence", "remdm")
-"""Samplers whose samples do not follow p_theta (diffusion/masked/stepwise.py)."""
-OF_EMBEDDINGS = ("euler", "heun", "renoise", "sde")
+HEURISTIC_SAMPLERS = ("confidence", "remdm")
+"""Samplers whose samples are not distributed as p_theta (diffusion/masked/stepwise.py)."""
+EMBEDDING_SAMPLERS = ("euler", "heun", "renoise", "sde")
 """Samplers of noisy embeddings (diffusion/score/sampling.py)."""
 
 
 @dataclass(frozen=True)
 class SampleArgs:
-    """How to draw from the reverse process."""
+    """Settings of sampling from the reverse process."""
 
     group: ClassVar[str] = "sampler"
 
@@ -23,31 +23,34 @@ class SampleArgs:
         default=0,
         metadata={
             "aliases": ["--diffusion_steps"],
-            "help": "reverse steps, 1 to T; 0: 128, or T if less; inf: the limit of ever finer steps",
+            "help": "number of reverse steps, 1 to T; 0 means 128, or T if less; inf: the limit of ever finer steps",
         },
     )
-    temperature: float = field(default=1.0, metadata={"help": "divides the logits of p(x0 | xt); 0.001 to 1000"})
-    top_k: int = field(default=0, metadata={"aliases": ["--topk"], "help": "keep the k likeliest tokens; 0: all"})
+    temperature: float = field(default=1.0, metadata={"help": "divisor of the logits of p(x0 | xt); 0.001 to 1000"})
+    top_k: int = field(
+        default=0, metadata={"aliases": ["--topk"], "help": "number of likeliest tokens to keep; 0 means all"}
+    )
     sampler: str = field(
         default="auto",
         metadata={
-            "choices": ["auto", "row-clocks", "ancestral", "cached", *OTHER_LAWS, *OF_EMBEDDINGS],
-            "help": "rows at steps of their own; every step a forward; or only when a row has changed: the same law. "
-            "confidence and remdm draw from other laws: the surest first, or what is visible masked again. "
-            "euler, heun, renoise and sde are for process=score (diffusion/score/sampling.py)",
+            "choices": ["auto", "row-clocks", "ancestral", "cached", *HEURISTIC_SAMPLERS, *EMBEDDING_SAMPLERS],
+            "help": "sampling algorithm. row-clocks, ancestral and cached sample from p_theta: rows at their own "
+            "steps, a forward pass per step, or only for changed rows. confidence and remdm do not: most confident "
+            "first, or with remasking. euler, heun, renoise and sde are for process=score",
         },
     )
     remask_eta: float = field(
-        default=0.0, metadata={"help": "remdm: how often a visible token is masked again, at most, a step; 0: 0.02"}
+        default=0.0, metadata={"help": "remdm: largest remasking probability per step; 0 means 0.02"}
     )
     confidence_threshold: float = field(
-        default=0.0, metadata={"help": "confidence: what is drawn more surely is revealed at once; 0: as many as due"}
+        default=0.0,
+        metadata={"help": "confidence: probability above which a drawn token is revealed early; 0 means never"},
     )
     guidance: float = field(
         default=1.0,
-        metadata={"help": "process=score: above 1, more of what is given than the model says; 1: as it says"},
+        metadata={"help": "process=score: guidance scale; above 1 strengthens the given tokens, 1 means none"},
     )
-    top_p: float = field(default=1.0, metadata={"help": "keep the likeliest tokens that hold this mass; in (0, 1]"})
+    top_p: float = field(default=1.0, metadata={"help": "probability mass of the likeliest tokens to keep, in (0, 1]"})
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -70,28 +73,25 @@ class SampleArgs:
             raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
 
     def require_tokens(self, name: str = "this process") -> None:
-        """Refuses what is for noisy embeddings.
+        """Refuse settings that apply only to noisy embeddings.
 
         Raises:
             UserError: with the remedy.
         """
-        if self.sampler in OF_EMBEDDINGS:
+        if self.sampler in EMBEDDING_SAMPLERS:
             raise UserError(f"sampler={self.sampler} is for process=score, not {name}; leave it out")
         if self.guidance != 1:
             raise UserError(f"guidance={self.guidance:g} is for process=score, not {name}; leave it out")
 
     def warn(self) -> None:
-        """Say on stderr if samples will not be the model's own."""
-        if self.sampler in OTHER_LAWS:
-            print(
-                f"note: sampler={self.sampler}: the law is not the model's",
-                file=sys.stderr,
-            )
+        """Print a note on stderr if samples are not distributed as p_theta."""
+        if self.sampler in HEURISTIC_SAMPLERS:
+            print(f"note: sampler={self.sampler}: the law is not the model's", file=sys.stderr)
 
 
 @dataclass(frozen=True)
 class BoundArgs:
-    """How the bound is estimated."""
+    """Settings of the bound's estimator."""
 
     group: ClassVar[str] = "bound"
 
@@ -99,17 +99,20 @@ class BoundArgs:
         default="auto",
         metadata={
             "choices": ["auto", "windows", "stratified", "masked-count", "trajectory"],
-            "help": "every window, as published (auto, unless num_steps is inf); fewer of them; sets by their size; "
-            "or the sets of a reverse process",
+            "help": "estimator of the bound: every window, as published (auto, unless num_steps is inf); a stratified "
+            "sample of windows; masked sets by their size; or the sets along a reverse process",
         },
     )
     evaluations: int = field(
         default=0,
-        metadata={"help": "forwards a sentence and round (trajectory: trajectories); 0: 16 (trajectory: 2)"},
+        metadata={
+            "help": "number of forward passes per sentence and round (trajectory: trajectories); 0 means 16 "
+            "(trajectory: 2)"
+        },
     )
     target_se: float = field(
         default=0.0,
-        metadata={"help": "go on, round by round, to this relative error of the draws; 0: two rounds"},
+        metadata={"help": "relative standard error at which the rounds stop; 0 means two rounds"},
     )
 
     def __post_init__(self) -> None:
@@ -120,46 +123,46 @@ class BoundArgs:
             raise UserError(f"target_se={self.target_se} must lie in [0.00001, 1), a share of the bound")
 
     def settled(self, num_steps: float, in_the_limit: str = "masked-count") -> "BoundArgs":
-        """What auto stands for: every window; in the limit, where they cannot be counted, what the process says.
+        """Resolve estimator=auto: every window for a finite number of steps, `in_the_limit` otherwise.
 
         Raises:
-            UserError: if a number of evaluations is given, and windows are meant.
+            UserError: if a number of evaluations is given with estimator=windows.
         """
         choice = "windows" if math.isfinite(num_steps) else in_the_limit
         found = replace(self, estimator=choice) if self.estimator == "auto" else self
         if found.evaluations and found.estimator == "windows":
-            raise UserError("evaluations is for the other estimators; windows takes one forward a window (--num_steps)")
+            raise UserError("evaluations does not apply to windows, one forward pass each; set --num_steps instead")
         return found
 
 
 EVERY_WINDOW = BoundArgs("windows")
-"""The bound as published."""
+"""Estimator of the published bound."""
 
 
 class ProcessArgs:
-    """Base of the settings of a process, which are saved with the checkpoint."""
+    """Base class of a process's settings, which are saved with the checkpoint."""
 
     group: ClassVar[str] = "process"
 
     time_period: ClassVar[int] = 1
-    """Period of the slowest sinusoid of a time-conditioned network, over 2 pi."""
+    """Period, over 2 pi, of the slowest sinusoid of the time input."""
     default_time_conditioning: ClassVar[str] = "none"
-    """What --time_conditioning auto stands for."""
+    """Value of --time_conditioning auto."""
 
     @property
     def network_settings(self) -> dict[str, bool] | None:
-        """Settings that a network over embeddings must be made with; None: the process needs one over tokens."""
+        """Settings required of a network over embeddings; None if the process needs a network over tokens."""
         return None
 
     def check_time(self, time_conditioning: str) -> None:
-        """Refuse a way to give the network the time that does not suit the process.
+        """Refuse a time conditioning that does not suit the process.
 
         Raises:
             UserError: with the remedy.
         """
 
     def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
-        """Refuse settings of the training that do not go with these.
+        """Refuse training settings that are incompatible with the process.
 
         Raises:
             UserError: with the remedy.
@@ -168,14 +171,14 @@ class ProcessArgs:
 
 
 class SigmaInputArgs(ProcessArgs):
-    """Base of the settings of processes whose time input is sigma(t)."""
+    """Base class of the settings of processes whose time input is sigma(t)."""
 
     time_period: ClassVar[int] = 10_000
 
     def check_time(self, time_conditioning: str) -> None:
-        """See ProcessArgs."""
+        """Refuse time tokens: sigma(t) is not a whole step."""
         if time_conditioning == "token":
-            raise UserError("time_conditioning=token counts whole steps, and sigma is none; use none or layerwise")
+            raise UserError("time_conditioning=token counts whole steps, sigma is continuous; use none or layerwise")
 
 
 def step_windows(total_steps: int, num_steps: int = 0) -> list[tuple[int, int]]:
@@ -183,7 +186,7 @@ def step_windows(total_steps: int, num_steps: int = 0) -> list[tuple[int, int]]:
 
     Args:
         total_steps: T.
-        num_steps: 1 to T; 0 stands for 128, or T if that is less.
+        num_steps: 1 to T; 0 means 128, or T if that is less.
 
     Raises:
         UserError: if num_steps is out of range.
@@ -196,12 +199,12 @@ def step_windows(total_steps: int, num_steps: int = 0) -> list[tuple[int, int]]:
 
 
 def reverse_steps(total_steps: float, num_steps: float, step_size: int, name: str = "step_size") -> float:
-    """How many reverse steps a command line asks for: a number, or T over a size; neither: 128, or T if that is fewer.
+    """Return the number of reverse steps that a command line requests: num_steps, or T / step_size, rounded up.
 
-    An infinite number stays one.
+    With neither it is 128, or T if that is less. An infinite num_steps is returned unchanged.
 
     Raises:
-        UserError: if what was asked for, called num_steps or `name`, is more than T, or a part of an infinite T.
+        UserError: if num_steps or `name` exceeds T, or if a step size is given for an infinite T.
     """
     if step_size and math.isinf(total_steps):
         raise UserError(f"{name}={step_size}: this checkpoint's time is continuous, without a T; give num_steps")

@@ -1,7 +1,7 @@
-"""The base of every process: its vocabulary, and the three verbs that scripts call: loss, bound and sample.
+"""Base class of every process: its vocabulary, and the three methods that scripts call: loss, bound and sample.
 
-Letters: B sentences in a batch, L tokens in a sentence, V entries in the vocabulary, T noise steps, D hidden units.
-A process knows a network only as a `Denoiser`; a network (models/) knows nothing of noise.
+Letters: B sentences in a batch, L tokens in a sentence, V entries in the vocabulary, T noise steps, D hidden units, E
+embedding size. A process uses a network only through `Denoiser`; the networks (models/) do not depend on the process.
 """
 
 import math
@@ -20,28 +20,28 @@ from diffusion.options import EVERY_WINDOW, BoundArgs, SampleArgs
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Which tokens a clean text may hold."""
+    """The tokens that a clean text may contain."""
 
     size: int
     """V, rows of the network's output."""
     mask_id: int
-    """[MASK], which no clean text holds."""
+    """[MASK], which occurs in no clean text."""
     excluded_ids: tuple[int, ...] = ()
     """Tokens that cannot be a clean target; p_theta gives them, and [MASK], probability 0."""
     unsampled_ids: tuple[int, ...] = ()
-    """Tokens that are scored but never drawn ([UNK])."""
+    """Tokens that are scored but never sampled ([UNK])."""
 
 
 @dataclass(frozen=True)
 class Loss:
-    """Sums and counts of one batch, never means: the whole step is divided once."""
+    """Sums and counts of one batch, never means: the sums of a whole training step are divided once."""
 
     total: Tensor
     """Scalar to back-propagate, in nats summed over target tokens."""
     num_tokens: Tensor
     """Scalar int64, target tokens in the batch."""
     terms: dict[str, Tensor]
-    """Detached scalar sums for the log, in nats."""
+    """Detached scalar sums for the log, nats."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Bound:
     reconstruction: Tensor
     """-log p(x0 | x_t) of the step that ends at s = 0."""
     forwards: Tensor
-    """Forward passes per sentence; no part of the bound."""
+    """Forward passes per sentence; not a term of the bound."""
 
     @property
     def total(self) -> Tensor:
@@ -64,57 +64,57 @@ class Bound:
 
 
 class Denoiser(Protocol):
-    """A network p_theta(x0 | xt), split in two so that the vocabulary is touched only where it is needed."""
+    """Network p_theta(x0 | xt), split in two so that the vocabulary head runs only where it is needed."""
 
     time_conditioned: bool
-    """Whether the output depends on t at all."""
+    """True if the output depends on t."""
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """int64 [B, L], int64 [B] in 1..T, bool [B, L] -> hidden states [B, L, D]."""
+        """Map xt int64 [B, L], time input [B] and attention mask bool [B, L] to hidden states [B, L, D]."""
         ...
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """Hidden states [..., D] -> logits [..., V], a tensor that the caller may change."""
+        """Map hidden states [..., D] to logits [..., V], which the caller may modify."""
         ...
 
 
 class ScoreDenoiser(Denoiser, Protocol):
-    """A network over embeddings, see models/score_denoiser.py."""
+    """Network over embeddings; see models/score_denoiser.py."""
 
     embedding_size: int
     self_conditioning: bool
     warp: object | None
 
     def embed(self, tokens: Tensor) -> Tensor:
-        """int64 [...] -> [..., E]."""
+        """Map tokens int64 [...] to embeddings [..., E]."""
 
     def table(self) -> Tensor:
-        """[V, E]."""
+        """Return the embeddings of the vocabulary, [V, E]."""
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor, previous: Tensor | None = None) -> Tensor:
-        """Scaled noisy embeddings [B, L, E], levels [B, L], bool [B, L] -> hidden states [B, L, D]."""
+        """Map scaled noisy embeddings [B, L, E], levels [B, L] and attention mask [B, L] to hidden states [B, L, D]."""
 
 
 StepCallback = Callable[[Tensor, Tensor], None]
-"""on_step(finished, xt), called after each forward: the rows that it finished, int64 [n], and all rows, int64 [N, L].
+"""Callback on_step(finished, xt) after each forward pass: finished rows int64 [n], and all rows int64 [N, L].
 
-Rows without a target are not reported. xt is the sampler's own: copy what is to be kept.
+Rows without a target are not reported. xt is the sampler's own tensor: copy it to keep it.
 """
 
 
 class Process(ABC):
-    """A process over text. Subclasses define the loss, `_bound` and `_sample`."""
+    """Process over text. Subclasses define the loss, `_bound` and `_sample`."""
 
     num_steps: float
     """T; infinite in continuous time."""
     samplers: tuple[str, ...] = ()
-    """What --sampler may name besides auto; auto is the first."""
+    """Names that --sampler accepts besides auto; auto selects the first."""
     estimators: tuple[str, ...] = ()
-    """What --estimator may name at a number of steps."""
+    """Names that --estimator accepts with a finite number of steps."""
     limit_estimator = "masked-count"
-    """What --estimator auto stands for in the limit of ever finer steps."""
+    """Estimator that --estimator auto selects in the limit of ever finer steps."""
     is_bound = True
-    """Whether the figure that `bound` estimates is an upper bound of -log p(x0)."""
+    """False if `bound` estimates a figure that is not an upper bound of -log p(x0)."""
     tables: tuple[str, ...] = ("barred", "sampling_support")
     """Tensors that move with the network."""
 
@@ -122,9 +122,8 @@ class Process(ABC):
         """Make the tables over the vocabulary.
 
         Args:
-            vocabulary: which tokens may be predicted, and which drawn.
-            fused_loss: make the loss's logits a few sentences at a time, and again for the gradient, instead of
-                keeping them.
+            vocabulary: tokens that may be predicted and sampled.
+            fused_loss: compute the loss's logits a few sentences at a time, and recompute them for the gradient.
         """
         self.vocabulary, self.fused_loss = vocabulary, fused_loss
         self.vocab_size, self.mask_id = vocabulary.size, vocabulary.mask_id
@@ -134,17 +133,17 @@ class Process(ABC):
 
     @property
     def token_dependent(self) -> bool:
-        """Whether the noise depends on the token."""
+        """True if the noise depends on the token."""
         return False
 
     @property
     def support(self) -> Tensor:
-        """[V], 0 where a token may be predicted, else -inf: to be added to logits."""
+        """[V], 0 for tokens that may be predicted and -inf for the others; to be added to logits."""
         zeros = torch.zeros(self.vocab_size, device=self.barred.device)
         return zeros.index_fill(0, self.barred, -math.inf)
 
     def within_support(self, logits: Tensor) -> Tensor:
-        """Return logits [n, V] in float32 at least, -inf where nothing may be predicted; the input is changed."""
+        """Return logits [n, V] in float32 or more, -inf for barred tokens; the input may be changed in place."""
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return logits.index_fill_(1, self.barred, -math.inf)
 
@@ -160,7 +159,7 @@ class Process(ABC):
     def loss(
         self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
     ) -> Loss:
-        """An unbiased training loss of the batch, which is `share` of a step."""
+        """Return an unbiased training loss of the batch, which is `share` of a training step."""
 
     # ---- bound ---------------------------------------------------------------------------------------------------
 
@@ -178,12 +177,12 @@ class Process(ABC):
         Args:
             denoiser: the network.
             batch: B sentences.
-            num_steps: reverse steps of the process whose likelihood it is; inf: the limit of ever finer ones.
-            args: the estimator and its price.
-            generator: one stream for each sentence, or one for all.
+            num_steps: reverse steps of the process whose likelihood is bounded; inf: the limit of ever finer steps.
+            args: the estimator and its number of evaluations.
+            generator: one stream per sentence, or one for all.
 
         Raises:
-            UserError: for a number of steps or an estimator that this process or network does not have.
+            UserError: for a number of steps or an estimator that this process or network does not support.
         """
         return self._bound(denoiser, batch, num_steps, args, generator)
 
@@ -196,7 +195,7 @@ class Process(ABC):
         *,
         generator: Generators = None,
     ) -> Tensor:
-        """[B], nats per sentence: the sum of the terms of `bound`."""
+        """Return the sum of the terms of `bound`, [B], nats per sentence."""
         return self.bound(denoiser, batch, num_steps, args, generator=generator).total
 
     @abstractmethod
@@ -205,22 +204,22 @@ class Process(ABC):
     ) -> Bound: ...
 
     def profile_names(self, denoiser: Denoiser) -> list[str]:
-        """Names of the further figures that `profile` gives."""
+        """Return the names of the additional figures that `profile` returns."""
         return []
 
     def profile(self, denoiser: Denoiser, batch: Batch, generator: Generators) -> Tensor:
-        """Further figures of a text, summed over each sentence's targets, float64 [number of names, B], nats."""
+        """Return additional figures, summed over each sentence's targets, float64 [number of names, B], nats."""
         raise NotImplementedError
 
     def network_figures(self, denoiser: Denoiser) -> dict[str, float]:
-        """Figures for the report that depend on the network alone."""
+        """Return the figures of the report that depend on the network alone."""
         return {}
 
     # ---- sampling ------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def check_sampling(self, args: SampleArgs) -> None:
-        """Refuse settings that this process cannot be sampled with.
+        """Refuse settings that this process cannot sample with.
 
         Raises:
             UserError: with the remedy.
@@ -236,18 +235,18 @@ class Process(ABC):
         generator: Generators = None,
         on_step: StepCallback | None = None,
     ) -> Tensor:
-        """Draw every target token anew, given the rest: int64 [N, L]; nothing is left masked.
+        """Sample every target token, given the rest, int64 [N, L]; no leftover masks.
 
         Args:
             denoiser: the network.
-            batch: N rows, those of like length side by side.
+            batch: N rows, sorted by similar length.
             args: sampler, steps, temperature, top-k, top-p.
-            rows_at_once: rows in a forward; 0: all.
-            generator: one stream for each row, or one for all.
-            on_step: called after each forward.
+            rows_at_once: rows in a forward pass; 0: all.
+            generator: one stream per row, or one for all.
+            on_step: called after each forward pass.
 
         Raises:
-            UserError: as `check_sampling`.
+            UserError: see `check_sampling`.
         """
         self.check_sampling(args)
         return self._sample(denoiser, batch, args, rows_at_once, generator, on_step)

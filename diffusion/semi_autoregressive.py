@@ -1,10 +1,10 @@
-"""Texts longer than the network's window: it slides over them by a stride, and what it has left behind stays.
+"""Texts longer than the network's window: the window advances by a stride, and earlier tokens stay fixed.
 
-Each window has the last tokens of the one before it for a given prefix, and is drawn by whatever sampler the process
-has; conditioning is data (`target_mask`), so nothing here knows of noise. With a stride of one token this is an
-autoregressive model of windows; with half a window every token is drawn with half a window of text before it. A model
-of `wrapped` rows has learnt that its window ends in an end of text, and so writes more of those than texts have.
-Source: Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3 ("semi-autoregressive"), who also give the names.
+Each window begins with the last tokens of the one before it as a given prefix, and is drawn by the process's sampler.
+Conditioning is data (`target_mask`), so this module does not depend on the noise. A stride of one token gives an
+autoregressive model of windows; a stride of half a window gives every token half a window of context. A model of
+`wrapped` rows has learned that every window ends in an end of text, and therefore writes too many of them.
+Source: Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3 ("semi-autoregressive"), the source of the names, too.
 """
 
 from collections.abc import Callable
@@ -18,29 +18,31 @@ from data.batch import Batch
 from utils.errors import UserError, check_ranges
 
 Draw = Callable[[Batch], Tensor]
-"""A batch to int64 [N, W], its targets drawn."""
+"""Function from a batch to int64 [N, W], its targets drawn."""
 
 
 @dataclass(frozen=True)
 class SemiArArgs:
-    """How far a text goes beyond one window."""
+    """Length of a text beyond one window."""
 
     group: ClassVar[str] = "texts longer than the window"
 
-    semi_ar: bool = field(default=False, metadata={"help": "write texts longer than the network's window, by strides"})
-    stride_length: int = field(default=0, metadata={"help": "tokens by which the window goes on; 0: half a window"})
-    num_strides: int = field(default=1, metadata={"help": "how often it goes on: window + num_strides * stride tokens"})
+    semi_ar: bool = field(default=False, metadata={"help": "generation of texts longer than the network's window"})
+    stride_length: int = field(
+        default=0, metadata={"help": "tokens by which the window advances; 0 means half a window"}
+    )
+    num_strides: int = field(default=1, metadata={"help": "number of advances: window + num_strides * stride tokens"})
 
     def __post_init__(self) -> None:
         check_ranges(self, stride_length=(0, 10**6), num_strides=(1, 10**6))
         if not self.semi_ar and (self.stride_length or self.num_strides != 1):
-            raise UserError("stride_length and num_strides are for --semi_ar true; add it")
+            raise UserError("stride_length and num_strides need --semi_ar true; add it")
 
     def stride(self, window: int) -> int:
-        """The stride in a window of so many tokens of text.
+        """Return the stride for a window of `window` text tokens.
 
         Raises:
-            UserError: if it is no part of the window.
+            UserError: if the stride is not shorter than the window.
         """
         stride = self.stride_length or max(1, window // 2)
         if not 0 < stride < window:
@@ -51,14 +53,14 @@ class SemiArArgs:
 
 
 def write(first: Batch, draw: Draw, stride: int, num_strides: int) -> Tensor:
-    """Rows of `num_strides` strides more than the window, int64 [N, W + num_strides * stride].
+    """Return rows of the window's length plus `num_strides` strides, int64 [N, W + num_strides * stride].
 
     Args:
-        first: N windows of W slots, each with one stretch of targets, which is its text; what stands around it is given
+        first: N windows of W slots. The targets of each are one contiguous span, its text; the other tokens are given
             to every window.
-        draw: draws the targets of a window.
+        draw: samples the targets of a window.
         stride: tokens, fewer than the text has.
-        num_strides: how often the window goes on.
+        num_strides: number of times the window advances.
     """
     columns = first.target_mask[0].nonzero()[:, 0]
     begin, end = int(columns[0]), int(columns[-1]) + 1

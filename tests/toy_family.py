@@ -1,4 +1,4 @@
-"""The masked processes without spindle, small enough to enumerate: one of each, and their exact laws."""
+"""Masked processes without spindle, small enough to enumerate, and their exact distributions."""
 
 import itertools
 import json
@@ -43,27 +43,27 @@ PROCESSES = {
     "d3pm, cosine": lambda: d3pm(num_steps=12, noise="cosine"),
     "d3pm, subs_masking": lambda: d3pm(num_steps=12, subs_masking=True),
 }
-"""Those whose bound is one of a number of steps."""
+"""Processes whose bound is defined for a finite number of steps."""
 
 
 class Timed(TableDenoiser):
-    """One whose predictions depend on what it is told of the time."""
+    """Denoiser whose predictions depend on the time input."""
 
     time_conditioned = True
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """Another scramble at every t."""
-        told = t.double().clamp(max=50)[:, None, None]
-        return super().encode(xt, t, attention_mask) + torch.sin(told * 1.7 + torch.arange(self.vocab_size))
+        """Scramble the logits differently at every t."""
+        time_input = t.double().clamp(max=50)[:, None, None]
+        return super().encode(xt, t, attention_mask) + torch.sin(time_input * 1.7 + torch.arange(self.vocab_size))
 
 
 def patterns(length: int) -> list[Tensor]:
-    """Every set of masked tokens, as bool [L]."""
+    """Return every mask pattern, bool [L] each."""
     return [torch.tensor(pattern) for pattern in itertools.product([False, True], repeat=length)]
 
 
 def exact_bound(process: MaskedProcess, denoiser: TableDenoiser, x0: Tensor, num_windows: int) -> float:
-    """E over x_t of the public `token_terms`, every pattern of masks at every window."""
+    """Return E over x_t of the public `token_terms`, over every mask pattern at every window."""
     total = 0.0
     for t, s in process.schedule.windows(num_windows):
         keep = process.schedule.alpha_bar(t, torch.zeros((), dtype=torch.float64))
@@ -76,7 +76,7 @@ def exact_bound(process: MaskedProcess, denoiser: TableDenoiser, x0: Tensor, num
 
 
 def limit_bound(process: MaskedProcess, denoiser: TableDenoiser, x0: Tensor) -> float:
-    """In continuous time: sets M of masked tokens, each with the integral of r^(k - 1) (1 - r)^(L - k) over rates r."""
+    """Return the bound in continuous time: k masked tokens weigh the integral of r^(k - 1) (1 - r)^(L - k)."""
     total, length, at = 0.0, len(x0), torch.ones(1, dtype=torch.float64)
     for masked in patterns(length):
         if k := int(masked.sum()):
@@ -87,7 +87,7 @@ def limit_bound(process: MaskedProcess, denoiser: TableDenoiser, x0: Tensor) -> 
 
 
 def law_of_steps(process: MaskedProcess, denoiser: TableDenoiser, length: int, args: SampleArgs) -> dict[tuple, float]:
-    """p_theta(x0) of every sentence, by propagating all states through the public `reverse_step` of each window."""
+    """Return p_theta(x0) of every sentence, by propagating all states through `reverse_step` of each window."""
     law = {(MASK,) * length: 1.0}
     windows = process.schedule.windows(int(args.num_steps))
     for t, s in [*windows, windows[-1:, 1].expand(2)]:
@@ -112,22 +112,22 @@ def law_of_steps(process: MaskedProcess, denoiser: TableDenoiser, length: int, a
 
 
 def recorded(name: str) -> dict:
-    """Numbers that the released MDLM gave."""
+    """Read numbers recorded from the released MDLM."""
     return json.loads((GOLDEN / f"mdlm_{name}.json").read_text())
 
 
 class Recorded:
-    """The network of the recordings: logits[b, l, v] = sin(0.1 (b + 1)(l + 1) + 0.37 v + 0.05 told[b])."""
+    """Network of the recordings: logits[b, l, v] = sin(0.1 (b + 1)(l + 1) + 0.37 v + 0.05 time_input[b])."""
 
     def __init__(self, *, time_conditioned: bool) -> None:
         self.time_conditioned = time_conditioned
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
         """Float64."""
-        rows, places, tokens = (torch.arange(n, dtype=torch.float64) for n in (*xt.shape, 8))
-        told = t.double() if self.time_conditioned else torch.zeros(len(xt), dtype=torch.float64)
-        angle = 0.1 * (rows + 1)[:, None, None] * (places + 1)[:, None] + 0.37 * tokens
-        return torch.sin(angle + 0.05 * told[:, None, None])
+        rows, positions, tokens = (torch.arange(n, dtype=torch.float64) for n in (*xt.shape, 8))
+        time_input = t.double() if self.time_conditioned else torch.zeros(len(xt), dtype=torch.float64)
+        angle = 0.1 * (rows + 1)[:, None, None] * (positions + 1)[:, None] + 0.37 * tokens
+        return torch.sin(angle + 0.05 * time_input[:, None, None])
 
     def decode(self, hidden: Tensor) -> Tensor:
         """The identity; a copy, for the caller may change it."""

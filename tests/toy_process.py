@@ -1,4 +1,4 @@
-"""A process small enough to enumerate, and its exact law multiplied out with Python numbers."""
+"""A word-frequency process small enough to enumerate, and its exact distribution in plain Python arithmetic."""
 
 import itertools
 import math
@@ -19,10 +19,16 @@ SPINDLES = ["paper", "released", "none"]
 
 
 def make(
-    num_steps: int = 4, spindle: str = "paper", lam: float = 0.3, schedule: str = "mutual", **kwargs
+    num_steps: int = 4,
+    spindle: str = "paper",
+    lam: float = 0.3,
+    schedule: str = "mutual",
+    *,
+    fused_loss: bool = False,
+    **settings,
 ) -> WordFreqDiffusion:
-    args = WordFreqArgs(num_steps=num_steps, schedule=schedule, spindle=spindle, word_freq_lambda=lam, **kwargs)
-    return WordFreqDiffusion(args, COUNTS, Vocabulary(len(COUNTS), MASK))
+    args = WordFreqArgs(num_steps=num_steps, schedule=schedule, spindle=spindle, word_freq_lambda=lam, **settings)
+    return WordFreqDiffusion(args, COUNTS, Vocabulary(len(COUNTS), MASK), fused_loss=fused_loss)
 
 
 def steps(n: int, value: int) -> Tensor:
@@ -36,7 +42,7 @@ def every(x: Tensor) -> Tensor:
 def reverse_probability(
     process: WordFreqDiffusion, denoiser: TableDenoiser, xt: Tensor, xs: Tensor, s: int, t: int
 ) -> float:
-    """p_theta(x_s | x_t) of one pair of states, multiplied out from its definition with Python numbers."""
+    """Return p_theta(x_s | x_t) of one pair of states, from its definition in plain Python arithmetic."""
     length = len(xt)
     logits = denoiser.encode(xt[None], steps(1, t), every(xt[None]))[0].clone()
     logits[:, MASK] = -math.inf
@@ -69,7 +75,7 @@ def reverse_probability(
 def true_likelihoods(
     process: WordFreqDiffusion, denoiser: TableDenoiser, length: int, num_windows: int
 ) -> dict[tuple, float]:
-    """p_theta(x0) of every sentence, by propagating the whole distribution over all (V ** L) states."""
+    """Return p_theta(x0) of every sentence, by propagating the distribution over all V ** L states."""
     states = [tuple(s) for s in all_sentences([0, 1, 2, 3, 4], length).tolist()]
     law = {tuple([MASK] * length): 1.0}
     for t, s in step_windows(process.num_steps, num_windows):
@@ -86,7 +92,7 @@ def true_likelihoods(
 def exact_bound(
     process: WordFreqDiffusion, denoiser: TableDenoiser, x0: Tensor, num_windows: int, *, only_last: bool = False
 ) -> float:
-    """E over x_t of the public `token_terms`, by enumerating every pattern of masks at every window, or at the last."""
+    """Return E over x_t of the public `token_terms`, over every mask pattern at every window, or at the last window."""
     total = 0.0
     length = len(x0)
     for t, s in step_windows(process.num_steps, num_windows):

@@ -1,7 +1,7 @@
-"""Noise levels of the score-based process: how high, in what steps, drawn how; and which tokens are given in training.
+"""Noise levels of the score-based process, their distribution in training, and the choice of given tokens.
 
-A level sigma is the standard deviation of the noise on every coordinate of an embedding. Its place v is 0 at the lowest
-level and 1 at the highest. (The released code's u is 1 - v.)
+A noise level sigma is the standard deviation of the noise on every coordinate of an embedding. The relative level v is
+0 at the lowest sigma and 1 at the highest. (The released code's u is 1 - v.)
 """
 
 import math
@@ -11,116 +11,126 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-KINDS = ("prefix", "span", "infill")
-"""Parts of a text that may be given."""
-RISING = 2000
-"""Whole steps of levels that rise from left to right: AR-Diffusion's."""
-REACH = 18.75
-"""sigma_max over the square root of E where none is given: CDCD's 300 at its width of 256."""
+GIVEN_KINDS = ("prefix", "span", "infill")
+"""Kinds of context: the part of a text that is given in training."""
+RISING_STEPS = 2000
+"""Number of whole steps of levels that rise from left to right, as in AR-Diffusion."""
+SIGMA_MAX_PER_SQRT_E = 18.75
+"""Default sigma_max divided by the square root of E: CDCD's 300 at its width of 256."""
 
 
 @dataclass(frozen=True)
 class RhoSchedule:
-    """Levels whose rho-th roots are evenly spaced (Karras et al. 2022, Eq. 5)."""
+    """Noise levels whose rho-th roots are evenly spaced (Karras et al. 2022, Eq. 5)."""
 
     sigma_min: float
     sigma_max: float
     rho: float
 
     def __call__(self, v: Tensor) -> Tensor:
-        """The level at place v in [0, 1], of v's shape and type."""
+        """Return sigma at relative level v in [0, 1], in the shape and type of v."""
         low, high = (level ** (1 / self.rho) for level in (self.sigma_min, self.sigma_max))
         return (low + v * (high - low)) ** self.rho
 
 
-class Drawn(NamedTuple):
+class NoiseDraw(NamedTuple):
     """The noise of a training batch."""
 
     sigma: Tensor
-    """float32 [B, L], 0 where nothing is noisy."""
-    learnt: Tensor
-    """bool [B, L], what is to be named."""
-    place: Tensor
-    """float64 [B], of a sentence's level between the lowest and the highest."""
+    """float32 [B, L], 0 where no noise is added."""
+    predicted: Tensor
+    """bool [B, L], tokens whose cross-entropy is in the loss."""
+    relative_level: Tensor
+    """float64 [B], relative level of the sentence; with rising levels, the quantile of its progress."""
     single: Tensor
-    """bool [B], whether all of the sentence has that level."""
+    """bool [B], True where the whole sentence has one level."""
 
     def means(self, nats: Tensor) -> tuple[Tensor, Tensor]:
-        """Of [n] of what is learnt, each sentence's mean, [B]; and whether it is one at a single level, bool [B]."""
-        number = self.learnt.sum(1)
+        """Return each sentence's mean of `nats`, and the sentences that can fit the time warp.
+
+        Args:
+            nats: [n], cross-entropies of the predicted tokens, row by row.
+
+        Returns:
+            Means [B], and bool [B], True for a sentence at a single level with at least one predicted token.
+        """
+        number = self.predicted.sum(1)
         sums = torch.zeros(len(number), dtype=nats.dtype, device=nats.device)
-        sums = sums.index_add(0, self.learnt.nonzero()[:, 0], nats)
+        sums = sums.index_add(0, self.predicted.nonzero()[:, 0], nats)
         return sums / number.clamp(min=1), self.single & (number > 0)
 
 
-# ---- scalings, for data of unit size in every coordinate (Karras et al. 2022, table 1) -------------------------------
-# A network that estimates embeddings has c_skip and c_out, too; those here name tokens.
+# ---- scalings, for data of unit variance in every coordinate (Karras et al. 2022, table 1) ---------------------------
+# c_skip and c_out belong to networks that estimate embeddings; the networks here predict tokens.
 
 
 def c_in(sigma: Tensor) -> Tensor:
-    """What noisy embeddings are multiplied by, so that the network sees coordinates of unit size."""
+    """Return the factor that scales noisy embeddings to unit variance per coordinate."""
     return (sigma.square() + 1).rsqrt()
 
 
 def loss_weight(sigma: Tensor) -> Tensor:
-    """(sigma^2 + 1) / sigma^2, infinite where nothing is noisy."""
+    """Return (sigma^2 + 1) / sigma^2, infinite where sigma is 0."""
     return (sigma.square() + 1) / sigma.square()
 
 
-# ---- places, drawn for training --------------------------------------------------------------------------------------
+# ---- relative levels in training -------------------------------------------------------------------------------------
 
 
-def places_of_positions(noised: Tensor, generator: Generator | None = None) -> Tensor:
-    """A place for every position, evenly spread over its row: each is uniform, float64 [B, L].
+def position_relative_levels(noised: Tensor, generator: Generator | None = None) -> Tensor:
+    """Draw a relative level for every position, stratified over its row; each is uniform on [0, 1), float64 [B, L].
 
     Args:
         noised: bool [B, L].
-        generator: on the CPU, or on `noised`'s device.
+        generator: on the CPU, or on the device of `noised`.
     """
     device = noised.device if generator is None else generator.device
     drawn = torch.rand(2, *noised.shape, generator=generator, dtype=torch.float64, device=device).to(noised.device)
-    order = drawn[0].masked_fill(~noised, 2).argsort(1).argsort(1)  # a random slice for each, no two of a row alike
+    # each position gets a stratum of its own, in random order
+    order = drawn[0].masked_fill(~noised, 2).argsort(1).argsort(1)
     return (order + drawn[1]) / noised.sum(1, keepdim=True).clamp(min=1) % 1
 
 
-def rising_places(start: Tensor, noised: Tensor, num_levels: int = RISING, slope: float = 2.0) -> Tensor:
-    """AR-Diffusion's places: what is further left is noised later, and written sooner. float64 [B, L].
+def rising_relative_levels(start: Tensor, noised: Tensor, num_levels: int = RISING_STEPS, slope: float = 2.0) -> Tensor:
+    """Return AR-Diffusion's relative levels, float64 [B, L]: tokens further left are noised later and revealed earlier.
 
-    The levels of a text of N tokens lie on a line from where the text, or the noise, is left to a fixed far end. It
-    begins at the last token and wanders to the first, then upwards. (Wu et al. 2023, arXiv 2305.09515, and its code.)
+    The relative levels of a text of N tokens lie on a line from a moving start point to a fixed end point. The start
+    point moves from the last token to the first at level 0, then up the level axis. (Wu et al. 2023, arXiv 2305.09515,
+    and its released code.)
 
     Args:
-        start: [B] in [0, 1], how far it has wandered: 0 where the whole text is clean, 1 where it is all noise.
-        noised: bool [B, L], the tokens that are counted.
-        num_levels: T; there are N + T - 1 steps to wander.
-        slope: the far end is at the highest level, at so many times the length of the text.
+        start: [B] in [0, 1], progress of the start point: 0 for a clean text, 1 for pure noise.
+        noised: bool [B, L], the tokens that count towards N.
+        num_levels: T; the start point moves N + T - 1 steps in all.
+        slope: position of the end point, which is at the highest level, as a multiple of N.
     """
     length, top = noised.sum(1, keepdim=True).double(), num_levels - 1.0
     column = (noised.cumsum(1) - 1).double()
-    wandered = start.double()[:, None] * (length + top)
-    foot, rise = (length - 1 - wandered).clamp(min=0), (wandered - (length - 1)).clamp(min=0)
-    line = rise + (top - rise) * (column - foot) / (slope * length - foot).clamp(min=1e-9)
+    moved = start.double()[:, None] * (length + top)
+    start_column, start_level = (length - 1 - moved).clamp(min=0), (moved - (length - 1)).clamp(min=0)
+    ascent = (top - start_level) * (column - start_column)
+    line = start_level + ascent / (slope * length - start_column).clamp(min=1e-9)
     return (line / top).clamp(0, 1)
 
 
-# ---- what is given in training ---------------------------------------------------------------------------------------
+# ---- given tokens in training ----------------------------------------------------------------------------------------
 
 
 def draw_given(target_mask: Tensor, share: float, kinds: list[str], generator: Generator | None = None) -> Tensor:
-    """Bool [B, L]: the targets that are given this time, in a share of the sentences; never all of a sentence.
+    """Draw the targets that are given as context, bool [B, L]; at least one target per sentence stays noisy.
 
-    How many is drawn evenly from none to all but one. prefix: the first; span: neighbours anywhere; infill: any.
+    The number of given targets is uniform from none to all but one.
 
     Args:
         target_mask: bool [B, L].
-        share: of the sentences.
-        kinds: each as likely as the others.
-        generator: on the CPU, or on `target_mask`'s device.
+        share: probability that a sentence has given targets.
+        kinds: one is drawn per sentence, uniformly. prefix: the first targets; span: a contiguous span; infill: any.
+        generator: on the CPU, or on the device of `target_mask`.
     """
     device = target_mask.device if generator is None else generator.device
-    words = {"generator": generator, "dtype": torch.float64, "device": device}
-    coins = torch.rand(4, len(target_mask), **words).to(target_mask.device)
-    scattered = torch.rand(target_mask.shape, **words).to(target_mask.device)
+    coins = torch.rand(4, len(target_mask), generator=generator, dtype=torch.float64, device=device)
+    scattered = torch.rand(target_mask.shape, generator=generator, dtype=torch.float64, device=device)
+    coins, scattered = coins.to(target_mask.device), scattered.to(target_mask.device)
     length = target_mask.sum(1)
     number = (coins[0] * length).long().clamp(max=(length - 1).clamp(min=0))  # 0 .. length - 1
     begin = (coins[1] * (length - number + 1)).long()
@@ -136,18 +146,18 @@ def draw_given(target_mask: Tensor, share: float, kinds: list[str], generator: G
     return chosen & target_mask & (coins[3] < share)[:, None]
 
 
-def ladder(num_steps: int) -> Tensor:
-    """The places that reverse steps look at, from the highest down to the lowest, float64 [num_steps]."""
+def relative_level_grid(num_steps: int) -> Tensor:
+    """Return the relative levels of the reverse steps, from the highest to the lowest, float64 [num_steps]."""
     return torch.linspace(1, 0, num_steps, dtype=torch.float64) if num_steps > 1 else torch.ones(1, dtype=torch.float64)
 
 
-def sigma_max_for(width: int) -> float:
-    """The level at which nothing is left of a token: it tells E / 2 log(1 + 1 / sigma^2) = .0014 nats at most."""
-    return REACH * math.sqrt(width)
+def default_sigma_max(width: int) -> float:
+    """Return the level at which x_t carries at most E / 2 log(1 + 1 / sigma^2) = .0014 nats about a token."""
+    return SIGMA_MAX_PER_SQRT_E * math.sqrt(width)
 
 
 def anisotropy(table: Tensor) -> float:
-    """Mean cosine of the angle between two different embeddings, [V, E]: 0 where they lie in all directions."""
+    """Return the mean cosine between two different embeddings of the table [V, E]; 0 for isotropic directions."""
     direction = torch.nn.functional.normalize(table.double(), dim=-1)
     number = len(direction)
     return float((direction.sum(0).square().sum() - direction.square().sum()) / (number * (number - 1)))

@@ -1,13 +1,13 @@
-"""The score-based diffusion LM: Gaussian noise on embeddings, taken away again by a network that names the tokens.
+"""The score-based diffusion LM: Gaussian noise on embeddings, removed by a network that predicts the tokens.
 
-    x_t = e(x0) + sigma z,   |e| = sqrt(E)                   noise; a given token has sigma 0
-    -log p(x0 | x_t)                                          what is learnt: cross-entropy, at a level drawn anew
+    x_t = e(x0) + sigma z,   |e| = sqrt(E)                    noise; a given token has sigma 0
+    -log p(x0 | x_t)                                          loss: cross-entropy at a random noise level
     x0_hat = sum_k p(k | x_t) e(k)                            score interpolation: score = (x0_hat - x_t) / sigma^2
 
-In reading order: settings, levels, loss, bound, sampling. Levels and scalings: diffusion/score/noise_levels.py; the
-samplers: diffusion/score/sampling.py. Sources: CDCD (Dieleman et al. 2022, arXiv 2211.15089), thorinf's
-score-based-diffusion-lm, AR-Diffusion (Wu et al. 2023, arXiv 2305.09515). The bound is that of variational diffusion
-(diffusion/score/bound.py).
+In reading order: noise levels, loss, bound, sampling. Settings and network calls: diffusion/score/transitions.py;
+schedules and scalings: diffusion/score/noise_levels.py; samplers: diffusion/score/sampling.py. Sources: CDCD (Dieleman
+et al. 2022, arXiv 2211.15089), thorinf's score-based-diffusion-lm, AR-Diffusion (Wu et al. 2023, arXiv 2305.09515). The
+bound is that of variational diffusion (diffusion/score/bound.py).
 """
 
 import torch
@@ -18,72 +18,72 @@ from diffusion.draws import WHOLE, Generators, Share, stratified_uniform
 from diffusion.options import BoundArgs, SampleArgs
 from diffusion.process import Bound, Loss, ScoreDenoiser, StepCallback
 from diffusion.score import noise_levels, sampling
-from diffusion.score.bound import bound, profile, reported
-from diffusion.score.noise_levels import Drawn
+from diffusion.score.bound import bound, profile, reported_levels
+from diffusion.score.noise_levels import NoiseDraw
 from diffusion.score.sampling import SAMPLERS
 from diffusion.score.transitions import ScoreTransitions
 from utils.errors import UserError
 
 
 class ScoreDiffusion(ScoreTransitions):
-    """Satisfies `process.Process`; its denoiser is a `ScoreDenoiser`."""
+    """The score-based process; its network is a `ScoreDenoiser`."""
 
     samplers = ("renoise", "euler", "heun", "sde")
     estimators = ("windows", "stratified")
     limit_estimator = "stratified"
 
-    def draw(self, denoiser: ScoreDenoiser, batch: Batch, generator: Generator | None, share: Share) -> Drawn:
-        """Levels for a step of training, and what is given in it."""
+    def draw(self, denoiser: ScoreDenoiser, batch: Batch, generator: Generator | None, share: Share) -> NoiseDraw:
+        """Draw the noise levels and the given tokens of a training step."""
         args, noised, device = self.args, batch.noised, batch.input_ids.device
-        learnt = noised & ~noise_levels.draw_given(noised, args.given_share, args.given_kinds.split(","), generator)
-        place = stratified_uniform(len(noised), generator, share).to(device)
+        predicted = noised & ~noise_levels.draw_given(noised, args.given_share, args.given_kinds.split(","), generator)
+        relative = stratified_uniform(len(noised), generator, share).to(device)
         coins = torch.rand(2, len(noised), generator=generator, dtype=torch.float64).to(device)
         if args.level_order == "rising":
-            own = noise_levels.rising_places(place, learnt)
+            own = noise_levels.rising_relative_levels(relative, predicted)
         else:
-            place = self.places(denoiser, place).detach()
-            own = place[:, None].expand(noised.shape)
+            relative = self.relative_levels(denoiser, relative).detach()
+            own = relative[:, None].expand(noised.shape)
         many = coins[0] < args.position_levels
-        own = torch.where(many[:, None], noise_levels.places_of_positions(learnt, generator), own)
-        sigma = self.schedule(denoiser)(own).float() * learnt
-        hidden = (coins[1] < args.drop_given)[:, None] & batch.attention_mask & ~learnt
+        own = torch.where(many[:, None], noise_levels.position_relative_levels(predicted, generator), own)
+        sigma = self.schedule(denoiser)(own).float() * predicted
+        hidden = (coins[1] < args.drop_given)[:, None] & batch.attention_mask & ~predicted
         sigma = torch.where(hidden, self.schedule(denoiser).sigma_max, sigma)
-        return Drawn(sigma, learnt, place, ~many)
+        return NoiseDraw(sigma, predicted, relative, ~many)
 
     # ---- loss ----------------------------------------------------------------------------------------------------
 
     def loss(
         self, denoiser: ScoreDenoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
     ) -> Loss:
-        """The mean cross-entropy of what is noisy (weighted, with `edm`), times the number of targets: in nats.
+        """Return the mean cross-entropy of the noisy tokens (weighted, with `edm`) times the number of targets, nats.
 
-        Its gradient reaches the embeddings through x_t, too. With a time warp, the curve's own error is added.
+        Its gradient also reaches the embeddings through x_t. With a time warp, the fit loss of the curve is added.
         """
         drawn = self.draw(denoiser, batch, generator, share)
         x = self.noisy(denoiser, batch, drawn.sigma, generator)
-        previous = self.estimate_before(denoiser, batch, x, drawn, generator)
+        previous = self.self_conditioning_estimate(denoiser, batch, x, drawn, generator)
         hidden = self.encode(denoiser, x, drawn.sigma, batch, previous)
-        nats = self.cross_entropy(denoiser, batch, hidden, drawn.learnt)
-        weight = noise_levels.loss_weight(drawn.sigma[drawn.learnt]) if self.args.loss_weighting == "edm" else 1.0
+        nats = self.cross_entropy(denoiser, batch, hidden, drawn.predicted)
+        weight = noise_levels.loss_weight(drawn.sigma[drawn.predicted]) if self.args.loss_weighting == "edm" else 1.0
         num_tokens = batch.target_mask.sum()
-        scale = num_tokens / drawn.learnt.sum().clamp(min=1)
+        scale = num_tokens / drawn.predicted.sum().clamp(min=1)
         total = (nats * weight).sum() * scale
         if denoiser.warp is not None:
-            total = total + num_tokens * denoiser.warp.fit_loss(drawn.place, *drawn.means(nats.detach()))
+            total = total + num_tokens * denoiser.warp.fit_loss(drawn.relative_level, *drawn.means(nats.detach()))
         return Loss(total, num_tokens, {"cross_entropy": nats.detach().sum() * scale})
 
     @torch.no_grad()
-    def estimate_before(
-        self, denoiser: ScoreDenoiser, batch: Batch, x: Tensor, drawn: Drawn, generator: Generator | None
+    def self_conditioning_estimate(
+        self, denoiser: ScoreDenoiser, batch: Batch, x: Tensor, drawn: NoiseDraw, generator: Generator | None
     ) -> Tensor | None:
-        """Of half of the sentences, the estimate that the network makes without one, [B, L, E]; of others 0."""
+        """Return the network's unconditioned estimate for a random half of the sentences, [B, L, E]; 0 elsewhere."""
         if not denoiser.self_conditioning:
             return None
         rows = torch.rand(len(x), generator=generator, dtype=torch.float64).to(x.device) < 0.5
-        looked, before = rows.clone(), torch.zeros_like(x)
-        looked[:1] = True  # so that processes that share its weights (FSDP) run the network equally often
-        hidden = self.encode(denoiser, x[looked], drawn.sigma[looked], batch.rows(looked))
-        before[looked] = self.estimate(denoiser, hidden, drawn.learnt[looked], denoiser.table())
+        used, before = rows.clone(), torch.zeros_like(x)
+        used[:1] = True  # every worker must run the network equally often: FSDP's collective calls would hang otherwise
+        hidden = self.encode(denoiser, x[used], drawn.sigma[used], batch.rows(used))
+        before[used] = self.estimate(denoiser, hidden, drawn.predicted[used], denoiser.table())
         return before * rows[:, None, None]
 
     # ---- bound and sampling --------------------------------------------------------------------------------------
@@ -91,23 +91,23 @@ class ScoreDiffusion(ScoreTransitions):
     def _bound(
         self, denoiser: ScoreDenoiser, batch: Batch, num_steps: float, args: BoundArgs, generator: Generators
     ) -> Bound:
-        """The law is that of `--sampler sde` at as many steps: see bound.py."""
+        """Estimate the bound of `--sampler sde` with the same number of steps; see bound.py."""
         return bound(self, denoiser, batch, num_steps, args, generator)
 
     def profile_names(self, denoiser: ScoreDenoiser) -> list[str]:
-        """Cross-entropies, by noise level."""
-        return [f"cross_entropy_at_{sigma:g}" for sigma in reported(self, denoiser)]
+        """Return the names of the cross-entropies by noise level."""
+        return [f"cross_entropy_at_{sigma:g}" for sigma in reported_levels(self, denoiser)]
 
     def profile(self, denoiser: ScoreDenoiser, batch: Batch, generator: Generators) -> Tensor:
-        """These, float64 [number of names, B] in nats."""
+        """Return the cross-entropies by noise level, float64 [number of names, B], nats."""
         return profile(self, denoiser, batch, generator)
 
     def network_figures(self, denoiser: ScoreDenoiser) -> dict[str, float]:
-        """How high the noise goes, and how far the embeddings have drawn together."""
+        """Return the highest noise level and the anisotropy of the embeddings."""
         return {"sigma_max": self.schedule(denoiser).sigma_max, "anisotropy": noise_levels.anisotropy(denoiser.table())}
 
     def check_sampling(self, args: SampleArgs) -> None:
-        """Refuses what has no meaning without [MASK], and guidance of a network that was never asked without.
+        """Refuse samplers of masked processes, and guidance of a network trained without it.
 
         Raises:
             UserError: with the remedy.
@@ -127,5 +127,5 @@ class ScoreDiffusion(ScoreTransitions):
         generator: Generators,
         on_step: StepCallback | None,
     ) -> Tensor:
-        """From noise; what is given is exactly as it was. See sampling.py."""
+        """Sample from noise; given tokens stay unchanged. See sampling.py."""
         return sampling.sample(self, denoiser, batch, args, rows_at_once, generator, on_step)

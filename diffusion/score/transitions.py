@@ -1,6 +1,6 @@
 """The score-based process step by step: noise levels, x_t, p(x0 | x_t), and the estimate of the clean embeddings.
 
-    x_t = e(x0) + sigma z,   |e| = sqrt(E)                   noise; a given token has sigma 0
+    x_t = e(x0) + sigma z,   |e| = sqrt(E)                    noise; a given token has sigma 0
     x0_hat = sum_k p(k | x_t) e(k)                            score interpolation: score = (x0_hat - x_t) / sigma^2
 
 Loss, bound and samplers (process.py, bound.py, sampling.py) are written in these terms.
@@ -19,68 +19,80 @@ from diffusion.draws import Generators, gaussian
 from diffusion.options import ProcessArgs
 from diffusion.process import Process, ScoreDenoiser, Vocabulary
 from diffusion.score import noise_levels
-from diffusion.score.noise_levels import KINDS, RhoSchedule
+from diffusion.score.noise_levels import GIVEN_KINDS, RhoSchedule
 from utils.errors import UserError, check_choices, check_ranges
 
-MOST_STEPS = 10_000
+MAX_STEPS = 10_000
 
 
 @dataclass(frozen=True)
 class ScoreArgs(ProcessArgs):
-    """Everything that defines the process; saved with the checkpoint."""
+    """Settings that define the process; saved with the checkpoint."""
 
-    sigma_min: float = field(default=1.0, metadata={"help": "the lowest noise level"})
+    sigma_min: float = field(default=1.0, metadata={"help": "lowest noise level"})
     sigma_max: float = field(
-        default=0.0, metadata={"help": "the highest; 0: 18.75 times the root of the embeddings' width"}
+        default=0.0, metadata={"help": "highest noise level; 0 means 18.75 times the square root of the embedding size"}
     )
-    rho: float = field(default=3.0, metadata={"help": "spacing of the levels: 1 is even, more dwells on low ones"})
+    rho: float = field(
+        default=3.0, metadata={"help": "exponent of the level spacing: 1 is even, more favours low levels"}
+    )
     loss_weighting: str = field(
-        default="uniform", metadata={"choices": ["uniform", "edm"], "help": "edm: by (sigma^2 + 1) / sigma^2"}
+        default="uniform",
+        metadata={"choices": ["uniform", "edm"], "help": "weight of the cross-entropy; edm: (sigma^2 + 1) / sigma^2"},
     )
     level_order: str = field(
-        default="free", metadata={"choices": ["free", "rising"], "help": "rising: from left to right (AR-Diffusion)"}
+        default="free",
+        metadata={"choices": ["free", "rising"], "help": "order of the levels; rising: left to right (AR-Diffusion)"},
     )
     position_levels: float = field(
-        default=0.1, metadata={"help": "share of the sentences in which every position has a level of its own"}
+        default=0.1, metadata={"help": "share of sentences in which every position has its own noise level"}
     )
-    given_share: float = field(default=0.5, metadata={"help": "share of the sentences of which a part is given"})
-    given_kinds: str = field(default=",".join(KINDS), metadata={"help": "which parts: of prefix, span, infill"})
+    given_share: float = field(default=0.5, metadata={"help": "share of sentences with given tokens"})
+    given_kinds: str = field(
+        default=",".join(GIVEN_KINDS), metadata={"help": "kinds of given parts: prefix, span, infill"}
+    )
     drop_given: float = field(
-        default=0.0, metadata={"help": "share of sentences in which what is given is hidden in noise, for --guidance"}
+        default=0.0, metadata={"help": "share of sentences whose given tokens are replaced by noise, for --guidance"}
     )
     output_prior: bool = field(
-        default=True, metadata={"help": "add how likely x_t is of each token to the network's logits (Plaid)"}
+        default=True, metadata={"help": "log-likelihood of x_t under each token, added to the network's logits (Plaid)"}
     )
-    self_conditioning: bool = field(default=True, metadata={"help": "the network sees its estimate before"})
-    time_warp: bool = field(default=True, metadata={"help": "learn where levels are worth drawing (CDCD)"})
+    self_conditioning: bool = field(
+        default=True, metadata={"help": "the network's previous estimate as a second input"}
+    )
+    time_warp: bool = field(default=True, metadata={"help": "learned distribution of the training noise levels (CDCD)"})
 
     def __post_init__(self) -> None:
         check_choices(self)
         check_ranges(self, sigma_min=(1e-3, 1e3), sigma_max=(0, 1e6), rho=(0.1, 100))
         check_ranges(self, position_levels=(0, 1), given_share=(0, 1), drop_given=(0, 1))
         if self.sigma_max and self.sigma_max <= self.sigma_min:
-            raise UserError(f"sigma_max={self.sigma_max:g} must be above sigma_min={self.sigma_min:g}; 0: by the width")
-        if not self.sigma_max and self.sigma_min >= noise_levels.REACH:
-            raise UserError(f"sigma_min={self.sigma_min:g} must be below {noise_levels.REACH}, or give sigma_max, too")
-        if not set(self.given_kinds.split(",")) <= set(KINDS):
-            raise UserError(f"given_kinds={self.given_kinds!r} must be some of {','.join(KINDS)}")
+            raise UserError(
+                f"sigma_max={self.sigma_max:g} must be above sigma_min={self.sigma_min:g}; 0 sets it by the size"
+            )
+        if not self.sigma_max and self.sigma_min >= noise_levels.SIGMA_MAX_PER_SQRT_E:
+            raise UserError(
+                f"sigma_min={self.sigma_min:g} must be below {noise_levels.SIGMA_MAX_PER_SQRT_E}; or give sigma_max"
+            )
+        if not set(self.given_kinds.split(",")) <= set(GIVEN_KINDS):
+            raise UserError(f"given_kinds={self.given_kinds!r} must be some of {','.join(GIVEN_KINDS)}")
         if self.level_order == "rising" and self.time_warp:
-            raise UserError("level_order=rising has levels of its own; give time_warp=false with it")
+            raise UserError("level_order=rising fixes the levels; add time_warp=false")
 
     @property
     def num_steps(self) -> float:
-        """Time is continuous; levels that rise from left to right are AR-Diffusion's whole steps."""
-        return noise_levels.RISING if self.level_order == "rising" else math.inf
+        """T: infinite in continuous time; AR-Diffusion's number of whole steps with rising levels."""
+        return noise_levels.RISING_STEPS if self.level_order == "rising" else math.inf
 
     @property
     def network_settings(self) -> dict[str, bool]:
-        """What a network that is made for the process must have."""
+        """Settings that a network made for this process must have."""
         return {"self_conditioning": self.self_conditioning, "time_warp": self.time_warp}
 
     def check_time(self, time_conditioning: str) -> None:
         """See ProcessArgs."""
         if time_conditioning == "token":
-            raise UserError("time_conditioning=token: process=score tells the noise of every position; leave it out")
+            raise UserError("time_conditioning=token: process=score always inputs the noise level; leave it out")
 
     def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
         """See ProcessArgs."""
@@ -90,28 +102,28 @@ class ScoreArgs(ProcessArgs):
 
 
 class ScoreTransitions(Process):
-    """What one look of the network at noisy embeddings gives; its denoiser is a `ScoreDenoiser`."""
+    """Noising, prediction and estimation at one noise level; the network is a `ScoreDenoiser`."""
 
     def __init__(self, args: ScoreArgs, vocabulary: Vocabulary, *, fused_loss: bool = False) -> None:
-        """Take the settings; vocabulary, fused_loss: see `Process`."""
+        """Set up the process; for vocabulary and fused_loss see `Process`."""
         super().__init__(vocabulary, fused_loss=fused_loss)
         self.args, self.num_steps = args, args.num_steps
 
     def schedule(self, denoiser: ScoreDenoiser) -> RhoSchedule:
-        """From place to level."""
-        highest = self.args.sigma_max or noise_levels.sigma_max_for(denoiser.embedding_size)
+        """Return the map from relative level to noise level."""
+        highest = self.args.sigma_max or noise_levels.default_sigma_max(denoiser.embedding_size)
         return RhoSchedule(self.args.sigma_min, highest, self.args.rho)
 
-    def places(self, denoiser: ScoreDenoiser, r: Tensor) -> Tensor:
-        """Even numbers to places: themselves, or warped."""
+    def relative_levels(self, denoiser: ScoreDenoiser, r: Tensor) -> Tensor:
+        """Return the relative levels at quantiles r of their training distribution, which the time warp can change."""
         return r if denoiser.warp is None else denoiser.warp.quantile(r.to(denoiser.warp.widths.device))
 
     def encode(
         self, denoiser: ScoreDenoiser, x: Tensor, sigma: Tensor, batch: Batch, previous: Tensor | None = None
     ) -> Tensor:
-        """What `logits` are made of, [B, L, D], or with the output prior [B, L, D + E].
+        """Return the features from which `logits` predicts: [B, L, D], or [B, L, D + E] with the output prior.
 
-        Where the level is 0, x is not looked at: the clean embeddings stand there.
+        At positions with level 0 the clean embeddings replace x.
         """
         noisy = sigma[..., None] > 0
         x = torch.where(noisy, x, denoiser.embed(batch.input_ids))
@@ -122,11 +134,11 @@ class ScoreTransitions(Process):
         return torch.cat([hidden.to(evidence.dtype), evidence], -1)
 
     def logits(self, denoiser: ScoreDenoiser, features: Tensor, table: Tensor, temperature: float = 1.0) -> Tensor:
-        """Of p(x0 | x_t), [n, V], from what `encode` gave, [n, D] or [n, D + E].
+        """Return the logits of p(x0 | x_t), [n, V], from features [n, D] or [n, D + E] of `encode`.
 
-        By Bayes p(k | x_t) is p(k | all else) exp(<x_t, e_k> / sigma^2), as all e_k are of one length: with the output
-        prior the network is left to say the first factor (Gulrajani and Hashimoto 2023, arXiv 2305.18619), and that is
-        what a temperature is of.
+        All e_k have the same length, so Bayes' rule gives p(k | x_t) proportional to p(k | other positions) times
+        exp(<x_t, e_k> / sigma^2). With the output prior the network models only the first factor (Gulrajani and
+        Hashimoto 2023, arXiv 2305.18619). The temperature acts on that factor alone.
         """
         if not self.args.output_prior:
             return denoiser.decode(features).to(table.dtype) / temperature
@@ -134,12 +146,12 @@ class ScoreTransitions(Process):
         return denoiser.decode(hidden).to(table.dtype) / temperature + evidence @ table.T
 
     def noisy(self, denoiser: ScoreDenoiser, batch: Batch, sigma: Tensor, generator: Generators) -> Tensor:
-        """x_t ~ q(x_t | x0), [B, L, E]."""
+        """Draw x_t ~ q(x_t | x0), [B, L, E]."""
         noise = gaussian(sigma > 0, denoiser.embedding_size, generator)
         return denoiser.embed(batch.input_ids) + sigma[..., None] * noise
 
     def cross_entropy(self, denoiser: ScoreDenoiser, batch: Batch, hidden: Tensor, where: Tensor) -> Tensor:
-        """-log p(x0 | x_t) at the True positions of `where`, float64 [n]."""
+        """Return -log p(x0 | x_t) at the True positions of `where`, float64 [n]."""
         x0, table = batch.input_ids, denoiser.table()
 
         def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
@@ -149,7 +161,7 @@ class ScoreTransitions(Process):
         return in_parts(terms, hidden[where], where.sum(1), self.vocab_size, again=self.fused_loss)[0]
 
     def estimate(self, denoiser: ScoreDenoiser, hidden: Tensor, where: Tensor, table: Tensor) -> Tensor:
-        """Score interpolation: the mean clean embedding under p(x0 | x_t), [B, L, E]; 0 elsewhere."""
+        """Return the mean clean embedding under p(x0 | x_t), [B, L, E]; 0 where `where` is False."""
 
         def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
             return (self.within_support(self.logits(denoiser, part, table)).softmax(-1) @ table,)
@@ -158,29 +170,30 @@ class ScoreTransitions(Process):
         return found.new_zeros(*where.shape, table.shape[1]).masked_scatter(where[..., None], found)
 
     def check_steps(self, num_steps: float, *, limit: bool = False) -> None:
-        """Refuses a number of steps that there cannot be.
+        """Refuse a number of steps that this process cannot take.
 
         Args:
-            num_steps: of a sample or bound.
-            limit: whether there may be no end of them, if it is.
+            num_steps: steps of a sample or a bound.
+            limit: allow infinitely many steps, if time is continuous.
 
         Raises:
-            UserError: with the bound.
+            UserError: with the largest number of steps.
         """
-        most = int(min(MOST_STEPS, self.num_steps))
+        most = int(min(MAX_STEPS, self.num_steps))
         if num_steps > most and not (math.isinf(num_steps) and limit and math.isinf(self.num_steps)):
-            raise UserError(f"num_steps={num_steps:g}: this takes whole steps, {most:,} at most; give fewer")
+            raise UserError(f"num_steps={num_steps:g} must be at most {most:,}; give fewer")
 
     def levels(self, denoiser: ScoreDenoiser, noised: Tensor, num_steps: int) -> Tensor:
-        """The levels that a sampler asks at, highest first, float64 [num_steps, B, L], 0 at what is given."""
-        schedule, rungs = self.schedule(denoiser), noise_levels.ladder(num_steps).to(noised.device)
+        """Return a sampler's noise levels, highest first, float64 [num_steps, B, L]; 0 at given tokens."""
+        schedule, grid = self.schedule(denoiser), noise_levels.relative_level_grid(num_steps).to(noised.device)
         if self.args.level_order == "rising":
-            places = torch.stack([noise_levels.rising_places(rung.expand(len(noised)), noised) for rung in rungs])
+            rows = [noise_levels.rising_relative_levels(start.expand(len(noised)), noised) for start in grid]
+            relative = torch.stack(rows)
         else:
-            places = self.places(denoiser, rungs).detach()[:, None, None].expand(-1, *noised.shape)
-        return schedule(places) * noised
+            relative = self.relative_levels(denoiser, grid).detach()[:, None, None].expand(-1, *noised.shape)
+        return schedule(relative) * noised
 
-    def look(
+    def noisy_forward(
         self,
         denoiser: ScoreDenoiser,
         batch: Batch,
@@ -188,7 +201,7 @@ class ScoreTransitions(Process):
         table: Tensor,
         generator: Generators,
     ) -> Tensor:
-        """Hidden states of a batch noised to levels [B, L]; a self-conditioned network is asked twice."""
+        """Noise a batch to levels [B, L] and return its features; self-conditioning takes a second forward pass."""
         x = self.noisy(denoiser, batch, sigma, generator)
         hidden = self.encode(denoiser, x, sigma, batch)
         if not denoiser.self_conditioning:
@@ -197,7 +210,7 @@ class ScoreTransitions(Process):
         return self.encode(denoiser, x, sigma, batch, before)
 
     def sentence_nats(self, denoiser: ScoreDenoiser, batch: Batch, hidden: Tensor) -> Tensor:
-        """-log p(x0 | x_t) of every sentence's targets, float64 [B]."""
+        """Return -log p(x0 | x_t) summed over each sentence's targets, float64 [B]."""
         where = batch.target_mask
         nats = self.cross_entropy(denoiser, batch, hidden, where)
         sums = torch.zeros(len(where), dtype=torch.float64, device=where.device)

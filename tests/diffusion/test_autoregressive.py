@@ -38,8 +38,8 @@ class CausalTable(TableDenoiser):
         return self.encode(whole, None, None)[:, -tokens.shape[1] :], whole
 
 
-def process() -> Autoregressive:
-    return Autoregressive(AutoregressiveArgs(), Vocabulary(len(COUNTS), MASK))
+def process(end_id: int | None = None) -> Autoregressive:
+    return Autoregressive(AutoregressiveArgs(), Vocabulary(len(COUNTS), MASK), end_id=end_id)
 
 
 def after(first: int, rest: Tensor) -> Batch:
@@ -135,9 +135,7 @@ END = 1
 
 
 def ending() -> Autoregressive:
-    made = process()
-    made.end_id = END
-    return made
+    return process(END)
 
 
 def ended(*texts: list[int]) -> Batch:

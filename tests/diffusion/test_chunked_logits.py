@@ -31,7 +31,7 @@ class Head(nn.Module):
         self.body, self.head = nn.Embedding(V, 4), nn.Linear(4, V)
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """Of the token and its place alone."""
+        """Hidden states of the token and its position alone."""
         return self.body(xt) + torch.arange(xt.shape[1])[:, None] / 7
 
     def decode(self, hidden: Tensor) -> Tensor:
@@ -45,8 +45,7 @@ def test_fused_keeps_no_logits_for_the_gradient(spindle: str, monkeypatch: pytes
     batch = text_batch(torch.tensor([[0, 1, 2, 4, 4, 0]]).expand(40, 6))
     kept, gradients = {}, {}
     for fused in (False, True):
-        process, head, sizes = make(16, spindle), Head(), []
-        process.fused_loss = fused
+        process, head, sizes = make(16, spindle, fused_loss=fused), Head(), []
         head.load_state_dict({n: torch.sin(torch.arange(p.numel())).view_as(p) for n, p in head.named_parameters()})
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x, sizes=sizes: (sizes.append(x.shape), x)[1], lambda x: x

@@ -15,7 +15,7 @@ from data.batch import Batch
 from data.sentencepiece import load_sentencepiece, train_sentencepiece
 from data.tokenizers import text8_tokenizer
 from diffusion import infilling
-from diffusion.infilling import Place
+from diffusion.infilling import Restriction
 from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
 from diffusion.options import SampleArgs
 from diffusion.process import Vocabulary
@@ -68,14 +68,14 @@ def words_only() -> PreTrainedTokenizerFast:
     return made(model, pre_tokenizers.BertPreTokenizer(), None)
 
 
-def barred(tokenizer: PreTrainedTokenizerFast, place: Place) -> set[str]:
+def barred(tokenizer: PreTrainedTokenizerFast, restriction: Restriction) -> set[str]:
     size = max(tokenizer.get_vocab().values()) + 1
-    pieces = infilling.joining(tokenizer, size)
-    forbidden = torch.stack([pieces[name] & getattr(place, name) for name in Place._fields]).any(0)
+    pieces = infilling.glued_pieces(tokenizer, size)
+    forbidden = torch.stack([pieces[name] & getattr(restriction, name) for name in Restriction._fields]).any(0)
     return set(tokenizer.convert_ids_to_tokens(forbidden.nonzero()[:, 0].tolist())) - set(SPECIAL)
 
 
-BEFORE, MARKED = Place(join_before=True, go_on=True), Place(go_on=True)
+BEFORE, MARKED = Restriction(join_before=True, go_on=True), Restriction(go_on=True)
 
 
 @pytest.mark.parametrize(
@@ -91,13 +91,13 @@ def test_what_would_be_glued_to_the_word_before_is_told_by_what_the_tokenizer_wr
     found = barred(tokenizer, BEFORE)
     assert some <= found and not found & not_these
     assert barred(tokenizer, MARKED) == ({"##s", "##9", "##-"} if make is wordpiece else set())
-    assert barred(tokenizer, Place(join_after=True)) == set() == barred(tokenizer, Place())
+    assert barred(tokenizer, Restriction(join_after=True)) == set() == barred(tokenizer, Restriction())
 
 
 def test_pieces_with_the_mark_of_a_words_end_are_glued_to_the_word_after() -> None:
     tokenizer = word_end()
     assert barred(tokenizer, BEFORE) == set()
-    found = barred(tokenizer, Place(join_after=True))
+    found = barred(tokenizer, Restriction(join_after=True))
     assert {"s", "x", "u"} <= found and not found & {"s</w>", "said</w>", ",", "-"}
 
 
@@ -126,17 +126,21 @@ def test_sentencepieces_without_a_space_are_glued(tmp_path: Path) -> None:
 def test_where_a_mask_stands_decides(make, text: str, expected: list[str]) -> None:
     tokenizer = make()
     gaps = infilling.parse(tokenizer, text)
-    places = [place for token, place in zip(*gaps, strict=True) if token == tokenizer.mask_token_id]
-    said = [f"{'no' if p.join_before else 'yes'} {'no' if p.go_on else 'yes'}" for p in places]
+    found = [restriction for token, restriction in zip(*gaps, strict=True) if token == tokenizer.mask_token_id]
+    said = [f"{'no' if p.join_before else 'yes'} {'no' if p.go_on else 'yes'}" for p in found]
     assert said == expected
-    assert all(place == Place() for token, place in zip(*gaps, strict=True) if token != tokenizer.mask_token_id)
+    assert all(
+        restriction == Restriction()
+        for token, restriction in zip(*gaps, strict=True)
+        if token != tokenizer.mask_token_id
+    )
 
 
 def test_where_spaces_are_tokens_letters_go_on_with_letters() -> None:
     tokenizer = text8_tokenizer()
     gaps = infilling.parse(tokenizer, "the [MASK][MASK] house")
-    assert not any(place.join_before for place in gaps.places)
-    assert barred(tokenizer, Place(join_after=True, go_on=True)) == set()
+    assert not any(restriction.join_before for restriction in gaps.restrictions)
+    assert barred(tokenizer, Restriction(join_after=True, go_on=True)) == set()
 
 
 # ---- the law ---------------------------------------------------------------------------------------------------------

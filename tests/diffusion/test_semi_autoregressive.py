@@ -64,7 +64,7 @@ def test_strides_are_refused_that_are_no_part_of_a_window() -> None:
     assert SemiArArgs(semi_ar=True).stride(9) == 4
     with pytest.raises(UserError, match=r"stride_length=9 must lie in 1..8"):
         SemiArArgs(semi_ar=True, stride_length=9).stride(9)
-    with pytest.raises(UserError, match="are for --semi_ar true"):
+    with pytest.raises(UserError, match="need --semi_ar true"):
         SemiArArgs(num_strides=3)
 
 

@@ -188,7 +188,7 @@ def test_auto_is_every_window_or_sets_by_their_size_where_there_is_no_number_of_
     assert [BoundArgs().settled(steps).estimator for steps in (128, math.inf)] == ["windows", "masked-count"]
     assert BoundArgs(evaluations=5).settled(math.inf).evaluations == 5
     for args in (BoundArgs(evaluations=5), BoundArgs("windows", evaluations=5)):
-        with pytest.raises(UserError, match="windows takes one forward a window"):
+        with pytest.raises(UserError, match="does not apply to windows"):
             args.settled(128)
 
 

@@ -10,8 +10,8 @@ from torch import Generator, Tensor
 
 from diffusion.options import BoundArgs, SampleArgs
 from diffusion.process import Vocabulary
-from diffusion.score.bound import terms_of
-from diffusion.score.noise_levels import ladder
+from diffusion.score.bound import diffusion_terms
+from diffusion.score.noise_levels import relative_level_grid
 from diffusion.score.process import ScoreDiffusion
 from diffusion.score.transitions import ScoreArgs
 from tests.conftest import all_sentences, text_batch
@@ -19,7 +19,7 @@ from tests.diffusion.score.test_process import BATCH, GIVEN_ENDS, denoiser, proc
 from utils.errors import UserError
 
 LAW = torch.tensor([0.3, 0.05, 0.02, 0.03, 0.25, 0.05, 0.1, 0.05, 0.15], dtype=torch.float64)
-"""Of the nine sentences of two tokens out of three: not independent."""
+"""Probabilities of the nine sentences of two tokens out of three; the tokens are dependent."""
 SENTENCES = all_sentences([0, 1, 2], 2)
 STRATIFIED = BoundArgs("stratified", evaluations=64)
 
@@ -117,8 +117,8 @@ def test_its_steps_are_divergences_of_gaussians() -> None:
     means = [(1 - s**2 / t**2) * mean for mean in (e, guess)]
     kl = torch.distributions.kl_divergence(*(torch.distributions.Normal(mean, spread) for mean in means))
     assert (s**-2 - t**-2) / 2 * (e - guess) ** 2 == pytest.approx(float(kl), rel=1e-5)
-    rungs = tiny().schedule(Bayes())(ladder(6))
-    terms, lowest = terms_of(tiny(), Bayes(), text_batch(SENTENCES), 6, BoundArgs("windows"), None)
+    rungs = tiny().schedule(Bayes())(relative_level_grid(6))
+    terms, lowest = diffusion_terms(tiny(), Bayes(), text_batch(SENTENCES), 6, BoundArgs("windows"), None)
     assert torch.allclose(torch.stack([level[0, 0] for level, _ in terms]), rungs[:-1]) and (lowest == rungs[-1]).all()
     steps = itertools.pairwise(rungs.tolist())
     assert [float(weight[0, 0]) for _, weight in terms] == pytest.approx([(s**-2 - t**-2) / 2 for t, s in steps])
@@ -157,7 +157,7 @@ def test_a_network_that_is_to_know_its_estimate_is_asked_twice() -> None:
 
 
 def evidence(words: tuple) -> Tensor:
-    """What the output prior adds for c_in x_t at levels sigma: x_t / sigma^2."""
+    """Return the output prior's evidence x_t / sigma^2, from c_in x_t at levels sigma."""
     x, sigma = words[0] * (words[1] ** 2 + 1).sqrt()[..., None], words[1][..., None]
     return torch.where(sigma > 0, x / sigma.clamp(min=1e-6) ** 2, 0.0)
 
@@ -166,7 +166,7 @@ def evidence(words: tuple) -> Tensor:
 def test_levels_that_rise_are_scored_as_they_are_sampled(estimator: str) -> None:
     made, net = process(level_order="rising", time_warp=False), denoiser()
     rungs = made.levels(net, GIVEN_ENDS, 6)
-    terms, lowest = terms_of(made, net, BATCH, 6, BoundArgs(estimator), None)
+    terms, lowest = diffusion_terms(made, net, BATCH, 6, BoundArgs(estimator), None)
     assert torch.equal(lowest[GIVEN_ENDS], rungs[-1][GIVEN_ENDS])
     assert len(terms) == {"windows": 5, "stratified": 16}[estimator]
     for level, weight in terms:
@@ -176,8 +176,8 @@ def test_levels_that_rise_are_scored_as_they_are_sampled(estimator: str) -> None
         of_that_step = exact.transpose(0, 1)[step.T][GIVEN_ENDS]
         assert torch.allclose(weight[GIVEN_ENDS], of_that_step * 5 / len(terms))
     assert made.num_steps == 2000
-    with pytest.raises(UserError, match="this takes whole steps, 2,000 at most"):
-        terms_of(made, net, BATCH, math.inf, BoundArgs("stratified"), None)
+    with pytest.raises(UserError, match="must be at most 2,000; give fewer"):
+        diffusion_terms(made, net, BATCH, math.inf, BoundArgs("stratified"), None)
 
 
 def test_cross_entropies_are_reported_by_level() -> None:
@@ -196,5 +196,5 @@ def test_cross_entropies_are_reported_by_level() -> None:
 def test_estimators_of_masked_processes_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"estimator={name} is for masked processes"):
         process().bound(denoiser(), BATCH, 4, BoundArgs(name))
-    with pytest.raises(UserError, match="in the limit there is no end of them"):
+    with pytest.raises(UserError, match="estimator=windows: num_steps=inf has infinitely many"):
         process().bound(denoiser(), BATCH, math.inf, BoundArgs("windows"))

@@ -7,20 +7,20 @@ import torch
 from torch import Generator
 
 from diffusion.score.noise_levels import (
-    KINDS,
-    Drawn,
+    GIVEN_KINDS,
+    NoiseDraw,
     RhoSchedule,
     anisotropy,
     c_in,
+    default_sigma_max,
     draw_given,
-    ladder,
     loss_weight,
-    places_of_positions,
-    rising_places,
-    sigma_max_for,
+    position_relative_levels,
+    relative_level_grid,
+    rising_relative_levels,
 )
 
-PLACES = torch.tensor([1, 0.75, 0.5, 0.25, 0], dtype=torch.float64)
+RELATIVE = torch.tensor([1, 0.75, 0.5, 0.25, 0], dtype=torch.float64)
 EVERY = torch.ones(1, 5, dtype=torch.bool)
 
 
@@ -33,7 +33,7 @@ EVERY = torch.ones(1, 5, dtype=torch.bool)
     ],
 )
 def test_the_schedule_is_the_recorded_one(low: float, high: float, rho: float, levels: list[float]) -> None:
-    assert RhoSchedule(low, high, rho)(PLACES).tolist() == pytest.approx(levels, rel=1e-6)
+    assert RhoSchedule(low, high, rho)(RELATIVE).tolist() == pytest.approx(levels, rel=1e-6)
 
 
 def test_scalings_are_the_recorded_ones() -> None:
@@ -44,26 +44,26 @@ def test_scalings_are_the_recorded_ones() -> None:
     assert loss_weight(sigma).tolist() == pytest.approx([math.inf, 2, 1.25, 1.04, 1.01])
 
 
-def test_a_ladder_leads_from_the_highest_place_to_the_lowest() -> None:
-    assert RhoSchedule(1, 10, 1)(ladder(4)).tolist() == pytest.approx([10, 7, 4, 1])
-    assert ladder(1).tolist() == [1] and ladder(2).tolist() == [1, 0]
+def test_the_grid_leads_from_the_highest_level_to_the_lowest() -> None:
+    assert RhoSchedule(1, 10, 1)(relative_level_grid(4)).tolist() == pytest.approx([10, 7, 4, 1])
+    assert relative_level_grid(1).tolist() == [1] and relative_level_grid(2).tolist() == [1, 0]
 
 
 def test_a_level_of_ten_destroys_little_at_width_256_and_the_default_all() -> None:
-    """Of two tokens sqrt(2 E) apart, how often the noisy one is nearer to its own: at 10 nearly nine times in ten."""
-    told = [0.5 * math.erfc(-math.sqrt(2 * 256) / (2 * sigma) / math.sqrt(2)) for sigma in (10, sigma_max_for(256))]
+    """Share of noisy tokens nearer to their own embedding than to one sqrt(2 E) away: nearly 0.9 at sigma 10."""
+    told = [0.5 * math.erfc(-math.sqrt(2 * 256) / (2 * sigma) / math.sqrt(2)) for sigma in (10, default_sigma_max(256))]
     assert told[0] == pytest.approx(0.871, abs=1e-3) and told[1] == pytest.approx(0.515, abs=1e-3)
-    assert sigma_max_for(256) == 300
+    assert default_sigma_max(256) == 300
     for width in (16, 64, 256):
-        assert width / 2 * math.log1p(sigma_max_for(width) ** -2) == pytest.approx(0.00142, rel=0.01)
+        assert width / 2 * math.log1p(default_sigma_max(width) ** -2) == pytest.approx(0.00142, rel=0.01)
 
 
-# ---- places ----------------------------------------------------------------------------------------------------------
+# ---- relative levels -------------------------------------------------------------------------------------------------
 
 
-def test_positions_have_places_spread_over_their_row() -> None:
+def test_positions_have_levels_spread_over_their_row() -> None:
     noised = torch.tensor([[True] * 6, [False, True, True, True, False, False]])
-    draws = torch.stack([places_of_positions(noised, Generator().manual_seed(i)) for i in range(4000)])
+    draws = torch.stack([position_relative_levels(noised, Generator().manual_seed(i)) for i in range(4000)])
     assert (draws >= 0).all() and (draws < 1).all()
     for row, number in ((0, 6), (1, 3)):
         slices = (draws[:, row, noised[row]] * number).long().sort(1).values
@@ -76,21 +76,21 @@ def test_positions_have_places_spread_over_their_row() -> None:
     ("i", "levels"),
     [(0, [0, 0, 0, 0, 0]), (2, [0, 0, 0, 12, 25]), (4, [0, 10, 20, 30, 40]), (8, [4, 14, 23, 32, 42]), (104, [99] * 5)],
 )
-def test_rising_places_are_the_recorded_ones(i: int, levels: list[int]) -> None:
-    places = rising_places(torch.tensor([i / 104], dtype=torch.float64), EVERY, num_levels=100)
-    assert (places[0] * 99).tolist() == pytest.approx(levels, abs=0.51)  # there they are rounded
+def test_rising_levels_are_the_recorded_ones(i: int, levels: list[int]) -> None:
+    relative = rising_relative_levels(torch.tensor([i / 104], dtype=torch.float64), EVERY, num_levels=100)
+    assert (relative[0] * 99).tolist() == pytest.approx(levels, abs=0.51)  # there they are rounded
 
 
-def test_rising_places_count_the_noised_tokens_alone() -> None:
+def test_rising_levels_count_the_noised_tokens_alone() -> None:
     noised = torch.tensor([[False, True, True, False, True, True, True, False]])
     start = torch.tensor([0.4], dtype=torch.float64)
-    assert torch.equal(rising_places(start, noised)[noised], rising_places(start, EVERY)[0])
+    assert torch.equal(rising_relative_levels(start, noised)[noised], rising_relative_levels(start, EVERY)[0])
 
 
-# ---- what is given ---------------------------------------------------------------------------------------------------
+# ---- given tokens ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", GIVEN_KINDS)
 def test_given_parts_have_their_form_and_every_number_is_as_likely(kind: str) -> None:
     target = torch.zeros(20_000, 9, dtype=torch.bool)
     target[:, 1:7] = True
@@ -114,13 +114,15 @@ def test_a_share_of_the_sentences_has_something_given_and_kinds_are_as_likely() 
     target = torch.ones(20_000, 8, dtype=torch.bool)
     given = draw_given(target, 0.3, ["prefix", "infill"], Generator().manual_seed(0))
     assert given.any(1).float().mean() == pytest.approx(0.3 * 7 / 8, abs=0.01)
-    assert not draw_given(target, 0.0, list(KINDS), Generator().manual_seed(0)).any()
-    assert not draw_given(target[:, :1], 1.0, list(KINDS), Generator().manual_seed(0)).any()  # nothing else to learn
+    assert not draw_given(target, 0.0, list(GIVEN_KINDS), Generator().manual_seed(0)).any()
+    assert not draw_given(
+        target[:, :1], 1.0, list(GIVEN_KINDS), Generator().manual_seed(0)
+    ).any()  # nothing else to learn
 
 
 def test_means_are_of_the_learnt_tokens_of_each_sentence() -> None:
-    learnt = torch.tensor([[True, True, False], [False, False, False], [False, True, False]])
-    drawn = Drawn(torch.zeros(3, 3), learnt, torch.zeros(3), torch.tensor([True, True, False]))
+    predicted = torch.tensor([[True, True, False], [False, False, False], [False, True, False]])
+    drawn = NoiseDraw(torch.zeros(3, 3), predicted, torch.zeros(3), torch.tensor([True, True, False]))
     means, counted = drawn.means(torch.tensor([1.0, 3.0, 5.0]))
     assert means.tolist() == [2, 0, 5] and counted.tolist() == [True, False, False]
 

@@ -24,10 +24,9 @@ GIVEN_ENDS = torch.ones(4, 9, dtype=torch.bool).index_fill(1, torch.tensor([0, 8
 BATCH = Batch(IDS, torch.ones(4, 9, dtype=torch.bool), GIVEN_ENDS)
 
 
-def process(**settings: object) -> ScoreDiffusion:
-    return ScoreDiffusion(
-        ScoreArgs(**settings), Vocabulary(len(COUNTS), MASK, excluded_ids=(0, 1, 2), unsampled_ids=(UNK,))
-    )
+def process(*, fused_loss: bool = False, **settings: object) -> ScoreDiffusion:
+    vocabulary = Vocabulary(len(COUNTS), MASK, excluded_ids=(0, 1, 2), unsampled_ids=(UNK,))
+    return ScoreDiffusion(ScoreArgs(**settings), vocabulary, fused_loss=fused_loss)
 
 
 def denoiser(seed: int = 0, **more: object) -> ScoreDenoiser:
@@ -47,9 +46,9 @@ def many(rows: int = 10_000, length: int = 6) -> Batch:
 
 def test_what_is_given_has_no_noise_and_is_not_learnt() -> None:
     drawn = process(given_share=1.0).draw(denoiser(), BATCH, seeded(), Share())
-    assert not (drawn.learnt & ~GIVEN_ENDS).any() and (GIVEN_ENDS & ~drawn.learnt).any()
-    assert torch.equal(drawn.sigma > 0, drawn.learnt)
-    assert (drawn.sigma[drawn.learnt] >= 1).all() and drawn.sigma.max() <= noise_levels.sigma_max_for(8)
+    assert not (drawn.predicted & ~GIVEN_ENDS).any() and (GIVEN_ENDS & ~drawn.predicted).any()
+    assert torch.equal(drawn.sigma > 0, drawn.predicted)
+    assert (drawn.sigma[drawn.predicted] >= 1).all() and drawn.sigma.max() <= noise_levels.default_sigma_max(8)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
@@ -61,7 +60,7 @@ def test_a_share_of_the_sentences_has_a_level_for_every_position(share: float) -
     assert alone.float().mean() == pytest.approx(share, abs=0.01)
 
 
-def test_levels_are_spread_evenly_over_a_step_in_the_place_of_the_schedule() -> None:
+def test_levels_are_spread_evenly_over_a_step_in_the_quantile_of_the_schedule() -> None:
     made, parts = process(position_levels=0.0), 4
     found = [made.draw(denoiser(), many(8), seeded(i), Share(i, parts, 5)).sigma.amax(1) for i in range(parts)]
     edges = made.schedule(denoiser())(torch.arange(33, dtype=torch.float64) / 32)
@@ -72,16 +71,18 @@ def test_rising_levels_are_ar_diffusions() -> None:
     made = process(level_order="rising", time_warp=False, position_levels=0.0, given_share=0.0)
     drawn = made.draw(denoiser(), many(50), seeded(), Share())
     assert (drawn.sigma.diff(dim=1) >= 0).all() and (drawn.sigma.diff(dim=1) > 0).any()
-    expected = made.schedule(denoiser())(noise_levels.rising_places(drawn.place, torch.ones(50, 6).bool()))
+    expected = made.schedule(denoiser())(
+        noise_levels.rising_relative_levels(drawn.relative_level, torch.ones(50, 6).bool())
+    )
     assert torch.allclose(drawn.sigma, expected.float())
 
 
-def test_a_warp_moves_the_places_that_are_drawn() -> None:
+def test_a_warp_moves_the_levels_that_are_drawn() -> None:
     made, warped = process(time_warp=True, position_levels=0.0), denoiser(time_warp=True)
-    drawn, even = (made.draw(each, many(64), seeded(), Share()).place for each in (warped, denoiser()))
+    drawn, even = (made.draw(each, many(64), seeded(), Share()).relative_level for each in (warped, denoiser()))
     assert torch.allclose(drawn, warped.warp.quantile(even)) and not torch.allclose(drawn, even, atol=0.01)
     warped.warp.reset()
-    assert torch.allclose(made.draw(warped, many(64), seeded(), Share()).place, even, atol=1e-6)
+    assert torch.allclose(made.draw(warped, many(64), seeded(), Share()).relative_level, even, atol=1e-6)
 
 
 def test_what_is_given_may_be_hidden_at_the_highest_level() -> None:
@@ -96,7 +97,7 @@ def test_what_is_given_may_be_hidden_at_the_highest_level() -> None:
 
 
 def by_hand(made: ScoreDiffusion, network: ScoreDenoiser, batch: Batch, seed: int = 7) -> tuple[Tensor, Tensor]:
-    """Cross-entropies and levels of what is learnt, [n], written out."""
+    """Return cross-entropies and noise levels of the predicted tokens, [n], computed from the formulas."""
     generator = seeded(seed)
     drawn = made.draw(network, batch, generator, Share())
     e = F.normalize(network.network.embedding.weight, dim=-1) * 8**0.5
@@ -108,7 +109,7 @@ def by_hand(made: ScoreDiffusion, network: ScoreDenoiser, batch: Batch, seed: in
         logits = logits + xt @ e.T / drawn.sigma.clamp(min=1e-6)[..., None] ** 2
     logits[..., [0, 1, 2, MASK]] = -torch.inf
     nats = -logits.log_softmax(-1).gather(-1, batch.input_ids[..., None])[..., 0]
-    return nats[drawn.learnt], drawn.sigma[drawn.learnt]
+    return nats[drawn.predicted], drawn.sigma[drawn.predicted]
 
 
 @pytest.mark.parametrize("prior", [True, False])
@@ -127,9 +128,11 @@ def test_the_warps_own_error_is_added_and_pulls_at_the_warp_alone() -> None:
     made, net = process(time_warp=True, position_levels=0.5), denoiser(time_warp=True)
     drawn = made.draw(net, BATCH, seeded(), Share())
     assert drawn.single.any() and not drawn.single.all()
-    nats = by_hand(made, net, BATCH)[0].detach().double().split(drawn.learnt.sum(1).tolist())
+    nats = by_hand(made, net, BATCH)[0].detach().double().split(drawn.predicted.sum(1).tolist())
     warp, rows = net.warp, [i for i in range(4) if drawn.single[i] and len(nats[i])]
-    errors = [(warp.cross_entropy(v) - nats[i].mean()) ** 2 / warp.density(v) for i in rows for v in [drawn.place[i]]]
+    errors = [
+        (warp.cross_entropy(v) - nats[i].mean()) ** 2 / warp.density(v) for i in rows for v in [drawn.relative_level[i]]
+    ]
     found = made.loss(net, BATCH, generator=seeded())
     own = found.total - found.terms["cross_entropy"]
     assert own.item() == pytest.approx(28 * 1e-3 * sum(errors).item() / len(rows), rel=1e-4)
@@ -137,7 +140,7 @@ def test_the_warps_own_error_is_added_and_pulls_at_the_warp_alone() -> None:
     warp.reset()
     head, heads = net.network.head.weight, []
     for each in (made, process(position_levels=0.5, time_warp=False)):
-        each.places = lambda denoiser, r: r
+        each.relative_levels = lambda denoiser, r: r
         heads.append(torch.autograd.grad(each.loss(net, BATCH, generator=seeded()).total, head)[0])
     assert torch.allclose(*heads, atol=1e-6)
 
@@ -145,8 +148,7 @@ def test_the_warps_own_error_is_added_and_pulls_at_the_warp_alone() -> None:
 def test_a_fused_loss_is_the_same_to_its_gradient() -> None:
     grads = []
     for fused in (False, True):
-        made, net = process(), denoiser()
-        made.fused_loss = fused
+        made, net = process(fused_loss=fused), denoiser()
         made.loss(net, BATCH, generator=seeded()).total.backward()
         grads.append([p.grad for p in net.parameters()])
     assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*grads, strict=True))
@@ -193,8 +195,8 @@ def test_the_loss_does_not_depend_on_what_given_targets_are_to_be() -> None:
     made, net = process(given_share=1.0, output_prior=False), denoiser()
     with torch.no_grad():
         net.network.embedding.weight[4] = net.network.embedding.weight[5]
-    learnt = made.draw(net, BATCH, seeded(), Share()).learnt
-    one, other = (replace(BATCH, input_ids=torch.where(learnt, IDS, token)) for token in (4, 5))
+    predicted = made.draw(net, BATCH, seeded(), Share()).predicted
+    one, other = (replace(BATCH, input_ids=torch.where(predicted, IDS, token)) for token in (4, 5))
     assert made.loss(net, one, generator=seeded()).total == made.loss(net, other, generator=seeded()).total
 
 
@@ -216,13 +218,13 @@ def test_half_of_the_sentences_see_an_estimate_of_their_own() -> None:
     generator = seeded()
     drawn = made.draw(net, batch, generator, Share())
     x = made.noisy(net, batch, drawn.sigma, generator)
-    before = made.estimate_before(net, batch, x, drawn, generator)
+    before = made.self_conditioning_estimate(net, batch, x, drawn, generator)
     seen = before.abs().sum(-1) > 0
     assert seen.any(1).float().mean() == pytest.approx(0.5, abs=0.1)
-    assert torch.equal(seen[seen.any(1)], drawn.learnt[seen.any(1)]) and not before.requires_grad
+    assert torch.equal(seen[seen.any(1)], drawn.predicted[seen.any(1)]) and not before.requires_grad
     hidden = made.encode(net, x, drawn.sigma, batch)
-    weights = made.within_support(made.logits(net, hidden[drawn.learnt], net.table())).softmax(-1)
-    expected = torch.zeros_like(x).masked_scatter(drawn.learnt[..., None], weights @ net.table())
+    weights = made.within_support(made.logits(net, hidden[drawn.predicted], net.table())).softmax(-1)
+    expected = torch.zeros_like(x).masked_scatter(drawn.predicted[..., None], weights @ net.table())
     assert torch.allclose(before[seen.any(1)], expected[seen.any(1)], atol=1e-5)
 
 
@@ -235,6 +237,6 @@ def test_the_network_is_run_as_often_whatever_is_drawn() -> None:
     for seed in range(8):
         drawn = made.draw(net, batch, seeded(seed), Share())
         x = made.noisy(net, batch, drawn.sigma, seeded(seed))
-        seen = made.estimate_before(net, batch, x, drawn, seeded(seed)).any()
+        seen = made.self_conditioning_estimate(net, batch, x, drawn, seeded(seed)).any()
         assert seen == (torch.rand(1, generator=seeded(seed), dtype=torch.float64) < 0.5)
     assert calls == [1] * 8

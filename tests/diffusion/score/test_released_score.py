@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from diffusion.process import Vocabulary
-from diffusion.score.noise_levels import Drawn
+from diffusion.score.noise_levels import NoiseDraw
 from diffusion.score.process import ScoreDiffusion
 from diffusion.score.transitions import ScoreArgs
 from models.score_denoiser import ScoreDenoiser
@@ -149,13 +149,13 @@ RECORDED = [
 def test_the_loss_is_the_recorded_one(
     version: Callable, levels: str, plain: float, weighted: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    denoiser, learnt = filled(version, monkeypatch), BATCH.target_mask
-    drawn = Drawn(LEVELS[levels] * learnt, learnt, torch.zeros(2, dtype=torch.float64), torch.ones(2).bool())
+    denoiser, predicted = filled(version, monkeypatch), BATCH.target_mask
+    drawn = NoiseDraw(LEVELS[levels] * predicted, predicted, torch.zeros(2, dtype=torch.float64), torch.ones(2).bool())
     monkeypatch.setattr(ScoreDiffusion, "draw", lambda *_: drawn)
     monkeypatch.setattr("diffusion.score.transitions.gaussian", lambda where, width, generator: noise(width))
     for weighting, expected in (("uniform", plain), ("edm", weighted)):
         loss = process(weighting).loss(denoiser, BATCH)
-        assert loss.num_tokens == learnt.sum() == 5
+        assert loss.num_tokens == predicted.sum() == 5
         assert loss.total.item() / 5 == pytest.approx(expected, abs=3e-6)
 
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion.score.noise_levels import RhoSchedule, ladder
+from diffusion.score.noise_levels import RhoSchedule, relative_level_grid
 from diffusion.score.sampling import SAMPLERS
 
 START = torch.tensor([[[10.0, 20.0]]], dtype=torch.float64)
 
 
 def levels(number: int, low: float = 1, high: float = 10) -> list[Tensor]:
-    return list(RhoSchedule(low, high, 1)(ladder(number)).view(-1, 1, 1, 1).unbind())
+    return list(RhoSchedule(low, high, 1)(relative_level_grid(number)).view(-1, 1, 1, 1).unbind())
 
 
 def run(name: str, denoise, x: Tensor, number: int, **bounds: float) -> Tensor:
@@ -44,7 +44,7 @@ def test_a_linear_denoiser_gives_the_recorded_numbers() -> None:
 
 
 def posterior_mean(x: Tensor, sigma: Tensor) -> Tensor:
-    """Of two tokens, as likely, at sqrt(2) times the unit vectors."""
+    """Estimator for two equally likely tokens at sqrt(2) times the unit vectors."""
     table = math.sqrt(2) * torch.eye(2, dtype=torch.float64)
     return (x @ table.T / sigma**2).softmax(-1) @ table
 

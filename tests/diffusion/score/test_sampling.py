@@ -7,10 +7,10 @@ import torch
 from torch import Generator, Tensor
 
 from data.batch import Batch
-from diffusion.infilling import Restricted
+from diffusion.infilling import RestrictedDenoiser
 from diffusion.options import SampleArgs
 from diffusion.score.process import ScoreDiffusion
-from diffusion.score.sampling import SAMPLERS, Reverse
+from diffusion.score.sampling import SAMPLERS, EmbeddingEstimator
 from models.score_denoiser import ScoreDenoiser
 from tests.diffusion.score.test_bound import LAW, Bayes, tiny
 from tests.diffusion.score.test_process import BATCH, GIVEN_ENDS, IDS, UNK, denoiser, process, seeded
@@ -80,7 +80,9 @@ def test_tokens_can_be_left_out_at_some_positions(sampler: str, guidance: float,
     allowed = torch.tensor([5, 9, 12])
     table[1] = table[1].index_fill(0, allowed, 1).log()
     columns = torch.tensor([0, 0, 1, 0, 1])
-    found = draw(made, Restricted(net, columns, 9, table, made.support), BATCH, sampler=sampler, guidance=guidance)
+    found = draw(
+        made, RestrictedDenoiser(net, columns, 9, table, made.support), BATCH, sampler=sampler, guidance=guidance
+    )
     drawn = BATCH.target_mask & torch.zeros(9).bool().index_fill(0, torch.tensor([2, 4]), True)
     assert drawn.any() and torch.isin(found[drawn], allowed).all()
     assert not torch.isin(found[BATCH.target_mask & ~drawn], allowed).all()
@@ -106,22 +108,22 @@ def test_guidance_moves_the_estimate_along_what_is_given_makes_of_it() -> None:
     x, sigma = torch.randn(4, 9, 8), (4.0 * GIVEN_ENDS)[..., None]
     estimates = {}
     for g in (0.0, 1.0, 3.0):
-        estimates[g] = Reverse(made, net, BATCH, SampleArgs(guidance=g), seeded())(x, sigma)[GIVEN_ENDS]
+        estimates[g] = EmbeddingEstimator(made, net, BATCH, SampleArgs(guidance=g), seeded())(x, sigma)[GIVEN_ENDS]
     assert torch.allclose(estimates[3.0], estimates[0.0] + 3 * (estimates[1.0] - estimates[0.0]), atol=1e-4)
     assert not torch.allclose(estimates[0.0], estimates[1.0], atol=1e-3)
     other = Batch(torch.where(GIVEN_ENDS, IDS, 5), BATCH.attention_mask, GIVEN_ENDS)  # without it, it does not count
-    without = Reverse(made, net, other, SampleArgs(guidance=0.0), seeded())(x, sigma)[GIVEN_ENDS]
+    without = EmbeddingEstimator(made, net, other, SampleArgs(guidance=0.0), seeded())(x, sigma)[GIVEN_ENDS]
     assert torch.allclose(without, estimates[0.0], atol=1e-5)
 
 
-def test_without_what_is_given_nothing_of_it_is_known_even_on_a_second_look() -> None:
+def test_without_what_is_given_nothing_of_it_is_known_even_on_a_second_pass() -> None:
     made, net = process(drop_given=0.1), denoiser(self_conditioning=True)
     x, sigma = torch.randn(4, 9, 8), (4.0 * GIVEN_ENDS)[..., None]
     other = Batch(torch.where(GIVEN_ENDS, IDS, 5), BATCH.attention_mask, GIVEN_ENDS)
     for sampler in ("renoise", "sde"):
         found = []
         for batch in (BATCH, other):
-            reverse = Reverse(made, net, batch, SampleArgs(guidance=0.0, sampler=sampler), seeded())
+            reverse = EmbeddingEstimator(made, net, batch, SampleArgs(guidance=0.0, sampler=sampler), seeded())
             first = reverse(x, sigma)
             found.append(reverse(x, sigma)[GIVEN_ENDS])
             assert torch.equal(first[GIVEN_ENDS], found[-1]) == (sampler == "sde")
@@ -131,18 +133,18 @@ def test_without_what_is_given_nothing_of_it_is_known_even_on_a_second_look() ->
 def test_guided_tokens_are_those_of_the_guided_law_however_it_is_filtered() -> None:
     made, net = process(drop_given=0.1, output_prior=False), denoiser()
     x, sigma = torch.randn(4, 9, 8), (4.0 * GIVEN_ENDS)[..., None]
-    plain = Reverse(made, net, BATCH, SampleArgs(guidance=2.0), seeded())
+    plain = EmbeddingEstimator(made, net, BATCH, SampleArgs(guidance=2.0), seeded())
     plain(x, sigma)
     decode = net.decode
     for args in (SampleArgs(guidance=2.0, top_k=3), SampleArgs(guidance=2.0, top_p=0.8)):
         for shift in (0.0, -30.0):  # which no softmax sees
             net.decode = lambda hidden, shift=shift: decode(hidden) + shift
-            filtered = Reverse(made, net, BATCH, args, seeded())
+            filtered = EmbeddingEstimator(made, net, BATCH, args, seeded())
             filtered(x, sigma)
             assert torch.equal(filtered.guess, plain.guess)
             each, guided = filtered.logits(filtered.hidden)
             assert all(torch.equal(logits.isfinite(), guided.isfinite()) for logits in each)
-    cold = Reverse(made, net, BATCH, SampleArgs(guidance=2.0, temperature=0.001), seeded())
+    cold = EmbeddingEstimator(made, net, BATCH, SampleArgs(guidance=2.0, temperature=0.001), seeded())
     cold(x, sigma)
     assert torch.equal(cold.guess, plain.guess)
 
@@ -150,7 +152,7 @@ def test_guided_tokens_are_those_of_the_guided_law_however_it_is_filtered() -> N
 def test_sde_looks_twice_as_the_bound_does() -> None:
     made, net = process(), denoiser(self_conditioning=True)
     x, sigma = torch.randn(4, 9, 8), 4.0 * GIVEN_ENDS
-    found = Reverse(made, net, BATCH, SampleArgs(sampler="sde"), seeded())(x, sigma[..., None])
+    found = EmbeddingEstimator(made, net, BATCH, SampleArgs(sampler="sde"), seeded())(x, sigma[..., None])
     support = made.sampling_support
     first, second = None, None
     for _ in range(2):
@@ -161,9 +163,9 @@ def test_sde_looks_twice_as_the_bound_does() -> None:
     assert torch.allclose(found, second, atol=1e-4)
 
 
-def test_the_next_look_knows_the_estimate_before() -> None:
+def test_the_next_pass_receives_the_estimate_before() -> None:
     made, net = process(self_conditioning=True), denoiser(self_conditioning=True)
-    reverse = Reverse(made, net, BATCH, SampleArgs(), seeded())
+    reverse = EmbeddingEstimator(made, net, BATCH, SampleArgs(), seeded())
     x, sigma = torch.randn(4, 9, 8), (4.0 * GIVEN_ENDS)[..., None]
     first, second = reverse(x, sigma), reverse(x, sigma)
     assert not torch.allclose(first, second, atol=1e-4)
@@ -177,10 +179,12 @@ def test_temperature_sharpens_the_interpolation() -> None:
     made, net = process(), denoiser()
     x, sigma = torch.randn(4, 9, 8), (9.0 * GIVEN_ENDS)[..., None]
     length = {
-        t: Reverse(made, net, BATCH, SampleArgs(temperature=t), seeded())(x, sigma)[GIVEN_ENDS].norm(dim=-1).mean()
+        t: EmbeddingEstimator(made, net, BATCH, SampleArgs(temperature=t), seeded())(x, sigma)[GIVEN_ENDS]
+        .norm(dim=-1)
+        .mean()
         for t in (0.01, 1.0, 100.0)
     }
     assert length[0.01] > length[1.0] > length[100.0]
     assert length[0.01] == pytest.approx(math.sqrt(8), rel=0.05)  # a token, not a mixture
-    single = Reverse(made, net, BATCH, SampleArgs(top_k=1), seeded())
+    single = EmbeddingEstimator(made, net, BATCH, SampleArgs(top_k=1), seeded())
     assert torch.allclose(single(x, sigma)[GIVEN_ENDS], net.table()[single.guess], atol=1e-5)

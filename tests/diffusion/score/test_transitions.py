@@ -38,15 +38,15 @@ def test_the_output_is_invariant_to_noise_at_given_positions() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sigma_max": 0.5}, "sigma_max=0.5 must be above sigma_min=1; 0: by the width"),
+        ({"sigma_max": 0.5}, "sigma_max=0.5 must be above sigma_min=1; 0 sets it by the size"),
         ({"sigma_min": 0.0}, "sigma_min=0.0 must lie in 0.001..1000.0"),
-        ({"sigma_min": 200.0}, "sigma_min=200 must be below 18.75, or give sigma_max, too"),
+        ({"sigma_min": 200.0}, "sigma_min=200 must be below 18.75; or give sigma_max"),
         ({"rho": 0.0}, "rho=0.0 must lie in"),
         ({"position_levels": 1.5}, "position_levels=1.5 must lie in 0..1"),
         ({"given_kinds": "prefix,suffix"}, "given_kinds='prefix,suffix' must be some of prefix,span,infill"),
         ({"given_kinds": ""}, "must be some of"),
         ({"loss_weighting": "elbo"}, "must be one of uniform, edm"),
-        ({"level_order": "rising", "time_warp": True}, "give time_warp=false with it"),
+        ({"level_order": "rising", "time_warp": True}, "add time_warp=false"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
@@ -58,7 +58,7 @@ def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None
     ("args", "message"),
     [
         (SampleArgs(sampler="row-clocks"), "is for masked processes; this one has euler, heun, renoise, sde"),
-        (SampleArgs(num_steps=float("inf")), "takes whole steps, 10,000 at most; give fewer"),
+        (SampleArgs(num_steps=float("inf")), "must be at most 10,000; give fewer"),
         (SampleArgs(guidance=2.0), "guidance=2 needs a checkpoint trained with --drop_given"),
     ],
 )
@@ -66,7 +66,7 @@ def test_sampling_settings_without_meaning_are_refused(args: SampleArgs, message
     with pytest.raises(UserError, match=message):
         process().check_sampling(args)
     process(drop_given=0.1).check_sampling(SampleArgs(guidance=2.0, sampler="heun"))
-    with pytest.raises(UserError, match="num_steps=5000: this takes whole steps, 2,000 at most"):
+    with pytest.raises(UserError, match="num_steps=5000 must be at most 2,000; give fewer"):
         process(level_order="rising", time_warp=False).check_sampling(SampleArgs(num_steps=5000))
 
 
