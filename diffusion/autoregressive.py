@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from data.batch import Batch
-from diffusion.chunked_logits import in_parts
+from diffusion.chunked_logits import in_chunks
 from diffusion.draws import WHOLE, Generators, Share, filter_logits, sample_categorical, streams_of, uniform
 from diffusion.options import EVERY_WINDOW, BoundArgs, ProcessArgs, SampleArgs
 from diffusion.process import Bound, Denoiser, Loss, Process, StepCallback, Vocabulary
@@ -88,7 +88,7 @@ class Autoregressive(Process):
             logits = self.within_support(denoiser.decode(part))
             return (F.cross_entropy(logits, following[rows][scored[rows]], reduction="none").double(),)
 
-        (nats,) = in_parts(terms, hidden[:, :-1][scored], scored.sum(1), self.vocab_size, again=self.fused_loss)
+        (nats,) = in_chunks(terms, hidden[:, :-1][scored], scored.sum(1), self.vocab_size, recompute=self.fused_loss)
         zeros = torch.zeros(batch.input_ids.shape, dtype=torch.float64, device=nats.device)
         return zeros.masked_scatter(F.pad(scored, (1, 0)), nats)
 

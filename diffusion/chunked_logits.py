@@ -6,23 +6,23 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-LOGITS_AT_ONCE = 2**24
-"""Largest number of logits in a part: 64 MiB in float32."""
+MAX_LOGITS = 2**24
+"""Largest number of logits in a chunk: 64 MiB in float32."""
 SENTENCE = 5
 """Positions added per sentence, for the spindle's tables: several of [V] in float64."""
 
 
-def in_parts(
+def in_chunks(
     terms: Callable[[Tensor, slice], tuple[Tensor, ...]],
     hidden: Tensor,
     counts: Tensor,
     vocab_size: int,
     *,
-    again: bool,
+    recompute: bool,
 ) -> tuple[Tensor, ...]:
     """Apply `terms` to the masked positions, a few sentences at a time to limit memory.
 
-    Without a gradient, sentences are always processed in parts. With one, the logits are kept for it or recomputed;
+    Without a gradient, sentences are always processed in chunks. With one, the logits are kept for it or recomputed;
     recomputing costs one more product with the vocabulary matrix. (torch's linear_cross_entropy in chunks holds no
     more, but computes only the cross-entropy of x0, and takes eight times as long as the plain one on a CPU.)
 
@@ -31,14 +31,14 @@ def in_parts(
         hidden: [n, D], row by row.
         counts: int64 [B], positions of each sentence.
         vocab_size: V, logits of a position.
-        again: recompute the logits for the gradient.
+        recompute: whether to compute the logits again for the gradient.
 
     Returns:
-        The concatenated parts, each [n].
+        The concatenated chunks, each [n].
     """
     with_gradient = torch.is_grad_enabled()
     sizes = counts.tolist()
-    rows = [slice(None)] if with_gradient and not again else cut(sizes, LOGITS_AT_ONCE // vocab_size)
+    rows = [slice(None)] if with_gradient and not recompute else cut(sizes, MAX_LOGITS // vocab_size)
     if len(rows) == 1:
         return terms(hidden, slice(None))
     found, begin = [], 0
@@ -49,11 +49,11 @@ def in_parts(
     return tuple(torch.cat(pieces) for pieces in zip(*found, strict=True))
 
 
-def cut(sizes: list[int], at_once: int) -> list[slice]:
-    """Return slices of consecutive whole sentences, of at most `at_once` positions and SENTENCE costs each."""
+def cut(sizes: list[int], limit: int) -> list[slice]:
+    """Return slices of consecutive whole sentences, of at most `limit` positions and SENTENCE costs each."""
     cuts, held = [0], 0
     for row, size in enumerate(sizes):
-        if held and held + size + SENTENCE > at_once:
+        if held and held + size + SENTENCE > limit:
             cuts.append(row)
             held = 0
         held += size + SENTENCE

@@ -49,7 +49,7 @@ def test_a_fused_loss_trains_to_the_same_weights(monkeypatch, corpus: Path, tmp_
         return real(terms, *rest, **settings)
 
     monkeypatch.setattr("diffusion.chunked_logits.checkpoint", watched)
-    monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", 20 * 300)
+    monkeypatch.setattr("diffusion.chunked_logits.MAX_LOGITS", 20 * 300)
     for fused in ("false", "true"):
         words = ("--fused_loss", fused, "--warm_start", 0.5, "--max_steps", 8)
         code, folder = train(monkeypatch, corpus, tmp_path, *words, name=fused)

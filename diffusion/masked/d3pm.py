@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from data.batch import Batch
-from diffusion.chunked_logits import in_parts
+from diffusion.chunked_logits import in_chunks
 from diffusion.draws import WHOLE, Share, filter_logits, stratified_timesteps
 from diffusion.masked.noise_schedules import SCHEDULES, ContinuousSchedule
 from diffusion.masked.prediction import Prediction
@@ -122,7 +122,7 @@ class D3pmDiffusion(MaskedProcess):
             logits = self.within_support(denoiser.decode(part))
             return (F.cross_entropy(logits, x0[rows][targets[rows]], reduction="none").double(),)
 
-        (nats,) = in_parts(terms, hidden[targets], targets.sum(1), self.vocab_size, again=self.fused_loss)
+        (nats,) = in_chunks(terms, hidden[targets], targets.sum(1), self.vocab_size, recompute=self.fused_loss)
         return torch.zeros(x0.shape, dtype=torch.float64, device=x0.device).masked_scatter(targets, nats)
 
     def loss(

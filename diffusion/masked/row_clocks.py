@@ -29,7 +29,7 @@ from diffusion.masked.transitions import MaskedTransitions, Thinning
 from diffusion.options import SampleArgs
 from diffusion.process import Denoiser, StepCallback
 
-LOGITS_AT_ONCE = 2**22
+MAX_LOGITS = 2**22
 """Maximum number of logits per chunk when every masked position is predicted; chunks that fit the cache are faster."""
 
 
@@ -234,7 +234,7 @@ class RowClocks:
         if thinning is None or thinning.statistic is None:
             return None
         masked, statistic = xt.eq(self.process.mask_id) & targets, thinning.statistic
-        at_once = max(1, LOGITS_AT_ONCE // len(statistic))
+        at_once = max(1, MAX_LOGITS // len(statistic))
         predicted = (self.weights(self.denoiser.decode(part)) for part in hidden[masked].split(at_once))
         expected = torch.cat([weights @ statistic.to(weights.dtype) for weights in predicted])
         return thinning.sentence_mean(expected, xt, masked, targets)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from diffusion.chunked_logits import in_parts
+from diffusion.chunked_logits import in_chunks
 from diffusion.draws import Generators, filter_logits, uniform
 from diffusion.masked.prediction import Prediction
 from diffusion.options import SampleArgs
@@ -215,7 +215,7 @@ class MaskedTransitions(Process):
             return torch.zeros_like(nats), nats
 
         hidden = denoiser.encode(xt, self.time_input(t), batch.attention_mask)[masked]
-        found = in_parts(terms, hidden, masked.sum(1), self.vocab_size, again=self.fused_loss)
+        found = in_chunks(terms, hidden, masked.sum(1), self.vocab_size, recompute=self.fused_loss)
         zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
         return tuple(zeros.masked_scatter(masked, part) for part in found)
 

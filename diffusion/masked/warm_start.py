@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from data.batch import Batch
-from diffusion.chunked_logits import in_parts
+from diffusion.chunked_logits import in_chunks
 from diffusion.draws import WHOLE, Share, stratified_uniform, uniform
 from diffusion.masked.transitions import MaskedTransitions
 from diffusion.process import Denoiser, Loss
@@ -35,6 +35,6 @@ def masked_lm_loss(
         return (F.cross_entropy(logits, batch.input_ids[rows][masked[rows]], reduction="none"),)
 
     hidden = denoiser.encode(xt, process.time_input(process.schedule.time_at(1 - rate)), batch.attention_mask)[masked]
-    (cross_entropy,) = in_parts(terms, hidden, masked.sum(1), process.vocab_size, again=fused)
+    (cross_entropy,) = in_chunks(terms, hidden, masked.sum(1), process.vocab_size, recompute=fused)
     total = cross_entropy.sum() / ((low + high) / 2)
     return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from diffusion.chunked_logits import in_parts
+from diffusion.chunked_logits import in_chunks
 from diffusion.draws import Generators, filter_logits, gaussian, sample_categorical, streams_of, uniform
 from diffusion.options import SampleArgs
 from diffusion.process import ScoreDenoiser, StepCallback
@@ -133,12 +133,12 @@ class EmbeddingEstimator:
             for branch, previous in zip(inputs, before, strict=False)
         ]
         self.hidden = torch.cat(hidden, -1)[self.batch.noised]
-        *estimates, self.guess = self.in_parts(self.estimates)
+        *estimates, self.guess = self.in_chunks(self.estimates)
         return [torch.zeros_like(inputs[0][0]).masked_scatter(self.batch.noised[..., None], part) for part in estimates]
 
-    def in_parts(self, terms: Callable[[Tensor, slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def in_chunks(self, terms: Callable[[Tensor, slice], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """Apply `terms` to the hidden states of the last forward pass, a few rows at a time."""
-        return in_parts(terms, self.hidden, self.batch.noised.sum(1), self.process.vocab_size, again=False)
+        return in_chunks(terms, self.hidden, self.batch.noised.sum(1), self.process.vocab_size, recompute=False)
 
     def logits(self, hidden: Tensor) -> tuple[list[Tensor], Tensor]:
         """Return log p(x0 | x_t) of each branch, and guided and filtered logits, [n, V].
@@ -170,7 +170,7 @@ class EmbeddingEstimator:
                 weights = self.logits(part)[1].softmax(-1)
                 return (sample_categorical(weights, u[rows][noised[rows]]),)
 
-            (found,) = self.in_parts(draw)
+            (found,) = self.in_chunks(draw)
         return self.batch.input_ids.masked_scatter(noised, found)
 
 

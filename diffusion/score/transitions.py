@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.batch import Batch
-from diffusion.chunked_logits import in_parts
+from diffusion.chunked_logits import in_chunks
 from diffusion.draws import Generators, gaussian
 from diffusion.options import ProcessArgs
 from diffusion.process import Process, ScoreDenoiser, Vocabulary
@@ -158,7 +158,7 @@ class ScoreTransitions(Process):
             logits = self.within_support(self.logits(denoiser, part, table))
             return (F.cross_entropy(logits, x0[rows][where[rows]], reduction="none").double(),)
 
-        return in_parts(terms, hidden[where], where.sum(1), self.vocab_size, again=self.fused_loss)[0]
+        return in_chunks(terms, hidden[where], where.sum(1), self.vocab_size, recompute=self.fused_loss)[0]
 
     def estimate(self, denoiser: ScoreDenoiser, hidden: Tensor, where: Tensor, table: Tensor) -> Tensor:
         """Return the mean clean embedding under p(x0 | x_t), [B, L, E]; 0 where `where` is False."""
@@ -166,7 +166,7 @@ class ScoreTransitions(Process):
         def terms(part: Tensor, rows: slice) -> tuple[Tensor]:
             return (self.within_support(self.logits(denoiser, part, table)).softmax(-1) @ table,)
 
-        (found,) = in_parts(terms, hidden[where], where.sum(1), self.vocab_size, again=False)
+        (found,) = in_chunks(terms, hidden[where], where.sum(1), self.vocab_size, recompute=False)
         return found.new_zeros(*where.shape, table.shape[1]).masked_scatter(where[..., None], found)
 
     def check_steps(self, num_steps: float, *, limit: bool = False) -> None:

@@ -89,7 +89,7 @@ def test_logits_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = after(2, torch.tensor([[0, 4, 1], [1, 1, 0]]).repeat(20, 1))
     with torch.no_grad():
         whole = process().cross_entropy(CausalTable(V), batch)
-        monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", 12 * V)
+        monkeypatch.setattr("diffusion.chunked_logits.MAX_LOGITS", 12 * V)
         torch.testing.assert_close(process().cross_entropy(CausalTable(V), batch), whole)
 
 

@@ -41,7 +41,7 @@ class Head(nn.Module):
 
 @pytest.mark.parametrize("spindle", ["paper", "none"])
 def test_fused_keeps_no_logits_for_the_gradient(spindle: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", 8 * V)
+    monkeypatch.setattr("diffusion.chunked_logits.MAX_LOGITS", 8 * V)
     batch = text_batch(torch.tensor([[0, 1, 2, 4, 4, 0]]).expand(40, 6))
     kept, gradients = {}, {}
     for fused in (False, True):
@@ -66,7 +66,7 @@ def test_scoring_in_parts_scores_the_same(spindle: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(head, "decode", lambda hidden: (sizes.append(len(hidden)), real(hidden))[1])
     with torch.no_grad():
         for at_once in (10**6, 7 * V):
-            monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", at_once)
+            monkeypatch.setattr("diffusion.chunked_logits.MAX_LOGITS", at_once)
             bounds.append(process.nll_bound(head, batch, 1, generator=torch.Generator().manual_seed(3)))
     torch.testing.assert_close(*bounds, atol=1e-6, rtol=1e-6)
     assert sizes == [240] + [6] * 40

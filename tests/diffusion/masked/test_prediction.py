@@ -44,7 +44,7 @@ def case(dtype: torch.dtype) -> tuple[Learner, Batch, Tensor]:
 def test_loss_and_gradient_are_those_of_the_formulas(
     dtype: torch.dtype, tolerance: float, spindle: str, hybrid: float, fused: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", 5 * V)
+    monkeypatch.setattr("diffusion.chunked_logits.MAX_LOGITS", 5 * V)
     process = make(16, spindle, fused_loss=fused)
     learner, batch, xt = case(dtype)
     for s, t in ((8, 9), (0, 1), (3, 16)):

@@ -34,7 +34,7 @@ def test_masked_lm_loss_tells_the_network_the_time_of_its_mask_rate() -> None:
 
 
 def test_masked_lm_loss_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffusion.chunked_logits.LOGITS_AT_ONCE", 8 * V)
+    monkeypatch.setattr("diffusion.chunked_logits.MAX_LOGITS", 8 * V)
     batch, found = text_batch(torch.tensor([[0, 1, 2, 4, 4, 0]]).expand(40, 6)), []
     for fused in (False, True):
         head = Head()
