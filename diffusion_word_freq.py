@@ -43,7 +43,7 @@ class WordFreqArgs(ProcessArgs):
         default="paper",
         metadata={
             "choices": ["paper", "released", "none"],
-            "help": "definition of informativeness: Eq. 12 of the paper, the released code, or none",
+            "help": "informativeness: Eq. 12, the released code, or none",
         },
     )
     word_freq_lambda: float = field(default=0.3, metadata={"help": "amplitude of the spindle, lambda of Eq. 11"})
@@ -51,19 +51,17 @@ class WordFreqArgs(ProcessArgs):
         default="exact",
         metadata={
             "choices": ["exact", "released"],
-            "help": "posterior: Bayes' rule, or the arithmetic of the released program",
+            "help": "posterior: Bayes' rule, or the released code's",
         },
     )
     loss_weighting: str = field(
         default="elbo",
         metadata={
             "choices": ["elbo", "uniform"],
-            "help": "weights of the training loss: those of the bound, or uniform",
+            "help": "weights in the loss",
         },
     )
-    hybrid_lambda: float = field(
-        default=0.0, metadata={"help": "weight of the auxiliary cross-entropy; 0.01 in the released code"}
-    )
+    hybrid_lambda: float = field(default=0.0, metadata={"help": "auxiliary cross-entropy (released: 0.01)"})
 
     @property
     def time_period(self) -> int:

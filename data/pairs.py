@@ -44,13 +44,12 @@ class PairArgs:
     prompt: str = field(
         default="",
         metadata={
-            "help": "template with {src} inside and {trg} at its end, or plain: [CLS] src [SEP] trg [SEP]; "
-            "default: the prompt in the data card, else plain"
+            "help": "template with {src} inside and {trg} at its end, or plain; default: the data card's, else plain"
         },
     )
     target_window: int = field(
         default=0,
-        metadata={"help": "tokens of a target and its [SEP]; 0: the 99th percentile of the training targets"},
+        metadata={"help": "tokens of a target; 0: the 99th percentile"},
     )
 
     def __post_init__(self) -> None:

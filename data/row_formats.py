@@ -46,14 +46,14 @@ class TextFormat:
         metadata={
             "aliases": ["--protocol"],
             "choices": list(ROW_FORMATS),
-            "help": "row format: one text per row, MDLM's padded rows, MDLM's blocks, or blocks of running text",
+            "help": "one text per row, unpadded or padded; or blocks, wrapped or running (padded, wrapped: as in MDLM)",
         },
     )
     detokenizer: str = field(
         default="none",
         metadata={
             "choices": list(DETOKENIZERS),
-            "help": "corpus whose word-tokenised spacing is undone, by MDLM's rules for it",
+            "help": "corpus whose word-tokenised spacing is undone",
         },
     )
 

@@ -29,28 +29,25 @@ class DataArgs:
     train_data: str = field(
         metadata={
             "aliases": ["--train_data_dir", "--task_name", "-d"],
-            "help": "training text: .txt, .jsonl (.gz, .xz), .parquet, a folder with splits, or a hub data set (lm1b)",
+            "help": "text: .txt, .jsonl (.gz, .xz), .parquet, folder with splits, hub data set (lm1b)",
         },
     )
     valid_data: str = field(
         default="",
-        metadata={"help": "validation text, of the same kinds; default: the corpus's own, else a share of train"},
+        metadata={"help": "validation text; default: the corpus's, else part of train"},
     )
     valid_fraction: float = field(
         default=0.02,
-        metadata={"aliases": ["--dev_size"], "help": "share of train that is held out if there is no validation text"},
+        metadata={"aliases": ["--dev_size"], "help": "share held out if there is no validation text"},
     )
     tokenizer: str = field(
         default="",
         metadata={
             "aliases": ["-spm"],
-            "help": "hub name, folder, vocab.txt or SentencePiece .model; `wordpiece` or `sentencepiece`: trained on "
-            "train; default: the network's own",
+            "help": "hub name, folder, vocab.txt or .model; wordpiece, sentencepiece: trained; default: the network's",
         },
     )
-    strip_accents: bool = field(
-        default=False, metadata={"help": "removal of accents (é to e) by a trained wordpiece tokenizer"}
-    )
+    strip_accents: bool = field(default=False, metadata={"help": "removal of accents by a trained wordpiece"})
     vocab_size: int = field(
         default=0,
         metadata={"help": "entries of a trained vocabulary (0: 8192), or the required size of another (0: any)"},
@@ -61,24 +58,20 @@ class DataArgs:
     batch_size: int = field(default=64, metadata={"help": "sentences per process and micro-step"})
     max_tokens: int = field(
         default=0,
-        metadata={"help": "slots per batch, padding included, instead of batch_size; 0: batch_size sentences"},
+        metadata={"help": "slots per batch with padding; 0: by batch_size"},
     )
     packing: bool = field(
         default=False,
-        metadata={"help": "rows of max_length slots, filled with whole sentences; batch_size then counts rows"},
+        metadata={"help": "rows filled up with whole sentences"},
     )
     streaming: bool = field(
         default=False,
-        metadata={"help": "streaming of the training text, for corpora larger than memory; needs max_steps"},
+        metadata={"help": "streaming of large corpora; needs max_steps"},
     )
-    shuffle_buffer: int = field(
-        default=20_000, metadata={"help": "sentences of a stream that are shuffled together, over all processes"}
-    )
-    num_workers: int = field(default=2, metadata={"help": "processes per rank that read and tokenise a stream"})
-    word_freq_file: str = field(
-        default="", metadata={"help": "JSON of {token: count} from word_freq.py; default: counts of train"}
-    )
-    cache_dir: str = field(default="out/cache", metadata={"help": "folder for tokenised text and trained vocabularies"})
+    shuffle_buffer: int = field(default=20_000, metadata={"help": "sentences of a stream shuffled together"})
+    num_workers: int = field(default=2, metadata={"help": "processes per rank that read a stream"})
+    word_freq_file: str = field(default="", metadata={"help": "JSON from word_freq.py; default: counts of train"})
+    cache_dir: str = field(default="out/cache", metadata={"help": "folder of cached tokenised text"})
 
     @property
     def slots(self) -> int:

@@ -83,37 +83,28 @@ class NetworkArgs:
         default="bert-base-uncased",
         metadata={
             "aliases": ["--model_type"],
-            "help": f"hub name, folder or preset of the network; presets: {', '.join(PRESETS)}; default of "
-            "process=score: score-lm",
+            "help": f"hub name, folder or preset: {', '.join(PRESETS)}",
         },
     )
-    from_scratch: bool = field(default=False, metadata={"help": "random weights; only the configuration is read"})
-    config_overrides: str = field(
-        default="", metadata={"help": "configuration entries for from_scratch: hidden_size=256,num_hidden_layers=4,..."}
-    )
+    from_scratch: bool = field(default=False, metadata={"help": "random weights; only the config is read"})
+    config_overrides: str = field(default="", metadata={"help": "entries for from_scratch: hidden_size=256,..."})
     time_conditioning: str = field(
         default="auto",
         metadata={
             "aliases": ["--timestep"],
             "choices": ["auto", *TIME_CONDITIONINGS],
-            "help": "time input of the network; none: time-agnostic (TAD); layerwise: in each layer (LTE); token: "
-            "after [CLS] (PTE); auto: layerwise for sedd, else none",
+            "help": "time input; none: TAD; layerwise: LTE; token: PTE; auto: layerwise for sedd, else none",
         },
     )
     attn_implementation: str = field(
         default="auto",
-        metadata={
-            "help": "attention: sdpa, eager or flash_attention_2; auto: the fastest on this machine that agrees with "
-            "sdpa"
-        },
+        metadata={"help": "sdpa, eager or flash_attention_2; auto: the fastest here that agrees with sdpa"},
     )
     compile: bool = field(
         default=False,
-        metadata={"help": "compilation by torch.compile; for CUDA (on a CPU it takes a minute and gains nothing)"},
+        metadata={"help": "compilation by torch.compile, for CUDA"},
     )
-    gradient_checkpointing: bool = field(
-        default=False, metadata={"help": "recomputation of activations in the backward pass, to save memory"}
-    )
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "recomputation of activations, for memory"})
 
 
 def load_network(name_or_path: str, *, whole: bool = False, causal: bool = False) -> PreTrainedModel:

@@ -17,86 +17,77 @@ class TrainArgs:
     output_dir: str = field(
         metadata={
             "aliases": ["-mdir"],
-            "help": "folder of the run, for checkpoint/ (best), checkpoint-last/, log.jsonl, curve.png",
+            "help": "folder for checkpoints, states and log",
         }
     )
     process: str = field(
         default="word_freq",
-        metadata={"choices": list(PROCESSES), "help": "process to train; word_freq: DiffusionBERT"},
+        metadata={"choices": list(PROCESSES), "help": "process to train"},
     )
     max_steps: int = field(default=0, metadata={"help": "optimizer steps; 0: set by num_train_epochs"})
     num_train_epochs: float = field(
         default=3.0, metadata={"aliases": ["--epochs"], "help": "passes over the training text"}
     )
-    max_minutes: float = field(
-        default=0.0, metadata={"help": "minutes after which training and learning rate schedule end; 0: no limit"}
-    )
+    max_minutes: float = field(default=0.0, metadata={"help": "minutes until the schedule ends; 0: no limit"})
     accumulation_steps: int = field(
         default=1,
         metadata={"aliases": ["--gradient_accumulation_steps"], "help": "batches of each process per optimizer step"},
     )
-    warm_start: float = field(
-        default=0.0, metadata={"help": "share of the training spent on masked language modelling first"}
+    warm_start: float = field(default=0.0, metadata={"help": "share of plain masked-LM training at the start"})
+    warm_start_rates: str = field(
+        default="0.1,0.4", metadata={"metavar": "X,X", "help": "mask rates of warm_start: low,high"}
     )
-    warm_start_rates: str = field(default="0.1,0.4", metadata={"help": "lowest and highest mask rate of warm_start"})
     precision: str = field(
         default="auto",
         metadata={
             "choices": ["auto", "fp32", "bf16", "fp16"],
-            "help": "precision of the network; loss and bound use float32 or more",
+            "help": "number format: fp32, bf16, fp16 or auto",
         },
     )
     fp16: bool = field(default=False, metadata={"help": "alias of --precision fp16"})
     fused_loss: bool = field(
         default=False,
-        metadata={"help": "loss without all logits in memory at once; costs a second product with the output head"},
+        metadata={"help": "loss by parts: less memory, more time"},
     )
     eval_steps: int = field(
         default=0,
         metadata={
             "aliases": ["--eval_interval"],
-            "help": "steps between evaluations; 0: at most ten in all, for a ninth of the work",
+            "help": "steps between evaluations; 0: up to ten in all",
         },
     )
-    eval_step_size: int = field(default=64, metadata={"help": "diffusion steps per window of the validation bound"})
+    eval_step_size: int = field(default=64, metadata={"help": "diffusion steps per validation window"})
     eval_sequences: int = field(
         default=256,
-        metadata={
-            "help": "validation sentences per evaluation; 0: all; a short training without eval_steps scores fewer"
-        },
+        metadata={"help": "validation sentences per evaluation; 0: all"},
     )
-    logging_steps: int = field(
-        default=50, metadata={"help": "steps between lines of the log; the first lines come sooner"}
-    )
+    logging_steps: int = field(default=50, metadata={"help": "steps between log lines after the first few"})
     resume: str = field(
         default="auto",
         metadata={
             "choices": ["auto", "true", "false"],
-            "help": "continuation of the run in output_dir. auto: if its settings are equal; true: required, "
-            "and may be longer; false: never",
+            "help": "continuation of an earlier run; auto: if settings are equal; true: also for longer; false: never",
         },
     )
-    save_every: int = field(default=0, metadata={"help": "steps between saved states; 0: set by save_minutes"})
+    save_every: int = field(default=0, metadata={"help": "steps between states; 0: set by save_minutes"})
     save_minutes: float = field(default=10.0, metadata={"help": "minutes between saved states"})
-    keep_last: int = field(default=2, metadata={"help": "saved states to keep; the best checkpoint is kept as well"})
+    keep_last: int = field(default=2, metadata={"help": "number of saved states to keep"})
     time_limit: float = field(
         default=0.0,
         metadata={"help": "minutes after which this process saves its state and ends, to be resumed; 0: none"},
     )
-    max_skipped_steps: int = field(
-        default=20, metadata={"help": "limit of consecutive steps skipped because loss or gradient is not finite"}
-    )
+    max_skipped_steps: int = field(default=20, metadata={"help": "limit of consecutive steps without finite loss"})
     strategy: str = field(
         default="ddp",
         metadata={
             "choices": ["ddp", "fsdp"],
-            "help": "parallel training. ddp: a whole network per process; fsdp: shards",
+            "help": "parallel training by replicas or shards",
         },
     )
     seed: int = field(default=42, metadata={"help": "seed of weights, data order and noise"})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch's default"})
     device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda or cuda:N"})
-    fitlog: bool = field(default=True, metadata={"help": "record of the run with fitlog"})
+    fitlog: bool = field(default=True, metadata={"help": "record for fitlog"})
     overwrite: bool = field(default=False, metadata={"help": "replacement of the run in output_dir"})
 
     def __post_init__(self) -> None:

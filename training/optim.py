@@ -20,29 +20,23 @@ class OptimArgs:
 
     optimizer: str = field(
         default="adamw",
-        metadata={"choices": ["adamw", "muon"], "help": "optimizer. muon: Muon for matrices, AdamW for the rest"},
+        metadata={"choices": ["adamw", "muon"], "help": "optimizer; muon: Muon for matrices only"},
     )
     learning_rate: float = field(default=5e-5, metadata={"aliases": ["--lr"], "help": "peak learning rate"})
     lr_schedule: str = field(
         default="cosine",
         metadata={
             "choices": ["constant", "cosine", "linear", "inverse_sqrt", "late_cosine"],
-            "help": "learning rate after the warm-up; inverse_sqrt: as released; late_cosine: as in score-based-lm",
+            "help": "decay after the warm-up (inverse_sqrt: released)",
         },
     )
-    warmup_steps: int = field(
-        default=0, metadata={"help": "steps of linear learning rate warm-up; 0: a hundredth of the training"}
-    )
-    adam_beta1: float = field(default=0.9, metadata={"help": "AdamW's decay rate of the mean gradient"})
-    adam_beta2: float = field(
-        default=0.98, metadata={"help": "AdamW's decay rate of the mean squared gradient (released: 0.999)"}
-    )
+    warmup_steps: int = field(default=0, metadata={"help": "steps of warm-up; 0: a hundredth of the training"})
+    adam_beta1: float = field(default=0.9, metadata={"help": "decay of the mean gradient"})
+    adam_beta2: float = field(default=0.98, metadata={"help": "decay of the mean square (released: 0.999)"})
     weight_decay: float = field(default=0.01, metadata={"help": "weight decay, on matrices only"})
     max_grad_norm: float = field(default=1.0, metadata={"help": "bound on the gradient's norm; 0: none"})
-    max_grad_value: float = field(default=0.0, metadata={"help": "bound on each gradient entry (released: 5); 0: none"})
-    ema_decay: float = field(
-        default=0.0, metadata={"help": "decay of the weight average that is scored and saved; 0: no average"}
-    )
+    max_grad_value: float = field(default=0.0, metadata={"help": "bound on gradient entries (released: 5); 0: none"})
+    ema_decay: float = field(default=0.0, metadata={"help": "decay of the average of weights; 0: no average"})
 
     def __post_init__(self) -> None:
         check_choices(self)

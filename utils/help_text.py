@@ -2,16 +2,34 @@
 
 import argparse
 import dataclasses
+import re
 import shutil
 import textwrap
 
 MOST_WIDTH = 100
 """Columns, at most."""
-COLUMN = 28
+COLUMN = 27
 """Column at which the help of a flag begins."""
 METAVARS = {int: "N", float: "X", str: "TEXT"}
-SHORT_CHOICES = 22
-"""Characters of a list of choices that stands beside its flag; a longer one goes into the help."""
+METAVARS_BY_ENDING = {
+    "_dir": "DIR",
+    "checkpoint": "DIR",
+    "data": "DATA",
+    "_file": "FILE",
+    "output": "FILE",
+    "predictions": "FILE",
+    "name_or_path": "NAME",
+    "tokenizer": "NAME",
+    "model": "NAME",
+    "device": "NAME",
+    "implementation": "NAME",
+}
+"""Metavars of text settings by the end of their name."""
+DEFAULT_IN_WORDS = re.compile(r"; default: (.*)$", re.DOTALL)
+
+
+ORDER = ("most used", "data", "text format", "pairs (seq2seq)", "network", "process", "optimisation")
+"""Headings in the order in which --help shows them; others follow."""
 
 
 class HelpText:
@@ -26,17 +44,18 @@ class HelpText:
             most_used: names of settings that are shown first.
         """
         actions = {a.dest: a for a in parser._actions if not a.option_strings[0].startswith(("--no_", "-h"))}
-        self.parser, self.width = parser, min(MOST_WIDTH, shutil.get_terminal_size((80, 24)).columns) - 2
+        self.parser, self.width = parser, min(MOST_WIDTH, shutil.get_terminal_size((80, 24)).columns) - 1
         self.groups = {"most used": [actions[name] for name in most_used if name in actions]}
         for kind in kinds:
             names = [field.name for field in dataclasses.fields(kind) if field.name not in most_used]
             self.groups.setdefault(getattr(kind, "group", kind.__name__), []).extend(actions[name] for name in names)
+        self.groups = {title: self.groups[title] for title in sorted(self.groups, key=_position)}
 
     def __str__(self) -> str:
-        required = [f"{a.option_strings[0]} {metavar(a)}" for a in self.parser._actions if a.required]
+        required = [_flag_and_value(a) for actions in self.groups.values() for a in actions if a.required]
         parts = [
             self._wrap(" ".join(["usage:", self.parser.prog, *required, "[flags]"])),
-            self._wrap(self.parser.description or ""),
+            self._wrap(f"{self.parser.description or ''} Defaults stand in [brackets].".lstrip()),
         ]
         parts += [self._section(title, actions) for title, actions in self.groups.items() if actions]
         parts += [self._wrap(text) for text in (self._spellings(), self.parser.epilog or "") if text]
@@ -46,55 +65,66 @@ class HelpText:
         return "\n".join([f"{title}:", *(self._flag(action) for action in actions)])
 
     def _flag(self, action: argparse.Action) -> str:
-        flag = f"  {action.option_strings[0]} {metavar(action)}".rstrip()
+        flag = f"  {_flag_and_value(action)}"
         lines = textwrap.wrap(help_of(action), max(20, self.width - COLUMN), break_on_hyphens=False)
-        if len(flag) >= COLUMN - 1:
+        if len(flag) >= COLUMN:
             lines.insert(0, "")
         return "\n".join(f"{flag if i == 0 else '':{COLUMN}}{line}".rstrip() for i, line in enumerate(lines))
 
     def _spellings(self) -> str:
         """Name the published spellings of flags, which are accepted too."""
         found = []
-        for action in self.parser._actions:
-            first, *others = action.option_strings
-            dashes = {name for name in others if name.replace("-", "_") == first.replace("-", "_")}
-            if first.startswith("--no_") or action.dest == "help":
-                continue
-            found += [f"{name} for {first}" for name in others if name not in dashes]
-        text = "Dashes and underscores are the same; a flag that is true or false may stand alone for true."
-        return f"{text} Also accepted: {', '.join(found)}." if found else text
+        for actions in self.groups.values():
+            for action in actions:
+                first, *others = action.option_strings
+                aliases = [name for name in others if name.replace("-", "_") != first.replace("-", "_")]
+                found += [f"{first} (also {', '.join(aliases)})"] if aliases else []
+        text = "Dashes and underscores are the same. A flag of true or false may stand alone for true."
+        return f"{text} Published names: {', '.join(found)}." if found else text
 
     def _wrap(self, text: str) -> str:
-        return textwrap.fill(text, self.width, subsequent_indent="  ", break_on_hyphens=False)
+        return textwrap.fill(text, self.width, break_on_hyphens=False, break_long_words=False)
+
+
+def _flag_and_value(action: argparse.Action) -> str:
+    return f"{action.option_strings[0]} {metavar(action)}".rstrip()
 
 
 def metavar(action: argparse.Action) -> str:
-    """Return what stands for the value of a flag: its choices, or a word for its type."""
-    if is_switch(action):
+    """Return what stands for the value of a flag: its choices if they fit, or a word for its type."""
+    if isinstance(action.default, bool):
         return ""
-    choices = "|".join(map(str, action.choices or ()))
-    if choices and len(choices) <= SHORT_CHOICES:
-        return choices.lstrip("|")
-    if choices:
-        return "NAME"
+    if action.metavar:
+        return str(action.metavar)
+    if action.choices:
+        choices = "|".join(str(choice) for choice in action.choices if choice != "")
+        return choices if len(f"  {action.option_strings[0]} {choices}") < COLUMN else "NAME"
+    if action.type is str:
+        for ending, word in METAVARS_BY_ENDING.items():
+            if action.dest.endswith(ending):
+                return word
     return METAVARS.get(action.type, "TEXT")
 
 
-def is_switch(action: argparse.Action) -> bool:
-    """Return whether a flag is true or false."""
-    return isinstance(action.default, bool)
-
-
 def help_of(action: argparse.Action) -> str:
-    """Return the help of a flag with its choices and its default."""
-    text, choices = action.help or "", "|".join(map(str, action.choices or ()))
-    if len(choices) > SHORT_CHOICES:
-        text = f"{text}; one of {', '.join(str(choice) for choice in action.choices if choice != '')}"
-    if action.required:
-        return f"{text} (required)"
-    if action.default in ("", None):
-        return text if "default" in text else f"{text} (default: none)"
-    shown = str(action.default).lower() if is_switch(action) else str(action.default)
-    if is_switch(action) and action.default:
-        shown += f"; --no_{action.dest}: false"
-    return f"{text} (default: {shown})"
+    """Return the help of a flag, its choices where neither flag nor help names them, and its default in brackets."""
+    text, shown = action.help or "", _shown(action.default, action.dest)
+    in_words = DEFAULT_IN_WORDS.search(text)  # the default of an empty setting, as in "...; default: the checkpoint's"
+    if in_words and action.default in ("", None):
+        text, shown = text[: in_words.start()], in_words[1]
+    choices = [str(choice) for choice in action.choices or () if choice != ""]
+    if metavar(action) == "NAME" and not all(re.search(rf"\b{re.escape(name)}\b", text) for name in choices):
+        text += f": {', '.join(choices)}"
+    return f"{text} [{'required' if action.required else shown}]"
+
+
+def _shown(default: object, name: str) -> str:
+    if default in ("", None):
+        return "none"
+    if isinstance(default, bool):
+        return f"true; --no_{name}: false" if default else "false"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+def _position(title: str) -> int:
+    return ORDER.index(title) if title in ORDER else len(ORDER)

@@ -17,7 +17,7 @@ from diffusion.semi_autoregressive import SemiArArgs
 from tests.conftest import call
 from training.config import parts
 from utils.command_line import parse
-from utils.help_text import help_of, metavar
+from utils.help_text import ORDER, help_of, metavar
 
 KINDS = {
     main: parts("word_freq"),
@@ -43,24 +43,35 @@ def said(monkeypatch, capsys, script: object) -> str:
 def test_every_setting_is_listed_once_with_its_default(monkeypatch, capsys, script: object) -> None:
     text = said(monkeypatch, capsys, script)
     flags = text.split("\n\nDashes and underscores")[0]
+    flags = re.sub(r"\n\n[a-z][\w ()]+:$", "", flags, flags=re.MULTILINE)  # headings
     listed = re.split(r"\n  (?=--\w)", flags)[1:]
     entries = {entry.split()[0][2:]: " ".join(entry.split()) for entry in listed}
     fields = [field for kind in KINDS[script] for field in dataclasses.fields(kind)]
     assert sorted(entries) == sorted(field.name for field in fields) and len(listed) == len(fields)
     for field in fields:
+        default = re.search(r"\[([^][]+)\]$", entries[field.name])
+        assert default, f"{field.name} shows no default"
         if field.default is dataclasses.MISSING:
-            assert "(required)" in entries[field.name]
+            assert default[1] == "required"
+        elif isinstance(field.default, float):
+            assert float(default[1]) == field.default
         elif field.default not in ("", None):
-            assert f"(default: {str(field.default).lower()}" in entries[field.name].lower()
-        else:
-            assert "default" in entries[field.name]
+            assert default[1].split(";")[0] == (
+                str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+            )
+
+
+def test_the_main_help_is_short(monkeypatch, capsys) -> None:
+    assert len(said(monkeypatch, capsys, main).splitlines()) <= 125
 
 
 def test_a_group_is_a_dataclass_and_the_most_used_come_first(monkeypatch, capsys, script: object) -> None:
     headings = re.findall(r"^([a-z][\w ()]+):$", said(monkeypatch, capsys, script), flags=re.MULTILINE)
-    groups = list(dict.fromkeys(kind.group for kind in KINDS[script]))
-    assert headings in (groups, ["most used", *groups])
+    groups = {kind.group for kind in KINDS[script]}
     assert headings[0] == "most used" or len(groups) == 1
+    assert len(headings) == len(set(headings)) and set(headings) - {"most used"} == groups
+    known = [heading for heading in headings if heading in ORDER]
+    assert known == sorted(known, key=ORDER.index) and known == headings[: len(known)]
 
 
 def test_lines_fit_the_terminal_and_the_usage_is_short(monkeypatch, capsys, script: object) -> None:
@@ -72,7 +83,11 @@ def test_lines_fit_the_terminal_and_the_usage_is_short(monkeypatch, capsys, scri
 
 def test_published_spellings_are_named(monkeypatch, capsys) -> None:
     text = " ".join(said(monkeypatch, capsys, main).split())
-    for spelling in ("--lr for --learning_rate", "--protocol for --row_format", "--epochs for --num_train_epochs"):
+    for spelling in (
+        "--learning_rate (also --lr)",
+        "--row_format (also --protocol)",
+        "--num_train_epochs (also --epochs)",
+    ):
         assert spelling in text
 
 
@@ -82,11 +97,15 @@ def test_values_and_defaults_in_words() -> None:
     switch = parser.add_argument("--switch", default=True, help="a switch")
     name = parser.add_argument("--name", choices=["a" * 30, "b"], default="b", help="a name")
     empty = parser.add_argument("--empty", default="", help="a file")
+    folder = parser.add_argument("--a_dir", type=str, default="", help="a folder; default: the checkpoint's")
+    few = parser.add_argument("--few", choices=["x", "y"], default="x", help="a kind")
     assert [metavar(action) for action in (number, switch, name, empty)] == ["N", "", "NAME", "TEXT"]
-    assert help_of(number) == "number of things (default: 3)"
-    assert help_of(switch) == "a switch (default: true; --no_switch: false)"
-    assert help_of(name) == f"a name; one of {'a' * 30}, b (default: b)"
-    assert help_of(empty) == "a file (default: none)"
+    assert help_of(number) == "number of things [3]"
+    assert help_of(switch) == "a switch [true; --no_switch: false]"
+    assert help_of(name) == f"a name: {'a' * 30}, b [b]"
+    assert help_of(empty) == "a file [none]"
+    assert (metavar(folder), help_of(folder)) == ("DIR", "a folder [the checkpoint's]")
+    assert (metavar(few), help_of(few)) == ("x|y", "a kind [x]")
 
 
 def test_a_dataclass_alone_has_no_most_used(capsys) -> None:
