@@ -89,7 +89,7 @@ class ElboArgs:
 
 def main() -> None:
     """Score a text and print the report; under torchrun every process scores its share."""
-    args, bound_args = parse([ElboArgs, BoundArgs], __doc__, most_used=MOST_USED, meaningless=FROM_CHECKPOINT)
+    args, bound_args = parse([ElboArgs, BoundArgs], __doc__, most_used=MOST_USED, without_effect=FROM_CHECKPOINT)
     hub.quiet_libraries()
     set_up_cpu(args.threads)
     device = pick_device(args.device)

@@ -37,7 +37,7 @@ from utils.screen import BRIGHT, DIM, PLAIN, Run, Screen
 FORMATS = (".txt", ".jsonl")
 MOST_SAMPLES = 1_000_000  # each has its own random generator of 5 kB
 MOST_USED = ("checkpoint", "num_samples", "infill", "output", "num_steps", "temperature")
-MEANINGLESS = {**FROM_CHECKPOINT, "--block_size": "lengths come from the training text; use --length to fix one"}
+WITHOUT_EFFECT = {**FROM_CHECKPOINT, "--block_size": "lengths come from the training text; use --length to fix one"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class PredictArgs:
 def main() -> None:
     """Sample from a checkpoint; print, show or write the samples."""
     args, sampling, semi_ar = parse(
-        [PredictArgs, SampleArgs, SemiArArgs], __doc__, most_used=MOST_USED, meaningless=MEANINGLESS
+        [PredictArgs, SampleArgs, SemiArArgs], __doc__, most_used=MOST_USED, without_effect=WITHOUT_EFFECT
     )
     distributed.require_single("predict.py")
     hub.quiet_libraries()
@@ -161,9 +161,9 @@ def samples(
     order = sorted(range(len(blanks)), key=lambda i: -len(blanks[i][0]))
     batch = stack([blanks[i] for i in order], model.tokenizer.pad_token_id).to(device)
     windows = semi_ar.num_strides + 1 if semi_ar and semi_ar.semi_ar else 1
-    denoiser, shown = denoiser_of(model, args, batch.input_ids.shape[1]), {"disable": None if on_step is None else True}
+    denoiser, hidden = denoiser_of(model, args, batch.input_ids.shape[1]), None if on_step is None else True
     with (
-        tqdm(total=len(order) * windows, desc="sampling", unit="sentence", leave=False, **shown) as bar,
+        tqdm(total=len(order) * windows, desc="sampling", unit="sentence", leave=False, disable=hidden) as bar,
         torch.no_grad(),
     ):
 

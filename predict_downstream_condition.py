@@ -32,7 +32,7 @@ from utils.errors import UserError, check_ranges
 
 BATCHES_PER_CALL = 64  # many, since the sampler refills its batch until its rows run out
 MOST_USED = ("checkpoint", "data", "output", "mbr_size", "num_steps", "limit")
-MEANINGLESS = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint sets the width of the target window"}
+WITHOUT_EFFECT = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint sets the width of the target window"}
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Task:
 
 def main() -> None:
     """Load the model and the pairs, predict every source, write and show the predictions."""
-    args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, most_used=MOST_USED, meaningless=MEANINGLESS)
+    args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, most_used=MOST_USED, without_effect=WITHOUT_EFFECT)
     sampling.warn()
     distributed.require_single("predict_downstream_condition.py")
     hub.quiet_libraries()
@@ -151,7 +151,7 @@ def steps(args: DownstreamArgs, sampling: SampleArgs, total: int) -> float:
     """Return the number of reverse steps from --num_steps or --step_size.
 
     Raises:
-        UserError: If both are given, or one is out of range.
+        UserError: if both are given, or one is out of range.
     """
     if args.step_size and sampling.num_steps:
         raise UserError("give --num_steps or --step_size, not both")
@@ -170,7 +170,7 @@ def read_pairs(args: DownstreamArgs) -> tuple[list[str], list[str]]:
     """Return sources and references.
 
     Raises:
-        UserError: If the data hold no pairs, are malformed, or are a folder without test and validation data.
+        UserError: if the data hold no pairs, are malformed, or are a folder without test and validation data.
     """
     source = scored_source(args.data)
     if not files.local_path(args.data).is_file() and source == training_source(args.data):

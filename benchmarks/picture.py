@@ -2,8 +2,8 @@
 
 python benchmarks/picture.py --checkpoint out/demo/checkpoint --seed 5 --output docs/denoising.svg
 
-Every line is the sentence at one time of the reverse process. A grey box is a [MASK]; a green token has been revealed
-since the line above. Boxes are as wide as the token that will stand there.
+Every line is the sentence at one time of the reverse process. A grey box is a [MASK], as wide as its later token. A
+green token was revealed since the line above.
 """
 
 import argparse
@@ -77,11 +77,11 @@ def draw(frames: list[Tensor], model: TextModel) -> str:
 def main() -> None:
     """Sample and draw."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--checkpoint", default="out/demo/checkpoint", help="a checkpoint of text")
+    parser.add_argument("--checkpoint", default="out/demo/checkpoint", help="checkpoint trained on text")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
-    parser.add_argument("--lines", type=int, default=8, help="lines of the picture")
-    parser.add_argument("--num_steps", type=int, default=256, help="reverse steps")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "denoising.svg", help="an .svg file")
+    parser.add_argument("--lines", type=int, default=8, help="number of lines")
+    parser.add_argument("--num_steps", type=int, default=256, help="number of reverse steps")
+    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "denoising.svg", help=".svg file to write")
     args = parser.parse_args()
     model = load_checkpoint(args.checkpoint, torch.device("cpu"))
     frames = frames_of(model, args.seed, args.lines, args.num_steps)

@@ -63,9 +63,9 @@ def growths(kind: str, names: dict[str, str], shape_name: str) -> dict[str, floa
     """Return peak memory growth over two steps / that of the floor, each variant in a separate process.
 
     Args:
-        kind: Name of a dictionary of variants.py, such as SAMPLING.
-        names: Figure names by variant; the first variant is the floor.
-        shape_name: Name of the network's shape.
+        kind: name of a dictionary of variants.py, such as SAMPLING.
+        names: figure names by variant; the first variant is the floor.
+        shape_name: name of the network's shape.
     """
     peaks = []
     for name in names:

@@ -131,7 +131,9 @@ class BoundArgs:
         choice = "windows" if math.isfinite(num_steps) else in_the_limit
         found = replace(self, estimator=choice) if self.estimator == "auto" else self
         if found.evaluations and found.estimator == "windows":
-            raise UserError("evaluations does not apply to windows, one forward pass each; set --num_steps instead")
+            raise UserError(
+                "evaluations does not apply to windows, which take one forward pass each; set --num_steps instead"
+            )
         return found
 
 

@@ -1,4 +1,4 @@
-"""What cannot be used, in any script: exit code 2, one line that says so, no traceback, nothing written, in seconds.
+"""Unusable input of any script: exit code 2, one line of error, no traceback, nothing written, within seconds.
 
 A table of malformed texts, checkpoints and flags; then hypothesis, which makes up its own.
 """
@@ -37,7 +37,7 @@ NOISE = bytes(itertools.islice(itertools.cycle(range(255, 1, -3)), 5000))
 
 
 class Bomb:
-    """Unpickling it makes a file."""
+    """Object whose unpickling creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -47,11 +47,11 @@ class Bomb:
 
 
 def refused(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, out: Path, script: object, words: list
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture, out: Path, script: object, flags: list
 ) -> str:
-    """Runs a script that must refuse; what it said."""
+    """Run a script that must refuse its input; return its error."""
     began, before = time.monotonic(), sorted(out.parent.rglob("*"))
-    code = call(script.main, monkeypatch, *words)
+    code = call(script.main, monkeypatch, *flags)
     said = capfd.readouterr().err.strip()
     assert code == 2 and said.startswith("script.py: error: ") and said.count("\n") == 0, said
     assert "Traceback" not in said and len(said) < 2000
@@ -102,7 +102,7 @@ TEXTS: dict[str, bytes] = {
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of them, and a few that are no plain file."""
+    """Write all of them, and some that are not regular files."""
     folder = tmp_path_factory.mktemp("texts")
     for name, content in TEXTS.items():
         (folder / name).write_bytes(content)
@@ -124,31 +124,31 @@ OTHERS = ["no_text.parquet", "numbers.parquet", "null.parquet", "nothing", "nowh
 
 @pytest.mark.parametrize("name", [*TEXTS, *OTHERS, "two"])
 def test_a_text_to_train_on(monkeypatch, capfd, tmp_path: Path, texts: Path, name: str) -> None:
-    words = [*TINY, "--train_data", texts / name, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
-    said = refused(monkeypatch, capfd, tmp_path / "run", main, [*words, "--max_steps", 1])
+    flags = [*TINY, "--train_data", texts / name, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    said = refused(monkeypatch, capfd, tmp_path / "run", main, [*flags, "--max_steps", 1])
     assert name in said
 
 
 @pytest.mark.parametrize("name", ["noise.txt", "nul.txt", "long.jsonl", "bomb.txt.gz", "cut.jsonl.xz", *OTHERS])
 def test_a_text_to_count_or_to_stream(monkeypatch, capfd, tmp_path, texts, trained, name: str) -> None:
     tokenizer = trained / "checkpoint"
-    words = ["--train_data", texts / name, "--tokenizer", tokenizer, "--output", tmp_path / "f.json", "--workers", 2]
-    assert name in refused(monkeypatch, capfd, tmp_path / "f.json", word_freq, words)
-    words = [*TINY, "--train_data", texts / name, "--tokenizer", tokenizer, "--output_dir", tmp_path / "run"]
-    words += ["--vocab_size", 0, "--streaming", "true", "--max_steps", 1, "--cache_dir", tmp_path / "cache"]
-    assert name in refused(monkeypatch, capfd, tmp_path / "run", main, words)
+    flags = ["--train_data", texts / name, "--tokenizer", tokenizer, "--output", tmp_path / "f.json", "--workers", 2]
+    assert name in refused(monkeypatch, capfd, tmp_path / "f.json", word_freq, flags)
+    flags = [*TINY, "--train_data", texts / name, "--tokenizer", tokenizer, "--output_dir", tmp_path / "run"]
+    flags += ["--vocab_size", 0, "--streaming", "true", "--max_steps", 1, "--cache_dir", tmp_path / "cache"]
+    assert name in refused(monkeypatch, capfd, tmp_path / "run", main, flags)
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
 
 
 def write(name: str, content: bytes | str) -> Callable[[Path], None]:
-    """A spoiler that replaces a file."""
+    """Return a function that replaces a file."""
     return lambda folder: (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def described(**changes: object) -> Callable[[Path], None]:
-    """A spoiler that changes what process.json says."""
+    """Return a function that changes an entry of process.json."""
 
     def spoil(folder: Path) -> None:
         facts = json.loads((folder / "process.json").read_text())
@@ -160,7 +160,7 @@ def described(**changes: object) -> Callable[[Path], None]:
 
 
 def remade(change: Callable[[dict], dict]) -> Callable[[Path], None]:
-    """A spoiler of tensors."""
+    """Return a function that damages tensors."""
 
     def spoil(folder: Path) -> None:
         save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
@@ -169,20 +169,20 @@ def remade(change: Callable[[dict], dict]) -> Callable[[Path], None]:
 
 
 def linked(folder: Path) -> None:
-    """One file is a link to somewhere else."""
+    """Replace a file by a link elsewhere."""
     shutil.copy(folder / "tokenizer.json", folder.parent / "elsewhere.json")
     (folder / "tokenizer.json").unlink()
     (folder / "tokenizer.json").symlink_to(folder.parent / "elsewhere.json")
 
 
 def pickled(folder: Path) -> None:
-    """The weights are a pickle that would run a program."""
+    """Replace the weights by a pickle that would run a program."""
     (folder / "model.safetensors").unlink()
     torch.save(Bomb(folder.parent / "executed"), folder / "pytorch_model.bin")
 
 
 def disguised(folder: Path) -> None:
-    """The same under the name of safetensors."""
+    """Write the pickle under the name of the safetensors file."""
     torch.save(Bomb(folder.parent / "executed"), folder / "model.safetensors")
 
 
@@ -251,14 +251,14 @@ USERS = {
 @pytest.mark.parametrize("user", USERS)
 @pytest.mark.parametrize("how", CHECKPOINTS)
 def test_a_checkpoint(monkeypatch, capfd, tmp_path: Path, texts, trained: Path, how: str, user: str) -> None:
-    script, words = USERS[user]
+    script, flags = USERS[user]
     folder = tmp_path / "given" / "checkpoint"
     shutil.copytree(trained / "checkpoint", folder)
     CHECKPOINTS[how](folder)
-    words = ["--checkpoint", folder, *words]
+    flags = ["--checkpoint", folder, *flags]
     if user == "score":
-        words += ["--data", texts / "good.txt", "--cache_dir", tmp_path / "cache"]
-    said = refused(monkeypatch, capfd, tmp_path / "out", script, words)
+        flags += ["--data", texts / "good.txt", "--cache_dir", tmp_path / "cache"]
+    said = refused(monkeypatch, capfd, tmp_path / "out", script, flags)
     assert folder.name in said and not (folder.parent / "executed").exists()
 
 
@@ -302,14 +302,14 @@ FLAGS = [(s, flag, value) for s, flags in NUMBERS.items() for flag, values in fl
 
 @pytest.mark.parametrize(("script", "flag", "value"), FLAGS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_a_flag(monkeypatch, capfd, tmp_path, texts, trained, script: object, flag: str, value: object) -> None:
-    words = {
+    flags = {
         main: [*TINY, "--train_data", texts / "good.txt", "--output_dir", tmp_path / "run", "--max_steps", 1],
         predict: ["--checkpoint", trained / "checkpoint"],
         compute_elbo: ["--checkpoint", trained / "checkpoint", "--data", texts / "good.txt"],
     }[script]
-    words += ["--cache_dir", tmp_path / "cache"] if script is not predict else []
-    words += ["--streaming", "true"] if flag in ("--num_workers", "--shuffle_buffer") else []
-    said = refused(monkeypatch, capfd, tmp_path / "run", script, [*words, flag, value])
+    flags += ["--cache_dir", tmp_path / "cache"] if script is not predict else []
+    flags += ["--streaming", "true"] if flag in ("--num_workers", "--shuffle_buffer") else []
+    said = refused(monkeypatch, capfd, tmp_path / "run", script, [*flags, flag, value])
     assert flag[2:].split("_")[0] in said
 
 
@@ -329,8 +329,8 @@ def test_predictions_to_measure(monkeypatch, capfd, tmp_path: Path, how: str) ->
 
 @pytest.mark.parametrize("name", ["noise.jsonl", "half_pair.jsonl", "long.jsonl", "deep.jsonl", "empty_target.jsonl"])
 def test_pairs_to_predict(monkeypatch, capfd, tmp_path: Path, texts: Path, trained_pairs: Path, name: str) -> None:
-    words = ["--checkpoint", trained_pairs, "--data", texts / name, "--output", tmp_path / "out.jsonl"]
-    assert name in refused(monkeypatch, capfd, tmp_path / "out.jsonl", predict_downstream_condition, words)
+    flags = ["--checkpoint", trained_pairs, "--data", texts / name, "--output", tmp_path / "out.jsonl"]
+    assert name in refused(monkeypatch, capfd, tmp_path / "out.jsonl", predict_downstream_condition, flags)
 
 
 # ---- made up ---------------------------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ lines = st.one_of(
 @pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
 @pytest.mark.slow
 def test_readers_read_or_refuse(tmp_path: Path, suffix: str, content: bytes, column: str) -> None:
-    """2,000 files: what comes out is text that can be encoded, of a line that is there; or it is refused."""
+    """Read 2,000 random files: each gives text that can be encoded, from an existing line, or is refused."""
     file = tmp_path / f"a{suffix}"
     file.write_bytes(content)
     try:
@@ -363,6 +363,6 @@ def test_readers_read_or_refuse(tmp_path: Path, suffix: str, content: bytes, col
 
 
 def test_a_source_with_an_empty_side_is_read(tmp_path: Path) -> None:
-    """A pair's source may be empty; it keeps its place."""
+    """The source of a pair may be empty; it keeps its index."""
     file = write_jsonl(tmp_path / "a.jsonl", [{"src": "", "trg": "b"}, {"src": "c", "trg": "d"}])
     assert [text for text, _ in read_records(Source((file,), column="src"))] == ["", "c"]

@@ -19,7 +19,7 @@ KEYS = {
 
 @pytest.fixture
 def score(monkeypatch: pytest.MonkeyPatch, trained: Path, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
-    def run(*words: object) -> tuple[int, str, str]:
+    def run(*flags: object) -> tuple[int, str, str]:
         base = [
             "--checkpoint",
             trained,
@@ -32,7 +32,7 @@ def score(monkeypatch: pytest.MonkeyPatch, trained: Path, corpus: Path, tmp_path
             "--threads",
             1,
         ]
-        code = call(compute_elbo.main, monkeypatch, *base, *words)
+        code = call(compute_elbo.main, monkeypatch, *base, *flags)
         captured = capsys.readouterr()
         return code, captured.out, captured.err
 
@@ -47,11 +47,11 @@ def test_json_is_one_object_with_the_promised_keys(score) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "steps"),
+    ("flags", "steps"),
     [([], 64), (["--num_steps", 5], 5), (["--eval_step_size", 16], 4), (["--eval_step_size", 10], 7)],
 )
-def test_steps_by_number_or_by_size(score, words: list, steps: int) -> None:
-    assert json.loads(score("--json", "true", *words)[1])["num_steps"] == steps
+def test_steps_by_number_or_by_size(score, flags: list, steps: int) -> None:
+    assert json.loads(score("--json", "true", *flags)[1])["num_steps"] == steps
 
 
 def test_people_get_every_figure_too(score) -> None:
@@ -70,8 +70,8 @@ def test_the_released_figure_is_said_to_be_no_bound(score) -> None:
 def test_other_estimators_say_what_they_cost(score) -> None:
     reports = {}
     for name in ("stratified", "trajectory"):
-        words = ["--evaluations", 4] if name == "stratified" else []
-        _, out, _ = score("--estimator", name, "--target_se", 0.05, "--json", "true", *words)
+        flags = ["--evaluations", 4] if name == "stratified" else []
+        _, out, _ = score("--estimator", name, "--target_se", 0.05, "--json", "true", *flags)
         reports[name] = json.loads(out)
         assert reports[name]["estimator"] == name
         assert 0 < reports[name]["draws_error_nats"] <= 0.05 * reports[name]["nats_per_sequence"]
@@ -87,7 +87,7 @@ def test_precision_hardly_moves_the_figure(score) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("flags", "message"),
     [
         (["--num_steps", 65], "must lie in 1..64"),
         (["--eval_step_size", 65], "must lie in 1..64"),
@@ -96,15 +96,15 @@ def test_precision_hardly_moves_the_figure(score) -> None:
         (["--data", "missing.txt"], "missing.txt: no such file"),
         (["--checkpoint", "nowhere"], "checkpoint nowhere: no such folder"),
         (["--batch_size", 0], "batch_size=0 must lie in 1..10000000"),
-        (["--evaluations", 4], "windows takes one forward a window"),
+        (["--evaluations", 4], "does not apply to windows"),
         (["--estimator", "best"], "estimator"),
         (["--target_se", 2], "target_se=2.0 must lie in"),
         (["--estimator", "trajectory", "--posterior", "released"], "with a number of steps it has windows, stratified"),
         (["--estimator", "masked-count"], "estimator=masked-count does not suit this process"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(score, words: list, message: str) -> None:
-    code, out, err = score(*words)
+def test_bad_input_is_one_line_and_exit_code_2(score, flags: list, message: str) -> None:
+    code, out, err = score(*flags)
     assert code == 2 and message in err and err.count("\n") == 1 and out == ""
 
 
@@ -115,10 +115,10 @@ def test_a_figure_that_is_not_finite_is_no_result(score, monkeypatch, trained: P
     with torch.no_grad():
         weights[:, 3] = value
     monkeypatch.setattr("compute_elbo.load_checkpoint", lambda *_, **__: run)
-    for words in (["--json"], [], ["--estimator", "trajectory"], ["--estimator", "trajectory", "--target_se", 0.1]):
-        code, out, err = score("--num_steps", 4, *words)
+    for flags in (["--json"], [], ["--estimator", "trajectory"], ["--estimator", "trajectory", "--target_se", 0.1]):
+        code, out, err = score("--num_steps", 4, *flags)
         assert code == 2 and out == "" and err.count("\n") == 1 and "finite" in err
-        assert "--target_se" in words or f"{name} holds NaN or infinity" in err
+        assert "--target_se" in flags or f"{name} holds NaN or infinity" in err
 
 
 def test_what_else_may_be_wrong_with_a_bound(score, monkeypatch) -> None:

@@ -88,9 +88,9 @@ def test_the_learnt_warp_lets_the_cross_entropy_rise_evenly(folder: Path) -> Non
     ids = pad_sequence([torch.tensor(begin + text + end) for text in texts], batch_first=True, padding_value=-1)
     inside = pad_sequence([torch.tensor([False, *[True] * len(text), False]) for text in texts], batch_first=True)
     batch, nats = Batch(ids.clamp(min=0), ids >= 0, inside), []
-    for sigma in process.schedule(denoiser)(process.places(denoiser, shares)):
+    for sigma in process.schedule(denoiser)(process.relative_levels(denoiser, shares)):
         level = sigma.float() * batch.noised
-        hidden = process.look(denoiser, batch, level, denoiser.table(), torch.Generator().manual_seed(0))
+        hidden = process.noisy_forward(denoiser, batch, level, denoiser.table(), torch.Generator().manual_seed(0))
         nats.append(process.sentence_nats(denoiser, batch, hidden).sum() / inside.sum())
     assert nats[0] < 0.05 and nats[-1] > 1
     assert torch.corrcoef(torch.stack([shares, torch.stack(nats)]))[0, 1] ** 2 > 0.95

@@ -20,8 +20,8 @@ from diffusion.options import SampleArgs
 from tests.conftest import SENTENCES, call
 
 
-def run_predict(monkeypatch: pytest.MonkeyPatch, trained: Path, *words: object) -> int:
-    return call(predict.main, monkeypatch, "--checkpoint", trained, "--threads", 1, "--num_steps", 16, *words)
+def run_predict(monkeypatch: pytest.MonkeyPatch, trained: Path, *flags: object) -> int:
+    return call(predict.main, monkeypatch, "--checkpoint", trained, "--threads", 1, "--num_steps", 16, *flags)
 
 
 def lines(capsys: pytest.CaptureFixture) -> list[str]:
@@ -89,10 +89,10 @@ def test_a_gap_in_a_byte_level_vocabulary_keeps_the_spaces_around_it() -> None:
 def test_without_num_steps_a_short_process_takes_all_it_has(
     monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    words = ["--checkpoint", trained, "--threads", 1, "--num_samples", 2]
-    assert call(predict.main, monkeypatch, *words) == 0  # as main.py suggests it; T is 64 here
+    flags = ["--checkpoint", trained, "--threads", 1, "--num_samples", 2]
+    assert call(predict.main, monkeypatch, *flags) == 0  # the command that main.py suggests; T is 64 here
     by_default = lines(capsys)
-    assert call(predict.main, monkeypatch, *words, "--num_steps", 64) == 0 and lines(capsys) == by_default
+    assert call(predict.main, monkeypatch, *flags, "--num_steps", 64) == 0 and lines(capsys) == by_default
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
@@ -123,10 +123,10 @@ def test_infilling_fills_the_gaps_and_leaves_the_rest(
 
 
 def test_the_released_posterior_has_no_limit_of_fine_steps(monkeypatch, trained: Path, capsys) -> None:
-    words = ["--posterior", "released", "--num_samples", 3]
-    assert run_predict(monkeypatch, trained, *words, "--num_steps", "inf") == 2
+    flags = ["--posterior", "released", "--num_samples", 3]
+    assert run_predict(monkeypatch, trained, *flags, "--num_steps", "inf") == 2
     assert "num_steps=inf needs the exact process" in capsys.readouterr().err
-    assert run_predict(monkeypatch, trained, *words, "--num_steps", 8, "--batch_size", 2) == 0
+    assert run_predict(monkeypatch, trained, *flags, "--num_steps", 8, "--batch_size", 2) == 0
     assert len(lines(capsys)) == 3
 
 
@@ -144,11 +144,11 @@ def test_show_prints_the_sentence_as_it_emerges(
     gaps = [text.count("·") for text in said]
     assert len(said) > 2 and gaps == sorted(gaps, reverse=True) and gaps[-1] == 0
     assert run_predict(monkeypatch, trained, "--num_samples", 1, "--length", 6) == 0
-    assert lines(capsys) == [said[-1]]  # what was shown is what is sampled
+    assert lines(capsys) == [said[-1]]  # equals the displayed sample
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("flags", "message"),
     [
         (["--num_steps", 65], "num_steps=65 must lie in 1..64"),
         (["--temperature", 0], "temperature=0.0 must lie in [0.001, 1000]"),
@@ -172,9 +172,9 @@ def test_show_prints_the_sentence_as_it_emerges(
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(
-    monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture, words: list, message: str
+    monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture, flags: list, message: str
 ) -> None:
-    assert run_predict(monkeypatch, trained, *words) == 2
+    assert run_predict(monkeypatch, trained, *flags) == 2
     captured = capsys.readouterr()
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
 
@@ -209,8 +209,8 @@ def test_a_reader_that_stops_and_an_encoding_that_cannot_lose_no_sample(trained:
         text = (model / name).read_text()
         assert '"the":' in text
         (model / name).write_text(text.replace('"the":', '"日":'))
-    words = ["--num_samples", 400, "--length", 80, "--num_steps", 1, "--threads", 1, "--output", output]
-    command = [sys.executable, "predict.py", "--checkpoint", model, *words]
+    flags = ["--num_samples", 400, "--length", 80, "--num_steps", 1, "--threads", 1, "--output", output]
+    command = [sys.executable, "predict.py", "--checkpoint", model, *flags]
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "ascii"}
     with subprocess.Popen([*map(str, command)], env=environment, cwd=Path(predict.__file__).parent, **pipes) as program:

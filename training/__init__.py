@@ -1,1 +1,1 @@
-"""What surrounds the training loop: settings, saved states, logs, learning rates."""
+"""Training: settings, steps, learning rates, evaluations, saved states and logs."""

@@ -127,12 +127,12 @@ class Bookkeeper:
         """Add a step to the figures.
 
         Args:
-            result: Result of the step.
+            result: result of the step.
             counts: `Agreement.counts` of the step.
-            parts: Batches of this process.
+            parts: batches of this process.
 
         Raises:
-            UserError: If --max_skipped_steps steps in a row were skipped.
+            UserError: if --max_skipped_steps steps in a row were skipped.
         """
         figures = self.figures
         if result.stepped:
@@ -160,11 +160,11 @@ class Bookkeeper:
         """Log, evaluate and save as due after a step; return whether to stop.
 
         Args:
-            step: Number of the step.
-            rate: Learning rate of the step.
-            agreed: Result of `agree` before the step.
-            epoch: Epoch of the step's last batch.
-            position: Function that returns the position in the data; a collective call.
+            step: number of the step.
+            rate: learning rate of the step.
+            agreed: result of `agree` before the step.
+            epoch: epoch of the step's last batch.
+            position: function that returns the position in the data; a collective call.
         """
         interval = self.validation.interval
         last = step == self.plan.total_steps or self.plan.pace.progress(step, agreed.seconds) == 1

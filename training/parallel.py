@@ -20,10 +20,10 @@ def parallelize(module: nn.Module, layers: list[nn.Module], strategy: str, devic
     """Return the module wrapped for data-parallel training, or itself in a single process.
 
     Args:
-        module: Module that maps a batch to its loss.
-        layers: Submodules of similar size, which FSDP gathers one after another.
+        module: module that maps a batch to its loss.
+        layers: submodules of similar size, which FSDP gathers one after another.
         strategy: "ddp" or "fsdp"; unused in a single process.
-        device: Device of the module.
+        device: device of the module.
     """
     if world_size() == 1:
         return module

@@ -43,6 +43,7 @@ IDENTITY_NAMES = {
     "network": "network settings",
 }
 """Names of the identities in messages."""
+REMEDY = "give another folder, or --overwrite true to replace it"
 
 
 @dataclass(frozen=True)
@@ -86,34 +87,51 @@ def find_start(args: TrainArgs, settings: dict, say: Callable[[str], None]) -> S
         raise UserError(f"output_dir={output}: resume=true, but there is no run in it; leave --resume out")
     if not present or (args.overwrite and not _restarts_own_run(output, settings)):
         return Start()
-    remedy = "give another folder, or --overwrite true to replace it"
     known = read_settings(output)
     if known is None:
-        raise UserError(f"output_dir={output} holds another run ({', '.join(present)}); {remedy}")
-    differing = differences(known, settings, LENGTH_SETTINGS if args.resume == "true" else set())
-    if differing:
-        more = "" if not set(differing) <= LENGTH_SETTINGS else "; --resume true continues it for longer"
-        listed = _listed(known, differing)
-        raise UserError(f"output_dir={output} holds a run with other settings ({listed}); {remedy}{more}")
-    if args.resume == "false":
-        raise UserError(f"output_dir={output} holds this run, and resume=false; {remedy}")
+        raise UserError(f"output_dir={output} holds another run ({', '.join(present)}); {REMEDY}")
+    _require_same_settings(args, known, settings)
     kept = {name: known[name] for name in ("accumulation_steps", "world_size") if name in known}
     found = newest_state(output, say)
     moved = _moved(known, settings)
     if moved and (found is None or not set(found[1]) >= {"data", "network"}):
-        raise UserError(f"output_dir={output} holds a run with other settings ({_listed(known, moved)}); {remedy}")
+        raise UserError(f"output_dir={output} holds a run with other settings ({_listed(known, moved)}); {REMEDY}")
     if found is None:
-        if list(states(output)):  # never overwrite states that may still be repaired
-            raise UserError(f"output_dir={output}: none of its saved states is intact, see above; {remedy}")
-        if _lost_states(output):
-            raise UserError(
-                f"output_dir={output}: it holds checkpoints of this run, but its saved states (state/) "
-                f"were removed; {remedy}"
-            )
+        _require_no_lost_states(output)
         return Start(None, {"parts": kept["accumulation_steps"] * kept["world_size"]} if len(kept) == 2 else {}, kept)
     path, facts = found
     finished = bool(facts.get("finished")) and not differences(known, settings, set())
     return Start(path, facts, kept, finished, bool(moved))
+
+
+def _require_same_settings(args: TrainArgs, known: dict, settings: dict) -> None:
+    """Check that the run in the folder has these settings and may be resumed.
+
+    Raises:
+        UserError: if it may not.
+    """
+    differing = differences(known, settings, LENGTH_SETTINGS if args.resume == "true" else set())
+    if differing:
+        longer = "; --resume true continues it for longer" if set(differing) <= LENGTH_SETTINGS else ""
+        listed = _listed(known, differing)
+        raise UserError(f"output_dir={args.output_dir} holds a run with other settings ({listed}); {REMEDY}{longer}")
+    if args.resume == "false":
+        raise UserError(f"output_dir={args.output_dir} holds this run, and resume=false; {REMEDY}")
+
+
+def _require_no_lost_states(output: Path) -> None:
+    """Check that a folder without an intact saved state never had one, so that nothing valuable is overwritten.
+
+    Raises:
+        UserError: if its states are damaged or were removed.
+    """
+    if list(states(output)):
+        raise UserError(f"output_dir={output}: none of its saved states is intact, see above; {REMEDY}")
+    if _lost_states(output):
+        raise UserError(
+            f"output_dir={output}: it holds checkpoints of this run, but its saved states (state/) were removed; "
+            f"{REMEDY}"
+        )
 
 
 def _listed(known: dict, names: list[str]) -> str:

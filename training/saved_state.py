@@ -72,7 +72,7 @@ class Learner:
         """Restore `tensors` and `facts` from a folder; a collective call.
 
         Raises:
-            UserError: If the folder was written for another network or optimizer.
+            UserError: if the folder was written for another network or optimizer.
         """
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         try:
@@ -222,7 +222,7 @@ def read_settings(output: Path) -> dict | None:
     """Return the settings in run.json, or None if there is none.
 
     Raises:
-        UserError: If run.json is damaged.
+        UserError: if run.json is damaged.
     """
     try:
         settings = json.loads(read_text(output / "run.json"))

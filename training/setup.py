@@ -74,7 +74,7 @@ def prepare_network(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     """Return the denoiser that the settings describe.
 
     Raises:
-        UserError: If it cannot be built, or has fewer positions than --max_length.
+        UserError: if it cannot be built, or has fewer positions than --max_length.
     """
     torch.manual_seed(config.run.seed)
     denoiser = build_denoiser(
@@ -108,7 +108,7 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
     """Return the training data, the validation data and, for pairs, their format.
 
     Raises:
-        UserError: If the data are text and a setting for pairs is given, or the reverse.
+        UserError: if the data are text and a setting for pairs is given, or the reverse.
     """
     data = config.data
     if holds_pairs(training_source(data.train_data), streaming=data.streaming):

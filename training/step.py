@@ -42,10 +42,10 @@ class TrainStep:
         """Set precision and attention, and make the optimizers.
 
         Args:
-            model: Model to train.
-            config: Settings of the run.
-            device: Device of the model.
-            parts: Number of batches in a step, over all processes.
+            model: model to train.
+            config: settings of the run.
+            device: device of the model.
+            parts: number of batches in a step, over all processes.
         """
         self.config, self.device, self.parts = config, device, parts
         self.denoiser, self.precision = model.denoiser, config.precision(device)
@@ -63,11 +63,11 @@ class TrainStep:
         """Take one step.
 
         Args:
-            step: Number of the step, from 1.
-            batches: Batches of this process.
-            progress: Share of the training done, 0 to 1.
-            rate: Learning rate.
-            num_tokens: Target tokens of the step over all processes; the summed loss is divided by it.
+            step: number of the step, from 1.
+            batches: batches of this process.
+            progress: share of the training done, 0 to 1.
+            rate: learning rate.
+            num_tokens: target tokens of the step over all processes; the summed loss is divided by it.
         """
         # Set the learning rate.
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):

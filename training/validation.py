@@ -40,15 +40,15 @@ class Validation:
         """Evaluate the model and update the figures. The caller has swapped in the averaged weights.
 
         Args:
-            step: Number of training steps done.
-            seconds: Training time so far.
-            first: Whether this is the first work of the process.
+            step: number of training steps done.
+            seconds: training time so far.
+            first: whether this is the first work of the process.
 
         Returns:
             The report and whether it is the best so far; None if the time limit left no time.
 
         Raises:
-            UserError: If there was no time although it came `first`, or if the bound is not finite.
+            UserError: if there was no time although it came `first`, or if the bound is not finite.
         """
         indices = self.sentences(step, seconds)
         scoring = Scoring(self.steps, batch_size=self.batch_size, seed=self.config.run.seed)
@@ -112,7 +112,7 @@ def write_checkpoints(output: Path, model: TextModel, facts: dict, *, is_best: b
     """Write checkpoint-last/, and checkpoint/ too if it is the best so far; a collective call.
 
     Raises:
-        UserError: If the run's folder is gone.
+        UserError: if the run's folder is gone.
     """
     weights = weights_of(model)
     for name in ("checkpoint-last", "checkpoint") if is_best else ("checkpoint-last",):
@@ -125,7 +125,7 @@ def require_output(output: Path) -> None:
     """Refuse to write into a folder that was removed or emptied during the run.
 
     Raises:
-        UserError: If the folder has no run.json.
+        UserError: if the folder has no run.json.
     """
     if not (output / "run.json").exists():
         raise UserError(

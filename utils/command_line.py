@@ -1,4 +1,4 @@
-"""Command lines: every setting is declared once, in a dataclass beside the code that uses it, and parsed here.
+"""Command lines: a setting is declared once, in a dataclass beside the code that uses it, and parsed here.
 
 Both published DiffusionBERT command lines run as written. Each field lists its aliases, `_MODERNISED` rewrites values
 whose form has changed, and flags without effect are accepted with a note.
@@ -26,7 +26,7 @@ _MODERNISED = {
 }
 """Published flags and values, and their present form."""
 
-MEANINGLESS = {
+WITHOUT_EFFECT = {
     "--local_rank": "torchrun tells each process its rank",
     "--load_step": "a checkpoint is named by its folder",
     "--predict_x0": "the network always predicts x0",
@@ -50,7 +50,7 @@ FROM_CHECKPOINT = {
 
 
 class _Parser(HfArgumentParser):
-    """HfArgumentParser whose errors are one line."""
+    """HfArgumentParser with errors of one line and the help of `HelpText`."""
 
     help_text: HelpText
 
@@ -65,8 +65,8 @@ def value_of(flag: str, argv: list[str] | None = None) -> str | None:
     """Return the last value of a flag in a command line that is not parsed yet; None if the flag is absent.
 
     Args:
-        flag: with its dashes.
-        argv: the arguments; default: those of this process.
+        flag: name with its dashes.
+        argv: arguments; default: those of this process.
     """
     arguments = _split_equals(sys.argv[1:] if argv is None else argv)
     values = [value for argument, value in zip(arguments, arguments[1:], strict=False) if argument == flag]
@@ -78,7 +78,7 @@ def parse(
     description: str,
     *,
     most_used: tuple[str, ...] = (),
-    meaningless: dict[str, str] | None = None,
+    without_effect: dict[str, str] | None = None,
     elsewhere: dict[str, str] | None = None,
     epilog: str = "",
     argv: list[str] | None = None,
@@ -87,21 +87,21 @@ def parse(
 
     Args:
         kinds: dataclasses; their fields are the flags.
-        description: what --help says first.
+        description: first line of --help.
         most_used: names of the settings that --help lists first.
-        meaningless: flags that are accepted and explained on stderr, by name.
-        elsewhere: flags of another command, by name, and where they belong.
-        epilog: what --help says last.
-        argv: the arguments; default: those of this process.
+        without_effect: flags that are accepted without effect, and the reason that is printed.
+        elsewhere: flags that this command lacks, and the command that has them.
+        epilog: last paragraph of --help.
+        argv: arguments; default: those of this process.
 
     Raises:
         UserError: if a flag is unknown or a value is out of range.
     """
-    arguments = _modernise(sys.argv[1:] if argv is None else argv, {**MEANINGLESS, **(meaningless or {})})
+    arguments = _modernise(sys.argv[1:] if argv is None else argv, {**WITHOUT_EFFECT, **(without_effect or {})})
     parser = _Parser(kinds, description=description.split("\n")[0], epilog=epilog, allow_abbrev=False)
     parser.help_text = HelpText(parser, kinds, most_used)
     known = {name for action in parser._actions for name in action.option_strings}
-    for argument in arguments:  # before argparse, which would report a missing setting instead of the misspelt one
+    for argument in arguments:  # argparse would report a missing setting instead of the misspelt one
         if argument.startswith("--") and argument not in known:
             raise UserError(f"{_unknown(argument, known, elsewhere or {})} (--help lists every setting)")
     try:
@@ -127,13 +127,14 @@ def _unknown(argument: str, known: set[str], elsewhere: dict[str, str]) -> str:
     return f"unknown flag {shown(argument)[1:-1]}{hint}"
 
 
-def _modernise(argv: list[str], meaningless: dict[str, str]) -> list[str]:
+def _modernise(argv: list[str], without_effect: dict[str, str]) -> list[str]:
+    """Rewrite published flags and values in their present form; drop flags without effect, with a note."""
     arguments: list[str] = []
     rest = iter(_split_equals(argv))
     for argument in rest:
-        if argument in meaningless:
+        if argument in without_effect:
             next(rest, None)
-            print(f"note: {argument} has no effect: {meaningless[argument]}", file=sys.stderr)
+            print(f"note: {argument} has no effect: {without_effect[argument]}", file=sys.stderr)
         elif argument == "--spindle_schedule":
             value = next(rest, "").lower()
             if (argument, value) not in _MODERNISED:
@@ -155,28 +156,28 @@ def _split_equals(argv: list[str]) -> list[str]:
     return split
 
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-"""Errors of a write that do not depend on the file."""
+FULL_OR_READ_ONLY = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+"""Errors of a file system, for any file."""
 REMEDIES = {
-    **dict.fromkeys(NO_ROOM, "make room, or give another path"),
+    **dict.fromkeys(FULL_OR_READ_ONLY, "make room, or give another path"),
     errno.EMFILE: "close files or raise the limit (ulimit -n)",
     errno.ENFILE: "the system has too many files open; close some",
     errno.EIO: "the disk or its network fails; give another path",
     errno.ELOOP: "a link leads to itself; give another path",
 }
 MOST_CHARACTERS = 1500
-"""Characters of an error line. A longer one loses its middle: its beginning names the value, its end the remedy."""
+"""Characters of an error line. A longer one loses its middle, since its ends name the value and the remedy."""
 
 
 def run_script(main: Callable[[], None]) -> None:
     """Call `main`; report a user's error as one line on stderr, without a traceback, and exit with code 2."""
-    for stream in (sys.stdout, sys.stderr):  # a character that the terminal cannot show must not lose a result
+    for stream in (sys.stdout, sys.stderr):  # no result is lost to a character that the terminal cannot show
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     try:
         main()
         if sys.stdout is not None:  # None: closed before the start (>&-)
-            sys.stdout.flush()  # here, where an error becomes one line, and not when Python exits
+            sys.stdout.flush()  # now, so that an error becomes one line
     except UserError as error:
         _refuse(str(error))
     except BrokenPipeError:  # the reader has closed the pipe: `predict.py ... | head`
@@ -185,8 +186,8 @@ def run_script(main: Callable[[], None]) -> None:
     except OSError as error:
         if error.filename is None and error.errno not in REMEDIES:
             raise
-        where = f"{error.filename}: " if error.filename is not None else ""
-        _refuse(f"{where}{error.strerror}; {REMEDIES.get(error.errno, 'give another path')}")
+        path = f"{error.filename}: " if error.filename is not None else ""
+        _refuse(f"{path}{error.strerror}; {REMEDIES.get(error.errno, 'give another path')}")
     except UnicodeEncodeError as error:
         _refuse(f"a path that is not UTF-8: {error.object!r}; rename it")
     except RuntimeError as error:
@@ -202,6 +203,7 @@ def run_script(main: Callable[[], None]) -> None:
 
 
 def _refuse(message: str) -> None:
+    """Print an error message as one line, and exit with code 2."""
     line = f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}"
     if len(line) > MOST_CHARACTERS:
         line = f"{line[: MOST_CHARACTERS // 2]} [...] {line[-MOST_CHARACTERS // 2 :]}"

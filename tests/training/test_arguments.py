@@ -1,4 +1,4 @@
-"""arguments.py: settings of a training out of range, or that contradict each other, are refused by name."""
+"""arguments.py: settings out of range or in contradiction are refused by name."""
 
 import math
 

@@ -26,9 +26,9 @@ def test_a_process_alone_has_settings_that_go_together(monkeypatch, process: str
 
 
 def test_a_time_conditioning_that_is_given_stays(monkeypatch) -> None:
-    words = ["--process", "sedd", "--train_data", "x", "--output_dir", "y"]
+    flags = ["--process", "sedd", "--train_data", "x", "--output_dir", "y"]
     for given, then in (("auto", "layerwise"), ("none", "none"), ("token", "token")):
-        monkeypatch.setattr("sys.argv", ["main.py", *words, "--time_conditioning", given])
+        monkeypatch.setattr("sys.argv", ["main.py", *flags, "--time_conditioning", given])
         assert TrainConfig.parse("training").network.time_conditioning == then
 
 
@@ -41,7 +41,7 @@ def test_settings_foreign_flags_are_those_that_are_not_ones_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("flags", "said"),
     [
         (["--leraning_rate", 3], "unknown flag --leraning_rate; did you mean --learning_rate?"),
         (["--xyzzy", 3], "unknown flag --xyzzy (--help"),
@@ -54,8 +54,8 @@ def test_settings_foreign_flags_are_those_that_are_not_ones_own() -> None:
         (["--" + "x" * 5000], "(5,004 characters"),
     ],
 )
-def test_a_flag_that_there_is_not_is_one_line(monkeypatch, capsys, words: list, said: str) -> None:
-    assert call(main.main, monkeypatch, "--train_data", "x", "--output_dir", "y", *words) == 2
+def test_a_flag_that_there_is_not_is_one_line(monkeypatch, capsys, flags: list, said: str) -> None:
+    assert call(main.main, monkeypatch, "--train_data", "x", "--output_dir", "y", *flags) == 2
     found = capsys.readouterr().err
     assert said in found and found.count("\n") == 1 and len(found) < 1000
 

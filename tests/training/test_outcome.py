@@ -22,7 +22,7 @@ LEARNT = {"best": 4.0, "last": 4.1, "unigram": 9.6, "uniform": 14.9, "first_loss
             "has learned nothing yet: its best bound, 9.700 bits/token, is not below that of the unigram",
         ),
         ({"best": 17.0, "last": 17.0}, "has learned nothing yet: its best bound, 17.000"),  # a fresh network, falling
-        ({"best": 17.0, "last": 17.0, "last_loss": 14.0, "unigram": 23.6}, ""),  # pairs: their [PAD]s cost nats too
+        ({"best": 17.0, "last": 17.0, "last_loss": 14.0, "unigram": 23.6}, ""),  # pairs: their [PAD]s have nats too
         (
             {"best": 17.0, "last": 1e300, "last_loss": 99.0},
             "diverged: its best bound, 17.000 bits/token, is worse than a uniform guess",
@@ -30,7 +30,7 @@ LEARNT = {"best": 4.0, "last": 4.1, "unigram": 9.6, "uniform": 14.9, "first_loss
         ({"best": 1e300, "last": 1e300}, "its best bound, 1.000e+300 bits/token, is worse"),
         ({"last": 312.0}, "diverged after its best bound (4.000 bits/token): the last one is 312.000"),
         ({"last_loss": 50.0}, "its loss rose from 15.200 to 50.000 bits/token"),
-        ({"first_loss": 4.0, "last_loss": 14.0}, ""),  # pretrained: no worse than a guess
+        ({"first_loss": 4.0, "last_loss": 14.0}, ""),  # pretrained: not worse than a guess
         ({"first_loss": 0.0, "last_loss": 0.0}, ""),  # a state without these figures
         ({"skipped": 0.25}, "25 % of the steps were skipped"),
         ({"unigram": 0.0, "best": 1e300, "skipped": 1}, ""),

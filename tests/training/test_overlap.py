@@ -1,4 +1,4 @@
-"""Two commands on one output folder, the one while the other stands at any of its steps: nothing is lost or mixed."""
+"""Two concurrent commands on one output folder, at any point of the first: nothing is lost or mixed."""
 
 import shutil
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from tests.test_main import records, train
 
 
 def test_a_run_that_ended_meanwhile_is_not_erased(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
-    """Another process trains the whole run just before this one has the folder to itself: it must see that."""
+    """Another process trains the whole run just before this one locks the folder; this one must notice."""
     real, calls = main.exclusive_access, []
 
     def late(args: object) -> object:
@@ -41,18 +41,18 @@ WHERE = {
 
 
 def test_whatever_a_run_is_at_another_is_refused_and_spoils_nothing(monkeypatch, capsys, corpus, tmp_path) -> None:
-    """The same command typed a second time while the first one stands at each of its steps, with and without force."""
+    """Repeat the command while the first is at each of its stages, with and without --overwrite."""
     refused = []
 
     def pausing(name: str, real: Callable) -> Callable:
-        def paused(*words: object, **more: object) -> object:
+        def paused(*arguments: object, **options: object) -> object:
             if name not in refused:
                 refused.append(name)
                 for force in ([], ["--overwrite", "true"]):
                     with monkeypatch.context() as patch:
                         assert train(patch, corpus, tmp_path, "--fitlog", "true", *force)[0] == 2, name
                     assert "another process is training into this folder" in capsys.readouterr().err
-            return real(*words, **more)
+            return real(*arguments, **options)
 
         return paused
 

@@ -49,9 +49,11 @@ def test_the_forks_training_command_runs_as_written(capsys: pytest.CaptureFixtur
 
 
 def test_the_forks_sampling_command_runs_as_written(capsys: pytest.CaptureFixture) -> None:
-    from predict import MEANINGLESS
+    from predict import WITHOUT_EFFECT
 
-    args, sampling = parse([PredictArgs, SampleArgs], "x", meaningless=MEANINGLESS, argv=shlex.split(FORK_PREDICT))
+    args, sampling = parse(
+        [PredictArgs, SampleArgs], "x", without_effect=WITHOUT_EFFECT, argv=shlex.split(FORK_PREDICT)
+    )
     assert args.checkpoint == "./diffusion_models/checkpoint-10.pt" and args.output == "generated_texts.txt"
     assert (args.batch_size, sampling.num_steps) == (4, 2000)
     said = capsys.readouterr().err
@@ -63,12 +65,12 @@ CONDITIONAL_PREDICT = """--topk 15 --step_size 10 --task_name qqp --ckpt_path c 
 
 
 def test_the_released_conditional_commands_run_as_written(capsys: pytest.CaptureFixture) -> None:
-    from predict_downstream_condition import MEANINGLESS, DownstreamArgs
+    from predict_downstream_condition import WITHOUT_EFFECT, DownstreamArgs
 
     data = parse(TRAIN, "train", argv=shlex.split(CONDITIONAL_TRAIN))[1]
     assert data.train_data == "conditional_data/Q-T"
-    words = shlex.split(CONDITIONAL_PREDICT)
-    args, sampling = parse([DownstreamArgs, SampleArgs], "x", meaningless=MEANINGLESS, argv=words)
+    flags = shlex.split(CONDITIONAL_PREDICT)
+    args, sampling = parse([DownstreamArgs, SampleArgs], "x", without_effect=WITHOUT_EFFECT, argv=flags)
     assert (args.data, args.checkpoint, args.mbr_size, args.step_size) == ("conditional_data/qqp", "c", 3, 10)
     assert sampling.top_k == 15 and args.output == "generation_results/predictions.jsonl"
     assert "note: --seq_len has no effect" in capsys.readouterr().err
@@ -105,7 +107,7 @@ BASE = ["--train_data", "x", "--output_dir", "y"]
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("flags", "message"),
     [
         (["--no_such_flag", "1"], "no_such_flag"),
         (["--nois", "cosine"], "nois"),  # no guessing at abbreviations
@@ -128,11 +130,11 @@ BASE = ["--train_data", "x", "--output_dir", "y"]
     ],
 )
 def test_what_cannot_be_parsed_is_one_line_and_exit_code_2(
-    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(UserError, match=message):
-        parse(TRAIN, "x", argv=[*BASE, *words])
-    assert call(lambda: parse(TRAIN, "x"), monkeypatch, *BASE, *words) == 2
+        parse(TRAIN, "x", argv=[*BASE, *flags])
+    assert call(lambda: parse(TRAIN, "x"), monkeypatch, *BASE, *flags) == 2
     said = capsys.readouterr().err.strip()
     assert said.startswith("script.py: error: ") and "\n" not in said
 
@@ -174,7 +176,7 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("error", "words"),
+    ("error", "message"),
     [
         (
             RuntimeError("DataLoader worker (pid 5) is killed by signal: Killed."),
@@ -183,13 +185,13 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
         (UnicodeEncodeError("utf-8", "caf\udce9.txt", 3, 4, "surrogates"), "a path that is not UTF-8: 'caf"),
     ],
 )
-def test_what_others_raise_is_one_line_too(capsys: pytest.CaptureFixture, error: Exception, words: str) -> None:
+def test_what_others_raise_is_one_line_too(capsys: pytest.CaptureFixture, error: Exception, message: str) -> None:
     def main() -> None:
         raise error
 
     with pytest.raises(SystemExit) as ended:
         run_script(main)
     said = capsys.readouterr().err
-    assert ended.value.code == 2 and words in said and said.count("\n") == 1
+    assert ended.value.code == 2 and message in said and said.count("\n") == 1
     with pytest.raises(RuntimeError, match="something else"):
         run_script(lambda: (_ for _ in ()).throw(RuntimeError("something else")))
