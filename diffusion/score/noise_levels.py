@@ -158,6 +158,6 @@ def default_sigma_max(width: int) -> float:
 
 def anisotropy(table: Tensor) -> float:
     """Return the mean cosine between two different embeddings of the table [V, E]; 0 for isotropic directions."""
-    direction = torch.nn.functional.normalize(table.double(), dim=-1)
+    direction = torch.nn.functional.normalize(table.detach().double(), dim=-1)
     number = len(direction)
     return float((direction.sum(0).square().sum() - direction.square().sum()) / (number * (number - 1)))
