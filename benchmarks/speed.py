@@ -184,7 +184,7 @@ def spread(run: TextModel, batch: Batch, args: BoundArgs, seeds: int, **settings
     found = []
     for seed in range(seeds):
         generator = torch.Generator().manual_seed(seed)
-        found.append(process.nll_bound(run.denoiser, batch, STEPS, args, generator=generator).sum().item())
+        found.append(process.bound(run.denoiser, batch, STEPS, args, generator=generator).total.sum().item())
     return statistics.mean(found), statistics.stdev(found)
 
 

@@ -186,18 +186,6 @@ class Process(ABC):
         """
         return self._bound(denoiser, batch, num_steps, args, generator)
 
-    def nll_bound(
-        self,
-        denoiser: Denoiser,
-        batch: Batch,
-        num_steps: float,
-        args: BoundArgs = EVERY_WINDOW,
-        *,
-        generator: Generators = None,
-    ) -> Tensor:
-        """Return the sum of the terms of `bound`, [B], nats per sentence."""
-        return self.bound(denoiser, batch, num_steps, args, generator=generator).total
-
     @abstractmethod
     def _bound(
         self, denoiser: Denoiser, batch: Batch, num_steps: float, args: BoundArgs, generator: Generators

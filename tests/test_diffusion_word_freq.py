@@ -197,16 +197,16 @@ def test_the_bound_is_tight_for_one_step_and_for_one_token() -> None:
 def test_an_oracle_pays_nothing(spindle: str) -> None:
     x0 = torch.tensor([[0, 1, 2, 4], [4, 4, 0, 0]])
     process = make(num_steps=16, spindle=spindle)
-    bound = process.nll_bound(OracleDenoiser(x0, 5), text_batch(x0), 16)
+    bound = process.bound(OracleDenoiser(x0, 5), text_batch(x0), 16).total
     torch.testing.assert_close(bound, torch.zeros_like(bound), atol=1e-9, rtol=0)
 
 
 @pytest.mark.parametrize("spindle", SPINDLES)
-def test_nll_bound_is_an_unbiased_estimate_of_the_enumerated_bound(spindle: str) -> None:
+def test_the_bound_is_an_unbiased_estimate_of_the_enumerated_bound(spindle: str) -> None:
     process, denoiser = make(num_steps=6, spindle=spindle), TableDenoiser(5)
     x0 = torch.tensor([0, 2, 1])
     expected = exact_bound(process, denoiser, x0, 4)
-    draws = process.nll_bound(denoiser, text_batch(x0.expand(20_000, -1)), 4)
+    draws = process.bound(denoiser, text_batch(x0.expand(20_000, -1)), 4).total
     assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
 
 
@@ -324,5 +324,5 @@ def test_padding_and_given_tokens_change_nothing(spindle: str, weighting: str, m
     plain = text_batch(torch.tensor([[0, 1, 2]]))
     on = torch.tensor([[True, True, True, False, False]])
     padded = Batch(torch.tensor([[0, 1, 2, 4, 4]]), on, on)
-    for measure in (lambda b: process.loss(denoiser, b).total, lambda b: process.nll_bound(denoiser, b, 4)):
+    for measure in (lambda b: process.loss(denoiser, b).total, lambda b: process.bound(denoiser, b, 4).total):
         torch.testing.assert_close(measure(padded), measure(plain))

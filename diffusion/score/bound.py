@@ -41,7 +41,7 @@ def bound(
     """Estimate the bound; see `Process.bound`. Every level has its own noise."""
     schedule, noised, number = process.schedule(denoiser), batch.noised, batch.target_mask.sum(1).double()
     prior = number * denoiser.embedding_size / 2 * math.log1p(schedule.sigma_max**-2)
-    terms, lowest = diffusion_terms(process, denoiser, batch, num_steps, args, generator)
+    terms, lowest = diffusion_terms(process, denoiser, noised, num_steps, args, generator)
     diffusion, clean, table = torch.zeros_like(prior), denoiser.embed(batch.input_ids), denoiser.table()
     for sigma, weight in terms:
         hidden = process.noisy_forward(denoiser, batch, sigma.float() * noised, table, generator)
@@ -55,7 +55,7 @@ def bound(
 def diffusion_terms(
     process: ScoreTransitions,
     denoiser: ScoreDenoiser,
-    batch: Batch,
+    noised: Tensor,
     num_steps: float,
     args: BoundArgs,
     generator: Generators,
@@ -65,6 +65,11 @@ def diffusion_terms(
     windows: every step of the sampler. stratified: a stratified sample of the steps; in the limit, levels stratified
     over log sigma, which estimate the integral of sigma^-2 d log sigma.
 
+    Args:
+        process, denoiser: the process and its network.
+        noised: bool [B, L], the tokens that have noise.
+        num_steps, args, generator: see `Process.bound`.
+
     Returns:
         Pairs of float64 tensors, [B, L or 1] each, and the lowest level, float64 [B, L or 1].
 
@@ -73,7 +78,7 @@ def diffusion_terms(
     """
     if args.estimator not in ("windows", "stratified"):
         raise UserError(f"estimator={args.estimator} is for masked processes; process=score has windows and stratified")
-    schedule, noised, number = process.schedule(denoiser), batch.noised, args.evaluations or DEFAULT_EVALUATIONS
+    schedule, number = process.schedule(denoiser), args.evaluations or DEFAULT_EVALUATIONS
     process.check_steps(num_steps, limit=True)
     if math.isinf(num_steps):
         if args.estimator == "windows":

@@ -14,13 +14,13 @@ import torch
 from torch import Generator, Tensor
 
 from data.batch import Batch
-from diffusion.draws import WHOLE, Generators, Share, stratified_uniform
+from diffusion.draws import WHOLE, Generators, Share, stratified_uniform, streams_of
 from diffusion.options import BoundArgs, SampleArgs
 from diffusion.process import Bound, Loss, ScoreDenoiser, StepCallback
-from diffusion.score import noise_levels, sampling
+from diffusion.score import noise_levels
 from diffusion.score.bound import bound, profile, reported_levels
 from diffusion.score.noise_levels import NoiseDraw
-from diffusion.score.sampling import SAMPLERS
+from diffusion.score.sampling import SAMPLERS, EmbeddingEstimator, sample_rows
 from diffusion.score.transitions import ScoreTransitions
 from utils.errors import UserError
 
@@ -127,5 +127,11 @@ class ScoreDiffusion(ScoreTransitions):
         generator: Generators,
         on_step: StepCallback | None,
     ) -> Tensor:
-        """Sample from noise; given tokens stay unchanged. See sampling.py."""
-        return sampling.sample(self, denoiser, batch, args, rows_at_once, generator, on_step)
+        """Sample from noise, a group of rows at a time; given tokens stay unchanged. See sampling.py."""
+        tokens = batch.input_ids.masked_fill(batch.noised, self.mask_id)
+        for rows in torch.arange(len(tokens), device=tokens.device).split(rows_at_once or max(1, len(tokens))):
+            group = batch.rows(rows)
+            if group.noised.any():
+                reverse = EmbeddingEstimator(self, denoiser, group, args, streams_of(generator, rows))
+                sample_rows(reverse, rows, tokens, on_step)
+        return tokens

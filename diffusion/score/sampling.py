@@ -17,7 +17,7 @@ from torch import Tensor
 
 from data.batch import Batch
 from diffusion.chunked_logits import in_chunks
-from diffusion.draws import Generators, filter_logits, gaussian, sample_categorical, streams_of, uniform
+from diffusion.draws import Generators, filter_logits, gaussian, sample_categorical, uniform
 from diffusion.options import SampleArgs
 from diffusion.process import ScoreDenoiser, StepCallback
 from diffusion.score.transitions import ScoreTransitions
@@ -174,38 +174,30 @@ class EmbeddingEstimator:
         return self.batch.input_ids.masked_scatter(noised, found)
 
 
-def sample(
-    process: ScoreTransitions,
-    denoiser: ScoreDenoiser,
-    batch: Batch,
-    args: SampleArgs,
-    rows_at_once: int,
-    generator: Generators,
-    on_step: StepCallback | None,
-) -> Tensor:
-    """Draw the noised tokens, int64 [N, L]; see `Process.sample`."""
-    tokens = batch.input_ids.masked_fill(batch.noised, process.mask_id)
-    sampler = SAMPLERS[AUTO if args.sampler == "auto" else args.sampler]
-    for rows in torch.arange(len(tokens), device=tokens.device).split(rows_at_once or max(1, len(tokens))):
-        part, streams = batch.rows(rows), streams_of(generator, rows)
-        if not part.noised.any():
-            continue
-        reverse = EmbeddingEstimator(process, denoiser, part, args, streams)
+def sample_rows(reverse: EmbeddingEstimator, rows: Tensor, tokens: Tensor, on_step: StepCallback | None = None) -> None:
+    """Sample the rows of `reverse` from noise, and write their tokens.
 
-        def draw(noised: Tensor = part.noised, streams: Generators = streams) -> Tensor:
-            return gaussian(noised, denoiser.embedding_size, streams)
+    Args:
+        reverse: estimator of the embeddings of these rows.
+        rows: int64 [n], indices of these rows among all.
+        tokens: int64 [N, L], all rows; changed in place.
+        on_step: see `Process.sample`.
+    """
+    process, denoiser, args, noised = reverse.process, reverse.denoiser, reverse.args, reverse.batch.noised
 
-        def watch(x: Tensor, sigma: Tensor, reverse: EmbeddingEstimator = reverse, rows: Tensor = rows) -> Tensor:
-            found = reverse(x, sigma)
-            if on_step is not None:
-                tokens[rows] = reverse.tokens()
-                on_step(rows[:0], tokens)
-            return found
+    def draw() -> Tensor:
+        return gaussian(noised, denoiser.embedding_size, reverse.generator)
 
-        x = draw() * math.sqrt(reverse.highest**2 + 1)
-        levels = process.levels(denoiser, part.noised, int(args.num_steps) or STEPS)
-        sampler(watch, x, levels.float()[..., None].unbind(), draw)
-        tokens[rows] = reverse.tokens(drawn=args.sampler == "sde")
+    def watch(x: Tensor, sigma: Tensor) -> Tensor:
+        found = reverse(x, sigma)
         if on_step is not None:
-            on_step(rows[part.noised.any(1)], tokens)
-    return tokens
+            tokens[rows] = reverse.tokens()
+            on_step(rows[:0], tokens)
+        return found
+
+    x = draw() * math.sqrt(reverse.highest**2 + 1)
+    levels = process.levels(denoiser, noised, int(args.num_steps) or STEPS)
+    SAMPLERS[AUTO if args.sampler == "auto" else args.sampler](watch, x, levels.float()[..., None].unbind(), draw)
+    tokens[rows] = reverse.tokens(drawn=args.sampler == "sde")
+    if on_step is not None:
+        on_step(rows[noised.any(1)], tokens)

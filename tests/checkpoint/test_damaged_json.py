@@ -75,7 +75,7 @@ def use(run: TextModel) -> None:
         ids = torch.tensor([[run.tokenizer.cls_token_id, 7, 8, run.tokenizer.sep_token_id]])
         there = torch.ones_like(ids, dtype=torch.bool)
         targets = torch.tensor([[False, True, True, False]])
-        bound = run.process.nll_bound(run.denoiser, Batch(ids, there, targets), 2)
+        bound = run.process.bound(run.denoiser, Batch(ids, there, targets), 2).total
     assert bound.isfinite().all()
 
 

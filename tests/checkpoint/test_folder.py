@@ -52,7 +52,7 @@ def test_a_run_comes_back_as_it_was(
     assert (loaded.length_histogram, loaded.max_length, loaded.facts) == ([0, 0, 5, 3], 32, {"step": 7})
     assert torch.equal(loaded.token_counts, run.token_counts)
     bounds = [
-        r.process.nll_bound(r.denoiser, batch_of(tokenizer), 8, generator=torch.Generator().manual_seed(1))
+        r.process.bound(r.denoiser, batch_of(tokenizer), 8, generator=torch.Generator().manual_seed(1)).total
         for r in (run, loaded)
     ]
     assert torch.equal(*bounds)

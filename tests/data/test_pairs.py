@@ -206,7 +206,7 @@ def test_neither_padding_nor_neighbours_matter(words, spindle: str) -> None:
         width, both = alone.input_ids.shape[1], []
         for batch in (alone, beside):
             streams = [torch.Generator().manual_seed(trial + 1000 * row) for row in range(len(batch.input_ids))]
-            bound = process.nll_bound(denoiser, batch, 4, generator=streams)[0]
+            bound = process.bound(denoiser, batch, 4, generator=streams).total[0]
             both.append((bound, process.sample(denoiser, batch, SampleArgs(num_steps=4), generator=streams)[0, :width]))
         torch.testing.assert_close(both[0][0], both[1][0])
         assert torch.equal(both[0][1], both[1][1])

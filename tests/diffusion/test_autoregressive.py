@@ -64,7 +64,7 @@ def test_it_is_the_chain_rule() -> None:
         logits[MASK] = -math.inf
         expected -= logits.log_softmax(-1)[sentence[i]].item()
     batch = after(2, torch.tensor([[0, 4, 1]]))
-    assert process().nll_bound(denoiser, batch, 1).item() == pytest.approx(expected)
+    assert process().bound(denoiser, batch, 1).total.item() == pytest.approx(expected)
     loss = process().loss(denoiser, batch)
     assert loss.total.item() == pytest.approx(expected) and loss.num_tokens == 3
 
@@ -150,16 +150,16 @@ def test_where_a_text_ends_is_part_of_what_it_says() -> None:
     """Texts of up to three tokens and their ends, and all that go on: together their probabilities are one."""
     inner = [token for token in TOKENS if token != END]
     whole = [list(text) for n in range(1, 4) for text in itertools.product(inner, repeat=n)]
-    nats = ending().nll_bound(CausalTable(V), ended(*whole), 1)
+    nats = ending().bound(CausalTable(V), ended(*whole), 1).total
     goes_on = after(2, all_sentences(inner, 4))
-    more = ending().nll_bound(CausalTable(V), goes_on, 1)
+    more = ending().bound(CausalTable(V), goes_on, 1).total
     at_once = CausalTable(V).encode(torch.tensor([[2]]), None, None)[0, 0]
     at_once[MASK] = -math.inf
     total = torch.exp(-nats).sum() + torch.exp(-more).sum() + at_once.softmax(-1)[END]
     assert total.item() == pytest.approx(1)
     assert ending().loss(CausalTable(V), ended([0, 4], [0])).num_tokens == 3  # the tokens of texts
-    plain = process().nll_bound(CausalTable(V), ended([0, 4], [0]), 1)
-    assert (ending().nll_bound(CausalTable(V), ended([0, 4], [0]), 1) > plain).all()
+    plain = process().bound(CausalTable(V), ended([0, 4], [0]), 1).total
+    assert (ending().bound(CausalTable(V), ended([0, 4], [0]), 1).total > plain).all()
 
 
 def test_an_end_is_scored_once_even_if_pads_have_its_id() -> None:
@@ -185,7 +185,7 @@ def test_texts_are_drawn_with_their_ends_and_gaps_without() -> None:
     after_it = (torch.arange(4) >= first[:, None]) & has[:, None]
     assert (drawn[after_it] == END).all()  # nothing but ends after the end
     one = ended([0])
-    chance = math.exp(-ending().nll_bound(CausalTable(V), one, 1).item())
+    chance = math.exp(-ending().bound(CausalTable(V), one, 1).total.item())
     share = ((drawn[:, 1] == 0) & (drawn[:, 2] == END)).double().mean().item()
     assert abs(share - chance) < 4 * math.sqrt(chance / number)
     wide = F.pad(ids, (0, 1), value=END)

@@ -111,7 +111,7 @@ def test_a_network_that_agrees_with_itself_is_estimated_without_error() -> None:
             return torch.stack(rows).log()
 
     process, args = make(10**6, "none"), BoundArgs(estimator="trajectory")
-    bound = process.nll_bound(Joint(V), text_batch(X0.expand(200, -1)), 1000, args)
+    bound = process.bound(Joint(V), text_batch(X0.expand(200, -1)), 1000, args).total
     expected = -(Joint.law[tuple(X0)] / Joint.law.sum()).log().item()
     assert (abs(bound - expected) < 1e-9).double().mean() > 0.97  # except where two tokens share a window
 
@@ -138,15 +138,15 @@ def test_neither_neighbours_nor_padding_change_a_sentence(name: str, spindle: st
     def streams(n: int) -> list[Generator]:
         return [Generator().manual_seed(seed) for seed in range(n)]
 
-    alone = process.nll_bound(denoiser, text_batch(X0[None]), 6, ESTIMATORS[name], generator=streams(1))
-    both = process.nll_bound(denoiser, beside, 6, ESTIMATORS[name], generator=streams(2))
+    alone = process.bound(denoiser, text_batch(X0[None]), 6, ESTIMATORS[name], generator=streams(1)).total
+    both = process.bound(denoiser, beside, 6, ESTIMATORS[name], generator=streams(2)).total
     torch.testing.assert_close(both[:1], alone)
 
 
 @pytest.mark.parametrize(("name", "spindle"), cases("none", "paper"))
 def test_a_sentence_without_targets_costs_nothing(name: str, spindle: str) -> None:
     batch = Batch(X0.expand(2, -1), every(X0.expand(2, -1)), torch.tensor([[True] * 3, [False] * 3]))
-    bound = make(6, spindle).nll_bound(TableDenoiser(V), batch, 6, ESTIMATORS[name])
+    bound = make(6, spindle).bound(TableDenoiser(V), batch, 6, ESTIMATORS[name]).total
     assert bound[1] == 0 and bound[0] > 0
 
 

@@ -40,7 +40,7 @@ def test_the_bound_is_no_less_than_minus_log_p(name: str) -> None:
 @pytest.mark.parametrize("estimator", [BoundArgs("windows"), BoundArgs("stratified", evaluations=3)])
 def test_the_mean_of_the_estimators_is_the_enumerated_bound(name: str, estimator: BoundArgs) -> None:
     process, denoiser = PROCESSES[name](), Timed(V)
-    draws = process.nll_bound(denoiser, text_batch(X0.expand(20_000, -1)), 6, estimator)
+    draws = process.bound(denoiser, text_batch(X0.expand(20_000, -1)), 6, estimator).total
     assert abs(draws.mean() - exact_bound(process, denoiser, X0, 6)) < 4 * draws.std() / math.sqrt(len(draws)) + 1e-9
 
 
@@ -53,7 +53,7 @@ def test_in_the_limit_all_estimators_have_one_mean_whatever_the_schedule(name: s
     process, denoiser = PROCESSES[name](), TableDenoiser(V)
     expected = limit_bound(process, denoiser, X0)
     for args in LIMITS:
-        draws = process.nll_bound(denoiser, text_batch(X0.expand(20_000, -1)), math.inf, args)
+        draws = process.bound(denoiser, text_batch(X0.expand(20_000, -1)), math.inf, args).total
         assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
     if name == "mdlm":
         fine = [exact_bound(process, denoiser, X0, n) for n in (64, 128)]
@@ -83,7 +83,7 @@ def test_in_the_limit_a_network_is_told_the_time_of_what_it_is_shown(name: str) 
     assert abs(expected - limit_bound(process, TableDenoiser(V), X0)) > 0.05  # the time input changes the bound
     for evaluations in (1, 4):
         args = BoundArgs("masked-count", evaluations=evaluations)
-        draws = process.nll_bound(Timed(V), text_batch(X0.expand(20_000, -1)), math.inf, args)
+        draws = process.bound(Timed(V), text_batch(X0.expand(20_000, -1)), math.inf, args).total
         assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
     assert draws.max() < 40  # the weight of a set is at most the number of tokens
 

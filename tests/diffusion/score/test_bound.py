@@ -118,7 +118,7 @@ def test_its_steps_are_divergences_of_gaussians() -> None:
     kl = torch.distributions.kl_divergence(*(torch.distributions.Normal(mean, spread) for mean in means))
     assert (s**-2 - t**-2) / 2 * (e - guess) ** 2 == pytest.approx(float(kl), rel=1e-5)
     rungs = tiny().schedule(Bayes())(relative_level_grid(6))
-    terms, lowest = diffusion_terms(tiny(), Bayes(), text_batch(SENTENCES), 6, BoundArgs("windows"), None)
+    terms, lowest = diffusion_terms(tiny(), Bayes(), text_batch(SENTENCES).noised, 6, BoundArgs("windows"), None)
     assert torch.allclose(torch.stack([level[0, 0] for level, _ in terms]), rungs[:-1]) and (lowest == rungs[-1]).all()
     steps = itertools.pairwise(rungs.tolist())
     assert [float(weight[0, 0]) for _, weight in terms] == pytest.approx([(s**-2 - t**-2) / 2 for t, s in steps])
@@ -166,7 +166,7 @@ def evidence(words: tuple) -> Tensor:
 def test_levels_that_rise_are_scored_as_they_are_sampled(estimator: str) -> None:
     made, net = process(level_order="rising", time_warp=False), denoiser()
     rungs = made.levels(net, GIVEN_ENDS, 6)
-    terms, lowest = diffusion_terms(made, net, BATCH, 6, BoundArgs(estimator), None)
+    terms, lowest = diffusion_terms(made, net, BATCH.noised, 6, BoundArgs(estimator), None)
     assert torch.equal(lowest[GIVEN_ENDS], rungs[-1][GIVEN_ENDS])
     assert len(terms) == {"windows": 5, "stratified": 16}[estimator]
     for level, weight in terms:
@@ -177,7 +177,7 @@ def test_levels_that_rise_are_scored_as_they_are_sampled(estimator: str) -> None
         assert torch.allclose(weight[GIVEN_ENDS], of_that_step * 5 / len(terms))
     assert made.num_steps == 2000
     with pytest.raises(UserError, match="must be at most 2,000; give fewer"):
-        diffusion_terms(made, net, BATCH, math.inf, BoundArgs("stratified"), None)
+        diffusion_terms(made, net, BATCH.noised, math.inf, BoundArgs("stratified"), None)
 
 
 def test_cross_entropies_are_reported_by_level() -> None:
