@@ -5,26 +5,24 @@
 #   bash run.sh [FLAGS]         LM1B with bert-base-uncased at the paper's settings (GPU and network); also: run.sh lm1b
 #   bash run.sh PATH [FLAGS]    your own text: a .txt or .jsonl file, or a folder with train.txt and valid.txt
 #
-# Results go to out/demo, out/lm1b or out/NAME: of a folder its name, of a file too, without .txt, .jsonl, .parquet, .gz,
-# .xz. A second text of that name is refused until it is given an --output_dir. A folder of yours called demo is ./demo.
-# FLAGS are those of main.py (.venv/bin/python main.py --help) and win over the ones set here:
+# Results go to out/demo, out/lm1b or out/NAME, where NAME is that of the folder, or of the file without its format's suffix
+# (.txt, .jsonl, .parquet, .gz, .xz). A second text of the same name needs --output_dir. A folder of yours named demo is
+# ./demo. FLAGS are those of main.py (.venv/bin/python main.py --help) and override the ones set here:
 #   bash run.sh lm1b --learning_rate 5e-5
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/runs/setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/runs/recipe.sh"
 begin "$@"
-SECONDS=0
-. ./runs/recipe.sh
 
 demo() {
     demo_folder=out/demo
     mkdir -p out/demo
     [ -e out/demo/seconds.install ] || echo "$install_seconds" >out/demo/seconds.install
     stage corpus python -m data.demo_corpus --output out/demo/corpus
-    # ten minutes in all: what is left after installing, less a reserve for scoring and sampling, up to 6.5 minutes
+    # ten minutes in all: training gets the rest after installing, scoring and sampling, 6.5 minutes at most
     local minutes threads
-    threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more would wait for each other in a network this small
+    threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more threads slow down a network this small
     [ -e out/demo/minutes ] || python -c "print(round(min(6.5, max(3.0, (500 - $SECONDS) / 60)), 2))" >out/demo/minutes
-    minutes=$(cat out/demo/minutes) # the same when an interrupted demo goes on
+    minutes=$(cat out/demo/minutes) # kept for a demo that resumes
     stage train python main.py --train_data out/demo/corpus --output_dir out/demo \
         --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 128 "${from_scratch[@]}" \
         --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3 \
@@ -64,7 +62,7 @@ with written_whole(demo / "summary.json") as file:
 took = ", ".join(f"{name} {n} s" for name, n in seconds.items())
 print(f"""
 The demo is done ({took}).
-  {number(elbo['bits_per_token'], 2)} bits/token on held-out sentences (an upper bound; word frequencies alone: {elbo['unigram_bits_per_token']:.2f}),
+  {number(elbo['bits_per_token'], 2)} bits/token on held-out sentences (an upper bound; unigram model: {elbo['unigram_bits_per_token']:.2f}),
   perplexity {number(elbo['ppl_word'], 1)} per word at {elbo['num_steps']} steps{warning}
   out/demo/checkpoint    the model
   out/demo/samples.txt   the sentences above
@@ -80,12 +78,12 @@ lm1b() {
     local count
     count=$(gpus)
     if [ "$count" -eq 0 ]; then
-        echo "error: no CUDA GPU here, and LM1B at the paper's settings takes months without one; try: bash run.sh demo" >&2
+        echo "error: no CUDA GPU, without which LM1B at the paper's settings takes months; try: bash run.sh demo" >&2
         exit 2
     fi
     fit_to_memory "$count" 64
-    # the paper: T = 2048, n = 128, AdamW, 3e-6 after 10,000 steps of warm-up, 1.9 M steps, dropout 0.1 (the network's own);
-    # the release, where the paper is silent: torch's betas, gradients clipped at 5 by value
+    # from the paper: T = 2048, n = 128, AdamW, 3e-6 after 10,000 steps of warm-up, 1.9 M steps, dropout 0.1 (the network's);
+    # from the released code: torch's betas, gradients clipped at 5 by value
     launch "$count" --train_data lm1b --output_dir out/lm1b --model_name_or_path bert-base-uncased --max_length 128 \
         --num_steps 2048 --schedule mutual --spindle paper --word_freq_lambda 0.3 --time_conditioning none \
         --optimizer adamw --adam_beta1 0.9 --adam_beta2 0.999 --max_grad_norm 0 --max_grad_value 5 \
@@ -108,7 +106,7 @@ own_text() { # path, folder for its results, flags...
 
 case ${1-lm1b} in
     demo)
-        [ $# -eq 1 ] || refuse "$(shown "$2"): demo takes no further words"
+        [ $# -eq 1 ] || refuse "$(quoted "$2"): demo takes no arguments"
         recipe=(demo)
         shift
         ;;
@@ -118,16 +116,16 @@ case ${1-lm1b} in
         ;;
     -*)
         recipe=(lm1b)
-        [ ! -f "$(existing "$1")" ] || refuse "$(shown "$1") is read as a flag; write $(shown "./$1")"
+        [ ! -f "$(located "$1")" ] || refuse "$(quoted "$1") is taken as a flag; write $(quoted "./$1")"
         ;;
     *)
         must_exist "$1" "file or folder"
-        text=$(existing "$1")
-        name=$(results_of "$text")
+        text=$(located "$1")
+        name=$(name_of "$text")
         case $name in
-            cache | fitlog) refuse "$(shown "$1"): out/$name holds what all runs share; give it another name" ;;
+            cache | fitlog) refuse "$(quoted "$1"): out/$name holds data of all runs; rename the file or folder" ;;
             demo | lm1b | condition_*)
-                [ "$(given "$output_flag" "" "$@")" ] || refuse "$(shown "$1"): out/$name is another recipe's; give --output_dir"
+                [ "$(flag_value "$output_flag" "" "$@")" ] || refuse "$(quoted "$1"): out/$name belongs to another recipe; give --output_dir"
                 ;;
             /) refuse "/: give a folder of texts" ;;
         esac
@@ -136,7 +134,7 @@ case ${1-lm1b} in
         ;;
 esac
 only_flags "$@"
-resolve "$@"
+resolve_paths "$@"
 ensure_environment requirements.txt
 install_seconds=$SECONDS
-"${recipe[@]}" ${words[@]+"${words[@]}"}
+"${recipe[@]}" ${arguments[@]+"${arguments[@]}"}

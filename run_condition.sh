@@ -1,19 +1,16 @@
 #!/usr/bin/env bash
-# Train DiffusionBERT on pairs (seq2seq), predict with minimum Bayes risk, measure.
+# Train DiffusionBERT on pairs (seq2seq), predict with minimum Bayes risk, and compute BLEU.
 #
-#   bash run_condition.sh demo            eight minutes on two cores: what does a function do, by its name?
+#   bash run_condition.sh demo            eight minutes on two cores: from the name of a function to its summary
 #   bash run_condition.sh qqp [FLAGS]     DiffuSeq's data: qqp, Q-T, wiki_alignment or CC (conditional_data/*/README.md)
 #   bash run_condition.sh FOLDER [FLAGS]  your own pairs: train.jsonl, valid.jsonl, test.jsonl with "src" and "trg"
 #
-# Results go to out/condition_NAME. A second folder of that name is refused until it is given an --output_dir. A folder of
-# yours called demo or qqp is ./demo, ./qqp.
-# FLAGS are those of main.py (.venv/bin/python main.py --help) and win over the ones set here:
+# Results go to out/condition_NAME. A second folder of the same name needs --output_dir. Folders of yours named demo or qqp
+# are ./demo and ./qqp. FLAGS are those of main.py (.venv/bin/python main.py --help) and override the ones set here:
 #   bash run_condition.sh qqp --word_freq_lambda 0
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/runs/setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/runs/recipe.sh"
 begin "$@"
-SECONDS=0
-. ./runs/recipe.sh
 
 demo() {
     local folder=out/condition_demo data=conditional_data/docstrings minutes threads
@@ -22,8 +19,8 @@ demo() {
     [ -e $folder/seconds.install ] || echo "$install_seconds" >$folder/seconds.install
     stage pairs python -m data.demo_corpus --output $data --pairs true --min_words 3 --max_words 10 --known_words 4000 \
         --held_out_fraction 0.025
-    threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more would wait for each other in a network this small
-    # longer, and it learns names by heart; the same when an interrupted demo goes on
+    threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more threads slow down a network this small
+    # longer training overfits; kept for a demo that resumes
     [ -e $folder/minutes ] || python -c "print(round(min(4.0, max(3.0, (420 - $SECONDS) / 60)), 2))" >$folder/minutes
     minutes=$(cat $folder/minutes)
     stage train python main.py --train_data $data --output_dir $folder \
@@ -32,7 +29,7 @@ demo() {
         --max_steps 100000 --max_minutes "$minutes" --eval_steps 1000 --eval_sequences 256 --logging_steps 200 --threads "$threads"
     stage predict predict_demo predictions --show 8
     stage shuffled predict_demo shuffled --show 0 --shuffle_sources true
-    stage measure measure_demo
+    stage evaluate evaluate_demo
     summarise_demo
 }
 
@@ -44,7 +41,7 @@ predict_demo() { # name of the output, flags...
         --batch_size 250 --precision auto --output "out/condition_demo/$name.jsonl" "$@"
 }
 
-measure_demo() {
+evaluate_demo() {
     local name
     for name in predictions shuffled; do
         python compute_metric.py --predictions out/condition_demo/$name.jsonl --train_data conditional_data/docstrings \
@@ -86,12 +83,12 @@ def show(name: str) -> str:
 
 print(f"""
 The demo is done ({', '.join(f'{name} {n} s' for name, n in seconds.items())}).
-BLEU on {real['num_sources']} functions and classes whose names and summaries were never seen:
-  {show('mbr')}  the choice of minimum Bayes risk among {real['mbr_size']} candidates
+BLEU on {real['num_sources']} functions and classes that are not in the training set:
+  {show('mbr')}  minimum Bayes risk choice among {real['mbr_size']} candidates
   {show('single')}  a single candidate
-  {show('shuffled_source')}  the model given another name
+  {show('shuffled_source')}  the model with another function's name as source
   {show('random')}  a random summary from the training set
-  {show('nearest')}  the training summary whose name shares most word pieces{warning}
+  {show('nearest')}  the training summary whose name shares the most word pieces{warning}
   out/condition_demo/checkpoint         the model
   out/condition_demo/predictions.jsonl  sources, references, candidates, choices
   out/condition_demo/summary.json       these figures
@@ -100,41 +97,41 @@ next: .venv/bin/python compute_metric.py --predictions out/condition_demo/predic
 PYTHON
 }
 
-require_pairs() { # word of the command line, the folder that it means
+require_pairs() { # argument, the folder that it names
     must_exist "$1" folder
     [ -e "$2/train.jsonl" ] ||
-        refuse "$(shown "$1"): no train.jsonl in it$([ ! -e "$2/README.md" ] || echo "; its README.md says where the files come from")"
+        refuse "$(quoted "$1"): no train.jsonl in it$([ ! -e "$2/README.md" ] || echo "; its README.md names the source of the files")"
     [ -e "$2/test.jsonl" ] || [ -e "$2/valid.jsonl" ] ||
-        refuse "$(shown "$1"): neither test.jsonl nor valid.jsonl in it; set some pairs aside to measure on"
+        refuse "$(quoted "$1"): neither test.jsonl nor valid.jsonl in it; hold out some pairs for evaluation"
 }
 
-task() { # folder with pairs, folder for the results, flags...: train (unless that is done), predict the test set, measure
+task() { # folder with pairs, folder for the results, flags...: train (unless done), predict the test set, evaluate
     local data=$1 folder=$2 count
     shift 2
     count=$(gpus)
-    # other pairs under this name: main.py refuses, unless they are the same ones in another place
+    # main.py refuses other pairs in this folder; the same pairs may have moved
     if [ -e "$folder/trained_on" ] && [ "$(cat "$folder/trained_on")" = "$(realpath -- "$data")" ]; then
-        echo "== train: already there ($folder; remove it to train anew)"
+        echo "== train: done before ($folder; remove it to train again)"
     elif [ "$count" -eq 0 ]; then
         launch_small "$data" "$folder" "$@"
     else
         fit_to_memory "$count" 256
-        # the released settings: T = 2000, 5e-5, 64 pairs x 4 a step; bert-base-uncased instead of roberta-base
+        # the released settings (T = 2000, 5e-5, 64 pairs x 4 per step), but bert-base-uncased instead of roberta-base
         launch "$count" --train_data "$data" --output_dir "$folder" --model_name_or_path bert-base-uncased \
             --max_length 128 --num_steps 2000 --learning_rate 5e-5 --num_train_epochs 50 "${fitted[@]}" "$@"
     fi
-    realpath -- "$data" >"$folder/trained_on" # only now: a training that was interrupted is not done
+    realpath -- "$data" >"$folder/trained_on" # after the training, which may have been interrupted
     echo "== predict"
     python predict_downstream_condition.py --checkpoint "$folder/checkpoint" --data "$data" --mbr_size 10 --top_k 15 \
         --step_size 10 --precision auto --output "$folder/predictions.jsonl"
-    echo "== measure"
+    echo "== evaluate"
     python compute_metric.py --predictions "$folder/predictions.jsonl" --train_data "$data" --tokenizer "$folder/checkpoint"
 }
 
 case ${1-} in
-    '') refuse "which task? (demo needs nothing)" ;;
+    '') refuse "a task is needed: demo, qqp, Q-T, wiki_alignment, CC, docstrings, or a folder with pairs" ;;
     demo)
-        [ $# -eq 1 ] || refuse "$(shown "$2"): demo takes no further words"
+        [ $# -eq 1 ] || refuse "$(quoted "$2"): demo takes no arguments"
         ensure_environment requirements.txt
         install_seconds=$SECONDS
         demo
@@ -142,11 +139,11 @@ case ${1-} in
         ;;
     qqp | Q-T | wiki_alignment | CC | docstrings) set -- "$root/conditional_data/$1" "${@:2}" ;;
 esac
-data=$(existing "$1")
+data=$(located "$1")
 require_pairs "$1" "$data"
 shift
 only_flags "$@"
-resolve "$@"
+resolve_paths "$@"
 ensure_environment requirements.txt
-folder=$(given "$output_flag" "out/condition_$(results_of "$data")" ${words[@]+"${words[@]}"})
-task "$data" "$folder" ${words[@]+"${words[@]}"}
+folder=$(flag_value "$output_flag" "out/condition_$(name_of "$data")" ${arguments[@]+"${arguments[@]}"})
+task "$data" "$folder" ${arguments[@]+"${arguments[@]}"}

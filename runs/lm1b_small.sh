@@ -3,12 +3,11 @@
 #
 #   bash runs/lm1b_small.sh TRAIN.txt VALID.txt TOKENIZER [FLAGS of main.py]     (TOKENIZER: a folder, vocab.txt, hub name)
 #
-# Equal training: same network, data order, steps and seed; only the spindle differs. The rows run side by side, one
-# core each (JOBS=1: one after the other). Results: out/lm1b-small/*.json; a row that is there is not run again.
+# The rows differ in the spindle only: same network, order of the data, steps and seed. Two rows train at once, one core each
+# (JOBS=1: one). Results: out/lm1b-small/*.json. Finished rows are not run again.
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/recipe.sh"
 begin "$@"
-. ./runs/recipe.sh
 
 row() { # train, valid, tokenizer, flags..., spindle
     local train=$1 valid=$2 tokenizer=$3 out=out/lm1b-small spindle=${!#} posterior
@@ -34,21 +33,22 @@ fi
 must_exist "$1" "file or folder"
 must_exist "$2" "file or folder"
 whole_number JOBS "${JOBS:-2}"
-train=$(existing "$1") valid=$(existing "$2")
-tokenizer=$(value_of --tokenizer "$3")
+train=$(located "$1") valid=$(located "$2")
+tokenizer=$(located_value --tokenizer "$3")
 shift 3
 only_flags "$@"
-resolve "$@"
+resolve_paths "$@"
 ensure_environment requirements.txt
 printf '%s\0' paper none released |
-    side_by_side runs/lm1b_small.sh "$train" "$valid" "$tokenizer" ${words[@]+"${words[@]}"}
+    side_by_side runs/lm1b_small.sh "$train" "$valid" "$tokenizer" ${arguments[@]+"${arguments[@]}"}
 python - <<'PYTHON'
 import json
 from pathlib import Path
 
 from utils.figures import number
 
-print("| spindle | nats/sequence | bits/token | PPL per word | `released` would claim: nats | PPL per word |\n|---|---|---|---|---|---|")
+columns = "spindle | nats/sequence | bits/token | PPL per word | with the released posterior: nats | PPL per word"
+print(f"| {columns} |\n|---|---|---|---|---|---|")
 for spindle in ("paper", "released", "none"):
     exact, claim = (json.loads(Path(f"out/lm1b-small/{spindle}-{p}.json").read_text()) for p in ("exact", "released"))
     print(

@@ -1,26 +1,25 @@
 #!/usr/bin/env bash
-# The QQP rows of docs/results.md, from scratch: on a GPU of bert-base size with spindle, on a CPU small and without (then
-# only the positions that are revealed need the vocabulary, which is most of the cost of sampling in a network this size).
+# The QQP rows of docs/results.md, from scratch. On a GPU: the size of bert-base, with the spindle. On a CPU: a small network
+# without spindle, whose sampler computes logits only for the positions that it reveals.
 #
 #   bash runs/qqp.sh FOLDER_WITH_TRAIN_JSONL VALID.jsonl VOCAB.txt OUTPUT_FOLDER [FLAGS of main.py]
 #
-# A fiftieth of the training pairs is set aside to choose the checkpoint by; VALID is for the figures alone. VOCAB.txt is
+# One training pair in fifty is held out to choose the checkpoint; VALID is used for the reported figures only. VOCAB.txt is
 # that of bert-base-uncased. The model and its predictions go to OUTPUT_FOLDER.
 set -euo pipefail
-. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/recipe.sh"
 begin "$@"
-. ./runs/recipe.sh
 [ $# -ge 4 ] || refuse "FOLDER_WITH_TRAIN_JSONL, VALID.jsonl, VOCAB.txt and OUTPUT_FOLDER are needed"
 must_exist "$1" folder
 must_exist "$2" "file or folder"
 [ -n "$4" ] || refuse "OUTPUT_FOLDER is empty"
-folder=$(existing "$1") valid=$(existing "$2") output=$(there "$4")
-vocabulary=$(value_of --tokenizer "$3")
+folder=$(located "$1") valid=$(located "$2") output=$(absolute "$4")
+vocabulary=$(located_value --tokenizer "$3")
 shift 4
 only_flags "$@"
-resolve "$@"
-set -- ${words[@]+"${words[@]}"}
-output=$(given "$output_flag" "$output" "$@")
+resolve_paths "$@"
+set -- ${arguments[@]+"${arguments[@]}"}
+output=$(flag_value "$output_flag" "$output" "$@")
 ensure_environment requirements.txt
 count=$(gpus)
 if [ "$count" -gt 0 ]; then

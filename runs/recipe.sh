@@ -1,23 +1,24 @@
-# Sourced after setup.sh by run.sh, run_condition.sh and runs/: what the recipes share.
+# Sourced by run.sh, run_condition.sh and runs/: flags and functions that the recipes share.
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/setup.sh"
 
-# What learns from scratch in minutes: pre-norm rotary layers, Muon on the matrices, a third of the time as a masked LM
-# at low mask rates, then unweighted cross-entropy. The bound is always reported with the true weights.
+# Training from scratch in minutes: pre-norm rotary layers, Muon for the matrices, masked language modelling at low mask
+# rates for a third of the time, then unweighted cross-entropy. The reported bound always has the true weights.
 from_scratch=(
     --model_name_or_path modernbert-small --from_scratch true
     --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 --weight_decay 0.1
     --loss_weighting uniform --warm_start 0.33
 )
 
-stage() { # name, command...: run once, and remember how long it took
+stage() { # name, command...: run the command unless it is done, and record its time
     local name=$1 begin=$SECONDS
     shift
     if [ -e "$demo_folder/seconds.$name" ]; then
-        echo "== $name: already there"
+        echo "== $name: done before"
         return
     fi
     echo "== $name"
     "$@"
-    if [ "$name" = train ] && [ ! -e "$demo_folder/curve.png" ]; then # asked to stop; drawn when a run is done
+    if [ "$name" = train ] && [ ! -e "$demo_folder/curve.png" ]; then # interrupted: a finished run has a curve
         exit 130
     fi
     mkdir -p "$demo_folder"
@@ -26,24 +27,24 @@ stage() { # name, command...: run once, and remember how long it took
 
 gpus() { python -c 'import torch; print(torch.cuda.device_count())'; }
 
-launch() { # number of GPUs, flags...: one process, or one per GPU
+launch() { # number of GPUs, flags...: run main.py, one process per GPU
     local count=$1
     shift
     if [ "$count" -gt 1 ]; then
-        torchrun --standalone --nproc_per_node "$count" --max_restarts 3 main.py "$@" # a restart goes on where it stood
+        torchrun --standalone --nproc_per_node "$count" --max_restarts 3 main.py "$@" # a restart resumes
     else
         python main.py "$@"
     fi
 }
 
-launch_small() { # data, output folder, flags...: from scratch on a CPU, an hour at most
+launch_small() { # data, output folder, flags...: train from scratch on a CPU, for an hour at most
     local data=$1 folder=$2
     shift 2
     launch 0 --train_data "$data" --output_dir "$folder" --tokenizer wordpiece --vocab_size 8192 \
         --max_length 128 --batch_size 64 "${from_scratch[@]}" --num_train_epochs 10 --max_minutes 60 "$@"
 }
 
-fit_to_memory() { # number of GPUs, sentences a step -> fitted: flags of main.py; without a GPU, all of them in one batch
+fit_to_memory() { # number of GPUs, sentences per step -> array `fitted`: flags of main.py; without a GPU, one batch
     local flags
     fitted=(--batch_size "$2")
     [ "$1" -gt 0 ] || return 0
@@ -51,7 +52,7 @@ fit_to_memory() { # number of GPUs, sentences a step -> fitted: flags of main.py
     read -r -a fitted <<<"$flags"
 }
 
-batch_of_memory() { # number of GPUs, sentences a step: the batch that fits the smallest GPU, and how often to accumulate it
+batch_of_memory() { # number of GPUs, sentences per step: print the batch that fits the smallest GPU, and the accumulation
     python - "$1" "$2" <<'PYTHON'
 import sys
 
@@ -65,7 +66,7 @@ print(f"--batch_size {micro} --accumulation_steps {max(1, round(wanted / (micro 
 PYTHON
 }
 
-given() { # names of a flag, default, words...: the value that a command line gives it
+flag_value() { # names of a flag, default, arguments...: print the value that the arguments give it
     local names=" $1 " value=$2 previous= word
     shift 2
     for word in "$@"; do
@@ -81,7 +82,7 @@ given() { # names of a flag, default, words...: the value that a command line gi
 output_flag="--output_dir -mdir"
 data_flag="--train_data --train_data_dir --task_name -d"
 
-results_of() { # a file or folder of data: its name, without what says how a file is written; a.v1.txt.gz is a.v1
+name_of() { # a file or folder of data: print its name without the suffixes of its format; a.v1.txt.gz is a.v1
     local name
     name=$(basename -- "$(realpath -- "$1")")
     if [ ! -d "$1" ]; then
@@ -91,6 +92,6 @@ results_of() { # a file or folder of data: its name, without what says how a fil
     printf '%s\n' "$name"
 }
 
-side_by_side() { # script, words... ; names on stdin, each ended by NUL: "script --row words... name" for each, JOBS at a time
+side_by_side() { # script, arguments...; names on stdin, each ended by NUL: run "script --row arguments... name", JOBS at once
     xargs -0 -n 1 -P "${JOBS:-2}" bash "$1" --row "${@:2}"
 }

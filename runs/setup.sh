@@ -1,12 +1,13 @@
-# Sourced first by every script: where it is called from, its --help, the paths it is given, the environment.
-# PYTHON chooses the interpreter the environment is made from (3.11 or later).
+# Sourced by every script: --help, errors, paths of the command line, and the Python environment.
+# PYTHON names the interpreter that makes the environment (3.11 or later).
 
-root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")") # links to a script lead here, too
-script=$(readlink -f -- "${BASH_SOURCE[1]-$0}")
+root=$(dirname -- "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")") # resolves links to a script, too
+script=$(readlink -f -- "${BASH_SOURCE[${#BASH_SOURCE[@]}-1]}")
 caller=$(pwd -P)
 home=~
+SECONDS=0
 
-begin() { # words of the command line: answers --help anywhere among them; from here on in the repository's folder
+begin() { # arguments of the script: print the usage if --help is among them, else enter the repository
     local word
     for word in "$@"; do
         case $word in -h | --help) usage; exit 0 ;; esac
@@ -14,7 +15,7 @@ begin() { # words of the command line: answers --help anywhere among them; from 
     cd -- "$root"
 }
 
-usage() { # the comment at the head of the script, and what holds for every script
+usage() { # print the comment at the head of the script
     local line
     while IFS= read -r line; do
         case $line in
@@ -24,38 +25,40 @@ usage() { # the comment at the head of the script, and what holds for every scri
         esac
         printf '%s\n' "${line# }"
     done <"$script"
-    printf '\nPaths are looked for in the folder you call from, then in %s; out/ is there, too.\n' "$root"
+    printf '\nPaths are relative to the current folder, or else to %s, which holds out/.\n' "$root"
 }
 
-refuse() { # what is wrong: said below the usage, before anything is installed or written
+refuse() { # message: print it below the usage and exit, before anything is installed or written
     usage >&2
     printf '\nerror: %s\n' "$*" >&2
     exit 2
 }
 
-shown() { # a word of the command line, for a message: one line, and not an endless one
+quoted() { # an argument: print it as one line of limited length, for a message
     local word=${1//$'\n'/ }
     [ -n "$word" ] || word="(an empty name)"
     [ "${#word}" -le 200 ] || word=${word:0:197}...
     printf '%s\n' "$word"
 }
 
-only_flags() { # what is left of a command line: flags of main.py, or nothing
-    [ $# -eq 0 ] || [ "${1#-}" != "$1" ] || refuse "$(shown "$1"): a word too many; only flags may stand here"
+only_flags() { # remaining arguments: refuse them unless they begin with a flag
+    [ $# -eq 0 ] || [ "${1#-}" != "$1" ] || refuse "$(quoted "$1"): unexpected argument; only flags may follow"
 }
 
-whole_number() { # its name, its value
+whole_number() { # name, value
     case $2 in
-        '' | 0* | *[!0-9]*) refuse "$1=$(shown "$2") must be a whole number of 1 or more" ;;
+        '' | 0* | *[!0-9]*) refuse "$1=$(quoted "$2") must be a whole number of 1 or more" ;;
     esac
 }
 
-there() { # a path, as the caller means it: from /
+# ---- paths -----------------------------------------------------------------------------------------------------------
+
+absolute() { # a path relative to the caller's folder: print it relative to the repository if inside it, else absolute
     local path=$1
-    # --flag=~/x comes as it is written
+    # bash does not expand ~ in --flag=~/x
     case $path in '~' | '~/'*) [ -e "${caller%/}/$path" ] || path=$home${path#\~} ;; esac
     case $path in /*) ;; *) path=${caller%/}/$path ;; esac
-    # a run remembers the name of its text: the same one, whatever folder it is called from
+    # run.json records the path of the text: it must not depend on the caller's folder
     case $path in
         "$root"/-*) ;;
         "$root"/?*) path=${path#"$root"/} ;;
@@ -63,22 +66,22 @@ there() { # a path, as the caller means it: from /
     printf '%s\n' "$path"
 }
 
-existing() { # the caller's file or folder of this name, or the repository's; or the word as it is: a name on the hub
+located() { # an argument: print the caller's file or folder of this name, or the name itself (in the repository, on the hub)
     local path
-    path=$(there "$1")
+    path=$(absolute "$1")
     if [ -z "$1" ] || [ ! -e "$path" ]; then path=$1; fi
     case $path in -*) [ ! -e "./$path" ] || path=./$path ;; esac
     printf '%s\n' "$path"
 }
 
-must_exist() { # word, "file", "folder" or "file or folder"
+must_exist() { # argument, "file", "folder" or "file or folder"
     local path kind=-e
-    path=$(existing "$1")
+    path=$(located "$1")
     case $2 in file) kind=-f ;; folder) kind=-d ;; esac
-    [ -n "$1" ] && [ "$kind" "$path" ] || refuse "$(shown "$1"): no such $2"
+    [ -n "$1" ] && [ "$kind" "$path" ] || refuse "$(quoted "$1"): no such $2"
 }
 
-flag_takes() { # flag, value: whether main.py and compute_elbo.py take it as a path to read, to write, or as something else
+path_kind() { # flag, value: print "read" or "write" if main.py and compute_elbo.py take the value as a path
     case $1 in
         --output_dir | -mdir | --cache_dir) echo write ;;
         --train_data | --train_data_dir | --task_name | -d | --valid_data | --data | --word_freq_file) echo read ;;
@@ -96,51 +99,53 @@ flag_takes() { # flag, value: whether main.py and compute_elbo.py take it as a p
     esac
 }
 
-value_of() { # flag, value: the value, as it is called from the repository's folder
-    case $(flag_takes "$1" "$2") in
-        write) [ -z "$2" ] || there "$2" ;;
+located_value() { # flag, value: print the value as the repository's folder needs it
+    case $(path_kind "$1" "$2") in
+        write) [ -z "$2" ] || absolute "$2" ;;
         read)
-            case $2 in # what can be nothing but a path; any other name may be on the hub
+            case $2 in # certainly a path; any other name may be on the hub
                 ./* | ../* | /* | '~/'* | *.txt | *.jsonl | *.parquet | *.gz | *.xz | *.json | *.model)
                     must_exist "$2" "file or folder"
                     ;;
             esac
-            existing "$2"
+            located "$2"
             ;;
         *) printf '%s\n' "$2" ;;
     esac
 }
 
-resolve() { # words of a command line, to `words`: --flag PATH and --flag=PATH as they are called from the repository's folder
+resolve_paths() { # arguments -> array `arguments`: --flag PATH and --flag=PATH as the repository's folder needs them
     local word value flag=
-    words=()
+    arguments=()
     for word in "$@"; do
         case $word in
             -*=*)
                 flag=${word%%=*}
-                value=$(value_of "$flag" "${word#*=}")
+                value=$(located_value "$flag" "${word#*=}")
                 word=$flag=$value flag=
                 ;;
-            -*) # the next flag, or a file whose name begins so
-                if [ -n "$(flag_takes "$flag" "$word")" ] && [ -e "${caller%/}/$word" ]; then
-                    word=$(existing "$word") flag=
+            -*) # the next flag, or a file whose name begins with a dash
+                if [ -n "$(path_kind "$flag" "$word")" ] && [ -e "${caller%/}/$word" ]; then
+                    word=$(located "$word") flag=
                 else
                     flag=$word
                 fi
                 ;;
             *)
-                word=$(value_of "$flag" "$word") flag=
+                word=$(located_value "$flag" "$word") flag=
                 ;;
         esac
-        words+=("$word")
+        arguments+=("$word")
     done
 }
 
-ensure_environment() { # files with pinned requirements
+# ---- environment -----------------------------------------------------------------------------------------------------
+
+ensure_environment() { # files of pinned requirements: make .venv and install them, unless both are done
     local python=${PYTHON:-python3} wanted file
-    [ "$caller" = "$root" ] || echo "working in $root: out/ and the commands shown below are of this folder" >&2
+    [ "$caller" = "$root" ] || echo "working in $root: out/ and the commands printed below are relative to it" >&2
     if [ ! -x .venv/bin/python ]; then
-        case $python in */*) python=$(existing "$python") ;; esac
+        case $python in */*) python=$(located "$python") ;; esac
         "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
             echo "error: Python 3.11 or later is needed, $python is $("$python" -V 2>&1); set PYTHON=/path/to/python3.11" >&2
             exit 2

@@ -6,45 +6,44 @@
 #SBATCH --cpus-per-task=32
 #SBATCH --time=24:00:00
 #SBATCH --requeue
-# Two nodes of eight GPUs, for as many days as it takes: each job saves and ends before its time does, and the next one
-# goes on at the very step. The output folder must be seen by all nodes.
+# Train on two nodes of eight GPUs, over as many jobs as it takes: each job saves a state before its time ends, and the next
+# one resumes at the same step.
 #
 #   sbatch runs/slurm.sh --train_data lm1b --output_dir /shared/lm1b --model_name_or_path bert-base-uncased [FLAGS of main.py]
 #
-# MINUTES is what a job may take (24 hours less a quarter of one); a node that fails, Slurm's --requeue starts again. An
-# error ends it: the output is Slurm's. --cache_dir must be seen by all nodes too; by default it is out/cache, here.
+# MINUTES is the time of a job (24 hours less a quarter of an hour). Slurm's --requeue restarts a job whose node fails. An
+# error ends the job; see Slurm's output file. All nodes must see the output folder, and --cache_dir (by default out/cache).
 set -euo pipefail
 command=
-if [ -n "${SLURM_JOB_ID-}" ]; then # what runs is a copy, somewhere else
+if [ -n "${SLURM_JOB_ID-}" ]; then # the running script is a copy outside the repository
     command=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
 fi
 for folder in "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/.." "${command%%/slurm.sh*}/.." \
     "${SLURM_SUBMIT_DIR-}" "${SLURM_SUBMIT_DIR-}/.."; do
     [ ! -e "$folder/main.py" ] || break
 done
-[ -e "$folder/runs/setup.sh" ] || { echo "error: the repository is not found; call sbatch in its folder" >&2; exit 2; }
-. "$folder/runs/setup.sh"
+[ -e "$folder/runs/recipe.sh" ] || { echo "error: the repository is not found; call sbatch in its folder" >&2; exit 2; }
+. "$folder/runs/recipe.sh"
 begin "$@"
-. ./runs/recipe.sh
 only_flags "$@"
-resolve "$@"
-set -- ${words[@]+"${words[@]}"}
-output=$(given "$output_flag" '' "$@")
-[ -n "$output" ] || refuse "give --output_dir, in a file system that all nodes see"
+resolve_paths "$@"
+set -- ${arguments[@]+"${arguments[@]}"}
+output=$(flag_value "$output_flag" '' "$@")
+[ -n "$output" ] || refuse "--output_dir is needed, on a file system of all nodes"
 whole_number MINUTES "${MINUTES:-1425}"
-[ -n "${SLURM_JOB_NODELIST-}" ] || refuse "this is for Slurm: sbatch runs/slurm.sh"
+[ -n "${SLURM_JOB_NODELIST-}" ] || refuse "not in a Slurm job; submit it: sbatch runs/slurm.sh"
 ensure_environment requirements.txt
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # a store for each try: nodes may count their restarts differently
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # one store per attempt: nodes may count their restarts differently
 srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "$SLURM_GPUS_ON_NODE" --max_restarts 3 \
     --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" --rdzv_backend c10d --rdzv_endpoint "$first:29500" \
     main.py --time_limit "${MINUTES:-1425}" "$@"
-python - "$output" <<'PYTHON' || { echo "not done yet: queued again"; scontrol requeue "$SLURM_JOB_ID"; }
+python - "$output" <<'PYTHON' || { echo "not finished: queued again"; scontrol requeue "$SLURM_JOB_ID"; }
 import sys
 from pathlib import Path
 
-import training_state
+from training.saved_state import newest_state
 
-found = training_state.newest(Path(sys.argv[1]), print)
+found = newest_state(Path(sys.argv[1]), print)
 sys.exit(not (found and found[1].get("finished")))
 PYTHON

@@ -1,31 +1,31 @@
 #!/usr/bin/env bash
-# Every test: style, then mathematics. No network beyond the package index, no file outside the repository's folder.
+# Run the tests: style, then pytest. They need no network but the package index, and no file outside the repository.
 #
-#   bash tests/run.sh                       all
-#   bash tests/run.sh fast                  style and the quick tests of every room, in a minute: before every commit
-#   bash tests/run.sh -k bound              further words go to pytest
+#   bash tests/run.sh                             all
+#   bash tests/run.sh fast                        style and the tests not marked slow, about a minute: before every commit
+#   bash tests/run.sh -k bound                    further arguments are pytest's
 #   bash tests/run.sh tests/utils/test_files.py   one file
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../runs/setup.sh"
 begin "$@"
-words=()
+arguments=()
 previous=
-if [ "${1-}" = fast ]; then # all but the tests marked slow, see tests/conftest.py; a file of that name is ./fast
-    words=(-m "not slow")
+if [ "${1-}" = fast ]; then # see tests/conftest.py; a file named fast is ./fast
+    arguments=(-m "not slow")
     shift
 fi
-for word in "$@"; do # files and tests in them, but no flag's value
+for word in "$@"; do # locate files and tests in them, except the values of flags
     case $previous in
         -[kmpnoWcr]) ;;
         *)
             file=${word%%::*}
-            case $word in -*) ;; *) word=$(existing "$file")${word#"$file"} ;; esac
+            case $word in -*) ;; *) word=$(located "$file")${word#"$file"} ;; esac
             ;;
     esac
-    words+=("$word") previous=$word
+    arguments+=("$word") previous=$word
 done
 ensure_environment requirements-dev.txt requirements.txt
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 ruff check .
 ruff format --check .
-python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=5 ${words[@]+"${words[@]}"}
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=5 ${arguments[@]+"${arguments[@]}"}

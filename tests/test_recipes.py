@@ -3,7 +3,9 @@
 They run in a copy of the scripts alone, whose .venv/bin/python notes how it is called and does nothing.
 """
 
+import ast
 import dataclasses
+import importlib
 import os
 import re
 import shutil
@@ -23,7 +25,7 @@ from models.networks import PRESETS
 from tests.conftest import ROOT
 from training.config import parts
 
-SOURCED = ("runs/setup.sh", "runs/recipe.sh")
+SOURCED = ("runs/setup.sh", "runs/recipe.sh", "runs/table.sh")
 RECIPES = sorted(
     str(path.relative_to(ROOT)) for pattern in ("*.sh", "runs/*.sh", "tests/*.sh") for path in ROOT.glob(pattern)
 )
@@ -122,6 +124,20 @@ def test_bash_can_read_it(script: str) -> None:
     assert subprocess.run(["bash", "-n", ROOT / script], capture_output=True, check=False).returncode == 0
 
 
+EMBEDDED = re.compile(r"<<'PYTHON'.*?\n(.*?)^PYTHON$", re.M | re.S)
+
+
+@pytest.mark.parametrize("script", [name for name in RECIPES if "<<'PYTHON'" in (ROOT / name).read_text()])
+def test_every_import_of_embedded_python_exists(script: str) -> None:
+    for program in EMBEDDED.findall((ROOT / script).read_text()):
+        for node in ast.walk(ast.parse(program)):
+            if isinstance(node, ast.Import):
+                assert all(importlib.import_module(each.name) for each in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, each.name) for each in node.names), ast.unparse(node)
+
+
 @pytest.mark.parametrize("script", RECIPES)
 def test_an_array_that_may_be_empty_is_guarded(script: str) -> None:
     """Bash before 4.4 calls it an unbound variable under set -u."""
@@ -146,36 +162,36 @@ REFUSED = {
         "nothere.txt": "nothere.txt: no such file or folder",
         "|": "(an empty name): no such file or folder",
         "/": "/: give a folder of texts",
-        "cache/": "out/cache holds what all runs share",
-        "a.v1.txt|a.v2.jsonl.gz": "a.v2.jsonl.gz: a word too many",
-        "demo|--seed|3": "--seed: demo takes no further words",
-        "-dash.txt": "-dash.txt is read as a flag; write ./-dash.txt",
+        "cache/": "out/cache holds data of all runs",
+        "a.v1.txt|a.v2.jsonl.gz": "a.v2.jsonl.gz: unexpected argument",
+        "demo|--seed|3": "--seed: demo takes no arguments",
+        "-dash.txt": "-dash.txt is taken as a flag; write ./-dash.txt",
         "a.v1.txt|--valid_data=nothere.txt": "nothere.txt: no such file or folder",
         "--word_freq_file|./nothere": "./nothere: no such file or folder",
         "x" * 300: "no such file",
     },
     "run_condition.sh": {
-        "": "which task?",
+        "": "a task is needed",
         "nothere": "nothere: no such folder",
         "tok": "tok: no train.jsonl in it",
         "-x|": "-x: no train.jsonl",
         "qqp": "no such folder",
-        "pairs|train": "train: a word too many",
+        "pairs|train": "train: unexpected argument",
     },
     "runs/equal_time.sh": {
         "": "TRAIN.txt and VALID.txt are needed",
         "a.v1.txt|nothere.txt": "nothere.txt: no such file",
         "a.v1.txt|a.v1.txt|out|soon": "MINUTES=soon must be a number above 0",
-        "a.v1.txt|a.v1.txt|out|1|2": "2: a word too many",
+        "a.v1.txt|a.v1.txt|out|1|2": "2: unexpected argument",
     },
     "runs/family.sh": {
         "a.v1.txt": "TRAIN.txt and VALID.txt are needed",
         "a.v1.txt|a.v1.txt|out|0": "STEPS=0 must be a whole number",
     },
     "runs/lm1b_mdlm.sh": {
-        "": "which process?",
+        "": "a process is needed",
         "mdlm3": "mdlm3 must be one of mdlm",
-        "mdlm|lm1b": "lm1b: a word too many",
+        "mdlm|lm1b": "lm1b: unexpected argument",
     },
     "runs/lm1b_small.sh": {
         "a.v1.txt|a.v1.txt": "TOKENIZER are needed",
@@ -188,10 +204,10 @@ REFUSED = {
     },
     "runs/score.sh": {
         "": "-d=TXT_CORPUS is needed",
-        "a.v1.txt": "a word too many",
+        "a.v1.txt": "unexpected argument",
         "-d=nothere.txt": "nothere.txt: no such",
     },
-    "runs/slurm.sh": {"--train_data|lm1b": "give --output_dir", "--output_dir|out": "this is for Slurm"},
+    "runs/slurm.sh": {"--train_data|lm1b": "--output_dir is needed", "--output_dir|out": "not in a Slurm job"},
     "runs/text8.sh": {"": "TEXT8 is needed", "nothere": "nothere: no such file", "tok": "tok: no such file"},
     "runs/zero_shot.sh": {"model": "CHECKPOINT and FOLDER are needed", "model|nothere": "nothere: no such folder"},
 }
@@ -301,7 +317,7 @@ def test_the_scripts_know_which_settings_are_paths() -> None:
     found = [kind for name in PROCESSES for kind in parts(name)] + [compute_elbo.ElboArgs, BoundArgs]
     texts = {field.name: field for kind in found for field in dataclasses.fields(kind) if field.type in (str, "str")}
     paths = {name: field for name, field in texts.items() if "choices" not in field.metadata and name not in no_paths}
-    known = (ROOT / "runs" / "setup.sh").read_text().split("flag_takes() {")[1].split("\n}")[0]
+    known = (ROOT / "runs" / "setup.sh").read_text().split("path_kind() {")[1].split("\n}")[0]
     listed = set(re.findall(r"(?<![\w-])--?[a-z_]+", known))
     assert listed == {f for name, field in paths.items() for f in (f"--{name}", *field.metadata.get("aliases", []))}
     for name in (*PRESETS, *LEARNT, TEXT8):

@@ -1,0 +1,53 @@
+# Sourced by family.sh and equal_time.sh: equal training and scoring of the rows of a table, on CPU cores.
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/recipe.sh"
+
+token_network=(--model_name_or_path modernbert-small
+    --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3)
+
+train_row() { # train, valid, folder, flags...: train on one core, unless it is done
+    local train=$1 valid=$2 folder=$3
+    shift 3
+    [ -e "$folder/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$folder" \
+        --cache_dir "$(dirname -- "$folder")/cache" --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 64 \
+        --from_scratch true --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 \
+        --weight_decay 0.1 --eval_sequences 64 --threads 1 --precision fp32 "$@"
+}
+
+score_row() { # folder, valid, flags...: write the bound of 500 sentences to FOLDER.json, unless it is done
+    local folder=$1 valid=$2
+    shift 2
+    [ -e "$folder.json" ] || python compute_elbo.py --checkpoint "$folder/checkpoint-last" --data "$valid" \
+        --cache_dir "$(dirname -- "$folder")/cache" --limit 500 --threads 1 --json true "$@" >"$folder.part"
+    [ ! -e "$folder.part" ] || mv "$folder.part" "$folder.json"
+}
+
+sample_row() { # folder, output, flags...: write 200 samples, unless it is done
+    local folder=$1 output=$2
+    shift 2
+    [ -e "$output" ] || python predict.py --checkpoint "$folder/checkpoint-last" --num_samples 200 --threads 1 \
+        --output "$output" "$@" >/dev/null
+}
+
+judge_row() { # samples, valid, checkpoint of the evaluating model, output: write generative perplexity, unless it is done
+    [ -e "$4" ] || python compute_metric.py --predictions "$1" --references "$2" --tokenizer "$3" --judge_model "$3" \
+        --json true >"$4.part"
+    [ ! -e "$4.part" ] || mv "$4.part" "$4"
+}
+
+parse_table() { # default folder, name and default of the length, arguments... -> train, valid, out, length
+    local default=$1 name=$2
+    length=$3
+    shift 3
+    [ $# -ge 2 ] || refuse "TRAIN.txt and VALID.txt are needed"
+    [ $# -le 4 ] || refuse "$(quoted "$5"): unexpected argument; $name is the last"
+    must_exist "$1" "file or folder"
+    must_exist "$2" "file or folder"
+    train=$(located "$1") valid=$(located "$2") out=$(absolute "${3:-$root/$default}") length=${4:-$length}
+    whole_number JOBS "${JOBS:-2}"
+}
+
+prepare_table() { # environment, one thread per row, output folder
+    ensure_environment requirements.txt
+    export OMP_NUM_THREADS=1
+    mkdir -p -- "$out"
+}
