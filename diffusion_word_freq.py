@@ -202,11 +202,7 @@ class SpindleSchedule:
     # ---- alpha_bar, reveal probability and hazard (Eqs. 10, 11) --------------------------------------------------
 
     def alpha_bar(self, t: Tensor, h: Tensor) -> Tensor:
-        """Return alpha_bar = a - lambda sin(pi a) h, with a the base schedule at t (Eqs. 10, 11).
-
-        The paper writes sin(pi t/T), which is equal for its schedule a = 1 - t/T. In terms of a, the bound on h is the
-        same for every base schedule. Eq. 9 (the mean of alpha_bar over a sentence, weighted by H, is a) then holds for
-        every base schedule too, provided the clamp changes no h of the sentence.
+        """Return alpha_bar of a token at step t.
 
         Args:
             t: int64, broadcastable to h.
@@ -219,7 +215,12 @@ class SpindleSchedule:
         return self.alpha_bar(t[:, None], self.informativeness(x0, target_mask))
 
     def alpha_bar_at(self, level: Tensor, h: Tensor) -> Tensor:
-        """Return alpha_bar where the base schedule equals `level`, in [0, 1]."""
+        """Return alpha_bar = a - lambda sin(pi a) h where the base schedule a equals `level`, in [0, 1] (Eqs. 10, 11).
+
+        The paper writes sin(pi t/T), which is equal for its schedule a = 1 - t/T. In terms of a, the bound on h is the
+        same for every base schedule. Eq. 9 (the mean of alpha_bar over a sentence, weighted by H, is a) then holds for
+        every base schedule too, provided the clamp changes no h of the sentence.
+        """
         return level - self.amplitude * torch.sin(math.pi * level) * h
 
     def reveal_probability(self, s: Tensor, t: Tensor, h: Tensor) -> Tensor:

@@ -81,11 +81,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument("--lines", type=int, default=8, help="number of lines")
     parser.add_argument("--num_steps", type=int, default=256, help="number of reverse steps")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "denoising.svg", help=".svg file to write")
+    parser.add_argument("--output", type=Path, default=Path("denoising.svg"), help=".svg file to write")
     args = parser.parse_args()
     model = load_checkpoint(args.checkpoint, torch.device("cpu"))
     frames = frames_of(model, args.seed, args.lines, args.num_steps)
-    args.output.parent.mkdir(exist_ok=True)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(draw(frames, model), encoding="utf-8")
     print(f"{args.output}: {model.tokenizer.decode(frames[-1])}")
 

@@ -35,13 +35,13 @@ def spindle_report(schedule: SpindleSchedule, text: Text, tokenizer: PreTrainedT
         sentences += int(clamped.any(1).sum())
         clamped_counts += torch.bincount(batch.input_ids[clamped], minlength=len(clamped_counts))
     if not num_clamped:
-        return f"spindle: every h of {len(chosen):,} sentences lies within its bound of {schedule.largest_h:.2f}"
+        return f"spindle: no h of {len(chosen):,} sentences exceeds the clamp of {schedule.largest_h:.2f}"
     types = int((clamped_counts > 0).sum())
     commonest = clamped_counts.argsort(descending=True, stable=True)[: min(NUM_NAMED, types)]
     names = tokenizer.convert_ids_to_tokens(commonest.tolist())
     share, share_of_sentences = 100 * num_clamped / tokens, 100 * sentences / len(chosen)
     return (
-        f"spindle: the h of {share:.1f} % of the tokens, in {share_of_sentences:.0f} % of the sentences, is held at "
-        f"its bound of {schedule.largest_h:.2f} ({types:,} types: {' '.join(names)}); a lower "
-        "--word_freq_lambda holds fewer"
+        f"spindle: |h| is clamped to {schedule.largest_h:.2f} for {share:.1f} % of the tokens, in "
+        f"{share_of_sentences:.0f} % of the sentences ({types:,} types: {' '.join(names)}); a lower "
+        "--word_freq_lambda clamps fewer"
     )

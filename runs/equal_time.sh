@@ -71,7 +71,7 @@ from pathlib import Path
 
 from utils.figures import number
 
-columns = "process | steps | bits/token without the length | PPL per token"
+columns = "process | steps | bits/token, length given | PPL per token"
 columns += " | generative PPL | entropy | at 0.5 | entropy | BLEU-4"
 print(f"| {columns} |\n|---|---|---|---|---|---|---|---|---|")
 for name in ("word_freq", "mdlm", "score", "score_plain"):

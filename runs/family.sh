@@ -59,7 +59,7 @@ for name in ("ar", "mdlm", "word_freq_none", "word_freq", "d3pm", "sedd"):
     total = r["nats_per_sequence"] + length
     token, word = (math.exp(total * r["num_sequences"] / r[count]) for count in ("num_tokens", "num_words"))
     print(
-        f"| {name} | {total:.2f} ± {r['standard_error_nats']:.2f} | {f'{length:.2f}' if length else 'included'} "
+        f"| {name} | {total:.2f} ± {r['standard_error_nats']:.2f} | {f'{length:.2f}' if length else 'predicted'} "
         f"| {math.log2(token):.3f} | {token:.1f} | {word:.0f} "
         f"| {number(m['gen_ppl'], 0)} ± {number(m['gen_ppl_se'], 0)} | {m['token_entropy']:.3f} |"
     )

@@ -47,7 +47,7 @@ from pathlib import Path
 
 from utils.figures import number
 
-columns = "spindle | nats/sequence | bits/token | PPL per word | with the released posterior: nats | PPL per word"
+columns = "spindle | nats/sequence | bits/token | PPL per word | `released`: nats | PPL per word"
 print(f"| {columns} |\n|---|---|---|---|---|---|")
 for spindle in ("paper", "released", "none"):
     exact, claim = (json.loads(Path(f"out/lm1b-small/{spindle}-{p}.json").read_text()) for p in ("exact", "released"))

@@ -301,15 +301,21 @@ def test_the_tree_names_every_script_and_folder() -> None:
 WHERE = re.compile(r"\| `([\w.]+)` \| \[([\w/.]+):(\d+)\]\(\2#L(\d+)\) \|")
 
 
+def assigned(statement: ast.stmt) -> str:
+    """Return the name to which a statement assigns; "" if it is another statement."""
+    target = getattr(statement, "target", None) or getattr(statement, "targets", [None])[0]
+    return getattr(target, "id", "")
+
+
 def line_of(file: str, symbol: str) -> int:
-    """Line on which a class, function or method of a file is defined; 0 if none is."""
+    """Return the line on which a class, function, method or constant of a file is defined; 0 if none is."""
     body = ast.parse((ROOT / file).read_text()).body
     node = None
     for name in symbol.split("."):
-        node = next((found for found in body if getattr(found, "name", None) == name), None)
+        node = next((found for found in body if name in (getattr(found, "name", None), assigned(found))), None)
         if node is None:
             return 0
-        body = node.body
+        body = getattr(node, "body", [])
     return node.lineno
 
 

@@ -267,7 +267,7 @@ class Bookkeeper:
             + (f"; prompt {model.pairs.prompt!r}, target window {model.pairs.target_window}" if model.pairs else "")
             + f"; {parameters / 1e6:.1f} M parameters, {vocabulary_size(model.tokenizer):,} tokens in the vocabulary\n"
             + f"weights: {model.denoiser.origin}\n"
-            + (f"{self.args.max_minutes:g} minutes, or " if self.args.max_minutes else "")
+            + (f"at most {self.args.max_minutes:g} minutes or " if self.args.max_minutes else "")
             + f"{plan.total_steps:,} steps of {plan.sentences:,.0f} {unit} on {self.trainer.device} in "
             f"{self.trainer.precision}, {model.denoiser.network.config._attn_implementation} attention"
             + (f", {processes} processes ({self.args.strategy})" if processes > 1 else "")

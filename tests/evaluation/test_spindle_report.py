@@ -38,7 +38,7 @@ def test_the_share_is_that_of_tokens_whose_h_changes(tokenizer, text: TokenizedT
         held, sentences, types = held + back.sum(), sentences + back.any(), types | set(ids[back].tolist())
     said = spindle_report(schedule, text, tokenizer)
     if not held:
-        assert said == f"spindle: every h of {len(text):,} sentences lies within its bound of {bound:.2f}"
+        assert said == f"spindle: no h of {len(text):,} sentences exceeds the clamp of {bound:.2f}"
         return
     assert f"{100 * held / len(text.tokens):.1f} % of the tokens, in {100 * sentences / len(text):.0f} % of" in said
     assert f"({len(types):,} types: " in said
