@@ -1,4 +1,4 @@
-"""arguments.py: settings out of range or in contradiction are refused by name."""
+"""arguments.py: settings that are out of range or contradict each other are refused by name."""
 
 import math
 
@@ -31,5 +31,5 @@ def test_settings_out_of_range_are_refused(settings: dict) -> None:
         TrainArgs(**{"output_dir": "x", **settings})
 
 
-def test_the_rates_of_the_warm_start_are_two_numbers() -> None:
+def test_warm_start_rates_are_parsed_as_two_numbers() -> None:
     assert TrainArgs("x", warm_start_rates="0.25, 1").rates == (0.25, 1.0)

@@ -15,7 +15,7 @@ from training.tracking import cut_log
 from utils.files import held_alone
 
 
-def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], what: str = "loss") -> None:
+def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], quantity: str = "loss") -> None:
     """Make the loss of some steps infinite, or their gradient NaN."""
     real, calls = training_loss, []
 
@@ -30,24 +30,26 @@ def spoil(monkeypatch: pytest.MonkeyPatch, steps: set[int], what: str = "loss") 
 
     def loss(*args):
         calls.append(1)
-        found = real(*args)
+        result = real(*args)
         if len(calls) not in steps:
-            return found
-        total = found.total * math.inf if what == "loss" else Spoilt.apply(found.total)
-        return type(found)(total, found.num_tokens, found.terms)
+            return result
+        total = result.total * math.inf if quantity == "loss" else Spoilt.apply(result.total)
+        return type(result)(total, result.num_tokens, result.terms)
 
     monkeypatch.setattr("training.step.training_loss", loss)
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
+@pytest.mark.parametrize("quantity", ["loss", "gradient"])
 @pytest.mark.slow
-def test_a_step_that_is_no_number_is_left_out_and_counted(monkeypatch, corpus, tmp_path, capsys, what: str) -> None:
+def test_a_step_with_a_non_finite_loss_or_gradient_is_skipped_and_counted(
+    monkeypatch, corpus, tmp_path, capsys, quantity: str
+) -> None:
     steps = ["--max_steps", 6, "--logging_steps", 1, "--max_skipped_steps", 3, "--ema_decay", 0.9]
     with monkeypatch.context() as patch:
-        spoil(patch, {2, 3, 5}, what)
+        spoil(patch, {2, 3, 5}, quantity)
         code, folder = train(patch, corpus, tmp_path, *steps)
-    said = capsys.readouterr().out
-    assert code == 0 and "skipped     3 steps whose loss or gradient was not finite" in said
+    output = capsys.readouterr().out
+    assert code == 0 and "skipped     3 steps whose loss or gradient was not finite" in output
     logged = {r["step"]: r for r in records(folder, "train")}
     assert [logged[n].get("skipped_steps") for n in range(1, 7)] == [None, 1, 2, 2, 3, 3]
     assert logged[2]["bits_per_token"] is None and math.isfinite(logged[6]["bits_per_token"])
@@ -55,40 +57,41 @@ def test_a_step_that_is_no_number_is_left_out_and_counted(monkeypatch, corpus, t
     assert facts["average_updates"] == 3  # three of six steps were skipped
 
 
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_too_many_of_them_end_the_run_and_name_the_lines(monkeypatch, corpus, tmp_path, capsys, what: str) -> None:
-    spoil(monkeypatch, {3, 4, 5}, what)
-    words = ["--max_steps", 9, "--max_skipped_steps", 3, "--save_every", 2, "--batch_size", 4]
-    code, folder = train(monkeypatch, corpus, tmp_path, *words)
-    (said,) = errors_of(capsys.readouterr().err)
+@pytest.mark.parametrize("quantity", ["loss", "gradient"])
+def test_too_many_skipped_steps_end_the_run_and_name_the_text_lines(
+    monkeypatch, corpus, tmp_path, capsys, quantity: str
+) -> None:
+    spoil(monkeypatch, {3, 4, 5}, quantity)
+    flags = ["--max_steps", 9, "--max_skipped_steps", 3, "--save_every", 2, "--batch_size", 4]
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags)
+    (message,) = errors_of(capsys.readouterr().err)
     assert code == 2
-    assert f"the training {what} was not finite in 3 steps in a row, last on the batch of {corpus}:" in said
-    lines = [int(part.split(",")[0].split(" ")[0]) for part in said.split(f"{corpus}:")[1:]]
-    assert len(lines) == 3 and all(1 <= line <= 240 for line in lines) and "and 1 more" in said
+    assert f"the training {quantity} was not finite in 3 steps in a row, last on the batch of {corpus}:" in message
+    lines = [int(part.split(",")[0].split(" ")[0]) for part in message.split(f"{corpus}:")[1:]]
+    assert len(lines) == 3 and all(1 <= line <= 240 for line in lines) and "and 1 more" in message
     assert (folder / "state" / "step-000000000004").is_dir()
 
 
 @pytest.mark.slow
-def test_states_are_saved_by_steps_or_by_the_clock(monkeypatch, corpus: Path, tmp_path: Path) -> None:
-    kept = ["--max_steps", 7, "--eval_steps", 100, "--keep_last", 100]
-    for words, expected in (
+def test_states_are_saved_after_given_steps_or_minutes(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    common = ["--max_steps", 7, "--eval_steps", 100, "--keep_last", 100]
+    for flags, expected in (
         (["--save_every", 3], [3, 6, 7]),
         (["--save_minutes", 1000], [7]),
         (["--save_minutes", 1e-9], [1, 2, 3, 4, 5, 6, 7]),
     ):
-        _, folder = train(monkeypatch, corpus, tmp_path, *kept, *words, name=str(words[1]))
+        _, folder = train(monkeypatch, corpus, tmp_path, *common, *flags, name=str(flags[1]))
         assert sorted(int(path.name[5:]) for path in (folder / "state").iterdir()) == expected
 
 
-def test_a_loss_that_is_no_number_moves_nothing_though_its_gradient_is_one(
+def test_a_step_of_infinite_loss_is_skipped_even_if_its_gradient_is_finite(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
 ) -> None:
-    """A step of infinite loss is skipped even if its gradient is finite."""
     real = training_loss
 
     def loss(*args):
-        found = real(*args)
-        return type(found)(found.total + math.inf, found.num_tokens, found.terms)
+        result = real(*args)
+        return type(result)(result.total + math.inf, result.num_tokens, result.terms)
 
     monkeypatch.setattr("training.step.training_loss", loss)
     code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 2, "--ema_decay", 0.9)
@@ -106,8 +109,10 @@ def test_two_processes_do_not_train_into_one_folder(monkeypatch, corpus: Path, t
 
 
 @pytest.mark.slow
-def test_a_run_by_the_clock_warms_up_and_scores_by_it(monkeypatch, corpus: Path, tmp_path: Path) -> None:
-    """A share of --max_steps would never end the warm-up; the clock sets it, and the number of scored sentences."""
+def test_with_max_minutes_the_clock_sets_warm_up_and_scored_sentences(
+    monkeypatch, corpus: Path, tmp_path: Path
+) -> None:
+    """--max_steps is so large that a share of it would never end the warm-up."""
     code, folder = train(monkeypatch, corpus, tmp_path, "--max_minutes", 0.04, "--max_steps", 10**6, "--batch_size", 4)
     rates = [record["learning_rate"] for record in records(folder, "train")]
     (state,) = states(folder)
@@ -118,7 +123,7 @@ def test_a_run_by_the_clock_warms_up_and_scores_by_it(monkeypatch, corpus: Path,
     assert figures["last_bound"] == figures["best"] and 0 < figures["unigram"] < figures["uniform"]
 
 
-def test_a_log_forgets_what_came_after(tmp_path: Path) -> None:
+def test_cut_log_removes_damaged_lines_and_records_of_later_steps(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
     records = [{"kind": "settings"}, *({"kind": "train", "step": n} for n in (1, 2, 3)), {"kind": "note", "steps": 3}]
     log.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"kind": "tr')

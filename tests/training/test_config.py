@@ -17,7 +17,7 @@ from training.config import TrainConfig, foreign_flags, parts
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_a_process_alone_has_settings_that_go_together(monkeypatch, process: str) -> None:
+def test_the_default_settings_of_every_process_are_consistent(monkeypatch, process: str) -> None:
     monkeypatch.setattr("sys.argv", ["main.py", "--process", process, "--train_data", "x", "--output_dir", "y"])
     config = TrainConfig.parse("training")
     config.process.check_time(config.network.time_conditioning)
@@ -25,14 +25,14 @@ def test_a_process_alone_has_settings_that_go_together(monkeypatch, process: str
     assert config.run.process == process and type(config.process) is PROCESSES[process].settings
 
 
-def test_a_time_conditioning_that_is_given_stays(monkeypatch) -> None:
+def test_an_explicit_time_conditioning_overrides_the_default_of_the_process(monkeypatch) -> None:
     flags = ["--process", "sedd", "--train_data", "x", "--output_dir", "y"]
-    for given, then in (("auto", "layerwise"), ("none", "none"), ("token", "token")):
+    for given, expected in (("auto", "layerwise"), ("none", "none"), ("token", "token")):
         monkeypatch.setattr("sys.argv", ["main.py", *flags, "--time_conditioning", given])
-        assert TrainConfig.parse("training").network.time_conditioning == then
+        assert TrainConfig.parse("training").network.time_conditioning == expected
 
 
-def test_settings_foreign_flags_are_those_that_are_not_ones_own() -> None:
+def test_foreign_flags_are_the_settings_of_other_processes_only() -> None:
     everything = {field.name for kind in PROCESSES.values() for field in dataclasses.fields(kind.settings)}
     for process in PROCESSES:
         own = {field.name for part in parts(process) for field in dataclasses.fields(part)}
@@ -41,7 +41,7 @@ def test_settings_foreign_flags_are_those_that_are_not_ones_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (["--leraning_rate", 3], "unknown flag --leraning_rate; did you mean --learning_rate?"),
         (["--xyzzy", 3], "unknown flag --xyzzy (--help"),
@@ -54,25 +54,25 @@ def test_settings_foreign_flags_are_those_that_are_not_ones_own() -> None:
         (["--" + "x" * 5000], "(5,004 characters"),
     ],
 )
-def test_a_flag_that_there_is_not_is_one_line(monkeypatch, capsys, flags: list, said: str) -> None:
+def test_an_unknown_flag_is_a_one_line_error(monkeypatch, capsys, flags: list, message: str) -> None:
     assert call(main.main, monkeypatch, "--train_data", "x", "--output_dir", "y", *flags) == 2
-    found = capsys.readouterr().err
-    assert said in found and found.count("\n") == 1 and len(found) < 1000
+    stderr = capsys.readouterr().err
+    assert message in stderr and stderr.count("\n") == 1 and len(stderr) < 1000
 
 
-def test_help_says_how_to_see_the_others(monkeypatch, capsys) -> None:
+def test_help_names_the_command_for_the_flags_of_other_processes(monkeypatch, capsys) -> None:
     assert call(main.main, monkeypatch, "--help") == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "main.py --help --process mdlm (also d3pm, sedd, ar, score)" in said
-    assert "--no_fitlog: false" in said and "--sigma_max" not in said
+    output = " ".join(capsys.readouterr().out.split())
+    assert "main.py --help --process mdlm (also d3pm, sedd, ar, score)" in output
+    assert "--no_fitlog: false" in output and "--sigma_max" not in output
     assert call(main.main, monkeypatch, "--help", "--process", "score") == 0
     assert "--sigma_max" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("script", [main, predict, compute_elbo, compute_metric, word_freq, import_mdlm])
-def test_a_misspelt_flag_is_named_before_one_that_is_missing(monkeypatch, capsys, script: object) -> None:
+def test_a_misspelt_flag_is_reported_before_a_missing_one(monkeypatch, capsys, script: object) -> None:
     assert call(script.main, monkeypatch, "--tokeniser_", "x") == 2
     assert "unknown flag --tokeniser_" in capsys.readouterr().err
     assert call(script.main, monkeypatch, "--help") == 0
-    said = capsys.readouterr().out
-    assert "(default: )" not in said and "(default: None)" not in said
+    output = capsys.readouterr().out
+    assert "(default: )" not in output and "(default: None)" not in output

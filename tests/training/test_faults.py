@@ -1,4 +1,4 @@
-"""External faults of a run: signals, kills, a full disk, a read-only folder. Real processes."""
+"""Faults from outside a run, with real processes: signals, kills, a full disk, a read-only folder."""
 
 import json
 import os
@@ -21,31 +21,30 @@ from utils.files import manifest_error
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import faults  # noqa: E402
 
-TOOK = []
-"""Seconds of the run that nothing happens to."""
+UNDISTURBED_SECONDS = []
+"""Holds the duration of the undisturbed run."""
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
     """Return a folder with a corpus and an undisturbed run."""
-    place, began = tmp_path_factory.mktemp("faults"), time.monotonic()
-    faults.write_corpus(place / "corpus.txt")
-    assert faults.start(place, "reference", 1).wait(120) == 0
-    TOOK.append(time.monotonic() - began)
-    return place
+    folder, began = tmp_path_factory.mktemp("faults"), time.monotonic()
+    faults.write_corpus(folder / "corpus.txt")
+    assert faults.start(folder, "reference", 1).wait(120) == 0
+    UNDISTURBED_SECONDS.append(time.monotonic() - began)
+    return folder
 
 
 def start(
-    place: Path, name: str, prepare: Callable[[], None] | None = None, words: Iterable[str] = (), **pipes: object
+    folder: Path, name: str, preexec: Callable[[], None] | None = None, flags: Iterable[str] = (), **pipes: object
 ) -> subprocess.Popen:
     """Start the same training into another folder."""
-    more = list(words)
-    words = [sys.executable, ROOT / "main.py", "--train_data", place / "corpus.txt", "--cache_dir", place / "cache"]
-    words += ["--output_dir", place / name, *faults.SETTINGS, *more]
+    command = [sys.executable, ROOT / "main.py", "--train_data", folder / "corpus.txt", "--cache_dir", folder / "cache"]
+    command += ["--output_dir", folder / name, *faults.SETTINGS, *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     pipes = pipes or {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(
-        [str(word) for word in words], text=True, env=environment, preexec_fn=prepare, cwd=ROOT, **pipes
+        [str(word) for word in command], text=True, env=environment, preexec_fn=preexec, cwd=ROOT, **pipes
     )
 
 
@@ -54,42 +53,42 @@ def until(process: subprocess.Popen, text: str) -> None:
     for line in process.stdout:
         if text in line:
             return
-    pytest.fail(f"it ended without saying {text!r}: {process.stderr.read()}")
+    pytest.fail(f"the process ended without printing {text!r}: {process.stderr.read()}")
 
 
-def assert_as_if_nothing_had_been(place: Path, name: str) -> None:
-    last = folder_of(place / name, 60)
-    assert faults.same(last, folder_of(place / "reference", 60))
-    assert faults.logged(place / name) == faults.logged(place / "reference")
+def assert_equal_to_the_undisturbed_run(folder: Path, name: str) -> None:
+    last = folder_of(folder / name, 60)
+    assert faults.same(last, folder_of(folder / "reference", 60))
+    assert faults.logged(folder / name) == faults.logged(folder / "reference")
 
 
-def test_killed_at_random_moments_a_run_ends_in_the_same_bytes(place: Path) -> None:
-    """Short form of benchmarks/faults.py."""
-    found = {"identical": 0, "lost": 0, "kills": 0, "in_renames": 0}
+def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(folder: Path) -> None:
+    """Run a short form of benchmarks/faults.py."""
+    counts = {"identical": 0, "lost": 0, "kills": 0, "in_renames": 0}
     rng = random.Random(1)
-    while not found["kills"]:
-        found["identical"] = 0
-        faults.one_run(place, f"killed{rng.random()}", TOOK[0], rng, 1, found)
-    assert found["identical"] == 1 and found["lost"] == 0 and found["kills"] > 0
+    while not counts["kills"]:
+        counts["identical"] = 0
+        faults.one_run(folder, f"killed{rng.random()}", UNDISTURBED_SECONDS[0], rng, 1, counts)
+    assert counts["identical"] == 1 and counts["lost"] == 0 and counts["kills"] > 0
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
-def test_a_notice_saves_and_ends_well(place: Path, which: signal.Signals) -> None:
-    process = start(place, which.name)
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_saves_the_state_and_exits_with_code_0(folder: Path, stop_signal: signal.Signals) -> None:
+    process = start(folder, stop_signal.name)
     until(process, "step 20:")
-    process.send_signal(which)
-    said, errors = process.communicate(timeout=60)
+    process.send_signal(stop_signal)
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and not errors_of(errors)
-    assert "asked to stop: stopped after step 2" in said and "the same command again to resume from there" in said
-    said, errors = (again := start(place, which.name)).communicate(timeout=120)
-    assert again.returncode == 0 and "resumed after step 2" in said
-    assert_as_if_nothing_had_been(place, which.name)
+    assert "asked to stop: stopped after step 2" in output and "the same command again to resume from there" in output
+    output, errors = (again := start(folder, stop_signal.name)).communicate(timeout=120)
+    assert again.returncode == 0 and "resumed after step 2" in output
+    assert_equal_to_the_undisturbed_run(folder, stop_signal.name)
 
 
-def test_a_second_notice_is_obeyed_at_once(place: Path) -> None:
-    process = start(place, "twice")
+def test_a_second_stop_signal_ends_the_process_at_once(folder: Path) -> None:
+    process = start(folder, "twice")
     until(process, "step 10:")
-    process.send_signal(signal.SIGSTOP)  # both wait for this process
+    process.send_signal(signal.SIGSTOP)  # SIGTERM stays pending until SIGCONT
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGCONT)
     for _ in range(2000):
@@ -101,29 +100,29 @@ def test_a_second_notice_is_obeyed_at_once(place: Path) -> None:
     assert process.returncode == -signal.SIGTERM
 
 
-def test_a_full_disk_ends_in_one_line_and_spares_the_last_state(place: Path) -> None:
+def test_a_full_disk_is_a_one_line_error_and_the_last_state_stays_intact(folder: Path) -> None:
     """Files are limited to 300 kB, so no further state fits."""
-    process = start(place, "full")
+    process = start(folder, "full")
     until(process, "step 22:")
     process.kill()
     process.communicate()
-    whole = sorted(states(place / "full"))
+    intact = sorted(states(folder / "full"))
     limit = 300_000
-    full = start(place, "full", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
-    said, errors = full.communicate(timeout=120)
+    full = start(folder, "full", lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    _, errors = full.communicate(timeout=120)
     assert full.returncode == 2 and len(errors_of(errors)) == 1 and "cannot be written (" in errors, errors
     assert "arge" in errors and "make room" in errors  # File too large
-    assert sorted(states(place / "full")) == whole
-    assert whole and all(manifest_error(state) == "" for state in whole)
-    assert not list((place / "full").glob(".*")) and not list((place / "full" / "state").glob(".*"))
-    assert start(place, "full", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(120) == 0
-    assert_as_if_nothing_had_been(place, "full")
+    assert sorted(states(folder / "full")) == intact
+    assert intact and all(manifest_error(state) == "" for state in intact)
+    assert not list((folder / "full").glob(".*")) and not list((folder / "full" / "state").glob(".*"))
+    assert start(folder, "full", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(120) == 0
+    assert_equal_to_the_undisturbed_run(folder, "full")
 
 
-def test_a_reader_that_is_killed_ends_the_run_in_one_line(place: Path) -> None:
-    """A data worker is killed, as when memory runs out; the run resumes from its last state."""
-    words = ["--streaming", "true", "--num_workers", "1", "--save_every", "2", "--max_steps", "100000"]
-    process = start(place, "reader", words=words)
+def test_a_killed_data_worker_ends_the_run_with_a_one_line_error(folder: Path) -> None:
+    """The kernel kills a worker when memory runs out. The run resumes from its last state."""
+    flags = ["--streaming", "true", "--num_workers", "1", "--save_every", "2", "--max_steps", "100000"]
+    process = start(folder, "reader", flags=flags)
     until(process, "step 5:")
     for child in subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split():
         if "python" in Path(f"/proc/{child}/cmdline").read_text():
@@ -131,22 +130,22 @@ def test_a_reader_that_is_killed_ends_the_run_in_one_line(place: Path) -> None:
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 2 and "a process that reads text was killed" in errors, errors
     assert len(errors_of(errors)) == 1, errors
-    again = start(place, "reader", words=words)
+    again = start(folder, "reader", flags=flags)
     until(again, "resumed after step")
     again.send_signal(signal.SIGTERM)
     again.communicate(timeout=60)
     assert again.returncode == 0
 
 
-@pytest.mark.parametrize("folder", ["/sys/run", "/dev/null/run"])
-def test_a_place_that_cannot_be_written_is_refused(monkeypatch, capsys, corpus: Path, folder: str) -> None:
-    words = ["--train_data", corpus, "--cache_dir", corpus.parent / "cache", "--output_dir", folder, *faults.SETTINGS]
-    assert call(main.main, monkeypatch, *words) == 2
-    (said,) = errors_of(capsys.readouterr().err)
-    assert folder.rpartition("/")[0] in said
+@pytest.mark.parametrize("target", ["/sys/run", "/dev/null/run"])
+def test_an_unwritable_output_folder_is_refused(monkeypatch, capsys, corpus: Path, target: str) -> None:
+    flags = ["--train_data", corpus, "--cache_dir", corpus.parent / "cache", "--output_dir", target, *faults.SETTINGS]
+    assert call(main.main, monkeypatch, *flags) == 2
+    (message,) = errors_of(capsys.readouterr().err)
+    assert target.rpartition("/")[0] in message
 
 
-def test_what_the_log_says_survives_too(place: Path) -> None:
-    steps = [record["step"] for record in faults.logged(place / "reference") if record["kind"] == "train"]
+def test_the_log_of_the_undisturbed_run_holds_every_step(folder: Path) -> None:
+    steps = [record["step"] for record in faults.logged(folder / "reference") if record["kind"] == "train"]
     assert steps == list(range(1, 61))
-    assert json.loads((place / "reference" / "run.json").read_text())["max_steps"] == 60
+    assert json.loads((folder / "reference" / "run.json").read_text())["max_steps"] == 60

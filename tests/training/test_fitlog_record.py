@@ -24,7 +24,7 @@ def fill(output: Path, bounds: tuple[float, ...] = (6.0, 5.0, 5.5), first: int =
 
 
 def lines(record: Path, name: str) -> list[dict]:
-    """Return the JSON lines of a record's file, without the steps before them."""
+    """Return the JSON lines of a record's file, without the step numbers before them."""
     return [json.loads(line[line.index("{") :]) for line in (record / f"{name}.log").read_text().splitlines()]
 
 
@@ -38,19 +38,19 @@ def table(folder: Path) -> dict[str, dict]:
     return {(folder / log["id"] / "run.txt").read_text().strip(): log for log in reader.read_logs()}
 
 
-def test_a_chart_holds_one_figure_and_constants_are_no_metrics(tmp_path: Path) -> None:
+def test_charts_hold_bits_per_token_and_constants_are_not_metrics(tmp_path: Path) -> None:
     fill(tmp_path / "run").close()
     (record,) = (tmp_path / "fitlog").iterdir()
     assert {name for line in lines(record, "loss") for name in line["loss"]} == {"bits_per_token"}
     assert {name for line in lines(record, "metric") for name in line["metric"]} == {"bits_per_token"}
     assert [line["metric"]["bits_per_token"] for line in lines(record, "metric")] == [6.0, 5.0, 5.5]
-    found = table(tmp_path / "fitlog")["run"]
-    assert found["metric"] == {"bits_per_token": 5.0, "ppl_word": 40.0} and found["hyper"]["seed"] == "1"
-    assert found["other"]["num_steps"] == 32 and found["meta"]["state"] == "finish"
+    entry = table(tmp_path / "fitlog")["run"]
+    assert entry["metric"] == {"bits_per_token": 5.0, "ppl_word": 40.0} and entry["hyper"]["seed"] == "1"
+    assert entry["other"]["num_steps"] == 32 and entry["meta"]["state"] == "finish"
 
 
 def test_runs_of_one_folder_are_compared_in_one_table(tmp_path: Path) -> None:
-    for name in ("a", "b", "c"):  # begun within one second, still with distinct names
+    for name in ("a", "b", "c"):  # begun within one second, yet with distinct names
         fill(tmp_path / name).close()
     assert set(table(tmp_path / "fitlog")) == {"a", "b", "c"}
     assert command(tmp_path / "a") == f"fitlog log {tmp_path / 'fitlog'} --ip 127.0.0.1"
@@ -67,28 +67,28 @@ def test_a_record_of_an_earlier_version_stays_readable(tmp_path: Path, monkeypat
     assert (tmp_path / "run" / "fitlog" / "log_20250101_000000").is_dir()
 
 
-def test_a_resumed_run_goes_on_in_its_record_without_what_its_log_forgot(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_its_record_from_the_last_step_of_its_log(tmp_path: Path) -> None:
     fill(tmp_path / "other").close()
     fill(tmp_path / "run")  # killed
     log = tmp_path / "run" / "log.jsonl"
     log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[:5]))  # up to step 2
     fill(tmp_path / "run", (4.0,), first=3).close()
     assert len(list((tmp_path / "fitlog").iterdir())) == 2
-    found = table(tmp_path / "fitlog")["run"]
-    record = tmp_path / "fitlog" / found["id"]
+    entry = table(tmp_path / "fitlog")["run"]
+    record = tmp_path / "fitlog" / entry["id"]
     assert [line["step"] for line in lines(record, "loss")] == [1, 2, 3]
     assert [line["metric"]["bits_per_token"] for line in lines(record, "metric")] == [6.0, 5.0, 4.0]
-    assert found["metric"]["bits_per_token"] == 4.0
+    assert entry["metric"]["bits_per_token"] == 4.0
 
 
-def test_a_run_that_is_overwritten_loses_its_record_alone(tmp_path: Path) -> None:
+def test_overwriting_a_run_removes_only_its_own_record(tmp_path: Path) -> None:
     fill(tmp_path / "a").close()
     fill(tmp_path / "b").close()
     remove(tmp_path / "a")
     assert set(table(tmp_path / "fitlog")) == {"b"}
 
 
-def test_a_new_run_in_a_removed_ones_place_leaves_its_record(tmp_path: Path) -> None:
+def test_a_new_run_in_the_folder_of_a_removed_one_keeps_the_old_record(tmp_path: Path) -> None:
     for _ in range(2):
         fill(tmp_path / "a").close()
         (tmp_path / "a" / "log.jsonl").unlink()
@@ -96,22 +96,24 @@ def test_a_new_run_in_a_removed_ones_place_leaves_its_record(tmp_path: Path) -> 
     assert len(records) == 2 and sum((record / "run.txt").exists() for record in records) == 1
 
 
-@pytest.mark.parametrize("why", ["read-only", "everyone's", "other", "file", "itself"])
-def test_a_place_that_is_not_ours_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str) -> None:
-    output = tmp_path / ("fitlog" if why == "itself" else "run")
+@pytest.mark.parametrize("reason", ["read-only", "everyone's", "other", "file", "itself"])
+def test_the_record_lies_in_the_run_folder_if_the_shared_one_is_unusable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    output = tmp_path / ("fitlog" if reason == "itself" else "run")
     output.mkdir()
-    if why == "read-only":
+    if reason == "read-only":
         monkeypatch.setattr(fitlog_record.os, "access", lambda path, mode: Path(path) != tmp_path)
-    elif why == "everyone's":
+    elif reason == "everyone's":
         tmp_path.chmod(0o777)
-    elif why == "other":
+    elif reason == "other":
         (tmp_path / "fitlog" / "src").mkdir(parents=True)
-    elif why == "file":
+    elif reason == "file":
         (tmp_path / "fitlog").write_text("mine")
     assert fitlog_folder(output) == output / "fitlog"
 
 
-def test_a_failed_write_reaches_the_caller_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_full_disk_costs_one_fitlog_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """On a full disk, fitlog's logging would print a traceback for every line."""
     tracker = Tracker(tmp_path / "run", SETTINGS)
     for name in fitlog_record.LOGGERS:
@@ -121,11 +123,11 @@ def test_a_failed_write_reaches_the_caller_once(tmp_path: Path, capsys: pytest.C
         tracker.train(step, {"bits_per_token": 8.0})
         tracker.valid(step, {**REPORT, "bits_per_token": 8.0 - step}, best=True)
     tracker.close()
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "warning: fitlog: OSError" in said and "No space left" in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1 and "warning: fitlog: OSError" in stderr and "No space left" in stderr
 
 
-def test_no_figure_that_is_no_number_is_recorded(tmp_path: Path) -> None:
+def test_missing_and_non_finite_figures_are_not_recorded(tmp_path: Path) -> None:
     record = Record(tmp_path / "run", SETTINGS)
     record.train(1, {"bits_per_token": None})
     record.valid(1, {**REPORT, "bits_per_token": float("inf")}, best=True)

@@ -1,4 +1,4 @@
-"""optim.py: learning rates against their formulas, optimizers of each weight, averages of the weights."""
+"""optim.py: learning rates against their formulas, the optimizer of each weight, averaged weights."""
 
 import math
 
@@ -28,7 +28,7 @@ def test_warm_up_is_linear_and_meets_the_peak(schedule: str) -> None:
     assert rate(schedule, 10_000) == pytest.approx(1)
 
 
-def test_schedules_fall_as_they_are_named() -> None:
+def test_schedules_decay_by_their_formulas() -> None:
     assert [rate("constant", 20_000, p) for p in (0.5, 1)] == [1, 1]
     assert rate("cosine", 20_000, 0.5) == pytest.approx(0.51) and rate("cosine", 20_000, 1) == pytest.approx(0.02)
     assert rate("linear", 20_000, 0.25) == pytest.approx(0.75) and rate("linear", 20_000, 1) == pytest.approx(0.02)
@@ -37,11 +37,11 @@ def test_schedules_fall_as_they_are_named() -> None:
 @pytest.mark.parametrize(
     ("step", "expected"), [(15_000, 5e-5), (30_000, 1e-4), (515_000, 5.235532e-5), (1_000_000, 2.219018e-7)]
 )
-def test_late_cosine_is_that_of_the_score_based_lm(step: int, expected: float) -> None:
+def test_late_cosine_follows_the_schedule_of_the_score_based_lm(step: int, expected: float) -> None:
     assert 5e-5 * rate("late_cosine", step, (step - 1) / 1e6, 30_000) * 2 == pytest.approx(expected, rel=1e-6)
 
 
-def test_the_average_is_that_of_the_score_based_lm() -> None:
+def test_the_weight_average_follows_that_of_the_score_based_lm() -> None:
     model = nn.Linear(2, 1, bias=False)
     model.weight.data = torch.tensor([[1.0, 2.0]])
     average = AveragedWeights(model, 0.95)
@@ -66,7 +66,7 @@ def names_of(model: Toy, optimizer: torch.optim.Optimizer) -> dict[str, float]:
     return {names[id(p)]: group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
 
 
-def test_muon_takes_the_maps_and_adamw_the_tables_and_vectors() -> None:
+def test_muon_updates_the_inner_matrices_and_adamw_all_other_weights() -> None:
     model = Toy()
     args = OptimArgs(optimizer="muon", adam_beta1=0.8, adam_beta2=0.999)
     muon, adamw = make_optimizers(args, model, [model.head])
@@ -78,7 +78,7 @@ def test_muon_takes_the_maps_and_adamw_the_tables_and_vectors() -> None:
     assert {n for n, d in decay.items() if not d} == {"inner.bias", "norm.weight", "norm.bias", "head.bias"}
 
 
-def test_adamw_alone_takes_everything_once() -> None:
+def test_adamw_alone_updates_every_weight_once() -> None:
     model = Toy()
     (adamw,) = make_optimizers(OptimArgs(), model, [model.head])
     assert all(group["betas"] == (0.9, 0.98) for group in adamw.param_groups)
@@ -100,18 +100,18 @@ def test_either_optimizer_lowers_a_loss(optimizer: str) -> None:
     assert losses[-1] < 0.3 * losses[0]
 
 
-def test_the_average_of_one_to_five_is_the_recorded_one_of_mdlm() -> None:
+def test_the_weight_average_equals_values_recorded_from_mdlm() -> None:
     module = torch.nn.Linear(1, 1, bias=False)
     torch.nn.init.zeros_(module.weight)
-    average, seen = AveragedWeights(module, 0.9999), []
+    average, shadows = AveragedWeights(module, 0.9999), []
     for value in range(1, 6):
         torch.nn.init.constant_(module.weight, value)
         average.update()
-        seen.append(average.shadow[0].item())
-    assert seen == pytest.approx([0.818182, 1.704545, 2.601399, 3.500499, 4.4002], rel=1e-5)
+        shadows.append(average.shadow[0].item())
+    assert shadows == pytest.approx([0.818182, 1.704545, 2.601399, 3.500499, 4.4002], rel=1e-5)
 
 
-def test_averaged_weights_follow_the_definition_and_step_aside() -> None:
+def test_averaged_weights_follow_their_definition_and_are_swapped_out_again() -> None:
     model = nn.Linear(1, 1, bias=False)
     average, expected = AveragedWeights(model, 0.5), model.weight.item()
     for n in range(1, 6):

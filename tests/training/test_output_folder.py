@@ -9,7 +9,7 @@ from training.output_folder import OUTPUTS, claim, exclusive_access
 from utils.errors import UserError
 
 
-def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
+def test_one_process_at_a_time_holds_an_output_folder(tmp_path: Path) -> None:
     args = TrainArgs(str(tmp_path / "run"))
     with (
         exclusive_access(args),
@@ -23,14 +23,14 @@ def test_a_folder_is_one_process_at_a_time(tmp_path: Path) -> None:
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"run.json", "run.lock"}
 
 
-def test_a_folder_of_somebody_elses_stays(tmp_path: Path) -> None:
+def test_an_existing_empty_folder_stays_and_its_lock_file_goes(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     with exclusive_access(TrainArgs(str(tmp_path / "notes"))):
         pass
     assert not list((tmp_path / "notes").iterdir())
 
 
-def test_a_new_run_clears_what_runs_leave_and_nothing_else(tmp_path: Path) -> None:
+def test_a_new_run_removes_earlier_results_and_nothing_else(tmp_path: Path) -> None:
     for name in (*OUTPUTS, "mine.txt", ".log.jsonl.abcd1234", ".mine.abcd1234"):
         (tmp_path / name).write_text("")
     claim(tmp_path, {"seed": 1}, 0, use_fitlog=True)

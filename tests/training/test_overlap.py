@@ -11,8 +11,10 @@ import main
 from tests.test_main import records, train
 
 
-def test_a_run_that_ended_meanwhile_is_not_erased(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
-    """Another process trains the whole run just before this one locks the folder; this one must notice."""
+def test_a_run_that_another_process_has_just_finished_is_not_erased(
+    monkeypatch, capsys, corpus: Path, tmp_path: Path
+) -> None:
+    """Another process trains the whole run just before this one locks the folder."""
     real, calls = main.exclusive_access, []
 
     def late(args: object) -> object:
@@ -28,7 +30,7 @@ def test_a_run_that_ended_meanwhile_is_not_erased(monkeypatch, capsys, corpus: P
     assert len(records(tmp_path / "run", "settings")) == 1
 
 
-WHERE = {
+STAGES = {
     "deciding": "training.resume.find_start",
     "tokenizing": "training.setup.load_data",
     "building": "training.setup.build_denoiser",
@@ -40,7 +42,7 @@ WHERE = {
 }
 
 
-def test_whatever_a_run_is_at_another_is_refused_and_spoils_nothing(monkeypatch, capsys, corpus, tmp_path) -> None:
+def test_a_second_run_is_refused_at_every_stage_and_changes_nothing(monkeypatch, capsys, corpus, tmp_path) -> None:
     """Repeat the command while the first is at each of its stages, with and without --overwrite."""
     refused = []
 
@@ -56,10 +58,10 @@ def test_whatever_a_run_is_at_another_is_refused_and_spoils_nothing(monkeypatch,
 
         return paused
 
-    for name, function in WHERE.items():
+    for name, function in STAGES.items():
         monkeypatch.setattr(function, pausing(name, resolve_name(function)))
     code, folder = train(monkeypatch, corpus, tmp_path, "--fitlog", "true")
-    assert code == 0 and refused == list(WHERE)
+    assert code == 0 and refused == list(STAGES)
     monkeypatch.undo()
     code, whole = train(monkeypatch, corpus, tmp_path, name="reference")
     for name in ("checkpoint", "checkpoint-last"):
@@ -68,7 +70,7 @@ def test_whatever_a_run_is_at_another_is_refused_and_spoils_nothing(monkeypatch,
 
 
 @pytest.mark.parametrize("how", ["gone", "empty"])
-def test_checkpoints_whose_states_were_removed_are_not_trained_over(monkeypatch, capsys, corpus, tmp_path, how) -> None:
+def test_checkpoints_without_their_saved_states_are_not_overwritten(monkeypatch, capsys, corpus, tmp_path, how) -> None:
     _, folder = train(monkeypatch, corpus, tmp_path)
     shutil.rmtree(folder / "state")
     if how == "empty":

@@ -14,18 +14,18 @@ SCHEDULES = ["constant", "cosine", "linear"]
 def rates(schedule: str, total: int, warmup: int = 0, minutes: float = 0.0, speed: float = 1.0, stop: int = 0) -> list:
     """Return the learning rates, relative to their peak, of all steps within the time; a step takes `speed` seconds.
 
-    After step `stop` the run is resumed; with -stop, from an old state that lacks the end of the warm-up.
+    After step `stop` the run is resumed. With -stop the state is an old one, without the end of the warm-up.
     """
     optim, warm_up = OptimArgs(lr_schedule=schedule, learning_rate=2.0, warmup_steps=warmup), WarmUp()
-    found = []
+    relative = []
     for step in range(1, total + 1):
         if step - 1 == abs(stop):
             warm_up = WarmUp(warm_up.step, warm_up.seconds) if stop > 0 else WarmUp()
         pace = Pace.of(TrainArgs("-", max_minutes=minutes), optim, total)
-        found.append(pace.rate(optim, step, speed * (step - 1), warm_up) / 2)
+        relative.append(pace.rate(optim, step, speed * (step - 1), warm_up) / 2)
         if pace.progress(step, speed * (step - 1)) == 1:
             break
-    return found
+    return relative
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
@@ -34,14 +34,14 @@ def rates(schedule: str, total: int, warmup: int = 0, minutes: float = 0.0, spee
 def test_the_rate_falls_from_the_end_of_the_warm_up_to_the_floor(schedule: str, share: float, minutes: float) -> None:
     """By steps: 960 steps. By time: 960 steps of a second each, with a limit of a million steps."""
     warmup = max(1, round(960 * share))
-    found = rates(schedule, 10**6 if minutes else 960, warmup, minutes)
-    assert len(found) == 960 + bool(minutes)
-    assert found[:warmup] == pytest.approx([n / warmup for n in range(1, warmup + 1)])  # up to the peak
-    fall = found[warmup - 1 :]
+    relative = rates(schedule, 10**6 if minutes else 960, warmup, minutes)
+    assert len(relative) == 960 + bool(minutes)
+    assert relative[:warmup] == pytest.approx([n / warmup for n in range(1, warmup + 1)])  # up to the peak
+    fall = relative[warmup - 1 :]
     assert all(a >= b for a, b in zip(fall, fall[1:], strict=False))
-    assert max(a - b for a, b in zip(fall, fall[1:], strict=False)) < 2 / len(fall)  # no leap
+    assert max(a - b for a, b in zip(fall, fall[1:], strict=False)) < 2 / len(fall)  # no jump
     floor = 1.0 if schedule == "constant" else 0.02
-    assert found[-1] == pytest.approx(floor, abs=2 / len(fall)) and found[-1] >= floor
+    assert relative[-1] == pytest.approx(floor, abs=2 / len(fall)) and relative[-1] >= floor
 
 
 @pytest.mark.parametrize("schedule", ["cosine", "linear"])
@@ -55,23 +55,25 @@ def test_a_resumed_run_takes_the_same_rates(schedule: str, minutes: float, warmu
     assert rates(schedule, total, 300, minutes, 1.0, -700) == pytest.approx(rates(schedule, total, 300, minutes))
 
 
-def test_by_default_the_warm_up_is_a_hundredth_of_the_time_too() -> None:
+def test_the_default_warm_up_is_a_hundredth_of_the_time_limit() -> None:
     """The time limit ends this training long before max_steps."""
-    found = rates("cosine", 10**9, minutes=16.0)
-    assert found[9] < 1 and found[10] == 1 and found[6] == pytest.approx(0.625)
+    relative = rates("cosine", 10**9, minutes=16.0)
+    assert relative[9] < 1 and relative[10] == 1 and relative[6] == pytest.approx(0.625)
 
 
-def test_a_default_warm_up_is_hardly_felt() -> None:
-    found = rates("cosine", 1000)
-    before = [0.02 + 0.98 * (1 + math.cos(math.pi * (step - 1) / 1000)) / 2 for step in range(1, 1001)]
-    assert max(abs(a - b) for a, b in zip(found[9:], before[9:], strict=True)) < 0.01
+def test_the_default_warm_up_changes_later_rates_by_less_than_a_hundredth() -> None:
+    relative = rates("cosine", 1000)
+    without = [0.02 + 0.98 * (1 + math.cos(math.pi * (step - 1) / 1000)) / 2 for step in range(1, 1001)]
+    assert max(abs(a - b) for a, b in zip(relative[9:], without[9:], strict=True)) < 0.01
 
 
 @pytest.mark.parametrize("total", [1, 3, 19, 20, 100, 999, 5000, 10**6])
 @pytest.mark.parametrize("batch", [8, 64])
 @pytest.mark.parametrize("windows", [1, 32, math.inf])
 @pytest.mark.parametrize("available", [1, 24, 10_000])
-def test_scoring_is_a_bounded_share_of_the_work(total: int, batch: int, windows: float, available: int) -> None:
+def test_evaluation_is_a_bounded_share_of_the_forward_passes(
+    total: int, batch: int, windows: float, available: int
+) -> None:
     eval_steps, sequences = evaluation_plan(TrainArgs("-"), total, batch, windows, available)
     times = math.ceil(total / eval_steps)
     forwards = times * min(sequences, available) * (windows if math.isfinite(windows) else 32)
@@ -80,10 +82,10 @@ def test_scoring_is_a_bounded_share_of_the_work(total: int, batch: int, windows:
     assert forwards <= MAX_EVALUATION_SHARE * total * batch or (times == 1 and min(sequences, available) == least)
 
 
-def test_a_long_training_and_what_is_asked_for_are_scored_as_ever() -> None:
+def test_long_trainings_and_explicit_flags_keep_their_evaluation_plan() -> None:
     assert evaluation_plan(TrainArgs("-"), 5000, 64, 32, 10_000) == (500, 256)
     assert evaluation_plan(TrainArgs("-"), 1_900_000, 64, 32, 10_000) == (190_000, 256)
     assert evaluation_plan(TrainArgs("-", eval_steps=2), 20, 64, 32, 10_000) == (2, 256)
     assert evaluation_plan(TrainArgs("-", eval_steps=2, eval_sequences=0), 20, 64, 32, 10_000) == (2, 0)
-    assert evaluation_plan(TrainArgs("-"), 20, 64, 32, 10_000) == (20, 16)  # 512 forwards, for 81,920
+    assert evaluation_plan(TrainArgs("-"), 20, 64, 32, 10_000) == (20, 16)  # 512 forward passes instead of 81,920
     assert evaluation_plan(TrainArgs("-", eval_sequences=100), 20, 64, 32, 10_000) == (20, 100)

@@ -23,14 +23,14 @@ from utils.errors import UserError
 STEPS = ["--max_steps", 50, "--eval_steps", 25, "--logging_steps", 1, "--batch_size", 8, "--ema_decay", 0.9]
 
 
-def launch(place: Path, name: str, processes: int, *words: object, options: tuple = (), script: str = "") -> str:
+def launch(folder: Path, name: str, processes: int, *flags: object, options: tuple = (), script: str = "") -> str:
     """Run main.py, or a script that patches it, on `processes` processes; return its output."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *options]
-    (place / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
-    base = [*TINY, "--train_data", place / "corpus.txt", "--cache_dir", place / "cache", "--valid_fraction", 0.1]
-    base += ["--output_dir", place / name, *STEPS, *words]
+    (folder / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
+    base = [*TINY, "--train_data", folder / "corpus.txt", "--cache_dir", folder / "cache", "--valid_fraction", 0.1]
+    base += ["--output_dir", folder / name, *STEPS, *flags]
     done = subprocess.run(
         [str(word) for word in [*launcher, script or ROOT / "main.py", *base]], capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=240,
@@ -46,33 +46,35 @@ def losses(run: Path) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
     """Return a folder with the run of one process, whose steps are four batches."""
-    place = tmp_path_factory.mktemp("parallel")
-    launch(place, "one", 1, "--accumulation_steps", 4)
-    return place
+    folder = tmp_path_factory.mktemp("parallel")
+    launch(folder, "one", 1, "--accumulation_steps", 4)
+    return folder
 
 
 @pytest.mark.parametrize(
-    ("name", "processes", "words"),
+    ("name", "processes", "flags"),
     [
         ("four", 4, []),
         ("shards", 2, ["--accumulation_steps", 2, "--strategy", "fsdp"]),
     ],
 )
-def test_the_same_step_on_any_number_of_processes(place: Path, name: str, processes: int, words: list) -> None:
-    said = launch(place, name, processes, *words)
-    assert f"{processes} processes" in said and said.count("trained 50 steps") == 1
-    assert len(losses(place / name)) == 52
-    torch.testing.assert_close(losses(place / name), losses(place / "one"), rtol=1e-5, atol=0)
-    one, other = (load_file(place / run / "checkpoint-last" / "model.safetensors") for run in ("one", name))
+def test_losses_and_weights_do_not_depend_on_the_number_of_processes(
+    folder: Path, name: str, processes: int, flags: list
+) -> None:
+    output = launch(folder, name, processes, *flags)
+    assert f"{processes} processes" in output and output.count("trained 50 steps") == 1
+    assert len(losses(folder / name)) == 52
+    torch.testing.assert_close(losses(folder / name), losses(folder / "one"), rtol=1e-5, atol=0)
+    one, other = (load_file(folder / run / "checkpoint-last" / "model.safetensors") for run in ("one", name))
     assert one.keys() == other.keys()
     for weight in one:
         torch.testing.assert_close(other[weight], one[weight], rtol=1e-4, atol=1e-5)
 
 
-def test_what_shards_saved_stock_transformers_opens(place: Path) -> None:
-    run = load_checkpoint(str(place / "shards"), torch.device("cpu"))
+def test_a_checkpoint_saved_from_shards_loads_in_one_process(folder: Path) -> None:
+    run = load_checkpoint(str(folder / "shards"), torch.device("cpu"))
     assert run.facts["step"] == 50 and all(p.shape.numel() for p in run.denoiser.parameters())
 
 
@@ -90,15 +92,15 @@ run_script(main.main)
 """
 
 
-def test_what_one_process_saved_two_with_shards_go_on_with(place: Path, tmp_path: Path) -> None:
-    """A resumed step still has four batches, dealt to other processes, with equal losses. (Two to one: below.)"""
+def test_two_processes_with_shards_resume_the_state_of_one(folder: Path, tmp_path: Path) -> None:
+    """A resumed step still has four batches, shared by two processes. The test of stop signals resumes two as one."""
     (tmp_path / "stop.py").write_text(SAVES_AND_STOPS)
-    shutil.copytree(place / "cache", tmp_path / "cache")
-    said = launch(tmp_path, "run", 1, "--accumulation_steps", 4, script=str(tmp_path / "stop.py"))
-    assert "stopped after step 20" in said
-    said = launch(tmp_path, "run", 2, "--accumulation_steps", 4, "--strategy", "fsdp")
-    assert "resumed after step 20" in said and "50 steps of 32 sentences" in said
-    torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
+    shutil.copytree(folder / "cache", tmp_path / "cache")
+    output = launch(tmp_path, "run", 1, "--accumulation_steps", 4, script=str(tmp_path / "stop.py"))
+    assert "stopped after step 20" in output
+    output = launch(tmp_path, "run", 2, "--accumulation_steps", 4, "--strategy", "fsdp")
+    assert "resumed after step 20" in output and "50 steps of 32 sentences" in output
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(folder / "one"), rtol=1e-5, atol=0)
 
 
 DIES = """
@@ -118,26 +120,27 @@ run_script(main.main)
 """
 
 
-def test_a_process_that_dies_is_told_of_and_torchruns_restart_goes_on(place: Path, tmp_path: Path) -> None:
+def test_a_killed_process_is_reported_and_the_restart_by_torchrun_resumes(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "dies.py").write_text(DIES)
-    shutil.copytree(place / "cache", tmp_path / "cache")  # learning again may break ties differently
+    shutil.copytree(folder / "cache", tmp_path / "cache")  # a tokenizer learnt again may break ties differently
     options = ("--max_restarts", 1)
-    words = ("--accumulation_steps", 2, "--save_every", 10, "--overwrite", "true")
-    said = launch(tmp_path, "run", 2, *words, options=options, script=str(tmp_path / "dies.py"))
-    assert "exitcode: -9" in said and "local_rank: 1" in said  # from torchrun; the survivor's error may come too late
-    assert "resumed after step 2" in said
-    torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
+    flags = ("--accumulation_steps", 2, "--save_every", 10, "--overwrite", "true")
+    output = launch(tmp_path, "run", 2, *flags, options=options, script=str(tmp_path / "dies.py"))
+    # by torchrun; the error of the remaining process may come too late
+    assert "exitcode: -9" in output and "local_rank: 1" in output
+    assert "resumed after step 2" in output
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(folder / "one"), rtol=1e-5, atol=0)
 
 
-def test_scores_are_shared_out(place: Path, monkeypatch, capsys) -> None:
-    """The bound of a text is the same on one process and on two, with --target_se."""
-    words = ["--checkpoint", place / "one", "--threads", 1, "--estimator", "trajectory", "--target_se", 0.05]
-    words += ["--data", place / "corpus.txt", "--cache_dir", place / "cache", "--limit", 41, "--json", "true"]
-    assert call(compute_elbo.main, monkeypatch, *words) == 0
+def test_bounds_do_not_depend_on_the_number_of_processes(folder: Path, monkeypatch, capsys) -> None:
+    """One process and two give the same report, also with --target_se."""
+    flags = ["--checkpoint", folder / "one", "--threads", 1, "--estimator", "trajectory", "--target_se", 0.05]
+    flags += ["--data", folder / "corpus.txt", "--cache_dir", folder / "cache", "--limit", 41, "--json", "true"]
+    assert call(compute_elbo.main, monkeypatch, *flags) == 0
     alone = json.loads(capsys.readouterr().out)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2]
     done = subprocess.run(
-        [str(word) for word in [*launcher, ROOT / "compute_elbo.py", *words]], capture_output=True, text=True,
+        [str(word) for word in [*launcher, ROOT / "compute_elbo.py", *flags]], capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -146,31 +149,33 @@ def test_scores_are_shared_out(place: Path, monkeypatch, capsys) -> None:
         assert shared[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value), name
 
 
-def test_a_cluster_that_tells_everyone_to_stop_is_told_once(place: Path, tmp_path: Path) -> None:
+def test_stop_signals_to_all_processes_count_as_one(folder: Path, tmp_path: Path) -> None:
     """Slurm sends SIGTERM to torchrun and its workers; torchrun repeats it to the workers."""
-    shutil.copytree(place / "cache", tmp_path / "cache")
+    shutil.copytree(folder / "cache", tmp_path / "cache")
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
     base = [*TINY, "--train_data", tmp_path / "corpus.txt", "--cache_dir", tmp_path / "cache", "--valid_fraction", 0.1]
     base += ["--output_dir", tmp_path / "run", *STEPS, "--accumulation_steps", 2]
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "main.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, ROOT / "main.py"]
     process = subprocess.Popen(
-        [str(word) for word in [*words, *base]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [str(word) for word in [*command, *base]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
     )  # fmt: skip
-    said = ""
-    while "step 10:" not in said:
-        said = process.stdout.readline()
+    output = ""
+    while "step 10:" not in output:
+        output = process.stdout.readline()
     for child in subprocess.check_output(["pgrep", "-P", str(process.pid)], text=True).split():
         os.kill(int(child), signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=90)
-    assert "asked to stop: stopped after step 1" in said
-    said = launch(tmp_path, "run", 1, "--accumulation_steps", 2)  # one process resumes the state of two
-    assert "resumed after step 1" in said and "50 steps of 32 sentences" in said
-    torch.testing.assert_close(losses(tmp_path / "run"), losses(place / "one"), rtol=1e-5, atol=0)
+    output, _ = process.communicate(timeout=90)
+    assert "asked to stop: stopped after step 1" in output
+    output = launch(tmp_path, "run", 1, "--accumulation_steps", 2)  # one process resumes the state of two
+    assert "resumed after step 1" in output and "50 steps of 32 sentences" in output
+    torch.testing.assert_close(losses(tmp_path / "run"), losses(folder / "one"), rtol=1e-5, atol=0)
 
 
-def test_what_cannot_be_is_said_before_anything_is_written(place: Path, tmp_path: Path, monkeypatch) -> None:
+def test_unsupported_combinations_are_refused_before_anything_is_written(
+    folder: Path, tmp_path: Path, monkeypatch
+) -> None:
     with pytest.raises(AssertionError) as failed:
         launch(tmp_path, "run", 2, "--strategy", "fsdp", "--precision", "fp16")
     assert "strategy=fsdp does not support fp16" in str(failed.value)

@@ -62,19 +62,19 @@ def logged(folder: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("stops", [[1], [4], [5, 1], [3, 2, 6], [12]])
-def test_stopping_changes_nothing(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     monkeypatch, corpus: Path, tmp_path: Path, capsys, whole: Path, stops: list[int]
 ) -> None:
-    """Within an epoch and across its end, before, at and after evaluations and saved states, again and again."""
-    words = [*EVERYTHING, "--cache_dir", whole.parent / "cache"]
+    """The stops lie within an epoch and after its end; before, at and after evaluations and saved states."""
+    flags = [*EVERYTHING, "--cache_dir", whole.parent / "cache"]
     for stop in stops:
         with monkeypatch.context() as patch:
             stop_after(patch, stop)
-            assert train(patch, corpus, tmp_path, *words)[0] == 0
+            assert train(patch, corpus, tmp_path, *flags)[0] == 0
     step = sum(stops)
-    said = capsys.readouterr().out
-    assert ("the same command again to resume from there" in said) == (step < 12)
-    code, folder = train(monkeypatch, corpus, tmp_path, *words)
+    output = capsys.readouterr().out
+    assert ("the same command again to resume from there" in output) == (step < 12)
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags)
     assert code == 0 and (f"resumed after step {step}" if step < 12 else "this run is done, 12 steps") in (
         capsys.readouterr().out
     )
@@ -83,19 +83,19 @@ def test_stopping_changes_nothing(
 
 
 @pytest.mark.slow
-def test_fp16_goes_on_with_its_scale(monkeypatch, corpus: Path, tmp_path: Path) -> None:
-    words = ["--precision", "fp16", "--max_steps", 8]
-    assert train(monkeypatch, corpus, tmp_path, *words, name="whole")[0] == 0
+def test_fp16_resumes_with_its_loss_scale(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    flags = ["--precision", "fp16", "--max_steps", 8]
+    assert train(monkeypatch, corpus, tmp_path, *flags, name="whole")[0] == 0
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
-        train(patch, corpus, tmp_path, *words)
-    code, folder = train(monkeypatch, corpus, tmp_path, *words)
+        train(patch, corpus, tmp_path, *flags)
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags)
     assert code == 0 and contents(folder) == contents(tmp_path / "whole")
     facts = json.loads((sorted(states(folder))[-1] / "state.json").read_text())
     assert facts["scaler"]["scale"] > 0 and facts["scaler"]["_growth_tracker"] + facts["figures"]["skipped"] <= 8
 
 
-def test_the_time_limit_ends_a_process_and_not_the_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+def test_a_run_stopped_by_the_time_limit_can_be_resumed(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     assert train(monkeypatch, corpus, tmp_path, "--max_steps", 9, name="whole")[0] == 0
     code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 9, "--time_limit", 1e-6)
     assert code == 0 and "the time limit is near: stopped after step 1, and saved" in capsys.readouterr().out
@@ -103,24 +103,24 @@ def test_the_time_limit_ends_a_process_and_not_the_run(monkeypatch, corpus: Path
     assert contents(folder) == contents(tmp_path / "whole")
 
 
-def test_a_broken_state_is_named_and_the_one_before_it_taken(
+def test_a_damaged_state_is_reported_and_the_one_before_it_is_resumed(
     monkeypatch, corpus: Path, tmp_path: Path, capsys, whole: Path
 ) -> None:
-    words = [*EVERYTHING, "--cache_dir", whole.parent / "cache"]
+    flags = [*EVERYTHING, "--cache_dir", whole.parent / "cache"]
     with monkeypatch.context() as patch:
         stop_after(patch, 9)
-        _, folder = train(patch, corpus, tmp_path, *words)
+        _, folder = train(patch, corpus, tmp_path, *flags)
     newest = sorted(states(folder))[-1]
     damaged = bytearray((newest / "optimizer.safetensors").read_bytes())
     damaged[-1] ^= 1
     (newest / "optimizer.safetensors").write_bytes(damaged)
-    code, _ = train(monkeypatch, corpus, tmp_path, *words)
-    said = capsys.readouterr().out
-    assert code == 0 and "step-000000000009 is passed over: optimizer.safetensors has changed" in said
-    assert "resumed after step 8" in said and contents(folder) == contents(whole)
+    code, _ = train(monkeypatch, corpus, tmp_path, *flags)
+    output = capsys.readouterr().out
+    assert code == 0 and "step-000000000009 is passed over: optimizer.safetensors has changed" in output
+    assert "resumed after step 8" in output and contents(folder) == contents(whole)
 
 
-def test_a_lost_cache_is_made_again(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+def test_a_lost_cache_is_rebuilt(monkeypatch, corpus: Path, tmp_path: Path) -> None:
     """The run keeps its own vocabulary, even if the cache holds another under the same name."""
     _, whole = train(monkeypatch, corpus, tmp_path, name="whole")
     with monkeypatch.context() as patch:
@@ -134,22 +134,22 @@ def test_a_lost_cache_is_made_again(monkeypatch, corpus: Path, tmp_path: Path) -
     assert code == 0 and contents(folder) == contents(whole)
 
 
-def test_a_finished_run_is_left_as_it_is(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+def test_a_finished_run_is_not_changed(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     _, folder = train(monkeypatch, corpus, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     code, _ = train(monkeypatch, corpus, tmp_path)
-    said = capsys.readouterr().out
-    assert code == 0 and "this run is done, 3 steps; for more of them: --resume true --max_steps N" in said
+    output = capsys.readouterr().out
+    assert code == 0 and "this run is done, 3 steps; for more of them: --resume true --max_steps N" in output
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
 @pytest.mark.slow
-def test_a_run_may_be_made_longer(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+def test_a_finished_run_can_be_extended(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     constant = ["--lr_schedule", "constant", "--warmup_steps", 2, "--eval_steps", 3]
     _, whole = train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9, name="whole")
     _, folder = train(monkeypatch, corpus, tmp_path, *constant)
     assert train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9)[0] == 2
-    assert "other settings (max_steps=3)" in (said := capsys.readouterr().err) and "--resume true continues it" in said
+    assert "other settings (max_steps=3)" in (err := capsys.readouterr().err) and "--resume true continues it" in err
     code, _ = train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9, "--resume", "true")
     assert code == 0 and contents(folder) == contents(whole)
     assert train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 9)[0] == 0  # run.json now has the new length
@@ -158,16 +158,18 @@ def test_a_run_may_be_made_longer(monkeypatch, corpus: Path, tmp_path: Path, cap
     assert "this run has taken 9 steps, and would end at 5" in capsys.readouterr().err
 
 
-def test_another_runs_folder_is_left_alone(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+def test_a_run_with_other_settings_does_not_change_the_folder(
+    monkeypatch, capsys, corpus: Path, tmp_path: Path
+) -> None:
     _, folder = train(monkeypatch, corpus, tmp_path)
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    for words, message in (
+    for flags, message in (
         (["--learning_rate", "1e-4"], "holds a run with other settings (learning_rate=0.003)"),
         (["--learning_rate", "1e-4", "--resume", "true"], "holds a run with other settings (learning_rate=0.003)"),
         (["--resume", "false"], "holds this run, and resume=false"),
         (["--resume", "maybe"], "invalid choice: 'maybe'"),
     ):
-        code, _ = train(monkeypatch, corpus, tmp_path, *words)
+        code, _ = train(monkeypatch, corpus, tmp_path, *flags)
         assert code == 2 and message in capsys.readouterr().err
     (folder / "run.json").rename(tmp_path / "run.json")
     assert train(monkeypatch, corpus, tmp_path)[0] == 2
@@ -178,12 +180,12 @@ def test_another_runs_folder_is_left_alone(monkeypatch, capsys, corpus: Path, tm
     assert code == 0 and records(folder, "settings")[0]["learning_rate"] == 1e-4
 
 
-def test_there_must_be_something_to_resume(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+def test_resuming_without_a_run_is_refused(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
     code, folder = train(monkeypatch, corpus, tmp_path, "--resume", "true")
     assert code == 2 and "there is no run in it" in capsys.readouterr().err and not folder.exists()
 
 
-def test_other_text_is_another_run(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+def test_a_run_on_other_text_is_refused(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         train(patch, corpus, tmp_path)
@@ -192,37 +194,39 @@ def test_other_text_is_another_run(monkeypatch, capsys, corpus: Path, tmp_path: 
     assert "a run on other text" in capsys.readouterr().err
 
 
-def test_the_same_text_goes_on_under_another_path_and_another_not(
+def test_moved_text_resumes_the_run_and_changed_text_is_refused(
     monkeypatch, capsys, corpus, tokenizer, tmp_path
 ) -> None:
     """New file name, folder and tokenizer folder; also for a finished run."""
     valid, vocabulary = tmp_path / "valid.txt", tmp_path / "vocabulary"
     valid.write_text("\n".join(corpus.read_text().splitlines()[:40]) + "\n")
     tokenizer.save_pretrained(vocabulary)
-    words = ["--valid_data", valid, "--tokenizer", vocabulary, "--vocab_size", 0]
-    assert train(monkeypatch, corpus, tmp_path, *words, name="whole")[0] == 0
+    flags = ["--valid_data", valid, "--tokenizer", vocabulary, "--vocab_size", 0]
+    assert train(monkeypatch, corpus, tmp_path, *flags, name="whole")[0] == 0
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        _, folder = train(patch, corpus, tmp_path, *words)
+        _, folder = train(patch, corpus, tmp_path, *flags)
     other = tmp_path / "other"
     other.mkdir()
     moved, checked = (Path(shutil.move(f, other / f"{i}.TXT")) for i, f in enumerate((corpus, valid)))
-    words = ["--tokenizer", shutil.move(vocabulary, other / "words"), "--vocab_size", 0]
+    flags = ["--tokenizer", shutil.move(vocabulary, other / "words"), "--vocab_size", 0]
     swapped = tmp_path / "swapped.txt"
     swapped.write_text(moved.read_text().replace("cat", "tac"))
-    for text, held, what in ((swapped, checked, "text"), (moved, swapped, "validation text")):
-        assert train(monkeypatch, text, tmp_path, *words, "--valid_data", held)[0] == 2
-        assert f"holds a run on other {what} (changed files, or the same text" in capsys.readouterr().err
-    words += ["--valid_data", checked]
-    assert train(monkeypatch, moved, tmp_path, *words)[0] == 0
+    for text, held, kind in ((swapped, checked, "text"), (moved, swapped, "validation text")):
+        assert train(monkeypatch, text, tmp_path, *flags, "--valid_data", held)[0] == 2
+        assert f"holds a run on other {kind} (changed files, or the same text" in capsys.readouterr().err
+    flags += ["--valid_data", checked]
+    assert train(monkeypatch, moved, tmp_path, *flags)[0] == 0
     assert "resumed after step 2" in capsys.readouterr().out and contents(folder) == contents(tmp_path / "whole")
     again = Path(shutil.copy(moved, tmp_path / "again.txt"))
-    for text, code in ((moved, 0), (again, 0), (swapped, 2)):  # it is done
-        assert train(monkeypatch, text, tmp_path, *words)[0] == code
+    for text, code in ((moved, 0), (again, 0), (swapped, 2)):  # the run is finished
+        assert train(monkeypatch, text, tmp_path, *flags)[0] == code
     assert "this run is done" in capsys.readouterr().out
 
 
-def test_a_run_begun_when_names_counted_goes_on(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+def test_a_run_fingerprinted_with_file_names_resumes_under_the_same_path(
+    monkeypatch, capsys, corpus: Path, tmp_path: Path
+) -> None:
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
         real = sources.fingerprint
@@ -242,33 +246,32 @@ def test_a_run_begun_when_names_counted_goes_on(monkeypatch, capsys, corpus: Pat
     assert train(monkeypatch, corpus, tmp_path)[0] == 0 and "resumed after step 2" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["validation text", "word frequencies", "text of a stream"])
-def test_what_else_a_run_began_with_must_stay(monkeypatch, capsys, corpus: Path, tmp_path: Path, what: str) -> None:
-    valid, counts, words = tmp_path / "valid.txt", tmp_path / "counts.json", []
+@pytest.mark.parametrize("changed", ["validation text", "word frequencies", "text of a stream"])
+def test_changed_input_files_are_refused(monkeypatch, capsys, corpus: Path, tmp_path: Path, changed: str) -> None:
+    valid, counts, flags = tmp_path / "valid.txt", tmp_path / "counts.json", []
     lines = corpus.read_text().splitlines()
     valid.write_text("\n".join(lines[:40]) + "\n")
     counts.write_text('{"the": 5, "a": 2}')
-    if what == "text of a stream":
-        words = ["--streaming", "true", "--num_workers", 0, "--shuffle_buffer", 20, "--batch_size", 4]
-    words += ["--valid_data", valid, "--word_freq_file", counts]
+    if changed == "text of a stream":
+        flags = ["--streaming", "true", "--num_workers", 0, "--shuffle_buffer", 20, "--batch_size", 4]
+    flags += ["--valid_data", valid, "--word_freq_file", counts]
     with monkeypatch.context() as patch:
         stop_after(patch, 2)
-        assert train(patch, corpus, tmp_path, *words)[0] == 0
-    if what == "validation text":
+        assert train(patch, corpus, tmp_path, *flags)[0] == 0
+    if changed == "validation text":
         valid.write_text("\n".join(lines[1:41]) + "\n")
-    elif what == "word frequencies":
+    elif changed == "word frequencies":
         counts.write_text('{"the": 5, "a": 3}')
     else:
         corpus.write_text(corpus.read_text().swapcase())  # of the same size
-    assert train(monkeypatch, corpus, tmp_path, *words)[0] == 2
-    assert f"holds a run on other {what.split(' of')[0]} (changed files, or the same text" in capsys.readouterr().err
+    assert train(monkeypatch, corpus, tmp_path, *flags)[0] == 2
+    assert f"holds a run on other {changed.split(' of')[0]} (changed files, or the same text" in capsys.readouterr().err
 
 
-def test_a_job_that_is_started_again_goes_on_where_its_first_try_was_to_overwrite(
-    monkeypatch, corpus, tmp_path, capsys
-) -> None:
+def test_a_restarted_job_with_overwrite_resumes_its_own_run(monkeypatch, corpus, tmp_path, capsys) -> None:
     """With --overwrite true another job's run is replaced, and the restarted job's own run is resumed."""
-    for job, stop in (("first", 2), ("second", 2), ("second", 1)):  # twice in one allocation: not a second try
+    # a second command in one allocation is not a restart
+    for job, stop in (("first", 2), ("second", 2), ("second", 1)):
         monkeypatch.setenv("SLURM_JOB_ID", job)
         with monkeypatch.context() as patch:
             stop_after(patch, stop)
@@ -277,25 +280,25 @@ def test_a_job_that_is_started_again_goes_on_where_its_first_try_was_to_overwrit
     monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
     assert train(monkeypatch, corpus, tmp_path, "--overwrite", "true")[0] == 0
     assert "resumed after step 1" in capsys.readouterr().out
-    words = ["--overwrite", "true", "--learning_rate", "1e-4"]
-    assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
+    flags = ["--overwrite", "true", "--learning_rate", "1e-4"]
+    assert train(monkeypatch, corpus, tmp_path, *flags)[0] == 0
     assert "resumed" not in capsys.readouterr().out
-    assert train(monkeypatch, corpus, tmp_path, *words, "--resume", "true")[0] == 2
+    assert train(monkeypatch, corpus, tmp_path, *flags, "--resume", "true")[0] == 2
     assert "overwrite=true restarts and resume=true continues; give one" in capsys.readouterr().err
 
 
-def test_states_that_are_all_broken_are_not_thrown_away(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+def test_a_run_without_an_intact_state_is_refused_and_kept(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     _, folder = train(monkeypatch, corpus, tmp_path)
     for state in states(folder):
         (state / "manifest.json").write_text("{}")
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
-    for words in ([], ["--resume", "true", "--max_steps", 9]):
-        assert train(monkeypatch, corpus, tmp_path, *words)[0] == 2
+    for flags in ([], ["--resume", "true", "--max_steps", 9]):
+        assert train(monkeypatch, corpus, tmp_path, *flags)[0] == 2
         assert "none of its saved states is intact" in capsys.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
 
 
-def test_somebody_elses_hidden_files_stay(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+def test_hidden_files_of_the_user_stay(monkeypatch, corpus: Path, tmp_path: Path) -> None:
     for name in (".env.template", ".checkpoint.notes", ".state.abcdefgh"):
         (tmp_path / "run").mkdir(exist_ok=True)
         (tmp_path / "run" / name).write_text("mine")
@@ -303,7 +306,9 @@ def test_somebody_elses_hidden_files_stay(monkeypatch, corpus: Path, tmp_path: P
     assert {p.name for p in folder.glob(".*")} == {".env.template", ".checkpoint.notes"}
 
 
-def test_steps_that_were_never_saved_keep_their_size(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_state_keeps_its_batches_per_step(
+    monkeypatch, corpus: Path, tmp_path: Path
+) -> None:
     """A run killed on four processes before its first state resumes on one with four batches per step."""
     _, folder = train(monkeypatch, corpus, tmp_path, "--batch_size", 8, "--accumulation_steps", 4)
     known = json.loads((folder / "run.json").read_text())
@@ -318,13 +323,13 @@ def test_steps_that_were_never_saved_keep_their_size(monkeypatch, corpus: Path, 
 @pytest.mark.parametrize(
     "content", ["", "[]", "{", "\0", "null", "[" * 10**5, '{"world_size": "x"}', '{"accumulation_steps": 0}']
 )
-def test_a_damaged_claim_is_said_to_be(tmp_path: Path, content: str) -> None:
+def test_a_damaged_run_json_is_reported(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match="run.json: damaged"):
         find_start(TrainArgs(str(tmp_path)), {}, print)
 
 
-def test_settings_that_change_nothing_may_change() -> None:
+def test_settings_without_effect_on_the_result_may_change() -> None:
     known = {"learning_rate": 1.0, "device": "cpu", "world_size": 2, "accumulation_steps": 2, "max_steps": 5}
     assert differences(known, {**known, "device": "cuda"}, set()) == []
     assert differences(known, {**known, "accumulation_steps": 4}, set()) == ["accumulation_steps"]
@@ -336,7 +341,7 @@ def test_settings_that_change_nothing_may_change() -> None:
     assert differences({**known, "gone": 1}, known, set()) == [] and differences(known, {**known, "new": 1}, set())
 
 
-def test_a_step_keeps_its_size_on_other_numbers_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_keeps_its_batches_on_other_numbers_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     args = TrainArgs("x", accumulation_steps=3)
     assert batches_per_process(args, Start()) == 3
     for processes, each in ((1, 4), (2, 2), (4, 1)):
@@ -347,6 +352,6 @@ def test_a_step_keeps_its_size_on_other_numbers_of_processes(monkeypatch: pytest
         batches_per_process(args, Start(Path("s"), {"parts": 4}))
 
 
-def test_another_torch_is_told_of() -> None:
+def test_another_torch_version_is_reported() -> None:
     assert note_versions(Start(Path("s"), {"torch": torch.__version__})) == "" == note_versions(Start())
     assert "saved under torch 1.0, resumed under" in note_versions(Start(Path("s"), {"torch": "1.0"}))

@@ -8,7 +8,7 @@ from checkpoint.folder import load_checkpoint
 from tests.test_main import CPU, train
 
 
-def test_frequencies_from_a_file_drive_the_spindle(
+def test_the_word_freq_file_replaces_the_counts_of_the_corpus(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "f.json").write_text('{"the": 10, "a": 5}')

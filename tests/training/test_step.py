@@ -1,4 +1,4 @@
-"""step.py: the loss of a step, its clipping, and the random numbers it draws."""
+"""step.py: the loss of a step, gradient clipping, and the random numbers of a step."""
 
 import math
 from types import SimpleNamespace
@@ -28,7 +28,7 @@ def test_clipping_bounds_the_norm_and_the_values() -> None:
     assert not clip(model, OptimArgs(), [], scaler)
 
 
-def test_in_fp16_an_overflow_anywhere_leaves_every_weight_as_it_was() -> None:
+def test_an_fp16_overflow_in_one_gradient_skips_the_step_of_every_optimizer() -> None:
     """Two optimizers share one gradient norm, so neither may step if it is not finite."""
     a, b = (torch.nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     model = torch.nn.ParameterList([a, b])
@@ -43,7 +43,7 @@ def test_in_fp16_an_overflow_anywhere_leaves_every_weight_as_it_was() -> None:
     assert scaler.get_scale() == 2.0  # halved twice
 
 
-def test_the_warm_start_is_masked_language_modelling_and_then_the_process_takes_over(
+def test_the_warm_start_uses_masked_lm_and_later_steps_the_process_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("training.step.masked_lm_loss", lambda *_, rates, **__: ("masked lm", rates))
@@ -57,12 +57,12 @@ def test_the_warm_start_is_masked_language_modelling_and_then_the_process_takes_
 def test_dropout_and_noise_follow_from_seed_step_and_batch() -> None:
     from training.step import seed_batch
 
-    def drawn(*where: int) -> tuple:
-        generator, shared = seed_batch(*where)
+    def drawn(*indices: int) -> tuple:
+        generator, shared = seed_batch(*indices)
         return torch.rand(1).item(), torch.rand(1, generator=generator).item(), shared
 
-    here = drawn(1, 2, 3)
-    assert here == drawn(1, 2, 3) and here[0] != here[1]
+    first = drawn(1, 2, 3)
+    assert first == drawn(1, 2, 3) and first[0] != first[1]
     for other in (drawn(0, 2, 3), drawn(1, 1, 3), drawn(1, 2, 0)):
-        assert here[0] != other[0] and here[1] != other[1]
-    assert here[2] == drawn(1, 2, 9)[2] != drawn(1, 3, 3)[2]
+        assert first[0] != other[0] and first[1] != other[1]
+    assert first[2] == drawn(1, 2, 9)[2] != drawn(1, 3, 3)[2]

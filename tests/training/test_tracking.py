@@ -29,7 +29,7 @@ def test_the_log_holds_every_figure_and_the_curve_is_a_png(tmp_path: Path) -> No
     assert (tmp_path / "curve.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_fitlog_works_out_of_the_box(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_fitlog_records_settings_losses_and_bounds(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     fill(Tracker(tmp_path / "run", {"seed": 1, "schedule": "mutual"}))
     (folder,) = (tmp_path / "fitlog").iterdir()
     assert '"seed": "1"' in (folder / "hyper.log").read_text() or "seed" in (folder / "hyper.log").read_text()
@@ -39,15 +39,15 @@ def test_fitlog_works_out_of_the_box(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 class Broken(types.ModuleType):
-    """fitlog module whose one function fails."""
+    """Stand-in for fitlog in which one function fails."""
 
-    def __init__(self, at: str) -> None:
+    def __init__(self, failing: str) -> None:
         super().__init__("fitlog")
-        self.at = at
+        self.failing = failing
 
     def __getattr__(self, name: str):
         def method(*args: object, **kwargs: object) -> None:
-            if name == self.at:
+            if name == self.failing:
                 raise AttributeError("module 'numpy' has no attribute 'str'")
 
         return method
@@ -56,17 +56,17 @@ class Broken(types.ModuleType):
 @pytest.mark.parametrize(
     "at", ["set_log_dir", "add_hyper", "add_loss", "add_metric", "add_best_metric", "add_other", "finish"]
 )
-def test_a_broken_tracker_costs_one_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, at: str
+def test_a_failing_fitlog_costs_one_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, failing: str
 ) -> None:
-    monkeypatch.setitem(sys.modules, "fitlog", Broken(at))
+    monkeypatch.setitem(sys.modules, "fitlog", Broken(failing))
     fill(Tracker(tmp_path / "run", {"seed": 1}))
     assert len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) == 4
-    said = capsys.readouterr().err
-    assert said.count("warning: ") == 1 and "no attribute 'str'" in said
+    stderr = capsys.readouterr().err
+    assert stderr.count("warning: ") == 1 and "no attribute 'str'" in stderr
 
 
-def test_a_missing_tracker_costs_one_warning(
+def test_missing_fitlog_and_matplotlib_cost_one_warning_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "fitlog", None)
@@ -77,7 +77,7 @@ def test_a_missing_tracker_costs_one_warning(
 
 
 @pytest.mark.filterwarnings("error")
-def test_a_run_that_diverged_has_a_curve_too(tmp_path: Path) -> None:
+def test_a_diverged_run_has_a_curve(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, {"seed": 1}, use_fitlog=False)
     for step, bits in enumerate((9.0, None, 20.0, 1e300), 1):
         tracker.train(step, {"bits_per_token": bits})
@@ -120,16 +120,16 @@ def test_a_full_disk_costs_one_warning_that_names_the_log(
     full.room += 10**6 * room_again
     tracker.train(6, {"bits_per_token": 1.0})
     tracker.close(draw=False)
-    said, whole = capsys.readouterr().err, full.content.count(b"\n")
-    assert f"warning: {tmp_path / 'run' / 'log.jsonl'}: the log cannot be written (No space left on device)" in said
+    stderr, written = capsys.readouterr().err, full.content.count(b"\n")
+    assert f"warning: {tmp_path / 'run' / 'log.jsonl'}: the log cannot be written (No space left on device)" in stderr
     if room_again:
-        assert said.count("\n") == 1
+        assert stderr.count("\n") == 1
         assert [json.loads(line)["step"] for line in full.content.splitlines()] == [1, 2, 3, 4, 5, 6]
     else:
-        assert said.count("\n") == 2 and f"{6 - whole} lines of the log are lost" in said
+        assert stderr.count("\n") == 2 and f"{6 - written} lines of the log are lost" in stderr
 
 
-def test_a_log_that_cannot_be_rewritten_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_log_that_cannot_be_rewritten_is_named_in_the_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(handle: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

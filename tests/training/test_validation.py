@@ -33,31 +33,33 @@ def test_the_saved_weights_give_the_recorded_bound(trained: Path, tmp_path: Path
     assert again.report()["bits_per_token"] == pytest.approx(run.facts["bits_per_token"], rel=1e-5)
 
 
-def test_a_bound_that_is_no_number_ends_the_run(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+def test_a_non_finite_bound_ends_the_run(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
     monkeypatch.setattr(Likelihood, "report", lambda self: {"nats_per_sequence": math.nan})
     code, folder = train(monkeypatch, corpus, tmp_path)
     assert code == 2 and "the validation bound is not finite; lower" in capsys.readouterr().err
     assert {path.name for path in folder.iterdir()} == {"log.jsonl", "run.json", "run.lock", "state", "tokenizer"}
 
 
-def test_a_folder_that_vanishes_ends_the_run_in_one_line(monkeypatch, capsys, corpus: Path, tmp_path: Path) -> None:
+def test_a_removed_output_folder_ends_the_run_with_a_one_line_error(
+    monkeypatch, capsys, corpus: Path, tmp_path: Path
+) -> None:
     real = training_loss
     monkeypatch.setattr("training.step.training_loss", lambda *a: shutil.rmtree(tmp_path / "run", True) or real(*a))
     code, folder = train(monkeypatch, corpus, tmp_path)
-    (said,) = errors_of(capsys.readouterr().err)
-    assert code == 2 and "was removed or emptied during the run" in said
+    (message,) = errors_of(capsys.readouterr().err)
+    assert code == 2 and "was removed or emptied during the run" in message
     assert not folder.exists()
 
 
-def test_a_deleted_checkpoint_is_made_again(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+def test_a_deleted_checkpoint_is_written_again(monkeypatch, corpus: Path, tmp_path: Path) -> None:
     real, calls = training_loss, []
 
-    def loss(*words):
+    def loss(*args):
         calls.append(1)
         if len(calls) == 3:
             shutil.rmtree(tmp_path / "run" / "checkpoint-last")
             shutil.rmtree(tmp_path / "run" / "state")
-        return real(*words)
+        return real(*args)
 
     monkeypatch.setattr("training.step.training_loss", loss)
     code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 4, "--eval_steps", 2)
@@ -65,24 +67,24 @@ def test_a_deleted_checkpoint_is_made_again(monkeypatch, corpus: Path, tmp_path:
     assert [path.name for path in (folder / "state").iterdir()] == ["step-000000000004"]
 
 
-def test_an_evaluation_is_given_up_when_the_time_is_short_and_made_up_for(
+def test_an_evaluation_cut_by_the_time_limit_is_done_by_the_next_process(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     """The step is saved; the next process begins with the evaluation and ends with the same results."""
-    words = ["--max_steps", 4, "--eval_steps", 2, "--time_limit", 60]
-    _, whole = train(monkeypatch, corpus, tmp_path, *words, name="whole")
+    flags = ["--max_steps", 4, "--eval_steps", 2, "--time_limit", 60]
+    _, whole = train(monkeypatch, corpus, tmp_path, *flags, name="whole")
     for stop in (2, 4):
         with monkeypatch.context() as patch:
             answers = [True] * (stop == 4) + [False] * 9
             patch.setattr(Deadline, "part_check", lambda self, answers=answers: lambda: answers.pop(0))
-            code, folder = train(patch, corpus, tmp_path, *words)
+            code, folder = train(patch, corpus, tmp_path, *flags)
         assert code == 0 and f"the time limit is near: stopped after step {stop}" in capsys.readouterr().out
         assert [record["step"] for record in records(folder, "valid")] == [2] * (stop == 4)
     with monkeypatch.context() as patch:
         patch.setattr(Deadline, "part_check", lambda self: lambda: False)
-        assert train(patch, corpus, tmp_path, *words)[0] == 2
+        assert train(patch, corpus, tmp_path, *flags)[0] == 2
         assert "time_limit=60.0 is too short for an evaluation of" in capsys.readouterr().err
-    assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
+    assert train(monkeypatch, corpus, tmp_path, *flags)[0] == 0
     assert "trained 4 steps" in capsys.readouterr().out
     assert [record["step"] for record in records(folder, "valid")] == [2, 4]
     for name in ("checkpoint", "checkpoint-last"):
