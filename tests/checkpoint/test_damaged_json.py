@@ -26,40 +26,40 @@ VALUES = [None, [], {}, "x", "", -1, 0, 3, 10**9, 10**18, 0.5, math.nan, math.in
 CPU = torch.device("cpu")
 MANY = 20
 """Number of entries above which three represent a uniform list or object."""
-Way = tuple[str | int, ...]
+EntryPath = tuple[str | int, ...]
 
 
-def ways(thing: object, way: Way = ()) -> Iterator[Way]:
+def entry_paths(value: object, path: EntryPath = ()) -> Iterator[EntryPath]:
     """Yield the path of every entry of a JSON value, at any depth."""
-    if way:
-        yield way
-    entries = list(thing.items() if isinstance(thing, dict) else enumerate(thing) if isinstance(thing, list) else ())
-    for key, inner in entries if len(entries) < MANY or len(way) < 1 else [*entries[:2], entries[-1]]:
-        yield from ways(inner, (*way, key))
+    if path:
+        yield path
+    entries = list(value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ())
+    for key, entry in entries if len(entries) < MANY or len(path) < 1 else [*entries[:2], entries[-1]]:
+        yield from entry_paths(entry, (*path, key))
 
 
-def changed(whole: object, way: Way, value: object) -> object:
-    """Return a copy with the entry at a path replaced, or removed if the value is GONE."""
+def changed(whole: object, path: EntryPath, value: object) -> object:
+    """Return a copy with the entry at a path replaced, or removed if the value is REMOVED."""
     copy = json.loads(json.dumps(whole))
-    place = copy
-    for key in way[:-1]:
-        place = place[key]
-    if value is GONE:
-        del place[way[-1]]
+    parent = copy
+    for key in path[:-1]:
+        parent = parent[key]
+    if value is REMOVED:
+        del parent[path[-1]]
     else:
-        place[way[-1]] = value
+        parent[path[-1]] = value
     return copy
 
 
-GONE = object()
+REMOVED = object()
 
 
 def variants(file: Path, each: int) -> Iterator[str]:
     """Yield the file's content with each entry changed `each` times; all values occur over all entries."""
-    whole, turn = json.loads(file.read_text()), itertools.cycle([*VALUES, GONE])
-    for way in ways(whole):
-        for value in itertools.islice(turn, each):
-            yield json.dumps(changed(whole, way, value))
+    whole, values = json.loads(file.read_text()), itertools.cycle([*VALUES, REMOVED])
+    for path in entry_paths(whole):
+        for value in itertools.islice(values, each):
+            yield json.dumps(changed(whole, path, value))
 
 
 @pytest.fixture
@@ -73,13 +73,13 @@ def use(run: TextModel) -> None:
     with torch.no_grad():
         predict.samples(run, predict.PredictArgs("x", num_samples=1), SampleArgs(num_steps=4), CPU)
         ids = torch.tensor([[run.tokenizer.cls_token_id, 7, 8, run.tokenizer.sep_token_id]])
-        there = torch.ones_like(ids, dtype=torch.bool)
+        attention_mask = torch.ones_like(ids, dtype=torch.bool)
         targets = torch.tensor([[False, True, True, False]])
-        bound = run.process.bound(run.denoiser, Batch(ids, there, targets), 2).total
+        bound = run.process.bound(run.denoiser, Batch(ids, attention_mask, targets), 2).total
     assert bound.isfinite().all()
 
 
-def test_process_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_process_json_is_refused_or_works(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     network, tokenizer = load_network(str(folder), whole=True), load_tokenizer(str(folder))
     monkeypatch.setattr("checkpoint.folder.load_network", lambda *_, **__: network)
     monkeypatch.setattr("checkpoint.folder.load_tokenizer", lambda *_: tokenizer)
@@ -98,7 +98,7 @@ def test_process_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused > 300 and used > 30
 
 
-def test_config_json(folder: Path) -> None:
+def test_a_damaged_config_json_is_refused_or_works(folder: Path) -> None:
     refused = 0
     for content in variants(folder / "config.json", len(VALUES) + 1):
         (folder / "config.json").write_text(content)
@@ -112,7 +112,7 @@ def test_config_json(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "each"), [("tokenizer_config.json", 19), ("tokenizer.json", 8)])
-def test_tokenizers(folder: Path, name: str, each: int) -> None:
+def test_damaged_tokenizer_files_are_refused_or_work(folder: Path, name: str, each: int) -> None:
     refused = 0
     for content in variants(folder / name, each):
         (folder / name).write_text(content)
@@ -126,7 +126,7 @@ def test_tokenizers(folder: Path, name: str, each: int) -> None:
     assert refused > 20
 
 
-def test_word_freq_json(folder: Path) -> None:
+def test_a_damaged_word_freq_json_is_refused_or_works(folder: Path) -> None:
     tokenizer = load_tokenizer(str(folder))
     for content in variants(folder / "word_freq.json", len(VALUES) + 1):
         (folder / "word_freq.json").write_text(content)

@@ -1,4 +1,4 @@
-"""description.py: process.json gives back what was described."""
+"""description.py: process.json restores the description that was written."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,15 +21,15 @@ def test_the_posterior_can_be_chosen_on_loading(tokenizer: BertTokenizerFast, tm
 
 
 @pytest.mark.parametrize("conditioning", ["none", "token"])
-def test_what_is_written_is_read(tokenizer: BertTokenizerFast, tmp_path: Path, conditioning: str) -> None:
+def test_a_written_description_is_read_back(tokenizer: BertTokenizerFast, tmp_path: Path, conditioning: str) -> None:
     described = Description.of(make_run(tokenizer, conditioning))
     described.write(tmp_path)
     assert Description.read(tmp_path) == described and described.time_conditioning == conditioning
-    other = Description.read(tmp_path, posterior="released").process_args
-    assert (other.posterior, described.process_args.posterior) == ("released", "exact")
+    other_args = Description.read(tmp_path, posterior="released").process_args
+    assert (other_args.posterior, described.process_args.posterior) == ("released", "exact")
 
 
-def test_a_posterior_is_for_word_freq_alone(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+def test_a_posterior_is_refused_for_other_processes(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     replace(Description.of(make_run(tokenizer)), process_args=MdlmArgs()).write(tmp_path)
     assert Description.read(tmp_path).process_args == MdlmArgs()
     with pytest.raises(UserError, match="posterior=released is for process=word_freq"):

@@ -42,7 +42,7 @@ def batch_of(tokenizer: BertTokenizerFast):
 
 @pytest.mark.parametrize("conditioning", ["none", "layerwise", "token"])
 @pytest.mark.parametrize("posterior", ["exact", "released"])
-def test_a_run_comes_back_as_it_was(
+def test_a_loaded_checkpoint_equals_the_saved_model(
     tokenizer: BertTokenizerFast, tmp_path: Path, conditioning: str, posterior: str
 ) -> None:
     run = make_run(tokenizer, conditioning, posterior)
@@ -58,7 +58,7 @@ def test_a_run_comes_back_as_it_was(
     assert torch.equal(*bounds)
 
 
-def test_stock_transformers_opens_the_folder(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+def test_stock_transformers_loads_the_folder(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     run = make_run(tokenizer)
     save_checkpoint(tmp_path / "run", run)
     stock = AutoModelForMaskedLM.from_pretrained(tmp_path / "run").eval()
@@ -70,7 +70,7 @@ def test_stock_transformers_opens_the_folder(tokenizer: BertTokenizerFast, tmp_p
     assert AutoTokenizer.from_pretrained(tmp_path / "run").get_vocab() == tokenizer.get_vocab()
 
 
-def test_saving_again_replaces_and_an_output_folder_stands_for_its_best_checkpoint(
+def test_saving_again_replaces_the_checkpoint_loaded_from_the_output_folder(
     tokenizer: BertTokenizerFast, tmp_path: Path
 ) -> None:
     run = make_run(tokenizer)
@@ -153,7 +153,7 @@ def edit_process(folder: Path, **changes: object) -> None:
         (lambda d: (d / "word_freq.json").unlink(), "word_freq.json: cannot be read"),
     ],
 )
-def test_a_damaged_checkpoint_is_named_in_one_line(
+def test_a_damaged_checkpoint_is_reported_in_one_line(
     tokenizer: BertTokenizerFast, tmp_path: Path, damage, message: str
 ) -> None:
     folder = tmp_path / "run"
@@ -164,7 +164,7 @@ def test_a_damaged_checkpoint_is_named_in_one_line(
     assert "\n" not in str(caught.value) and "run" in str(caught.value)
 
 
-def test_a_pickled_checkpoint_is_refused_unread(tmp_path: Path) -> None:
+def test_a_pickled_checkpoint_is_refused_without_loading(tmp_path: Path) -> None:
     file = tmp_path / "checkpoint-10.pt"
     file.write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     with pytest.raises(UserError, match="is a file; give a folder made by main.py .*no pickle is ever loaded"):

@@ -9,7 +9,7 @@ from data.pairs import PairFormat
 from tests.checkpoint.test_folder import make_run
 
 
-def test_a_card_says_how_a_model_is_used_and_what_it_is(tokenizer: BertTokenizerFast) -> None:
+def test_a_model_card_holds_commands_settings_and_facts(tokenizer: BertTokenizerFast) -> None:
     run = make_run(tokenizer, "layerwise")
     card = model_card(run)
     assert card.startswith("---\nlibrary_name: transformers\n") and "`python predict.py --checkpoint DIR`" in card

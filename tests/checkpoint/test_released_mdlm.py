@@ -22,8 +22,8 @@ from utils.errors import UserError
 IDS = torch.tensor([[5, 0, 7, 4]])
 
 
-def lightning(path: Path, made: DitNetwork, average: DitNetwork, extra: object = None) -> Path:
-    """Write a checkpoint in Lightning's form, with settings that are objects of another package."""
+def lightning(path: Path, model: DitNetwork, average: DitNetwork, extra: object = None) -> Path:
+    """Write a checkpoint as Lightning does, with settings that are objects of another package."""
     package = {name: types.ModuleType(name) for name in ("omegaconf", "omegaconf.dictconfig", "omegaconf.base")}
 
     class DictConfig:
@@ -33,16 +33,16 @@ def lightning(path: Path, made: DitNetwork, average: DitNetwork, extra: object =
     class ContainerMetadata:
         pass
 
-    for kind, where in ((DictConfig, "omegaconf.dictconfig"), (ContainerMetadata, "omegaconf.base")):
-        kind.__module__, kind.__qualname__ = where, kind.__name__
-        setattr(package[where], kind.__name__, kind)
+    for kind, module in ((DictConfig, "omegaconf.dictconfig"), (ContainerMetadata, "omegaconf.base")):
+        kind.__module__, kind.__qualname__ = module, kind.__name__
+        setattr(package[module], kind.__name__, kind)
     sys.modules.update(package)
     try:
         settings = DictConfig()
         settings.__dict__["_metadata"] = ContainerMetadata()
         shadow = [parameter.detach().clone() for parameter in average.backbone.parameters()]
         content = {
-            "state_dict": {f"backbone.{name}": tensor for name, tensor in made.backbone.state_dict().items()},
+            "state_dict": {f"backbone.{name}": tensor for name, tensor in model.backbone.state_dict().items()},
             "ema": {"decay": 0.9999, "num_updates": 7, "shadow_params": shadow},
             "hyper_parameters": {
                 "config": settings,
@@ -58,21 +58,21 @@ def lightning(path: Path, made: DitNetwork, average: DitNetwork, extra: object =
     return path
 
 
-def test_the_average_is_mapped_by_position(tmp_path: Path) -> None:
-    made, average = network(seed=1), network(seed=2)
-    file = lightning(tmp_path / "mdlm.ckpt", made, average)
-    for averaged, expected in ((False, made), (True, average)):
-        found = network_of(read_weights(file, averaged=averaged), model_length=32).eval()
-        torch.testing.assert_close(found(IDS), expected(IDS))
-        assert found.config.n_heads == 2 and found.config.cond_dim == 8 and found.config.n_blocks == 2
+def test_averaged_weights_are_mapped_by_position(tmp_path: Path) -> None:
+    model, average = network(seed=1), network(seed=2)
+    file = lightning(tmp_path / "mdlm.ckpt", model, average)
+    for averaged, expected in ((False, model), (True, average)):
+        loaded = network_of(read_weights(file, averaged=averaged), model_length=32).eval()
+        torch.testing.assert_close(loaded(IDS), expected(IDS))
+        assert loaded.config.n_heads == 2 and loaded.config.cond_dim == 8 and loaded.config.n_blocks == 2
 
 
-def test_a_folder_of_the_hub_and_a_causal_network(tmp_path: Path) -> None:
-    made = network(causal=True)
-    made.save_pretrained(tmp_path / "a")
-    found = network_of(read_weights(tmp_path / "a", averaged=True), model_length=32).eval()
-    torch.testing.assert_close(found(IDS), made(IDS))
-    assert found.config.causal
+def test_a_hub_folder_of_a_causal_network_is_converted(tmp_path: Path) -> None:
+    model = network(causal=True)
+    model.save_pretrained(tmp_path / "a")
+    loaded = network_of(read_weights(tmp_path / "a", averaged=True), model_length=32).eval()
+    torch.testing.assert_close(loaded(IDS), model(IDS))
+    assert loaded.config.causal
 
 
 class Bomb:
@@ -85,13 +85,13 @@ class Bomb:
         return os.system, (f"touch {self.mark}",)
 
 
-def test_nothing_else_in_the_file_is_built(tmp_path: Path) -> None:
+def test_unexpected_objects_in_a_file_are_refused_and_never_built(tmp_path: Path) -> None:
     mark = tmp_path / "executed"
     file = lightning(tmp_path / "a.ckpt", network(), network(), extra=Bomb(mark))
     (tmp_path / "b.ckpt").write_bytes(pickle.dumps(Bomb(mark)))
     (tmp_path / "c.ckpt").write_bytes(b"PK\3\4 no zip")
     (tmp_path / "d.ckpt").write_bytes(b"")
-    lightning(tmp_path / "e.ckpt", network(), network(), extra=re.compile("x"))  # harmless, but of no expected type
+    lightning(tmp_path / "e.ckpt", network(), network(), extra=re.compile("x"))  # harmless, but of an unexpected type
     for name in "abcde":
         with pytest.raises(UserError, match=f"{name}.ckpt: "):
             read_weights(tmp_path / f"{name}.ckpt", averaged=True)
@@ -127,7 +127,7 @@ def test_other_weights_are_refused(tmp_path: Path) -> None:
             network_of(changed, model_length=32)
 
 
-def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_is(tmp_path: Path) -> None:
+def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     file = lightning(tmp_path / "a.ckpt", network(), network())
     read_weights(file, averaged=True)
     with zipfile.ZipFile(file) as whole, zipfile.ZipFile(tmp_path / "b.ckpt", "w", zipfile.ZIP_DEFLATED) as packed:
@@ -139,7 +139,7 @@ def test_an_archive_that_unpacks_to_far_more_is_refused_before_it_is(tmp_path: P
 
 
 class Hex:
-    """String encoded repeatedly; each encoding doubles its length for ten bytes of pickle."""
+    """String that is encoded repeatedly: ten bytes of pickle double its length."""
 
     def __init__(self, times: int) -> None:
         self.times = times
@@ -155,21 +155,21 @@ class Buffer:
         return bytearray, (2**31 - 1,)
 
 
-@pytest.mark.parametrize("what", ["hex", "buffer", "meta", "sparse", "quantised", "integer", "average", "blocks"])
-def test_what_makes_much_of_little_is_refused(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("content", ["hex", "buffer", "meta", "sparse", "quantised", "integer", "average", "blocks"])
+def test_oversized_and_malformed_contents_are_refused_quickly(tmp_path: Path, content: str) -> None:
     weights: dict = {f"backbone.{name}": tensor for name, tensor in network().backbone.state_dict().items()}
     extra: dict = {}
-    if what in ("hex", "buffer"):
-        extra = {"extra": Hex(40) if what == "hex" else Buffer()}
-    elif what == "meta":
+    if content in ("hex", "buffer"):
+        extra = {"extra": Hex(40) if content == "hex" else Buffer()}
+    elif content == "meta":
         weights["backbone.vocab_embed.embedding"] = torch.zeros(8_000_000, 128, device="meta")
-    elif what == "sparse":
+    elif content == "sparse":
         weights["backbone.vocab_embed.embedding"] = torch.eye(5).to_sparse()
-    elif what == "quantised":
+    elif content == "quantised":
         weights["backbone.x"] = torch.quantize_per_tensor(torch.zeros(3), 0.1, 0, torch.qint8)
-    elif what == "integer":
+    elif content == "integer":
         weights = {3: torch.zeros(2)}
-    elif what == "average":
+    elif content == "average":
         extra = {"ema": {"shadow_params": [1, 2]}}
     else:
         weights |= {f"backbone.blocks.{i}.x": torch.zeros(1) for i in range(1200)}
@@ -180,7 +180,7 @@ def test_what_makes_much_of_little_is_refused(tmp_path: Path, what: str) -> None
     assert time.monotonic() - began < 5
 
 
-def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "model.safetensors")
     for path in (tmp_path, tmp_path / "model.safetensors"):
         with pytest.raises(UserError, match="not a regular file"):

@@ -1,4 +1,4 @@
-"""text_model.py: which tokens a process of text may draw and score."""
+"""text_model.py: the tokens that a process may draw and score."""
 
 import torch
 from transformers import BertTokenizerFast
@@ -8,15 +8,15 @@ from diffusion_word_freq import WordFreqArgs
 from tests.checkpoint.test_folder import make_run
 
 
-def test_text_specials_are_ruled_out_but_unknown_tokens_can_be_scored(tokenizer: BertTokenizerFast) -> None:
+def test_special_tokens_are_excluded_but_unknown_tokens_can_be_scored(tokenizer: BertTokenizerFast) -> None:
     process = make_run(tokenizer).process
-    barred = {i for i, value in enumerate(process.support.tolist()) if value == -float("inf")}
-    assert barred == set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    excluded = {i for i, value in enumerate(process.support.tolist()) if value == -float("inf")}
+    assert excluded == set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     never_drawn = {i for i, value in enumerate(process.sampling_support.tolist()) if value == -float("inf")}
     assert never_drawn == set(tokenizer.all_special_ids)
 
 
-def test_rows_of_the_output_that_stand_for_no_token_are_ruled_out(tokenizer: BertTokenizerFast) -> None:
+def test_output_rows_without_a_token_are_excluded(tokenizer: BertTokenizerFast) -> None:
     """Networks are padded to round sizes, and a vocabulary may have holes."""
     size = len(tokenizer) + 6
     process = build_process(WordFreqArgs(num_steps=16), torch.ones(size), tokenizer, size)

@@ -54,7 +54,7 @@ class Broken(types.ModuleType):
 
 
 @pytest.mark.parametrize(
-    "at", ["set_log_dir", "add_hyper", "add_loss", "add_metric", "add_best_metric", "add_other", "finish"]
+    "failing", ["set_log_dir", "add_hyper", "add_loss", "add_metric", "add_best_metric", "add_other", "finish"]
 )
 def test_a_failing_fitlog_costs_one_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, failing: str

@@ -1,4 +1,4 @@
-"""command_line.py: the two published command lines run as written, booleans are booleans, errors are one line."""
+"""command_line.py: published command lines are parsed as written, booleans are booleans, errors are one line."""
 
 import dataclasses
 import shlex
@@ -33,7 +33,7 @@ OFFICIAL_TRAIN = """--epochs 3 --batch_size 128 --lr 5e-5 --num_steps 512 --eval
     --device cpu --output_dir out"""
 
 
-def test_the_forks_training_command_runs_as_written(capsys: pytest.CaptureFixture) -> None:
+def test_the_training_command_of_the_fork_is_parsed_as_written(capsys: pytest.CaptureFixture) -> None:
     train, data, network, noise, optim = parse(TRAIN, "train", argv=shlex.split(FORK_TRAIN))
     assert (data.train_data, data.vocab_size, data.max_length, data.batch_size) == (
         "./conditional_data",
@@ -48,7 +48,7 @@ def test_the_forks_training_command_runs_as_written(capsys: pytest.CaptureFixtur
     assert not capsys.readouterr().err
 
 
-def test_the_forks_sampling_command_runs_as_written(capsys: pytest.CaptureFixture) -> None:
+def test_the_sampling_command_of_the_fork_is_parsed_as_written(capsys: pytest.CaptureFixture) -> None:
     from predict import WITHOUT_EFFECT
 
     args, sampling = parse(
@@ -56,15 +56,15 @@ def test_the_forks_sampling_command_runs_as_written(capsys: pytest.CaptureFixtur
     )
     assert args.checkpoint == "./diffusion_models/checkpoint-10.pt" and args.output == "generated_texts.txt"
     assert (args.batch_size, sampling.num_steps) == (4, 2000)
-    said = capsys.readouterr().err
-    assert all(f"note: {flag} has no effect" in said for flag in ("--model_type", "--vocab_size", "--block_size"))
+    stderr = capsys.readouterr().err
+    assert all(f"note: {flag} has no effect" in stderr for flag in ("--model_type", "--vocab_size", "--block_size"))
 
 
 CONDITIONAL_TRAIN = """--lr 5e-5 --batch_size 64 --task_name QT --eval_steps 50 --output_dir out"""
 CONDITIONAL_PREDICT = """--topk 15 --step_size 10 --task_name qqp --ckpt_path c --MBR_size 3 --seq_len 128"""
 
 
-def test_the_released_conditional_commands_run_as_written(capsys: pytest.CaptureFixture) -> None:
+def test_the_released_conditional_commands_are_parsed_as_written(capsys: pytest.CaptureFixture) -> None:
     from predict_downstream_condition import WITHOUT_EFFECT, DownstreamArgs
 
     data = parse(TRAIN, "train", argv=shlex.split(CONDITIONAL_TRAIN))[1]
@@ -76,7 +76,7 @@ def test_the_released_conditional_commands_run_as_written(capsys: pytest.Capture
     assert "note: --seq_len has no effect" in capsys.readouterr().err
 
 
-def test_the_released_programs_flags_are_known() -> None:
+def test_the_flags_of_the_released_program_are_known() -> None:
     train, data, network, noise, optim = parse(TRAIN, "train", argv=shlex.split(OFFICIAL_TRAIN))
     assert network.from_scratch is False  # the released `type=bool` reads "false" as True
     assert (network.time_conditioning, data.train_data, data.valid_fraction) == ("layerwise", "lm1b", 5e-4)
@@ -90,16 +90,16 @@ def test_the_released_programs_flags_are_known() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "value"), [("false", False), ("False", False), ("0", False), ("true", True), ("1", True)]
+    ("text", "value"), [("false", False), ("False", False), ("0", False), ("true", True), ("1", True)]
 )
-def test_booleans_mean_what_they_say(word: str, value: bool) -> None:
-    (args,) = parse([NetworkArgs], "x", argv=["--from_scratch", word])
+def test_boolean_flags_take_true_false_1_and_0(text: str, value: bool) -> None:
+    (args,) = parse([NetworkArgs], "x", argv=["--from_scratch", text])
     assert args.from_scratch is value
 
 
-@pytest.mark.parametrize(("word", "spindle"), [("True", "paper"), ("false", "none")])
-def test_the_boolean_spindle_flag_is_rewritten(word: str, spindle: str) -> None:
-    for argv in (["--spindle_schedule", word], [f"--spindle_schedule={word}"]):
+@pytest.mark.parametrize(("text", "spindle"), [("True", "paper"), ("false", "none")])
+def test_the_boolean_spindle_flag_is_rewritten(text: str, spindle: str) -> None:
+    for argv in (["--spindle_schedule", text], [f"--spindle_schedule={text}"]):
         assert parse([WordFreqArgs], "x", argv=argv)[0].spindle == spindle
 
 
@@ -110,7 +110,7 @@ BASE = ["--train_data", "x", "--output_dir", "y"]
     ("flags", "message"),
     [
         (["--no_such_flag", "1"], "no_such_flag"),
-        (["--nois", "cosine"], "nois"),  # no guessing at abbreviations
+        (["--nois", "cosine"], "nois"),  # abbreviations are refused
         (["--schedule", "sqrt"], "invalid choice: 'sqrt'"),
         (["--spindle_schedule", "maybe"], "use --spindle paper, released or none"),
         (["--learning_rate", "fast"], "invalid float value: 'fast'"),
@@ -129,14 +129,14 @@ BASE = ["--train_data", "x", "--output_dir", "y"]
         (["--max_minutes", "nan"], "max_minutes=nan must be 0 or more"),
     ],
 )
-def test_what_cannot_be_parsed_is_one_line_and_exit_code_2(
+def test_invalid_flags_are_one_line_and_exit_code_2(
     flags: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     with pytest.raises(UserError, match=message):
         parse(TRAIN, "x", argv=[*BASE, *flags])
     assert call(lambda: parse(TRAIN, "x"), monkeypatch, *BASE, *flags) == 2
-    said = capsys.readouterr().err.strip()
-    assert said.startswith("script.py: error: ") and "\n" not in said
+    stderr = capsys.readouterr().err.strip()
+    assert stderr.startswith("script.py: error: ") and "\n" not in stderr
 
 
 def test_every_setting_has_help() -> None:
@@ -145,25 +145,25 @@ def test_every_setting_has_help() -> None:
             assert field.metadata.get("help"), f"{kind.__name__}.{field.name}"
 
 
-def fail() -> None:
+def raise_user_error() -> None:
     raise UserError("size=3 is too small\n  give 4 or more")
 
 
 def test_a_user_error_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    assert call(fail, monkeypatch) == 2
+    assert call(raise_user_error, monkeypatch) == 2
     assert capsys.readouterr().err == "script.py: error: size=3 is too small give 4 or more\n"
 
 
-def test_a_file_that_cannot_be_had_is_one_line_too(
+def test_a_file_that_cannot_be_opened_is_a_one_line_error(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     assert call(lambda: open("/dev/null/x", "w"), monkeypatch) == 2
     assert capsys.readouterr().err.startswith("script.py: error: /dev/null/x: Not a directory; give another path")
 
 
-def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+def test_a_closed_output_pipe_is_no_error() -> None:
     program = "from utils.command_line import run_script\nrun_script(lambda: [print('x' * 99) for _ in range(99999)])"
     shell = f"'{sys.executable}' -c \"{program}\" | head -1"
     done = subprocess.run(["bash", "-c", shell], cwd=ROOT, capture_output=True, text=True)
@@ -185,13 +185,15 @@ def test_a_programming_error_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch
         (UnicodeEncodeError("utf-8", "caf\udce9.txt", 3, 4, "surrogates"), "a path that is not UTF-8: 'caf"),
     ],
 )
-def test_what_others_raise_is_one_line_too(capsys: pytest.CaptureFixture, error: Exception, message: str) -> None:
+def test_known_errors_of_libraries_are_one_line_and_exit_code_2(
+    capsys: pytest.CaptureFixture, error: Exception, message: str
+) -> None:
     def main() -> None:
         raise error
 
     with pytest.raises(SystemExit) as ended:
         run_script(main)
-    said = capsys.readouterr().err
-    assert ended.value.code == 2 and message in said and said.count("\n") == 1
+    stderr = capsys.readouterr().err
+    assert ended.value.code == 2 and message in stderr and stderr.count("\n") == 1
     with pytest.raises(RuntimeError, match="something else"):
         run_script(lambda: (_ for _ in ()).throw(RuntimeError("something else")))

@@ -1,4 +1,4 @@
-"""device.py: devices, threads and precisions are what was asked for; memory is kept."""
+"""device.py: devices, threads and precisions; freed memory is kept for the next tensor."""
 
 import platform
 import subprocess
@@ -15,7 +15,7 @@ from utils.errors import UserError
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
 @pytest.mark.slow
 def test_memory_of_a_large_tensor_is_kept_for_the_next_one() -> None:
-    """In a process of its own: 20 tensors of 64 MiB, one after another, touch hardly any new pages."""
+    """A separate process creates 20 tensors of 64 MiB in turn and counts the page faults."""
     program = """
 import resource
 import sys
@@ -39,7 +39,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
     assert faults["kept"] * 2 < faults["as it was"]
 
 
-def test_precision_is_as_asked_and_auto_is_something_the_machine_has() -> None:
+def test_an_explicit_precision_is_kept_and_auto_is_fp32_or_bf16() -> None:
     cpu = torch.device("cpu")
     assert [pick_precision(p, cpu) for p in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
     assert pick_precision("auto", cpu) in ("fp32", "bf16")

@@ -12,8 +12,8 @@ from utils import distributed
 from utils.errors import UserError
 
 
-def test_numbers_of_the_environment_are_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, text, ask in (
+def test_numbers_in_the_environment_must_be_whole_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text, read in (
         ("WORLD_SIZE", "abc", distributed.world_size),
         ("WORLD_SIZE", "0", distributed.world_size),
         ("TORCHELASTIC_RESTART_COUNT", "-1", distributed.restarts),
@@ -22,14 +22,14 @@ def test_numbers_of_the_environment_are_numbers(monkeypatch: pytest.MonkeyPatch)
         with monkeypatch.context() as patch:
             patch.setenv(name, text)
             with pytest.raises(UserError, match=f"{name}={text} in the environment must be a whole number"):
-                ask()
-    monkeypatch.setenv("RANK", "5")  # alone, it says nothing
+                read()
+    monkeypatch.setenv("RANK", "5")  # without WORLD_SIZE it has no effect
     assert distributed.rank() == 0
 
 
 @pytest.mark.slow
-def test_ranks_add_up() -> None:
-    """Two real processes under torch.distributed, each adding its own number."""
+def test_sum_over_ranks_adds_the_tensors_of_all_processes() -> None:
+    """Each of two real processes under torch.distributed adds its own number."""
     program = (
         "import torch\n"
         "from utils import distributed\n"

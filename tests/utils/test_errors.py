@@ -1,4 +1,4 @@
-"""errors.py: a value out of bounds is named with its bound; long values are cut; figures are finite."""
+"""errors.py: values out of bounds are named with their bound; long values are cut; figures must be finite."""
 
 import math
 from dataclasses import dataclass, field

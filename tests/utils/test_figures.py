@@ -19,18 +19,18 @@ from utils.figures import as_json, number, perplexity
         (None, 3, "n/a"),
     ],
 )
-def test_a_number(value: float | None, decimals: int, shown: str) -> None:
+def test_a_number_has_few_characters_at_any_size(value: float | None, decimals: int, shown: str) -> None:
     assert number(value, decimals) == shown
 
 
-def test_a_perplexity_that_no_float_holds_is_none() -> None:
+def test_an_overflowing_perplexity_is_none() -> None:
     assert perplexity(math.log(64)) == pytest.approx(64) and math.isfinite(perplexity(709))
     assert perplexity(710) is perplexity(1e9) is perplexity(math.inf) is None
-    assert math.isnan(perplexity(math.nan))  # that is refused, not left out
+    assert math.isnan(perplexity(math.nan))  # so that it is refused later, not left out
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_json_is_json(value: float) -> None:
+def test_json_holds_no_non_finite_value(value: float) -> None:
     with pytest.raises(ValueError, match="JSON"):
         as_json({"a": value})
     assert as_json({"a": None, "notes": []}) == '{"a": null, "notes": []}'

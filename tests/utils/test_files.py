@@ -10,7 +10,7 @@ from utils import files
 from utils.errors import UserError
 
 
-def test_places_that_cannot_take_results_are_refused_beforehand(tmp_path: Path) -> None:
+def test_unwritable_outputs_are_refused_in_advance(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("x")
     files.require_writable("output", file)
@@ -49,31 +49,31 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert (folder / "a").read_text() == "two" and list(tmp_path.iterdir()) == [folder]
 
 
-def test_content_is_on_the_disk_before_the_name_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Content is synced to disk before the rename, and the parent folder after it, in case of a power cut."""
-    done = []
+def test_content_is_synced_to_disk_before_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a power cut a name must not lead to missing content. The parent folder is synced last."""
+    events = []
 
-    def named(handle: int) -> str:
+    def path_of(handle: int) -> str:
         return os.readlink(f"/proc/self/fd/{handle}").replace(str(tmp_path), "")
 
-    monkeypatch.setattr(files.os, "fsync", lambda handle: done.append(named(handle)))
-    for verb in ("rename", "exchange"):
-        real = getattr(files, verb)
-        monkeypatch.setattr(files, verb, lambda *words, real=real: done.append("named") or real(*words))
+    monkeypatch.setattr(files.os, "fsync", lambda handle: events.append(path_of(handle)))
+    for function in ("rename", "exchange"):
+        real = getattr(files, function)
+        monkeypatch.setattr(files, function, lambda *args, real=real: events.append("named") or real(*args))
     for _ in range(2):  # a new folder, then a replacement
-        done.clear()
+        events.clear()
         with files.folder_written_whole(tmp_path / "run", manifest=True) as folder:
             (folder / "a").write_text("x")
             beside = f"/{folder.name}"
-        before, after = done[: done.index("named")], done[done.index("named") + 1 :]
+        before, after = events[: events.index("named")], events[events.index("named") + 1 :]
         assert {f"{beside}/a", f"{beside}/manifest.json", beside} <= set(before) and after == [""]
-    done.clear()
+    events.clear()
     with files.written_whole(tmp_path / "b.txt") as file:
         file.write("x")
-    assert len(done) == 2 and done[0].startswith("/.b.txt.") and done[1] == "named"
+    assert len(events) == 2 and events[0].startswith("/.b.txt.") and events[1] == "named"
 
 
-def test_a_link_is_replaced_and_what_it_links_to_stays(tmp_path: Path) -> None:
+def test_a_link_is_replaced_and_its_target_stays(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "mine").write_text("x")
     (tmp_path / "run").symlink_to(tmp_path / "elsewhere")
@@ -89,7 +89,7 @@ def test_a_link_is_replaced_and_what_it_links_to_stays(tmp_path: Path) -> None:
         files.require_writable("output_dir", tmp_path / "nowhere", folder=True)
 
 
-def test_a_lock_is_held_by_one_and_let_go(tmp_path: Path) -> None:
+def test_a_lock_has_one_holder_at_a_time_and_is_released(tmp_path: Path) -> None:
     lock = tmp_path / "new" / "run.lock"
     for _ in range(2):
         with files.held_alone(lock, "not yours"):  # noqa: SIM117
@@ -112,7 +112,7 @@ def pipe(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("read", [files.read_bytes, files.read_text, files.open_regular])
-def test_what_is_no_file_is_refused_at_once(pipe: Path, tmp_path: Path, read: Callable) -> None:
+def test_special_files_are_refused_without_reading(pipe: Path, tmp_path: Path, read: Callable) -> None:
     """A pipe would block, /dev/zero would fill the memory."""
     (tmp_path / "link").symlink_to(pipe)
     for path in (pipe, tmp_path / "link", Path("/dev/zero"), Path("/dev/null")):
@@ -125,7 +125,7 @@ def test_what_is_no_file_is_refused_at_once(pipe: Path, tmp_path: Path, read: Ca
         read(tmp_path / "circle")
 
 
-def test_no_more_is_read_than_may_be(tmp_path: Path) -> None:
+def test_a_file_above_its_size_limit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"x" * 11)
     assert files.read_bytes(tmp_path / "a", 11) == b"x" * 11
     with pytest.raises(UserError, match="11 bytes, more than 10 for a file of this kind"):
@@ -133,7 +133,7 @@ def test_no_more_is_read_than_may_be(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
-def test_the_umask_holds(tmp_path: Path, mask: int) -> None:
+def test_written_files_and_folders_follow_the_umask(tmp_path: Path, mask: int) -> None:
     before = os.umask(mask)
     try:
         with files.written_whole(tmp_path / "file") as file:
@@ -143,11 +143,11 @@ def test_the_umask_holds(tmp_path: Path, mask: int) -> None:
             (folder / "inside").mkdir(0o700)
     finally:
         os.umask(before)
-    found = {p: p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
-    assert found == {p: (0o777 if p.is_dir() else 0o666) & ~mask for p in found}
+    modes = {p: p.stat().st_mode & 0o777 for p in tmp_path.rglob("*")}
+    assert modes == {p: (0o777 if p.is_dir() else 0o666) & ~mask for p in modes}
 
 
-def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path: Path) -> None:
+def test_leftovers_of_killed_processes_are_removed_and_files_in_use_stay(tmp_path: Path) -> None:
     (tmp_path / ".left.abcd1234").mkdir()
     (tmp_path / ".left.abcd1234" / "tokens.bin").write_text("half")
     (tmp_path / ".notes").mkdir()
@@ -160,8 +160,8 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_
     files.clear_abandoned(tmp_path / "nowhere")
 
 
-def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The owner removes the lock's file after another process has opened it and before that one locks it."""
+def test_a_lock_whose_file_was_removed_is_taken_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The holder removes the lock's file after another process has opened it and before that process locks it."""
     lock, real, removed = tmp_path / "lock", files.fcntl.flock, []
 
     def late(file: object, how: int) -> None:
@@ -176,7 +176,7 @@ def test_a_lock_whose_file_was_removed_is_taken_anew(tmp_path: Path, monkeypatch
             pass
 
 
-def test_a_pipe_instead_of_a_lock_or_a_saved_file_is_not_waited_for(pipe: Path, tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_a_lock_or_a_saved_file_does_not_block(pipe: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a regular file"), files.held_alone(pipe, "not yours"):
         pass
     with files.folder_written_whole(tmp_path / "state", manifest=True) as folder:

@@ -1,4 +1,4 @@
-"""gathering.py: without shards, tensors are themselves; of tied tensors one is saved. (Shards: test_parallel.py.)"""
+"""gathering.py: tensors without shards stay unchanged, tied tensors are saved once. Shards: test_parallel.py."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from torch import nn
 from utils.gathering import full, held_by_leader, shard_like, state_to_save
 
 
-def test_a_tensor_without_shards_is_whole() -> None:
+def test_a_tensor_without_shards_is_returned_unchanged() -> None:
     tensor = torch.arange(3)
     assert full(tensor) is tensor and shard_like(tensor, torch.zeros(3)) is tensor
 
@@ -21,7 +21,7 @@ def test_tied_tensors_are_saved_once() -> None:
 
 
 @pytest.mark.parametrize(("rank", "device"), [(0, "cpu"), (1, "meta")])
-def test_the_first_process_alone_holds_the_values(monkeypatch: pytest.MonkeyPatch, rank: int, device: str) -> None:
+def test_only_the_first_process_holds_the_values(monkeypatch: pytest.MonkeyPatch, rank: int, device: str) -> None:
     monkeypatch.setattr("utils.gathering.rank", lambda: rank)
-    found = held_by_leader({"a": torch.ones(4, 2).T})["a"]
-    assert found.device.type == device and found.shape == (2, 4) and found.is_contiguous()
+    held = held_by_leader({"a": torch.ones(4, 2).T})["a"]
+    assert held.device.type == device and held.shape == (2, 4) and held.is_contiguous()

@@ -34,14 +34,14 @@ def script(request: pytest.FixtureRequest) -> object:
     return request.param
 
 
-def said(monkeypatch, capsys, script: object) -> str:
+def help_output(monkeypatch, capsys, script: object) -> str:
     monkeypatch.setenv("COLUMNS", "80")
     assert call(script.main, monkeypatch, "--help") == 0
     return capsys.readouterr().out
 
 
 def test_every_setting_is_listed_once_with_its_default(monkeypatch, capsys, script: object) -> None:
-    text = said(monkeypatch, capsys, script)
+    text = help_output(monkeypatch, capsys, script)
     flags = text.split("\n\nDashes and underscores")[0]
     flags = re.sub(r"\n\n[a-z][\w ()]+:$", "", flags, flags=re.MULTILINE)  # headings
     listed = re.split(r"\n  (?=--\w)", flags)[1:]
@@ -62,11 +62,11 @@ def test_every_setting_is_listed_once_with_its_default(monkeypatch, capsys, scri
 
 
 def test_the_main_help_is_short(monkeypatch, capsys) -> None:
-    assert len(said(monkeypatch, capsys, main).splitlines()) <= 125
+    assert len(help_output(monkeypatch, capsys, main).splitlines()) <= 125
 
 
-def test_a_group_is_a_dataclass_and_the_most_used_come_first(monkeypatch, capsys, script: object) -> None:
-    headings = re.findall(r"^([a-z][\w ()]+):$", said(monkeypatch, capsys, script), flags=re.MULTILINE)
+def test_groups_are_dataclasses_and_the_most_used_flags_come_first(monkeypatch, capsys, script: object) -> None:
+    headings = re.findall(r"^([a-z][\w ()]+):$", help_output(monkeypatch, capsys, script), flags=re.MULTILINE)
     groups = {kind.group for kind in KINDS[script]}
     assert headings[0] == "most used" or len(groups) == 1
     assert len(headings) == len(set(headings)) and set(headings) - {"most used"} == groups
@@ -74,15 +74,15 @@ def test_a_group_is_a_dataclass_and_the_most_used_come_first(monkeypatch, capsys
     assert known == sorted(known, key=ORDER.index) and known == headings[: len(known)]
 
 
-def test_lines_fit_the_terminal_and_the_usage_is_short(monkeypatch, capsys, script: object) -> None:
-    text = said(monkeypatch, capsys, script)
+def test_lines_fit_the_terminal_and_the_usage_line_is_short(monkeypatch, capsys, script: object) -> None:
+    text = help_output(monkeypatch, capsys, script)
     assert max(map(len, text.splitlines())) <= 80
     usage = text.split("\n\n")[0]
     assert usage.startswith("usage: ") and usage.endswith("[flags]") and len(usage) < 160
 
 
-def test_published_spellings_are_named(monkeypatch, capsys) -> None:
-    text = " ".join(said(monkeypatch, capsys, main).split())
+def test_published_spellings_are_listed(monkeypatch, capsys) -> None:
+    text = " ".join(help_output(monkeypatch, capsys, main).split())
     for spelling in (
         "--learning_rate (also --lr)",
         "--row_format (also --protocol)",
@@ -91,7 +91,7 @@ def test_published_spellings_are_named(monkeypatch, capsys) -> None:
         assert spelling in text
 
 
-def test_values_and_defaults_in_words() -> None:
+def test_help_entries_show_the_kind_of_value_and_the_default() -> None:
     parser = argparse.ArgumentParser()
     number = parser.add_argument("--number", type=int, default=3, help="number of things")
     switch = parser.add_argument("--switch", default=True, help="a switch")
@@ -108,7 +108,7 @@ def test_values_and_defaults_in_words() -> None:
     assert (metavar(few), help_of(few)) == ("x|y", "a kind [x]")
 
 
-def test_a_dataclass_alone_has_no_most_used(capsys) -> None:
+def test_a_single_dataclass_has_no_group_of_most_used_flags(capsys) -> None:
     with pytest.raises(SystemExit):
         parse([BoundArgs], "x", argv=["--help"])
     assert "most used" not in capsys.readouterr().out

@@ -7,6 +7,6 @@ from utils.network_config import check_config
 
 
 @pytest.mark.parametrize("value", [[], None, 3, "text"])
-def test_a_configuration_is_an_object(value: object) -> None:
+def test_a_configuration_must_be_an_object(value: object) -> None:
     with pytest.raises(UserError, match="must hold an object"):
         check_config(value, "somewhere")

@@ -20,8 +20,8 @@ from utils import screen
 from utils.screen import BRIGHT, DIM, INTERVAL, MOST_SECONDS, PLAIN, Pace, Screen, break_lines
 
 
-class Glass:
-    """Characters and styles on a terminal's screen after the bytes sent to it."""
+class Emulator:
+    """Emulated terminal: characters and styles on its screen after the bytes sent to it."""
 
     SEQUENCE = re.compile(r"\x1b\[(\??[\d;]*)([A-Za-z])")
 
@@ -32,20 +32,20 @@ class Glass:
         self.style = ""
 
     def feed(self, text: str) -> None:
-        place = 0
-        while place < len(text):
-            found = self.SEQUENCE.match(text, place)
-            place = found.end() if found else place + 1
-            if found:
-                self.obey(found[1], found[2])
-            elif text[place - 1] == "\r":
+        position = 0
+        while position < len(text):
+            sequence = self.SEQUENCE.match(text, position)
+            position = sequence.end() if sequence else position + 1
+            if sequence:
+                self.execute(sequence[1], sequence[2])
+            elif text[position - 1] == "\r":
                 self.column = 0
-            elif text[place - 1] == "\n":
+            elif text[position - 1] == "\n":
                 self.down()
             else:
-                self.put(text[place - 1])
+                self.put(text[position - 1])
 
-    def obey(self, number: str, letter: str) -> None:
+    def execute(self, number: str, letter: str) -> None:
         if letter == "m":
             self.style = "" if number in ("", "0") else number
         elif letter == "A":
@@ -56,7 +56,7 @@ class Glass:
             if letter == "J":
                 del self.cells[self.row + 1 :]
         else:
-            raise AssertionError(f"what does {letter} do?")
+            raise AssertionError(f"unexpected escape sequence ending in {letter}")
 
     def down(self) -> None:
         self.row += 1
@@ -69,7 +69,7 @@ class Glass:
             self.cells[self.row][self.column - 1] = before + character, style
             return
         wide = unicodedata.east_asian_width(character) in "WF"
-        if self.column + 1 + wide > self.columns:  # it wraps a line that is too long
+        if self.column + 1 + wide > self.columns:  # a terminal wraps a line that is too long
             self.column = 0
             self.down()
         line = self.cells[self.row]
@@ -84,11 +84,11 @@ class Glass:
         return ["".join(c for c, _ in line).rstrip() for line in self.cells]
 
     def styled(self, style: str) -> str:
-        return "".join(c for line in self.cells for c, its in line if f"\x1b[{its}m" == style)
+        return "".join(c for line in self.cells for c, applied in line if f"\x1b[{applied}m" == style)
 
 
-def clock(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
-    """Clock of utils/screen.py that stands still while the network computes, on machines of any speed."""
+def stop_clock(monkeypatch: pytest.MonkeyPatch, sleep: Callable[[float], None]) -> None:
+    """Stop the clock of utils/screen.py while the network computes, so that the machine's speed has no effect."""
     monkeypatch.setattr(screen, "time", SimpleNamespace(sleep=sleep, monotonic=lambda: 0.0))
 
 
@@ -97,14 +97,14 @@ class Terminal:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, columns: int, height: int, term: str = "xterm") -> None:
         self.master, slave = os.openpty()
-        self.glass, self.moments, self.pauses = Glass(columns, height), [], []
+        self.emulator, self.moments, self.pauses = Emulator(columns, height), [], []
         self.resize(columns, height)
         self.stream = os.fdopen(slave, "w", encoding="utf-8")
         monkeypatch.setenv("TERM", term)
         monkeypatch.delenv("NO_COLOR", raising=False)
         for name in ("stdout", "stderr"):
             monkeypatch.setattr(sys, name, self.stream)
-        clock(monkeypatch, self.pause)
+        stop_clock(monkeypatch, self.pause)
 
     def resize(self, columns: int, height: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", height, columns, 0, 0))
@@ -112,15 +112,15 @@ class Terminal:
     def pause(self, seconds: float) -> None:
         self.pauses.append(seconds)
         self.read()
-        self.moments.append((self.glass.lines, self.glass.styled(DIM), self.glass.styled(BRIGHT)))
+        self.moments.append((self.emulator.lines, self.emulator.styled(DIM), self.emulator.styled(BRIGHT)))
 
     def read(self) -> list[str]:
         self.stream.flush()
         taken = b""
         while select.select([self.master], [], [], 0)[0]:
             taken += os.read(self.master, 2**16)
-        self.glass.feed(taken.decode())
-        return self.glass.lines
+        self.emulator.feed(taken.decode())
+        return self.emulator.lines
 
     def close(self) -> None:
         self.stream.close()
@@ -129,61 +129,61 @@ class Terminal:
 
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Terminal]]:
-    made = []
+    terminals = []
 
     def make(columns: int = 80, height: int = 24, **variables: str) -> Terminal:
-        made.append(Terminal(monkeypatch, columns, height, **variables))
-        return made[-1]
+        terminals.append(Terminal(monkeypatch, columns, height, **variables))
+        return terminals[-1]
 
     yield make
     monkeypatch.undo()
-    for each in made:
+    for each in terminals:
         each.close()
 
 
-def flowing(lines: list[str]) -> str:
-    """Lines of a screen as one text, without the number of forward passes."""
+def joined(lines: list[str]) -> str:
+    """Return the lines of a screen as one text, without the number of forward passes."""
     return re.sub(r"^\d+ ", "", " ".join(" ".join(lines).split()))
 
 
-def ask(monkeypatch: pytest.MonkeyPatch, trained: Path, *words: object) -> int:
-    return call(predict.main, monkeypatch, "--checkpoint", trained, "--threads", 1, "--num_steps", 32, *words)
+def sample(monkeypatch: pytest.MonkeyPatch, trained: Path, *flags: object) -> int:
+    return call(predict.main, monkeypatch, "--checkpoint", trained, "--threads", 1, "--num_steps", 32, *flags)
 
 
-def test_a_terminal_shows_the_text_as_it_emerges(terminal, monkeypatch, trained: Path, capsys) -> None:
-    assert ask(monkeypatch, trained, "--num_samples", 1, "--length", 14, "--seed", 3) == 0
+def test_a_terminal_shows_the_text_during_sampling(terminal, monkeypatch, trained: Path, capsys) -> None:
+    assert sample(monkeypatch, trained, "--num_samples", 1, "--length", 14, "--seed", 3) == 0
     (expected,) = capsys.readouterr().out.splitlines()
-    screen = terminal(columns=40)  # so that the text takes two lines
-    assert ask(monkeypatch, trained, "--show", "true", "--length", 14, "--seed", 3) == 0
-    shown = screen.read()
-    assert flowing(shown) == expected and shown[-1] == "" and len(shown) == 3
-    assert not screen.glass.styled(DIM).strip("0123456789 ") and not screen.glass.styled(BRIGHT)
-    assert len(screen.moments) >= 5 and set(screen.pauses) == {INTERVAL}
-    dots = [flowing(lines).count("·") for lines, _, _ in screen.moments]
-    assert dots[0] == 14 and dots == sorted(set(dots), reverse=True)  # at every pause there is more to be read
-    for lines, dim, bright in screen.moments[1:]:
+    display = terminal(columns=40)  # so that the text takes two lines
+    assert sample(monkeypatch, trained, "--show", "true", "--length", 14, "--seed", 3) == 0
+    shown = display.read()
+    assert joined(shown) == expected and shown[-1] == "" and len(shown) == 3
+    assert not display.emulator.styled(DIM).strip("0123456789 ") and not display.emulator.styled(BRIGHT)
+    assert len(display.moments) >= 5 and set(display.pauses) == {INTERVAL}
+    dots = [joined(lines).count("·") for lines, _, _ in display.moments]
+    assert dots[0] == 14 and dots == sorted(set(dots), reverse=True)  # every pause shows more of the text
+    for lines, dim, bright in display.moments[1:]:
         assert len([line for line in lines if line]) <= 2 and not any("sampling" in line for line in lines)
-        assert dim.count("·") == flowing(lines).count("·") and bright.strip()
+        assert dim.count("·") == joined(lines).count("·") and bright.strip()
 
 
-def test_many_samples_come_one_after_the_other_with_their_numbers(terminal, monkeypatch, trained, capsys) -> None:
+def test_several_samples_are_shown_in_turn_with_their_numbers(terminal, monkeypatch, trained, capsys) -> None:
     infill = ["--infill", "the cat [MASK] the [MASK] Ω.", "--num_samples", 3, "--sampler", "confidence"]
-    assert ask(monkeypatch, trained, *infill) == 0
+    assert sample(monkeypatch, trained, *infill) == 0
     expected = capsys.readouterr().out.splitlines()
-    screen = terminal()
-    assert ask(monkeypatch, trained, *infill, "--show", "true") == 0
-    notes, texts = screen.read()[:2], [re.sub(r" +", " ", line) for line in screen.read()[2:-1]]
+    display = terminal()
+    assert sample(monkeypatch, trained, *infill, "--show", "true") == 0
+    notes, texts = display.read()[:2], [re.sub(r" +", " ", line) for line in display.read()[2:-1]]
     assert "unknown to this vocabulary" in notes[0] + notes[1] and "law is not the model's" in notes[0] + notes[1]
     assert [re.fullmatch(r"(\d): \d+ (.*)", text).groups() for text in texts] == [
         (str(i), text) for i, text in enumerate(expected, start=1)
     ]
-    for line in screen.glass.cells[2:5]:  # "the cat" is given, plain; what was filled stays bright
+    for line in display.emulator.cells[2:5]:  # "the cat" is given and plain; filled-in tokens stay bright
         assert not any(style for _, style in line[10:17]) and any(f"\x1b[{style}m" == BRIGHT for _, style in line[17:])
 
 
-def test_interrupted_the_terminal_is_left_on_a_line_of_its_own(terminal, monkeypatch, trained) -> None:
-    screen = terminal()
-    real, calls = screen.pause, []
+def test_an_interrupt_leaves_the_terminal_on_a_new_line(terminal, monkeypatch, trained) -> None:
+    display = terminal()
+    real, calls = display.pause, []
 
     def interrupt(seconds: float) -> None:
         calls.append(seconds)
@@ -191,60 +191,60 @@ def test_interrupted_the_terminal_is_left_on_a_line_of_its_own(terminal, monkeyp
         if len(calls) == 3:
             raise KeyboardInterrupt
 
-    clock(monkeypatch, interrupt)
-    assert ask(monkeypatch, trained, "--show", "true", "--length", 9) == 130
-    lines = screen.read()
-    assert "·" in lines[0] and lines[1:] == ["interrupted", ""] and screen.glass.style == ""
+    stop_clock(monkeypatch, interrupt)
+    assert sample(monkeypatch, trained, "--show", "true", "--length", 9) == 130
+    lines = display.read()
+    assert "·" in lines[0] and lines[1:] == ["interrupted", ""] and display.emulator.style == ""
 
 
 @pytest.mark.parametrize(("term", "no_color"), [("dumb", ""), ("", ""), ("xterm", "1")])
-def test_what_a_terminal_cannot_or_should_not_do(terminal, monkeypatch, trained, term: str, no_color: str) -> None:
-    screen = terminal(term=term)
+def test_dumb_terminals_and_no_color_get_no_styles(terminal, monkeypatch, trained, term: str, no_color: str) -> None:
+    display = terminal(term=term)
     monkeypatch.setenv("NO_COLOR", no_color)
-    assert ask(monkeypatch, trained, "--show", "true", "--length", 6) == 0
-    lines = screen.read()
-    assert not screen.glass.styled(DIM) + screen.glass.styled(BRIGHT)
-    assert len(lines) == 2 if no_color else len(lines) > 3 and not screen.pauses
+    assert sample(monkeypatch, trained, "--show", "true", "--length", 6) == 0
+    lines = display.read()
+    assert not display.emulator.styled(DIM) + display.emulator.styled(BRIGHT)
+    assert len(lines) == 2 if no_color else len(lines) > 3 and not display.pauses
 
 
-def frames(screen: Screen, *texts: str) -> None:
+def show_frames(screen: Screen, *texts: str) -> None:
     with screen.text():
         for i, text in enumerate(texts):
             screen.frame(f"{i}  ", [(text, PLAIN)], last=i == len(texts) - 1)
 
 
-def test_wide_characters_and_marks_on_letters_do_not_smear(terminal) -> None:
-    it = terminal(columns=21)
-    frames(Screen(it.stream), "日本語の文章は" * 5, "日本語 の" * 6, "e\u0301" * 17, "end\x1b[2Jof\nit")
-    assert [flowing(lines).replace(" ", "") for lines, _, _ in it.moments] == [
+def test_wide_and_combining_characters_are_overwritten_completely(terminal) -> None:
+    display = terminal(columns=21)
+    show_frames(Screen(display.stream), "日本語の文章は" * 5, "日本語 の" * 6, "e\u0301" * 17, "end\x1b[2Jof\nit")
+    assert [joined(lines).replace(" ", "") for lines, _, _ in display.moments] == [
         "日本語の文章は" * 5, "日本語の" * 6, "e\u0301" * 17
     ]  # fmt: skip
-    assert len(it.moments[0][0]) == 5 and len(it.moments[2][0]) == 1  # 17 columns of 20 - 3; and 8 or 9 letters a line
-    assert it.read() == ["3  end [2Jof it", ""]
+    assert len(display.moments[0][0]) == 5 and len(display.moments[2][0]) == 1  # 17 columns a line: 8 wide characters
+    assert display.read() == ["3  end [2Jof it", ""]
 
 
-def test_a_text_taller_than_the_terminal_is_clipped_until_it_is_done(terminal) -> None:
-    it = terminal(columns=20, height=6)
+def test_a_text_taller_than_the_terminal_is_clipped_until_its_last_frame(terminal) -> None:
+    display = terminal(columns=20, height=6)
     long = " ".join(f"word{i:02}" for i in range(30))
-    frames(Screen(it.stream), long.replace("o", "·"), long.replace("r", "·"), long)
-    for lines, _, _ in it.moments:
+    show_frames(Screen(display.stream), long.replace("o", "·"), long.replace("r", "·"), long)
+    for lines, _, _ in display.moments:
         assert len(lines) == 5 and lines[-1] == "…" and "·" in lines[0] and "15" not in " ".join(lines)
-    assert flowing(it.read()) == long
+    assert joined(display.read()) == long
 
 
-def test_a_terminal_of_another_width_gets_a_new_frame(terminal) -> None:
-    it = terminal(columns=40)
-    screen = Screen(it.stream)
+def test_a_resized_terminal_gets_a_new_frame(terminal) -> None:
+    display = terminal(columns=40)
+    screen = Screen(display.stream)
     with screen.text():
         screen.frame("", [("a " * 30, PLAIN)])
-        it.resize(20, 24)
+        display.resize(20, 24)
         screen.frame("", [("b " * 8, PLAIN)])
-    assert [line for line in it.read() if line][-1] == ("b " * 8).strip()
+    assert [line for line in display.read() if line][-1] == ("b " * 8).strip()
 
 
-def test_pauses_are_bounded(monkeypatch) -> None:
+def test_the_sum_of_pauses_is_bounded(monkeypatch) -> None:
     pauses: list[float] = []
-    clock(monkeypatch, pauses.append)
+    stop_clock(monkeypatch, pauses.append)
     pace = Pace()
     for _ in range(2000):
         pace.wait()
@@ -260,9 +260,9 @@ def test_a_line_breaks_at_spaces_and_keeps_its_styles() -> None:
     assert break_lines([("ab", PLAIN)], 1, 7) == [[("ab", PLAIN)]] and break_lines([], 9, 0) == [[]]
 
 
-def test_without_a_terminal_a_change_is_a_line(monkeypatch, trained, capsys) -> None:
-    clock(monkeypatch, lambda seconds: pytest.fail("nobody is watching"))
-    assert ask(monkeypatch, trained, "--show", "true", "--length", 6, "--num_samples", 2) == 0
+def test_without_a_terminal_every_change_is_a_line(monkeypatch, trained, capsys) -> None:
+    stop_clock(monkeypatch, lambda seconds: pytest.fail("paused without a terminal"))
+    assert sample(monkeypatch, trained, "--show", "true", "--length", 6, "--num_samples", 2) == 0
     lines = capsys.readouterr().out.splitlines()
     assert {line.split(":")[0] for line in lines} == {"1", "2"} and "\x1b" not in "".join(lines)
     assert all(re.fullmatch(r"[12]:  {4}\d  \S.*", line) or re.fullmatch(r"[12]: +\d+  \S.*", line) for line in lines)

@@ -1,4 +1,4 @@
-"""workers.py: helper processes end with their parent, and have no threads of their own."""
+"""workers.py: helper processes end with their parent and start no threads."""
 
 import os
 import subprocess
@@ -36,7 +36,7 @@ os.wait()
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no PR_SET_PDEATHSIG")
 def test_a_helper_ends_when_its_parent_is_killed() -> None:
-    """The helper holds the pipe of its output: once that is closed, the helper is gone."""
+    """The helper holds its output pipe open, so the end of the pipe shows that the helper has ended."""
     parent = subprocess.Popen([sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE)
     assert parent.stdout.read(5) == b"ready"
     began = time.monotonic()
