@@ -32,7 +32,7 @@ from utils import distributed, files, hub
 from utils.command_line import FROM_CHECKPOINT, parse, run_script
 from utils.device import pick_device, set_up_cpu
 from utils.errors import UserError, check_ranges
-from utils.screen import BRIGHT, DIM, PLAIN, Run, Screen
+from utils.screen import BRIGHT, DIM, PLAIN, Screen, Span
 
 FORMATS = (".txt", ".jsonl")
 MOST_SAMPLES = 1_000_000  # each has its own random generator of 5 kB
@@ -313,7 +313,7 @@ class SampleDisplay:
         self.row = row.clone()
         self.screen.frame(f"{self.name}{self.forwards:>5}  ", self.styled(row, styles), last=last)
 
-    def styled(self, row: Tensor, styles: list[str]) -> list[Run]:
+    def styled(self, row: Tensor, styles: list[str]) -> list[Span]:
         """Return the text of a row as runs of equal style."""
         if self.model.causal and not self.filled:  # tokens not yet generated are not shown as gaps
             row = row[: int((row != self.model.tokenizer.mask_token_id).long().cumprod(0).sum())]

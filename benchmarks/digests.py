@@ -118,7 +118,7 @@ def run_script(folder: Path, script: str, arguments: list[str], output: Path) ->
         False if it refused the arguments (exit code 2).
 
     Raises:
-        SystemExit: if it fails in another way, with the end of what it said.
+        SystemExit: if it fails in another way, with the end of its stderr.
     """
 
     def work() -> None:
@@ -132,8 +132,8 @@ def run_script(folder: Path, script: str, arguments: list[str], output: Path) ->
     process.start()
     process.join()
     if process.exitcode not in (0, 2):
-        said = Path(f"{output}.err").read_text()[-2000:]
-        raise SystemExit(f"{script} {' '.join(arguments)}: exit code {process.exitcode}\n{said}")
+        stderr = Path(f"{output}.err").read_text()[-2000:]
+        raise SystemExit(f"{script} {' '.join(arguments)}: exit code {process.exitcode}\n{stderr}")
     return process.exitcode == 0
 
 
@@ -155,9 +155,9 @@ def digest_weights(checkpoint: Path) -> str:
 class Run:
     """One run of RUNS in a folder of texts: trained, then sampled and scored."""
 
-    def __init__(self, scripts: Path, place: Path, name: str) -> None:
+    def __init__(self, scripts: Path, folder: Path, name: str) -> None:
         """Name the files; nothing runs yet."""
-        self.scripts, self.name, self.path = scripts, name, place / name.replace(" ", "-")
+        self.scripts, self.name, self.path = scripts, name, folder / name.replace(" ", "-")
         self.checkpoint = self.path / "checkpoint-last"
         self.cache = ["--cache_dir", f"{self.path}-cache"]
         self.test = "pairs_test.jsonl" if name == "word_freq pairs" else "test.txt"
@@ -167,8 +167,8 @@ class Run:
         """Run a script; return where its output went, or None if it refused the arguments."""
         self.number += 1
         output = Path(f"{self.path}-{self.number}")
-        words = [word.replace("OUTPUT", str(output)) for word in arguments]
-        done = run_script(self.scripts, script, [*words, "--threads", "1", "--device", "cpu"], output)
+        resolved = [argument.replace("OUTPUT", str(output)) for argument in arguments]
+        done = run_script(self.scripts, script, [*resolved, "--threads", "1", "--device", "cpu"], output)
         return output if done else None
 
     def lines(self) -> list[str]:
@@ -185,22 +185,22 @@ class Run:
 
     def samples(self, arguments: str) -> str:
         """Return the line of 20 samples."""
-        words = ["--checkpoint", str(self.checkpoint), "--output", "OUTPUT.jsonl"]
-        output = self.run("predict.py", *words, *shlex.split(arguments))
+        common = ["--checkpoint", str(self.checkpoint), "--output", "OUTPUT.jsonl"]
+        output = self.run("predict.py", *common, *shlex.split(arguments))
         found = digest(Path(f"{output}.jsonl").read_bytes()) if output else "refused"
         return f"{self.name} | predict.py {arguments} | {found}"
 
     def candidates(self, arguments: str) -> str:
         """Return the line of three candidates for each of 20 sources."""
-        words = ["--checkpoint", str(self.checkpoint), "--data", self.test, "--output", "OUTPUT.jsonl"]
-        output = self.run("predict_downstream_condition.py", *words, *shlex.split(arguments))
+        common = ["--checkpoint", str(self.checkpoint), "--data", self.test, "--output", "OUTPUT.jsonl"]
+        output = self.run("predict_downstream_condition.py", *common, *shlex.split(arguments))
         found = digest(Path(f"{output}.jsonl").read_bytes()) if output else "refused"
         return f"{self.name} | predict_downstream_condition.py {arguments} | {found}"
 
     def bound(self, arguments: str) -> str:
         """Return the line of the bound of 40 sentences or 20 pairs."""
-        words = ["--checkpoint", str(self.checkpoint), "--data", self.test, "--json", "true", *self.cache]
-        output = self.run("compute_elbo.py", *words, *arguments.split())
+        common = ["--checkpoint", str(self.checkpoint), "--data", self.test, "--json", "true", *self.cache]
+        output = self.run("compute_elbo.py", *common, *arguments.split())
         if output is None:
             return f"{self.name} | compute_elbo.py {arguments} | refused"
         report = json.loads(Path(f"{output}.out").read_text())
@@ -209,9 +209,9 @@ class Run:
         return f"{self.name} | compute_elbo.py {arguments} | {digest(figures.encode())} {nats!r}"
 
 
-def lines_of(scripts: Path, place: Path, name: str) -> list[str]:
+def lines_of(scripts: Path, folder: Path, name: str) -> list[str]:
     """Return the lines of a run, for a process of a pool."""
-    return Run(scripts, place, name).lines()
+    return Run(scripts, folder, name).lines()
 
 
 def main() -> None:

@@ -63,7 +63,7 @@ def process_of(name: str, shape: dict) -> Process:
 
 
 def denoiser_of(name: str, shape: dict, *, timed: bool | None = None) -> BertDenoiser | ScoreDenoiser:
-    """Return a process's network: score, causal, or time-conditioned if the process or `timed` asks for it."""
+    """Return a process's network: score, causal, or time-conditioned if the process or `timed` requires it."""
     torch.manual_seed(0)
     sizes = {"vocab_size": shape["vocabulary"], "hidden_size": shape["hidden"], "num_hidden_layers": shape["layers"]}
     sizes |= {"num_attention_heads": shape["hidden"] // 64, "intermediate_size": 4 * shape["hidden"]}
@@ -71,9 +71,9 @@ def denoiser_of(name: str, shape: dict, *, timed: bool | None = None) -> BertDen
         config = ScoreLmConfig(embedding_size=64, **process_of(name, shape).args.network_settings, **sizes)
         return ScoreDenoiser(ScoreLmNetwork(config))
     config = BertConfig(max_position_embeddings=4096, is_decoder=name == "ar", **sizes)
-    told = name == "sedd" if timed is None else timed
+    timed = name == "sedd" if timed is None else timed
     kind = BertLMHeadModel if name == "ar" else BertForMaskedLM
-    return BertDenoiser(kind(config), "layerwise" if told else "none", 10_000)
+    return BertDenoiser(kind(config), "layerwise" if timed else "none", 10_000)
 
 
 def training(name: str, shape: dict) -> Step:

@@ -52,15 +52,15 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        place = Path(name)
-        write_corpus(place / "corpus.txt")
+        folder = Path(name)
+        write_corpus(folder / "corpus.txt")
         began = time.monotonic()
-        assert start(place, "reference", args.processes).wait() == 0, (place / "reference.log").read_text()
+        assert start(folder, "reference", args.processes).wait() == 0, (folder / "reference.log").read_text()
         whole = time.monotonic() - began
         rng, found = random.Random(args.seed), {"runs": args.runs, "identical": 0, "lost": 0, "kills": 0}
         found |= {"in_renames": 0, "processes": args.processes}
         for i in tqdm(range(args.runs), desc="runs", disable=None):
-            one_run(place, f"run{i}", whole, rng, args.processes, found)
+            one_run(folder, f"run{i}", whole, rng, args.processes, found)
     print(json.dumps(found) if args.json else "\n".join(f"{name}: {value}" for name, value in found.items()))
     sys.exit(found["identical"] != args.runs)
 
@@ -69,55 +69,55 @@ def write_corpus(file: Path) -> None:
     """Write a few hundred sentences."""
     who, does, whom = "the cat,a dog,my bird,his sister,they", "see,like,follow,find", "us,him,it"
     when = "now,again,never,today,at last,once more,all day long"
-    rows = itertools.product(*(words.split(",") for words in (who, does, whom, when)))
+    rows = itertools.product(*(command.split(",") for command in (who, does, whom, when)))
     file.write_text("".join(f"{a} {b} {c} {d}.\n" for a, b, c, d in rows))
 
 
-def start(place: Path, name: str, processes: int, rename: float = 0) -> subprocess.Popen:
+def start(folder: Path, name: str, processes: int, rename: float = 0) -> subprocess.Popen:
     """Start or resume the training in its own process group."""
     launcher = [sys.executable]
     if processes > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    words = [*launcher, __file__, "--child", "--train_data", place / "corpus.txt", "--cache_dir", place / "cache"]
-    words += ["--output_dir", place / name, *SETTINGS]
+    command = [*launcher, __file__, "--child", "--train_data", folder / "corpus.txt", "--cache_dir", folder / "cache"]
+    command += ["--output_dir", folder / name, *SETTINGS]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), RENAME: str(rename)}
-    with open(place / f"{name}.log", "a") as log:
+    with open(folder / f"{name}.log", "a") as log:
         return subprocess.Popen(
-            [str(word) for word in words], stdout=log, stderr=log, env=environment, start_new_session=True
+            [str(part) for part in command], stdout=log, stderr=log, env=environment, start_new_session=True
         )
 
 
-def one_run(place: Path, name: str, whole: float, rng: random.Random, processes: int, found: dict) -> None:
+def one_run(folder: Path, name: str, whole: float, rng: random.Random, processes: int, found: dict) -> None:
     """Run a training with up to five kills; add its result to `found`."""
     for _ in range(rng.randint(1, KILLS)):
         at_rename = rng.random() < 0.5
         rename = rng.randint(1, 36) + rng.choice([0, 0.5]) if at_rename else 0
-        process = start(place, name, processes, rename)
+        process = start(folder, name, processes, rename)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(whole + 60 if at_rename else rng.uniform(0, whole))
         killed = process.poll() != 0
         if process.poll() is None or processes > 1:
-            kill(process, place / name)
+            kill(process, folder / name)
         if not killed:
             break
         found["kills"] += 1
         found["in_renames"] += at_rename
-    code = start(place, name, processes).wait()
-    ended = place / name / "state" / "step-000000000060"
+    code = start(folder, name, processes).wait()
+    ended = folder / name / "state" / "step-000000000060"
     if code or not ended.is_dir():
         found["lost"] += 1
-    elif same(ended, place / "reference" / "state" / ended.name) and logged(place / name) == logged(
-        place / "reference"
+    elif same(ended, folder / "reference" / "state" / ended.name) and logged(folder / name) == logged(
+        folder / "reference"
     ):
         found["identical"] += 1
     for leftover in ("checkpoint", "checkpoint-last"):
-        assert not list((place / name).glob(f".{leftover}.*")), "something half-written was left"
+        assert not list((folder / name).glob(f".{leftover}.*")), "something half-written was left"
 
 
 def kill(process: subprocess.Popen, folder: Path) -> None:
     """Kill all processes of a run and wait until the last has ended."""
     while True:
-        at_work = [file.parent for file in Path("/proc").glob("[0-9]*/cmdline") if str(folder) in words_of(file)]
+        at_work = [file.parent for file in Path("/proc").glob("[0-9]*/cmdline") if str(folder) in arguments_of(file)]
         for each in at_work:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(each.name), signal.SIGKILL)
@@ -127,7 +127,7 @@ def kill(process: subprocess.Popen, folder: Path) -> None:
     process.wait()
 
 
-def words_of(file: Path) -> list[str]:
+def arguments_of(file: Path) -> list[str]:
     """Return the arguments of a process's command line; none if it has ended."""
     with contextlib.suppress(OSError):
         return file.read_text().split("\0")

@@ -17,11 +17,11 @@ MOST_SECONDS = 8.0
 PLAIN, DIM, BRIGHT = "", "\x1b[2m", "\x1b[1;32m"
 RESET = "\x1b[0m"
 
-Run = tuple[str, str]
+Span = tuple[str, str]
 """A piece of text and its style, one of PLAIN, DIM, BRIGHT."""
 
 
-class Pace:
+class FramePauses:
     """Pauses between the frames of one text: constant at first, shrinking once half of the time is spent."""
 
     def __init__(self) -> None:
@@ -47,28 +47,28 @@ class Screen:
         self.live = stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
         self.styled = self.live and not os.environ.get("NO_COLOR")
         self.previous, self.rows, self.columns = "", 0, 0
-        self.pace = Pace()
+        self.pauses = FramePauses()
 
     @contextmanager
     def text(self) -> Iterator[None]:
         """Show one text for the duration of a block; its last frame stays, after an interruption too."""
-        self.previous, self.rows, self.pace = "", 0, Pace()
+        self.previous, self.rows, self.pauses = "", 0, FramePauses()
         try:
             yield
         finally:
             if self.rows:
                 self.write("\n")
 
-    def frame(self, label: str, runs: list[Run], *, last: bool = False) -> None:
+    def frame(self, label: str, spans: list[Span], *, last: bool = False) -> None:
         """Show a text, if it has changed.
 
         Args:
             label: text before the first line.
-            runs: the text.
+            spans: the text.
             last: whether this is the final frame, which is shown in full length.
         """
-        runs = [(printable(part), style) for part, style in runs]
-        text = "".join(part for part, _ in runs)
+        spans = [(printable(part), style) for part, style in spans]
+        text = "".join(part for part, _ in spans)
         if not self.live:
             if text != self.previous:
                 self.write(f"{label}{text}\n")
@@ -77,14 +77,14 @@ class Screen:
         if text == self.previous and not last:
             return
         if self.rows and text != self.previous:
-            self.pace.wait()
+            self.pauses.wait()
         self.previous = text
-        self.draw(label, runs, last)
+        self.draw(label, spans, last)
 
-    def draw(self, label: str, runs: list[Run], last: bool) -> None:
+    def draw(self, label: str, spans: list[Span], last: bool) -> None:
         """Write a frame over the previous one."""
         columns, height = size_of(self.stream)
-        lines = break_lines([(label, DIM), *runs], columns - 1, len(label))
+        lines = break_lines([(label, DIM), *spans], columns - 1, len(label))
         if len(lines) >= height and not last:  # lines scrolled off the top cannot be overwritten
             lines = [*lines[: max(1, height - 2)], [("…", DIM)]]
         if self.rows and columns != self.columns:  # after a resize the terminal has wrapped the old lines anew
@@ -94,9 +94,9 @@ class Screen:
         self.write(up * bool(self.rows) + "\n".join(self.line(line) + "\x1b[K" for line in lines) + "\x1b[J")
         self.rows, self.columns = len(lines), columns
 
-    def line(self, runs: list[Run]) -> str:
+    def line(self, spans: list[Span]) -> str:
         """Return a line with its styles as escape sequences."""
-        return "".join(f"{style}{part}{RESET}" if style and self.styled else part for part, style in runs)
+        return "".join(f"{style}{part}{RESET}" if style and self.styled else part for part, style in spans)
 
     def write(self, text: str) -> None:
         """Write and flush at once, so that no partial frame is visible."""
@@ -125,18 +125,18 @@ def width(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def break_lines(runs: list[Run], columns: int, indent: int) -> list[list[Run]]:
+def break_lines(spans: list[Span], columns: int, indent: int) -> list[list[Span]]:
     """Wrap a text to lines of at most `columns` columns, at spaces where possible.
 
     Args:
-        runs: a text.
+        spans: a text.
         columns: raised to 2 if less.
         indent: indentation of every line but the first; 0 if it exceeds half of the columns.
     """
     columns = max(columns, 2)
     lead = [(" ", PLAIN)] * (indent if indent <= columns // 2 else 0)
     lines, line, taken, space = [], [], 0, 0
-    for cell in ((character, style) for part, style in runs for character in part):
+    for cell in ((character, style) for part, style in spans for character in part):
         if taken + width(cell[0]) > columns:
             cut = space or len(line)
             lines.append(line[:cut])
@@ -152,12 +152,12 @@ def break_lines(runs: list[Run], columns: int, indent: int) -> list[list[Run]]:
     return [merged(line) for line in [*lines, line]]
 
 
-def merged(cells: list[Run]) -> list[Run]:
-    """Join neighbouring runs of equal style."""
-    runs: list[Run] = []
+def merged(cells: list[Span]) -> list[Span]:
+    """Join neighbouring spans of equal style."""
+    spans: list[Span] = []
     for text, style in cells:
-        if runs and runs[-1][1] == style:
-            runs[-1] = runs[-1][0] + text, style
+        if spans and spans[-1][1] == style:
+            spans[-1] = spans[-1][0] + text, style
         else:
-            runs.append((text, style))
-    return runs
+            spans.append((text, style))
+    return spans

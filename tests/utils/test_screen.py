@@ -17,7 +17,7 @@ import pytest
 import predict
 from tests.conftest import call
 from utils import screen
-from utils.screen import BRIGHT, DIM, INTERVAL, MOST_SECONDS, PLAIN, Pace, Screen, break_lines
+from utils.screen import BRIGHT, DIM, INTERVAL, MOST_SECONDS, PLAIN, FramePauses, Screen, break_lines
 
 
 class Emulator:
@@ -245,9 +245,9 @@ def test_a_resized_terminal_gets_a_new_frame(terminal) -> None:
 def test_the_sum_of_pauses_is_bounded(monkeypatch) -> None:
     pauses: list[float] = []
     stop_clock(monkeypatch, pauses.append)
-    pace = Pace()
+    frames = FramePauses()
     for _ in range(2000):
-        pace.wait()
+        frames.wait()
     assert sum(pauses) <= MOST_SECONDS and pauses[0] == INTERVAL
 
 
