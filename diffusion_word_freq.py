@@ -249,15 +249,23 @@ class SpindleSchedule:
         hidden = torch.zeros_like(visible).index_add(0, masked.nonzero()[:, 0], expected.double())
         return (visible + hidden) / target_mask.sum(1).clamp(min=1)
 
-    def candidate_reveal(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def predicted_mean(self, prediction: Prediction) -> Tensor:
+        """Return the estimated mean of each sentence of a prediction, float64 [B], detached."""
+        expected = prediction.expectation(self.statistic)
+        return self.estimated_mean(expected, prediction.xt, prediction.masked, prediction.batch.target_mask)
+
+    def candidate_reveal(self, mean: Tensor, targets: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return each candidate's posterior u^(k) under the estimated mean, and its derivative.
+
+        Args:
+            mean: float64 [B], see `predicted_mean`.
+            targets: bool [B, L], target tokens.
+            s, t: int64 [B].
 
         Returns:
             u^(k) and d u^(k) / d E, each float64 [B, V], with E the expectation of the statistic at one masked
             position. Both are detached: `Prediction.spindle_terms` carries the gradient.
         """
-        targets = prediction.batch.target_mask
-        mean = self.estimated_mean(prediction.expectation(self.statistic), prediction.xt, prediction.masked, targets)
 
         def table(mean: Tensor) -> Tensor:
             h = self.informativeness_of(self.statistic, mean[:, None])
@@ -322,20 +330,24 @@ class WordFreqDiffusion(MaskedProcess):
             prediction: p(x0 | x_t).
             s, t: int64 [B], 0 <= s < t <= T.
         """
-        return self._terms(prediction, s, t)[1:]
+        mean = self.schedule.predicted_mean(prediction) if self.schedule.token_dependent else None
+        return self._terms(prediction, mean, s, t)[1:]
 
     def timing(self, prediction: Prediction, s: Tensor, t: Tensor) -> Tensor:
         """See MaskedTransitions."""
-        u, kl, cross_entropy = self._terms(prediction, s, t)
-        return kl - u * cross_entropy
+        mean = self.schedule.predicted_mean(prediction) if self.schedule.token_dependent else None
+        windows = (self._terms(prediction, mean, *window) for window in zip(s.unbind(1), t.unbind(1), strict=True))
+        return torch.stack([kl - u * cross_entropy for u, kl, cross_entropy in windows], 1)
 
-    def _terms(self, prediction: Prediction, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _terms(
+        self, prediction: Prediction, mean: Tensor | None, s: Tensor, t: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         batch, schedule = prediction.batch, self.schedule
         h = schedule.informativeness(batch.input_ids, batch.target_mask)
         u = schedule.reveal_probability(s[:, None], t[:, None], h)[prediction.masked]
         if not schedule.token_dependent:
             return u, u * prediction.cross_entropy, prediction.cross_entropy
-        table, slope = schedule.candidate_reveal(prediction, s, t)
+        table, slope = schedule.candidate_reveal(mean, batch.target_mask, s, t)
         cross_entropy, revealed, own = prediction.spindle_terms(schedule.statistic, table, slope)
         log_stay = torch.log1p(-revealed.clamp(max=1 - 1e-12))  # keeps the log finite at s = 0, where 1 - u is 0
         kl = u * (cross_entropy + u.log() - own.log()) + torch.special.xlog1py(1 - u, -u) - (1 - u) * log_stay

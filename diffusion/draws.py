@@ -28,7 +28,7 @@ WHOLE = Share()
 """A batch that is a whole step."""
 
 
-def uniform(where: Tensor, generator: Generators = None) -> Tensor:
+def uniform(where: Tensor, generator: Generators = None, *, rows: Tensor | None = None) -> Tensor:
     """Draw independent U[0, 1) numbers at the True positions of `where`; 1 elsewhere.
 
     With one generator per sentence, sentence b takes as many numbers from its stream as it has True positions. So its
@@ -37,10 +37,12 @@ def uniform(where: Tensor, generator: Generators = None) -> Tensor:
     Args:
         where: bool [B, L].
         generator: on the CPU (a seed then gives the same numbers on every device), or on the device of `where`.
+        rows: int64 [B], indices of the sentences among the streams; default: all in order.
 
     Returns:
         float64 [B, L].
     """
+    generator = generator if rows is None else streams_of(generator, rows)
     values = torch.ones(where.shape, dtype=torch.float64, device=where.device)
     if isinstance(generator, Sequence):
         counts = where.sum(1).tolist()

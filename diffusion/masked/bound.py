@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from diffusion.draws import Generators, streams_of, uniform
+from diffusion.draws import Generators, uniform
 from diffusion.masked.prediction import Prediction
 from diffusion.masked.transitions import MaskedTransitions
 from diffusion.options import BoundArgs
@@ -285,7 +285,7 @@ def one_trajectory(
         at_the_end = nats.where(s == 0, 0.0)  # the KL of the reveal time is 0 there: every token is revealed
         if process.schedule.token_dependent:
             each = torch.ones(len(active), WINDOWS_PER_SET, dtype=torch.bool, device=grid.device)
-            u = uniform(each, streams_of(generator, active))
+            u = uniform(each, generator, rows=active)
             nats = nats + timing_terms(process, prediction, since, now, u, grid)
         sums[:, active] += torch.stack([nats, at_the_end, torch.ones_like(nats)])
         begin[active] = now + 1
@@ -296,9 +296,8 @@ def timing_terms(
     process: MaskedTransitions, prediction: Prediction, since: Tensor, until: Tensor, u: Tensor, grid: Tensor
 ) -> Tensor:
     """Estimate the KL of the reveal times, the spindle's term, summed over windows since..until, [B]."""
-    number, total = until - since + 1, torch.zeros(len(since), dtype=torch.float64, device=grid.device)
-    for i, share in enumerate(u.unbind(1)):
-        window = since + ((i + share) / u.shape[1] * number).long()
-        t, s = grid[torch.minimum(window, until)].unbind(1)
-        total += prediction.per_row(process.timing(prediction, s, t))
-    return total * number / u.shape[1]
+    number = (until - since + 1)[:, None]
+    share = (torch.arange(u.shape[1], device=u.device) + u) / u.shape[1]
+    window = torch.minimum(since[:, None] + (share * number).long(), until[:, None])
+    t, s = grid[window].unbind(-1)
+    return prediction.per_row(process.timing(prediction, s, t)).sum(1) * number[:, 0] / u.shape[1]

@@ -59,8 +59,8 @@ class Prediction:
         return self.probs @ statistic.to(self.probs.dtype)
 
     def per_row(self, values: Tensor) -> Tensor:
-        """Sum values [n] over the positions of each sentence, [B]."""
-        return torch.zeros(len(self.xt), dtype=values.dtype, device=values.device).index_add(0, self.row, values)
+        """Sum values [n, ...] over the positions of each sentence, [B, ...]."""
+        return values.new_zeros(len(self.xt), *values.shape[1:]).index_add(0, self.row, values)
 
     def spindle_terms(self, statistic: Tensor, table: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the terms of the KL under a spindle, each float64 [n] and differentiable in the logits.

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from data.batch import Batch
-from diffusion.draws import Generators, filter_logits, sample_categorical, streams_of, uniform
+from diffusion.draws import Generators, filter_logits, sample_categorical, uniform
 from diffusion.masked.transitions import MaskedTransitions, Thinning
 from diffusion.options import SampleArgs
 from diffusion.process import Denoiser, StepCallback
@@ -171,7 +171,7 @@ class RowClocks:
 
     def draw_uniform(self, positions: Tensor, rows: Tensor) -> Tensor:
         """Draw uniform variables for these rows, float64 [b, L], where `positions` is True; 1 elsewhere."""
-        return uniform(positions, streams_of(self.generator, rows))
+        return uniform(positions, self.generator, rows=rows)
 
     def start_rows(self, rows: Tensor) -> None:
         """Draw the first proposals of the rows that enter the batch."""

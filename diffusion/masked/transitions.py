@@ -197,8 +197,16 @@ class MaskedTransitions(Process):
         return u * nats, nats
 
     def timing(self, prediction: Prediction, s: Tensor, t: Tensor) -> Tensor:
-        """Return the KL of the reveal time, float64 [n]: KL - u times cross-entropy; 0 without a spindle."""
-        return torch.zeros_like(self.nats(prediction))
+        """Return the KL of the reveal time in some windows: KL - u times cross-entropy; 0 without a spindle.
+
+        Args:
+            prediction: p(x0 | x_t).
+            s, t: [B, W], windows of each sentence.
+
+        Returns:
+            float64 [n, W].
+        """
+        return torch.zeros(len(prediction.x0), s.shape[1], dtype=torch.float64, device=s.device)
 
     def token_terms(
         self, denoiser: Denoiser, batch: Batch, xt: Tensor, s: Tensor, t: Tensor, *, with_kl: bool = True
