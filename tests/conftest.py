@@ -1,4 +1,4 @@
-"""Shared toys: vocabularies small enough to enumerate, denoisers whose every output is known."""
+"""Shared fixtures and helpers: denoisers with known outputs, toy texts and pairs, tiny training runs, script calls."""
 
 import fcntl
 import itertools
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test may wait for a network
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: no test waits for a network
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -29,30 +29,31 @@ torch.set_num_threads(1)
 # ---- slow tests, which tests/run.sh fast leaves out ------------------------------------------------------------------
 
 MOST_SECONDS = 5
-"""Processor time above which a test must be marked slow; on a quiet machine, those above about one second are."""
+"""Processor time above which a test must be marked slow. On an idle machine, mark tests above about one second."""
 
 
 @pytest.fixture(scope="session")
 def slow_setup() -> None:
-    """Requested by fixtures that train or start programs: every test that uses one of them is marked slow."""
+    """Mark as slow each test that requests this fixture, directly or through one that trains or starts programs."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests whose fixtures take long."""
+    """Mark the tests that depend on `slow_setup`."""
     for item in items:
         if "slow_setup" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
 
 
 def timed(item: pytest.Item) -> Iterator[None]:
-    """Fail a test that takes long and is not marked slow. Processor time, so that a busy machine changes little."""
+    """Fail an unmarked test that takes more than MOST_SECONDS. Processor time hardly depends on the machine's load."""
     before = os.times()
     result = yield
-    took = sum(os.times()[:4]) - sum(before[:4])
-    if took > MOST_SECONDS and not item.get_closest_marker("slow"):
+    elapsed = sum(os.times()[:4]) - sum(before[:4])
+    if elapsed > MOST_SECONDS and not item.get_closest_marker("slow"):
         pytest.fail(
-            f"{took:.1f} s of processor time, {MOST_SECONDS} at most: mark it slow, or its fixture by slow_setup", False
+            f"{elapsed:.1f} s of processor time, {MOST_SECONDS} at most: mark it slow, or its fixture by slow_setup",
+            False,
         )
     return result
 
@@ -62,7 +63,7 @@ pytest_runtest_call = pytest.hookimpl(wrapper=True)(timed)
 
 
 class TableDenoiser:
-    """p(x0 | xt) fixed by a table: any function of the state, wrong on purpose, so that no identity holds by luck."""
+    """Fixed p(x0 | xt), an arbitrary function of the state: wrong on purpose, so that no identity holds by chance."""
 
     time_conditioned = False
 
@@ -70,19 +71,19 @@ class TableDenoiser:
         self.vocab_size, self.seed, self.scale = vocab_size, seed, scale
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """Logits themselves are the hidden state: a deterministic scramble of every position's view of the sentence."""
+        """Return logits as the hidden state: at every position, a deterministic scramble of the attended sentence."""
         position = torch.arange(1, xt.shape[1] + 1, dtype=torch.float64)
         view = ((xt + 1) * attention_mask * position).sum(1, keepdim=True) + position * 0.37 + self.seed
         token = torch.arange(self.vocab_size, dtype=torch.float64)
         return self.scale * torch.sin(view[..., None] * (1.3 + token) + token)
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """The identity."""
+        """Return the logits unchanged."""
         return hidden
 
 
 class OracleDenoiser:
-    """Knows the sentence: all mass on x0 (up to exp(-gap))."""
+    """Denoiser with all mass on x0, up to exp(-gap)."""
 
     time_conditioned = False
 
@@ -90,28 +91,28 @@ class OracleDenoiser:
         self.logits = gap * torch.nn.functional.one_hot(x0, vocab_size).double()
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """Ignores what it is shown."""
+        """Return the same logits for every xt."""
         return self.logits
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """The identity."""
+        """Return the logits unchanged."""
         return hidden
 
 
 def text_batch(input_ids: Tensor) -> Batch:
-    """A batch whose every token is a target."""
+    """Return a batch in which every token is attended to and is a target."""
     everything = torch.ones_like(input_ids, dtype=torch.bool)
     return Batch(input_ids, everything, everything)
 
 
 def all_sentences(tokens: list[int], length: int) -> Tensor:
-    """Every sentence of that length over those tokens, int64 [len(tokens) ** length, length]."""
+    """Return every sentence of the given length over the given tokens, int64 [len(tokens) ** length, length]."""
     return torch.tensor(list(itertools.product(tokens, repeat=length)))
 
 
 @pytest.fixture(autouse=True)
 def fixed_seed() -> Iterator[None]:
-    """Every test starts from the same global seed."""
+    """Start every test from the same global seed."""
     torch.manual_seed(0)
     yield
 
@@ -133,17 +134,17 @@ SENTENCES = [f"{s} {v} {o}." for s, v, o in itertools.product(SUBJECTS, VERBS, O
 
 
 NOUNS = ["cat", "dog", "bird", "man", "child", "friend", "house", "tree", "ball", "fish"]
-DEEDS = {"see": "seen", "like": "liked", "follow": "followed", "find": "found", "take": "taken"}
+PARTICIPLES = {"see": "seen", "like": "liked", "follow": "followed", "find": "found", "take": "taken"}
 PAIRS = [
-    {"src": f"{a} {deed} {b}", "trg": f"the {b} is {done} by the {a}." + (" always!" if a == "cat" else "")}
-    for a, (deed, done), b in itertools.product(NOUNS, DEEDS.items(), NOUNS)
+    {"src": f"{a} {verb} {b}", "trg": f"the {b} is {participle} by the {a}." + (" always!" if a == "cat" else "")}
+    for a, (verb, participle), b in itertools.product(NOUNS, PARTICIPLES.items(), NOUNS)
     if a != b
 ]
 """450 pairs whose target follows from the source, and ends earlier or later."""
 
 
 def write_jsonl(file: Path, records: list[dict]) -> Path:
-    """One object a line."""
+    """Write one JSON object a line; return the file."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("".join(json.dumps(record) + "\n" for record in records))
     return file
@@ -151,7 +152,7 @@ def write_jsonl(file: Path, records: list[dict]) -> Path:
 
 @pytest.fixture
 def pairs_folder(tmp_path: Path) -> Path:
-    """A folder of pairs without a card: every tenth for validation, the next for testing."""
+    """Return a folder of pairs without a dataset card: every tenth pair for validation, the next one for testing."""
     for name, keep in (
         ("train", lambda i: i % 10 > 1),
         ("valid", lambda i: i % 10 == 0),
@@ -163,21 +164,21 @@ def pairs_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer() -> PreTrainedTokenizerBase:
-    """A WordPiece vocabulary of the sentences above."""
+    """Return a WordPiece tokenizer trained on the sentences above."""
     return train_wordpiece(SENTENCES, 300)
 
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    """The sentences as a text file."""
+    """Return a text file of the sentences above."""
     file = tmp_path / "corpus.txt"
     file.write_text("\n".join(SENTENCES) + "\n")
     return file
 
 
-def call(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *words: object) -> int:
-    """Run a script's main with these command-line words, as `python script.py` would; returns its exit code."""
-    monkeypatch.setattr(sys, "argv", ["script.py", *map(str, words)])
+def call(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Run a script's main with command-line arguments, as `python script.py` would; return its exit code."""
+    monkeypatch.setattr(sys, "argv", ["script.py", *map(str, arguments)])
     try:
         run_script(main)
     except SystemExit as stop:
@@ -185,9 +186,9 @@ def call(main: Callable[[], None], monkeypatch: pytest.MonkeyPatch, *words: obje
     return 0
 
 
-def errors_of(said: str) -> list[str]:
-    """Return the lines on stderr, without the one that says what is read: it comes once a process."""
-    return [line for line in said.splitlines() if not line.startswith("reading train: ")]
+def errors_of(stderr: str) -> list[str]:
+    """Return the lines of stderr without the name of the training data, which is printed once a process."""
+    return [line for line in stderr.splitlines() if not line.startswith("reading train: ")]
 
 
 TINY = [
@@ -199,14 +200,14 @@ TINY = [
 
 
 def once(tmp_path_factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]) -> Path:
-    """Return a folder that `fill` has filled: once a session, whatever the number of pytest-xdist's processes."""
+    """Return a folder that `fill` fills once a session, also with several processes of pytest-xdist."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent
     folder, filled = shared / name, shared / f"{name}.filled"
     with (shared / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not filled.exists():  # for the first to come, or the first after one that failed
+        if not filled.exists():  # the first process, or the next one after a failure
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             fill(folder)
@@ -214,29 +215,29 @@ def once(tmp_path_factory: pytest.TempPathFactory, name: str, fill: Callable[[Pa
     return folder
 
 
-def train_tiny(folder: Path, data: Path, *words: object) -> None:
-    """Train a very small network until it has learnt; the run is folder/run."""
+def train_tiny(folder: Path, data: Path, *flags: object) -> None:
+    """Train a very small network to a low loss; the output folder is folder/run."""
     base = [*TINY, "--train_data", data, "--output_dir", folder / "run", "--cache_dir", folder / "cache"]
     base += ["--optimizer", "muon", "--warm_start", 0.2, "--loss_weighting", "uniform"]
     with pytest.MonkeyPatch.context() as patch:
-        assert call(main.main, patch, *base, *words) == 0
+        assert call(main.main, patch, *base, *flags) == 0
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
-    """The output folder of a real, very small training run on the sentences above."""
+    """Return the output folder of a real, very small training run on the sentences above."""
 
     def fill(folder: Path) -> None:
         (folder / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
-        words = ["--max_steps", 500, "--valid_fraction", 0.1, "--ema_decay", 0.9]
-        train_tiny(folder, folder / "corpus.txt", *words)
+        flags = ["--max_steps", 500, "--valid_fraction", 0.1, "--ema_decay", 0.9]
+        train_tiny(folder, folder / "corpus.txt", *flags)
 
     return once(tmp_path_factory, "trained", fill) / "run"
 
 
 @pytest.fixture(scope="session")
 def trained_pairs(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
-    """The output folder of a real, very small training run on the pairs above, two in ten of them left out."""
+    """Return the output folder of a real, very small training run on eight tenths of the pairs above."""
 
     def fill(folder: Path) -> None:
         write_jsonl(folder / "pairs" / "train.jsonl", [pair for i, pair in enumerate(PAIRS) if i % 10 > 1])

@@ -1,7 +1,6 @@
-"""A hub small enough to hold in a test: it speaks what huggingface_hub and datasets ask for, on loopback.
+"""Minimal Hugging Face hub on loopback: the requests of huggingface_hub and datasets.
 
-Faults can be switched on: connections that are cut in the middle of a file, and content that is not what its checksum
-says.
+Faults can be switched on: connections cut in the middle of a file, and content that contradicts its checksum.
 """
 
 import contextlib
@@ -21,40 +20,40 @@ class MiniHub:
     """Folders by repository name: models as "org/name", data sets as "datasets/org/name"."""
 
     def __init__(self, repositories: dict[str, Path]) -> None:
-        """Nothing is wrong yet."""
+        """Serve the repositories without faults."""
         self.repositories = repositories
         self.cuts = 0
-        """So many of the next large transfers break off half-way,"""
+        """Number of the next large transfers that break off."""
         self.given = 5000
-        """after so many bytes."""
+        """Bytes sent before a transfer breaks off."""
         self.altered = ""
-        """Of this file other bytes are sent, as many."""
+        """Name of a file that is sent with one byte changed."""
         self.sent: Counter[str] = Counter()
-        """Transfers of each file's content."""
+        """Number of transfers of each file's content."""
 
     def files(self, repository: str) -> list[Path]:
-        """All that a repository holds."""
+        """Return the files of a repository, sorted."""
         return sorted(path for path in self.repositories[repository].rglob("*") if path.is_file())
 
     def entry(self, repository: str, file: Path) -> dict:
-        """As the tree and the paths-info calls describe a file; large ones have a SHA-256, others a git hash."""
+        """Return a file's entry in tree and paths-info replies: SHA-256 for LFS files, git hash for all."""
         content = file.read_bytes()
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
         name = str(file.relative_to(self.repositories[repository]))
-        found = {"type": "file", "path": name, "size": len(content), "oid": blob}
+        description = {"type": "file", "path": name, "size": len(content), "oid": blob}
         if file.suffix in (".safetensors", ".parquet"):
-            found["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
-        return found
+            description["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        return description
 
 
 def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
-    """What answers a request."""
+    """Return the request handler of a hub."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, *words: object) -> None:
-            """Silence."""
+        def log_message(self, *arguments: object) -> None:
+            """Print nothing."""
 
         def reply(self, body: bytes, status: int = 200, **headers: str) -> None:
             self.send_response(status)
@@ -67,8 +66,8 @@ def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
         def reply_json(self, value: object) -> None:
             self.reply(json.dumps(value).encode(), Content_Type="application/json")
 
-        def missing(self, what: str) -> None:
-            self.reply(b"", 404, X_Error_Code=what, X_Error_Message=f"{what}: {self.path}")
+        def missing(self, error_code: str) -> None:
+            self.reply(b"", 404, X_Error_Code=error_code, X_Error_Message=f"{error_code}: {self.path}")
 
         def answer(self) -> None:
             path = unquote(urlparse(self.path).path).strip("/")
@@ -92,8 +91,8 @@ def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
             if verb == "tree":
                 return self.reply_json(self.tree(entries, path.partition("/tree/")[2].partition("/")[2]))
             if verb == "paths-info":
-                asked = parse_qs(body.decode()).get("paths") or json.loads(body or b"{}").get("paths", [])
-                return self.reply_json([entry for entry in entries if entry["path"] in asked])
+                requested = parse_qs(body.decode()).get("paths") or json.loads(body or b"{}").get("paths", [])
+                return self.reply_json([entry for entry in entries if entry["path"] in requested])
             siblings = [{"rfilename": entry["path"]} for entry in entries]
             name = repository.removeprefix("datasets/")
             facts = {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "disabled": False}
@@ -103,9 +102,9 @@ def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
             inside = [entry for entry in entries if entry["path"].startswith(f"{folder}/" if folder else "")]
             if "recursive=true" in self.path.lower():
                 return inside
-            here = [entry for entry in inside if "/" not in entry["path"].removeprefix(f"{folder}/")]
-            deeper = {str(Path(entry["path"]).parent) for entry in inside if entry not in here}
-            return here + [{"type": "directory", "path": name, "size": 0, "oid": "0" * 40} for name in deeper]
+            children = [entry for entry in inside if "/" not in entry["path"].removeprefix(f"{folder}/")]
+            subfolders = {str(Path(entry["path"]).parent) for entry in inside if entry not in children}
+            return children + [{"type": "directory", "path": name, "size": 0, "oid": "0" * 40} for name in subfolders]
 
         def content(self, repository: str, name: str) -> None:
             if repository not in hub.repositories:
@@ -140,7 +139,7 @@ def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
 
 @contextlib.contextmanager
 def running(hub: MiniHub) -> Iterator[str]:
-    """Its address, for HF_ENDPOINT, as long as the block lasts."""
+    """Serve a hub within the block; yield its address, for HF_ENDPOINT."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler_of(hub))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

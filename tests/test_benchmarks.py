@@ -25,14 +25,14 @@ def test_the_docs_show_the_committed_figures() -> None:
     assert all(line in speed_page for line in costs if line.startswith("|"))
 
 
-def test_ratios_are_of_the_same_round() -> None:
+def test_ratios_compare_times_of_the_same_round() -> None:
     calls = []
     steps = {"floor": lambda: calls.append("floor"), "other": lambda: calls.append("other")}
     least, median, most = speed.ratios(steps, "floor", 3)["other"]
     assert 0 < least <= median <= most and calls == ["floor", "other"] * 4
 
 
-def test_counting_counts_rows_and_calls() -> None:
+def test_the_counting_denoiser_counts_rows_and_calls() -> None:
     counted = variants.Counted(TableDenoiser(5))
     make(8, "none").sample(counted, text_batch(torch.zeros(10, 3, dtype=torch.long)), SampleArgs(num_steps=8))
     assert counted.calls <= 3 and 10 <= counted.rows <= 30
@@ -47,15 +47,15 @@ def test_every_variant_takes_a_step(kind: str) -> None:
         maker(SHAPE)()
 
 
-@pytest.mark.parametrize("way", ["random", "buckets", "packing"])
-def test_steps_on_sentences_of_many_lengths_count_their_tokens(way: str) -> None:
-    step = variants.on_lengths({**SHAPE, "rows": 32}, way)  # four rows of 64 slots
+@pytest.mark.parametrize("batching", ["random", "buckets", "packing"])
+def test_a_step_on_sentences_of_many_lengths_returns_its_number_of_tokens(batching: str) -> None:
+    step = variants.on_lengths({**SHAPE, "rows": 32}, batching)  # four rows of 64 slots
     tokens = [step() for _ in range(3)]
     assert all(12 <= n <= 256 for n in tokens)
-    assert min(tokens) > 0.9 * 256 if way == "packing" else len(set(tokens)) > 1
+    assert min(tokens) > 0.9 * 256 if batching == "packing" else len(set(tokens)) > 1
 
 
-def test_the_share_of_slots_is_of_all_sentences() -> None:
+def test_the_share_of_filled_slots_is_computed_over_all_sentences() -> None:
     shares = speed.part_slots({}, "small", None)
     assert (
         0.4 < shares["slots_random"] < 0.7 and shares["slots_buckets"] >= 0.97 and 0.98 <= shares["slots_packing"] < 1
@@ -63,15 +63,15 @@ def test_the_share_of_slots_is_of_all_sentences() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
-def test_memory_is_that_of_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    held = []
-    monkeypatch.setitem(variants.TERMS, "large", lambda shape: lambda: held.append(torch.ones(2**28)))  # 1 GiB a step
+def test_the_memory_of_a_step_includes_what_it_allocates(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    kept = []
+    monkeypatch.setitem(variants.TERMS, "large", lambda shape: lambda: kept.append(torch.ones(2**28)))  # 1 GiB a step
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which other tests have raised
     speed.memory_of("TERMS.large", SHAPE)
     assert float(capsys.readouterr().out) > 1500  # less memory that other tests freed and the process kept
 
 
-def test_throughput_counts_what_a_step_computes() -> None:
+def test_throughput_counts_the_flops_of_a_step() -> None:
     shape = {**SHAPE, "layers": 2, "length": 16}
     denoiser = BertDenoiser(variants.network(shape))
     layer = 4 * 64 * 64 + 2 * 64 * 256  # four attention matrices, two feed-forward matrices
@@ -80,28 +80,28 @@ def test_throughput_counts_what_a_step_computes() -> None:
     assert throughput.step_flops(denoiser, 32, 16, 10) == 6 * (32 * 2 * (layer + attention) + 10 * head)
 
 
-def test_throughput_measures_a_machine(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_throughput_reports_rates_and_shares_of_the_peak(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     monkeypatch.setitem(variants.SHAPES, "small", SHAPE)
-    words = "throughput.py --shape small --rows 2 4 --length 8 --samples 2 --seconds 0.1 --device cpu --fused_loss"
-    words += " --attn_implementation eager --precision fp32"
-    monkeypatch.setattr(sys, "argv", [*words.split(), "--peak_tflops", "0.5", "--threads", "1"])
-    fitted, real = [], throughput.fit_to_device
+    flags = "throughput.py --shape small --rows 2 4 --length 8 --samples 2 --seconds 0.1 --device cpu --fused_loss"
+    flags += " --attn_implementation eager --precision fp32"
+    monkeypatch.setattr(sys, "argv", [*flags.split(), "--peak_tflops", "0.5", "--threads", "1"])
+    implementations, fit = [], throughput.fit_to_device
 
-    def watched(denoiser: BertDenoiser, *rest: object) -> None:
-        real(denoiser, *rest)
-        fitted.append(denoiser.network.config._attn_implementation)
+    def recorded_fit(denoiser: BertDenoiser, *rest: object) -> None:
+        fit(denoiser, *rest)
+        implementations.append(denoiser.network.config._attn_implementation)
 
-    monkeypatch.setattr(throughput, "fit_to_device", watched)
+    monkeypatch.setattr(throughput, "fit_to_device", recorded_fit)
     throughput.main()
     first, *rows, sampling = capsys.readouterr().out.splitlines()
     assert first.endswith("peak 0.5 TFLOP/s (given)") and [json.loads(row)["rows"] for row in rows] == [2, 4]
     for row in map(json.loads, rows):
-        assert fitted.pop() == "eager"
+        assert implementations.pop() == "eager"
         assert row["share_of_peak"] == pytest.approx(row["tflops"] / 0.5) and row["tokens_per_second"] > 0
     assert all(value > 0 for value in json.loads(sampling).values())
 
 
-def test_the_cost_of_every_process_is_taken_on_a_network_of_its_kind() -> None:
+def test_the_cost_of_every_process_is_measured_on_a_network_of_its_kind() -> None:
     small = {**SHAPE, "rounds": 1}
     figures = {**family.part_train(small), **family.part_sample(small, 5), **family.part_long(small, 8, 16)}
     assert len([name for name in figures if name.startswith("train ")]) == len(family.TRAINED)

@@ -1,4 +1,4 @@
-"""compute_elbo.py: keys and figures of its report, and the warning about the released figure."""
+"""compute_elbo.py: keys and figures of its report, the warning about the released posterior, refused input."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ def score(monkeypatch: pytest.MonkeyPatch, trained: Path, corpus: Path, tmp_path
     return run
 
 
-def test_json_is_one_object_with_the_promised_keys(score) -> None:
+def test_the_json_report_is_one_object_with_the_documented_keys(score) -> None:
     code, out, _ = score("--num_steps", 16, "--json")
     report = json.loads(out)
     assert code == 0 and set(report) >= KEYS and report["num_steps"] == 16 and report["num_sequences"] == 24
@@ -50,11 +50,11 @@ def test_json_is_one_object_with_the_promised_keys(score) -> None:
     ("flags", "steps"),
     [([], 64), (["--num_steps", 5], 5), (["--eval_step_size", 16], 4), (["--eval_step_size", 10], 7)],
 )
-def test_steps_by_number_or_by_size(score, flags: list, steps: int) -> None:
+def test_steps_are_given_by_number_or_by_size(score, flags: list, steps: int) -> None:
     assert json.loads(score("--json", "true", *flags)[1])["num_steps"] == steps
 
 
-def test_people_get_every_figure_too(score) -> None:
+def test_the_text_report_shows_every_figure(score) -> None:
     _, out, err = score("--num_steps", 4)
     for word in ("bits/token", "per token", "per word", "nats/sequence", "standard error", "prior", "reconstruction",
                  "4 steps", "network evaluations", "24 sequences", "tokens", "words"):  # fmt: skip
@@ -62,12 +62,12 @@ def test_people_get_every_figure_too(score) -> None:
     assert err == ""
 
 
-def test_the_released_figure_is_said_to_be_no_bound(score) -> None:
+def test_the_released_posterior_is_reported_as_not_a_bound(score) -> None:
     _, out, err = score("--posterior", "released", "--json", "true")
     assert "not a bound" in err and json.loads(out)["bits_per_token"] > 0
 
 
-def test_other_estimators_say_what_they_cost(score) -> None:
+def test_other_estimators_report_their_error_and_their_cost(score) -> None:
     reports = {}
     for name in ("stratified", "trajectory"):
         flags = ["--evaluations", 4] if name == "stratified" else []
@@ -78,7 +78,7 @@ def test_other_estimators_say_what_they_cost(score) -> None:
         assert reports[name]["network_evaluations"] >= 8
 
 
-def test_precision_hardly_moves_the_figure(score) -> None:
+def test_bf16_changes_the_bound_by_at_most_2_percent(score) -> None:
     fp32, bf16 = (
         json.loads(score("--json", "true", "--num_steps", 8, "--precision", p)[1])["bits_per_token"]
         for p in ("fp32", "bf16")
@@ -103,13 +103,13 @@ def test_precision_hardly_moves_the_figure(score) -> None:
         (["--estimator", "masked-count"], "estimator=masked-count does not suit this process"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(score, flags: list, message: str) -> None:
+def test_bad_input_is_a_one_line_error_with_exit_code_2(score, flags: list, message: str) -> None:
     code, out, err = score(*flags)
     assert code == 2 and message in err and err.count("\n") == 1 and out == ""
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_figure_that_is_not_finite_is_no_result(score, monkeypatch, trained: Path, value: float) -> None:
+def test_a_non_finite_bound_is_an_error(score, monkeypatch, trained: Path, value: float) -> None:
     run = load_checkpoint(str(trained), torch.device("cpu"))
     name, weights = next((n, w) for n, w in run.denoiser.network.named_parameters() if w.ndim == 2)
     with torch.no_grad():
@@ -121,9 +121,9 @@ def test_a_figure_that_is_not_finite_is_no_result(score, monkeypatch, trained: P
         assert "--target_se" in flags or f"{name} holds NaN or infinity" in err
 
 
-def test_what_else_may_be_wrong_with_a_bound(score, monkeypatch) -> None:
-    found = Likelihood(float("inf"), 1.0, 0.0, 1.0, 12.0, 1, 3, 2, 8)
-    monkeypatch.setattr("compute_elbo.score_text", lambda *_, **__: found)
+def test_the_error_for_an_infinite_bound_names_a_remedy(score, monkeypatch) -> None:
+    infinite = Likelihood(float("inf"), 1.0, 0.0, 1.0, 12.0, 1, 3, 2, 8)
+    monkeypatch.setattr("compute_elbo.score_text", lambda *_, **__: infinite)
     for precision, message in (("bf16", "precision=bf16 may be too coarse"), ("fp32", "--limit 1")):
         code, out, err = score("--precision", precision)
         assert code == 2 and out == "" and message in err and "nats_per_sequence is inf" in err

@@ -1,4 +1,4 @@
-"""compute_metric.py: each metric checked by hand, and the baselines."""
+"""compute_metric.py: every metric against hand computation, the baselines, refused input."""
 
 import json
 from pathlib import Path
@@ -24,11 +24,11 @@ RECORDS = [
 
 @pytest.fixture
 def measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture):
-    """Run the script on predictions; return exit code, report and standard error."""
+    """Return a function that runs the script on predictions; it returns exit code, report and standard error."""
 
-    def run(*words: object, records: list | Path = RECORDS) -> tuple[int, dict, str]:
+    def run(*flags: object, records: list | Path = RECORDS) -> tuple[int, dict, str]:
         path = write_jsonl(tmp_path / "p.jsonl", records) if isinstance(records, list) else records
-        code = call(compute_metric.main, monkeypatch, "--predictions", path, "--json", "--threads", 1, *words)
+        code = call(compute_metric.main, monkeypatch, "--predictions", path, "--json", "--threads", 1, *flags)
         captured = capsys.readouterr()
         return code, json.loads(captured.out) if code == 0 else {}, captured.err
 
@@ -39,7 +39,7 @@ def mean(values: list) -> object:
     return pytest.approx(float(np.mean(values)))
 
 
-def test_seq2seq_by_hand(measure) -> None:
+def test_seq2seq_metrics_match_hand_computation(measure) -> None:
     code, report, _ = measure()
     chosen = [FRIENDS[0], "the cat", ""]
     references = [record["reference"] for record in RECORDS]
@@ -49,15 +49,15 @@ def test_seq2seq_by_hand(measure) -> None:
     assert report["bleu_single"] == mean([0.25119835939, bleu("a cat", "the cat"), 0])
     assert report["rouge_l"] == mean([2 / 3, 1, 0]) and report["dist_1"] == mean([1, 1, 0])
     assert report["length"] == mean([6, 2, 0]) and report["exact_match"] == mean([0, 1, 0])
-    selves = [text_metrics.pairwise_self_bleu(record["candidates"]) for record in RECORDS]
-    assert report["self_bleu"] == mean(selves) and selves[0] == pytest.approx(0.273619, abs=1e-6)
+    self_bleus = [text_metrics.pairwise_self_bleu(record["candidates"]) for record in RECORDS]
+    assert report["self_bleu"] == mean(self_bleus) and self_bleus[0] == pytest.approx(0.273619, abs=1e-6)
     assert report["div_4"] == mean([text_metrics.diverse_4(record["candidates"]) for record in RECORDS])
     assert report["bleu_copy"] == mean([bleu(r["source"], r["reference"]) for r in RECORDS])
     assert report["exact_match_se"] == pytest.approx(np.std([0, 1, 0], ddof=1) / np.sqrt(3))
     assert {"rouge_l_copy", "dist_1_copy", "bleu_se"} <= set(report) and "bleu_random" not in report
 
 
-def test_fewer_candidates_choose_among_the_first(measure) -> None:
+def test_a_smaller_mbr_size_chooses_among_the_first_candidates(measure) -> None:
     one, two = (measure("--mbr_size", n)[1] for n in (1, 2))
     assert one["bleu"] == one["bleu_single"] and two["mbr_size"] == 2
     assert one["self_bleu"] == two["self_bleu"] == measure()[1]["self_bleu"]  # diversity always uses the same samples
@@ -65,12 +65,12 @@ def test_fewer_candidates_choose_among_the_first(measure) -> None:
     assert "self_bleu" not in measure("--diversity_samples", 1)[1]
 
 
-def test_released_figures_are_the_swapped_ones(measure) -> None:
+def test_released_metrics_swap_candidate_and_reference(measure) -> None:
     report = measure("--released", "true", records=[RECORDS[0] | {"candidates": [FRIENDS[0]]}])[1]
     assert report["bleu"] == pytest.approx(0.263504, abs=1e-6) and report["rouge_l"] == pytest.approx(2 / 3)
 
 
-def test_released_choice_is_the_released_rule(measure) -> None:
+def test_released_selection_uses_the_released_mbr_rule(measure) -> None:
     samples = ["e c d", "a e", "b"]
     assert text_metrics.mbr_select(samples) != text_metrics.mbr_select(samples, released=True)
     record = {"source": "s", "reference": samples[text_metrics.mbr_select(samples, released=True)], "prediction": "",
@@ -79,13 +79,13 @@ def test_released_choice_is_the_released_rule(measure) -> None:
     assert measure("--released", "true", records=[record])[1]["exact_match"] == 1
 
 
-def test_diffuseqs_files_measure_as_ours(measure, tmp_path: Path) -> None:
+def test_diffuseq_files_give_the_same_report(measure, tmp_path: Path) -> None:
     write_diffuseq(tmp_path / "files", RECORDS, seed=3, num_steps=20)
     ours, theirs = measure()[1], measure(records=tmp_path / "files")[1]
     assert ours == theirs
 
 
-def test_random_and_nearest_training_targets(measure, tmp_path: Path) -> None:
+def test_baselines_are_random_and_nearest_training_targets(measure, tmp_path: Path) -> None:
     train = [
         {"src": "making new friends", "trg": "How to make friends?"},
         {"src": "a dog", "trg": "The cat"},
@@ -110,25 +110,25 @@ def test_random_and_nearest_training_targets(measure, tmp_path: Path) -> None:
     assert all(round(3 * r["bleu_random"], 6) in sums for r in drawn)
 
 
-def test_another_systems_lines_against_pairs(measure, tmp_path: Path) -> None:
+def test_plain_text_predictions_are_compared_with_pairs(measure, tmp_path: Path) -> None:
     (tmp_path / "out.txt").write_text("The cat\n\na b\n")
     pairs = write_jsonl(tmp_path / "pairs.jsonl", [{"src": "s", "trg": t} for t in ("The cat", "a dog", "a b")])
-    _, report, said = measure("--references", pairs, records=tmp_path / "out.txt")
-    assert "references are not normalized" in said
+    _, report, stderr = measure("--references", pairs, records=tmp_path / "out.txt")
+    assert "references are not normalized" in stderr
     assert report["exact_match"] == mean([1, 0, 1]) and "self_bleu" not in report
 
 
 # ---- unconditional ---------------------------------------------------------------------------------------------------
 
 
-def test_samples_against_a_corpus(measure, tmp_path: Path) -> None:
+def test_unconditional_metrics_match_direct_computation(measure, tmp_path: Path) -> None:
     samples = ["the cat sees the house.", "a dog likes it.", "it it it it", ""]
     (tmp_path / "s.txt").write_text("\n".join(samples) + "\n")
     (tmp_path / "r.txt").write_text("\n".join(s.capitalize() for s in SENTENCES[:50]))
     (tmp_path / "t.txt").write_text("\n".join(["A dog likes it.", *SENTENCES[60:70]]))
     tokenizer = train_wordpiece(SENTENCES, 300)
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    more = [
+    flags = [
         "--references",
         tmp_path / "r.txt",
         "--train_data",
@@ -136,8 +136,8 @@ def test_samples_against_a_corpus(measure, tmp_path: Path) -> None:
         "--tokenizer",
         tmp_path / "tokenizer",
     ]
-    code, report, said = measure(*more, records=tmp_path / "s.txt")
-    assert "taken as they are" not in said
+    code, report, stderr = measure(*flags, records=tmp_path / "s.txt")
+    assert "taken as they are" not in stderr
     words, references = [s.split() for s in samples], [s.lower().split() for s in SENTENCES[:50]]
     assert code == 0 and report["num_samples"] == 4 and report["num_references"] == 50
     assert report["bleu_4"] == mean([corpus_bleu([references], [w]) for w in words])
@@ -148,11 +148,11 @@ def test_samples_against_a_corpus(measure, tmp_path: Path) -> None:
         words, 4
     )
     assert report["unigram_entropy"] == pytest.approx(text_metrics.unigram_entropy(words))
-    raw = measure(*more, "--released", "true", records=tmp_path / "s.txt")[1]
+    raw = measure(*flags, "--released", "true", records=tmp_path / "s.txt")[1]
     assert raw["copied"] == 0 and raw["bleu_4"] < report["bleu_4"]  # lower-cased samples against cased references
 
 
-def test_a_table_for_people(monkeypatch, tmp_path: Path, capsys) -> None:
+def test_the_text_report_is_a_table_with_standard_errors(monkeypatch, tmp_path: Path, capsys) -> None:
     path = write_jsonl(tmp_path / "p.jsonl", RECORDS)
     assert call(compute_metric.main, monkeypatch, "--predictions", path, "--threads", 1) == 0
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
@@ -168,13 +168,13 @@ def test_one_sample_has_no_self_bleu(measure, monkeypatch, tmp_path: Path, corpu
     (tmp_path / "s.txt").write_text("the cat sees a tree.\n")
     report = measure("--references", corpus, records=tmp_path / "s.txt")[1]
     assert report["self_bleu_4"] is report["self_bleu_4_se"] is None and report["notes"] == []
-    words = ["--predictions", tmp_path / "s.txt", "--references", corpus, "--threads", 1]
-    assert call(compute_metric.main, monkeypatch, *words) == 0
+    flags = ["--predictions", tmp_path / "s.txt", "--references", corpus, "--threads", 1]
+    assert call(compute_metric.main, monkeypatch, *flags) == 0
     lines = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines())
     assert lines["self_bleu_4"] == "n/a" and "notes" not in lines
 
 
-def test_large_figures_have_an_exponent() -> None:
+def test_large_values_are_printed_with_an_exponent() -> None:
     report = {
         "gen_ppl": 3.2e12,
         "gen_ppl_se": 1e7,
@@ -188,31 +188,36 @@ def test_large_figures_have_an_exponent() -> None:
     ]  # fmt: skip
 
 
-# ---- other scripts ---------------------------------------------------------------------------------------------------
+# ---- other writing systems -------------------------------------------------------------------------------------------
 
 
-def same(text: str) -> list[dict]:
+def exact_prediction(text: str) -> list[dict]:
     return [{"source": "s", "reference": text, "candidates": [text, text], "prediction": text}]
 
 
 @pytest.mark.parametrize("text", ["Мой дядя самых честных правил", "我喜欢这只猫", "पेड़ पर बिल्ली है"])
-def test_equal_texts_have_a_rouge_of_one_in_any_script(measure, text: str) -> None:
-    _, report, _ = measure(records=same(text))
+def test_equal_texts_have_a_rouge_of_one_in_any_writing_system(measure, text: str) -> None:
+    _, report, _ = measure(records=exact_prediction(text))
     assert report["rouge_l"] == report["exact_match"] == 1 and report["rouge_tokens"] == "unicode"
-    _, report, _ = measure("--rouge_tokens", "ascii", records=same(text))
+    _, report, _ = measure("--rouge_tokens", "ascii", records=exact_prediction(text))
     assert report["rouge_l"] == 0 and report["rouge_tokens"] == "ascii"
 
 
-def test_text_without_spaces_is_said_to_have_no_words(measure, tmp_path: Path) -> None:
-    for text, told in (("我喜欢这只猫", True), ("我 喜欢 这 只 猫", False), ("แมวกินปลาที่บ้าน", True), ("the cat", False)):
-        _, report, said = measure(records=same(text))
-        assert len(report["notes"]) == ("without spaces between words" in said) == told
+def test_text_without_spaces_between_words_is_reported(measure, tmp_path: Path) -> None:
+    for text, noted in (
+        ("我喜欢这只猫", True),
+        ("我 喜欢 这 只 猫", False),
+        ("แมวกินปลาที่บ้าน", True),
+        ("the cat", False),
+    ):
+        _, report, stderr = measure(records=exact_prediction(text))
+        assert len(report["notes"]) == ("without spaces between words" in stderr) == noted
         (tmp_path / "s.txt").write_text(f"{text}\n{text}\n")
-        _, report, said = measure("--references", tmp_path / "s.txt", records=tmp_path / "s.txt")
-        assert len(report["notes"]) == ("without spaces between words" in said) == told
+        _, report, stderr = measure("--references", tmp_path / "s.txt", records=tmp_path / "s.txt")
+        assert len(report["notes"]) == ("without spaces between words" in stderr) == noted
 
 
-def test_a_byte_order_mark_changes_no_figure(measure, tmp_path: Path, corpus: Path) -> None:
+def test_a_byte_order_mark_changes_no_metric(measure, tmp_path: Path, corpus: Path) -> None:
     (tmp_path / "s.txt").write_text("the cat sees a tree.\na dog likes it.\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text((tmp_path / "s.txt").read_text(), encoding="utf-8-sig")
     (tmp_path / "c.txt").write_text(corpus.read_text(), encoding="utf-8-sig")
@@ -223,11 +228,11 @@ def test_a_byte_order_mark_changes_no_figure(measure, tmp_path: Path, corpus: Pa
     assert plain == marked and plain["bleu_4"] > 0
 
 
-# ---- what is refused -------------------------------------------------------------------------------------------------
+# ---- refused input ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("flags", "message"),
     [
         (["--mbr_size", 4], "mbr_size=4 must be at most 3"),
         (["--mbr_size", -1], "mbr_size=-1"),
@@ -239,8 +244,8 @@ def test_a_byte_order_mark_changes_no_figure(measure, tmp_path: Path, corpus: Pa
         (["--bertscore_model", "missing"], "missing: no such folder"),
     ],
 )
-def test_bad_settings_end_in_one_line(measure, words: list, message: str) -> None:
-    code, _, error = measure(*words)
+def test_bad_settings_are_a_one_line_error(measure, flags: list, message: str) -> None:
+    code, _, error = measure(*flags)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1
 
 
@@ -248,7 +253,7 @@ LONG = "word " * 110_000
 
 
 @pytest.mark.parametrize(
-    ("records", "words", "message"),
+    ("records", "flags", "message"),
     [
         (
             [RECORDS[0] | {"candidates": ["a"] * 3000}],
@@ -262,24 +267,24 @@ LONG = "word " * 110_000
         (RECORDS, ["--rouge_tokens", "latin"], "rouge_tokens"),
     ],
 )
-def test_what_would_take_days_is_refused(measure, records: list, words: list, message: str) -> None:
-    code, _, error = measure(*words, records=records)
+def test_inputs_of_excessive_cost_are_refused(measure, records: list, flags: list, message: str) -> None:
+    code, _, error = measure(*flags, records=records)
     assert code == 2 and message in error and len(error.strip().splitlines()) == 1
 
 
-def test_the_first_of_too_many_candidates_are_measured(measure) -> None:
+def test_mbr_size_limits_an_excessive_number_of_candidates(measure) -> None:
     record = RECORDS[0] | {"candidates": [*FRIENDS, *["a"] * 3000]}
     assert measure("--mbr_size", 3, records=[record])[1]["bleu"] == measure(records=RECORDS[:1])[1]["bleu"]
 
 
-def test_a_figure_that_is_not_finite_is_no_result(measure, monkeypatch) -> None:
+def test_a_non_finite_metric_is_an_error(measure, monkeypatch) -> None:
     monkeypatch.setattr(text_metrics, "bleu", lambda *pair: float("nan"))
     monkeypatch.setattr(text_metrics, "mbr_select", lambda texts, released: 0)
     code, _, error = measure()
     assert code == 2 and "error: bleu is nan, not a finite number" in error and error.count("\n") == 1
 
 
-def test_bad_predictions_end_in_one_line(measure, tmp_path: Path, corpus: Path) -> None:
+def test_bad_predictions_are_refused(measure, tmp_path: Path, corpus: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
     code, _, error = measure(records=empty)

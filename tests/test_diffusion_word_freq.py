@@ -1,4 +1,4 @@
-"""Properties of the process, by enumeration in float64: vocabularies of 3 to 5 tokens, sentences of 2 to 3."""
+"""Properties of the process, mostly by enumeration in float64: a vocabulary of 5 tokens, short sentences."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ from utils.errors import UserError
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_base_schedules_start_at_1_end_at_0_and_fall(schedule: str) -> None:
+def test_base_schedules_fall_from_1_to_0(schedule: str) -> None:
     for num_steps in (1, 2, 8, 2048):
         alpha_bar = base_alpha_bar(schedule, num_steps)
         assert alpha_bar[0] == 1 and alpha_bar[-1] == 0 and (alpha_bar.diff() < 0).all()
@@ -76,12 +76,12 @@ def test_informative_tokens_are_masked_earlier() -> None:
         assert (keep.diff() < 0).all()
 
 
-def test_an_unseen_token_has_finite_entropy_and_probabilities_sum_to_1() -> None:
+def test_an_unseen_token_has_finite_information_and_probabilities_sum_to_1() -> None:
     assert information(COUNTS).isfinite().all()
     assert information(COUNTS).neg().exp().sum() == pytest.approx(1)
 
 
-def test_the_sentence_mean_runs_over_the_targets_only() -> None:
+def test_the_sentence_mean_is_taken_over_the_targets_only() -> None:
     process = make()
     x0 = torch.tensor([[0, 1, 2, 2]])
     target = torch.tensor([[True, True, False, False]])
@@ -96,7 +96,7 @@ def test_the_sentence_mean_runs_over_the_targets_only() -> None:
 
 
 def transition_matrix(process: WordFreqDiffusion, x0: Tensor, i: int, s: int, t: int) -> Tensor:
-    """q(x_t | x_s) of token i as a 2 x 2 matrix over (itself, [MASK]), from one-step betas only."""
+    """Return q(x_t | x_s) of token i as a 2 x 2 matrix over (itself, [MASK]), from one-step betas only."""
     product = torch.eye(2, dtype=torch.float64)
     for step in range(s + 1, t + 1):
         before, after = (process.alpha_bar(steps(1, k), x0, every(x0))[0, i] for k in (step - 1, step))
@@ -144,7 +144,7 @@ def test_the_weights_of_a_tokens_cross_entropy_sum_to_1(schedule: str, num_windo
 
 
 @pytest.mark.parametrize("spindle", SPINDLES)
-def test_corrupt_masks_at_the_stated_rate_and_touches_nothing_else(spindle: str) -> None:
+def test_corrupt_masks_targets_at_rate_1_minus_alpha_bar_and_nothing_else(spindle: str) -> None:
     process = make(num_steps=8, spindle=spindle)
     sentence, target = torch.tensor([0, 1, 2, 4, 4]), torch.tensor([True, True, True, True, False])
     n = 40_000
@@ -171,7 +171,9 @@ def test_corrupt_masks_at_the_stated_rate_and_touches_nothing_else(spindle: str)
         ("released", 0.3, "linear", 3, 3),
     ],
 )
-def test_the_bound_is_one(spindle: str, lam: float, schedule: str, num_steps: int, num_windows: int) -> None:
+def test_the_bound_is_at_least_the_negative_log_likelihood(
+    spindle: str, lam: float, schedule: str, num_steps: int, num_windows: int
+) -> None:
     """bound(x0) >= -log p_theta(x0) for every x0, p_theta sums to 1, and so exp(-bound) sums to at most 1."""
     process = make(num_steps=num_steps, spindle=spindle, lam=lam, schedule=schedule)
     denoiser = TableDenoiser(5)
@@ -194,7 +196,7 @@ def test_the_bound_is_tight_for_one_step_and_for_one_token() -> None:
 
 
 @pytest.mark.parametrize("spindle", SPINDLES)
-def test_an_oracle_pays_nothing(spindle: str) -> None:
+def test_the_bound_of_an_oracle_is_zero(spindle: str) -> None:
     x0 = torch.tensor([[0, 1, 2, 4], [4, 4, 0, 0]])
     process = make(num_steps=16, spindle=spindle)
     bound = process.bound(OracleDenoiser(x0, 5), text_batch(x0), 16).total
@@ -220,8 +222,8 @@ def test_the_training_loss_is_an_unbiased_estimate_of_the_bound(spindle: str) ->
     assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
 
 
-def test_uniform_weights_count_a_token_once_and_the_hybrid_term_is_added_per_step() -> None:
-    """With a network that gives every token the loss c: without spindle, uniform weighs it one; hybrid adds T c."""
+def test_uniform_weights_sum_to_1_and_the_hybrid_term_is_added_per_step() -> None:
+    """Let every token have the cross-entropy c: uniform weights give c; hybrid adds lambda T c times the mask rate."""
     batch = text_batch(torch.tensor([[0, 1, 2, 4]]).expand(20_000, -1))
     count, c = 80_000, math.log(4)  # four tokens are possible, [MASK] is not
     denoiser = TableDenoiser(5, scale=0.0)
@@ -234,7 +236,7 @@ def test_uniform_weights_count_a_token_once_and_the_hybrid_term_is_added_per_ste
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_the_arithmetic_is_float32_whatever_the_network_speaks(dtype: torch.dtype) -> None:
+def test_the_arithmetic_is_float32_whatever_the_dtype_of_the_logits(dtype: torch.dtype) -> None:
     """Only the network rounds logits to half precision; later arithmetic is in float32 or more."""
 
     class Half(TableDenoiser):
@@ -252,7 +254,7 @@ def test_the_arithmetic_is_float32_whatever_the_network_speaks(dtype: torch.dtyp
         torch.testing.assert_close(ours, reference, atol=1e-6, rtol=1e-5)
 
 
-def test_settings_that_cannot_make_a_process_are_refused() -> None:
+def test_settings_without_a_valid_process_are_refused() -> None:
     for setting, message in (
         ({"num_steps": 16.5}, "num_steps=16.5"),
         ({"num_steps": 20_000, "schedule": "linear"}, "schedule=linear underflows beyond 10000 steps"),
@@ -271,14 +273,14 @@ def test_without_spindle_the_bound_is_the_plain_absorbing_process() -> None:
     denoiser = TableDenoiser(5)
     plain = make(num_steps=10, spindle="none")
     for spindle in ("paper", "released"):
-        silent = make(num_steps=10, spindle=spindle, lam=0.0)
+        zero = make(num_steps=10, spindle=spindle, lam=0.0)
         tiny = make(num_steps=10, spindle=spindle, lam=1e-9)  # through the spindle's own formulas
         for t in (1, 4, 10):
             kl, cross_entropy = plain.token_terms(denoiser, text_batch(x0), xt, steps(1, t - 1), steps(1, t))
             torch.testing.assert_close(kl, cross_entropy / t)
-            for other in (silent, tiny):
-                again, _ = other.token_terms(denoiser, text_batch(x0), xt, steps(1, t - 1), steps(1, t))
-                torch.testing.assert_close(again, kl, rtol=1e-6, atol=1e-9)
+            for other in (zero, tiny):
+                other_kl, _ = other.token_terms(denoiser, text_batch(x0), xt, steps(1, t - 1), steps(1, t))
+                torch.testing.assert_close(other_kl, kl, rtol=1e-6, atol=1e-9)
 
 
 def test_at_large_T_the_plain_bound_is_the_weighted_cross_entropy() -> None:
@@ -315,14 +317,16 @@ def test_extreme_logits_give_finite_losses_and_gradients(spindle: str) -> None:
 
 @pytest.mark.parametrize("spindle", SPINDLES)
 @pytest.mark.parametrize("weighting", ["elbo", "uniform"])
-def test_padding_and_given_tokens_change_nothing(spindle: str, weighting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_changes_neither_the_loss_nor_the_bound(
+    spindle: str, weighting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     process, denoiser = make(num_steps=8, spindle=spindle, loss_weighting=weighting), TableDenoiser(5)
     monkeypatch.setattr(
         "diffusion.masked.transitions.uniform", lambda where, generator=None: where.double() * 0.3 + (~where)
     )
     monkeypatch.setattr(diffusion_word_freq, "stratified_timesteps", lambda n, *_: steps(n, 6))
     plain = text_batch(torch.tensor([[0, 1, 2]]))
-    on = torch.tensor([[True, True, True, False, False]])
-    padded = Batch(torch.tensor([[0, 1, 2, 4, 4]]), on, on)
+    present = torch.tensor([[True, True, True, False, False]])
+    padded = Batch(torch.tensor([[0, 1, 2, 4, 4]]), present, present)
     for measure in (lambda b: process.loss(denoiser, b).total, lambda b: process.bound(denoiser, b, 4).total):
         torch.testing.assert_close(measure(padded), measure(plain))

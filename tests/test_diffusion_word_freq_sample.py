@@ -1,4 +1,4 @@
-"""The sampler of diffusion_word_freq.py: samples are complete and keep the given tokens."""
+"""The sampler of diffusion_word_freq.py: complete samples, given tokens, temperature, excluded tokens."""
 
 import itertools
 
@@ -16,26 +16,26 @@ from tests.toy_process import COUNTS, MASK, SPINDLES, every, make
 
 @pytest.mark.parametrize("spindle", SPINDLES)
 @pytest.mark.parametrize("num_windows", [1, 3, 7, 16])
-def test_nothing_is_left_masked_and_given_tokens_stay(spindle: str, num_windows: int) -> None:
+def test_samples_contain_no_mask_and_keep_the_given_tokens(spindle: str, num_windows: int) -> None:
     process = make(num_steps=16, spindle=spindle)
     target = torch.tensor([[False, True, True, True, False]]).expand(64, -1)
     batch = Batch(torch.tensor([[2, 4, 4, 4, 1]]).expand(64, -1), every(target), target)
-    seen: list[Tensor] = []
+    states: list[Tensor] = []
     drawn = process.sample(
         TableDenoiser(5),
         batch,
         SampleArgs(num_steps=num_windows, temperature=0.1, top_k=2, top_p=0.5),
-        on_step=lambda finished, xt: seen.append(xt.clone()),
+        on_step=lambda finished, xt: states.append(xt.clone()),
     )
     assert not drawn.eq(MASK).any()
     assert torch.equal(drawn[~target], batch.input_ids[~target])
-    assert len(seen) <= num_windows and torch.equal(seen[-1], drawn)
-    for earlier, later in itertools.pairwise(seen):
+    assert len(states) <= num_windows and torch.equal(states[-1], drawn)
+    for earlier, later in itertools.pairwise(states):
         revealed = ~earlier.eq(MASK)
         assert torch.equal(earlier[revealed], later[revealed])
 
 
-def test_temperature_acts_on_the_prediction_not_on_the_reveal() -> None:
+def test_temperature_acts_on_the_prediction_not_on_the_reveal_times() -> None:
     """The released code applies temperature to the posterior, whose mode is [MASK]: 0.1 delays almost every reveal."""
     process, batch = make(num_steps=16, spindle="none"), text_batch(torch.zeros(500, 8, dtype=torch.long))
     hidden, drawn = {}, {}
@@ -66,14 +66,12 @@ def test_excluded_tokens_are_never_predicted_and_unsampled_ones_never_drawn() ->
 
 
 @pytest.mark.parametrize("spindle", SPINDLES)
-def test_the_last_step_reveals_what_is_left_however_late_it_comes(
-    spindle: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_last_step_reveals_every_remaining_mask(spindle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the largest uniform number every proposal falls in the last window and is accepted there."""
     nearly_one = torch.tensor(1 - 2.0**-53, dtype=torch.float64)
     monkeypatch.setattr("diffusion.masked.row_clocks.uniform", lambda where, generator: nearly_one.expand(where.shape))
-    seen: list[Tensor] = []
+    states: list[Tensor] = []
     process, batch = make(num_steps=8, spindle=spindle), text_batch(torch.randint(0, 3, (400, 6)))
     args = SampleArgs(num_steps=8)
-    process.sample(TableDenoiser(5), batch, args, on_step=lambda finished, xt: seen.append(xt.clone()))
-    assert len(seen) == 1 and not seen[0].eq(MASK).any()
+    process.sample(TableDenoiser(5), batch, args, on_step=lambda finished, xt: states.append(xt.clone()))
+    assert len(states) == 1 and not states[0].eq(MASK).any()

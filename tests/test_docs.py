@@ -1,6 +1,6 @@
-"""README.md and docs/: every command parses, every link and path leads somewhere, the worked example runs.
+"""README.md and docs/: every command parses, every link and path resolves.
 
-python -m tests.test_docs     # set the line numbers of the README's table "Where is ..." right
+python -m tests.test_docs     # correct the line numbers of the README's table "Where is ..."
 """
 
 import argparse
@@ -10,7 +10,6 @@ import functools
 import importlib
 import io
 import itertools
-import math
 import re
 import shlex
 import string
@@ -19,21 +18,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 import training.config
 from benchmarks import grammar
-from diffusion.process import Vocabulary
-from tests.conftest import ROOT, TableDenoiser, all_sentences, text_batch
-from tests.toy_family import limit_bound
-from tests.toy_process import COUNTS, MASK, TOKENS
+from tests.conftest import ROOT
 
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-MORE = [ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("conditional_data/*/README.md"))]
-ALL = [README, *PAGES, *MORE]
-PROGRAMS = {"source", "diff", "fitlog", "git", "pip", "pre-commit", "ruff", "ln", "mv"}
-"""Programs of others, whose command lines are not parsed."""
+OTHERS = [ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("conditional_data/*/README.md"))]
+ALL_PAGES = [README, *PAGES, *OTHERS]
+EXTERNAL_PROGRAMS = {"source", "diff", "fitlog", "git", "pip", "pre-commit", "ruff", "ln", "mv"}
+"""Programs whose command lines are not parsed."""
 WITHOUT_FLAGS = {f"benchmarks/{name}.py" for name in ("bleu", "memory", "table", "walk")}
 MAIN, ELBO = ("main.py", "--train_data=text", "--output_dir=out"), ("compute_elbo.py", "--checkpoint=c", "--data=text")
 RECIPES = {
@@ -49,13 +44,13 @@ RECIPES = {
     "runs/text8.sh": (MAIN, 1),
     "runs/zero_shot.sh": (ELBO, 2),
 }
-"""Script whose flags a recipe takes, with those that the recipe sets itself, and number of words before the flags."""
+"""By recipe: the script whose flags it takes, with the flags that it sets, and its number of positional arguments."""
 NAMES = {
     "run.sh": {"demo", "lm1b"},
     "run_condition.sh": {"demo", "qqp", "Q-T", "wiki_alignment", "CC", "docstrings"},
     "runs/lm1b_mdlm.sh": {"mdlm", "d3pm", "sedd", "ar", "word_freq"},
 }
-"""First words with a meaning; any other is a path."""
+"""First positional arguments that are names; any other is a path."""
 
 
 def name_of(page: Path) -> str:
@@ -66,12 +61,12 @@ def name_of(page: Path) -> str:
 
 
 def code_blocks(text: str) -> list[tuple[str, str]]:
-    """Language and content of every fenced block."""
+    """Return language and content of every fenced block."""
     return re.findall(r"^```(\w*)\n(.*?)^```", text, re.M | re.S)
 
 
 def command_lines(text: str) -> Iterator[str]:
-    """Lines of bash blocks, lines after a prompt in other blocks, and code spans that begin with a program's name."""
+    """Yield lines of bash blocks, lines after a prompt in other blocks, and code spans that begin with a program."""
     for language, block in code_blocks(text):
         if language == "python":
             continue
@@ -84,7 +79,7 @@ def command_lines(text: str) -> Iterator[str]:
 
 
 def commands(text: str) -> Iterator[list[str]]:
-    """Every command as its words, variables replaced, without what is redirected."""
+    """Yield every command as its shell words, variables replaced, without redirections."""
     variables: dict[str, str] = {}
     for line in command_lines(text):
         lexer = shlex.shlex(string.Template(line).safe_substitute(variables), posix=True, punctuation_chars="|&<>")
@@ -99,33 +94,33 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 class ParsedError(Exception):
-    """Raised where a script has parsed its command line, so that it does nothing more."""
+    """Raised after a script has parsed its command line, to stop it there."""
 
 
 def stop_after(parse):
-    """Return `parse`, ending in ParsedError."""
+    """Return a wrapper that calls `parse`, then raises ParsedError."""
 
     @functools.wraps(parse)
-    def stopped(*args, **kwargs):
+    def stopping(*args, **kwargs):
         parse(*args, **kwargs)
         raise ParsedError
 
-    return stopped
+    return stopping
 
 
-def parse_as(script: str, words: list[str]) -> None:
+def parse_as(script: str, arguments: list[str]) -> None:
     """Parse a command line by the script's own settings, without running the script.
 
     Raises:
         UserError, SystemExit: if the script would refuse it.
     """
     if script == "benchmarks/grammar.py":
-        script, words = "main.py", [*MAIN[1:], *grammar.SETTINGS, *words[1:]]
+        script, arguments = "main.py", [*MAIN[1:], *grammar.SETTINGS, *arguments[1:]]
     if script in WITHOUT_FLAGS:
         return
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
-        patch.setattr(sys, "argv", [script, *words])
+        patch.setattr(sys, "argv", [script, *arguments])
         owner = training.config if script == "main.py" else module
         if hasattr(owner, "parse"):
             patch.setattr(owner, "parse", stop_after(owner.parse))
@@ -135,53 +130,53 @@ def parse_as(script: str, words: list[str]) -> None:
         except ParsedError:
             pass
         except SystemExit as end:
-            assert end.code == 0 and "--help" in words, f"{script} {shlex.join(words)}: exit code {end.code}"
+            assert end.code == 0 and "--help" in arguments, f"{script} {shlex.join(arguments)}: exit code {end.code}"
 
 
-def check_recipe(script: str, words: list[str]) -> None:
-    """Check the words of a recipe: known names or paths, then flags of the script that it runs."""
-    if script == "tests/run.sh" or "--help" in words:
+def check_recipe(script: str, arguments: list[str]) -> None:
+    """Check the arguments of a recipe: known names or paths, then flags of the script that it runs."""
+    if script == "tests/run.sh" or "--help" in arguments:
         return
-    taker, most = RECIPES[script]
-    named = list(itertools.takewhile(lambda word: not word.startswith("-"), words))
+    target, most = RECIPES[script]
+    named = list(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
     assert len(named) <= most, f"{script}: {named} are too many words"
     known = NAMES.get(script, set())
     if named and known and named[0] not in known:
         assert re.search(r"[./]|my_|^[A-Z_]+$", named[0]), f"{script}: {named[0]} is neither {known} nor a path"
-    flags = words[len(named) :]
-    assert taker or not flags, f"{script} takes no flags: {flags}"
+    flags = arguments[len(named) :]
+    assert target or not flags, f"{script} takes no flags: {flags}"
     if flags:
         process = [f"--process={named[0]}"] if script == "runs/lm1b_mdlm.sh" else []
-        parse_as(taker[0], [*taker[1:], *process, *flags])
+        parse_as(target[0], [*target[1:], *process, *flags])
 
 
-def check_command(words: list[str]) -> None:
-    program, *rest = words
-    if program not in PROGRAMS:
-        check_script(program, rest)
+def check_command(command: list[str]) -> None:
+    program, *arguments = command
+    if program not in EXTERNAL_PROGRAMS:
+        check_script(program, arguments)
 
 
-def check_script(program: str, rest: list[str]) -> None:
+def check_script(program: str, arguments: list[str]) -> None:
     if program in ("bash", "sbatch"):
-        assert (ROOT / rest[0]).is_file(), f"{rest[0]}: no such script"
-        check_recipe(rest[0], rest[1:])
+        assert (ROOT / arguments[0]).is_file(), f"{arguments[0]}: no such script"
+        check_recipe(arguments[0], arguments[1:])
         return
     if program == "torchrun":
-        rest = list(itertools.dropwhile(lambda word: not word.endswith(".py"), rest))
+        arguments = list(itertools.dropwhile(lambda word: not word.endswith(".py"), arguments))
     else:
         assert program == "python", f"{program}: unknown program"
-    if rest[0] == "-m":
-        rest = [rest[1].replace(".", "/") + ".py", *rest[2:]]
-    if rest[0] != "pytest.py":
-        assert (ROOT / rest[0]).is_file(), f"{rest[0]}: no such script"
-        if not rest[0].startswith("tests/"):
-            parse_as(rest[0], rest[1:])
+    if arguments[0] == "-m":
+        arguments = [arguments[1].replace(".", "/") + ".py", *arguments[2:]]
+    if arguments[0] != "pytest.py":
+        assert (ROOT / arguments[0]).is_file(), f"{arguments[0]}: no such script"
+        if not arguments[0].startswith("tests/"):
+            parse_as(arguments[0], arguments[1:])
 
 
-@pytest.mark.parametrize("page", ALL, ids=name_of)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
 def test_every_command_parses(page: Path) -> None:
-    for words in commands(page.read_text()):
-        check_command(words)
+    for command in commands(page.read_text()):
+        check_command(command)
 
 
 WRONG = """python main.py --train_data a.txt --output_dir b --no_such_flag 3
@@ -196,13 +191,13 @@ rm -rf out"""
 
 
 @pytest.mark.parametrize("line", WRONG.splitlines())
-def test_a_wrong_command_is_found(line: str, capsys: pytest.CaptureFixture) -> None:
+def test_a_wrong_command_fails_the_check(line: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises((AssertionError, ValueError, SystemExit)):
-        for words in commands(f"```bash\n{line}\n```\n"):
-            check_command(words)
+        for command in commands(f"```bash\n{line}\n```\n"):
+            check_command(command)
 
 
-def test_the_names_of_recipes_stand_in_their_scripts() -> None:
+def test_recipe_names_occur_in_their_scripts_and_no_script_is_missing() -> None:
     for script, names in NAMES.items():
         text = (ROOT / script).read_text()
         assert all(re.search(rf"(?<![\w-]){name}(?![\w-])", text) for name in names)
@@ -210,13 +205,13 @@ def test_the_names_of_recipes_stand_in_their_scripts() -> None:
     assert set(RECIPES) == scripts - {"runs/setup.sh", "runs/recipe.sh", "runs/table.sh"}
 
 
-OF_OTHERS = {"--help", "--ip", "--max_restarts", "--nproc_per_node"}
+EXTERNAL_FLAGS = {"--help", "--ip", "--max_restarts", "--nproc_per_node"}
 """Flags of fitlog, torchrun and of every script."""
 
 
 @functools.cache
 def sources() -> str:
-    """All code that declares flags."""
+    """Return the code that declares flags."""
     files = [*ROOT.glob("*.py"), *(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))]
     return "\n".join(file.read_text() for file in files)
 
@@ -224,25 +219,25 @@ def sources() -> str:
 FOLDERS = ("utils", "data", "models", "diffusion", "checkpoint", "evaluation", "training", "benchmarks")
 
 
-@pytest.mark.parametrize("page", ALL, ids=name_of)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
 def test_every_flag_in_the_text_is_declared(page: Path) -> None:
-    """Flags outside of whole commands: each is a field of some settings, an alias, or an argument of a benchmark."""
+    """Flags in code spans, which need not be whole commands: settings, aliases, or arguments of a benchmark."""
     text = page.read_text()
     for flag in {flag for span in spans(text) for flag in re.findall(r"(?<![\w-])--[a-z_0-9]+", span)}:
         declared = re.search(rf"^    {flag[2:]}: ", sources() + text, re.M) or f'"{flag}"' in sources()
-        assert declared or flag in OF_OTHERS, f"{page.name}: {flag} is no flag of any script"
+        assert declared or flag in EXTERNAL_FLAGS, f"{page.name}: {flag} is no flag of any script"
 
 
 # ---- links and paths -------------------------------------------------------------------------------------------------
 
 
 def spans(text: str) -> list[str]:
-    """Code spans outside fenced blocks."""
+    """Return the code spans outside fenced blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """Return the anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
@@ -259,8 +254,8 @@ def looks_like_a_path(span: str) -> bool:
     return span.endswith((".py", ".sh", ".md", ".svg", ".toml", ".yaml")) or bool(slash and (ROOT / first).is_dir())
 
 
-@pytest.mark.parametrize("page", ALL, ids=name_of)
-def test_every_link_leads_somewhere(page: Path) -> None:
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_every_link_resolves(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
         if not target.startswith(("http://", "https://")):
             path, _, anchor = target.partition("#")
@@ -269,14 +264,14 @@ def test_every_link_leads_somewhere(page: Path) -> None:
             assert not anchor or anchor in anchors(file), f"{target}: no such heading or line"
 
 
-@pytest.mark.parametrize("page", ALL, ids=name_of)
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
 def test_every_path_exists(page: Path) -> None:
     for span in filter(looks_like_a_path, spans(page.read_text())):
-        found = [*ROOT.glob(span), *page.parent.glob(span)]
-        assert found, f"`{span}`: no such file"
+        matches = [*ROOT.glob(span), *page.parent.glob(span)]
+        assert matches, f"`{span}`: no such file"
 
 
-def test_what_looks_like_a_path() -> None:
+def test_paths_are_distinguished_from_other_code_spans() -> None:
     paths = ["models/bert.py", "run.sh", "docs/", "conditional_data/*/README.md", "tests/golden"]
     others = ["vocab.txt", "out/demo/checkpoint", "--flag", "a.b", "state/", "t/T", "python main.py", ".venv", "1/t"]
     assert all(map(looks_like_a_path, paths)) and not any(map(looks_like_a_path, others))
@@ -319,17 +314,17 @@ def line_of(file: str, symbol: str) -> int:
     return node.lineno
 
 
-def test_where_is_points_at_its_symbols() -> None:
+def test_the_where_is_table_gives_the_lines_of_its_symbols() -> None:
     rows = WHERE.findall(README.read_text())
     assert len(rows) >= 10
     for symbol, file, line, anchor in rows:
-        right = line_of(file, symbol)
-        assert right, f"{file} has no {symbol}"
-        assert int(line) == int(anchor) == right, f"{symbol} is {file}:{right}; python -m tests.test_docs corrects it"
+        actual = line_of(file, symbol)
+        assert actual, f"{file} has no {symbol}"
+        assert int(line) == int(anchor) == actual, f"{symbol} is {file}:{actual}; python -m tests.test_docs corrects it"
 
 
 def correct_lines() -> None:
-    """Write the right line numbers into the README's table."""
+    """Correct the line numbers of the README's table."""
 
     def corrected(row: re.Match) -> str:
         line = line_of(row[2], row[1])
@@ -342,7 +337,7 @@ def correct_lines() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_a_page_is_short_and_begins_with_its_purpose_and_a_command(page: Path) -> None:
+def test_a_page_is_short_and_begins_with_a_title_and_a_code_block(page: Path) -> None:
     lines = page.read_text().splitlines()
     assert len(lines) <= 300 and lines[0].startswith("# ")
     assert any(line.startswith("```") for line in lines[:20])
@@ -353,51 +348,10 @@ def test_the_readme_lists_every_page() -> None:
     assert all(f"](docs/{page.name})" in text for page in PAGES)
 
 
-@pytest.mark.parametrize("page", ALL, ids=name_of)
-def test_a_sentence_stands_before_each_table(page: Path) -> None:
+@pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)
+def test_no_table_follows_a_heading_directly(page: Path) -> None:
     for before, first in re.findall(r"^(.*)\n\n(\|.*)$", page.read_text(), re.M):
         assert not before.startswith("#"), f"{before}: no sentence before the table {first}"
-
-
-# ---- the worked example of docs/extending.md -------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def example() -> dict:
-    """The namespace that the page's Python block leaves."""
-    (block,) = (block for kind, block in code_blocks((ROOT / "docs" / "extending.md").read_text()) if kind == "python")
-    names: dict = {"__name__": "example"}
-    exec(compile(block, "docs/extending.md", "exec"), names)
-    return names
-
-
-def make_example(example: dict, power: float):
-    return example["PolynomialDiffusion"](example["PolynomialArgs"](power=power), Vocabulary(len(COUNTS), MASK))
-
-
-@pytest.mark.parametrize("power", [1.0, 2.5])
-def test_the_posterior_of_the_example_composes(example: dict, power: float) -> None:
-    """Staying masked from t to r is staying masked from t to s and from s to r."""
-    process, x0 = make_example(example, power), torch.tensor([[0, 2, 4]])
-    r, s, t = (torch.tensor([time], dtype=torch.float64) for time in (0.2, 0.5, 0.9))
-    stay = [1 - process.posterior(x0, *pair, torch.ones_like(x0).bool()) for pair in ((r, t), (r, s), (s, t))]
-    torch.testing.assert_close(stay[0], stay[1] * stay[2])
-    alpha_bar = process.alpha_bar(t, x0, torch.ones_like(x0).bool())
-    torch.testing.assert_close(alpha_bar, torch.full_like(alpha_bar, 1 - 0.9**power))
-
-
-def test_the_bound_of_the_example_sums_to_at_most_one(example: dict) -> None:
-    process, denoiser = make_example(example, 2.5), TableDenoiser(len(COUNTS))
-    bounds = [limit_bound(process, denoiser, x0) for x0 in all_sentences(TOKENS, 2)]
-    assert 0.5 < sum(math.exp(-bound) for bound in bounds) <= 1
-
-
-def test_the_loss_of_the_example_estimates_its_bound(example: dict) -> None:
-    process, denoiser, x0 = make_example(example, 2.5), TableDenoiser(len(COUNTS)), torch.tensor([0, 2, 4])
-    batch = text_batch(x0.expand(20_000, 3))
-    loss = process.loss(denoiser, batch, generator=torch.Generator().manual_seed(0))
-    assert loss.total.item() / 20_000 == pytest.approx(limit_bound(process, denoiser, x0), rel=0.02)
-    assert loss.num_tokens == 60_000 and loss.terms["cross_entropy"] > 0
 
 
 if __name__ == "__main__":

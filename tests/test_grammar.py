@@ -1,7 +1,7 @@
 """process=score without its output prior learns a small grammar in 1,200 steps.
 
-Sentences like "the old cat sees the big dog by the sea", cut by a SentencePiece model learnt from them, in packed rows.
-The thresholds are at or above the figures of the released modules on such a grammar: .55 of their Euler sampler's
+Sentences like "the old cat sees the big dog by the sea" are tokenized by SentencePiece and packed into rows. The
+thresholds are at or above the figures of the released modules on such a grammar: 0.55 of their Euler sampler's
 sentences followed it.
 """
 
@@ -27,28 +27,28 @@ from tests.conftest import call
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) -> Path:
     """Return the folder of the trained model."""
-    place = tmp_path_factory.mktemp("grammar")
-    write_corpus(place)
-    words = [*SETTINGS, "-d", place, "-mdir", place / "run", "--cache_dir", place / "cache", "--max_steps", 1200]
+    root = tmp_path_factory.mktemp("grammar")
+    write_corpus(root)
+    flags = [*SETTINGS, "-d", root, "-mdir", root / "run", "--cache_dir", root / "cache", "--max_steps", 1200]
     with pytest.MonkeyPatch.context() as patch:
-        assert call(main.main, patch, *words) == 0
-    return place
+        assert call(main.main, patch, *flags) == 0
+    return root
 
 
-def samples(folder: Path, monkeypatch, capsys, *words: object) -> list[str]:
+def samples(folder: Path, monkeypatch, capsys, *flags: object) -> list[str]:
     fixed = ["--checkpoint", folder / "run", "--num_samples", 200, "--threads", 1]
-    assert call(predict.main, monkeypatch, *fixed, *words) == 0
+    assert call(predict.main, monkeypatch, *fixed, *flags) == 0
     return capsys.readouterr().out.splitlines()
 
 
-def test_the_grammar_is_that_of_its_sentences() -> None:
+def test_the_grammar_accepts_its_sentences_and_rejects_another() -> None:
     assert all(GRAMMAR.fullmatch(sentence(random.Random(i))) for i in range(100))
     assert not GRAMMAR.fullmatch("the old cat sees the dog the")
 
 
-def test_tokens_are_named_from_little_noise(folder: Path, monkeypatch, capsys) -> None:
-    words = ["--checkpoint", folder / "run", "--data", folder / "valid.txt", "--cache_dir", folder / "cache"]
-    assert call(compute_elbo.main, monkeypatch, *words, "--json", "true", "--threads", 1) == 0
+def test_the_cross_entropy_rises_with_the_noise_level(folder: Path, monkeypatch, capsys) -> None:
+    flags = ["--checkpoint", folder / "run", "--data", folder / "valid.txt", "--cache_dir", folder / "cache"]
+    assert call(compute_elbo.main, monkeypatch, *flags, "--json", "true", "--threads", 1) == 0
     report = json.loads(capsys.readouterr().out)
     levels = [report[f"cross_entropy_at_{sigma}"] for sigma in (1, 2, 5, 10, 20, 50, 100)]
     assert levels[0] < 0.05 and levels[1] < 0.2 and levels[:5] == sorted(levels[:5])
@@ -60,27 +60,27 @@ def test_tokens_are_named_from_little_noise(folder: Path, monkeypatch, capsys) -
 @pytest.mark.parametrize(
     ("sampler", "steps", "share"), [("renoise", 200, 0.98), ("euler", 50, 0.90), ("heun", 25, 0.90), ("sde", 100, 0.90)]
 )
-def test_samples_are_in_the_grammar(sampler: str, steps: int, share: float, folder: Path, monkeypatch, capsys) -> None:
-    found = samples(folder, monkeypatch, capsys, "--sampler", sampler, "--num_steps", steps)
-    assert share_in_grammar(found) >= share
-    assert len(set(found)) > 120
+def test_samples_follow_the_grammar(sampler: str, steps: int, share: float, folder: Path, monkeypatch, capsys) -> None:
+    texts = samples(folder, monkeypatch, capsys, "--sampler", sampler, "--num_steps", steps)
+    assert share_in_grammar(texts) >= share
+    assert len(set(texts)) > 120
 
 
-def test_two_missing_tokens_are_filled_in_grammar(folder: Path, monkeypatch, capsys) -> None:
-    text = "the old [MASK] sees [MASK] big dog by the sea"
-    found = samples(folder, monkeypatch, capsys, "--infill", text, "--sampler", "euler", "--num_steps", 50)
-    assert share_in_grammar(found) == 1 and len(set(found)) >= 5
-    assert all(re.fullmatch(r"the old \w+ sees the big dog by the sea", each) for each in found)
+def test_two_masked_tokens_are_filled_by_the_grammar(folder: Path, monkeypatch, capsys) -> None:
+    template = "the old [MASK] sees [MASK] big dog by the sea"
+    texts = samples(folder, monkeypatch, capsys, "--infill", template, "--sampler", "euler", "--num_steps", 50)
+    assert share_in_grammar(texts) == 1 and len(set(texts)) >= 5
+    assert all(re.fullmatch(r"the old \w+ sees the big dog by the sea", text) for text in texts)
 
 
-def test_a_prefix_is_kept(folder: Path, monkeypatch, capsys) -> None:
-    text = "the old king" + " [MASK]" * 6
-    found = samples(folder, monkeypatch, capsys, "--infill", text, "--num_steps", 50)
-    assert all(each.startswith("the old king ") for each in found) and share_in_grammar(found) >= 0.9
+def test_infilling_keeps_a_prefix(folder: Path, monkeypatch, capsys) -> None:
+    template = "the old king" + " [MASK]" * 6
+    texts = samples(folder, monkeypatch, capsys, "--infill", template, "--num_steps", 50)
+    assert all(text.startswith("the old king ") for text in texts) and share_in_grammar(texts) >= 0.9
 
 
 @torch.no_grad()
-def test_the_learnt_warp_lets_the_cross_entropy_rise_evenly(folder: Path) -> None:
+def test_the_learnt_warp_makes_the_cross_entropy_rise_linearly(folder: Path) -> None:
     run = load_checkpoint(str(folder / "run"), torch.device("cpu"))
     process, denoiser, shares = run.process, run.denoiser.eval(), torch.linspace(0, 1, 11)
     begin, end = [run.tokenizer.cls_token_id], [run.tokenizer.sep_token_id]

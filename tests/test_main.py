@@ -27,7 +27,7 @@ def records(folder: Path, kind: str) -> list[dict]:
 
 
 def train(
-    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, *words: object, name: str = "run"
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, *flags: object, name: str = "run"
 ) -> tuple[int, Path]:
     folder = tmp_path / name
     base = [
@@ -41,43 +41,43 @@ def train(
         "--valid_fraction",
         0.1,
     ]
-    return call(main.main, monkeypatch, *base, "--max_steps", 3, *words), folder
+    return call(main.main, monkeypatch, *base, "--max_steps", 3, *flags), folder
 
 
 @pytest.mark.slow
-def test_fitlog_takes_every_figure_of_a_real_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+def test_fitlog_records_the_figures_of_a_real_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     code, folder = train(monkeypatch, corpus, tmp_path, "--fitlog", "true")
-    said = capsys.readouterr()
-    assert code == 0 and "warning" not in said.err
+    captured = capsys.readouterr()
+    assert code == 0 and "warning" not in captured.err
     (log,) = (tmp_path / "fitlog").iterdir()
     valid = records(folder, "valid")[-1]
     assert str(valid["bits_per_token"])[:8] in (log / "metric.log").read_text()
     assert str(valid["bits_per_token"])[:8] in (log / "best_metric.log").read_text()
-    assert f"fitlog log {tmp_path / 'fitlog'} --ip 127.0.0.1" in said.out
+    assert f"fitlog log {tmp_path / 'fitlog'} --ip 127.0.0.1" in captured.out
     assert train(monkeypatch, corpus, tmp_path, "--fitlog", "true", "--overwrite", "true", "--max_steps", 1)[0] == 0
     (log,) = (tmp_path / "fitlog").iterdir()  # replaces the earlier record
     assert len((log / "loss.log").read_text().splitlines()) == 1
 
 
-def test_a_run_that_diverged_says_so_wherever_it_is_looked_at(
+def test_a_diverged_run_is_reported_on_screen_and_in_every_record(
     monkeypatch, corpus: Path, tmp_path: Path, capsys
 ) -> None:
-    words = ["--learning_rate", 100, "--max_steps", 12, "--warmup_steps", 1]
-    code, folder = train(monkeypatch, corpus, tmp_path, *words)
-    said = capsys.readouterr().out
-    (verdict,) = [line.removeprefix("  WARNING").strip() for line in said.splitlines() if "WARNING" in line]
+    flags = ["--learning_rate", 100, "--max_steps", 12, "--warmup_steps", 1]
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags)
+    output = capsys.readouterr().out
+    (verdict,) = [line.removeprefix("  WARNING").strip() for line in output.splitlines() if "WARNING" in line]
     assert code == 0 and "the training diverged: its best bound, " in verdict and "lower --learning_rate" in verdict
     assert records(folder, "note")[-1]["verdict"] == verdict == verdict_in_log(folder / "log.jsonl")
     assert load_checkpoint(str(folder), CPU).facts["verdict"] == verdict
     assert f"| verdict | {verdict} |" in (folder / "checkpoint" / "README.md").read_text()
-    assert train(monkeypatch, corpus, tmp_path, *words)[0] == 0
+    assert train(monkeypatch, corpus, tmp_path, *flags)[0] == 0
     assert f"  WARNING     {verdict}\n" in capsys.readouterr().out  # also for a finished run
 
 
-def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
+def test_a_run_learns_and_writes_every_output(trained: Path) -> None:
     valid = records(trained, "valid")
     assert valid[-1]["bits_per_token"] < 0.6 * valid[-1]["unigram_bits_per_token"]
-    assert records(trained, "train")[0]["step"] == 1  # figures within seconds
+    assert records(trained, "train")[0]["step"] == 1  # so that figures appear within seconds
     assert {p.name for p in trained.iterdir()} == {*OUTPUTS, "run.lock"} - {"fitlog"}
     run = load_checkpoint(str(trained), CPU)
     best = min(valid, key=lambda r: r["bits_per_token"])
@@ -86,7 +86,7 @@ def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "flags",
     [
         ["--spindle", "released", "--schedule", "cosine", "--optimizer", "adamw", "--lr_schedule", "inverse_sqrt"],
         ["--posterior", "released", "--spindle", "released", "--hybrid_lambda", "0.01", "--max_grad_value", "5"],
@@ -112,12 +112,12 @@ def test_a_run_learns_and_leaves_everything_behind(trained: Path) -> None:
             "eager",
         ],
     ],
-    ids=lambda words: words[1] + words[3],
+    ids=lambda flags: flags[1] + flags[3],
 )
-def test_every_setting_trains_saves_and_loads(
-    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, words: list[str]
+def test_combinations_of_settings_train_save_and_load(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, flags: list[str]
 ) -> None:
-    code, folder = train(monkeypatch, corpus, tmp_path, *words)
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags)
     assert code == 0
     assert all(math.isfinite(r["bits_per_token"]) for r in records(folder, "train") + records(folder, "valid"))
     assert load_checkpoint(str(folder), CPU).facts["step"] == 3
@@ -157,9 +157,9 @@ run_script(main.main)
 def test_gradients_are_sums_divided_once_by_the_tokens_of_the_whole_step(
     corpus: Path, tmp_path: Path, ranks: int
 ) -> None:
-    """A loss of n tokens times the sum of all weights has gradient 1, however the tokens are spread.
+    """A loss of n tokens times the sum of all weights has gradient 1, however the tokens are distributed.
 
-    Over three micro-batches of different sizes, and over two processes of torchrun (gloo).
+    They are distributed over three micro-batches of different sizes, and over one or two processes (torchrun, gloo).
     """
     (tmp_path / "known.py").write_text(KNOWN_GRADIENT)
     base = [*TINY, "--train_data", corpus, "--cache_dir", tmp_path / "cache", "--valid_fraction", 0.1, "--max_steps", 2]
@@ -169,7 +169,7 @@ def test_gradients_are_sums_divided_once_by_the_tokens_of_the_whole_step(
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [str(word) for word in [*launcher, tmp_path / "known.py", *base]], cwd=tmp_path, capture_output=True, text=True,
+        [str(part) for part in [*launcher, tmp_path / "known.py", *base]], cwd=tmp_path, capture_output=True, text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -180,30 +180,28 @@ def test_gradients_are_sums_divided_once_by_the_tokens_of_the_whole_step(
 
 @pytest.mark.slow
 def test_fp16_training_runs_and_learns(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
-    words = ["--precision", "fp16", "--optimizer", "muon", "--max_steps", 30, "--loss_weighting", "uniform"]
-    code, folder = train(monkeypatch, corpus, tmp_path, *words)
+    flags = ["--precision", "fp16", "--optimizer", "muon", "--max_steps", 30, "--loss_weighting", "uniform"]
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags)
     losses = [record["bits_per_token"] for record in records(folder, "train")]
     assert code == 0 and losses[-1] < 0.9 * losses[0]
 
 
 def test_the_learning_rate_warms_up(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
-    words = ["--warmup_steps", 10, "--max_steps", 10, "--lr_schedule", "constant", "--learning_rate", 1e-3]
-    _, folder = train(monkeypatch, corpus, tmp_path, *words)
+    flags = ["--warmup_steps", 10, "--max_steps", 10, "--lr_schedule", "constant", "--learning_rate", 1e-3]
+    _, folder = train(monkeypatch, corpus, tmp_path, *flags)
     rates = {r["step"]: r["learning_rate"] for r in records(folder, "train")}
     assert [rates[n] for n in (1, 2, 5, 10)] == pytest.approx([1e-4, 2e-4, 5e-4, 1e-3])
 
 
-def test_the_averaged_weights_are_scored_and_saved(
-    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
-) -> None:
+def test_the_averaged_weights_are_saved(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
     averages = []
     real = AveragedWeights
-    monkeypatch.setattr("training.step.AveragedWeights", lambda *words: averages.append(real(*words)) or averages[-1])
+    monkeypatch.setattr("training.step.AveragedWeights", lambda *args: averages.append(real(*args)) or averages[-1])
     _, folder = train(monkeypatch, corpus, tmp_path, "--ema_decay", 0.9)
     run = load_checkpoint(str(folder / "checkpoint-last"), CPU)
     saved = [p for p in run.denoiser.parameters() if p.requires_grad]
-    assert all(torch.equal(p, shadow) for p, shadow in zip(saved, averages[0].shadow, strict=True))
-    assert not all(torch.equal(p, now) for p, now in zip(saved, averages[0].parameters, strict=True))
+    assert all(torch.equal(p, average) for p, average in zip(saved, averages[0].shadow, strict=True))
+    assert not all(torch.equal(p, parameter) for p, parameter in zip(saved, averages[0].parameters, strict=True))
 
 
 def test_the_same_seed_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
@@ -218,7 +216,7 @@ def test_the_same_seed_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch, c
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("flags", "message"),
     [
         (["--train_data", "missing.txt"], "missing.txt: no such file or folder"),
         (["--valid_data", "missing.txt"], "missing.txt: no such file or folder"),
@@ -240,15 +238,15 @@ def test_the_same_seed_gives_the_same_weights(monkeypatch: pytest.MonkeyPatch, c
         (["--posterior", "released", "--loss_weighting", "uniform"], "released excludes loss_weighting=uniform"),
     ],
 )
-def test_bad_input_ends_in_one_line_and_nothing_written(
+def test_bad_input_is_a_one_line_error_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
     corpus: Path,
     tmp_path: Path,
-    words: list[str],
+    flags: list[str],
     message: str,
 ) -> None:
-    code, folder = train(monkeypatch, corpus, tmp_path, *words)
-    said = capsys.readouterr().err.strip()
-    assert code == 2 and message in said and said.startswith("script.py: error: ") and "\n" not in said
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags)
+    error = capsys.readouterr().err.strip()
+    assert code == 2 and message in error and error.startswith("script.py: error: ") and "\n" not in error
     assert not folder.exists()

@@ -1,4 +1,4 @@
-"""predict.py: samples are text and depend on the seed only; infilling leaves the given text unchanged."""
+"""predict.py: samples are text and depend on the seed only; infilling keeps the given text."""
 
 import json
 import os
@@ -32,16 +32,16 @@ def test_samples_are_sentences_of_the_training_language(
     monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run_predict(monkeypatch, trained, "--num_samples", 40, "--temperature", 0.5, "--num_steps", 64) == 0
-    said = lines(capsys)
-    assert len(said) == 40 and not any(re.search(r"\[[A-Z]+\]", text) for text in said)
+    texts = lines(capsys)
+    assert len(texts) == 40 and not any(re.search(r"\[[A-Z]+\]", text) for text in texts)
     words = {word for sentence in SENTENCES for word in sentence.rstrip(".").split()}
-    known = [word in words for text in said for word in text.rstrip(".").split()]
+    known = [word in words for text in texts for word in text.rstrip(".").split()]
     assert sum(known) / len(known) > 0.9
-    assert len(set(said)) > 5
+    assert len(set(texts)) > 5
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_the_same_seed_gives_the_same_samples_whatever_the_batch(
+def test_the_same_seed_gives_the_same_samples_at_any_batch_size(
     monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture, batch_size: int
 ) -> None:
     run_predict(monkeypatch, trained, "--num_samples", 10, "--seed", 5)
@@ -54,7 +54,7 @@ def test_the_same_seed_gives_the_same_samples_whatever_the_batch(
     assert lines(capsys) != expected
 
 
-def test_lengths_are_those_of_the_training_text_or_as_asked(trained: Path) -> None:
+def test_lengths_are_those_of_the_training_text_or_of_the_length_flag(trained: Path) -> None:
     run = load_checkpoint(str(trained), torch.device("cpu"))
     possible = {n for n, count in enumerate(run.length_histogram) if count}
     args = predict.PredictArgs(str(trained), num_samples=30)
@@ -72,7 +72,7 @@ def test_lengths_follow_the_histogram() -> None:
 
 
 def test_a_gap_in_a_byte_level_vocabulary_keeps_the_spaces_around_it() -> None:
-    """In such a vocabulary " of" and "of" are different tokens; splitting at the gap must not confuse them."""
+    """In such a vocabulary " of" and "of" are different tokens; splitting at the gap must keep them apart."""
     trainer = ByteLevelBPETokenizer()
     special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer.train_from_iterator(["the value of the house"] * 9, special_tokens=special)
@@ -86,7 +86,7 @@ def test_a_gap_in_a_byte_level_vocabulary_keeps_the_spaces_around_it() -> None:
     assert pieces == ["the", "<mask>", "Ġof", "Ġthe", "Ġhouse"]
 
 
-def test_without_num_steps_a_short_process_takes_all_it_has(
+def test_num_steps_defaults_to_all_steps_of_a_short_process(
     monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
 ) -> None:
     flags = ["--checkpoint", trained, "--threads", 1, "--num_samples", 2]
@@ -96,7 +96,7 @@ def test_without_num_steps_a_short_process_takes_all_it_has(
 
 
 @pytest.mark.parametrize("suffix", ["txt", "jsonl"])
-def test_samples_are_written_in_either_form(
+def test_samples_are_written_as_txt_or_jsonl(
     monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture, suffix: str
 ) -> None:
     file = tmp_path / "new" / f"samples.{suffix}"
@@ -105,7 +105,7 @@ def test_samples_are_written_in_either_form(
     assert [json.loads(w)["text"] if suffix == "jsonl" else w for w in written] == lines(capsys)
 
 
-def test_infilling_fills_the_gaps_and_leaves_the_rest(
+def test_infilling_fills_the_gaps_and_keeps_the_rest(
     monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert (
@@ -114,15 +114,15 @@ def test_infilling_fills_the_gaps_and_leaves_the_rest(
         )
         == 0
     )
-    said = lines(capsys)
-    assert len(said) == 20 and all(
-        re.fullmatch(r"the cat \S+ the \S+( \S+)?\.", text) or text.startswith("the cat") for text in said
+    texts = lines(capsys)
+    assert len(texts) == 20 and all(
+        re.fullmatch(r"the cat \S+ the \S+( \S+)?\.", text) or text.startswith("the cat") for text in texts
     )
-    assert all(text.startswith("the cat ") and text.endswith(".") and "[MASK]" not in text for text in said)
-    assert sum("sees the" in t or "likes the" in t or "follows the" in t for t in said) >= 10
+    assert all(text.startswith("the cat ") and text.endswith(".") and "[MASK]" not in text for text in texts)
+    assert sum("sees the" in t or "likes the" in t or "follows the" in t for t in texts) >= 10
 
 
-def test_the_released_posterior_has_no_limit_of_fine_steps(monkeypatch, trained: Path, capsys) -> None:
+def test_the_released_posterior_excludes_infinitely_many_steps(monkeypatch, trained: Path, capsys) -> None:
     flags = ["--posterior", "released", "--num_samples", 3]
     assert run_predict(monkeypatch, trained, *flags, "--num_steps", "inf") == 2
     assert "num_steps=inf needs the exact process" in capsys.readouterr().err
@@ -130,21 +130,21 @@ def test_the_released_posterior_has_no_limit_of_fine_steps(monkeypatch, trained:
     assert len(lines(capsys)) == 3
 
 
-def test_infinitely_many_steps_are_sampled_too(monkeypatch, trained: Path, capsys) -> None:
+def test_num_steps_inf_gives_complete_sentences(monkeypatch, trained: Path, capsys) -> None:
     assert run_predict(monkeypatch, trained, "--num_samples", 20, "--num_steps", "inf") == 0
-    said = lines(capsys)
-    assert len(said) == 20 and sum(text.endswith(".") and "[MASK]" not in text for text in said) >= 18
+    texts = lines(capsys)
+    assert len(texts) == 20 and sum(text.endswith(".") and "[MASK]" not in text for text in texts) >= 18
 
 
-def test_show_prints_the_sentence_as_it_emerges(
+def test_show_prints_the_states_of_one_sample(
     monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run_predict(monkeypatch, trained, "--show", "true", "--length", 6) == 0
-    said = [line[7:] for line in lines(capsys) if line.strip()]
-    gaps = [text.count("·") for text in said]
-    assert len(said) > 2 and gaps == sorted(gaps, reverse=True) and gaps[-1] == 0
+    states = [line[7:] for line in lines(capsys) if line.strip()]
+    gaps = [state.count("·") for state in states]
+    assert len(states) > 2 and gaps == sorted(gaps, reverse=True) and gaps[-1] == 0
     assert run_predict(monkeypatch, trained, "--num_samples", 1, "--length", 6) == 0
-    assert lines(capsys) == [said[-1]]  # equals the displayed sample
+    assert lines(capsys) == [states[-1]]  # equals the displayed sample
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_show_prints_the_sentence_as_it_emerges(
         (["--checkpoint", "nowhere"], "checkpoint nowhere: no such folder"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(
+def test_bad_input_is_a_one_line_error_with_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture, flags: list, message: str
 ) -> None:
     assert run_predict(monkeypatch, trained, *flags) == 2
@@ -179,21 +179,21 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert message in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
-def test_the_released_posterior_samples_too(
+def test_the_released_posterior_leaves_no_mask(
     monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert run_predict(monkeypatch, trained, "--num_samples", 3, "--posterior", "released") == 0
     assert all("[MASK]" not in text for text in lines(capsys))
 
 
-def test_the_released_posterior_draws_no_special_token_either(trained: Path) -> None:
+def test_the_released_posterior_draws_no_special_token(trained: Path) -> None:
     run = load_checkpoint(str(trained), torch.device("cpu"), posterior="released")
     args, hot = predict.PredictArgs(str(trained), num_samples=60, length=12), SampleArgs(num_steps=8, temperature=30)
     drawn = torch.stack(predict.samples(run, args, hot, torch.device("cpu")))[:, 1:-1]
     assert not torch.isin(drawn, torch.tensor(run.tokenizer.all_special_ids)).any()
 
 
-def test_a_text_with_ends_of_lines_is_one_line_of_a_txt_and_whole_in_a_jsonl(tmp_path: Path, capsys) -> None:
+def test_line_breaks_become_spaces_in_txt_and_are_kept_in_jsonl(tmp_path: Path, capsys) -> None:
     for name in ("s.txt", "s.jsonl"):
         predict.write(["a b\nc d", "e"], str(tmp_path / name))
     assert (tmp_path / "s.txt").read_text() == "a b c d\ne\n"
@@ -201,7 +201,7 @@ def test_a_text_with_ends_of_lines_is_one_line_of_a_txt_and_whole_in_a_jsonl(tmp
     assert capsys.readouterr().out.splitlines() == ["a b c d", "e"] * 2
 
 
-def test_a_reader_that_stops_and_an_encoding_that_cannot_lose_no_sample(trained: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_and_an_ascii_encoding_lose_no_sample(trained: Path, tmp_path: Path) -> None:
     """Run `... | head -1` in its own process, with a non-ASCII letter in the vocabulary."""
     model, output = tmp_path / "model", tmp_path / "s.txt"
     shutil.copytree(trained / "checkpoint", model)
@@ -216,11 +216,11 @@ def test_a_reader_that_stops_and_an_encoding_that_cannot_lose_no_sample(trained:
     with subprocess.Popen([*map(str, command)], env=environment, cwd=Path(predict.__file__).parent, **pipes) as program:
         first = program.stdout.readline()
         program.stdout.close()
-        said = program.stderr.read()
-    assert program.returncode == 141 and said.endswith(f"\n400 samples written to {output}\n")
+        stderr = program.stderr.read()
+    assert program.returncode == 141 and stderr.endswith(f"\n400 samples written to {output}\n")
     lines = output.read_text().splitlines()
     assert len(lines) == 400 and "日" in lines[0] and first == lines[0].replace("日", "?") + "\n"
 
 
-def test_by_default_there_are_twenty_samples_and_one_that_is_shown() -> None:
+def test_num_samples_defaults_to_20_and_to_1_with_show() -> None:
     assert predict.PredictArgs("c").num_samples == 20 and predict.PredictArgs("c", show=True).num_samples == 1

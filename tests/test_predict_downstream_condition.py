@@ -1,4 +1,4 @@
-"""predict_downstream_condition.py: targets follow sources, depend on the seed alone, and survive interruptions."""
+"""predict_downstream_condition.py: targets follow sources, depend on the seed only, and survive interruptions."""
 
 import functools
 import json
@@ -29,82 +29,86 @@ HELD_OUT = [pair for i, pair in enumerate(PAIRS) if i % 10 == 1]
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch, trained_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def predict_pairs(monkeypatch: pytest.MonkeyPatch, trained_pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """Return a function that predicts sources; it returns exit code, records, standard output and error."""
 
-    def run(*words: object, records: list[dict] = HELD_OUT[:12], output: str = "p.jsonl") -> tuple:
+    def run(*flags: object, records: list[dict] = HELD_OUT[:12], output: str = "p.jsonl") -> tuple:
         data = write_jsonl(tmp_path / "data.jsonl", records)
         base = ["--checkpoint", trained_pairs, "--data", data, "--output", tmp_path / output, "--threads", 1]
-        code = call(predict_downstream_condition.main, monkeypatch, *base, "--num_steps", 8, *words)
+        code = call(predict_downstream_condition.main, monkeypatch, *base, "--num_steps", 8, *flags)
         captured = capsys.readouterr()
-        found = read_predictions(tmp_path / output) if code == 0 else None
-        return code, found, captured.out, captured.err
+        predictions = read_predictions(tmp_path / output) if code == 0 else None
+        return code, predictions, captured.out, captured.err
 
     return run
 
 
 def interrupted_at(monkeypatch: pytest.MonkeyPatch, forward: int) -> list[int]:
     """Interrupt one forward pass as Ctrl-C would; return a list that collects the rows of each pass."""
-    real, calls = BertDenoiser.encode, []
+    original, calls = BertDenoiser.encode, []
 
     def encode(self, xt: torch.Tensor, t: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         calls.append(len(xt))
         if len(calls) == forward:
             raise KeyboardInterrupt
-        return real(self, xt, t, attention_mask)
+        return original(self, xt, t, attention_mask)
 
     monkeypatch.setattr(BertDenoiser, "encode", encode)
     monkeypatch.setattr("models.factory.try_out", lambda *_: None)  # its forward passes are not counted
     return calls
 
 
-def test_targets_follow_their_sources(ask) -> None:
-    code, found, out, _ = ask("--mbr_size", 3, "--temperature", 0.5, "--num_steps", 32, records=HELD_OUT)
-    assert code == 0 and [r["index"] for r in found] == list(range(len(HELD_OUT)))
-    right = [r["prediction"] == r["reference"] for r in found]
-    assert sum(right) / len(right) > 0.8
-    ends = [r["prediction"].endswith("always!") == r["source"].startswith("cat") for r in found]
-    assert sum(ends) / len(ends) > 0.9  # targets of different lengths end correctly
-    assert all(r["prediction"] == r["candidates"][mbr_select(r["candidates"])] for r in found)
-    _, shuffled, _, _ = ask("--mbr_size", 3, "--shuffle_sources", "true", "--num_steps", 32, records=HELD_OUT)
-    assert [r["reference"] for r in shuffled] == [r["reference"] for r in found]
-    assert all(a["source"] != b["source"] for a, b in zip(found, shuffled, strict=True))
-    scores = [np.mean([bleu(r["prediction"], r["reference"]) for r in records]) for records in (found, shuffled)]
+def test_targets_follow_their_sources(predict_pairs) -> None:
+    code, predictions, out, _ = predict_pairs(
+        "--mbr_size", 3, "--temperature", 0.5, "--num_steps", 32, records=HELD_OUT
+    )
+    assert code == 0 and [r["index"] for r in predictions] == list(range(len(HELD_OUT)))
+    correct = [r["prediction"] == r["reference"] for r in predictions]
+    assert sum(correct) / len(correct) > 0.8
+    ends = [r["prediction"].endswith("always!") == r["source"].startswith("cat") for r in predictions]
+    assert sum(ends) / len(ends) > 0.9  # targets of different lengths end at the right token
+    assert all(r["prediction"] == r["candidates"][mbr_select(r["candidates"])] for r in predictions)
+    _, shuffled, _, _ = predict_pairs("--mbr_size", 3, "--shuffle_sources", "true", "--num_steps", 32, records=HELD_OUT)
+    assert [r["reference"] for r in shuffled] == [r["reference"] for r in predictions]
+    assert all(a["source"] != b["source"] for a, b in zip(predictions, shuffled, strict=True))
+    scores = [np.mean([bleu(r["prediction"], r["reference"]) for r in records]) for records in (predictions, shuffled)]
     assert scores[0] > 1.5 * scores[1]
 
 
-def test_what_is_printed(ask) -> None:
-    _, found, out, err = ask("--show", 2, "--mbr_size", 2)
+def test_show_prints_source_candidates_choice_and_reference(predict_pairs) -> None:
+    _, predictions, out, err = predict_pairs("--show", 2, "--mbr_size", 2)
     lines = [line for line in out.splitlines() if line]
     assert [line.split("  ")[0] for line in lines] == ["source", *["candidate"] * 2, "MBR choice", "reference"] * 2
-    assert found[1]["source"] in out and found[1]["prediction"] in out and found[2]["source"] not in out
+    assert (
+        predictions[1]["source"] in out and predictions[1]["prediction"] in out and predictions[2]["source"] not in out
+    )
     assert "next: python compute_metric.py" in err
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 32])
-def test_the_same_seed_gives_the_same_candidates_whatever_the_batch(ask, batch_size: int) -> None:
-    expected = ask(*HOT, "--mbr_size", 3, "--seed", 4)[1]
-    assert ask(*HOT, "--mbr_size", 3, "--seed", 4, "--batch_size", batch_size)[1] == expected
-    fewer = ask(*HOT, "--mbr_size", 3, "--seed", 4, "--limit", 5)[1]
+def test_the_same_seed_gives_the_same_candidates_at_any_batch_size(predict_pairs, batch_size: int) -> None:
+    expected = predict_pairs(*HOT, "--mbr_size", 3, "--seed", 4)[1]
+    assert predict_pairs(*HOT, "--mbr_size", 3, "--seed", 4, "--batch_size", batch_size)[1] == expected
+    fewer = predict_pairs(*HOT, "--mbr_size", 3, "--seed", 4, "--limit", 5)[1]
     assert fewer == expected[:5]
-    assert ask(*HOT, "--mbr_size", 3, "--seed", 14)[1] != expected
+    assert predict_pairs(*HOT, "--mbr_size", 3, "--seed", 14)[1] != expected
 
 
-def test_candidates_differ_and_each_is_that_of_its_own_seed(ask) -> None:
-    found = ask(*HOT, "--mbr_size", 4, "--seed", 2)[1]
-    assert np.mean([len(set(r["candidates"])) > 1 for r in found]) > 0.9
+def test_candidates_differ_and_each_depends_on_its_own_seed(predict_pairs) -> None:
+    predictions = predict_pairs(*HOT, "--mbr_size", 4, "--seed", 2)[1]
+    assert np.mean([len(set(r["candidates"])) > 1 for r in predictions]) > 0.9
     for j in range(4):
-        alone = ask(*HOT, "--mbr_size", 1, "--seed", 2 + j)[1]
-        assert [r["candidates"] for r in alone] == [[r["candidates"][j]] for r in found]
+        alone = predict_pairs(*HOT, "--mbr_size", 1, "--seed", 2 + j)[1]
+        assert [r["candidates"] for r in alone] == [[r["candidates"][j]] for r in predictions]
         assert all(r["prediction"] == r["candidates"][0] for r in alone)
 
 
-def test_an_empty_a_long_and_a_lonely_source(ask) -> None:
+def test_empty_and_overlong_sources_are_predicted(predict_pairs) -> None:
     records = [{"src": "", "trg": "the cat"}, {"src": " ".join(NOUNS * 9), "trg": "the dog"}, HELD_OUT[0]]
-    code, found, _, err = ask("--batch_size", 2, "--mbr_size", 3, records=records)
-    assert code == 0 and len(found) == 3 and "1 sources cut" in err
-    assert found[0]["source"] == "" and found[1]["source"] == " ".join(NOUNS * 9)
-    assert found[2]["candidates"] != found[0]["candidates"]
+    code, predictions, _, err = predict_pairs("--batch_size", 2, "--mbr_size", 3, records=records)
+    assert code == 0 and len(predictions) == 3 and "1 sources cut" in err
+    assert predictions[0]["source"] == "" and predictions[1]["source"] == " ".join(NOUNS * 9)
+    assert predictions[2]["candidates"] != predictions[0]["candidates"]
 
 
 def continued(err: str) -> int:
@@ -112,17 +116,17 @@ def continued(err: str) -> int:
     return int(err.split("continuing after ")[1].split()[0])
 
 
-def test_interrupted_it_goes_on_where_it_stopped(ask, monkeypatch, tmp_path) -> None:
-    expected = ask(*HOT, "--mbr_size", 2)[1]
+def test_an_interrupted_run_continues_where_it_stopped(predict_pairs, monkeypatch, tmp_path) -> None:
+    expected = predict_pairs(*HOT, "--mbr_size", 2)[1]
     (tmp_path / "p.jsonl").unlink()
     calls = interrupted_at(monkeypatch, 14)
-    assert ask(*HOT, "--mbr_size", 2, "--batch_size", 6)[0] == 130
+    assert predict_pairs(*HOT, "--mbr_size", 2, "--batch_size", 6)[0] == 130
     assert not (tmp_path / "p.jsonl").exists() and (tmp_path / "p.jsonl.part").exists()
-    code, found, _, err = ask(*HOT, "--mbr_size", 2, "--batch_size", 6)
-    assert code == 0 and found == expected and 0 < continued(err) < 12
+    code, predictions, _, err = predict_pairs(*HOT, "--mbr_size", 2, "--batch_size", 6)
+    assert code == 0 and predictions == expected and 0 < continued(err) < 12
     again = sum(calls[14:])
     assert not (tmp_path / "p.jsonl.part").exists()
-    ask(*HOT, "--mbr_size", 2)
+    predict_pairs(*HOT, "--mbr_size", 2)
     whole = sum(calls) - sum(calls[:14]) - again
     assert 0 < again < whole  # finished sources are not drawn again; a complete run starts anew
 
@@ -130,50 +134,50 @@ def test_interrupted_it_goes_on_where_it_stopped(ask, monkeypatch, tmp_path) -> 
 @pytest.mark.parametrize(
     "flags", [["--seed", 5], ["--temperature", 3], ["--top_k", 7], ["--precision", "bf16"], ["--mbr_size", 3]]
 )
-def test_a_journal_of_other_settings_is_not_continued(ask, monkeypatch, tmp_path, flags: list) -> None:
+def test_a_journal_of_other_settings_is_not_continued(predict_pairs, monkeypatch, tmp_path, flags: list) -> None:
     base = [*HOT, "--mbr_size", 2, "--batch_size", 6]
-    expected = ask(*base, *flags)[1]
+    expected = predict_pairs(*base, *flags)[1]
     (tmp_path / "p.jsonl").unlink()
     interrupted_at(monkeypatch, 14)
-    assert ask(*base)[0] == 130
-    code, found, _, err = ask(*base, *flags)
-    assert code == 0 and found == expected and "with other settings" in err and "continuing" not in err
+    assert predict_pairs(*base)[0] == 130
+    code, predictions, _, err = predict_pairs(*base, *flags)
+    assert code == 0 and predictions == expected and "with other settings" in err and "continuing" not in err
 
 
-def test_a_refused_command_leaves_the_journal_alone(ask, monkeypatch, tmp_path) -> None:
+def test_a_refused_command_does_not_change_the_journal(predict_pairs, monkeypatch, tmp_path) -> None:
     interrupted_at(monkeypatch, 14)
-    assert ask(*HOT, "--mbr_size", 2, "--batch_size", 6)[0] == 130
+    assert predict_pairs(*HOT, "--mbr_size", 2, "--batch_size", 6)[0] == 130
     before = (tmp_path / "p.jsonl.part").read_bytes()
-    code, _, _, err = ask(*HOT, "--mbr_size", 2, "--num_steps", 1000)
+    code, _, _, err = predict_pairs(*HOT, "--mbr_size", 2, "--num_steps", 1000)
     assert code == 2 and "must lie in" in err and (tmp_path / "p.jsonl.part").read_bytes() == before
 
 
-def test_another_limit_goes_on_with_the_same_journal(ask, monkeypatch, tmp_path) -> None:
+def test_a_run_with_another_limit_continues_the_journal(predict_pairs, monkeypatch, tmp_path) -> None:
     interrupted_at(monkeypatch, 14)
-    assert ask(*HOT, "--mbr_size", 2, "--batch_size", 6, "--limit", 5)[0] == 130
-    assert 0 < continued(ask(*HOT, "--mbr_size", 2, "--limit", 9)[3]) <= 5
+    assert predict_pairs(*HOT, "--mbr_size", 2, "--batch_size", 6, "--limit", 5)[0] == 130
+    assert 0 < continued(predict_pairs(*HOT, "--mbr_size", 2, "--limit", 9)[3]) <= 5
 
 
-def test_the_same_source_twice_has_candidates_of_its_own(ask) -> None:
-    found = ask(*HOT, "--mbr_size", 2, records=[HELD_OUT[0]] * 6)[1]
-    assert len({tuple(r["candidates"]) for r in found}) > 3
+def test_a_repeated_source_has_different_candidates(predict_pairs) -> None:
+    predictions = predict_pairs(*HOT, "--mbr_size", 2, records=[HELD_OUT[0]] * 6)[1]
+    assert len({tuple(r["candidates"]) for r in predictions}) > 3
 
 
-def test_a_folder_of_training_data_only_is_not_predicted_unasked(ask, tmp_path) -> None:
+def test_a_training_split_is_predicted_only_if_given_as_a_file(predict_pairs, tmp_path) -> None:
     write_jsonl(tmp_path / "only" / "train.jsonl", HELD_OUT[:3])
-    code, _, _, err = ask("--data", tmp_path / "only")
+    code, _, _, err = predict_pairs("--data", tmp_path / "only")
     assert code == 2 and "neither a test nor a validation split" in err
-    code, found, _, err = ask("--data", tmp_path / "only" / "train.jsonl")
-    assert code == 0 and len(found) == 3 and f"predicting {tmp_path / 'only' / 'train.jsonl'}" in err
+    code, predictions, _, err = predict_pairs("--data", tmp_path / "only" / "train.jsonl")
+    assert code == 0 and len(predictions) == 3 and f"predicting {tmp_path / 'only' / 'train.jsonl'}" in err
 
 
-def test_the_data_are_not_overwritten(ask, tmp_path) -> None:
-    code, _, _, err = ask("--output", tmp_path / "data.jsonl")
+def test_the_data_file_is_not_overwritten(predict_pairs, tmp_path) -> None:
+    code, _, _, err = predict_pairs("--output", tmp_path / "data.jsonl")
     assert code == 2 and "is the data file itself" in err
     assert len((tmp_path / "data.jsonl").read_text().splitlines()) == 12
 
 
-def test_steps_by_number_or_by_size(trained_pairs: Path) -> None:
+def test_steps_are_given_by_number_or_by_size(trained_pairs: Path) -> None:
     def steps(num_steps: int = 0, step_size: int = 0) -> int:
         args = predict_downstream_condition.DownstreamArgs("c", "d", "o.jsonl", step_size=step_size)
         return predict_downstream_condition.steps(args, SampleArgs(num_steps=num_steps), 64)
@@ -184,52 +188,55 @@ def test_steps_by_number_or_by_size(trained_pairs: Path) -> None:
             steps(*wrong)
 
 
-def test_diffuseq_files_are_written_beside(ask, tmp_path: Path) -> None:
-    _, found, _, _ = ask("--mbr_size", 2, "--seed", 7, "--diffuseq_format", "true")
+def test_diffuseq_files_are_written_beside_the_output(predict_pairs, tmp_path: Path) -> None:
+    _, predictions, _, _ = predict_pairs("--mbr_size", 2, "--seed", 7, "--diffuseq_format", "true")
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == ["seed7_step8.json", "seed8_step8.json"]
     lines = [json.loads(line) for line in (tmp_path / "p" / "seed8_step8.json").read_text().splitlines()]
-    assert [line["recover"] for line in lines] == [r["candidates"][1] for r in found]
+    assert [line["recover"] for line in lines] == [r["candidates"][1] for r in predictions]
     assert set(lines[0]) == {"recover", "reference", "source"}
 
 
-def test_references_are_spelled_as_samples_are(ask) -> None:
-    found = ask(records=[{"src": "Cat  SEE dog", "trg": "The dog is SEEN by the cat.  Always!"}])[1]
-    assert found[0]["source"] == "cat see dog" and found[0]["reference"] == "the dog is seen by the cat. always!"
+def test_references_are_normalized_as_samples_are(predict_pairs) -> None:
+    predictions = predict_pairs(records=[{"src": "Cat  SEE dog", "trg": "The dog is SEEN by the cat.  Always!"}])[1]
+    assert (
+        predictions[0]["source"] == "cat see dog"
+        and predictions[0]["reference"] == "the dog is seen by the cat. always!"
+    )
 
 
-def test_everyone_gets_anothers_source() -> None:
+def test_the_derangement_moves_every_source() -> None:
     for n in (2, 3, 50):
         order = predict_downstream_condition.derangement(n, seed=1)
         assert sorted(order) == list(range(n)) and all(i != j for i, j in enumerate(order))
 
 
-def test_infilling_and_seq2seq_take_the_same_way(trained_pairs, trained, monkeypatch, tmp_path, capsys) -> None:
+def test_infilling_and_seq2seq_share_the_sampler(trained_pairs, trained, monkeypatch, tmp_path, capsys) -> None:
     """Both pass `Process.sample` a batch whose target_mask marks the tokens to draw."""
-    seen = []
-    real = WordFreqDiffusion.sample
+    calls = []
+    original = WordFreqDiffusion.sample
 
-    def watched(self, denoiser, batch, args, **kwargs) -> torch.Tensor:
-        drawn = real(self, denoiser, batch, args, **kwargs)
-        seen.append((batch, drawn))
+    def recorded_sample(self, denoiser, batch, args, **kwargs) -> torch.Tensor:
+        drawn = original(self, denoiser, batch, args, **kwargs)
+        calls.append((batch, drawn))
         return drawn
 
-    monkeypatch.setattr(WordFreqDiffusion, "sample", watched)
+    monkeypatch.setattr(WordFreqDiffusion, "sample", recorded_sample)
     infill = ["--checkpoint", trained, "--infill", "the [MASK] sees a tree.", "--num_samples", 2, "--num_steps", 4]
     assert call(predict.main, monkeypatch, *infill, "--threads", 1) == 0
     data = write_jsonl(tmp_path / "d.jsonl", HELD_OUT[:2])
     pair = ["--checkpoint", trained_pairs, "--data", data, "--output", tmp_path / "o.jsonl", "--num_steps", 4]
     assert call(predict_downstream_condition.main, monkeypatch, *pair, "--mbr_size", 1, "--threads", 1) == 0
-    assert len(seen) == 2
-    for batch, drawn in seen:
+    assert len(calls) == 2
+    for batch, drawn in calls:
         assert torch.equal(batch.input_ids[~batch.target_mask], drawn[~batch.target_mask])
         assert batch.target_mask.any(1).all() and not batch.target_mask.all(1).any()
 
 
-def test_the_bound_of_a_target_given_its_source(
+def test_the_bound_counts_the_targets_given_their_sources(
     trained_pairs, trained, pairs_folder, corpus, monkeypatch, tmp_path, capsys
 ) -> None:
     def score(checkpoint_: Path, data: Path) -> tuple[int, str]:
-        words = [
+        flags = [
             "--checkpoint",
             checkpoint_,
             "--data",
@@ -240,7 +247,7 @@ def test_the_bound_of_a_target_given_its_source(
             "--threads",
             1,
         ]
-        code = call(compute_elbo.main, monkeypatch, *words)
+        code = call(compute_elbo.main, monkeypatch, *flags)
         captured = capsys.readouterr()
         return code, captured.out if code == 0 else captured.err
 
@@ -258,7 +265,7 @@ def test_the_bound_of_a_target_given_its_source(
     assert "trained on text" in score(trained, pairs_folder)[1]
 
 
-def test_a_checkpoint_remembers_how_pairs_are_written(trained_pairs: Path) -> None:
+def test_a_checkpoint_stores_the_layout_of_its_pairs(trained_pairs: Path) -> None:
     run = load_checkpoint(str(trained_pairs), torch.device("cpu"))
     assert run.pairs.prompt == "plain" and run.max_length == 40
     assert run.token_counts[run.tokenizer.pad_token_id] > 0
@@ -268,7 +275,7 @@ def test_a_checkpoint_remembers_how_pairs_are_written(trained_pairs: Path) -> No
 
 
 @pytest.mark.parametrize("wrong", [{"prompt": "none", "target_window": 5}, {"prompt": "plain", "target_window": 0}, 7])
-def test_a_damaged_checkpoint_is_refused(trained_pairs: Path, tmp_path: Path, wrong: object) -> None:
+def test_a_damaged_layout_of_pairs_is_refused(trained_pairs: Path, tmp_path: Path, wrong: object) -> None:
     import shutil
 
     shutil.copytree(trained_pairs / "checkpoint", tmp_path / "c")
@@ -279,7 +286,7 @@ def test_a_damaged_checkpoint_is_refused(trained_pairs: Path, tmp_path: Path, wr
 
 
 @pytest.mark.parametrize(
-    ("flags", "words"),
+    ("flags", "fragments"),
     [
         (["--mbr_size", 0], ["mbr_size=0"]),
         (["--mbr_size", 5000], ["mbr_size=5000", "1000"]),
@@ -290,56 +297,58 @@ def test_a_damaged_checkpoint_is_refused(trained_pairs: Path, tmp_path: Path, wr
         (["--data", "missing.jsonl"], ["missing.jsonl"]),
     ],
 )
-def test_bad_settings_end_in_one_line(ask, flags: list, words: list, tmp_path: Path) -> None:
-    code, _, _, err = ask(*flags)
-    assert code == 2 and all(word in err for word in words) and len(err.strip().splitlines()) == 1
+def test_bad_settings_are_a_one_line_error(predict_pairs, flags: list, fragments: list, tmp_path: Path) -> None:
+    code, _, _, err = predict_pairs(*flags)
+    assert code == 2 and all(fragment in err for fragment in fragments) and len(err.strip().splitlines()) == 1
     assert not list(tmp_path.glob("*.part"))
 
 
 @pytest.mark.parametrize(
-    ("record", "words"),
+    ("record", "fragments"),
     [({"src": "a"}, [":1", "trg"]), ({"text": "a b"}, ["no pairs"]), ({"src": "a", "trg": ""}, [":1", "empty"])],
 )
-def test_bad_data_end_in_one_line(ask, record: dict, words: list) -> None:
-    code, _, _, err = ask(records=[record, *HELD_OUT[:2]])
-    assert code == 2 and all(word in err for word in words) and "Traceback" not in err
+def test_bad_data_are_refused_without_a_traceback(predict_pairs, record: dict, fragments: list) -> None:
+    code, _, _, err = predict_pairs(records=[record, *HELD_OUT[:2]])
+    assert code == 2 and all(fragment in err for fragment in fragments) and "Traceback" not in err
 
 
-def test_checkpoints_of_the_other_kind_are_refused(ask, trained, trained_pairs, monkeypatch, capsys) -> None:
-    code, _, _, err = ask("--checkpoint", trained)
+def test_each_script_refuses_checkpoints_of_the_other_kind(
+    predict_pairs, trained, trained_pairs, monkeypatch, capsys
+) -> None:
+    code, _, _, err = predict_pairs("--checkpoint", trained)
     assert code == 2 and "without pairs" in err
     assert call(predict.main, monkeypatch, "--checkpoint", trained_pairs, "--threads", 1) == 2
     assert "predict_downstream_condition.py" in capsys.readouterr().err
 
 
-def test_the_journal_is_where_the_output_will_be(tmp_path: Path) -> None:
+def test_the_journal_is_beside_the_output(tmp_path: Path) -> None:
     assert Journal(tmp_path / "deep" / "er" / "p.jsonl", "r").path == tmp_path / "deep" / "er" / "p.jsonl.part"
 
 
-def test_two_at_once_do_not_share_an_output(ask, tmp_path: Path) -> None:
+def test_two_processes_cannot_write_the_same_output(predict_pairs, tmp_path: Path) -> None:
     part = tmp_path / "p.jsonl.part"
     with held_alone(part, "mine"):
         part.write_bytes(b"as it was")
-        code, _, out, err = ask()
+        code, _, out, err = predict_pairs()
         assert code == 2 and err.count("\n") <= 2 and not out and part.read_bytes() == b"as it was"
         assert err.endswith(
             "p.jsonl: another process is writing predictions to it; wait for it, or give another output\n"
         )
-    assert ask()[0] == 0 and not part.exists()
+    assert predict_pairs()[0] == 0 and not part.exists()
     os.mkfifo(part)
-    code, _, _, err = ask()
+    code, _, _, err = predict_pairs()
     assert code == 2 and "p.jsonl.part: not a regular file" in err
 
 
-def test_a_reader_that_stops_loses_nothing(ask, monkeypatch, tmp_path: Path) -> None:
+def test_a_closed_stdout_loses_no_prediction(predict_pairs, monkeypatch, tmp_path: Path) -> None:
     class Closed:
         """Standard output with a closed reader."""
 
-        write = flush = lambda self, *words: (_ for _ in ()).throw(BrokenPipeError)
+        write = flush = lambda self, *arguments: (_ for _ in ()).throw(BrokenPipeError)
         fileno = functools.partial(os.open, os.devnull, os.O_WRONLY)
 
     monkeypatch.setattr(sys, "stdout", Closed())
-    code, _, _, err = ask("--diffuseq_format", "true")
+    code, _, _, err = predict_pairs("--diffuseq_format", "true")
     assert code == 141 and "12 sources with 3 candidates each written" in err
     assert len(read_predictions(tmp_path / "p.jsonl")) == 12 == len(read_predictions(tmp_path / "p"))
     assert not (tmp_path / "p.jsonl.part").exists()

@@ -1,6 +1,6 @@
-"""run*.sh, runs/, tests/run.sh: what they say, what they refuse, which paths they hand on.
+"""run*.sh, runs/, tests/run.sh: their help, their refusals, the paths that they pass on.
 
-They run in a copy of the scripts alone, whose .venv/bin/python notes how it is called and does nothing.
+They run in a copy of the scripts alone, whose .venv/bin/python is a stub that records its calls.
 """
 
 import ast
@@ -58,8 +58,8 @@ FILES = (
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
-    """A folder with `the repo` of scripts, without an environment, and `the caller`'s files."""
+def sandbox(tmp_path: Path) -> Path:
+    """Return a folder with `the repo` of scripts, without an environment, and `the caller`'s files."""
     for name in [*RECIPES, "requirements.txt", "requirements-dev.txt"]:
         (tmp_path / "the repo" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / "the repo" / name)
@@ -72,19 +72,19 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def call(place: Path, script: str | Path, *words: str, cwd: str = "the caller", **variables: str):
+def call(sandbox: Path, script: str | Path, *arguments: str, cwd: str = "the caller", **variables: str):
     """Run a script of `the repo` from another folder."""
-    given = {
-        "HOME": str(place / "home"),
+    defaults = {
+        "HOME": str(sandbox / "home"),
         "PYTHON": "/bin/false",
-        "STUB_LOG": str(place / "log"),
+        "STUB_LOG": str(sandbox / "log"),
         "STUB_GPUS": "0",
         "JOBS": "1",
     }
     return subprocess.run(
-        ["bash", place / "the repo" / script, *words],
-        cwd=place / cwd,
-        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **given, **variables},
+        ["bash", sandbox / "the repo" / script, *arguments],
+        cwd=sandbox / cwd,
+        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **defaults, **variables},
         capture_output=True,
         text=True,
         check=False,
@@ -93,34 +93,34 @@ def call(place: Path, script: str | Path, *words: str, cwd: str = "the caller", 
 
 
 @pytest.fixture
-def recorded(place: Path) -> Callable[..., list[list[str]]]:
-    """Runs a script with the stub in place of the environment; what it called: name, words."""
-    programs = place / "the repo" / ".venv" / "bin"
+def recorded(sandbox: Path) -> Callable[..., list[list[str]]]:
+    """Return a function that runs a script with stubs as the environment; it returns their calls: name, arguments."""
+    programs = sandbox / "the repo" / ".venv" / "bin"
     programs.mkdir(parents=True)
     for name in ("python", "torchrun", "ruff", "srun", "scontrol"):
         (programs / name).write_text(STUB)
         (programs / name).chmod(0o755)
 
-    def run(script: str | Path, *words: str, **more: str) -> list[list[str]]:
-        (place / "log").unlink(missing_ok=True)
-        done = call(place, script, *words, **more)
+    def run(script: str | Path, *arguments: str, **variables: str) -> list[list[str]]:
+        (sandbox / "log").unlink(missing_ok=True)
+        done = call(sandbox, script, *arguments, **variables)
         assert done.returncode == 0, done.stderr
-        calls = [each.strip("\0").split("\0") for each in (place / "log").read_text().split("\036")[:-1]]
-        assert {folder for name, folder, *_ in calls if name != "scontrol"} == {str(place / "the repo")}
+        calls = [record.strip("\0").split("\0") for record in (sandbox / "log").read_text().split("\036")[:-1]]
+        assert {folder for name, folder, *_ in calls if name != "scontrol"} == {str(sandbox / "the repo")}
         return [[name, *rest] for name, _, *rest in calls if rest[:2] != ["-m", "pip"]]
 
     return run
 
 
 def flags(calls: list[list[str]], program: str) -> dict[str, str]:
-    """Of the first call of a program: each flag's last value."""
+    """Return each flag's last value in the first call of a program."""
     words = next(call for call in calls if program in call)
     split = [part for word in words for part in (word.split("=", 1) if re.match("--?[a-z_]+=", word) else [word])]
     return dict(zip(split, split[1:], strict=False))
 
 
 @pytest.mark.parametrize("script", RECIPES)
-def test_bash_can_read_it(script: str) -> None:
+def test_bash_parses_every_script(script: str) -> None:
     assert subprocess.run(["bash", "-n", ROOT / script], capture_output=True, check=False).returncode == 0
 
 
@@ -139,8 +139,8 @@ def test_every_import_of_embedded_python_exists(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", RECIPES)
-def test_an_array_that_may_be_empty_is_guarded(script: str) -> None:
-    """Bash before 4.4 calls it an unbound variable under set -u."""
+def test_every_array_that_may_be_empty_is_guarded(script: str) -> None:
+    """Bash before 4.4 reports an empty array as an unbound variable under set -u."""
     text = (ROOT / script).read_text()
     assert "set -euo pipefail" in text or script in SOURCED
     empty = set(re.findall(r"\b(\w+)=\(\)", "".join((ROOT / name).read_text() for name in RECIPES)))
@@ -149,12 +149,12 @@ def test_an_array_that_may_be_empty_is_guarded(script: str) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_help_is_answered_without_installing(script: str, place: Path) -> None:
-    for words in (["--help"], ["my text.txt", "--seed", "3", "-h"]):
-        done = call(place, script, *words)
-        assert done.returncode == 0 and not done.stderr and not (place / "the repo" / ".venv").exists()
+def test_help_is_printed_without_installing(script: str, sandbox: Path) -> None:
+    for arguments in (["--help"], ["my text.txt", "--seed", "3", "-h"]):
+        done = call(sandbox, script, *arguments)
+        assert done.returncode == 0 and not done.stderr and not (sandbox / "the repo" / ".venv").exists()
         assert f" {script} " in done.stdout and not re.search("^#|SBATCH|set -e", done.stdout, re.M)
-        assert max(map(len, done.stdout.replace(str(place), "").splitlines())) <= 125
+        assert max(map(len, done.stdout.replace(str(sandbox), "").splitlines())) <= 125
 
 
 REFUSED = {
@@ -211,25 +211,25 @@ REFUSED = {
     "runs/text8.sh": {"": "TEXT8 is needed", "nothere": "nothere: no such file", "tok": "tok: no such file"},
     "runs/zero_shot.sh": {"model": "CHECKPOINT and FOLDER are needed", "model|nothere": "nothere: no such folder"},
 }
-"""Words, apart by |, and what is said of them."""
+"""By script: arguments, separated by |, and a part of the error."""
 
 
 @pytest.mark.parametrize(
-    ("script", "words"), [(script, words) for script in SCRIPTS for words in REFUSED.get(script, {})]
+    ("script", "arguments"), [(script, arguments) for script in SCRIPTS for arguments in REFUSED.get(script, {})]
 )
-def test_wrong_words_are_refused_before_anything_is_installed(script: str, words: str, place: Path) -> None:
-    done = call(place, script, *(words.split("|") if words else []))
-    assert done.returncode == 2 and not done.stdout and not (place / "the repo" / ".venv").exists()
+def test_wrong_arguments_are_refused_without_installing(script: str, arguments: str, sandbox: Path) -> None:
+    done = call(sandbox, script, *(arguments.split("|") if arguments else []))
+    assert done.returncode == 2 and not done.stdout and not (sandbox / "the repo" / ".venv").exists()
     *usage, last = done.stderr.splitlines()
     assert f" {script} " in "\n".join(usage) and done.stderr.count("error:") == 1
-    assert last.startswith("error: ") and REFUSED[script][words] in last and len(last) < 300
+    assert last.startswith("error: ") and REFUSED[script][arguments] in last and len(last) < 300
 
 
-def test_every_recipe_can_be_called_wrongly() -> None:
+def test_every_recipe_has_a_refused_call() -> None:
     assert set(REFUSED) == {script for script in SCRIPTS if script != "tests/run.sh"}
 
 
-HANDED_ON = [
+PASSED_ON = [
     ("run.sh", "my text.txt", "main.py", {"--train_data": "C/my text.txt", "--output_dir": "out/my text"}),
     ("run.sh", "./-dash.txt", "main.py", {"--train_data": "C/./-dash.txt", "--output_dir": "out/-dash"}),
     ("run.sh", "a.v1.txt", "main.py", {"--output_dir": "out/a.v1"}),
@@ -268,54 +268,58 @@ HANDED_ON = [
     ("tests/run.sh", "fast|-k|pairs", "pytest", {"-m": "not slow", "-k": "pairs"}),
     ("tests/run.sh", "-k|pairs|a.v1.txt::test", "pytest", {"-k": "pairs", "pairs": "C/a.v1.txt::test"}),
 ]  # fmt: skip
-"""A script, its words, a program that it calls, this call's flags; C: the caller's folder, H: home, R: the scripts'."""
+"""Script, arguments, a program that it calls, flags of this call; C: the caller's folder, H: home, R: the scripts'."""
 
 
-@pytest.mark.parametrize(("script", "words", "program", "expected"), HANDED_ON)
-def test_paths_are_the_callers(script: str, words: str, program: str, expected: dict, place: Path, recorded) -> None:
-    places = {"C/": f"{place}/the caller/", "H/": f"{place}/home/", "R/": f"{place}/the repo/"}
-    words, slurm = words.replace("R/", places["R/"]), {"SLURM_JOB_NODELIST": "n", "SLURM_NNODES": "1"}
+@pytest.mark.parametrize(("script", "arguments", "program", "expected"), PASSED_ON)
+def test_paths_are_relative_to_the_callers_folder(
+    script: str, arguments: str, program: str, expected: dict, sandbox: Path, recorded
+) -> None:
+    folders = {"C/": f"{sandbox}/the caller/", "H/": f"{sandbox}/home/", "R/": f"{sandbox}/the repo/"}
+    arguments, slurm = arguments.replace("R/", folders["R/"]), {"SLURM_JOB_NODELIST": "n", "SLURM_NNODES": "1"}
     slurm |= {"SLURM_GPUS_ON_NODE": "1", "SLURM_JOB_ID": "7"} if script == "runs/slurm.sh" else {}
-    programs = str(place / "the repo" / ".venv" / "bin")
-    before = sorted(path for path in (place / "the caller").rglob("*"))
-    found = flags(recorded(script, *words.split("|"), PATH=f"{programs}:{os.environ['PATH']}", **slurm), program)
-    wanted = {flag: places.get(value[:2], value[:2]) + value[2:] for flag, value in expected.items()}
-    assert {flag: found[flag] for flag in wanted} == wanted
+    programs = str(sandbox / "the repo" / ".venv" / "bin")
+    before = sorted(path for path in (sandbox / "the caller").rglob("*"))
+    actual = flags(recorded(script, *arguments.split("|"), PATH=f"{programs}:{os.environ['PATH']}", **slurm), program)
+    resolved = {flag: folders.get(value[:2], value[:2]) + value[2:] for flag, value in expected.items()}
+    assert {flag: actual[flag] for flag in resolved} == resolved
     assert (
-        sorted(path for path in (place / "the caller").rglob("*")) == before or "C/" in str(expected) or "x y" in words
+        sorted(path for path in (sandbox / "the caller").rglob("*")) == before
+        or "C/" in str(expected)
+        or "x y" in arguments
     )
 
 
-def test_wherever_and_however_it_is_called(place: Path, recorded) -> None:
-    """Through a link, from a folder of the repository, from one that cannot be written to, on GPUs."""
-    (place / "link").symlink_to(place / "the repo" / "run.sh")
-    closed = place / "the caller"
+def test_scripts_run_from_any_folder_through_a_link_and_on_gpus(sandbox: Path, recorded) -> None:
+    """The calls: through a link, from a read-only folder, from a folder of the repository, on two GPUs."""
+    (sandbox / "link").symlink_to(sandbox / "the repo" / "run.sh")
+    closed = sandbox / "the caller"
     closed.chmod(0o555)
-    assert flags(recorded(place / "link", "my text.txt"), "main.py")["--train_data"] == str(closed / "my text.txt")
+    assert flags(recorded(sandbox / "link", "my text.txt"), "main.py")["--train_data"] == str(closed / "my text.txt")
     closed.chmod(0o755)
-    words = ["../../the caller/pairs", str(closed / "pairs/test.jsonl"), "bert-base-uncased", "../out/q"]
-    found = flags(recorded("runs/qqp.sh", *words, cwd="the repo/runs"), "main.py")
-    assert found["--output_dir"] == "runs/../out/q" and found["--tokenizer"] == "bert-base-uncased"
+    arguments = ["../../the caller/pairs", str(closed / "pairs/test.jsonl"), "bert-base-uncased", "../out/q"]
+    passed = flags(recorded("runs/qqp.sh", *arguments, cwd="the repo/runs"), "main.py")
+    assert passed["--output_dir"] == "runs/../out/q" and passed["--tokenizer"] == "bert-base-uncased"
     calls = recorded("run.sh", "my text.txt", "--seed", "3", STUB_GPUS="2")
     assert flags(calls, "main.py")["--accumulation_steps"] == "2" and "torchrun" in [name for name, *_ in calls]
     scored = [call for call in recorded("runs/zero_shot.sh", "model", "texts") if "compute_elbo.py" in call]
-    assert len(scored) == 2  # a program that reads stdin does not take the list with it
+    assert len(scored) == 2  # a program that reads stdin does not consume the list of texts
 
 
-def test_other_pairs_of_the_same_name_are_left_to_main(place: Path, recorded) -> None:
+def test_other_pairs_of_the_same_name_are_passed_to_main(sandbox: Path, recorded) -> None:
     first, again = (recorded("run_condition.sh", "pairs") for _ in range(2))
     assert any("main.py" in call for call in first) and not any("main.py" in call for call in again)
-    shutil.copytree(place / "the caller" / "pairs", place / "home" / "pairs")
+    shutil.copytree(sandbox / "the caller" / "pairs", sandbox / "home" / "pairs")
     assert any("main.py" in call for call in recorded("run_condition.sh", "~/pairs", cwd="home"))
 
 
-def test_the_scripts_know_which_settings_are_paths() -> None:
-    """A new setting of text is a path, or it is not; setup.sh must be told."""
+def test_setup_sh_lists_every_setting_that_is_a_path() -> None:
+    """A new setting of type str must be listed in setup.sh as a path, or below in `no_paths`."""
     no_paths = {
         "warm_start_rates", "device", "prompt", "config_overrides", "attn_implementation", "posterior", "given_kinds",
     }  # fmt: skip
-    found = [kind for name in PROCESSES for kind in parts(name)] + [compute_elbo.ElboArgs, BoundArgs]
-    texts = {field.name: field for kind in found for field in dataclasses.fields(kind) if field.type in (str, "str")}
+    kinds = [kind for name in PROCESSES for kind in parts(name)] + [compute_elbo.ElboArgs, BoundArgs]
+    texts = {field.name: field for kind in kinds for field in dataclasses.fields(kind) if field.type in (str, "str")}
     paths = {name: field for name, field in texts.items() if "choices" not in field.metadata and name not in no_paths}
     known = (ROOT / "runs" / "setup.sh").read_text().split("path_kind() {")[1].split("\n}")[0]
     listed = set(re.findall(r"(?<![\w-])--?[a-z_]+", known))
@@ -324,7 +328,7 @@ def test_the_scripts_know_which_settings_are_paths() -> None:
         assert re.search(rf"[ (]{name}( \||\))", known), name
 
 
-def test_dependency_groups_are_the_requirements_files() -> None:
+def test_dependency_groups_equal_the_requirements_files() -> None:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     for group, file in (("run", "requirements.txt"), ("dev", "requirements-dev.txt")):
         pinned = [line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines() if line.strip()]
@@ -332,11 +336,11 @@ def test_dependency_groups_are_the_requirements_files() -> None:
     assert groups["dev"][0] == {"include-group": "run"}
 
 
-def test_pip_is_told_that_this_is_no_package(tmp_path: Path) -> None:
+def test_pip_install_fails_with_one_explanation(tmp_path: Path) -> None:
     shutil.copyfile(ROOT / "pyproject.toml", tmp_path / "pyproject.toml")
     shutil.copytree(ROOT / ".ci", tmp_path / ".ci")
     assert "project" not in tomllib.loads((tmp_path / "pyproject.toml").read_text())
     command = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--no-build-isolation", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    said = [line for line in done.stderr.splitlines() if "bash run.sh demo" in line]
-    assert done.returncode and len(said) == 1 and "it is not a package" in said[0] and "Traceback" not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if "bash run.sh demo" in line]
+    assert done.returncode and len(lines) == 1 and "it is not a package" in lines[0] and "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""word_freq.py: correct counts, a plain JSON file, readable by training."""
+"""word_freq.py: counts of texts and of the targets of pairs, refused input."""
 
 import json
 from collections import Counter
@@ -39,7 +39,7 @@ def test_counts_are_those_of_the_corpus(
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("flags", "message"),
     [
         (["--output", "f.pt"], "must end in .json"),
         (["--train_data", "missing.txt"], "no such file"),
@@ -48,13 +48,13 @@ def test_counts_are_those_of_the_corpus(
         (["--train_data", "zeros"], "the tokenizer finds no token in it"),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_written(
+def test_bad_input_is_a_one_line_error_and_writes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     corpus: Path,
     tokenizer: BertTokenizerFast,
     tmp_path: Path,
     capsys: pytest.CaptureFixture,
-    words: list,
+    flags: list,
     message: str,
 ) -> None:
     tokenizer.save_pretrained(tmp_path / "tokenizer")
@@ -62,15 +62,15 @@ def test_bad_input_is_one_line_and_nothing_written(
     (tmp_path / "zeros" / "train.txt").write_text("\u0001\u0001\n")
     monkeypatch.chdir(tmp_path)
     base = ["--train_data", corpus, "--tokenizer", tmp_path / "tokenizer", "--output", tmp_path / "f.json"]
-    assert call(word_freq.main, monkeypatch, *base, *words) == 2
-    said = capsys.readouterr().err
-    assert message in said and said.count("\n") == 1 and not list(tmp_path.glob("f.*"))
+    assert call(word_freq.main, monkeypatch, *base, *flags) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1 and not list(tmp_path.glob("f.*"))
 
 
-def test_of_pairs_the_targets_are_counted(monkeypatch, tokenizer, pairs_folder, tmp_path) -> None:
+def test_only_the_targets_of_pairs_are_counted(monkeypatch, tokenizer, pairs_folder, tmp_path) -> None:
     tokenizer.save_pretrained(tmp_path / "tokenizer")
-    words = ["--train_data", pairs_folder, "--tokenizer", tmp_path / "tokenizer", "--output", tmp_path / "f.json"]
-    assert call(word_freq.main, monkeypatch, *words) == 0
+    flags = ["--train_data", pairs_folder, "--tokenizer", tmp_path / "tokenizer", "--output", tmp_path / "f.json"]
+    assert call(word_freq.main, monkeypatch, *flags) == 0
     counted = json.loads((tmp_path / "f.json").read_text())
     targets = [json.loads(line)["trg"] for line in (pairs_folder / "train.jsonl").read_text().splitlines()]
     assert counted["the"] == sum(target.split().count("the") for target in targets) > 0

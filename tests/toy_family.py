@@ -76,12 +76,12 @@ def exact_bound(process: MaskedProcess, denoiser: TableDenoiser, x0: Tensor, num
 
 
 def limit_bound(process: MaskedProcess, denoiser: TableDenoiser, x0: Tensor) -> float:
-    """Return the bound in continuous time: k masked tokens weigh the integral of r^(k - 1) (1 - r)^(L - k)."""
-    total, length, at = 0.0, len(x0), torch.ones(1, dtype=torch.float64)
+    """Return the bound in continuous time: k masked tokens have as weight the integral of r^(k - 1) (1 - r)^(L - k)."""
+    total, length, time = 0.0, len(x0), torch.ones(1, dtype=torch.float64)
     for masked in patterns(length):
         if k := int(masked.sum()):
             xt = x0.masked_fill(masked, MASK)[None]
-            nats = process.token_terms(denoiser, text_batch(x0[None]), xt, at, at, with_kl=False)[1].sum().item()
+            nats = process.token_terms(denoiser, text_batch(x0[None]), xt, time, time, with_kl=False)[1].sum().item()
             total += nats * math.gamma(k) * math.gamma(length - k + 1) / math.gamma(length + 1)
     return total
 
@@ -123,12 +123,12 @@ class Recorded:
         self.time_conditioned = time_conditioned
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-        """Float64."""
+        """Return the recorded network's logits in float64."""
         rows, positions, tokens = (torch.arange(n, dtype=torch.float64) for n in (*xt.shape, 8))
         time_input = t.double() if self.time_conditioned else torch.zeros(len(xt), dtype=torch.float64)
         angle = 0.1 * (rows + 1)[:, None, None] * (positions + 1)[:, None] + 0.37 * tokens
         return torch.sin(angle + 0.05 * time_input[:, None, None])
 
     def decode(self, hidden: Tensor) -> Tensor:
-        """The identity; a copy, for the caller may change it."""
+        """Return a copy of the logits, which the caller may change in place."""
         return hidden.clone()

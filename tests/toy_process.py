@@ -11,7 +11,7 @@ from diffusion.process import Vocabulary
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 
-MASK = 3  # not the last index, so that an off-by-one cannot hide
+MASK = 3  # not the last index, so that an off-by-one error shows
 COUNTS = torch.tensor([40, 7, 1, 0, 15])
 TOKENS = [0, 1, 2, 4]
 SCHEDULES = ["mutual", "cosine", "linear"]
@@ -83,7 +83,7 @@ def true_likelihoods(
         for xt, mass in law.items():
             for xs in states:
                 step = reverse_probability(process, denoiser, torch.tensor(xt), torch.tensor(xs), s, t)
-                if step > 1e-12:  # the last step leaves 1 - sum = rounding
+                if step > 1e-12:  # at the last step, 1 - sum is a rounding error
                     following[xs] = following.get(xs, 0.0) + mass * step
         law = following
     return law

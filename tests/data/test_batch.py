@@ -1,4 +1,4 @@
-"""batch.py: sentences side by side, padded; rows of a batch are a batch."""
+"""batch.py: sentences are collated into padded rows; rows of a batch are a batch."""
 
 from dataclasses import replace
 
@@ -9,7 +9,7 @@ from transformers import BertTokenizerFast
 from data.batch import collate
 
 
-def test_collate_gives_special_tokens_and_targets_text_only(tokenizer: BertTokenizerFast) -> None:
+def test_collate_adds_special_tokens_and_targets_text_only(tokenizer: BertTokenizerFast) -> None:
     batch = collate([np.array([7, 8, 9]), np.array([10])], tokenizer)
     cls, sep, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
     assert batch.input_ids.tolist() == [[cls, 7, 8, 9, sep], [cls, 10, sep, pad, pad]]

@@ -33,7 +33,7 @@ def test_every_format_gives_the_same_sentences(tmp_path: Path, suffix: str) -> N
     assert list(read_sentences(training_source(str(file)))) == TEXT
 
 
-def test_windows_line_ends_and_byte_order_marks_are_no_text(tmp_path: Path) -> None:
+def test_windows_line_ends_and_byte_order_marks_are_removed(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_bytes("\ufeffone\r\ntwo\r\n".encode())
     assert list(read_sentences(training_source(str(file)))) == ["one", "two"]
@@ -71,7 +71,7 @@ def test_files_of_a_folder_that_name_no_split_are_training_text(tmp_path: Path) 
         ("a.pdf", b"x", "not a supported kind of file"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_an_unreadable_file_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message) as caught:
         list(read_sentences(training_source(str(tmp_path / name))))
@@ -79,7 +79,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes,
 
 
 @pytest.mark.parametrize("missing", ["./nowhere", "nowhere.txt", "/no/such/place", "~nobody-here/x.txt", ""])
-def test_a_missing_path_is_called_missing_and_not_looked_up_on_the_hub(missing: str) -> None:
+def test_a_missing_path_is_reported_and_not_looked_up_on_the_hub(missing: str) -> None:
     with pytest.raises(UserError, match="no such file or folder$"):
         training_source(missing)
 
@@ -95,15 +95,15 @@ def test_an_empty_or_ambiguous_folder_is_refused(tmp_path: Path) -> None:
         find_source(str(tmp_path), "test")
 
 
-def test_an_unreachable_hub_names_what_was_tried_and_the_offline_way() -> None:
+def test_an_unreachable_hub_is_reported_with_the_names_and_a_remedy() -> None:
     with pytest.raises(UserError, match="Offline: give a .txt") as caught:
         training_source("lm1b")
     assert all(repo in str(caught.value) for repo, _ in LM1B)
 
 
-def test_lm1b_falls_back_in_order_until_a_name_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake of `datasets` that records its calls: the first two names fail, the third answers."""
-    asked = []
+def test_names_of_lm1b_are_tried_in_order_until_one_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fake of `datasets` that records its calls: the first two names fail, the third exists."""
+    requested = []
 
     class Rows(list):
         column_names = ("text",)
@@ -112,7 +112,7 @@ def test_lm1b_falls_back_in_order_until_a_name_answers(monkeypatch: pytest.Monke
             yield {"text": list(self)}
 
     def get_dataset_split_names(repo: str, revision: str | None = None) -> list[str]:
-        asked.append((repo, revision))
+        requested.append((repo, revision))
         if repo != LM1B[2][0]:
             raise RuntimeError(f"Dataset scripts are no longer supported, but found {repo}.py")
         return ["train", "test"]
@@ -124,12 +124,12 @@ def test_lm1b_falls_back_in_order_until_a_name_answers(monkeypatch: pytest.Monke
     stand_in = types.SimpleNamespace(get_dataset_split_names=get_dataset_split_names, load_dataset=load_dataset)
     monkeypatch.setitem(sys.modules, "datasets", stand_in)
     source = training_source("lm1b")
-    assert asked == list(LM1B)
+    assert requested == list(LM1B)
     assert list(read_sentences(source)) == ["train 0", "train 1", "train 2"]
     assert find_source("lm1b", "valid") is None and find_source("lm1b", "test").hub_split == "test"
 
 
-def test_a_real_datasets_folder_is_read_through_the_hub_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_datasets_folder_is_read_like_a_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The real `datasets` library, with a parquet data set in a local folder."""
     import datasets
 
@@ -150,7 +150,7 @@ def test_a_real_datasets_folder_is_read_through_the_hub_path(tmp_path: Path, mon
         list(read_sentences(source))
 
 
-def test_held_out_is_a_stable_share_that_equal_sentences_share() -> None:
+def test_the_held_out_share_is_stable_and_nested() -> None:
     aside = held_out(0.1)
     chosen = [s for s in SENTENCES if aside(s)]
     assert 0.04 < len(chosen) / len(SENTENCES) < 0.18
@@ -160,7 +160,7 @@ def test_held_out_is_a_stable_share_that_equal_sentences_share() -> None:
     assert sum(held_out(0.02)(str(i)) for i in range(50_000)) == pytest.approx(1000, abs=100)
 
 
-def test_the_fingerprint_follows_content(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_content(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     file.write_text("one")
     before = fingerprint(training_source(str(file)))

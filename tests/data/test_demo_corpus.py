@@ -66,7 +66,7 @@ def test_a_file_that_does_not_parse_is_skipped(tmp_path: Path) -> None:
         ("Two  spaces in it.", False),
     ],
 )
-def test_what_counts_as_prose(sentence: str, prose: bool) -> None:
+def test_prose_is_recognised(sentence: str, prose: bool) -> None:
     assert is_prose(sentence) is prose
 
 
@@ -74,7 +74,7 @@ def test_headings_end_a_paragraph() -> None:
     assert list(paragraphs("One\ntwo\nReturns:\nthree\n---\nfour")) == ["One two", "three", "four"]
 
 
-def test_only_known_words_and_wanted_lengths_are_collected_once(tmp_path: Path) -> None:
+def test_sentences_of_known_words_and_allowed_lengths_are_collected_once(tmp_path: Path) -> None:
     body = 'def f{}():\n    """{}"""\n'
     texts = [
         "The common words are here again.",
@@ -143,7 +143,7 @@ def test_names_become_words(name: str, words: str) -> None:
     assert name_words(name) == words
 
 
-def test_neither_a_name_nor_a_sentence_stands_in_two_pairs(tmp_path: Path) -> None:
+def test_no_name_and_no_sentence_is_in_two_pairs(tmp_path: Path) -> None:
     body = 'def {}():\n    """{}"""\n'
     functions = [("one", "Do it now."), ("two", "do IT now."), ("one", "Do that now."), ("three", "Do that now.")]
     for i, (name, text) in enumerate(functions):
@@ -152,20 +152,20 @@ def test_neither_a_name_nor_a_sentence_stands_in_two_pairs(tmp_path: Path) -> No
     assert kept == [("one", "Do it now."), ("three", "Do that now.")]
 
 
-def test_parts_are_stable_and_share_nothing() -> None:
+def test_splits_are_stable_and_disjoint() -> None:
     records = [(f"name {i}", f"Sentence number {i} of the text.") for i in range(5000)]
-    parts = split(records, 0.02)
-    assert sorted(sum(parts.values(), [])) == sorted(records)
-    assert all(60 < len(parts[name]) < 150 for name in ("valid", "test"))
+    splits = split(records, 0.02)
+    assert sorted(sum(splits.values(), [])) == sorted(records)
+    assert all(60 < len(splits[name]) < 150 for name in ("valid", "test"))
     again = split([(name, sentence.upper()) for name, sentence in records[::-1]], 0.02)
-    assert {s.lower() for _, s in parts["valid"]} == {s.lower() for _, s in again["valid"]}
+    assert {s.lower() for _, s in splits["valid"]} == {s.lower() for _, s in again["valid"]}
 
 
 @pytest.mark.slow
-def test_this_installation_yields_a_corpus(
+def test_the_installed_packages_yield_a_corpus(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """A tenth of the files, for speed, gives real sentences in three files."""
+    """One file in twenty, for speed, yields sentences for all three splits."""
     monkeypatch.setattr(demo_corpus, "source_files", lambda every=demo_corpus.source_files: every()[::20])
     assert call(demo_corpus.main, monkeypatch, "--output", tmp_path / "corpus") == 0
     lines = {p.name: p.read_text().splitlines() for p in (tmp_path / "corpus").iterdir()}
@@ -175,7 +175,7 @@ def test_this_installation_yields_a_corpus(
 
 
 @pytest.mark.slow
-def test_this_installation_yields_pairs(
+def test_the_installed_packages_yield_pairs(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(demo_corpus, "source_files", lambda every=demo_corpus.source_files: every()[::20])

@@ -27,12 +27,12 @@ RECORDED = {
 
 
 @pytest.mark.parametrize("corpus", RECORDED)
-def test_a_line_becomes_what_the_released_rules_make_of_it(corpus: str) -> None:
+def test_detokenized_lines_follow_the_released_rules(corpus: str) -> None:
     before, after = RECORDED[corpus]
     assert detokenize(before, corpus) == after
 
 
-def test_none_changes_nothing_and_no_rule_fails_on_nothing() -> None:
+def test_none_is_the_identity_and_every_rule_accepts_an_empty_line() -> None:
     line = " a ' b ( c \\1 \\n ) \n"
     assert detokenize(line, "none") == line
     assert {name: detokenize("", name) for name in DETOKENIZERS} == dict.fromkeys(DETOKENIZERS, "") | {"lambada": "\n"}

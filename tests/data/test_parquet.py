@@ -11,9 +11,9 @@ from data import parquet
 from utils.errors import UserError
 
 
-def write(folder: Path, texts: pyarrow.Array, **more: object) -> Path:
+def write(folder: Path, texts: pyarrow.Array, **options: object) -> Path:
     """Write a table of one column, highly compressed."""
-    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / "a.PARQUET", compression="zstd", **more)
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / "a.PARQUET", compression="zstd", **options)
     return folder / "a.PARQUET"
 
 
@@ -31,7 +31,7 @@ def repeated(text: str, times: int) -> pyarrow.Array:
     ],
 )
 @pytest.mark.slow
-def test_a_value_that_stands_for_gigabytes_is_refused(tmp_path: Path, length: int, times: int, message: str) -> None:
+def test_a_value_that_expands_to_gigabytes_is_refused(tmp_path: Path, length: int, times: int, message: str) -> None:
     file = write(tmp_path, repeated("x" * length, times))
     assert file.stat().st_size < 50_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -42,12 +42,12 @@ def test_a_value_that_stands_for_gigabytes_is_refused(tmp_path: Path, length: in
 
 
 @pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()])
-def test_ordinary_tables(tmp_path: Path, kind: pyarrow.DataType) -> None:
+def test_ordinary_tables_are_read(tmp_path: Path, kind: pyarrow.DataType) -> None:
     texts = [f"{i} é " + "w " * 300 for i in range(5000)]  # more than fit into a dictionary page
     file = write(tmp_path, pyarrow.array(texts, kind), row_group_size=1700)
     assert [row["text"] for _, row in parquet.parquet_rows(file, ("text",))] == [text.strip() for text in texts]
-    some = list(parquet.parquet_rows(file, ("text",), 1699, 1702))
-    assert [number for number, _ in some] == [1699, 1700, 1701] and some[1][1]["text"].startswith("1700 é")
+    middle = list(parquet.parquet_rows(file, ("text",), 1699, 1702))
+    assert [number for number, _ in middle] == [1699, 1700, 1701] and middle[1][1]["text"].startswith("1700 é")
     assert parquet.number_of_rows(file) == 5000
 
 
@@ -59,6 +59,6 @@ def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [b"a", b"b"]])
-def test_a_column_that_is_no_text_is_refused(tmp_path: Path, values: list) -> None:
+def test_a_column_that_is_not_text_is_refused(tmp_path: Path, values: list) -> None:
     with pytest.raises(UserError, match='the column "text" is .*, not text; write it as strings'):
         list(parquet.parquet_rows(write(tmp_path, pyarrow.array(values)), ("text",)))

@@ -1,4 +1,4 @@
-"""plain_text.py: text never becomes a special token, for any tokenizer; ends of tokens are correct."""
+"""plain_text.py: text never becomes a special token, for any tokenizer; cuts fall at correct ends of tokens."""
 
 import itertools
 from pathlib import Path
@@ -25,9 +25,9 @@ BERT = {name[1:-1].lower(): name for name in SPECIAL_TOKENS}
 LETTERS = sorted(set("".join(SENTENCES)) | set("[]<>/SEPCLMAKDUNseplcmaknudx"))
 
 
-def named(backend: Tokenizer, names: dict[str, str], **more: object) -> PreTrainedTokenizerBase:
+def named(backend: Tokenizer, names: dict[str, str], **options: object) -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
-        tokenizer_object=backend, **{f"{role}_token": token for role, token in names.items()}, **more
+        tokenizer_object=backend, **{f"{role}_token": token for role, token in names.items()}, **options
     )
 
 
@@ -47,7 +47,7 @@ def deberta() -> PreTrainedTokenizerBase:
     return named(backend, BERT)
 
 
-def bytes_of_roberta() -> PreTrainedTokenizerBase:
+def byte_level_bpe() -> PreTrainedTokenizerBase:
     """Byte-level BPE whose merges make </s> and <mask>."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
@@ -61,7 +61,7 @@ def bytes_of_roberta() -> PreTrainedTokenizerBase:
     return named(backend, ROBERTA)
 
 
-def words(names: dict[str, str], *, lower: bool = False) -> PreTrainedTokenizerBase:
+def word_level(names: dict[str, str], *, lower: bool = False) -> PreTrainedTokenizerBase:
     """Word-level vocabulary in which "[MASK]", lower-cased, is the entry "[mask]"."""
     names = {role: token.lower() if lower else token for role, token in names.items()}
     vocabulary = sorted({word for sentence in SENTENCES for word in sentence.split()})
@@ -82,7 +82,7 @@ def pieces() -> PreTrainedTokenizerBase:
     return named(backend, BERT)
 
 
-def not_special() -> PreTrainedTokenizerBase:
+def ordinary_added_tokens() -> PreTrainedTokenizerBase:
     """Special tokens added as ordinary ones, which are matched before any other step."""
     backend = Tokenizer(models.BPE({c: i for i, c in enumerate([*LETTERS, "<unk>"])}, [], unk_token="<unk>"))
     backend.add_tokens([AddedToken(token, special=False, normalized=True) for token in ROBERTA.values()])
@@ -92,18 +92,18 @@ def not_special() -> PreTrainedTokenizerBase:
 KINDS = {
     "xlm-r": xlm_r,
     "deberta": deberta,
-    "bytes": bytes_of_roberta,
-    "words": lambda: words(ROBERTA),
-    "lower-cased words": lambda: words(BERT, lower=True),
+    "bytes": byte_level_bpe,
+    "words": lambda: word_level(ROBERTA),
+    "lower-cased words": lambda: word_level(BERT, lower=True),
     "pieces": pieces,
-    "not special": not_special,
+    "not special": ordinary_added_tokens,
     "learnt": lambda: train_wordpiece([*SENTENCES, "[mask] [sep] [cls] [pad]"] * 2, 200),
     "text8": text8_tokenizer,
 }
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def any_kind(request) -> PreTrainedTokenizerBase:
+def any_tokenizer(request) -> PreTrainedTokenizerBase:
     return KINDS[request.param]()
 
 
@@ -115,73 +115,74 @@ def texts_with(token: str) -> list[str]:
     return [pattern.format(*[form] * 2) for pattern, form in itertools.product(around, forms)]
 
 
-def test_no_text_yields_a_special_id(any_kind: PreTrainedTokenizerBase) -> None:
-    texts = [text for token in any_kind.all_special_tokens for text in texts_with(token)]
-    ids = encode(any_kind, texts)["input_ids"]
-    assert not special_ids(any_kind) & set(itertools.chain.from_iterable(ids))
-    assert all(ids) and special_ids(any_kind) == set(any_kind.all_special_ids) - {any_kind.unk_token_id}
-    for text, found in zip(texts, ids, strict=True):
-        assert encode(any_kind, [text], note=False)["input_ids"] == [found]  # equal alone and in a batch
+def test_no_text_yields_a_special_id(any_tokenizer: PreTrainedTokenizerBase) -> None:
+    texts = [text for token in any_tokenizer.all_special_tokens for text in texts_with(token)]
+    ids = encode(any_tokenizer, texts)["input_ids"]
+    assert not special_ids(any_tokenizer) & set(itertools.chain.from_iterable(ids))
+    assert all(ids) and special_ids(any_tokenizer) == set(any_tokenizer.all_special_ids) - {any_tokenizer.unk_token_id}
+    for text, in_batch in zip(texts, ids, strict=True):
+        assert encode(any_tokenizer, [text], note=False)["input_ids"] == [in_batch]  # equal alone and in a batch
 
 
-def test_a_literal_is_its_characters_and_the_rest_of_the_text_is_as_it_was() -> None:
-    found = KINDS["xlm-r"]()
-    (ids,) = encode(found, ["the <s> the"])["input_ids"]
-    assert found.convert_ids_to_tokens(ids) == ["▁the", "▁", "<", "s", ">", "▁the"]
-    assert respell(found, ["the <s> the"]) == ["the <s> the"]
+def test_a_special_name_is_encoded_as_characters_within_unchanged_text() -> None:
+    tokenizer = KINDS["xlm-r"]()
+    (ids,) = encode(tokenizer, ["the <s> the"])["input_ids"]
+    assert tokenizer.convert_ids_to_tokens(ids) == ["▁the", "▁", "<", "s", ">", "▁the"]
+    assert respell(tokenizer, ["the <s> the"]) == ["the <s> the"]
 
 
 @pytest.mark.parametrize("longest", [1, 2, 3, 4, 6, 50])
-def test_texts_that_are_cut_short_keep_their_words(any_kind: PreTrainedTokenizerBase, longest: int) -> None:
-    """The part of a text that is kept encodes to equal ids."""
-    texts = [text for token in any_kind.all_special_tokens for text in texts_with(token)]
-    found = list(plain_text.encode_records(((t, (0, i)) for i, t in enumerate(texts)), any_kind, longest, str))
-    for text, (ids, kept, _, was_cut) in zip(texts, found, strict=True):
+def test_the_kept_part_of_a_cut_text_encodes_to_the_same_ids(
+    any_tokenizer: PreTrainedTokenizerBase, longest: int
+) -> None:
+    texts = [text for token in any_tokenizer.all_special_tokens for text in texts_with(token)]
+    records = list(plain_text.encode_records(((t, (0, i)) for i, t in enumerate(texts)), any_tokenizer, longest, str))
+    for text, (ids, kept, _, was_cut) in zip(texts, records, strict=True):
         assert text.startswith(kept) and len(ids) <= longest and (was_cut or kept == text)
-        if text.startswith(kept) and was_cut:  # the last token may be a part of a character, or of a word
-            assert ids[:-1] == encode(any_kind, [kept])["input_ids"][0][: len(ids) - 1]
+        if text.startswith(kept) and was_cut:  # the last token may end within a character or a word
+            assert ids[:-1] == encode(any_tokenizer, [kept])["input_ids"][0][: len(ids) - 1]
 
 
-def test_words_are_counted_to_the_cut(tmp_path: Path) -> None:
+def test_words_are_counted_up_to_the_cut(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("the <s> cat")
-    source, found = training_source(str(tmp_path / "a.txt")), KINDS["xlm-r"]()
+    source, tokenizer = training_source(str(tmp_path / "a.txt")), KINDS["xlm-r"]()
     for longest, number in ((1, 1), (2, 1), (3, 2), (5, 2), (6, 2), (7, 3), (50, 3)):
-        text = tokenize_in_memory([("the <s> cat", (0, 1))], source, found, longest)
+        text = tokenize_in_memory([("the <s> cat", (0, 1))], source, tokenizer, longest)
         assert text.num_words.tolist() == [number]
 
 
-def test_the_first_place_is_said_once_with_a_count(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_special_names_are_noted_once_with_their_count_and_first_location(tmp_path: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(plain_text, "NOTED", set())
-    file, found = tmp_path / "a.txt", KINDS["xlm-r"]()
+    file, tokenizer = tmp_path / "a.txt", KINDS["xlm-r"]()
     file.write_text("the cat\nI <s>hate</s> it .\nthe\n<mask>\n")
     source = training_source(str(file))
     note = "note: 2 texts contain the name of a special token, encoded like any other word ("
-    tokens = tokenize(source, found, 50, str(tmp_path / "cache")).tokens
-    assert not special_ids(found) & set(np.asarray(tokens).tolist())
+    tokens = tokenize(source, tokenizer, 50, str(tmp_path / "cache")).tokens
+    assert not special_ids(tokenizer) & set(np.asarray(tokens).tolist())
     assert f"{note}{file}:2)" in capsys.readouterr().err
     monkeypatch.setattr(plain_text, "NOTED", set())
-    counts, _ = count_corpus(source, found, vocabulary_size(found), 1)
-    assert not counts[sorted(special_ids(found))].any() and f"{note}{file}:2)" in capsys.readouterr().err
+    counts, _ = count_corpus(source, tokenizer, vocabulary_size(tokenizer), 1)
+    assert not counts[sorted(special_ids(tokenizer))].any() and f"{note}{file}:2)" in capsys.readouterr().err
     monkeypatch.setattr(plain_text, "NOTED", set())
-    stream = open_stream(source, found, DataArgs(str(file), cache_dir=str(tmp_path)))
-    assert not special_ids(found) & set(stream.sample.tokens.tolist())
-    said = capsys.readouterr().err
-    assert f"{note}{file}:2)" in said and said.count("note:") == 1
-    encode(found, ["<s>"]), encode(found, ["<s>"])
+    stream = open_stream(source, tokenizer, DataArgs(str(file), cache_dir=str(tmp_path)))
+    assert not special_ids(tokenizer) & set(stream.sample.tokens.tolist())
+    stderr = capsys.readouterr().err
+    assert f"{note}{file}:2)" in stderr and stderr.count("note:") == 1
+    encode(tokenizer, ["<s>"]), encode(tokenizer, ["<s>"])
     assert capsys.readouterr().err.count("note: a text contains the name of a special token") == 1
 
 
-def test_tokens_of_a_cache_from_before_are_made_again(tmp_path: Path) -> None:
-    found, file, cache = KINDS["words"](), tmp_path / "a.txt", str(tmp_path / "cache")
+def test_a_cache_that_holds_special_ids_is_rebuilt(tmp_path: Path) -> None:
+    tokenizer, file, cache = KINDS["words"](), tmp_path / "a.txt", str(tmp_path / "cache")
     file.write_text("a <s> b\n")
-    tokenize(training_source(str(file)), found, 50, cache)
+    tokenize(training_source(str(file)), tokenizer, 50, cache)
     (tokens,) = (tmp_path / "cache").glob("*/tokens.bin")
     good = tokens.read_bytes()
-    tokens.write_bytes(np.full(len(good) // 2, found.cls_token_id, np.uint16).tobytes())
-    assert tokenize(training_source(str(file)), found, 50, cache).tokens.tobytes() == good
+    tokens.write_bytes(np.full(len(good) // 2, tokenizer.cls_token_id, np.uint16).tobytes())
+    assert tokenize(training_source(str(file)), tokenizer, 50, cache).tokens.tobytes() == good
 
 
-def test_a_saved_tokenizer_keeps_to_it(tmp_path: Path) -> None:
+def test_a_saved_and_loaded_tokenizer_yields_no_special_id(tmp_path: Path) -> None:
     KINDS["xlm-r"]().save_pretrained(tmp_path / "saved")
-    again = load_tokenizer(str(tmp_path / "saved"))
-    assert not special_ids(again) & set(encode(again, ["<s> <mask></s>"])["input_ids"][0])
+    loaded = load_tokenizer(str(tmp_path / "saved"))
+    assert not special_ids(loaded) & set(encode(loaded, ["<s> <mask></s>"])["input_ids"][0])

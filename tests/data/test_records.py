@@ -1,4 +1,4 @@
-"""records.py: every kind of line is read correctly, or refused in one line with a remedy."""
+"""records.py: every kind of line is read correctly or refused with a remedy."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def texts(file: Path, column: str = "text") -> list[str]:
 
 
 @pytest.mark.parametrize("names", [("src", "trg"), ("src", "tgt"), ("source", "target"), ("input", "output")])
-def test_pairs_by_any_of_their_names(tmp_path: Path, names: tuple) -> None:
+def test_pairs_are_read_under_each_accepted_pair_of_keys(tmp_path: Path, names: tuple) -> None:
     file = tmp_path / "a.jsonl"
     write_jsonl(file, [{names[0]: f"s{i}", names[1]: f"t{i}", "id": i} for i in (1, 2)])
     assert holds_pairs(training_source(str(file)))
@@ -50,7 +50,7 @@ def test_pairs_by_any_of_their_names(tmp_path: Path, names: tuple) -> None:
         ("a.JSONL", '{"text": "' + "w " * 2_000_000 + '"}', "a.JSONL:1: a text of 3,999,999 characters"),
     ],
 )  # fmt: skip
-def test_what_is_no_record_is_said_with_the_remedy(tmp_path: Path, name: str, content: str, message: str) -> None:
+def test_an_invalid_record_is_refused_with_a_remedy(tmp_path: Path, name: str, content: str, message: str) -> None:
     file = tmp_path / name
     file.write_text(content + "\n")
     with pytest.raises(UserError, match=message) as caught:
@@ -60,24 +60,24 @@ def test_what_is_no_record_is_said_with_the_remedy(tmp_path: Path, name: str, co
 
 
 @pytest.mark.parametrize("text", ["{ is a brace", "[1] a note", "one, two, three", "text, label", "a\tb", "[MASK] it"])
-def test_prose_that_looks_a_little_like_data_is_prose(tmp_path: Path, text: str) -> None:
+def test_prose_that_resembles_data_is_read_as_prose(tmp_path: Path, text: str) -> None:
     file = tmp_path / "a.txt"
     file.write_text(text)
     assert texts(file) == [text]
 
 
-def test_keys_that_pairs_may_have_do_not_make_pairs_of_texts(tmp_path: Path) -> None:
+def test_a_text_record_with_the_keys_of_a_pair_stays_text(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"text": "a", "source": "the web", "target": ""}\n')
     assert not holds_pairs(Source((file,))) and texts(file) == ["a"]
 
 
-def test_names_of_a_table_of_both_pairs(tmp_path: Path) -> None:
+def test_src_and_trg_take_precedence_and_other_ambiguity_gives_no_pair(tmp_path: Path) -> None:
     assert records.pair_names({"src", "trg", "source", "target"}) == ("src", "trg")
     assert records.pair_names({"source", "target", "input", "output"}) is None
 
 
-def test_marks_of_files_put_together_and_old_line_ends(tmp_path: Path) -> None:
+def test_byte_order_marks_are_dropped_and_carriage_return_files_refused(tmp_path: Path) -> None:
     mark = "\ufeff".encode()
     assert decoded(mark + b"a cat\n", Path("x"), 1) == decoded(mark + b"a cat\r\n", Path("x"), 7) == "a cat"
     assert decoded(b"one\rstray\n", Path("x"), 1) == "one\rstray"

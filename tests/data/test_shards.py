@@ -38,29 +38,29 @@ def texts(source: Source, piece: shards.Piece, start: int = 0) -> list[str]:
 
 
 @pytest.fixture(params=["cut", "in turns"])
-def whole_or_in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read the files as large and as small ones."""
+def cut_or_in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat the files as large, cut into ranges, or as small, whose records are read in turns."""
     if request.param == "cut":
         monkeypatch.setattr(shards, "LEAST_BYTES", 0)
 
 
-@pytest.mark.usefixtures("whole_or_in_turns")
+@pytest.mark.usefixtures("cut_or_in_turns")
 @pytest.mark.parametrize("readers", [1, 2, 8, 24])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_record_is_read_by_just_one_reader(tmp_path: Path, kind: str, readers: int) -> None:
+def test_every_record_is_read_by_exactly_one_reader(tmp_path: Path, kind: str, readers: int) -> None:
     source = write(tmp_path, kind)
     shares = shards.cut(source, readers)
-    found = [[text for piece in share for text in texts(source, piece)] for share in shares]
-    assert sorted(text for share in found for text in share) == sorted(line.strip() for line in LINES)
+    texts_by_reader = [[text for piece in share for text in texts(source, piece)] for share in shares]
+    assert sorted(text for share in texts_by_reader for text in share) == sorted(line.strip() for line in LINES)
     assert len(shares) == readers and all(shares)
     if kind in ("txt", "jsonl"):
-        sizes = [sum(len(text) for text in share) for share in found]
+        sizes = [sum(len(text) for text in share) for share in texts_by_reader]
         assert max(sizes) < 2 * sum(sizes) / readers
 
 
-@pytest.mark.usefixtures("whole_or_in_turns")
+@pytest.mark.usefixtures("cut_or_in_turns")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_piece_can_be_read_from_any_record_on(tmp_path: Path, kind: str) -> None:
+def test_a_piece_can_be_read_from_any_record(tmp_path: Path, kind: str) -> None:
     source = write(tmp_path, kind)
     for piece in [piece for share in shards.cut(source, 5) for piece in share]:
         records = list(shards.read(source, piece))
@@ -70,7 +70,7 @@ def test_a_piece_can_be_read_from_any_record_on(tmp_path: Path, kind: str) -> No
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100])
-def test_cuts_within_lines_lose_and_repeat_nothing(tmp_path: Path, size: int) -> None:
+def test_cuts_within_lines_neither_lose_nor_repeat_text(tmp_path: Path, size: int) -> None:
     (tmp_path / "a.txt").write_bytes(b"one\n\ntwo\r\n  three\nfour \xc3\xa4\n\nx")
     source = Source((tmp_path / "a.txt",))
     pieces = [shards.Piece(0, begin, begin + size) for begin in range(0, 40, size)]
@@ -78,7 +78,7 @@ def test_cuts_within_lines_lose_and_repeat_nothing(tmp_path: Path, size: int) ->
 
 
 @pytest.mark.parametrize("kind", ["txt", "txt.gz", "parquet"])
-def test_blank_lines_and_long_ones_leave_no_reader_without_text(tmp_path: Path, kind: str) -> None:
+def test_blank_and_long_lines_leave_no_reader_without_text(tmp_path: Path, kind: str) -> None:
     """Readers take records in turn, with blank lines, files of one line, and one line longer than all others."""
     folder = tmp_path / kind
     folder.mkdir()
@@ -90,13 +90,15 @@ def test_blank_lines_and_long_ones_leave_no_reader_without_text(tmp_path: Path, 
         else:
             (gzip.open if kind.endswith("gz") else open)(folder / f"{i:02}.{kind}", "wt").write("\n".join(lines) + "\n")
     source = Source(tuple(sorted(folder.iterdir())))
-    found = [[text for piece in share for text in texts(source, piece)] for share in shards.cut(source, 8)]
-    assert sorted(sum(found, [])) == sorted(line for lines in texts_of.values() for line in lines if line.strip())
-    assert min(map(len, found)) >= 5
+    texts_by_reader = [[text for piece in share for text in texts(source, piece)] for share in shards.cut(source, 8)]
+    assert sorted(sum(texts_by_reader, [])) == sorted(
+        line for lines in texts_of.values() for line in lines if line.strip()
+    )
+    assert min(map(len, texts_by_reader)) >= 5
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet", "txt.gz"])
-def test_a_position_is_told_as_file_and_line(tmp_path: Path, kind: str) -> None:
+def test_a_position_is_reported_as_file_and_line(tmp_path: Path, kind: str) -> None:
     source = write(tmp_path, kind, number=1)
     for piece in [piece for share in shards.cut(source, 3) for piece in share]:
         for record in shards.read(source, piece):
@@ -104,7 +106,7 @@ def test_a_position_is_told_as_file_and_line(tmp_path: Path, kind: str) -> None:
             assert shards.location(source, piece.file, record.at) == f"{source.files[0]}:{line}"
 
 
-def test_what_is_broken_is_named_with_its_line(tmp_path: Path) -> None:
+def test_a_malformed_line_and_a_missing_file_are_named(tmp_path: Path) -> None:
     bad = tmp_path / "b.jsonl"
     bad.write_text('{"text": "good"}\n' * 20 + '{"text": 3}\n')
     source = Source((bad,))
@@ -130,7 +132,7 @@ def test_long_lines_are_refused_before_they_are_in_memory(tmp_path: Path, monkey
     ("content", "message"),
     [(b"", "not a .parquet file"), (b"PAR1" + b"\0" * 50 + b"PAR1", "not a .parquet file"), (None, 'no column "text"')],
 )
-def test_broken_parquet_is_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+def test_an_invalid_parquet_file_is_refused(tmp_path: Path, content: bytes | None, message: str) -> None:
     file = tmp_path / "a.parquet"
     if content is None:
         pyarrow.parquet.write_table(pyarrow.table({"words": ["a"]}), file)
@@ -140,7 +142,7 @@ def test_broken_parquet_is_one_line(tmp_path: Path, content: bytes | None, messa
         list(corpus.read_sentences(Source((file,))))
 
 
-def test_parquet_reads_like_text(tmp_path: Path) -> None:
+def test_parquet_files_are_read_like_text_files(tmp_path: Path) -> None:
     source = write(tmp_path, "parquet")
     assert list(corpus.read_sentences(source)) == [line.strip() for line in LINES]
     assert corpus.find_source(str(tmp_path), "train").files == source.files

@@ -27,7 +27,7 @@ from utils.errors import UserError
         ("text.test2013.txt", "test"),
     ],
 )  # fmt: skip
-def test_a_word_of_the_name_says_the_split(name: str, split: str) -> None:
+def test_a_word_of_the_file_name_gives_the_split(name: str, split: str) -> None:
     assert split_of(name) == split
 
 
@@ -55,11 +55,11 @@ def folder_of(folder: Path, names: str) -> str:
          "news.en-00002-of-00100.txt", None, None),
     ],
 )  # fmt: skip
-def test_a_folder_is_read_as_its_names_say(tmp_path: Path, names: str, train: str, valid: str, test: str) -> None:
+def test_a_folder_is_split_by_its_file_names(tmp_path: Path, names: str, train: str, valid: str, test: str) -> None:
     data = folder_of(tmp_path / "data", names)
     for split, expected in (("train", train), ("valid", valid), ("test", test)):
-        found = find_source(data, split)
-        assert (found and " ".join(file.name for file in found.files)) == expected
+        source = find_source(data, split)
+        assert (source and " ".join(file.name for file in source.files)) == expected
     assert list(sources._splits_of(Path(data))) == ["train", "valid", "test", "heldout"]
 
 
@@ -76,23 +76,23 @@ def test_a_folder_is_read_as_its_names_say(tmp_path: Path, names: str, train: st
         ("train.csv", r"no text in this folder.*train.csv: write its column as .txt"),
     ],
 )
-def test_a_folder_that_leaves_it_open_is_refused(tmp_path: Path, names: str, message: str) -> None:
+def test_a_folder_with_ambiguous_splits_is_refused(tmp_path: Path, names: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         training_source(folder_of(tmp_path / "data", names))
 
 
-def test_two_validation_texts_are_ambiguous_and_its_shards_are_not(tmp_path: Path) -> None:
+def test_two_validation_texts_are_ambiguous_but_shards_of_one_text_are_not(tmp_path: Path) -> None:
     data = folder_of(tmp_path / "data", "train.txt dev.txt valid.txt test-0-of-2.txt test-1-of-2.txt")
     with pytest.raises(UserError, match="valid is ambiguous: dev.txt, valid.txt"):
         find_source(data, "valid")
     assert len(find_source(data, "test").files) == 2
 
 
-def test_what_was_read_is_said_once_by_one_process(tmp_path: Path, capsys, monkeypatch) -> None:
+def test_the_sources_are_announced_once_by_one_process(tmp_path: Path, capsys, monkeypatch) -> None:
     data = folder_of(tmp_path / "data", "a.train.txt b.train.txt c.valid.txt d.test.txt LICENSE.txt e.csv")
     parts = {"train": find_source(data, "train"), "valid": find_source(data, "valid")}
-    said = "reading train: a.train.txt, b.train.txt; valid: c.valid.txt; test is left alone: d.test.txt; "
-    assert describe(parts) == said + "unsupported files: e.csv"
+    expected = "reading train: a.train.txt, b.train.txt; valid: c.valid.txt; test is left alone: d.test.txt; "
+    assert describe(parts) == expected + "unsupported files: e.csv"
     monkeypatch.setattr(sources, "rank", lambda: 1)
     announce(parts)
     monkeypatch.setattr(sources, "rank", lambda: 0)
@@ -100,29 +100,29 @@ def test_what_was_read_is_said_once_by_one_process(tmp_path: Path, capsys, monke
     assert capsys.readouterr().err == describe(parts) + "\n"
 
 
-def test_training_says_what_it_read_and_that_it_validates_on_what_it_learns(tmp_path, monkeypatch, capsys) -> None:
+def test_training_reports_its_files_and_validation_on_training_text(tmp_path, monkeypatch, capsys) -> None:
     folder = tmp_path / "data"
     folder.mkdir()
     for name, part in {"x.train": SENTENCES, "x.valid": SENTENCES, "x.test": SENTENCES[:9]}.items():
         (folder / f"{name}.txt").write_text("\n".join(part))
-    words = [*TINY, "--train_data", folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
-    assert call(main.main, monkeypatch, *words, "--max_steps", 1, "--eval_sequences", 1) == 0
+    flags = [*TINY, "--train_data", folder, "--output_dir", tmp_path / "run", "--cache_dir", tmp_path / "cache"]
+    assert call(main.main, monkeypatch, *flags, "--max_steps", 1, "--eval_sequences", 1) == 0
     out, err = capsys.readouterr()
     assert err.count("reading train: x.train.txt; valid: x.valid.txt; test is left alone: x.test.txt\n") == 1
     assert f"note: {folder / 'x.valid.txt'} is training text and validation text" in err
     assert "240 training and 240 validation sentences" in out
 
 
-def test_overlap_is_by_path_or_content(tmp_path: Path) -> None:
+def test_overlap_is_found_by_path_or_content(tmp_path: Path) -> None:
     names = [tmp_path / name for name in ("a.txt", "b.txt", "c.txt", "d.txt")]
     for file, text in zip(names, ("one", "one", "two", "three"), strict=True):
         file.write_text(text)
-    of = [Source((file,)) for file in names]
-    assert overlap(of[0], of[0]) and overlap(of[0], of[1]) == str(names[1])
-    assert not overlap(of[0], of[2]) and not overlap(of[0], of[3])
+    texts = [Source((file,)) for file in names]
+    assert overlap(texts[0], texts[0]) and overlap(texts[0], texts[1]) == str(names[1])
+    assert not overlap(texts[0], texts[2]) and not overlap(texts[0], texts[3])
 
 
-def test_a_fingerprint_is_of_content_and_kind(tmp_path: Path) -> None:
+def test_a_fingerprint_depends_on_content_and_kind(tmp_path: Path) -> None:
     files = [tmp_path / name for name in ("a.txt", "b.TXT", "c.jsonl", "d.txt")]
     for file in files:
         file.write_text("{}" if file.name != "d.txt" else "[]")
@@ -131,7 +131,7 @@ def test_a_fingerprint_is_of_content_and_kind(tmp_path: Path) -> None:
     assert fingerprint(Source((files[0],)), named=True) != fingerprint(Source((files[1],)), named=True)
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_that_is_no_regular_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     os.mkfifo("pipe")
     os.symlink("loop", "loop")
@@ -159,12 +159,12 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, monkeypatch: pytest.
         ("latest.txt", ""), ("contest.txt", ""), ("LATEST.txt", ""), ("trains.txt", ""), ("valued.txt", ""),
     ],
 )  # fmt: skip
-def test_capitals_and_other_words_for_a_split(name: str, split: str) -> None:
+def test_capitals_and_synonyms_give_the_split(name: str, split: str) -> None:
     assert sources.split_of(name) == split
 
 
 @pytest.mark.parametrize("names", [["mytrain.txt", "mytest.txt"], ["wikitrain.txt", "wikivalid.txt", "wikitest.txt"]])
-def test_splits_that_are_no_words_of_a_name_are_not_trained_on_unasked(tmp_path: Path, names: list[str]) -> None:
+def test_split_names_within_a_longer_word_are_refused(tmp_path: Path, names: list[str]) -> None:
     for name in names:
         (tmp_path / name).write_text("a\n")
     with pytest.raises(UserError, match="beside .*train.txt: if these are splits, separate the word"):

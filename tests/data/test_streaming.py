@@ -36,8 +36,8 @@ def source(tmp_path: Path) -> Source:
 
 
 @pytest.fixture(autouse=True, params=["cut", "in turns"])
-def whole_or_in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Read the files as large and as small ones."""
+def cut_or_in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treat the files as large, cut into ranges, or as small, whose records are read in turns."""
     if request.param == "cut":
         monkeypatch.setattr(shards, "LEAST_BYTES", 0)
 
@@ -73,7 +73,7 @@ def test_an_epoch_reads_every_line_once(source: Source, tokenizer, ranks: int, w
         each.close()
 
 
-def test_workers_and_ranks_change_nothing(source: Source, tokenizer: BertTokenizerFast) -> None:
+def test_workers_and_ranks_do_not_change_the_batches(source: Source, tokenizer: BertTokenizerFast) -> None:
     """One process and four processes take equal batches in equal order."""
     alone = stream(source, tokenizer, parts=2)
     one = [sentences([part], tokenizer) for _ in range(60) for part in alone.take()]
@@ -86,7 +86,7 @@ def test_workers_and_ranks_change_nothing(source: Source, tokenizer: BertTokeniz
 
 @pytest.mark.parametrize("way", [{}, {"num_workers": 2}, {"batch_size": 3, "shuffle_buffer": 40}])
 @pytest.mark.slow
-def test_reading_goes_on_at_the_exact_record(source: Source, tokenizer: BertTokenizerFast, way: dict) -> None:
+def test_reading_resumes_at_the_exact_record(source: Source, tokenizer: BertTokenizerFast, way: dict) -> None:
     """Resumption within a shard, a pool and an epoch; the position is JSON."""
     for done in (0, 1, 7, 20, 45):
         first = stream(source, tokenizer, parts=2, **way)
@@ -100,7 +100,9 @@ def test_reading_goes_on_at_the_exact_record(source: Source, tokenizer: BertToke
 
 
 @pytest.mark.parametrize("after", [1, 2, 4, 3])
-def test_other_numbers_of_processes_go_on_with_the_same_batches(source, tokenizer, monkeypatch, after: int) -> None:
+def test_another_number_of_processes_continues_with_the_same_batches(
+    source, tokenizer, monkeypatch, after: int
+) -> None:
     """From two processes to 1, 2, 4, and to 3, which share lanes, with twelve batches per step."""
     pair = [stream(source, tokenizer, parts=12, rank=r, world_size=2) for r in range(2)]
     for each in pair:
@@ -118,7 +120,7 @@ def sorted_step(streams: list[StreamedBatches]) -> list[Part]:
     return sorted((part for each in streams for part in each.take()), key=lambda part: part.number)
 
 
-def test_epochs_and_seeds_have_orders_of_their_own(source: Source, tokenizer: BertTokenizerFast) -> None:
+def test_every_epoch_has_its_own_order(source: Source, tokenizer: BertTokenizerFast) -> None:
     first = stream(source, tokenizer)
     parts = [part for _ in range(150) for part in first.take()]
     orders = [sentences([part for part in parts if part.epoch == epoch], tokenizer) for epoch in (0, 1)]
@@ -126,7 +128,7 @@ def test_epochs_and_seeds_have_orders_of_their_own(source: Source, tokenizer: Be
     assert [s for s in orders[0][:40]] != sorted(orders[0][:40], key=SENTENCES.index)
 
 
-def test_a_lane_reads_its_pieces_in_an_order_of_the_epoch(source: Source, tokenizer: BertTokenizerFast) -> None:
+def test_a_lane_reads_its_pieces_in_another_order_every_epoch(source: Source, tokenizer: BertTokenizerFast) -> None:
     """The order differs over more sentences than one pool holds."""
     reader = stream(source, tokenizer, batch_size=1, shuffle_buffer=8)
     pieces: dict[tuple[int, int], list[int]] = {}
@@ -140,14 +142,14 @@ def test_a_lane_reads_its_pieces_in_an_order_of_the_epoch(source: Source, tokeni
     assert any(pieces[lane, 0] != pieces[lane, 1] for lane, epoch in pieces if epoch == 1)
 
 
-def test_batches_know_their_lines(source: Source, tokenizer: BertTokenizerFast) -> None:
+def test_batches_report_the_lines_of_their_sentences(source: Source, tokenizer: BertTokenizerFast) -> None:
     part = stream(source, tokenizer, num_workers=1).take()[0]
-    for place, text in zip(part.locations(), sentences([part], tokenizer), strict=True):
-        file, _, line = place.rpartition(":")
+    for location, text in zip(part.locations(), sentences([part], tokenizer), strict=True):
+        file, _, line = location.rpartition(":")
         assert Path(file).read_text().splitlines()[int(line) - 1] == text
 
 
-def test_what_is_held_out_is_not_read(source: Source, tokenizer: BertTokenizerFast) -> None:
+def test_held_out_sentences_are_not_streamed(source: Source, tokenizer: BertTokenizerFast) -> None:
     reader = stream(source, tokenizer, held_out_fraction=0.3)
     seen = set(sentences([part for _ in range(60) for part in reader.take()], tokenizer))
     args = DataArgs("x", valid_fraction=0.3, max_length=32)
@@ -156,7 +158,7 @@ def test_what_is_held_out_is_not_read(source: Source, tokenizer: BertTokenizerFa
     assert not seen & held and len(seen) + len(held) == 240 and len(held) > 40
 
 
-def test_what_goes_wrong_in_a_worker_is_said_as_by_anyone(source: Source, tokenizer: BertTokenizerFast) -> None:
+def test_an_input_error_in_a_worker_is_reported_like_any_other(source: Source, tokenizer: BertTokenizerFast) -> None:
     reader = stream(source, tokenizer, num_workers=2, shuffle_buffer=8)
     source.files[3].unlink()
     with pytest.raises(UserError, match="no longer exists"):
@@ -165,8 +167,8 @@ def test_what_goes_wrong_in_a_worker_is_said_as_by_anyone(source: Source, tokeni
     reader.close()
 
 
-def test_a_worker_hands_over_no_tensor(source: Source, tokenizer: BertTokenizerFast) -> None:
-    """A tensor would use /dev/shm, and would be lost with its worker."""
+def test_a_worker_sends_no_tensor(source: Source, tokenizer: BertTokenizerFast) -> None:
+    """A tensor would occupy /dev/shm and be lost with its worker."""
     text = open_stream(source, tokenizer, DataArgs("x", **SETTINGS))
     one = StreamedBatches(text, seed=1)
     taken = next(iter(one._source._dataset))
@@ -174,15 +176,15 @@ def test_a_worker_hands_over_no_tensor(source: Source, tokenizer: BertTokenizerF
     assert torch.equal(taken.batch().input_ids, one.take()[0].batch.input_ids)
 
 
-def test_a_worker_that_fails_ends_the_run_in_one_line(source: Source, tokenizer, monkeypatch) -> None:
+def test_a_failing_worker_is_an_input_error(source: Source, tokenizer, monkeypatch) -> None:
     text = open_stream(source, tokenizer, DataArgs("x", **{**SETTINGS, "num_workers": 1}))
     monkeypatch.setattr(streaming, "tokenize_in_memory", lambda *_, **__: 1 / 0)  # a forked worker inherits this
-    said = r"cannot be read \(ZeroDivisionError: division by zero\)"
-    with contextlib.closing(StreamedBatches(text, seed=1)) as reading, pytest.raises(UserError, match=said):
-        reading.take()
+    message = r"cannot be read \(ZeroDivisionError: division by zero\)"
+    with contextlib.closing(StreamedBatches(text, seed=1)) as batches, pytest.raises(UserError, match=message):
+        batches.take()
 
 
-def test_readers_that_cannot_be_started_are_said_to_be(source: Source, tokenizer, monkeypatch) -> None:
+def test_readers_that_cannot_be_started_are_reported(source: Source, tokenizer, monkeypatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -200,29 +202,29 @@ def test_too_little_text_is_refused(tmp_path: Path, tokenizer: BertTokenizerFast
             reader.take()
 
 
-@pytest.mark.parametrize("whole_or_in_turns", ["cut"], indirect=True)
+@pytest.mark.parametrize("cut_or_in_turns", ["cut"], indirect=True)
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "txt.gz"])
 @pytest.mark.slow
-def test_a_run_streams_stops_and_goes_on(monkeypatch, tmp_path: Path, capsys, kind: str) -> None:
+def test_a_stopped_streaming_run_resumes_to_equal_weights(monkeypatch, tmp_path: Path, capsys, kind: str) -> None:
     """From the command line, with workers: a run stopped in its fifth step ends with equal weights."""
     write(tmp_path / "shards", kind)
-    words = ["--streaming", "true", "--max_steps", 9, "--shuffle_buffer", 100, "--batch_size", 4, "--spindle", "paper"]
-    code, whole = train(monkeypatch, tmp_path / "shards", tmp_path, *words, name="whole")
+    flags = ["--streaming", "true", "--max_steps", 9, "--shuffle_buffer", 100, "--batch_size", 4, "--spindle", "paper"]
+    code, whole = train(monkeypatch, tmp_path / "shards", tmp_path, *flags, name="whole")
     assert code == 0 and "a stream of 3 files, 0.0 MB" in capsys.readouterr().out
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
-        train(patch, tmp_path / "shards", tmp_path, *words)
-    code, folder = train(monkeypatch, tmp_path / "shards", tmp_path, *words, "--num_workers", 1)
+        train(patch, tmp_path / "shards", tmp_path, *flags)
+    code, folder = train(monkeypatch, tmp_path / "shards", tmp_path, *flags, "--num_workers", 1)
     assert code == 0 and "resumed after step 5" in capsys.readouterr().out
     assert contents(folder) == contents(whole) and torch.tensor([r["step"] for r in records(folder, "train")])[-1] == 9
 
 
-def test_what_a_stream_needs_is_said(monkeypatch, tmp_path: Path, pairs_folder: Path, capsys) -> None:
+def test_invalid_streaming_settings_are_refused(monkeypatch, tmp_path: Path, pairs_folder: Path, capsys) -> None:
     write(tmp_path / "shards", "txt")
-    for data, words, message in (
+    for data, flags, message in (
         (tmp_path / "shards", ["--max_steps", 0], "streaming=true reads a text of unknown length; give max_steps"),
         (pairs_folder, [], "holds pairs; streaming is for text"),
         (tmp_path / "shards", ["--num_workers", -1], "num_workers=-1 must lie in 0..1024"),
     ):
-        assert train(monkeypatch, data, tmp_path, "--streaming", "true", *words)[0] == 2
+        assert train(monkeypatch, data, tmp_path, "--streaming", "true", *flags)[0] == 2
         assert message in capsys.readouterr().err

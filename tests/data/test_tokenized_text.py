@@ -1,4 +1,4 @@
-"""tokenized_text.py: text is text, special tokens are given, the cache is whole or made again."""
+"""tokenized_text.py: texts become ordinary tokens, a damaged cache is rebuilt, held-out texts are stable."""
 
 import itertools
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_tokens_decode_to_the_sentences(text: TokenizedText, tokenizer: BertToke
     assert int(text.counts(400).sum()) == len(text.tokens) == text.lengths.sum()
 
 
-def test_special_tokens_written_in_a_text_are_ordinary_pieces(tmp_path: Path) -> None:
+def test_names_of_special_tokens_in_a_text_are_ordinary_pieces(tmp_path: Path) -> None:
     written = "see [MASK] and [SEP] and [PAD] and [CLS] here"
     tokenizer = train_wordpiece([written.lower()] * 3, 100)
     file = tmp_path / "a.txt"
@@ -44,7 +44,7 @@ def test_special_tokens_written_in_a_text_are_ordinary_pieces(tmp_path: Path) ->
     assert not special & set(np.asarray(tokens).tolist())
 
 
-def test_long_sentences_are_cut_and_their_words_counted_as_kept(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
+def test_long_sentences_are_cut_and_only_kept_words_are_counted(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
     file = tmp_path / "a.txt"
     file.write_text("the cat sees the house and the cat sees a tree\na dog\n")
     text = tokenize(training_source(str(file)), tokenizer, 4, str(tmp_path / "cache"))
@@ -65,15 +65,15 @@ def test_the_same_text_is_tokenised_once(
     get(), get()
     assert len(calls) == 1
     get(max_length=16)
-    assert len(calls) == 2  # another length is another text
+    assert len(calls) == 2  # another maximum length
     corpus.write_text(corpus.read_text() + "one more\n")
-    assert len(get()) == 241 and len(calls) == 3  # so is another content
+    assert len(get()) == 241 and len(calls) == 3  # another content
     tokenize(training_source(str(corpus)), train_wordpiece(SENTENCES, 100), 32, cache)
-    assert len(calls) == 4  # and another vocabulary
+    assert len(calls) == 4  # another vocabulary
 
 
 @pytest.mark.parametrize("file", ["meta.json", "tokens.bin", "offsets.npy", "num_words.npy"])
-def test_a_damaged_cache_is_made_again(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path, file: str) -> None:
+def test_a_damaged_cache_is_rebuilt(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path, file: str) -> None:
     def get() -> TokenizedText:
         return tokenize(training_source(str(corpus)), tokenizer, 32, str(tmp_path / "cache"))
 
@@ -83,7 +83,7 @@ def test_a_damaged_cache_is_made_again(corpus: Path, tokenizer: BertTokenizerFas
     assert get().tokens.tolist() == whole
 
 
-def test_a_failed_tokenisation_leaves_nothing(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
+def test_a_failed_tokenisation_leaves_no_files(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
     file, cache = tmp_path / "a.txt", tmp_path / "cache"
     file.write_bytes(b"good\n" * 5000 + b"\xff\n")
     with pytest.raises(UserError, match="a.txt:5001"):
@@ -91,11 +91,11 @@ def test_a_failed_tokenisation_leaves_nothing(tmp_path: Path, tokenizer: BertTok
     assert list(cache.iterdir()) == []
 
 
-def test_long_texts_go_to_the_tokenizer_a_few_at_a_time() -> None:
-    """Else 2,000 lines of two million characters would be cut at once."""
+def test_long_texts_are_tokenised_a_few_at_a_time() -> None:
+    """Without a limit, 2,000 lines of two million characters would be tokenised at once."""
     texts = ["x" * 10**6] * 5 + ["y"] * 3000
-    found = list(chunks(texts))
-    assert sum(found, []) == texts and [len(chunk) for chunk in found] == [2, 2, 2000, 1001]
+    parts = list(chunks(texts))
+    assert sum(parts, []) == texts and [len(chunk) for chunk in parts] == [2, 2, 2000, 1001]
     pairs = list(chunks((text, (0, i)) for i, text in enumerate(texts)))
     assert [len(chunk) for chunk in pairs] == [2, 2, 2000, 1001]
 
@@ -103,7 +103,7 @@ def test_long_texts_go_to_the_tokenizer_a_few_at_a_time() -> None:
 # ---- splits ----------------------------------------------------------------------------------------------------------
 
 
-def test_without_a_valid_set_a_stable_share_is_set_aside(
+def test_without_a_validation_set_a_stable_share_is_held_out(
     corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path
 ) -> None:
     def split(order: list[str]) -> tuple[set, set]:
@@ -119,7 +119,7 @@ def test_without_a_valid_set_a_stable_share_is_set_aside(
     assert split(SENTENCES[::-1]) == (train, valid)
 
 
-def test_a_valid_set_of_ones_own_is_used_whole(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+def test_a_given_validation_set_is_used_whole(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     own = tmp_path / "own.txt"
     own.write_text("the cat\na dog\n")
     settings = {"max_length": 32, "cache_dir": str(tmp_path / "cache"), "batch_size": 8}
@@ -134,16 +134,16 @@ def test_a_valid_set_of_ones_own_is_used_whole(corpus: Path, tokenizer: BertToke
 
 
 @pytest.mark.parametrize("way", [{"max_tokens": 5000}, {"packing": True, "batch_size": 100}])
-def test_fewer_tokens_than_a_batch_has_slots_is_refused(
+def test_fewer_tokens_than_slots_of_a_batch_are_refused(
     corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path, way: dict
 ) -> None:
     with pytest.raises(UserError, match="training tokens do not fill one batch of (5000|3200) slots"):
         load_texts(DataArgs(str(corpus), max_length=32, cache_dir=str(tmp_path / "cache"), **way), tokenizer)
-    few = {"max_tokens": 100, "batch_size": 1000}  # that counts for nothing
+    few = {"max_tokens": 100, "batch_size": 1000}  # max_tokens replaces batch_size
     load_texts(DataArgs(str(corpus), max_length=32, cache_dir=str(tmp_path / "cache"), **few), tokenizer)
 
 
-def test_fewer_sentences_than_a_batch_is_refused(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+def test_fewer_sentences_than_a_batch_are_refused(corpus: Path, tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     args = DataArgs(str(corpus), batch_size=512, max_length=32, cache_dir=str(tmp_path / "cache"))
     with pytest.raises(UserError, match="training sentences are fewer than batch_size=512"):
         load_texts(args, tokenizer)

@@ -18,11 +18,11 @@ from tests.conftest import SENTENCES, call
 from utils.errors import UserError
 
 DOUBLE = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
-LETTER = {"type": "Replace", "pattern": {"Regex": "."}, "content": "aa"}
-NOTHING = {"type": "Replace", "pattern": {"Regex": "x*"}, "content": "aa"}
+EVERY_LETTER = {"type": "Replace", "pattern": {"Regex": "."}, "content": "aa"}
+EMPTY_MATCHES = {"type": "Replace", "pattern": {"Regex": "x*"}, "content": "aa"}
 EXPLODING = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
 LARGE = {"type": "Split", "pattern": {"Regex": "((a{1000}){1000}){1000}"}, "behavior": "Isolated", "invert": False}
-AGAIN = {
+TEXT_THRICE = {
     "type": "TemplateProcessing",
     "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 3,
     "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
@@ -44,13 +44,13 @@ def nested(depth: int) -> dict:
 PARTS: dict[str, tuple[str, object, str]] = {
     "doubling normalizers": ("normalizer", sequence("normalizers", *[DOUBLE] * 40), "characters of one"),
     "doubling decoders": ("decoder", sequence("decoders", *[DOUBLE] * 40), "characters of one"),
-    "every letter": ("normalizer", sequence("normalizers", *[LETTER] * 12), "characters of one"),
-    "between letters": ("normalizer", sequence("normalizers", *[NOTHING] * 9), "characters of one"),
+    "every letter": ("normalizer", sequence("normalizers", *[EVERY_LETTER] * 12), "characters of one"),
+    "between letters": ("normalizer", sequence("normalizers", *[EMPTY_MATCHES] * 9), "characters of one"),
     "a long content": ("normalizer", {**DOUBLE, "content": "a" * 10**6}, "inserts 1,000,000 characters"),
     "prepended": ("normalizer", sequence("normalizers", *[{"type": "Prepend", "prepend": "a" * 99}] * 9), "of one"),
     "many steps": ("normalizer", sequence("normalizers", *[{"type": "NFC"}] * 1000), "1,000 steps|1,001 steps"),
     "steps in steps": ("normalizer", nested(200), "nested steps|steps, more than"),
-    "a text thrice": ("post_processor", AGAIN, "characters of one"),
+    "a text thrice": ("post_processor", TEXT_THRICE, "characters of one"),
     "a regex that explodes": ("pre_tokenizer", EXPLODING, "damaged, it fails"),
     "a regex too large": ("pre_tokenizer", LARGE, "regular expression of"),
     "a damaged charsmap": ("normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAEAAHRlc3Q="}, "."),
@@ -75,16 +75,16 @@ def changed(saved: Path, folder: Path, file: str, change: Callable[[dict], objec
     return folder
 
 
-def refused(folder: Path, capfd: pytest.CaptureFixture) -> str:
+def refusal(folder: Path, capfd: pytest.CaptureFixture) -> str:
     began = time.monotonic()
     with pytest.raises(UserError) as caught:
-        found = load_tokenizer(str(folder))
-        encode(found, [*SENTENCES, "aaaa", "the a" * 100, "ﬁ ü"])
-        text_of(found, list(range(100)))
-    said = str(caught.value)
-    assert "\n" not in said and len(said) < 1000 and str(folder) in said and time.monotonic() - began < 5
+        tokenizer = load_tokenizer(str(folder))
+        encode(tokenizer, [*SENTENCES, "aaaa", "the a" * 100, "ﬁ ü"])
+        text_of(tokenizer, list(range(100)))
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 1000 and str(folder) in message and time.monotonic() - began < 5
     assert "panicked" not in capfd.readouterr().err
-    return said
+    return message
 
 
 @pytest.mark.parametrize("case", PARTS)
@@ -92,7 +92,7 @@ def test_steps_out_of_bounds_are_refused(case: str, saved: Path, tmp_path: Path,
     part, content, message = PARTS[case]
     folder = changed(saved, tmp_path / "x", "tokenizer.json", lambda whole: whole.update({part: content}))
     with pytest.raises(UserError, match=message):
-        raise UserError(refused(folder, capfd))
+        raise UserError(refusal(folder, capfd))
 
 
 def set_model(**changes: object) -> Callable[[dict], None]:
@@ -119,53 +119,53 @@ def test_files_out_of_bounds_are_refused(case: str, saved: Path, tmp_path: Path,
     file, change, message = CHANGES[case]
     folder = changed(saved, tmp_path / "x", file, change)
     with pytest.raises(UserError, match=message):
-        raise UserError(refused(folder, capfd))
+        raise UserError(refusal(folder, capfd))
 
 
 @pytest.mark.parametrize("longest", ["512", float("nan"), -1, 0, None, [], True, 1e400])
-def test_a_maximum_length_that_is_no_number_is_none(longest: object, saved: Path, tmp_path: Path) -> None:
+def test_an_invalid_maximum_length_is_ignored(longest: object, saved: Path, tmp_path: Path) -> None:
     folder = changed(saved, tmp_path / "x", "tokenizer_config.json", lambda w: w.update(model_max_length=longest))
-    found = load_tokenizer(str(folder))
-    assert found.model_max_length > 512 and encode(found, ["the cat"])["input_ids"]
+    tokenizer = load_tokenizer(str(folder))
+    assert tokenizer.model_max_length > 512 and encode(tokenizer, ["the cat"])["input_ids"]
 
 
 @pytest.mark.parametrize("content", ["[]", "{", "[" * 100_000, '{"model": {"vocab": {"a": 1'])
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
-def test_what_is_no_json_is_refused(file: str, content: str, saved: Path, tmp_path: Path, capfd) -> None:
+def test_invalid_json_is_refused(file: str, content: str, saved: Path, tmp_path: Path, capfd) -> None:
     folder = changed(saved, tmp_path / "x", "", dict)
     (folder / file).write_text(content)
-    assert file in refused(folder, capfd)
+    assert file in refusal(folder, capfd)
 
 
-def test_a_script_ends_in_one_line(
+def test_a_script_refuses_a_damaged_tokenizer_in_one_line(
     monkeypatch, capfd, saved: Path, corpus: Path, trained: Path, tmp_path: Path
 ) -> None:
     for case in ("doubling normalizers", "a damaged charsmap"):
         part, content, _ = PARTS[case]
         folder = changed(saved, tmp_path / case, "tokenizer.json", lambda w, p=part, c=content: w.update({p: c}))
-        words = ["--train_data", corpus, "--tokenizer", folder, "--output", tmp_path / "f.json", "--workers", 1]
-        assert call(word_freq.main, monkeypatch, *words) == 2
-        said = capfd.readouterr().err
-        assert said.startswith("script.py: error: ") and said.count("\n") == 1
+        flags = ["--train_data", corpus, "--tokenizer", folder, "--output", tmp_path / "f.json", "--workers", 1]
+        assert call(word_freq.main, monkeypatch, *flags) == 2
+        stderr = capfd.readouterr().err
+        assert stderr.startswith("script.py: error: ") and stderr.count("\n") == 1
 
 
-def test_a_panic_while_encoding_is_one_line(saved: Path, monkeypatch) -> None:
+def test_a_panic_while_encoding_is_an_input_error(saved: Path, monkeypatch) -> None:
     class PanicException(BaseException):
         """Fake of the library's exception, which cannot be constructed."""
 
     def panic(*_: object, **__: object) -> None:
         raise PanicException("called `Result::unwrap()` on an `Err` value\nmore")
 
-    found = load_tokenizer(str(saved))
-    monkeypatch.setattr(type(found), "__call__", panic)
-    monkeypatch.setattr(type(found), "decode", panic)
-    for fails in (lambda: encode(found, ["a"]), lambda: text_of(found, [5])):
+    tokenizer = load_tokenizer(str(saved))
+    monkeypatch.setattr(type(tokenizer), "__call__", panic)
+    monkeypatch.setattr(type(tokenizer), "decode", panic)
+    for fails in (lambda: encode(tokenizer, ["a"]), lambda: text_of(tokenizer, [5])):
         with pytest.raises(UserError, match="damaged, it fails .*unwrap"):
             fails()
     monkeypatch.undo()
-    found.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+b"), "isolated")
     with pytest.raises(UserError, match="damaged, it fails .*retry-limit"):
-        encode(found, ["a" * 300])
+        encode(tokenizer, ["a" * 300])
 
 
 def test_pieces_out_of_bounds_are_refused(tmp_path: Path) -> None:
@@ -186,7 +186,7 @@ def test_pieces_out_of_bounds_are_refused(tmp_path: Path) -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_cased_vocabulary_that_is_lower_cased_is_remarked(tmp_path: Path, capfd) -> None:
+def test_lower_casing_with_a_cased_vocabulary_is_reported(tmp_path: Path, capfd) -> None:
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     (tmp_path / "vocab.txt").write_text("\n".join([*special, "The", "the", "Cat", "cat"]))
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')
@@ -203,7 +203,7 @@ def test_ordinary_steps_are_within_bounds() -> None:
     check_steps({"normalizer": llama, "pre_tokenizer": split, "decoder": None, "model": {"vocab": [["a", 0]]}}, "x")
 
 
-def test_what_transformers_would_convert_by_itself_is_checked(saved: Path) -> None:
+def test_a_model_that_transformers_would_convert_is_checked(saved: Path) -> None:
     model = proto.ModelProto()
     model.pieces.add(piece="x" * 300_000, score=0.0)
     (saved / "tokenizer.json").unlink()

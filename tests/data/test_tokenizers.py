@@ -11,7 +11,7 @@ from tests.conftest import SENTENCES
 from utils.errors import UserError
 
 
-def test_a_tokenizer_loads_from_a_folder_a_vocabulary_and_a_folder_with_a_vocabulary(
+def test_a_tokenizer_loads_from_a_saved_folder_or_a_vocabulary_file(
     tokenizer: BertTokenizerFast, tmp_path: Path
 ) -> None:
     tokenizer.save_pretrained(tmp_path / "saved")
@@ -24,7 +24,7 @@ def test_a_tokenizer_loads_from_a_folder_a_vocabulary_and_a_folder_with_a_vocabu
         assert encode(loaded, SENTENCES[:5])["input_ids"] == encode(tokenizer, SENTENCES[:5])["input_ids"]
 
 
-def test_a_trained_wordpiece_has_the_special_tokens_and_keeps_to_its_size() -> None:
+def test_a_trained_wordpiece_has_the_special_tokens_and_the_size_limit() -> None:
     tokenizer = train_wordpiece(SENTENCES, 120)
     assert len(tokenizer) <= 120 and tokenizer.convert_tokens_to_ids(SPECIAL_TOKENS) == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match="vocab_size=20 must lie in 100"):
@@ -41,7 +41,7 @@ def test_a_tokenizer_without_mask_is_refused(tmp_path: Path) -> None:
         load_tokenizer(str(tmp_path / "vocab.txt"))
 
 
-def test_a_tokenizer_that_cannot_be_had_is_named_in_one_line(tmp_path: Path) -> None:
+def test_an_unavailable_tokenizer_is_a_one_line_error(tmp_path: Path) -> None:
     for name, message in (
         ("no/such-tokenizer", "Offline: --tokenizer FOLDER"),
         (str(tmp_path), "cannot read the token"),
@@ -51,7 +51,7 @@ def test_a_tokenizer_that_cannot_be_had_is_named_in_one_line(tmp_path: Path) -> 
         assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
-def test_a_vocabulary_with_holes_is_as_large_as_its_largest_id(tmp_path: Path) -> None:
+def test_a_vocabulary_with_gaps_is_as_large_as_its_largest_id(tmp_path: Path) -> None:
     """A repeated line leaves its first id without a token; networks and counts still need a row for it."""
     (tmp_path / "vocab.txt").write_text("\n".join([*SPECIAL_TOKENS, "the", "the", "cat"]))
     tokenizer = load_tokenizer(str(tmp_path / "vocab.txt"))
@@ -59,7 +59,7 @@ def test_a_vocabulary_with_holes_is_as_large_as_its_largest_id(tmp_path: Path) -
     assert encode(tokenizer, ["the cat"])["input_ids"] == [[6, 7]]
 
 
-def test_text_is_written_as_diffuseq_writes_it() -> None:
+def test_text_is_respelled_as_by_diffuseq() -> None:
     tokenizer = train_wordpiece(["what's the best way? i don't know, it is 5."] * 3, 200)
     assert respell(tokenizer, ["What's the BEST way?  I don't know, it is 5 ."]) == [
         "what's the best way? i don't know, it is 5."

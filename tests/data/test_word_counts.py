@@ -1,4 +1,4 @@
-"""word_counts.py: the counts of a corpus do not depend on who counts."""
+"""word_counts.py: counts do not depend on the number of workers; frequency files are checked."""
 
 import json
 from pathlib import Path
@@ -18,14 +18,14 @@ from utils.errors import UserError
 
 @pytest.mark.parametrize("workers", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_token_counts_once(tmp_path: Path, tokenizer: BertTokenizerFast, kind: str, workers: int) -> None:
+def test_every_token_is_counted_once(tmp_path: Path, tokenizer: BertTokenizerFast, kind: str, workers: int) -> None:
     source, size = write(tmp_path, kind), vocabulary_size(tokenizer)
     ids = [i for text in read_sentences(source) for i in tokenizer(text, add_special_tokens=False).input_ids]
     counts, sentences = count_corpus(source, tokenizer, size, workers)
     assert sentences == 500 and np.array_equal(counts, np.bincount(ids, minlength=size))
 
 
-def test_a_broken_line_is_named_by_whoever_reads_it(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
+def test_a_malformed_line_is_named_by_any_worker(tmp_path: Path, tokenizer: BertTokenizerFast) -> None:
     source = write(tmp_path, "jsonl")
     with open(source.files[1], "a") as file:
         file.write("\n{")
@@ -33,15 +33,15 @@ def test_a_broken_line_is_named_by_whoever_reads_it(tmp_path: Path, tokenizer: B
         count_corpus(source, tokenizer, 300, 2)
 
 
-def test_counts_are_kept(tmp_path: Path, tokenizer: BertTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_are_cached(tmp_path: Path, tokenizer: BertTokenizerFast, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write(tmp_path / "text", "txt")
-    words = {"cache_dir": str(tmp_path), "identity": "a"}
-    first = count_tokens(source, tokenizer, 300, **words)
+    options = {"cache_dir": str(tmp_path), "identity": "a"}
+    first = count_tokens(source, tokenizer, 300, **options)
     monkeypatch.setattr(word_counts, "count_corpus", lambda *_: pytest.fail("counted again"))
-    assert first.equal(count_tokens(source, tokenizer, 300, **words)) and first.sum() > 0
+    assert first.equal(count_tokens(source, tokenizer, 300, **options)) and first.sum() > 0
 
 
-def test_word_frequencies_make_the_round_trip(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+def test_word_frequencies_survive_a_round_trip(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
     counts = torch.arange(len(tokenizer)) * 3
     write_word_freq(tmp_path / "f.json", counts, tokenizer)
     assert torch.equal(read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer)), counts)
@@ -55,8 +55,8 @@ def test_relative_frequencies_become_counts(tokenizer: BertTokenizerFast, tmp_pa
     assert [counts[tokenizer.convert_tokens_to_ids(t)].item() for t in ("the", "a", "cat", "dog")] == [8, 4, 1, 0]
 
 
-def test_what_trains_is_what_is_saved(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
-    """Broken numbers become whole ones on reading, so that a checkpoint holds the very schedule it was trained with."""
+def test_saved_frequencies_are_those_used_in_training(tokenizer: BertTokenizerFast, tmp_path: Path) -> None:
+    """Fractions become integers on reading, so that a checkpoint holds the schedule it was trained with."""
     (tmp_path / "f.json").write_text('{"the": 2.7, "a": 0.4}')
     counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
     write_word_freq(tmp_path / "g.json", counts, tokenizer)
@@ -83,7 +83,7 @@ def test_what_trains_is_what_is_saved(tokenizer: BertTokenizerFast, tmp_path: Pa
         ("\x80\x04pickle", "not JSON"),
     ],
 )
-def test_frequencies_of_another_kind_are_refused(
+def test_invalid_frequency_files_are_refused(
     tokenizer: BertTokenizerFast, tmp_path: Path, content: str, message: str
 ) -> None:
     (tmp_path / "f.json").write_text(content)
@@ -91,7 +91,7 @@ def test_frequencies_of_another_kind_are_refused(
         read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
 
 
-def test_word_frequencies_are_read_with_their_byte_order_mark(tmp_path: Path, tokenizer) -> None:
+def test_a_byte_order_mark_in_a_frequency_file_is_ignored(tmp_path: Path, tokenizer) -> None:
     (tmp_path / "f.json").write_text('{"the": 3}', encoding="utf-8-sig")
     counts = read_word_freq(tmp_path / "f.json", tokenizer, len(tokenizer))
     assert counts.sum() == counts[tokenizer.get_vocab()["the"]] == 3

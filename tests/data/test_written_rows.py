@@ -1,4 +1,4 @@
-"""written_rows.py: a blank row leaves to be written what is not given, and a row is read as its format says."""
+"""written_rows.py: a blank row has targets wherever no token is given; a row is decoded by its format."""
 
 import pytest
 import torch
@@ -19,12 +19,12 @@ from data.written_rows import blank_row, decode_row
         ("padded", "[PAD] the cat", ""),
     ],
 )
-def test_what_a_row_says(protocol: str, row: str, text: str, tokenizer) -> None:
+def test_a_row_is_decoded_by_its_format(protocol: str, row: str, text: str, tokenizer) -> None:
     ids = torch.tensor(tokenizer.convert_tokens_to_ids(row.split()))
     assert decode_row(TextFormat(protocol), tokenizer, ids) == text
 
 
-def test_a_blank_row_is_to_be_written_wherever_nothing_is_given(tokenizer) -> None:
+def test_a_blank_row_has_targets_wherever_no_token_is_given(tokenizer) -> None:
     mask, ends = tokenizer.mask_token_id, [tokenizer.cls_token_id, tokenizer.sep_token_id]
     for protocol, drawn in (("padded", 12), ("wrapped", 12), ("running", 10)):
         ids, targets = blank_row(TextFormat(protocol), tokenizer, 12, [])

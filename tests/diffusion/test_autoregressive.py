@@ -1,4 +1,4 @@
-"""autoregressive.py: the chain rule, exact in scoring and in sampling; the network never sees what is to come."""
+"""autoregressive.py: the chain rule, exact in scoring and in sampling; the network never attends to later tokens."""
 
 import itertools
 import math
@@ -33,7 +33,7 @@ class CausalTable(TableDenoiser):
         return self.scale * torch.sin(view[..., None] * (1.3 + token) + token)
 
     def extend(self, tokens: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Everything again, for simplicity."""
+        """Encode everything again, for simplicity."""
         whole = tokens if cache is None else torch.cat([cache, tokens], 1)
         return self.encode(whole, None, None)[:, -tokens.shape[1] :], whole
 
@@ -55,8 +55,8 @@ def test_probabilities_of_all_sentences_sum_to_one() -> None:
     assert torch.exp(-bound.total).sum().item() == pytest.approx(1) and (bound.forwards == 1).all()
 
 
-def test_it_is_the_chain_rule() -> None:
-    """Token by token, with Python numbers."""
+def test_the_bound_is_the_chain_rule() -> None:
+    """Compare with a sum over tokens in Python numbers."""
     denoiser, expected = CausalTable(V), 0.0
     sentence = [2, 0, 4, 1]
     for i in range(1, 4):
@@ -69,7 +69,7 @@ def test_it_is_the_chain_rule() -> None:
     assert loss.total.item() == pytest.approx(expected) and loss.num_tokens == 3
 
 
-def test_what_is_no_target_is_given_and_costs_nothing() -> None:
+def test_tokens_that_are_no_targets_are_given_and_cost_nothing() -> None:
     ids = torch.tensor([[2, 0, 4, 1]])
     targets = torch.tensor([[False, False, True, False]])
     nats = process().cross_entropy(CausalTable(V), Batch(ids, torch.ones_like(targets), targets))
@@ -78,14 +78,14 @@ def test_what_is_no_target_is_given_and_costs_nothing() -> None:
     assert nats[0, 2] == whole[0, 2]
 
 
-def test_what_is_scored_only_is_never_drawn() -> None:
-    made = Autoregressive(AutoregressiveArgs(), Vocabulary(len(COUNTS), MASK, unsampled_ids=(0,)))
+def test_unsampled_tokens_are_scored_but_never_drawn() -> None:
+    unsampled = Autoregressive(AutoregressiveArgs(), Vocabulary(len(COUNTS), MASK, unsampled_ids=(0,)))
     batch = after(2, torch.zeros(5000, 2, dtype=torch.long))
-    assert not made.sample(CausalTable(V), batch, SampleArgs())[:, 1:].eq(0).any()
-    assert made.bound(CausalTable(V), batch, 1).total.isfinite().all()
+    assert not unsampled.sample(CausalTable(V), batch, SampleArgs())[:, 1:].eq(0).any()
+    assert unsampled.bound(CausalTable(V), batch, 1).total.isfinite().all()
 
 
-def test_logits_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cross_entropy_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     batch = after(2, torch.tensor([[0, 4, 1], [1, 1, 0]]).repeat(20, 1))
     with torch.no_grad():
         whole = process().cross_entropy(CausalTable(V), batch)
@@ -96,7 +96,7 @@ def test_logits_in_parts_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("filters", [{}, {"temperature": 0.7, "top_k": 3}])
 def test_samples_follow_the_law(filters: dict) -> None:
     law = torch.zeros(V**3, dtype=torch.float64)
-    for place, rest in enumerate(all_sentences(list(range(V)), 3)):
+    for index, rest in enumerate(all_sentences(list(range(V)), 3)):
         chance, sentence = 1.0, [2]
         for token in rest.tolist():
             logits = CausalTable(V).encode(torch.tensor([sentence]), None, None)[0, -1]
@@ -105,7 +105,7 @@ def test_samples_follow_the_law(filters: dict) -> None:
             kept = logits.topk(filters.get("top_k", V)).values[-1]
             chance *= logits.masked_fill(logits < kept, -math.inf).softmax(-1)[token].item()
             sentence.append(token)
-        law[place] = chance
+        law[index] = chance
     batch = after(2, torch.zeros(N, 3, dtype=torch.long))
     drawn = process().sample(CausalTable(V), batch, SampleArgs(**filters), rows_at_once=50_000)
     assert agrees(drawn, batch, law)
@@ -139,30 +139,30 @@ def ending() -> Autoregressive:
 
 
 def ended(*texts: list[int]) -> Batch:
-    """[2] text [END] [END]..., where what follows the first end is not attended to."""
+    """Return rows [2] text [END] [END]...; what follows the first end is not attended to."""
     longest = max(map(len, texts)) + 2
     ids = torch.tensor([[2, *text, *[END] * (longest - 1 - len(text))] for text in texts])
-    place, lengths = torch.arange(longest), torch.tensor([[len(text)] for text in texts])
-    return Batch(ids, place <= lengths + 1, (place > 0) & (place <= lengths))
+    positions, lengths = torch.arange(longest), torch.tensor([[len(text)] for text in texts])
+    return Batch(ids, positions <= lengths + 1, (positions > 0) & (positions <= lengths))
 
 
-def test_where_a_text_ends_is_part_of_what_it_says() -> None:
-    """Texts of up to three tokens and their ends, and all that go on: together their probabilities are one."""
+def test_the_end_of_a_text_is_part_of_its_probability() -> None:
+    """The probabilities of ended texts of up to three tokens and of all longer texts sum to one."""
     inner = [token for token in TOKENS if token != END]
     whole = [list(text) for n in range(1, 4) for text in itertools.product(inner, repeat=n)]
     nats = ending().bound(CausalTable(V), ended(*whole), 1).total
-    goes_on = after(2, all_sentences(inner, 4))
-    more = ending().bound(CausalTable(V), goes_on, 1).total
-    at_once = CausalTable(V).encode(torch.tensor([[2]]), None, None)[0, 0]
-    at_once[MASK] = -math.inf
-    total = torch.exp(-nats).sum() + torch.exp(-more).sum() + at_once.softmax(-1)[END]
+    longer = after(2, all_sentences(inner, 4))
+    longer_nats = ending().bound(CausalTable(V), longer, 1).total
+    first_logits = CausalTable(V).encode(torch.tensor([[2]]), None, None)[0, 0]
+    first_logits[MASK] = -math.inf
+    total = torch.exp(-nats).sum() + torch.exp(-longer_nats).sum() + first_logits.softmax(-1)[END]
     assert total.item() == pytest.approx(1)
     assert ending().loss(CausalTable(V), ended([0, 4], [0])).num_tokens == 3  # the tokens of texts
     plain = process().bound(CausalTable(V), ended([0, 4], [0]), 1).total
     assert (ending().bound(CausalTable(V), ended([0, 4], [0]), 1).total > plain).all()
 
 
-def test_an_end_is_scored_once_even_if_pads_have_its_id() -> None:
+def test_an_end_is_scored_once_even_if_pads_have_the_same_id() -> None:
     """GPT-2's padded rows: text, its end, and more of the same id, all attended to."""
     ids = torch.tensor([[2, 0, 4, END, END, END], [2, 0, END, END, END, END]])
     everywhere = torch.ones_like(ids, dtype=torch.bool)
@@ -171,7 +171,7 @@ def test_an_end_is_scored_once_even_if_pads_have_its_id() -> None:
         assert ending().scored(Batch(ids, everywhere, targets)).sum(1).tolist() == [3, 2]
 
 
-def test_texts_are_drawn_with_their_ends_and_gaps_without() -> None:
+def test_texts_are_drawn_with_ends_and_gaps_without() -> None:
     number = 20_000
     ids = torch.full((number, 4), MASK)
     ids[:, 0] = 2
@@ -204,7 +204,7 @@ NETWORKS = {
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_a_real_network_looks_to_its_left_only_and_its_cache_is_exact(name: str) -> None:
+def test_a_causal_network_attends_to_the_left_and_its_cache_is_exact(name: str) -> None:
     denoiser = BertDenoiser(AutoModelForCausalLM.from_config(NETWORKS[name])).eval()
     ids = torch.randint(3, 30, (4, 9))
     everywhere = torch.ones_like(ids, dtype=torch.bool)
@@ -220,7 +220,7 @@ def test_a_real_network_looks_to_its_left_only_and_its_cache_is_exact(name: str)
         torch.testing.assert_close(torch.cat(seen, 1), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_unsupported_settings_are_refused() -> None:
     batch = after(2, torch.zeros(1, 2, dtype=torch.long))
     for call, message in (
         (
@@ -239,13 +239,13 @@ def test_what_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(UserError, match=message):
             call()
-    for words, message in (
+    for settings, message in (
         ({"time_conditioning": "layerwise"}, "process=ar has no time"),
         ({"warm_start": 0.1}, "warm_start is for masked processes"),
         ({"packing": True}, "packing=true is for masked processes"),
     ):
         with pytest.raises(UserError, match=message):
             AutoregressiveArgs().check_training(
-                **{"time_conditioning": "none", "warm_start": 0, "packing": False, "fused_loss": False, **words}
+                **{"time_conditioning": "none", "warm_start": 0, "packing": False, "fused_loss": False, **settings}
             )
     assert text_batch(batch.input_ids).input_ids.shape == (1, 3)

@@ -11,13 +11,14 @@ from tests.toy_process import make
 V = 5
 
 
-def test_parts_are_whole_sentences_of_so_many_positions() -> None:
+def test_parts_are_whole_sentences_within_a_number_of_positions() -> None:
     def ends(sizes: list[int], at_once: int) -> list[tuple[int, int]]:
         return [(part.start, part.stop) for part in cut(sizes, at_once)]
 
     assert SENTENCE == 5
     assert ends([3, 2, 1, 4], 15) == [(0, 2), (2, 4)]
-    assert ends([90, 0, 0, 5, 1], 15) == [(0, 1), (1, 3), (3, 4), (4, 5)]  # what is too large is a part of its own
+    # a sentence above the limit is a part of its own
+    assert ends([90, 0, 0, 5, 1], 15) == [(0, 1), (1, 3), (3, 4), (4, 5)]
     assert ends([0, 0], 10) == [(0, 2)] and ends([0, 0], 9) == ends([1, 1], 0) == [(0, 1), (1, 2)]
 
 
@@ -40,7 +41,7 @@ class Head(nn.Module):
 
 
 @pytest.mark.parametrize("spindle", ["paper", "none"])
-def test_fused_keeps_no_logits_for_the_gradient(spindle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fused_loss_keeps_no_logits_for_the_gradient(spindle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion.chunked_logits.MAX_LOGITS", 8 * V)
     batch = text_batch(torch.tensor([[0, 1, 2, 4, 4, 0]]).expand(40, 6))
     kept, gradients = {}, {}
@@ -59,7 +60,7 @@ def test_fused_keeps_no_logits_for_the_gradient(spindle: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("spindle", ["paper", "none"])
-def test_scoring_in_parts_scores_the_same(spindle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scoring_in_parts_gives_the_same_bound(spindle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     process, batch, sizes = make(16, spindle), text_batch(torch.tensor([[0, 1, 2, 4, 4, 0]]).expand(40, 6)), []
     head, bounds = Head(), []
     real = head.decode

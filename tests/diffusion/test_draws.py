@@ -12,7 +12,7 @@ from diffusion.options import SampleArgs
 from utils.errors import UserError
 
 
-def test_stratified_timesteps_are_uniform_for_each_sentence_and_even_over_the_batch() -> None:
+def test_stratified_timesteps_are_uniform_per_sentence_and_even_over_the_batch() -> None:
     draws = torch.stack([stratified_timesteps(8, 16) for _ in range(8000)])
     assert draws.min() == 1 and draws.max() == 16
     slices = ((draws - 1) // 2).sort(dim=1).values
@@ -46,7 +46,7 @@ def test_categorical_inverts_the_cumulative_sum_exactly() -> None:
 
 
 def test_the_largest_uniform_number_never_leaves_the_vocabulary() -> None:
-    """u * total is below the total whatever that is, and so is the index, at sums of every size."""
+    """u * total stays below the total at sums of every size, so the index stays in range."""
     weights = torch.rand(20_000, 7, dtype=torch.float64).exp2() * torch.logspace(-30, 30, 20_000).double()[:, None]
     weights = torch.cat([weights, torch.tensor([[1.0, 1.0], [1.0, 2.0**-52]]).double().new_zeros(2, 7)])
     weights[-2:, 0] = torch.tensor([1.0, 1 + 2.0**-52], dtype=torch.float64)
@@ -60,7 +60,7 @@ def test_predictions_that_are_not_finite_are_refused(value: float) -> None:
         sample_categorical(torch.tensor([[1.0, value, 0.0]]), torch.tensor([0.5], dtype=torch.float64))
 
 
-def test_filters_keep_what_they_say() -> None:
+def test_filters_keep_the_specified_tokens() -> None:
     logits = torch.tensor([[0.1, 0.2, 0.3, 0.4]]).log()
     kept = lambda **k: filter_logits(logits, SampleArgs(**k)).softmax(-1)[0].tolist()  # noqa: E731
     assert kept() == pytest.approx([0.1, 0.2, 0.3, 0.4])

@@ -1,4 +1,4 @@
-"""infilling.py: given words stay whole, whatever the vocabulary and the process; what is left follows the network."""
+"""infilling.py: given words stay whole for every vocabulary and process; allowed pieces keep their proportions."""
 
 import re
 from pathlib import Path
@@ -26,12 +26,12 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 NAMES = {f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep")}
 
 
-def made(model: models.Model, cut, join, **words: object) -> PreTrainedTokenizerFast:
+def fast_tokenizer(model: models.Model, pre_tokenizer, decoder, **options: object) -> PreTrainedTokenizerFast:
     backend = Tokenizer(model)
-    backend.pre_tokenizer, backend.decoder = cut, join
+    backend.pre_tokenizer, backend.decoder = pre_tokenizer, decoder
     if isinstance(model, WordPiece):
         backend.normalizer = normalizers.BertNormalizer()
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **NAMES, **{"mask_token": "[MASK]", **words})
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **NAMES, **{"mask_token": "[MASK]", **options})
 
 
 def ids(*pieces: str) -> dict[str, int]:
@@ -39,22 +39,26 @@ def ids(*pieces: str) -> dict[str, int]:
 
 
 def wordpiece() -> PreTrainedTokenizerFast:
-    words = ["a", "said", "war", "x", ",", "(", ")", "-", "##s", "##-", "##9", "un"]
-    return made(WordPiece(ids(*words), unk_token="[UNK]"), pre_tokenizers.BertPreTokenizer(), decoders.WordPiece())
+    pieces = ["a", "said", "war", "x", ",", "(", ")", "-", "##s", "##-", "##9", "un"]
+    return fast_tokenizer(
+        WordPiece(ids(*pieces), unk_token="[UNK]"), pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    )
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    words = ["a", "x", ",", "(", ")", "s", "9", "-", ".com", "Ã", "Ċ", "Ġ", "said", "un"]
+    pieces = ["a", "x", ",", "(", ")", "s", "9", "-", ".com", "Ã", "Ċ", "Ġ", "said", "un"]
     spaced = ["Ġ" + word for word in ("a", "x", "said", "war", ",", "(", ")")]
-    model = BPE(ids(*words, *spaced), [], unk_token="[UNK]", ignore_merges=True)
-    cut = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    return made(model, cut, decoders.ByteLevel(), mask_token=AddedToken("[MASK]", lstrip=True, special=True))
+    model = BPE(ids(*pieces, *spaced), [], unk_token="[UNK]", ignore_merges=True)
+    pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return fast_tokenizer(
+        model, pre_tokenizer, decoders.ByteLevel(), mask_token=AddedToken("[MASK]", lstrip=True, special=True)
+    )
 
 
 def word_end() -> PreTrainedTokenizerFast:
-    words = [*"asx,()un-", *(word + "</w>" for word in ("a", "s", "said", "war", ",", "(", ")", "-", "un"))]
-    model = BPE(ids(*words), [], unk_token="[UNK]", end_of_word_suffix="</w>")
-    return made(model, pre_tokenizers.BertPreTokenizer(), decoders.BPEDecoder())
+    pieces = [*"asx,()un-", *(piece + "</w>" for piece in ("a", "s", "said", "war", ",", "(", ")", "-", "un"))]
+    model = BPE(ids(*pieces), [], unk_token="[UNK]", end_of_word_suffix="</w>")
+    return fast_tokenizer(model, pre_tokenizers.BertPreTokenizer(), decoders.BPEDecoder())
 
 
 def sentencepiece(tmp_path: Path) -> PreTrainedTokenizerFast:
@@ -65,10 +69,10 @@ def sentencepiece(tmp_path: Path) -> PreTrainedTokenizerFast:
 
 def words_only() -> PreTrainedTokenizerFast:
     model = WordLevel(ids("a", "said", "war", "s", ",", "(", ")", "un"), unk_token="[UNK]")
-    return made(model, pre_tokenizers.BertPreTokenizer(), None)
+    return fast_tokenizer(model, pre_tokenizers.BertPreTokenizer(), None)
 
 
-def barred(tokenizer: PreTrainedTokenizerFast, restriction: Restriction) -> set[str]:
+def forbidden_pieces(tokenizer: PreTrainedTokenizerFast, restriction: Restriction) -> set[str]:
     size = max(tokenizer.get_vocab().values()) + 1
     pieces = infilling.glued_pieces(tokenizer, size)
     forbidden = torch.stack([pieces[name] & getattr(restriction, name) for name in Restriction._fields]).any(0)
@@ -79,38 +83,40 @@ BEFORE, MARKED = Restriction(join_before=True, go_on=True), Restriction(go_on=Tr
 
 
 @pytest.mark.parametrize(
-    ("make", "some", "not_these"),
+    ("make", "glued", "not_glued"),
     [
         (wordpiece, {"##s", "##9", "##-"}, {"said", "-", ",", "x"}),
         (byte_level, {"s", "9", ".com", "Ã", "said"}, {",", "-", "Ċ", "Ġ", "Ġwar", "Ġ,"}),
         (words_only, set(), {"s", "said", ","}),
     ],
 )
-def test_what_would_be_glued_to_the_word_before_is_told_by_what_the_tokenizer_writes(make, some, not_these) -> None:
+def test_pieces_glued_to_the_word_before_are_found_by_decoding(make, glued, not_glued) -> None:
     tokenizer = make()
-    found = barred(tokenizer, BEFORE)
-    assert some <= found and not found & not_these
-    assert barred(tokenizer, MARKED) == ({"##s", "##9", "##-"} if make is wordpiece else set())
-    assert barred(tokenizer, Restriction(join_after=True)) == set() == barred(tokenizer, Restriction())
+    forbidden = forbidden_pieces(tokenizer, BEFORE)
+    assert glued <= forbidden and not forbidden & not_glued
+    assert forbidden_pieces(tokenizer, MARKED) == ({"##s", "##9", "##-"} if make is wordpiece else set())
+    assert (
+        forbidden_pieces(tokenizer, Restriction(join_after=True)) == set() == forbidden_pieces(tokenizer, Restriction())
+    )
 
 
-def test_pieces_with_the_mark_of_a_words_end_are_glued_to_the_word_after() -> None:
+def test_pieces_without_an_end_of_word_mark_are_glued_to_the_next_word() -> None:
     tokenizer = word_end()
-    assert barred(tokenizer, BEFORE) == set()
-    found = barred(tokenizer, Restriction(join_after=True))
-    assert {"s", "x", "u"} <= found and not found & {"s</w>", "said</w>", ",", "-"}
+    assert forbidden_pieces(tokenizer, BEFORE) == set()
+    forbidden = forbidden_pieces(tokenizer, Restriction(join_after=True))
+    assert {"s", "x", "u"} <= forbidden and not forbidden & {"s</w>", "said</w>", ",", "-"}
 
 
-def test_sentencepieces_without_a_space_are_glued(tmp_path: Path) -> None:
+def test_sentencepieces_without_a_space_are_glued_to_the_word_before(tmp_path: Path) -> None:
     tokenizer = sentencepiece(tmp_path)
-    found, vocab = barred(tokenizer, BEFORE), set(tokenizer.get_vocab()) - set(SPECIAL)
-    assert {"s", "a", "7"} <= found and not [piece for piece in found if piece.startswith("▁")]
-    assert {p for p in vocab if p[:1].isalnum() and not p.startswith("<")} <= found and "," not in found
+    forbidden, vocab = forbidden_pieces(tokenizer, BEFORE), set(tokenizer.get_vocab()) - set(SPECIAL)
+    assert {"s", "a", "7"} <= forbidden and not [piece for piece in forbidden if piece.startswith("▁")]
+    assert {p for p in vocab if p[:1].isalnum() and not p.startswith("<")} <= forbidden and "," not in forbidden
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [  # of each mask: may it be glued to the word before, in a vocabulary with marked spaces; may it be a ## piece
+    [  # for each mask: may its piece be glued to the word before (with marked spaces); may it be a ## piece
         ("said [MASK] war", ["no no"]),
         ("said [MASK] [MASK] war", ["no no", "yes yes"]),
         ("said [MASK][MASK] war", ["no no", "yes yes"]),
@@ -123,12 +129,12 @@ def test_sentencepieces_without_a_space_are_glued(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("make", [wordpiece, byte_level])
-def test_where_a_mask_stands_decides(make, text: str, expected: list[str]) -> None:
+def test_the_restriction_depends_on_the_position_of_the_mask(make, text: str, expected: list[str]) -> None:
     tokenizer = make()
     gaps = infilling.parse(tokenizer, text)
-    found = [restriction for token, restriction in zip(*gaps, strict=True) if token == tokenizer.mask_token_id]
-    said = [f"{'no' if p.join_before else 'yes'} {'no' if p.go_on else 'yes'}" for p in found]
-    assert said == expected
+    restrictions = [restriction for token, restriction in zip(*gaps, strict=True) if token == tokenizer.mask_token_id]
+    answers = [f"{'no' if p.join_before else 'yes'} {'no' if p.go_on else 'yes'}" for p in restrictions]
+    assert answers == expected
     assert all(
         restriction == Restriction()
         for token, restriction in zip(*gaps, strict=True)
@@ -136,17 +142,17 @@ def test_where_a_mask_stands_decides(make, text: str, expected: list[str]) -> No
     )
 
 
-def test_where_spaces_are_tokens_letters_go_on_with_letters() -> None:
+def test_no_piece_is_forbidden_where_spaces_are_tokens() -> None:
     tokenizer = text8_tokenizer()
     gaps = infilling.parse(tokenizer, "the [MASK][MASK] house")
     assert not any(restriction.join_before for restriction in gaps.restrictions)
-    assert barred(tokenizer, Restriction(join_after=True, go_on=True)) == set()
+    assert forbidden_pieces(tokenizer, Restriction(join_after=True, go_on=True)) == set()
 
 
 # ---- the law ---------------------------------------------------------------------------------------------------------
 
 COUNTS = torch.tensor([0, 3, 0, 0, 0, 40, 7, 11, 5, 30, 15, 9])
-TOKENIZER = made(
+TOKENIZER = fast_tokenizer(
     WordPiece(ids("a", "said", "war", "##s", "##t", "##a", "."), unk_token="[UNK]"),
     pre_tokenizers.BertPreTokenizer(),
     decoders.WordPiece(),
@@ -164,8 +170,8 @@ def process_of(name: str):
     return kind.process(kind.settings(**settings), *counts, vocabulary)
 
 
-class Glueing(TableDenoiser):
-    """Likes ## pieces best."""
+class PrefersPieces(TableDenoiser):
+    """Denoiser that prefers ## pieces."""
 
     def encode(self, xt, t, attention_mask):
         """See Denoiser."""
@@ -201,21 +207,21 @@ def test_no_sampler_glues_a_piece_to_a_given_word(name: str, sampler: str, tempe
         )
     else:
         process = process_of(name)
-    denoiser = Glueing(len(COUNTS), seed=1)
+    denoiser = PrefersPieces(len(COUNTS), seed=1)
     rows = ROW.expand(60, -1).clone()
     batch = Batch(rows, torch.ones_like(rows, dtype=torch.bool), rows == 4)
-    asked = SampleArgs(num_steps=0 if name == "ar" else 8, sampler=sampler, temperature=temperature)
+    sampling = SampleArgs(num_steps=0 if name == "ar" else 8, sampler=sampler, temperature=temperature)
     restricted = infilling.restrict(denoiser, GAPS, TOKENIZER, process.support, rows.shape[1])
-    drawn = process.sample(restricted, batch, asked, rows_at_once=7)
+    drawn = process.sample(restricted, batch, sampling, rows_at_once=7)
     assert torch.equal(drawn[:, [0, 1, 4, 5]], rows[:, [0, 1, 4, 5]]) and not drawn.eq(4).any()
-    assert not PIECES[drawn[:, 2]].any() and PIECES[drawn[:, 3]].any()  # the second may go on with the first
-    free = process.sample(denoiser, batch, asked, rows_at_once=7)
+    assert not PIECES[drawn[:, 2]].any() and PIECES[drawn[:, 3]].any()  # the second piece may continue the first
+    free = process.sample(denoiser, batch, sampling, rows_at_once=7)
     assert PIECES[free[:, 2]].any()
 
 
-def test_what_is_left_keeps_its_proportions_and_mask_its_probability() -> None:
+def test_allowed_pieces_keep_their_proportions_and_mask_its_probability() -> None:
     for name in ("mdlm", "d3pm", "sedd"):
-        process, denoiser = process_of(name), Glueing(len(COUNTS), seed=3)
+        process, denoiser = process_of(name), PrefersPieces(len(COUNTS), seed=3)
         restricted = infilling.restrict(denoiser, GAPS, TOKENIZER, process.support, len(ROW))
         xt, everywhere = ROW[None], torch.ones(1, len(ROW), dtype=torch.bool)
         free = denoiser.decode(denoiser.encode(xt, torch.ones(1), everywhere))
@@ -223,7 +229,7 @@ def test_what_is_left_keeps_its_proportions_and_mask_its_probability() -> None:
         others = [i for i in range(len(ROW)) if i != 2]
         assert torch.equal(free[0, others], bound[0, others])
         before, after = (process.within_support(logits[0, 2:3].clone()).exp() for logits in (free, bound))
-        torch.testing.assert_close(after.sum(), before.sum())  # SEDD's score, and D3PM's p([MASK]), with it
+        torch.testing.assert_close(after.sum(), before.sum())  # and with it SEDD's score and D3PM's p([MASK])
         torch.testing.assert_close(after[0, 4], before[0, 4])
         assert not after[0, PIECES].any()
         kept = ~PIECES & (process.support == 0) & (torch.arange(len(COUNTS)) != 4)
@@ -231,7 +237,7 @@ def test_what_is_left_keeps_its_proportions_and_mask_its_probability() -> None:
         torch.testing.assert_close(ratio, ratio[0].expand_as(ratio))
 
 
-def test_nothing_changes_where_nothing_is_forbidden_and_nothing_left_is_said() -> None:
+def test_an_empty_restriction_changes_nothing_and_a_total_one_is_refused() -> None:
     denoiser, support = TableDenoiser(len(COUNTS)), process_of("mdlm").support
     free = infilling.parse(TOKENIZER, "said[MASK] war")
     assert infilling.restrict(denoiser, free, TOKENIZER, support, 5) is denoiser
@@ -240,8 +246,8 @@ def test_nothing_changes_where_nothing_is_forbidden_and_nothing_left_is_said() -
         infilling.restrict(denoiser, GAPS, TOKENIZER, only, 6)
 
 
-def test_given_words_stay_whole_at_any_temperature(monkeypatch, trained: Path, capsys) -> None:
-    """At this one half of what is drawn freely are ## pieces."""
+def test_given_words_stay_whole_at_a_high_temperature(monkeypatch, trained: Path, capsys) -> None:
+    """At temperature 30, half of the freely drawn pieces are ## pieces."""
     base = ["--checkpoint", trained, "--threads", 1, "--num_steps", 8, "--num_samples", 60, "--temperature", 30]
     text = ["--infill", "the cat [MASK] the house [MASK] tree."]
     assert call(predict.main, monkeypatch, *base, *text) == 0

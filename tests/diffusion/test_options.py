@@ -18,7 +18,7 @@ def test_windows_lead_from_T_to_0_without_gap(total: int, num_steps: int) -> Non
 
 
 @pytest.mark.parametrize("num_steps", [-1, 9])
-def test_more_windows_than_steps_are_refused(num_steps: int) -> None:
+def test_numbers_of_windows_out_of_range_are_refused(num_steps: int) -> None:
     with pytest.raises(UserError, match=f"num_steps={num_steps} must lie in 1..8"):
         step_windows(8, num_steps)
 
@@ -38,5 +38,5 @@ def test_sampling_settings_out_of_range_are_refused(setting: dict) -> None:
         SampleArgs(**setting)
 
 
-def test_no_number_of_steps_means_128_or_all() -> None:
+def test_the_default_number_of_windows_is_128_or_every_step() -> None:
     assert len(step_windows(2048)) == 128 and len(step_windows(16)) == 16

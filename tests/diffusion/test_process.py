@@ -1,4 +1,4 @@
-"""process.py: what no text holds is never predicted, never drawn, and takes no part in a softmax."""
+"""process.py: barred tokens are never predicted or drawn, and take no part in a softmax."""
 
 import math
 
@@ -16,7 +16,7 @@ def test_barred_tokens_have_probability_0_and_unsampled_ones_are_scored() -> Non
     assert process.sampling_support.tolist() == [-math.inf, 0, 0, -math.inf, -math.inf, -math.inf]
 
 
-def test_logits_are_made_float32_at_least() -> None:
+def test_logits_are_at_least_float32() -> None:
     process = Autoregressive(AutoregressiveArgs(), Vocabulary(4, mask_id=3))
     assert process.within_support(torch.zeros(1, 4, dtype=torch.bfloat16)).dtype == torch.float32
     assert process.within_support(torch.zeros(1, 4, dtype=torch.float64)).dtype == torch.float64

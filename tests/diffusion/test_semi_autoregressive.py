@@ -1,4 +1,4 @@
-"""semi_autoregressive.py: what is written stays, each window is drawn given the last, and one stride is exact."""
+"""semi_autoregressive.py: drawn tokens stay, each window is conditioned on the last, and one stride is exact."""
 
 import math
 
@@ -18,8 +18,8 @@ from tests.toy_process import MASK, every
 from utils.errors import UserError
 
 
-def test_every_window_is_given_the_last_and_what_was_written_never_changes() -> None:
-    """Windows of 6 by strides of 2: drawn tokens are numbered, so that each can be followed."""
+def test_every_window_is_given_the_last_and_drawn_tokens_never_change() -> None:
+    """Windows of 6 by strides of 2; drawn tokens are numbered, so that each can be traced."""
     seen: list[Batch] = []
 
     def draw(batch: Batch) -> Tensor:
@@ -35,7 +35,7 @@ def test_every_window_is_given_the_last_and_what_was_written_never_changes() -> 
     assert torch.equal(long, long[:1].expand(3, -1)) and len(seen) == 4
     for i, window in enumerate(seen[1:], start=1):
         assert window.target_mask[0].nonzero()[:, 0].tolist() == [5, 6]
-        assert torch.equal(window.input_ids[:, 1:5], long[:, 1 + 2 * i : 5 + 2 * i])  # a prefix as it was written
+        assert torch.equal(window.input_ids[:, 1:5], long[:, 1 + 2 * i : 5 + 2 * i])  # a prefix as it was drawn
         assert window.input_ids[0, [0, 7]].tolist() == [7, 8]
 
 
@@ -60,7 +60,7 @@ def test_the_law_is_that_of_one_window_after_another() -> None:
     assert agrees(drawn, batch, order)
 
 
-def test_strides_are_refused_that_are_no_part_of_a_window() -> None:
+def test_strides_outside_a_window_are_refused() -> None:
     assert SemiArArgs(semi_ar=True).stride(9) == 4
     with pytest.raises(UserError, match=r"stride_length=9 must lie in 1..8"):
         SemiArArgs(semi_ar=True, stride_length=9).stride(9)
@@ -76,31 +76,29 @@ T = TINY.index("--num_steps")
     [(p, "wrapped") for p in ("mdlm", "ar", "sedd", "d3pm", "word_freq")] + [("mdlm", "running"), ("ar", "running")],
 )
 @pytest.mark.slow
-def test_a_text_grows_by_its_strides_and_its_beginning_is_that_of_a_shorter_one(
-    process: str, protocol: str, tmp_path, monkeypatch, capsys
-) -> None:
+def test_more_strides_extend_the_same_text(process: str, protocol: str, tmp_path, monkeypatch, capsys) -> None:
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
-    words = [*TINY[:T], *TINY[T + 2 :], "--process", process, "--protocol", protocol, "--max_length", 16]
-    words += ["--time_conditioning", "layerwise"] if process == "sedd" else []
-    words += ["--train_data", tmp_path / "corpus.txt", "--cache_dir", tmp_path / "cache", "--max_steps", 5]
-    words += ["--eval_sequences", 2, *(["--num_steps", 64] if process == "word_freq" else [])]
-    assert call(main.main, monkeypatch, *words, "--output_dir", tmp_path / "run", "--valid_fraction", 0.2) == 0
+    flags = [*TINY[:T], *TINY[T + 2 :], "--process", process, "--protocol", protocol, "--max_length", 16]
+    flags += ["--time_conditioning", "layerwise"] if process == "sedd" else []
+    flags += ["--train_data", tmp_path / "corpus.txt", "--cache_dir", tmp_path / "cache", "--max_steps", 5]
+    flags += ["--eval_sequences", 2, *(["--num_steps", 64] if process == "word_freq" else [])]
+    assert call(main.main, monkeypatch, *flags, "--output_dir", tmp_path / "run", "--valid_fraction", 0.2) == 0
     base = ["--checkpoint", tmp_path / "run", "--threads", 1, "--num_samples", 2, "--semi_ar", "true"]
-    found: list[list[str]] = []
+    outputs: list[list[str]] = []
     for strides in (1, 3):
         capsys.readouterr()
         assert call(predict.main, monkeypatch, *base, "--stride_length", 5, "--num_strides", strides) == 0
-        found.append(capsys.readouterr().out.splitlines())
-    for short, long in zip(*found, strict=True):
+        outputs.append(capsys.readouterr().out.splitlines())
+    for short, long in zip(*outputs, strict=True):
         assert long.startswith(short[: len(short) // 2]) and len(long) > len(short)
     capsys.readouterr()
     one = ["--stride_length", 5, "--num_strides", 3, "--batch_size", 1]
     assert call(predict.main, monkeypatch, *base, *one) == 0
-    assert capsys.readouterr().out.splitlines() == found[1]  # whatever else is in the batch
+    assert capsys.readouterr().out.splitlines() == outputs[1]  # independent of the rest of the batch
     assert call(predict.main, monkeypatch, *base, "--infill", "the [MASK]") == 2
     assert "leave --infill and --show out" in capsys.readouterr().err
 
 
-def test_single_texts_are_not_gone_on_from(trained, monkeypatch, capsys) -> None:
+def test_checkpoints_of_single_texts_are_refused(trained, monkeypatch, capsys) -> None:
     assert call(predict.main, monkeypatch, "--checkpoint", trained, "--semi_ar", "true") == 2
     assert "this checkpoint's rows are unpadded, single texts that end" in capsys.readouterr().err

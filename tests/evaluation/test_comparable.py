@@ -1,4 +1,4 @@
-"""comparable.py: notes on stderr and in the JSON where figures are not comparable with the training."""
+"""comparable.py: notes on stderr and in the JSON where figures are not comparable with those of training."""
 
 import json
 from dataclasses import replace
@@ -20,18 +20,18 @@ from tests.conftest import SENTENCES, call
 def scored(monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     """Score lines with the trained checkpoint; return the notes of the JSON, and stderr."""
 
-    def run(lines: list[str], *words: object, more: tuple = ("--json",)) -> tuple[list[str], str, str]:
+    def run(lines: list[str], *flags: object, output_flags: tuple = ("--json",)) -> tuple[list[str], str, str]:
         (tmp_path / "lines.txt").write_text("\n".join(lines))
-        where = ["--checkpoint", trained, "--data", tmp_path / "lines.txt", "--cache_dir", tmp_path / "cache"]
-        assert call(compute_elbo.main, monkeypatch, *where, "--num_steps", 1, "--threads", 1, *words, *more) == 0
+        base = ["--checkpoint", trained, "--data", tmp_path / "lines.txt", "--cache_dir", tmp_path / "cache"]
+        assert call(compute_elbo.main, monkeypatch, *base, "--num_steps", 1, "--threads", 1, *flags, *output_flags) == 0
         out, err = capsys.readouterr()
-        return json.loads(out)["notes"] if more else [], err, out
+        return json.loads(out)["notes"] if output_flags else [], err, out
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("flags", "expected"),
     [
         ([], []),
         (["--protocol", "unpadded", "--detokenizer", "none"], []),
@@ -40,16 +40,16 @@ def scored(monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path, capsy
         (["--posterior", "released"], ["is not a bound"]),
     ],
 )
-def test_what_is_read_otherwise_than_in_training(scored, words: list, expected: list[str]) -> None:
-    notes, err, _ = scored(SENTENCES[:60], *words)
+def test_settings_that_differ_from_training_are_noted(scored, flags: list, expected: list[str]) -> None:
+    notes, err, _ = scored(SENTENCES[:60], *flags)
     assert len(notes) == len(expected) and all(part in note for part, note in zip(expected, notes, strict=True))
-    said = [line for line in err.splitlines() if not line.startswith("reading scored: ")]
-    assert said == [f"{'warning' if 'bound:' in note else 'note'}: {note}" for note in notes]
-    _, said, out = scored(SENTENCES[:60], *words, more=())
-    assert [line for line in said.splitlines() if line in err] == said.splitlines() and "bits/token" in out
+    reported = [line for line in err.splitlines() if not line.startswith("reading scored: ")]
+    assert reported == [f"{'warning' if 'bound:' in note else 'note'}: {note}" for note in notes]
+    _, reported, out = scored(SENTENCES[:60], *flags, output_flags=())
+    assert [line for line in reported.splitlines() if line in err] == reported.splitlines() and "bits/token" in out
 
 
-def test_texts_longer_than_any_in_training(scored) -> None:
+def test_texts_longer_than_any_in_training_are_noted(scored) -> None:
     notes, _, _ = scored([*SENTENCES[:5], " ".join(SENTENCES[:6])])
     assert notes == ["1 of 6 texts are longer than all training texts (15 tokens)"]
 
@@ -65,11 +65,11 @@ def test_another_row_format_is_noted(trained: Path, corpus: Path, tmp_path: Path
     run = load_checkpoint(str(trained), torch.device("cpu"))
     for form, expected in ((TextFormat("padded"), 1), (TextFormat(), 0)):
         text = read_rows(training_source(str(corpus)), form, run.tokenizer, run.max_length, str(tmp_path / "cache"))
-        found = comparability_notes(replace(run, text_format=form), text)  # special tokens make no text longer
-        assert len(found) == expected and all("trained with row_format=unpadded" in note for note in found)
+        notes = comparability_notes(replace(run, text_format=form), text)  # special tokens make no text longer
+        assert len(notes) == expected and all("trained with row_format=unpadded" in note for note in notes)
 
 
-def test_the_longest_text_in_training(trained: Path) -> None:
+def test_the_longest_training_text_follows_from_the_length_histogram(trained: Path) -> None:
     run = load_checkpoint(str(trained), torch.device("cpu"), row_format="wrapped", detokenizer="ptb")
     assert run.trained_format == TextFormat() and run.text_format == TextFormat("wrapped", "ptb")
     assert longest_trained(run) == 15 == max(n for n, count in enumerate(run.length_histogram) if count)
@@ -79,7 +79,7 @@ def test_the_longest_text_in_training(trained: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("flags", "message"),
     [
         (["--length", 16], "note: 16 tokens exceed the longest training text (15)"),
         (["--length", 15], ""),
@@ -89,8 +89,10 @@ def test_the_longest_text_in_training(trained: Path) -> None:
         (["--length", 600], "error: 600 tokens"),
     ],
 )
-def test_a_text_to_be_written_that_is_longer(monkeypatch, capsys, trained: Path, words: list, said: str) -> None:
+def test_a_request_longer_than_any_training_text_is_noted(
+    monkeypatch, capsys, trained: Path, flags: list, message: str
+) -> None:
     base = ["--checkpoint", trained, "--num_samples", 1, "--num_steps", 1, "--threads", 1]
-    assert call(predict.main, monkeypatch, *base, *words) == (2 if "error" in said else 0)
+    assert call(predict.main, monkeypatch, *base, *flags) == (2 if "error" in message else 0)
     err = capsys.readouterr().err
-    assert said in err and err.count("\n") == bool(said)
+    assert message in err and err.count("\n") == bool(message)

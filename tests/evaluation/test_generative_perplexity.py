@@ -30,14 +30,14 @@ from utils.errors import UserError
 CPU = torch.device("cpu")
 
 
-def test_ends_of_text_after_the_first_are_not_scored_but_text_after_it_is() -> None:
+def test_ends_of_text_after_the_first_are_not_scored_but_later_text_is() -> None:
     """Recorded from MDLM's evaluation."""
     tokens = torch.tensor([9, 1, 2, 9, 3, 4, 9, 9, 5])
     assert scored_tokens(tokens, 9).tolist() == [True, True, False, True, True, False, False, True]
     assert scored_tokens(tokens, None).all()
 
 
-def test_the_entropy_is_that_of_a_texts_own_frequencies() -> None:
+def test_the_entropy_is_that_of_the_token_frequencies_of_a_text() -> None:
     assert token_entropy([4, 4, 4]) == 0 and token_entropy([1, 2, 3, 4]) == pytest.approx(math.log(4))
     assert token_entropy([1, 1, 2, 3]) == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(4))
 
@@ -54,10 +54,10 @@ def test_a_stock_language_model_agrees_with_scoring_token_by_token(gpt2: str) ->
                 law = model(torch.tensor([ids[:i]])).logits[0, -1].log_softmax(-1)
                 total, count = total - law[ids[i]].item(), count + 1
         nats.append(total)
-    found = generative_perplexity(texts, gpt2, CPU)
-    assert found["gen_tokens"] == count
-    assert found["gen_ppl"] == pytest.approx(math.exp(sum(nats) / count), rel=1e-4)
-    assert 0 < found["gen_ppl_se"] < found["gen_ppl"]
+    report = generative_perplexity(texts, gpt2, CPU)
+    assert report["gen_tokens"] == count
+    assert report["gen_ppl"] == pytest.approx(math.exp(sum(nats) / count), rel=1e-4)
+    assert 0 < report["gen_ppl_se"] < report["gen_ppl"]
 
 
 def test_a_long_text_is_read_in_windows_that_score_each_token_once() -> None:
@@ -113,28 +113,37 @@ def test_without_a_beginning_of_text_the_first_token_is_given(gpt2: str, tmp_pat
     with torch.no_grad():
         law = model.eval()(ids).logits[0, :-1].log_softmax(-1)
     expected = math.exp(-law.gather(1, ids[0, 1:, None]).mean().item())
-    found = generative_perplexity(texts, str(tmp_path / "bare"), CPU)
-    assert found["gen_ppl"] == pytest.approx(expected, rel=1e-4) and found["gen_tokens"] == ids.shape[1] - 1
+    report = generative_perplexity(texts, str(tmp_path / "bare"), CPU)
+    assert report["gen_ppl"] == pytest.approx(expected, rel=1e-4) and report["gen_tokens"] == ids.shape[1] - 1
     assert generative_perplexity(texts[-1:], str(tmp_path / "bare"), CPU)["gen_ppl_se"] is None
 
 
 def test_a_checkpoint_of_pairs_is_refused(pairs_folder: Path, tmp_path: Path, monkeypatch) -> None:
     t = TINY.index("--num_steps")
-    words = [*TINY[:t], *TINY[t + 2 :], "--process", "ar", "--train_data", pairs_folder, "--max_length", 40]
-    words += ["--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "run", "--max_steps", 1]
-    assert call(main.main, monkeypatch, *words) == 0
+    flags = [*TINY[:t], *TINY[t + 2 :], "--process", "ar", "--train_data", pairs_folder, "--max_length", 40]
+    flags += ["--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "run", "--max_steps", 1]
+    assert call(main.main, monkeypatch, *flags) == 0
     with pytest.raises(UserError, match="is a checkpoint of pairs; give one of text and process=ar"):
         generative_perplexity(["a"], str(tmp_path / "run"), CPU)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_of_ar_judges_as_it_is_scored(gpt2, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: F811
+def test_an_ar_checkpoint_as_judge_agrees_with_its_own_likelihood(gpt2, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: F811
     (tmp_path / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
     t = TINY.index("--num_steps")
-    words = [*TINY[:t], *TINY[t + 2 :], "--train_data", tmp_path / "corpus.txt", "--cache_dir", tmp_path / "cache"]
+    flags = [*TINY[:t], *TINY[t + 2 :], "--train_data", tmp_path / "corpus.txt", "--cache_dir", tmp_path / "cache"]
     for process in ("ar", "mdlm"):
-        more = ["--process", process, "--output_dir", tmp_path / process, "--max_steps", 3, "--valid_fraction", 0.2]
-        assert call(main.main, monkeypatch, *words, *more) == 0
+        run_flags = [
+            "--process",
+            process,
+            "--output_dir",
+            tmp_path / process,
+            "--max_steps",
+            3,
+            "--valid_fraction",
+            0.2,
+        ]
+        assert call(main.main, monkeypatch, *flags, *run_flags) == 0
     capsys.readouterr()
     run, nats, tokens = load_checkpoint(str(tmp_path / "ar"), CPU), 0.0, 0
     for ids in encode(run.tokenizer, SENTENCES)["input_ids"]:  # one by one, without special tokens at the end
@@ -142,16 +151,16 @@ def test_a_checkpoint_of_ar_judges_as_it_is_scored(gpt2, tmp_path: Path, monkeyp
         with torch.no_grad():
             nats += run.process.cross_entropy(run.denoiser, batch)[batch.target_mask].sum().item()
         tokens += len(ids)
-    words = ["--predictions", tmp_path / "corpus.txt", "--references", tmp_path / "corpus.txt", "--threads", 1]
-    assert call(compute_metric.main, monkeypatch, *words, "--judge_model", tmp_path / "ar", "--json", "true") == 0
+    flags = ["--predictions", tmp_path / "corpus.txt", "--references", tmp_path / "corpus.txt", "--threads", 1]
+    assert call(compute_metric.main, monkeypatch, *flags, "--judge_model", tmp_path / "ar", "--json", "true") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["gen_ppl"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
     assert report["gen_tokens"] == tokens and report["token_entropy"] > 0
-    assert call(compute_metric.main, monkeypatch, *words, "--judge_model", tmp_path / "mdlm") == 2
+    assert call(compute_metric.main, monkeypatch, *flags, "--judge_model", tmp_path / "mdlm") == 2
     assert "process=mdlm, which only gives a bound; give one of text and process=ar" in capsys.readouterr().err
 
 
-def test_texts_that_cannot_be_scored_are_refused_in_one_line(gpt2: str, tmp_path: Path) -> None:  # noqa: F811
+def test_texts_that_cannot_be_scored_are_refused(gpt2: str, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(UserError, match="too short to be scored"):
         generative_perplexity(["", ""], gpt2, CPU)
     with pytest.raises(UserError, match="no such folder"):
@@ -168,10 +177,10 @@ def test_a_language_model_without_finite_output_is_refused(monkeypatch, value: f
         generative_perplexity(["a", "b"], "j", CPU)
 
 
-def test_a_perplexity_that_no_float_holds_is_left_out(monkeypatch) -> None:
+def test_an_overflowing_perplexity_is_left_out(monkeypatch) -> None:
     language_model = LanguageModel(
         lambda texts: [[1, 2, 3]] * len(texts), (9,), None, 50, lambda row: torch.full((len(row) - 1,), 800.0)
     )
     monkeypatch.setattr("evaluation.generative_perplexity._load_transformers", lambda *_: language_model)
-    found = generative_perplexity(["a", "b"], "j", CPU)
-    assert found["gen_ppl"] is found["gen_ppl_se"] is None and found["gen_tokens"] == 6
+    report = generative_perplexity(["a", "b"], "j", CPU)
+    assert report["gen_ppl"] is report["gen_ppl_se"] is None and report["gen_tokens"] == 6

@@ -1,4 +1,4 @@
-"""likelihood.py: sums over sentences, divided once; batch size and number of processes do not change them."""
+"""likelihood.py: sums over sentences, divided once; batch size and number of processes do not change the sums."""
 
 import math
 from dataclasses import replace
@@ -73,11 +73,11 @@ def test_the_standard_error_is_that_of_the_mean(run: TextModel, text: TokenizedT
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
-def test_the_batch_size_changes_nothing(run: TextModel, text: TokenizedText, batch_size: int) -> None:
+def test_the_batch_size_does_not_change_the_sum(run: TextModel, text: TokenizedText, batch_size: int) -> None:
     assert score(run, text, batch_size=batch_size).nats == pytest.approx(score(run, text).nats, rel=1e-5)
 
 
-def test_ranks_add_up_to_one_process(run: TextModel, text: TokenizedText, monkeypatch) -> None:
+def test_the_sums_of_ranks_add_up_to_those_of_one_process(run: TextModel, text: TokenizedText, monkeypatch) -> None:
     def share(rank: int) -> Likelihood:
         with monkeypatch.context() as patch:
             patch.setattr("evaluation.likelihood.rank", lambda: rank)
@@ -99,9 +99,7 @@ def test_more_steps_lower_the_bound_and_seeds_agree_within_their_error(run: Text
     assert abs(first["nats_per_sequence"] - second["nats_per_sequence"]) < 4 * error
 
 
-def test_the_unigram_figure_is_the_cross_entropy_of_the_training_frequencies(
-    run: TextModel, text: TokenizedText
-) -> None:
+def test_unigram_bits_are_the_cross_entropy_under_training_frequencies(run: TextModel, text: TokenizedText) -> None:
     p = (run.token_counts.double() + 1) / (run.token_counts.sum() + len(run.token_counts))
     tokens = torch.from_numpy(np.asarray(text.tokens[: text.offsets[40]], dtype=np.int64))
     expected = -(p[tokens].log2()).mean()
@@ -117,21 +115,21 @@ ESTIMATORS = {
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_the_error_of_the_draws_is_the_spread_over_repeats(run: TextModel, text: TokenizedText, name: str) -> None:
-    words = {"number": 20, "num_steps": 4, "batch_size": 64}  # two rounds suffice for 20 sentences
-    repeats = [score(run, text, seed=seed, bound_args=ESTIMATORS[name], **words).report() for seed in range(120)]
+    settings = {"number": 20, "num_steps": 4, "batch_size": 64}  # two rounds suffice for 20 sentences
+    repeats = [score(run, text, seed=seed, bound_args=ESTIMATORS[name], **settings).report() for seed in range(120)]
     spread = np.std([r["nats_per_sequence"] for r in repeats], ddof=1)
-    said = math.sqrt(np.mean([r["draws_error_nats"] ** 2 for r in repeats]))
-    assert said == pytest.approx(spread, rel=0.15)
-    published = [score(run, text, seed=seed, **words).report()["nats_per_sequence"] for seed in range(40)]
+    reported = math.sqrt(np.mean([r["draws_error_nats"] ** 2 for r in repeats]))
+    assert reported == pytest.approx(spread, rel=0.15)
+    published = [score(run, text, seed=seed, **settings).report()["nats_per_sequence"] for seed in range(40)]
     error = math.hypot(spread / math.sqrt(120), np.std(published, ddof=1) / math.sqrt(40))
     assert abs(np.mean([r["nats_per_sequence"] for r in repeats]) - np.mean(published)) < 4 * error
-    price = repeats[0]["network_evaluations"]
+    evaluations = repeats[0]["network_evaluations"]
     assert repeats[0]["estimator"] == name and (
-        4 < price <= 8 if name == "trajectory" else price == 2 * (4, 2)[name == "stratified"]
+        4 < evaluations <= 8 if name == "trajectory" else evaluations == 2 * (4, 2)[name == "stratified"]
     )
 
 
-def test_it_goes_on_until_the_error_is_as_small_as_asked(run: TextModel, text: TokenizedText) -> None:
+def test_scoring_continues_until_the_target_error_is_reached(run: TextModel, text: TokenizedText) -> None:
     coarse, fine = (
         score(run, text, bound_args=BoundArgs(estimator="stratified", evaluations=2, target_se=target)).report()
         for target in (0.5, 0.02)
@@ -141,14 +139,14 @@ def test_it_goes_on_until_the_error_is_as_small_as_asked(run: TextModel, text: T
     assert "by stratified" in describe(fine) and "of the draws alone" in describe(fine)
 
 
-def test_a_target_is_not_believed_to_be_met_by_luck(run: TextModel, text: TokenizedText) -> None:
+def test_a_target_error_is_not_met_after_a_few_rounds_of_one_sentence(run: TextModel, text: TokenizedText) -> None:
     """A single sentence needs 21 rounds before the error of the draws is used."""
     args = BoundArgs(estimator="stratified", evaluations=1, target_se=0.9)
     report = score_text(run, text, np.array([3]), Scoring(4, args, batch_size=1), progress=False).report()
     assert report["network_evaluations"] >= 21
 
 
-def test_a_bound_that_is_not_finite_meets_no_target() -> None:
+def test_a_bound_that_is_not_finite_is_refused() -> None:
     for value in (math.nan, math.inf):
         tally, one = Tally(1, CPU), torch.ones(1, dtype=torch.float64)
         for nats in (one, one * value):
@@ -158,7 +156,7 @@ def test_a_bound_that_is_not_finite_meets_no_target() -> None:
             rounds_for(tally, 0.1)
 
 
-def test_pick_is_a_fixed_choice(text: TokenizedText) -> None:
+def test_pick_makes_the_same_choice_every_time(text: TokenizedText) -> None:
     assert pick(text, 0).tolist() == list(range(240)) == pick(text, 999).tolist()
     assert pick(text, 10).tolist() == pick(text, 10).tolist() != list(range(10))
     assert len(set(pick(text, 10).tolist())) == 10
@@ -166,11 +164,11 @@ def test_pick_is_a_fixed_choice(text: TokenizedText) -> None:
 
 def test_text_without_spaces_has_no_perplexity_per_word(run, text, tmp_path: Path, monkeypatch) -> None:
     lines = ["我喜欢这只猫", "你好吗", "猫在家里睡觉"]
-    for separator, apart in (("", False), (" ", True)):
-        (tmp_path / f"{apart}.txt").write_text("\n".join(separator.join(line) for line in lines))
+    for separator, separated in (("", False), (" ", True)):
+        (tmp_path / f"{separated}.txt").write_text("\n".join(separator.join(line) for line in lines))
         vocabulary = train_wordpiece(lines * 3, 200)
-        chinese = tokenize(training_source(str(tmp_path / f"{apart}.txt")), vocabulary, 60, str(tmp_path / "cache"))
-        assert are_words_separated(SimpleNamespace(tokenizer=vocabulary), chinese, np.arange(3)) == apart
+        chinese = tokenize(training_source(str(tmp_path / f"{separated}.txt")), vocabulary, 60, str(tmp_path / "cache"))
+        assert are_words_separated(SimpleNamespace(tokenizer=vocabulary), chinese, np.arange(3)) == separated
     assert are_words_separated(run, text, np.arange(5))
     monkeypatch.setattr("evaluation.likelihood.are_words_separated", lambda *_: False)
     report = score(run, text, 4).report()
@@ -178,7 +176,7 @@ def test_text_without_spaces_has_no_perplexity_per_word(run, text, tmp_path: Pat
     assert " per token, none per word (no spaces between words)\n" in describe(report)
 
 
-def test_what_a_given_length_costs_is_said_apart(run: TextModel, text: TokenizedText) -> None:
+def test_the_nats_of_given_lengths_are_reported_separately(run: TextModel, text: TokenizedText) -> None:
     """Lengths are scored under the training lengths, which predict.py draws from, with add-one smoothing."""
     counts = [*run.length_histogram, *[0] * (run.max_length - 1 - len(run.length_histogram))][1:]
     chances = [(count + 1) / (sum(counts) + len(counts)) for count in counts]
@@ -198,9 +196,9 @@ def test_what_a_given_length_costs_is_said_apart(run: TextModel, text: Tokenized
     assert without["length_nats"] is None and "lengths" not in describe(without)
 
 
-def test_a_process_that_has_no_sentence_has_its_part_in_the_profile() -> None:
-    """With two processes and one sentence both must take part in every sum, or they wait forever."""
+def test_a_process_without_sentences_takes_part_in_the_profile() -> None:
+    """With two processes and one sentence, both must take part in every sum, or they wait for each other forever."""
     process = SimpleNamespace(profile_names=lambda denoiser: ["a", "b"])
-    found = Profile(SimpleNamespace(denoiser=None, process=process, tokenizer=None), torch.device("cpu"))
-    assert found.fill(SimpleNamespace(lengths=np.zeros(3)), np.zeros(0, int), 4, 0, lambda: True)
-    assert found.totals() == {"a": 0.0, "b": 0.0}
+    profile = Profile(SimpleNamespace(denoiser=None, process=process, tokenizer=None), torch.device("cpu"))
+    assert profile.fill(SimpleNamespace(lengths=np.zeros(3)), np.zeros(0, int), 4, 0, lambda: True)
+    assert profile.totals() == {"a": 0.0, "b": 0.0}

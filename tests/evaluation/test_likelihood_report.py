@@ -1,4 +1,4 @@
-"""likelihood_report.py: every figure follows from sums; what no float holds is said in words."""
+"""likelihood_report.py: every figure follows from sums; an overflowing perplexity is reported in words."""
 
 import math
 
@@ -7,8 +7,8 @@ import pytest
 from evaluation.likelihood_report import Likelihood, describe
 
 
-def test_the_paper_s_perplexity_is_exp_of_nats_per_sequence_over_words_per_sequence() -> None:
-    """The author's example: a bound of 110 nats over 26 words is 4.23 nats a word."""
+def test_perplexity_is_exp_of_nats_per_sequence_over_words_per_sequence() -> None:
+    """The author's example: a bound of 110 nats over 26 words is 4.23 nats per word."""
     totals = Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128)
     assert totals.report()["ppl_word"] == pytest.approx(math.exp(110 / 26))
     assert totals.report()["standard_error_nats"] == pytest.approx(0, abs=1e-4)
@@ -20,9 +20,9 @@ def test_one_sentence_has_no_standard_error() -> None:
     assert report["ppl_word"] == pytest.approx(math.exp(4.5)) and report["ppl_token"] == pytest.approx(math.exp(3))
 
 
-def test_a_perplexity_that_no_float_holds_is_said_to_be_large() -> None:
+def test_an_overflowing_perplexity_is_reported_as_large() -> None:
     report = Likelihood(5e3, 25e6, 0.0, 1.0, 12.0, 1, 5, 4, 8).report()
     assert report["ppl_token"] is report["ppl_word"] is None and report["bits_per_token"] > 1000
     assert "PPL above 1e308 per token, above 1e308 per word\n" in describe(report)
-    said = describe(Likelihood(2e9, 4e18, 0.0, 1.0, 12.0, 1, 10**8, 10**7, 8).report())
-    assert "PPL 4.852e+08 per token, 7.226e+86 per word\n2.000e+09 nats/sequence" in said
+    description = describe(Likelihood(2e9, 4e18, 0.0, 1.0, 12.0, 1, 10**8, 10**7, 8).report())
+    assert "PPL 4.852e+08 per token, 7.226e+86 per word\n2.000e+09 nats/sequence" in description

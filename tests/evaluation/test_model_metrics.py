@@ -78,11 +78,11 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
         (3, [0.923796, 1.0, 0.869829, 0.813929]),
     ],
 )
-def test_bert_score_is_bert_scores(bert: str, layer: int, recorded: list[float]) -> None:
+def test_bert_score_agrees_with_the_bert_score_package(bert: str, layer: int, recorded: list[float]) -> None:
     assert bert_score(HYPOTHESES, REFERENCES, bert, layer, CPU) == pytest.approx(recorded, abs=2e-6)
 
 
-def test_the_layers_are_bert_scores() -> None:
+def test_the_default_layers_are_those_of_the_bert_score_package() -> None:
     """bert_score.utils.model2layers: bert-base-uncased, roberta-large, deberta-xlarge-mnli, ..."""
     assert BERTSCORE_LAYERS == {
         ("bert", 12): 9, ("bert", 24): 18, ("roberta", 12): 10, ("roberta", 24): 17, ("distilbert", 6): 5,
@@ -90,7 +90,7 @@ def test_the_layers_are_bert_scores() -> None:
     }  # fmt: skip
 
 
-def test_bert_score_of_identity_and_of_nothing(bert: str) -> None:
+def test_bert_score_of_equal_texts_is_one_and_of_empty_texts_zero(bert: str) -> None:
     assert bert_score(["a cat", "", "a cat"], ["a cat", "a", ""], bert, 1, CPU) == pytest.approx([1, 0, 0], abs=1e-6)
     assert bert_score(HYPOTHESES, REFERENCES, bert, 0, CPU) == bert_score(HYPOTHESES, REFERENCES, bert, 3, CPU)
     with pytest.raises(UserError, match="bertscore_layer=4 is more than the 3 layers"):
@@ -107,13 +107,13 @@ def test_bert_score_of_identity_and_of_nothing(bert: str) -> None:
         ([0.7, 0.2, 0.1], [0.1, 0.2, 0.7], 0.21906168496212094),
     ],
 )
-def test_the_area_under_the_divergence_curve_is_mauves(p: list, q: list, recorded: float) -> None:
+def test_the_area_under_the_divergence_curve_agrees_with_mauve_text(p: list, q: list, recorded: float) -> None:
     assert area(divergence_curve(np.array(p), np.array(q))) == pytest.approx(recorded, abs=1e-9)
     assert area(divergence_curve(np.array(q), np.array(p))) == pytest.approx(recorded, abs=1e-9)
 
 
 @pytest.mark.parametrize("p", [[0.5, 0.5], [1, 0], [0.25] * 4])
-def test_a_histogram_is_its_own_equal(p: list) -> None:
+def test_equal_histograms_have_area_one(p: list) -> None:
     assert area(divergence_curve(np.array(p), np.array(p))) == pytest.approx(1)
 
 
@@ -125,14 +125,14 @@ def normal(seed: int, shift: float) -> np.ndarray:
 # mean over its seeds 25 to 29, which differ by up to 0.03, since it uses faiss for k-means
 @pytest.mark.parametrize(("shift", "recorded"), [(0.5, 0.884), (1.0, 0.688), (2.0, 0.158)])
 @pytest.mark.slow
-def test_quantised_mauve_is_near_mauves(shift: float, recorded: float) -> None:
+def test_quantised_mauve_is_near_mauve_text(shift: float, recorded: float) -> None:
     ours = [
         area(divergence_curve(*quantize(normal(int(10 * shift) + 1, shift), normal(99, 0), seed))) for seed in range(3)
     ]
     assert np.mean(ours) == pytest.approx(recorded, abs=0.03)
 
 
-def test_histograms_are_of_both_sides_over_the_same_clusters() -> None:
+def test_both_histograms_use_the_same_clusters() -> None:
     p, q = quantize(np.repeat(np.eye(4)[:2], 20, 0), np.repeat(np.eye(4)[2:], 20, 0), seed=0)
     assert p.sum() == pytest.approx(1) and q.sum() == pytest.approx(1) and (p * q).sum() == 0
 
@@ -150,25 +150,25 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(folder)
 
 
-def test_mauve_tells_another_text_from_the_same(gpt2: str) -> None:
+def test_mauve_is_lower_for_different_text_than_for_similar_text(gpt2: str) -> None:
     same = mauve(SENTENCES[::2], SENTENCES[1::2], gpt2, 0, CPU)
     other = mauve(["it it it", "", "sees sees a a a"] * 40, SENTENCES[1::2], gpt2, 0, CPU)
     assert 0 < other < 0.5 < same <= 1
 
 
-def test_the_script_reports_both(bert, gpt2, monkeypatch, tmp_path, capsys) -> None:
+def test_the_script_reports_mauve_and_bertscore(bert, gpt2, monkeypatch, tmp_path, capsys) -> None:
     (tmp_path / "s.txt").write_text("\n".join(SENTENCES[::2]))
     (tmp_path / "r.txt").write_text("\n".join(SENTENCES[1::2]))
-    words = ["--predictions", tmp_path / "s.txt", "--references", tmp_path / "r.txt", "--threads", 1]
-    assert call(compute_metric.main, monkeypatch, *words, "--mauve_model", gpt2) == 0
+    flags = ["--predictions", tmp_path / "s.txt", "--references", tmp_path / "r.txt", "--threads", 1]
+    assert call(compute_metric.main, monkeypatch, *flags, "--mauve_model", gpt2) == 0
     assert "mauve" in capsys.readouterr().out
     (tmp_path / "p.jsonl").write_text('{"src": "x", "trg": "a tree"}\n' * 120)
-    words[3] = tmp_path / "p.jsonl"
-    assert call(compute_metric.main, monkeypatch, *words, "--bertscore_model", bert) == 0
+    flags[3] = tmp_path / "p.jsonl"
+    assert call(compute_metric.main, monkeypatch, *flags, "--bertscore_model", bert) == 0
     assert "bertscore" in capsys.readouterr().out
 
 
-def test_a_folder_that_holds_no_model_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         bert_score(["a"], ["b"], str(tmp_path / "none"), 0, CPU)
     (tmp_path / "config.json").write_text("{}")
@@ -176,11 +176,11 @@ def test_a_folder_that_holds_no_model_is_one_clear_line(tmp_path: Path) -> None:
         bert_score(["a"], ["b"], str(tmp_path), 0, CPU)
 
 
-# ---- what is not finite ----------------------------------------------------------------------------------------------
+# ---- weights and hidden states that are not finite -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_model_with_a_weight_that_is_no_number_is_refused(gpt2: str, tmp_path: Path, value: float) -> None:
+def test_a_model_with_a_weight_that_is_not_finite_is_refused(gpt2: str, tmp_path: Path, value: float) -> None:
     model, tokenizer = GPT2LMHeadModel.from_pretrained(gpt2), AutoTokenizer.from_pretrained(gpt2)
     with torch.no_grad():
         model.transformer.h[0].mlp.c_fc.weight[1, 2] = value
@@ -195,7 +195,7 @@ def test_a_model_with_a_weight_that_is_no_number_is_refused(gpt2: str, tmp_path:
         generative_perplexity(HYPOTHESES, folder, CPU)
 
 
-def test_a_model_whose_states_are_not_finite_is_refused(gpt2: str, tmp_path: Path) -> None:
+def test_a_model_with_hidden_states_that_are_not_finite_is_refused(gpt2: str, tmp_path: Path) -> None:
     model, tokenizer = GPT2LMHeadModel.from_pretrained(gpt2), AutoTokenizer.from_pretrained(gpt2)
     with torch.no_grad():
         model.transformer.ln_f.weight.fill_(3e38)
@@ -208,11 +208,11 @@ def test_a_model_whose_states_are_not_finite_is_refused(gpt2: str, tmp_path: Pat
         generative_perplexity(HYPOTHESES, str(tmp_path / "large"), CPU)
 
 
-def test_embeddings_of_nothing_match_nothing() -> None:
+def test_zero_embeddings_score_zero() -> None:
     assert greedy_f1([5], torch.zeros(1, 4), [6], torch.zeros(1, 4), set()) == 0
 
 
-def test_a_text_of_which_the_tokenizer_makes_nothing(gpt2: str, monkeypatch) -> None:
+def test_a_text_without_tokens_is_refused(gpt2: str, monkeypatch) -> None:
     class Silent:
         model_max_length = 99
 

@@ -60,14 +60,14 @@ def test_a_malformed_journal_is_cleared(tmp_path: Path, content: bytes) -> None:
     assert Journal(tmp_path / "p.jsonl", "recipe").records == {0: record(0)}
 
 
-def test_a_record_that_lacks_something_is_drawn_again(tmp_path: Path) -> None:
+def test_an_incomplete_record_is_drawn_again(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "p.jsonl", "recipe")
     journal.add(0, record(0))
     journal.add(1, {"index": 1})
     assert Journal(tmp_path / "p.jsonl", "recipe").records == {0: record(0)}
 
 
-def test_unusual_line_separators_stay_in_a_line(tmp_path: Path) -> None:
+def test_unusual_line_separators_stay_within_a_line(tmp_path: Path) -> None:
     """U+2028, U+0085 and form feeds end a line for str.splitlines only, not for JSON and text files."""
     odd = "a\u2028b\x85c\x0cd"
     write_predictions(tmp_path / "p.jsonl", [record(0, (odd, "x"))])
@@ -76,13 +76,13 @@ def test_unusual_line_separators_stay_in_a_line(tmp_path: Path) -> None:
     assert read_samples(tmp_path / "s.txt") == [odd, "second"]
 
 
-def test_a_folder_of_diffuseqs_form_holds_one_run(tmp_path: Path) -> None:
+def test_a_folder_in_diffuseqs_format_holds_one_run(tmp_path: Path) -> None:
     write_diffuseq(tmp_path / "d", [record(0, ("a", "b", "c"))], seed=0, num_steps=9)
     write_diffuseq(tmp_path / "d", [record(0, ("x", "y"))], seed=0, num_steps=4)
     assert read_predictions(tmp_path / "d")[0]["candidates"] == ["x", "y"]
 
 
-def test_everything_that_decides_the_candidates_is_in_the_fingerprint(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_all_that_decides_the_candidates(tmp_path: Path) -> None:
     (tmp_path / "process.json").write_text("{}")
     (tmp_path / "model.safetensors").write_bytes(b"12")
     base = tmp_path, {"seed": 0}, ["a", "b"], ["c"]
@@ -95,27 +95,28 @@ def test_everything_that_decides_the_candidates_is_in_the_fingerprint(tmp_path: 
     assert len(set(prints)) == len(prints)
 
 
-def test_diffuseq_files_come_back_as_they_went(tmp_path: Path) -> None:
+def test_diffuseq_files_survive_a_round_trip(tmp_path: Path) -> None:
     records = [record(i, ("x", "y", "x")) for i in range(12)]
     write_diffuseq(tmp_path / "d", records, seed=9, num_steps=20)
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == [
         "seed10_step20.json", "seed11_step20.json", "seed9_step20.json",
     ]  # fmt: skip
-    back = read_predictions(tmp_path / "d")
-    assert [r["candidates"] for r in back] == [["x", "y", "x"]] * 12  # seed 9 before seed 10: by number, not by name
-    assert [(r["source"], r["reference"]) for r in back] == [(r["source"], r["reference"]) for r in records]
+    predictions = read_predictions(tmp_path / "d")
+    # seed 9 comes before seed 10: by number, not by name
+    assert [r["candidates"] for r in predictions] == [["x", "y", "x"]] * 12
+    assert [(r["source"], r["reference"]) for r in predictions] == [(r["source"], r["reference"]) for r in records]
     assert [r["candidates"] for r in read_predictions(tmp_path / "d" / "seed10_step20.json")] == [["y"]] * 12
 
 
-def test_special_strings_are_taken_off_diffuseqs_lines(tmp_path: Path) -> None:
+def test_special_tokens_are_stripped_from_diffuseqs_lines(tmp_path: Path) -> None:
     line = {"recover": "[CLS] how are you? [SEP] [PAD]", "reference": "<s> how ?</s>", "source": "[CLS] a [SEP] [SEP]"}
     file = tmp_path / "seed1_step2.json"
     file.write_text(json.dumps(line))
-    (found,) = read_predictions(file)
-    assert (found["candidates"], found["reference"], found["source"]) == (["how are you?"], "how ?", "a")
+    (prediction,) = read_predictions(file)
+    assert (prediction["candidates"], prediction["reference"], prediction["source"]) == (["how are you?"], "how ?", "a")
 
 
-def test_our_own_form_comes_back(tmp_path: Path) -> None:
+def test_our_own_format_survives_a_round_trip(tmp_path: Path) -> None:
     records = [record(i, ("ä", "日本", "")) for i in range(3)]
     write_predictions(tmp_path / "p.jsonl", records)
     assert read_predictions(tmp_path / "p.jsonl") == records
@@ -129,7 +130,7 @@ def test_samples_keep_their_empty_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("lines", "words"),
+    ("lines", "message"),
     [
         ([], "no predictions"),
         (["", " "], "no predictions"),
@@ -144,15 +145,15 @@ def test_samples_keep_their_empty_lines(tmp_path: Path) -> None:
         ([without("prediction")], '"prediction"'),
     ],
 )
-def test_a_broken_file_is_named_with_its_line(tmp_path: Path, lines: list, words: str) -> None:
+def test_a_malformed_file_is_reported_with_its_line(tmp_path: Path, lines: list, message: str) -> None:
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
     (tmp_path / "p.jsonl").write_text(text)
     with pytest.raises(UserError) as error:
         read_predictions(tmp_path / "p.jsonl")
-    assert words in str(error.value) and "p.jsonl" in str(error.value)
+    assert message in str(error.value) and "p.jsonl" in str(error.value)
 
 
-def test_files_of_several_seeds_must_belong_together(tmp_path: Path) -> None:
+def test_files_of_several_seeds_must_match(tmp_path: Path) -> None:
     write_diffuseq(tmp_path, [record(i) for i in range(3)], seed=0, num_steps=5)
     file = tmp_path / "seed1_step5.json"
     lines = file.read_text().splitlines()
@@ -174,12 +175,12 @@ def test_an_empty_file_of_samples_is_refused(tmp_path: Path) -> None:
         read_samples(tmp_path / "s.txt")
 
 
-# ---- as the corpora are read -----------------------------------------------------------------------------------------
+# ---- encodings and kinds of files, as for corpora --------------------------------------------------------------------
 
 BOM = b"\xef\xbb\xbf"
 
 
-def test_a_byte_order_mark_and_dos_line_ends_are_no_text(tmp_path: Path) -> None:
+def test_byte_order_marks_and_dos_line_ends_are_removed(tmp_path: Path) -> None:
     (tmp_path / "s.TXT").write_bytes(BOM + b"a b\r\n\r\nc\r\n")
     assert read_predictions(tmp_path / "s.TXT") is None and read_samples(tmp_path / "s.TXT") == ["a b", "", "c"]
     (tmp_path / "s.jsonl").write_bytes(BOM + b'{"text": "a"}\r\n{"text": "b"}')
@@ -205,7 +206,7 @@ def test_another_encoding_is_refused_with_its_line(tmp_path: Path, name: str, en
 
 @pytest.mark.parametrize("name", ["s.txt", "s.jsonl", "s.json"])
 @pytest.mark.parametrize("kind", ["pipe", "zero"])
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str, kind: str) -> None:
+def test_a_path_that_is_no_regular_file_is_refused(tmp_path: Path, name: str, kind: str) -> None:
     if kind == "pipe":
         os.mkfifo(tmp_path / name)
     else:
@@ -217,7 +218,7 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path, name: str, kind: str
             read_predictions(tmp_path)
 
 
-def test_a_file_too_large_is_not_read_whole(tmp_path: Path, monkeypatch) -> None:
+def test_a_file_above_the_size_limit_is_refused(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("evaluation.predictions.MAX_BYTES", 10)
     (tmp_path / "s.txt").write_text("a\n" * 5)
     assert len(read_samples(tmp_path / "s.txt")) == 5

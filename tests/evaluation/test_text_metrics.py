@@ -20,7 +20,7 @@ RECORDED = [
 
 
 @pytest.mark.parametrize(("hypothesis", "reference", "right", "swapped", "rouge"), RECORDED)
-def test_recorded_figures_of_one_pair(
+def test_the_figures_of_one_pair_are_the_recorded_ones(
     hypothesis: str, reference: str, right: float, swapped: float, rouge: float
 ) -> None:
     assert bleu(hypothesis, reference) == pytest.approx(right, abs=1e-6)
@@ -28,7 +28,7 @@ def test_recorded_figures_of_one_pair(
     assert text_metrics.rouge_l(hypothesis, reference) == pytest.approx(rouge, abs=1e-6)
 
 
-def test_recorded_figures_of_three_candidates() -> None:
+def test_the_figures_of_three_candidates_are_the_recorded_ones() -> None:
     sums = pairwise_bleu(FRIENDS).sum(1) - 1
     assert sums == pytest.approx([0.679071, 0.679071, 0.288995], abs=1e-6)
     assert mbr_select(FRIENDS) == 0
@@ -37,7 +37,7 @@ def test_recorded_figures_of_three_candidates() -> None:
     assert text_metrics.distinct_1("a b a c") == 0.75
 
 
-def test_identity_and_emptiness() -> None:
+def test_equal_texts_score_one_and_empty_texts_zero() -> None:
     assert bleu("a b c d e", "a b c d e") == pytest.approx(1)
     assert bleu("", "a b") == bleu("a b", "") == bleu("", "") == 0
     assert text_metrics.rouge_l("", "a") == text_metrics.rouge_l("", "") == text_metrics.distinct_1("") == 0
@@ -51,7 +51,7 @@ def sentences(seed: int, count: int, longest: int, words: str = "abcdefgh") -> l
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_bleu_against_a_corpus_is_nltks(seed: int) -> None:
+def test_bleu_against_a_corpus_agrees_with_nltk(seed: int) -> None:
     hypotheses, references = sentences(seed, 8, 12), sentences(seed + 100, 15, 12)
     corpus = ReferenceCorpus(references)
     with warnings.catch_warnings():
@@ -65,7 +65,7 @@ def test_bleu_against_a_corpus_is_nltks(seed: int) -> None:
             assert value == pytest.approx(corpus_bleu([others], [hypotheses[i]]), abs=1e-9)
 
 
-def test_the_comparison_with_nltk_is_not_of_zeros() -> None:
+def test_the_comparison_with_nltk_includes_values_above_zero() -> None:
     corpus = ReferenceCorpus(sentences(100, 15, 12))
     values = [corpus.bleu(words) for seed in range(20) for words in sentences(seed, 8, 12)]
     assert sum(v > 0.05 for v in values) > 10
@@ -89,22 +89,22 @@ def test_a_thousand_samples_against_ten_thousand_references_take_seconds() -> No
     assert max(values) > 0
 
 
-def test_rouge_is_the_longest_common_subsequence() -> None:
-    def brute(a: str, b: str) -> int:
+def test_the_longest_common_subsequence_agrees_with_plain_recursion() -> None:
+    def recursive(a: str, b: str) -> int:
         if not a or not b:
             return 0
         if a[0] == b[0]:
-            return 1 + brute(a[1:], b[1:])
-        return max(brute(a[1:], b), brute(a, b[1:]))
+            return 1 + recursive(a[1:], b[1:])
+        return max(recursive(a[1:], b), recursive(a, b[1:]))
 
     rng = random.Random(0)
     for _ in range(50):
         a, b = ("".join(rng.choices("abc", k=rng.randint(0, 7))) for _ in range(2))
-        assert text_metrics.longest_common_subsequence(a, b) == brute(a, b)
+        assert text_metrics.longest_common_subsequence(a, b) == recursive(a, b)
 
 
-def test_the_longest_common_subsequence_is_that_of_the_table() -> None:
-    def table(a: list[str], b: list[str]) -> int:
+def test_the_longest_common_subsequence_agrees_with_dynamic_programming() -> None:
+    def dynamic_programming(a: list[str], b: list[str]) -> int:
         row = [0] * (len(b) + 1)
         for word in a:
             diagonal = 0
@@ -115,36 +115,36 @@ def test_the_longest_common_subsequence_is_that_of_the_table() -> None:
     rng = random.Random(0)
     for trial in range(300):
         a, b = (rng.choices(range(1 + trial % 9), k=rng.randint(0, 70)) for _ in range(2))
-        assert text_metrics.longest_common_subsequence(a, b) == table(a, b)
+        assert text_metrics.longest_common_subsequence(a, b) == dynamic_programming(a, b)
 
 
-def test_texts_of_twenty_thousand_words_take_a_second() -> None:
+def test_texts_of_twenty_thousand_words_are_scored_in_seconds() -> None:
     rng = random.Random(0)
     a, b = (" ".join(f"w{rng.randrange(5000)}" for _ in range(20_000)) for _ in range(2))
     begin = time.process_time()
     assert 0 < text_metrics.rouge_l(a, b) < 1 and 0 < bleu(a, b) < 1
-    assert time.process_time() - begin < 5  # the table takes more than a minute
+    assert time.process_time() - begin < 5  # dynamic programming takes more than a minute
 
 
 # ---- minimum Bayes risk ----------------------------------------------------------------------------------------------
 
 
-def test_one_candidate_is_its_own_choice() -> None:
+def test_a_single_candidate_is_selected() -> None:
     assert mbr_select(["whatever it is"]) == mbr_select([""]) == 0
 
 
-def test_the_choice_has_the_largest_mean_utility_against_the_others() -> None:
-    rng, voted = random.Random(1), 0
+def test_the_selected_candidate_has_the_largest_mean_bleu_with_the_others() -> None:
+    rng, differ = random.Random(1), 0
     for _ in range(60):
         samples = [" ".join(rng.choices(["a", "b", "c", "d"], k=rng.randint(1, 7))) for _ in range(5)]
         means = [np.mean([bleu(a, b) for j, b in enumerate(samples) if j != i]) for i, a in enumerate(samples)]
         assert means[mbr_select(samples)] == pytest.approx(max(means))
         assert mbr_select(samples) == next(i for i, m in enumerate(means) if m > max(means) - 1e-12)
-        voted += int(pairwise_bleu(samples).sum(1).argmax()) != mbr_select(samples)
-    assert voted > 3  # including BLEU of a candidate with itself, below 1 for short ones, would change the choice
+        differ += int(pairwise_bleu(samples).sum(1).argmax()) != mbr_select(samples)
+    assert differ > 3  # BLEU of a candidate with itself, below 1 for short texts, would change the choice
 
 
-def test_the_released_rule_is_another() -> None:
+def test_the_released_rule_selects_other_candidates() -> None:
     rng = random.Random(3)
     differ = 0
     for _ in range(200):
@@ -155,10 +155,10 @@ def test_the_released_rule_is_another() -> None:
     assert differ > 10
 
 
-# ---- the rest --------------------------------------------------------------------------------------------------------
+# ---- other metrics ---------------------------------------------------------------------------------------------------
 
 
-def test_distinct_entropy_and_repetition_by_hand() -> None:
+def test_distinct_entropy_and_repetition_agree_with_hand_counts() -> None:
     texts = [["a", "b", "a", "b"], ["a", "c"]]
     assert text_metrics.distinct(texts, 1) == 3 / 6
     assert text_metrics.distinct(texts, 2) == 3 / 4  # ab, ba, ab, ac
@@ -169,12 +169,12 @@ def test_distinct_entropy_and_repetition_by_hand() -> None:
     assert text_metrics.repetition(["a"]) == 0
 
 
-def test_mean_and_error() -> None:
+def test_mean_and_error_follow_their_formulas() -> None:
     mean, error = text_metrics.mean_and_error([1, 2, 3, 4])
     assert mean == 2.5 and error == pytest.approx(math.sqrt(5 / 3 / 4))
     assert text_metrics.mean_and_error([7]) == (7, None)
 
 
-def test_the_nearest_source_shares_most_pieces() -> None:
+def test_the_nearest_source_shares_the_most_pieces() -> None:
     train = [{1, 2, 3, 4, 5, 6, 7, 8}, {1, 2, 3}, {4, 5}, {4, 5}, set()]
     assert text_metrics.nearest_targets([{1, 2}, {4, 5}, {9}, {1, 2, 3, 4, 5, 6, 7}], train) == [1, 2, 0, 0]

@@ -30,7 +30,7 @@ SCRIPTS = {
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_a_text_of_any_script_is_like_itself(script: str) -> None:
+def test_a_text_of_any_script_matches_itself(script: str) -> None:
     text, count, spaced = SCRIPTS[script]
     words = rouge_words(text)
     assert rouge_l(text, text) == 1 and (count is None or len(words) == count)
@@ -48,20 +48,20 @@ def test_vowel_signs_belong_to_their_letter() -> None:
 
 @settings(deadline=None)  # the machine may be busy
 @given(st.text(st.characters(max_codepoint=127)))
-def test_of_ascii_both_kinds_find_what_rouge_score_finds(text: str) -> None:
+def test_ascii_words_are_those_of_rouge_score(text: str) -> None:
     assert rouge_words(text) == rouge_words(text, "ascii") == re.findall(r"[a-z0-9]+", text.lower())
 
 
 @settings(deadline=None)
 @given(st.text())
 @pytest.mark.slow
-def test_any_text_has_words_or_none(text: str) -> None:
+def test_every_word_has_a_letter_or_a_digit(text: str) -> None:
     assert all(any(c.isalnum() for c in word) for word in rouge_words(text))
     assert rouge_l(text, text) in (0, 1)
 
 
 @pytest.mark.parametrize(
-    ("texts", "apart"),
+    ("texts", "separated"),
     [
         ([], True),
         (["", "!!! 123"], True),
@@ -75,15 +75,15 @@ def test_any_text_has_words_or_none(text: str) -> None:
         (["我喜欢猫"] * 3000, False),
     ],
 )
-def test_where_spaces_stand_between_words(texts: list[str], apart: bool) -> None:
-    assert has_separated_words(texts) == apart
+def test_texts_with_spaces_between_words_are_recognised(texts: list[str], separated: bool) -> None:
+    assert has_separated_words(texts) == separated
 
 
-def test_the_originals_spaces_may_be_told() -> None:
+def test_the_number_of_spaces_in_the_original_may_be_given() -> None:
     assert has_separated_words(["我 喜 欢 猫"], gaps=0) is False and has_separated_words(["我喜欢猫"], gaps=3) is True
 
 
-def test_some_texts_without_spaces_among_others_are_enough() -> None:
+def test_a_large_enough_share_of_unspaced_texts_decides() -> None:
     english, chinese = ["the cat sits on the mat and sleeps"] * 6, ["\u6211\u4eec\u4eca\u5929\u53bb\u5317\u4eac"] * 4
     assert has_separated_words(english) and not has_separated_words([*english, *chinese])
     assert has_separated_words([*english * 20, *chinese])  # a few unspaced texts

@@ -26,7 +26,9 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
         (CUDA, "bf16", True, True, "sdpa"),
     ],
 )
-def test_attention_by_machine(device, precision, packing, installed, expected, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_preferred_attention_depends_on_device_precision_and_packing(
+    device, precision, packing, installed, expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("models.attention.is_flash_attn_2_available", lambda: installed)
     assert preferred_attention(device, precision, packing=packing) == expected
 
@@ -36,25 +38,27 @@ def attention_of(denoiser: BertDenoiser) -> str:
 
 
 @pytest.mark.parametrize(
-    ("wanted", "precision", "taken"), [("auto", "bf16", "eager"), ("auto", "fp32", "sdpa"), ("sdpa", "bf16", "sdpa")]
+    ("wanted", "precision", "chosen"), [("auto", "bf16", "eager"), ("auto", "fp32", "sdpa"), ("sdpa", "bf16", "sdpa")]
 )
-def test_a_choice_is_made_only_where_it_is_left_open(wanted: str, precision: str, taken: str) -> None:
+def test_attention_is_chosen_only_for_auto(wanted: str, precision: str, chosen: str) -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"]))
     fit_to_device(denoiser, NetworkArgs(attn_implementation=wanted), CPU, precision)
-    assert attention_of(denoiser) == taken
+    assert attention_of(denoiser) == chosen
 
 
-def test_the_choice_knows_of_packing_and_of_networks_of_few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr("models.attention.preferred_attention", lambda *_, packing: (asked.append(packing), "eager")[1])
+def test_the_choice_depends_on_packing_and_works_with_few_positions(monkeypatch: pytest.MonkeyPatch) -> None:
+    received = []
+    monkeypatch.setattr(
+        "models.attention.preferred_attention", lambda *_, packing: (received.append(packing), "eager")[1]
+    )
     denoiser = BertDenoiser(network(BertConfig(**{**SHAPE, "max_position_embeddings": 5})))
     for capacity in (0, 5):
         denoiser.pack_rows(capacity)
         fit_to_device(denoiser, NetworkArgs(), CPU, "fp32")
-    assert asked == [False, True] and attention_of(denoiser) == "eager"
+    assert received == [False, True] and attention_of(denoiser) == "eager"
 
 
-def test_what_does_not_run_or_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attention_that_fails_or_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"])).train()
     use_if_correct(denoiser, "flash_attention_2")  # not installed here
     assert attention_of(denoiser) == "sdpa" and denoiser.training
@@ -68,7 +72,7 @@ def test_what_does_not_run_or_is_wrong_is_not_taken(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.slow
-def test_an_attention_that_cannot_be_trained_with_is_refused_before_anything_is_written() -> None:
+def test_an_attention_without_gradients_is_refused() -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"]))
     with pytest.raises(UserError, match="attn_implementation='flex_attention' cannot be used here") as caught:
         fit_to_device(denoiser, NetworkArgs(attn_implementation="flex_attention"), CPU, "fp32")  # no gradient there
@@ -86,7 +90,7 @@ def outputs(denoiser: BertDenoiser, rows: int, width: int) -> list[torch.Tensor]
 
 @pytest.mark.parametrize("packing", [0, 12])
 @pytest.mark.slow
-def test_a_compiled_network_computes_the_same_and_is_not_compiled_anew_for_every_shape(packing: int) -> None:
+def test_a_compiled_network_agrees_and_is_not_recompiled_for_every_shape(packing: int) -> None:
     torch._dynamo.reset()
     denoiser = BertDenoiser(network(BertConfig(**{**SHAPE, "num_hidden_layers": 1})), "layerwise", num_steps=8)
     denoiser.pack_rows(packing)
@@ -105,7 +109,7 @@ def test_a_compiled_network_computes_the_same_and_is_not_compiled_anew_for_every
 
 
 @pytest.mark.slow
-def test_a_machine_that_cannot_compile_says_so() -> None:
+def test_a_failing_compiler_is_a_one_line_error() -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("no compiler\nat all")
 

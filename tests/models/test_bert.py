@@ -47,11 +47,12 @@ T = torch.tensor([3, 7])
 
 
 def network(config: PretrainedConfig) -> torch.nn.Module:
-    return AutoModelForMaskedLM.from_config(copy.deepcopy(config)).eval()  # which keeps its config, and changes it
+    # a copy, as the network keeps and changes its configuration
+    return AutoModelForMaskedLM.from_config(copy.deepcopy(config)).eval()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_decode_of_encode_is_the_network(name: str) -> None:
+def test_decode_after_encode_is_the_network(name: str) -> None:
     stock = network(CONFIGS[name])
     denoiser = BertDenoiser(stock)
     ours = denoiser.decode(denoiser.encode(X, T, MASK))
@@ -75,7 +76,7 @@ def test_a_pad_that_is_content_keeps_its_position(name: str) -> None:
 
 @pytest.mark.parametrize("conditioning", ["none", "layerwise", "token"])
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
-def test_padding_changes_nothing(name: str, conditioning: str) -> None:
+def test_padding_does_not_change_the_output(name: str, conditioning: str) -> None:
     denoiser = BertDenoiser(network(CONFIGS[name]), conditioning, num_steps=8).eval()
     long = denoiser.encode(X, T, MASK)[1, :3]
     short = denoiser.encode(X[1:, :3], T[1:], MASK[1:, :3])[0]
@@ -83,14 +84,14 @@ def test_padding_changes_nothing(name: str, conditioning: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert", "albert"])
-def test_time_token_is_seen_but_takes_no_place_in_the_output(name: str) -> None:
+def test_a_time_token_changes_the_output_but_adds_no_position(name: str) -> None:
     denoiser = BertDenoiser(network(CONFIGS[name]), "token", num_steps=600).eval()
     early, late = (denoiser.encode(X, torch.full((2,), t), MASK) for t in (1, 600))  # 600 > the vocabulary's 50
     assert early.shape[:2] == X.shape and not torch.allclose(early[MASK], late[MASK])
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert"])
-def test_a_time_token_that_looks_like_a_word_acts_like_that_word_after_cls(name: str) -> None:
+def test_a_time_token_equal_to_a_word_acts_like_that_word_after_cls(name: str) -> None:
     """The stock network on [CLS] w x1 x2 ... agrees at every position except that of w."""
     denoiser = BertDenoiser(network(CONFIGS[name]), "token", num_steps=8).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""dit.py: parameter names and numbers of the released network; exact cache of the causal variant."""
+"""dit.py: parameter names and numbers of the released network; the cache of the causal variant is exact."""
 
 from pathlib import Path
 
@@ -38,80 +38,80 @@ OF_A_BLOCK = {
 """Parameter names of the released network."""
 
 
-def network(causal: bool = False, seed: int = 0, **more: object) -> DitNetwork:
+def network(causal: bool = False, seed: int = 0, **changes: object) -> DitNetwork:
     """Create a network without zero weights."""
-    made = DitNetwork(DitConfig(**{**SMALL, "causal": causal, **more})).eval()
+    model = DitNetwork(DitConfig(**{**SMALL, "causal": causal, **changes})).eval()
     torch.manual_seed(seed)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape))
-    return made
+    return model
 
 
 @pytest.mark.parametrize(("vocab_size", "number"), [(50_258, 169_627_218), (30_522, 139_292_986)])
-def test_small_has_as_many_parameters_as_the_released_one(vocab_size: int, number: int) -> None:
+def test_the_small_network_has_as_many_parameters_as_the_released_one(vocab_size: int, number: int) -> None:
     with torch.device("meta"):
-        made = Dit(DitConfig(vocab_size=vocab_size))
-    assert sum(parameter.numel() for parameter in made.parameters()) == number
+        model = Dit(DitConfig(vocab_size=vocab_size))
+    assert sum(parameter.numel() for parameter in model.parameters()) == number
 
 
-def test_names_are_the_released_ones() -> None:
-    found = set(network().backbone.state_dict())
-    assert found == SPECIAL | {f"blocks.{i}.{name}" for i in (0, 1) for name in OF_A_BLOCK}
+def test_parameter_names_are_the_released_ones() -> None:
+    names = set(network().backbone.state_dict())
+    assert names == SPECIAL | {f"blocks.{i}.{name}" for i in (0, 1) for name in OF_A_BLOCK}
     causal = set(network(causal=True).backbone.state_dict())
-    assert causal == {name for name in found if "adaLN" not in name and "sigma_map" not in name}
+    assert causal == {name for name in names if "adaLN" not in name and "sigma_map" not in name}
 
 
 def test_logits_are_the_recorded_ones() -> None:
     """Hidden 16, 2 heads, 2 blocks, cond 8; 0.1 randn in the order of sorted names after seed 1; sigma 0.7.
 
-    (The record says that sigma is 0; its digits are those of 0.7, here to the last one, and of nothing else.)
+    The record states a sigma of 0, but only 0.7 gives its digits, here to the last one.
     """
-    made = DitNetwork(DitConfig(**{**SMALL, "vocab_size": 6})).eval()
+    model = DitNetwork(DitConfig(**{**SMALL, "vocab_size": 6})).eval()
     torch.manual_seed(1)
     with torch.no_grad():
-        for _, parameter in sorted(made.backbone.named_parameters()):
+        for _, parameter in sorted(model.backbone.named_parameters()):
             parameter.copy_(0.1 * torch.randn(parameter.shape))
-        found = made(torch.tensor([[5, 0, 5, 4]]), torch.tensor([0.7]))[0, 0]
+        found = model(torch.tensor([[5, 0, 5, 4]]), torch.tensor([0.7]))[0, 0]
     expected = torch.tensor([-0.004036, 0.178114, 0.076578, -0.029068, -0.013305, -0.093041])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
-def test_it_begins_as_released() -> None:
+def test_the_initial_weights_follow_the_release() -> None:
     """With modulation and head at zero, every layer is the identity and all tokens have equal logits."""
-    made = DitNetwork(DitConfig(**SMALL)).eval()
+    model = DitNetwork(DitConfig(**SMALL)).eval()
     ids = torch.arange(6)[None]
-    assert (made(ids) == 0).all()
-    hidden = made.backbone(ids, torch.zeros(1), None)[0]
-    assert made.backbone.vocab_embed.embedding.abs().max() <= (3 / 16) ** 0.5
-    torch.testing.assert_close(hidden[0], torch.nn.functional.layer_norm(made.backbone.vocab_embed(ids)[0], (16,)))
+    assert (model(ids) == 0).all()
+    hidden = model.backbone(ids, torch.zeros(1), None)[0]
+    assert model.backbone.vocab_embed.embedding.abs().max() <= (3 / 16) ** 0.5
+    torch.testing.assert_close(hidden[0], torch.nn.functional.layer_norm(model.backbone.vocab_embed(ids)[0], (16,)))
 
 
-def test_padding_changes_nothing_and_time_does_if_it_is_told() -> None:
-    told, untold = DitDenoiser(network(), "layerwise"), DitDenoiser(network())
+def test_padding_does_not_change_the_output_and_time_only_if_conditioned() -> None:
+    timed, untimed = DitDenoiser(network(), "layerwise"), DitDenoiser(network())
     ids, on = torch.randint(0, 30, (2, 7)), torch.ones(2, 7, dtype=torch.bool)
     wide = torch.cat([ids, torch.full((2, 3), 9)], 1)
     padded = torch.cat([on, torch.zeros(2, 3, dtype=torch.bool)], 1)
     sigma = torch.tensor([0.1, 3.0])
-    torch.testing.assert_close(told.encode(wide, sigma, padded)[:, :7], told.encode(ids, sigma, on))
-    assert not torch.allclose(told.encode(ids, sigma, on), told.encode(ids, 2 * sigma, on))
-    torch.testing.assert_close(untold.encode(ids, sigma, on), untold.encode(ids, 2 * sigma, on))
-    torch.testing.assert_close(untold.encode(ids, sigma, on), told.encode(ids, 0 * sigma, on))
-    logits = untold.decode(untold.encode(ids, sigma, on))
-    torch.testing.assert_close(logits, untold.network(ids))
+    torch.testing.assert_close(timed.encode(wide, sigma, padded)[:, :7], timed.encode(ids, sigma, on))
+    assert not torch.allclose(timed.encode(ids, sigma, on), timed.encode(ids, 2 * sigma, on))
+    torch.testing.assert_close(untimed.encode(ids, sigma, on), untimed.encode(ids, 2 * sigma, on))
+    torch.testing.assert_close(untimed.encode(ids, sigma, on), timed.encode(ids, 0 * sigma, on))
+    logits = untimed.decode(untimed.encode(ids, sigma, on))
+    torch.testing.assert_close(logits, untimed.network(ids))
 
 
-def test_positions_matter_by_their_distance() -> None:
-    made = network().backbone
+def test_the_output_depends_on_relative_positions() -> None:
+    model = network().backbone
     ids, sigma = torch.tensor([[3, 3, 5, 3, 3, 3]]), torch.zeros(1)
-    there, back = made(ids, sigma, None)[0], made(ids.flip(1), sigma, None)[0]
-    assert not torch.allclose(there, back.flip(1))
-    place = made.rotary_emb(4, 6, ids.device)
-    later = made.rotary_emb(0, 6, ids.device)
-    torch.testing.assert_close(place[0], later[0][4:])
+    forward, backward = model(ids, sigma, None)[0], model(ids.flip(1), sigma, None)[0]
+    assert not torch.allclose(forward, backward.flip(1))
+    with_offset = model.rotary_emb(4, 6, ids.device)
+    without_offset = model.rotary_emb(0, 6, ids.device)
+    torch.testing.assert_close(with_offset[0], without_offset[0][4:])
 
 
-def test_a_causal_one_looks_to_its_left_only_and_its_cache_is_exact() -> None:
+def test_a_causal_network_attends_to_the_left_and_its_cache_is_exact() -> None:
     denoiser = DitDenoiser(network(causal=True))
     ids = torch.randint(0, 30, (3, 9))
     everywhere = torch.ones_like(ids, dtype=torch.bool)
@@ -127,36 +127,36 @@ def test_a_causal_one_looks_to_its_left_only_and_its_cache_is_exact() -> None:
 
 
 @pytest.mark.parametrize(("causal", "kind"), [(False, AutoModelForMaskedLM), (True, AutoModelForCausalLM)])
-def test_weights_come_back_by_their_names(tmp_path: Path, causal: bool, kind: type) -> None:
-    made = network(causal)
-    made.save_pretrained(tmp_path / "a")
-    held = load_file(tmp_path / "a" / "model.safetensors")
-    assert {name.removeprefix("backbone.") for name in held} == set(made.backbone.state_dict())
-    again = kind.from_pretrained(tmp_path / "a").eval()
+def test_weights_are_saved_and_loaded_by_name(tmp_path: Path, causal: bool, kind: type) -> None:
+    model = network(causal)
+    model.save_pretrained(tmp_path / "a")
+    saved = load_file(tmp_path / "a" / "model.safetensors")
+    assert {name.removeprefix("backbone.") for name in saved} == set(model.backbone.state_dict())
+    loaded = kind.from_pretrained(tmp_path / "a").eval()
     ids = torch.randint(0, 30, (2, 5))
-    torch.testing.assert_close(again(ids), made(ids))
-    torch.testing.assert_close(again.backbone.rotary_emb.inv_freq, made.backbone.rotary_emb.inv_freq)
-    lacking = {name: tensor for name, tensor in held.items() if "norm_final" not in name}
+    torch.testing.assert_close(loaded(ids), model(ids))
+    torch.testing.assert_close(loaded.backbone.rotary_emb.inv_freq, model.backbone.rotary_emb.inv_freq)
+    lacking = {name: tensor for name, tensor in saved.items() if "norm_final" not in name}
     save_file(lacking, tmp_path / "a" / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"its weights lack backbone.output_layer.norm_final.weight"):
         load_network(str(tmp_path / "a"), whole=True, causal=causal)
 
 
-def test_its_tables_are_no_matrices_for_muon() -> None:
-    made = network()
-    tables = [made.get_input_embeddings(), made.get_output_embeddings()]
-    muon, _ = make_optimizers(OptimArgs(optimizer="muon"), made, tables)
+def test_embedding_tables_are_not_optimised_by_muon() -> None:
+    model = network()
+    tables = [model.get_input_embeddings(), model.get_output_embeddings()]
+    muon, _ = make_optimizers(OptimArgs(optimizer="muon"), model, tables)
     held = {id(parameter) for group in muon.param_groups for parameter in group["params"]}
-    assert id(made.backbone.vocab_embed.embedding) not in held and id(made.backbone.blocks[0].attn_qkv.weight) in held
+    assert id(model.backbone.vocab_embed.embedding) not in held and id(model.backbone.blocks[0].attn_qkv.weight) in held
 
 
 @pytest.mark.parametrize(
-    "words", [["--process", "mdlm", "--time_conditioning", "layerwise"], ["--process", "mdlm"], ["--process", "ar"]]
+    "flags", [["--process", "mdlm", "--time_conditioning", "layerwise"], ["--process", "mdlm"], ["--process", "ar"]]
 )
 @pytest.mark.slow
-def test_it_trains_and_its_checkpoint_comes_back(monkeypatch, corpus: Path, tmp_path: Path, words: list) -> None:
+def test_the_network_trains_and_its_checkpoint_loads(monkeypatch, corpus: Path, tmp_path: Path, flags: list) -> None:
     preset = TINY.index("--num_steps")
-    base = [*TINY[:preset], *TINY[preset + 2 :], *words, "--optimizer", "muon", "--valid_fraction", 0.1]
+    base = [*TINY[:preset], *TINY[preset + 2 :], *flags, "--optimizer", "muon", "--valid_fraction", 0.1]
     sizes = "hidden_dim=64,cond_dim=16,n_blocks=2,n_heads=2,model_length=64"
     base += ["--model_name_or_path", "ddit-tiny", "--config_overrides", sizes, "--max_length", 32, "--max_steps", 200]
     base += ["--train_data", corpus, "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "run"]
@@ -164,11 +164,11 @@ def test_it_trains_and_its_checkpoint_comes_back(monkeypatch, corpus: Path, tmp_
     valid = records(tmp_path / "run", "valid")[-1]
     assert valid["bits_per_token"] < 0.9 * valid["unigram_bits_per_token"]
     run = load_checkpoint(str(tmp_path / "run"), torch.device("cpu"))
-    assert isinstance(run.denoiser, DitDenoiser) and run.denoiser.time_conditioned == ("layerwise" in words)
-    assert isinstance(load_network(str(tmp_path / "run" / "checkpoint"), causal="ar" in words), DitNetwork)
+    assert isinstance(run.denoiser, DitDenoiser) and run.denoiser.time_conditioned == ("layerwise" in flags)
+    assert isinstance(load_network(str(tmp_path / "run" / "checkpoint"), causal="ar" in flags), DitNetwork)
 
 
-def test_what_it_does_not_do_is_refused() -> None:
+def test_unsupported_options_are_refused() -> None:
     assert {"ddit-tiny", "ddit-small", "ddit-medium"} <= set(PRESETS)
     with pytest.raises(UserError, match="network supports none, and layerwise if it is not causal"):
         make_denoiser(network(), "token", 10)

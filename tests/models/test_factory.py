@@ -16,14 +16,14 @@ from tests.models.test_bert import SHAPE, network
 from utils.errors import UserError
 
 
-def test_gradient_checkpointing_is_switched_on() -> None:
+def test_gradient_checkpointing_follows_its_setting() -> None:
     for wanted in (False, True):
         args = NetworkArgs("bert-small", from_scratch=True, gradient_checkpointing=wanted)
         assert build_denoiser(args, Tokenizer(), 8).network.is_activation_checkpointing == wanted
 
 
 class Tokenizer:
-    """Only what `build` asks of a tokenizer."""
+    """The attributes of a tokenizer that `build_denoiser` uses."""
 
     pad_token_id, cls_token_id, sep_token_id = 1, 0, 2
 
@@ -32,7 +32,7 @@ class Tokenizer:
 
 
 @pytest.mark.parametrize("preset", ["bert-small", "modernbert-small"])
-def test_presets_build_from_scratch_at_the_tokenizers_size(preset: str) -> None:
+def test_presets_are_built_from_scratch_at_the_size_of_the_tokenizer(preset: str) -> None:
     args = NetworkArgs(
         preset, from_scratch=True, config_overrides="hidden_size=32,num_hidden_layers=1,num_attention_heads=2"
     )
@@ -41,7 +41,7 @@ def test_presets_build_from_scratch_at_the_tokenizers_size(preset: str) -> None:
     assert denoiser.network.config.hidden_size == 32 and denoiser.network.config.pad_token_id == 1
 
 
-def test_pretrained_folder_loads_in_float32_and_from_scratch_takes_only_its_shape(tmp_path: Path) -> None:
+def test_a_pretrained_folder_gives_float32_weights_or_only_its_shape(tmp_path: Path) -> None:
     stock = network(BertConfig(**{**SHAPE, "vocab_size": 60}))
     stock.bfloat16().save_pretrained(tmp_path)
     loaded = build_denoiser(NetworkArgs(str(tmp_path)), Tokenizer(), 8)
@@ -54,7 +54,7 @@ def test_pretrained_folder_loads_in_float32_and_from_scratch_takes_only_its_shap
     assert not torch.allclose(fresh.network.state_dict()[word], stock.state_dict()[word].float())
 
 
-def test_bad_networks_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_networks_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     network(BertConfig(**SHAPE)).save_pretrained(tmp_path / "small")
     (tmp_path / "empty").mkdir()
@@ -83,13 +83,13 @@ def test_bad_networks_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytes
         assert "\n" not in str(caught.value)
 
 
-def test_a_network_that_sees_what_is_to_come_is_refused_or_made_causal(tokenizer, tmp_path) -> None:
-    """The weights of an encoder may begin the training; its eyes may not."""
+def test_a_bidirectional_network_is_made_causal_or_refused(tokenizer, tmp_path) -> None:
+    """A causal process may start from the weights of an encoder, but without its bidirectional attention."""
     encoder = fresh_network(NetworkArgs(model_name_or_path="bert-small", from_scratch=True), tokenizer)
     encoder.save_pretrained(tmp_path / "bert")
-    made = build_denoiser(NetworkArgs(model_name_or_path=str(tmp_path / "bert")), tokenizer, 1, causal=True)
-    assert not looks_ahead(made) and looks_ahead(build_denoiser(NetworkArgs(str(tmp_path / "bert")), tokenizer, 1))
-    made.network.save_pretrained(tmp_path / "causal")
+    denoiser = build_denoiser(NetworkArgs(model_name_or_path=str(tmp_path / "bert")), tokenizer, 1, causal=True)
+    assert not looks_ahead(denoiser) and looks_ahead(build_denoiser(NetworkArgs(str(tmp_path / "bert")), tokenizer, 1))
+    denoiser.network.save_pretrained(tmp_path / "causal")
     assert not looks_ahead(build_denoiser(NetworkArgs(str(tmp_path / "causal")), tokenizer, 1, causal=True))
     with pytest.raises(UserError, match="has bidirectional attention and this process needs causal attention"):
         make_denoiser(encoder, "none", 1, causal=True)

@@ -1,4 +1,4 @@
-"""networks.py: settings keep their types, and no pickle is read (test_bert.py tests `build_denoiser`)"""
+"""networks.py: settings keep their types, and no pickle is read (test_factory.py tests `build_denoiser`)."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def test_overrides_keep_their_types() -> None:
     assert parsed == {"a": 1, "b": 0.5, "c": True, "d": "gelu"} and parsed["c"] is True
 
 
-def test_a_network_over_embeddings_is_made_anew_unless_one_is_named() -> None:
+def test_a_network_over_embeddings_is_fresh_unless_one_is_named() -> None:
     default = for_embeddings(NetworkArgs(config_overrides="hidden_size=64"))
     assert (default.model_name_or_path, default.from_scratch) == ("score-lm", True)
     assert default.config_overrides == "hidden_size=64"
@@ -35,7 +35,7 @@ def test_a_network_over_embeddings_is_made_anew_unless_one_is_named() -> None:
 
 @pytest.mark.parametrize("has", [True, False])
 @pytest.mark.parametrize("name", ["self_conditioning", "time_warp"])
-def test_a_network_made_with_other_settings_is_refused(name: str, has: bool) -> None:
+def test_a_network_created_with_other_settings_is_refused(name: str, has: bool) -> None:
     sizes = {"vocab_size": 9, "embedding_size": 4, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     network = ScoreLmNetwork(ScoreLmConfig(**sizes, **{name: has}))
     other = {"self_conditioning": False, "time_warp": False}
@@ -44,7 +44,7 @@ def test_a_network_made_with_other_settings_is_refused(name: str, has: bool) -> 
         require_settings(network, {**other, name: not has})
 
 
-def test_what_the_process_says_of_its_network_is_not_overridden(tokenizer) -> None:
+def test_network_settings_of_the_process_cannot_be_overridden(tokenizer) -> None:
     args = NetworkArgs("score-lm-small", from_scratch=True, config_overrides="self_conditioning=false")
     with pytest.raises(UserError, match="self_conditioning is a setting of the process; give --self_conditioning"):
         fresh_network(args, tokenizer, process_settings={"self_conditioning": True, "time_warp": True})

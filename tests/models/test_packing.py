@@ -28,7 +28,7 @@ def packed(denoiser: BertDenoiser, capacity: int = 10) -> BertDenoiser:
     return denoiser
 
 
-def test_sentences_are_laid_out_in_order() -> None:
+def test_sentences_are_packed_in_order() -> None:
     assert next_fit([5, 5, 3, 7, 2], 10) == ([0, 5, 10, 13, 20], 3)
     rows = PackedRows(torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]]).bool(), 4)
     assert rows.sentence.tolist() == [[1, 1, 1, 2], [3, 3, 0, 0]]
@@ -37,7 +37,7 @@ def test_sentences_are_laid_out_in_order() -> None:
     assert PackedRows(torch.ones(2, 9).bool(), 4).sentence.shape == (2, 9)  # a batch wider than a row widens the rows
 
 
-def test_rows_of_the_score_based_lm_are_the_recorded_ones_with_the_right_mask() -> None:
+def test_rows_and_mask_of_the_score_based_lm_are_the_recorded_ones() -> None:
     ids = torch.tensor([[0, 5, 1, 2], [0, 6, 7, 1], [0, 9, 1, 2]])
     rows = PackedRows(ids != 2, 7)
     held = rows.sentence > 0
@@ -55,7 +55,7 @@ def test_restoring_undoes_filling() -> None:
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", NETWORKS)
-def test_every_architecture_gives_what_one_sentence_a_row_gives(name: str, attention: str) -> None:
+def test_packed_rows_agree_with_one_sentence_per_row(name: str, attention: str) -> None:
     stock = network(NETWORKS[name])
     stock.set_attn_implementation(attention)
     denoiser = BertDenoiser(stock)
@@ -65,7 +65,7 @@ def test_every_architecture_gives_what_one_sentence_a_row_gives(name: str, atten
     torch.testing.assert_close(packed(denoiser).encode(X, T, ATTENDED)[ATTENDED], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_a_neighbour_of_equal_length_is_not_seen() -> None:
+def test_a_neighbour_of_equal_length_is_not_attended_to() -> None:
     denoiser = packed(BertDenoiser(network(CONFIGS["bert"])))
     other = X.clone()
     other[1] = other[1].roll(1) + 1
@@ -98,7 +98,7 @@ def terms_and_gradient(denoiser: BertDenoiser, rows: list[slice]) -> tuple[Tenso
 
 
 @pytest.mark.parametrize("name", ["bert", "modernbert"])
-def test_packed_bucketed_and_single_sentences_have_one_loss_and_one_gradient(name: str) -> None:
+def test_packed_bucketed_and_single_sentences_have_equal_loss_and_gradient(name: str) -> None:
     denoiser = BertDenoiser(network(CONFIGS[name]))
     single = terms_and_gradient(denoiser, [slice(b, b + 1) for b in range(8)])
     bucketed = terms_and_gradient(denoiser, [slice(0, 8)])
@@ -109,14 +109,14 @@ def test_packed_bucketed_and_single_sentences_have_one_loss_and_one_gradient(nam
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_slots_are_those_the_network_runs_over() -> None:
+def test_slots_are_those_that_the_network_computes() -> None:
     denoiser = BertDenoiser(network(CONFIGS["bert"]))
     assert denoiser.num_slots(ATTENDED) == 56
     assert packed(denoiser).num_slots(ATTENDED) == 4 * 10 and denoiser.row_capacity == 10  # 5 5 | 3 7 | 2 2 6 | 5
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_sentences_are_kept_apart_in_low_precision_too(attention: str) -> None:
+def test_sentences_are_separated_in_low_precision(attention: str) -> None:
     stock = network(CONFIGS["bert"])
     stock.set_attn_implementation(attention)
     denoiser = BertDenoiser(stock)
@@ -132,7 +132,7 @@ def test_a_network_of_few_positions_can_be_packed() -> None:
     assert packed(BertDenoiser(network(BertConfig(**{**SHAPE, "max_position_embeddings": 5}))), 5).row_capacity == 5
 
 
-def test_a_network_that_cannot_keep_them_apart_is_refused() -> None:
+def test_a_network_that_cannot_separate_sentences_is_refused() -> None:
     denoiser = BertDenoiser(network(CONFIGS["deberta"]))
     with pytest.raises(UserError, match="does not separate the sentences of a row; leave packing out, or try .* sdpa$"):
         packed(denoiser)

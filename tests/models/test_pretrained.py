@@ -1,4 +1,4 @@
-"""pretrained.py: a folder's code never runs, whatever stdin answers; sizes are checked before anything is built."""
+"""pretrained.py: code in a folder never runs, whatever stdin answers; sizes are checked before a network is built."""
 
 import ast
 import json
@@ -90,14 +90,14 @@ def test_no_code_of_a_folder_is_run(
     if name in ("judge", "mauve"):
         (folder / "process.json").unlink()
     corpus.write_text("\n".join(SENTENCES[:40]) + "\n")
-    script, words = commands(folder, corpus, tmp_path / "out")[name]
+    script, flags = commands(folder, corpus, tmp_path / "out")[name]
     began = time.monotonic()
-    code = call(script.main, monkeypatch, *words)
-    said = capfd.readouterr().err
+    code = call(script.main, monkeypatch, *flags)
+    stderr = capfd.readouterr().err
     assert not mark.exists() and not list(tmp_path.rglob("executed")), name
-    own = model_type == "modernbert" or name == "count"  # transformers implements this network, or none is needed
-    assert "Traceback" not in said and code in ((0, 2) if own else (2,)), said
-    assert code == 0 or model_type != "unheard_of" or "which is never run" in said or name == "import"
+    supported = model_type == "modernbert" or name == "count"  # transformers implements this network, or none is needed
+    assert "Traceback" not in stderr and code in ((0, 2) if supported else (2,)), stderr
+    assert code == 0 or model_type != "unheard_of" or "which is never run" in stderr or name == "import"
     assert time.monotonic() - began < 15  # transformers waits 15 s for an answer
 
 
@@ -109,23 +109,26 @@ def test_a_kernel_that_a_configuration_names_is_not_fetched(trained: Path, tmp_p
 
 
 @pytest.mark.parametrize("file", EVERY_FILE, ids=lambda f: str(f.relative_to(ROOT)))
-def test_there_is_one_door(file: Path) -> None:
-    doors = {"from_pretrained", "from_config", "from_dict", "from_json_file", "get_class_from_dynamic_module"}
+def test_models_are_loaded_in_one_module_and_never_with_remote_code(file: Path) -> None:
+    loaders = {"from_pretrained", "from_config", "from_dict", "from_json_file", "get_class_from_dynamic_module"}
     for node in ast.walk(ast.parse(file.read_text())):
         if not isinstance(node, ast.Call):
             continue
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         given = {keyword.arg: keyword.value for keyword in node.keywords}
-        if name in doors and (file.parent.name, file.name) in (("models", "pretrained.py"), ("data", "tokenizers.py")):
+        if name in loaders and (file.parent.name, file.name) in (
+            ("models", "pretrained.py"),
+            ("data", "tokenizers.py"),
+        ):
             assert given["trust_remote_code"].value is False
             called = node.func.value.id
             assert called in ("AutoConfig", "AutoTokenizer") or "attn_implementation" in given
         elif not {"tests", "benchmarks"} & set(file.parts):
-            assert name not in doors, f"{file.name}:{node.lineno}"
+            assert name not in loaders, f"{file.name}:{node.lineno}"
         assert "allow_all_kernels" not in given and "use_kernels" not in given
 
 
-BOMBS: dict[str, tuple[dict, str]] = {
+OUT_OF_BOUNDS: dict[str, tuple[dict, str]] = {
     "layers": ({"num_hidden_layers": 10**6}, "num_hidden_layers=1000000; it must be at most 1,000"),
     "labels": ({"num_labels": 10**9}, "num_labels=1000000000; it must be at most"),
     "vocabulary": ({"vocab_size": 10**12}, "vocab_size=1000000000000; it must be at most"),
@@ -140,10 +143,10 @@ BOMBS: dict[str, tuple[dict, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("name", OUT_OF_BOUNDS)
 def test_a_configuration_out_of_bounds_is_refused_before_it_is_built(tmp_path: Path, name: str) -> None:
     AutoModelForMaskedLM.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path)
-    changes, message = BOMBS[name]
+    changes, message = OUT_OF_BOUNDS[name]
     change(tmp_path / "config.json", **changes)
     began = time.monotonic()
     with pytest.raises(UserError, match=message):
@@ -158,17 +161,17 @@ def test_a_fresh_network_larger_than_the_machine_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["bert-small", "modernbert-small", "ddit-tiny", "score-lm-small"])
-def test_the_door_changes_no_weight(name: str) -> None:
+def test_the_size_check_changes_no_weight(name: str) -> None:
     """The size check draws no random numbers, so the weights of a seed do not change."""
     kind, settings = PRESETS[name]
     special = dict.fromkeys(("pad_token_id", "cls_token_id", "sep_token_id", "bos_token_id", "eos_token_id"), 1)
     config = kind(**{**settings, **special, "vocab_size": 60})
-    made = []
+    weights = []
     for make in (lambda: AutoModelForMaskedLM.from_config(config), lambda: make_network(AutoModelForMaskedLM, config)):
         torch.manual_seed(3)
-        made.append(make().state_dict())
-    assert made[0].keys() == made[1].keys()
-    assert all(torch.equal(one, made[1][name]) for name, one in made[0].items())
+        weights.append(make().state_dict())
+    assert weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(one, weights[1][name]) for name, one in weights[0].items())
 
 
 # ---- loaded and missing tensors --------------------------------------------------------------------------------------
@@ -189,7 +192,7 @@ def narrowed(weights: dict) -> dict:
     return {name: t[:8].contiguous() if "0.output.dense.weight" in name else t for name, t in weights.items()}
 
 
-SPOILT: dict[str, tuple[Callable[[dict], dict], str]] = {
+DAMAGED: dict[str, tuple[Callable[[dict], dict], str]] = {
     "renamed": (renamed, r"its weights lack \d+ of the \d+ tensors of BertForMaskedLM, e.g. bert.embeddings"),
     "a layer": (without("layer.1."), r"lack 16 of the \d+ tensors of BertForMaskedLM, e.g. bert.encoder.layer.1."),
     "one tensor": (without("layer.0.attention.self.key.bias"), "lack 1 of the .*layer.0.attention.self.key.bias"),
@@ -198,29 +201,29 @@ SPOILT: dict[str, tuple[Callable[[dict], dict], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", SPOILT)
-def test_an_encoder_is_never_filled_up_with_noise(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", DAMAGED)
+def test_missing_encoder_tensors_are_refused_not_initialised(tmp_path: Path, name: str) -> None:
     AutoModelForMaskedLM.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path)
-    spoil, message = SPOILT[name]
+    damage, message = DAMAGED[name]
     file = tmp_path / "model.safetensors"
-    save_file(spoil(load_file(file)), file, {"format": "pt"})
+    save_file(damage(load_file(file)), file, {"format": "pt"})
     with pytest.raises(UserError, match=message):
         load_network(str(tmp_path))
 
 
-def test_what_was_loaded_is_said_and_saved(tmp_path: Path) -> None:
+def test_the_loaded_tensors_are_reported_in_the_saved_configuration(tmp_path: Path) -> None:
     BertModel(BertConfig(**SMALL)).save_pretrained(tmp_path / "bare")
     AutoModelForMaskedLM.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path / "whole")
     bare, whole = (load_network(str(tmp_path / name)) for name in ("bare", "whole"))
     assert whole.config.initialized_from == f"44 of 44 tensors from {tmp_path / 'whole'}"
-    said = bare.config.initialized_from
-    assert said.startswith(f"38 of 44 tensors from {tmp_path / 'bare'}; 6 of the head are new and random (e.g. cls.")
-    assert said.endswith("; 2 tensors of the file are unused")
+    report = bare.config.initialized_from
+    assert report.startswith(f"38 of 44 tensors from {tmp_path / 'bare'}; 6 of the head are new and random (e.g. cls.")
+    assert report.endswith("; 2 tensors of the file are unused")
     bare.save_pretrained(tmp_path / "again")
-    assert read_config(str(tmp_path / "again")).initialized_from == said
+    assert read_config(str(tmp_path / "again")).initialized_from == report
 
 
-def test_only_a_pickle_is_refused_with_what_to_do(tmp_path: Path) -> None:
+def test_a_folder_with_a_pickle_alone_is_refused_with_a_remedy(tmp_path: Path) -> None:
     stock = AutoModelForMaskedLM.from_config(BertConfig(**SMALL))
     stock.config.save_pretrained(tmp_path)
     torch.save(stock.state_dict(), tmp_path / "pytorch_model.bin")
@@ -230,7 +233,7 @@ def test_only_a_pickle_is_refused_with_what_to_do(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("which", [0, 7, -1])
-def test_a_weight_that_is_no_number_is_named(tmp_path: Path, value: float, which: int) -> None:
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, value: float, which: int) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2))
     name, tensor = list(model.named_parameters())[which]
     with torch.no_grad():
@@ -240,7 +243,7 @@ def test_a_weight_that_is_no_number_is_named(tmp_path: Path, value: float, which
         read_network(AutoModelForCausalLM, str(tmp_path))
 
 
-def test_the_attention_is_that_of_the_class() -> None:
+def test_the_attention_is_one_that_the_class_supports() -> None:
     assert attention_of(AutoModelForMaskedLM, BertConfig(**SMALL)) == "sdpa"
     assert attention_of(AutoModelForMaskedLM, MPNetConfig(**SMALL)) == "eager"
 
@@ -249,14 +252,14 @@ def test_the_attention_is_that_of_the_class() -> None:
 
 
 @pytest.mark.parametrize("named", ["pytorch_model.bin", "../outside.safetensors", "shard.safetensors", 3, ""])
-def test_an_index_names_safetensors_of_the_folder_alone(tmp_path: Path, named: object) -> None:
+def test_an_index_may_only_name_safetensors_of_its_folder(tmp_path: Path, named: object) -> None:
     """transformers would open a pickle, or a file outside the folder."""
     folder = tmp_path / "given"
     stock = AutoModelForMaskedLM.from_config(BertConfig(**SMALL))
     stock.save_pretrained(folder)
     torch.save(stock.state_dict(), folder / "pytorch_model.bin")
-    for place in ("../outside.safetensors", "shard.safetensors"):
-        shutil.copy(folder / "model.safetensors", folder / place)
+    for name in ("../outside.safetensors", "shard.safetensors"):
+        shutil.copy(folder / "model.safetensors", folder / name)
     (folder / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": dict.fromkeys(stock.state_dict(), named)}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
@@ -264,7 +267,7 @@ def test_an_index_names_safetensors_of_the_folder_alone(tmp_path: Path, named: o
         load_network(str(folder))
 
 
-def test_shards_are_read(tmp_path: Path) -> None:
+def test_sharded_weights_are_read(tmp_path: Path) -> None:
     stock = AutoModelForMaskedLM.from_config(BertConfig(**SMALL))
     stock.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
@@ -272,7 +275,7 @@ def test_shards_are_read(tmp_path: Path) -> None:
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in stock.state_dict().items())
 
 
-def test_a_configuration_does_not_name_the_weights(tmp_path: Path) -> None:
+def test_a_configuration_must_not_name_the_weights(tmp_path: Path) -> None:
     AutoModelForMaskedLM.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path)
     change(tmp_path / "config.json", transformers_weights="shard.safetensors")
     with pytest.raises(UserError, match="config.json sets transformers_weights"):
@@ -288,7 +291,9 @@ def test_a_configuration_does_not_name_the_weights(tmp_path: Path) -> None:
         (BertConfig, {"id2label": {str(i): "x" for i in range(200_000)}}, "200,000 entries in id2label"),
     ],
 )
-def test_more_bombs(tmp_path: Path, kind: type, changes: dict, message: str) -> None:
+def test_further_configurations_out_of_bounds_are_refused(
+    tmp_path: Path, kind: type, changes: dict, message: str
+) -> None:
     gpt2 = GPT2Config(vocab_size=60, n_positions=16, n_embd=16, n_layer=1, n_head=2)
     model = GPT2LMHeadModel(gpt2) if kind is GPT2Config else AutoModelForMaskedLM.from_config(BertConfig(**SMALL))
     model.save_pretrained(tmp_path)
@@ -299,7 +304,7 @@ def test_more_bombs(tmp_path: Path, kind: type, changes: dict, message: str) -> 
     assert time.monotonic() - began < 10
 
 
-def test_a_pipe_instead_of_weights_is_not_waited_for(tmp_path: Path) -> None:
+def test_a_pipe_in_place_of_weights_is_refused(tmp_path: Path) -> None:
     AutoModelForMaskedLM.from_config(BertConfig(**SMALL)).save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     os.mkfifo(tmp_path / "model.safetensors")

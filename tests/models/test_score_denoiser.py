@@ -17,59 +17,59 @@ LENGTHS = torch.tensor([5, 5, 3, 7, 2, 2, 6, 5])
 ATTENDED = torch.arange(7) < LENGTHS[:, None]
 X = torch.randn(8, 7, 8, generator=torch.Generator().manual_seed(0))
 SIGMA = 3 * torch.rand(8, 7, generator=torch.Generator().manual_seed(1))
-BEFORE = torch.randn(8, 7, 8, generator=torch.Generator().manual_seed(2))
+PREVIOUS = torch.randn(8, 7, 8, generator=torch.Generator().manual_seed(2))
 
 
-def denoiser(**more: object) -> ScoreDenoiser:
-    return ScoreDenoiser(network(**more)).eval()
+def denoiser(**changes: object) -> ScoreDenoiser:
+    return ScoreDenoiser(network(**changes)).eval()
 
 
-def encode(made: ScoreDenoiser, x: Tensor = X, sigma: Tensor = SIGMA, before: Tensor | None = None) -> Tensor:
-    return made.encode(x, sigma, ATTENDED, before)[ATTENDED]
+def encode(net: ScoreDenoiser, x: Tensor = X, sigma: Tensor = SIGMA, previous: Tensor | None = None) -> Tensor:
+    return net.encode(x, sigma, ATTENDED, previous)[ATTENDED]
 
 
-def test_the_table_holds_what_tokens_are_embedded_as() -> None:
-    made = denoiser()
-    assert torch.equal(made.embed(torch.tensor([[3, 7]])), made.table()[[3, 7]][None])
+def test_the_table_holds_the_embeddings_of_tokens() -> None:
+    net = denoiser()
+    assert torch.equal(net.embed(torch.tensor([[3, 7]])), net.table()[[3, 7]][None])
 
 
-def test_a_level_for_the_row_is_that_level_at_every_position() -> None:
-    made, level = denoiser(), torch.arange(1.0, 9.0)
-    assert torch.equal(encode(made, sigma=level), encode(made, sigma=level[:, None].expand(8, 7)))
+def test_one_level_per_row_equals_that_level_at_every_position() -> None:
+    net, level = denoiser(), torch.arange(1.0, 9.0)
+    assert torch.equal(encode(net, sigma=level), encode(net, sigma=level[:, None].expand(8, 7)))
 
 
-def test_the_network_by_itself_names_what_the_denoiser_names() -> None:
-    made = denoiser()
+def test_the_network_alone_gives_the_logits_of_the_denoiser() -> None:
+    net = denoiser()
     ids, everything = torch.arange(56).view(8, 7) % 20, torch.ones(8, 7, dtype=torch.bool)
-    scaled = made.embed(ids) * (SIGMA[..., None] ** 2 + 1).rsqrt()
-    assert torch.allclose(made.network(ids, SIGMA), made.decode(made.encode(scaled, SIGMA, everything)), atol=1e-5)
+    scaled = net.embed(ids) * (SIGMA[..., None] ** 2 + 1).rsqrt()
+    assert torch.allclose(net.network(ids, SIGMA), net.decode(net.encode(scaled, SIGMA, everything)), atol=1e-5)
 
 
-def test_tokens_are_read_as_their_embeddings() -> None:
-    made = denoiser()
+def test_tokens_are_encoded_as_their_embeddings() -> None:
+    net = denoiser()
     ids = torch.arange(56).view(8, 7) % 20
-    assert torch.equal(made.encode(ids, SIGMA, ATTENDED), made.encode(made.embed(ids), SIGMA, ATTENDED))
+    assert torch.equal(net.encode(ids, SIGMA, ATTENDED), net.encode(net.embed(ids), SIGMA, ATTENDED))
 
 
 @pytest.mark.parametrize("conditioned", [False, True])
-def test_packed_rows_give_what_one_sentence_a_row_gives(conditioned: bool) -> None:
-    made = denoiser(self_conditioning=conditioned)
-    before = BEFORE if conditioned else None
-    single = encode(made, before=before)
-    made.pack_rows(10)
-    assert torch.allclose(encode(made, before=before), single, atol=1e-5)
-    assert made.num_slots(ATTENDED) == 40  # 5 5 | 3 7 | 2 2 6 | 5: four rows of 10
-    made.pack_rows(0)
-    assert made.num_slots(ATTENDED) == 56
+def test_packed_rows_agree_with_one_sentence_per_row(conditioned: bool) -> None:
+    net = denoiser(self_conditioning=conditioned)
+    previous = PREVIOUS if conditioned else None
+    single = encode(net, previous=previous)
+    net.pack_rows(10)
+    assert torch.allclose(encode(net, previous=previous), single, atol=1e-5)
+    assert net.num_slots(ATTENDED) == 40  # 5 5 | 3 7 | 2 2 6 | 5: four rows of 10
+    net.pack_rows(0)
+    assert net.num_slots(ATTENDED) == 56
 
 
-def test_neighbours_of_equal_length_do_not_see_each_other() -> None:
+def test_neighbours_of_equal_length_do_not_attend_to_each_other() -> None:
     """The released mask compared lengths, so two sentences of length 5 attended to each other."""
-    made = denoiser()
-    made.pack_rows(10)
+    net = denoiser()
+    net.pack_rows(10)
     other = X.clone()
     other[1] += 1
-    before, after = made.encode(X, SIGMA, ATTENDED), made.encode(other, SIGMA, ATTENDED)
+    before, after = net.encode(X, SIGMA, ATTENDED), net.encode(other, SIGMA, ATTENDED)
     assert torch.equal(before[0], after[0]) and not torch.equal(before[1], after[1])
 
 
@@ -83,23 +83,23 @@ def test_the_block_mask_is_block_diagonal(lengths: list[int]) -> None:
     assert torch.equal(sentence[:, None] == sentence[None], blocks)
 
 
-def test_an_estimate_before_matters_only_to_a_network_that_is_to_know_it() -> None:
-    made = denoiser(self_conditioning=True)
-    assert torch.equal(encode(made), encode(made, before=torch.zeros_like(BEFORE)))
-    assert not torch.equal(encode(made), encode(made, before=BEFORE))
+def test_the_previous_estimate_matters_only_with_self_conditioning() -> None:
+    net = denoiser(self_conditioning=True)
+    assert torch.equal(encode(net), encode(net, previous=torch.zeros_like(PREVIOUS)))
+    assert not torch.equal(encode(net), encode(net, previous=PREVIOUS))
     assert not hasattr(denoiser().body, "project_previous")
 
 
-def test_the_machine_may_try_it_and_there_is_no_choice_of_attention() -> None:
+def test_the_trial_states_are_finite_and_attention_cannot_be_chosen() -> None:
     assert trial_hidden_states(denoiser()).isfinite().all()
-    made = denoiser()
-    fit_to_device(made, NetworkArgs(), torch.device("cpu"), "bf16")
-    assert made.network.config._attn_implementation == "sdpa"
+    net = denoiser()
+    fit_to_device(net, NetworkArgs(), torch.device("cpu"), "bf16")
+    assert net.network.config._attn_implementation == "sdpa"
     with pytest.raises(UserError, match="ScoreLmNetwork only supports torch's own attention .*leave the flag out"):
-        fit_to_device(made, NetworkArgs(attn_implementation="eager"), torch.device("cpu"), "fp32")
+        fit_to_device(net, NetworkArgs(attn_implementation="eager"), torch.device("cpu"), "fp32")
 
 
-def test_networks_over_tokens_and_over_embeddings_are_not_confused() -> None:
+def test_networks_over_tokens_and_over_embeddings_are_not_interchangeable() -> None:
     stock = bert(next(iter(CONFIGS.values())))
     with pytest.raises(UserError, match="process=score needs a network over embeddings; use --from_scratch true"):
         make_denoiser(stock, "none", 1, over_embeddings=True)

@@ -1,4 +1,4 @@
-"""score_lm.py: recorded numbers of its parts; saving and loading."""
+"""score_lm.py: recorded numbers of the parts; saving and loading."""
 
 import math
 from pathlib import Path
@@ -24,15 +24,15 @@ SMALL = {
 }
 
 
-def network(seed: int = 0, **more: object) -> ScoreLmNetwork:
+def network(seed: int = 0, **changes: object) -> ScoreLmNetwork:
     """Create a network without zero weights."""
-    made = ScoreLmNetwork(ScoreLmConfig(**{**SMALL, **more})).eval()
+    model = ScoreLmNetwork(ScoreLmConfig(**{**SMALL, **changes})).eval()
     torch.manual_seed(seed)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in model.parameters():
             parameter.copy_(0.3 * torch.randn(parameter.shape))
-        made.body.level[0].frequency.normal_()
-    return made
+        model.body.level[0].frequency.normal_()
+    return model
 
 
 def test_rms_norm_is_the_recorded_one() -> None:
@@ -48,11 +48,11 @@ def test_rms_norm_is_the_recorded_one() -> None:
     ],
 )
 def test_film_is_the_recorded_one(film: list[float], numbers: list[float]) -> None:
-    made = Film(4, 2)
+    layer = Film(4, 2)
     with torch.no_grad():
-        made.wf.weight.copy_(0.1 * torch.arange(16.0).reshape(8, 2))
-        made.wf.bias.copy_(0.01 * torch.arange(8.0))
-    assert made(torch.tensor([1.0, 2, 3, 4]), torch.tensor(film)).tolist() == pytest.approx(numbers, abs=1e-6)
+        layer.wf.weight.copy_(0.1 * torch.arange(16.0).reshape(8, 2))
+        layer.wf.bias.copy_(0.01 * torch.arange(8.0))
+    assert layer(torch.tensor([1.0, 2, 3, 4]), torch.tensor(film)).tolist() == pytest.approx(numbers, abs=1e-6)
 
 
 def test_rotary_positions_are_the_recorded_ones() -> None:
@@ -65,10 +65,10 @@ def test_rotary_positions_are_the_recorded_ones() -> None:
 
 
 def test_fourier_features_are_the_recorded_ones() -> None:
-    made = Fourier(4)
-    made.frequency.copy_(torch.tensor([0.1, -0.3]))
+    layer = Fourier(4)
+    layer.frequency.copy_(torch.tensor([0.1, -0.3]))
     numbers = [2, 0.951057, 0.587786, 0.309017, -0.809017]
-    assert made(torch.tensor([2.0]))[0].tolist() == pytest.approx(numbers, abs=1e-6)
+    assert layer(torch.tensor([2.0]))[0].tolist() == pytest.approx(numbers, abs=1e-6)
 
 
 def test_embeddings_lie_on_the_recorded_sphere() -> None:
@@ -79,7 +79,7 @@ def test_embeddings_lie_on_the_recorded_sphere() -> None:
 
 
 @pytest.mark.parametrize("width", [3, 64])
-def test_embeddings_are_of_one_length_and_their_gradient_is_along_the_sphere(width: int) -> None:
+def test_embeddings_have_one_norm_and_gradients_along_the_sphere(width: int) -> None:
     raw = (0.001 * torch.randn(5, width)).requires_grad_()
     on_sphere = to_sphere(raw)
     assert torch.allclose(on_sphere.norm(dim=-1), torch.full((5,), math.sqrt(width)), atol=1e-5)
@@ -88,48 +88,50 @@ def test_embeddings_are_of_one_length_and_their_gradient_is_along_the_sphere(wid
     assert (raw.grad * raw).sum(-1).abs().max() < 1e-4 * raw.grad.norm() * raw.norm()
 
 
-def test_it_begins_indifferent_to_the_level_and_learns_of_it_at_once() -> None:
-    made = ScoreLmNetwork(ScoreLmConfig(**SMALL))
-    x, place = torch.randn(1, 4, 8), torch.arange(4)[None]
-    one, other = (made.body(x, torch.full((1, 4), sigma), None, place) for sigma in (1.0, 50.0))
+def test_the_initial_output_ignores_the_level_but_its_gradient_does_not() -> None:
+    model = ScoreLmNetwork(ScoreLmConfig(**SMALL))
+    x, positions = torch.randn(1, 4, 8), torch.arange(4)[None]
+    one, other = (model.body(x, torch.full((1, 4), sigma), None, positions) for sigma in (1.0, 50.0))
     assert torch.equal(one, other)
     (one * torch.randn(one.shape)).sum().backward()
-    grads = [layer.attention_film.wf.weight.grad for layer in made.body.layers]
+    grads = [layer.attention_film.wf.weight.grad for layer in model.body.layers]
     assert all(grad.abs().max() > 0 for grad in grads)
 
 
-def test_each_position_is_told_its_own_level() -> None:
-    made = network()
-    x, place = torch.randn(1, 5, 8), torch.arange(5)[None]
+def test_each_position_is_conditioned_on_its_own_level() -> None:
+    model = network()
+    x, positions = torch.randn(1, 5, 8), torch.arange(5)[None]
     level = torch.full((1, 5), 2.0)
     other = level.clone()
     other[0, 3] = 9
-    conditions = [made.body.level(torch.log1p(sigma)) for sigma in (level, other)]
+    conditions = [model.body.level(torch.log1p(sigma)) for sigma in (level, other)]
     changed = (conditions[0] != conditions[1]).any(-1)[0]
     assert changed.tolist() == [False, False, False, True, False]
-    assert not torch.equal(made.body(x, level, None, place), made.body(x, other, None, place))
-    assert torch.allclose(made.body(x, level[:, :1], None, place), made.body(x, level, None, place), atol=1e-6)
+    assert not torch.equal(model.body(x, level, None, positions), model.body(x, other, None, positions))
+    assert torch.allclose(
+        model.body(x, level[:, :1], None, positions), model.body(x, level, None, positions), atol=1e-6
+    )
 
 
 def test_only_distances_between_positions_matter() -> None:
-    made, x, level = network(), torch.randn(1, 6, 8), torch.full((1, 6), 3.0)
-    near, far = (made.body(x, level, None, torch.arange(begin, begin + 6)[None]) for begin in (0, 17))
+    model, x, level = network(), torch.randn(1, 6, 8), torch.full((1, 6), 3.0)
+    near, far = (model.body(x, level, None, torch.arange(begin, begin + 6)[None]) for begin in (0, 17))
     assert torch.allclose(near, far, atol=1e-5)
-    assert not torch.allclose(near, made.body(x, level, None, 2 * torch.arange(6)[None]), atol=1e-3)
+    assert not torch.allclose(near, model.body(x, level, None, 2 * torch.arange(6)[None]), atol=1e-3)
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
-    made = network(self_conditioning=True, time_warp=True)
-    made.save_pretrained(tmp_path)
-    again = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
-    assert isinstance(again, ScoreLmNetwork)
-    for (name, one), (other_name, other) in zip(made.state_dict().items(), again.state_dict().items(), strict=True):
+def test_a_saved_and_loaded_network_is_the_same(tmp_path: Path) -> None:
+    model = network(self_conditioning=True, time_warp=True)
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path).eval()
+    assert isinstance(loaded, ScoreLmNetwork)
+    for (name, one), (other_name, other) in zip(model.state_dict().items(), loaded.state_dict().items(), strict=True):
         assert name == other_name and torch.equal(one, other)
     ids = torch.tensor([[3, 1, 4]])
-    assert torch.equal(made(ids), again(ids))
+    assert torch.equal(model(ids), loaded(ids))
 
 
-def test_its_parts_have_as_many_parameters_as_counted_by_hand() -> None:
+def test_the_number_of_parameters_is_the_one_counted_by_hand() -> None:
     config = PRESETS["score-lm"][0](vocab_size=32_000)
     with torch.device("meta"):
         body = Body(config)
@@ -139,10 +141,10 @@ def test_its_parts_have_as_many_parameters_as_counted_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     ["num_attention_heads=3", "fourier_size=3", "dropout=2", "embedding_size=0", "hidden_size=0", "rotary_base=0"],
 )
-def test_sizes_that_do_not_fit_are_refused(words: str, tokenizer) -> None:
-    args = NetworkArgs(model_name_or_path="score-lm-small", from_scratch=True, config_overrides=words)
+def test_invalid_sizes_are_refused(overrides: str, tokenizer) -> None:
+    args = NetworkArgs(model_name_or_path="score-lm-small", from_scratch=True, config_overrides=overrides)
     with pytest.raises(UserError, match="no network can be made of it"):
         fresh_network(args, tokenizer)

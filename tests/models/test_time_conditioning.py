@@ -1,4 +1,4 @@
-"""time_conditioning.py: layerwise time is an MLP of sinusoids, silent at first, and reaches every layer."""
+"""time_conditioning.py: layerwise time is an MLP of sinusoids, zero at initialization, and reaches every layer."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.models.test_bert import CONFIGS, MASK, SHAPE, T, X, network
 
 
 @pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "modernbert", "electra"])
-def test_layerwise_time_starts_silent_then_reaches_every_layer(name: str) -> None:
+def test_layerwise_time_starts_at_zero_and_reaches_every_layer(name: str) -> None:
     stock = network(CONFIGS[name])
     before = stock(input_ids=X, attention_mask=MASK.long()).logits
     denoiser = BertDenoiser(stock, "layerwise", num_steps=8).eval()

@@ -30,13 +30,13 @@ ESTIMATORS = {
 }
 
 
-def serves(name: str, spindle: str) -> bool:
+def applies(name: str, spindle: str) -> bool:
     return spindle == "none" or not name.startswith("masked-count")
 
 
 def cases(*spindles: str) -> list[tuple[str, str]]:
     """Return every estimator with every spindle that it applies to."""
-    return [(name, spindle) for name in ESTIMATORS for spindle in spindles if serves(name, spindle)]
+    return [(name, spindle) for name in ESTIMATORS for spindle in spindles if applies(name, spindle)]
 
 
 SETTINGS = [
@@ -49,10 +49,12 @@ SETTINGS = [
 
 @pytest.mark.parametrize(
     ("name", "spindle", "schedule", "num_steps", "windows"),
-    [(name, *setting) for name in ESTIMATORS for setting in SETTINGS if serves(name, setting[0])],
+    [(name, *setting) for name in ESTIMATORS for setting in SETTINGS if applies(name, setting[0])],
 )
 @pytest.mark.slow
-def test_the_mean_is_the_enumerated_bound(name: str, spindle: str, schedule: str, num_steps: int, windows: int) -> None:
+def test_the_mean_of_every_estimator_is_the_enumerated_bound(
+    name: str, spindle: str, schedule: str, num_steps: int, windows: int
+) -> None:
     """Mean of 20,000 independent estimates, and of their reconstruction terms."""
     process, denoiser = make(num_steps, spindle, schedule=schedule), TableDenoiser(V)
     batch = text_batch(X0.expand(20_000, -1))
@@ -81,7 +83,7 @@ class Reader(TableDenoiser):
     [("masked-count", "none", 0.4), ("trajectory", "none", 0.5), ("trajectory", "paper", 0.5)],
 )
 @pytest.mark.slow
-def test_it_errs_less_than_every_window_at_equal_price(name: str, spindle: str, share: float) -> None:
+def test_the_estimators_err_less_than_windows_at_equal_cost(name: str, spindle: str, share: float) -> None:
     """Sixteen tokens, 64 forwards each."""
     x0 = torch.tensor([0, 1, 2, 4] * 4)
     process, batch = make(64, spindle), text_batch(x0.expand(1000, -1))
@@ -93,7 +95,7 @@ def test_it_errs_less_than_every_window_at_equal_price(name: str, spindle: str, 
     assert ours.total.std() < share * published.total.std()
 
 
-def test_a_network_that_agrees_with_itself_is_estimated_without_error() -> None:
+def test_the_bound_of_a_consistent_network_is_estimated_without_error() -> None:
     """Conditionals of one joint law: along any order, the chain rule gives the same -log p(x0)."""
 
     class Joint(TableDenoiser):
@@ -130,7 +132,7 @@ def test_a_trajectory_takes_a_forward_for_every_window_that_reveals() -> None:
 
 
 @pytest.mark.parametrize(("name", "spindle"), cases("none", "paper"))
-def test_neither_neighbours_nor_padding_change_a_sentence(name: str, spindle: str) -> None:
+def test_neighbours_and_padding_do_not_change_the_bound_of_a_sentence(name: str, spindle: str) -> None:
     process, denoiser = make(12, spindle), TableDenoiser(V)
     on = torch.tensor([[True, True, True, False, False], [True] * 5])
     beside = Batch(torch.tensor([[0, 2, 1, 4, 4], [4, 4, 0, 1, 2]]), on, on)
@@ -179,12 +181,12 @@ def test_estimators_are_refused_where_they_would_be_wrong() -> None:
         ({"target_se": math.nan}, "target_se=nan"),
     ],
 )
-def test_settings_that_name_no_estimate_are_refused(setting: dict, message: str) -> None:
+def test_invalid_estimator_settings_are_refused(setting: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         BoundArgs(**setting)
 
 
-def test_auto_is_every_window_or_sets_by_their_size_where_there_is_no_number_of_windows() -> None:
+def test_auto_is_windows_or_masked_count_in_continuous_time() -> None:
     assert [BoundArgs().settled(steps).estimator for steps in (128, math.inf)] == ["windows", "masked-count"]
     assert BoundArgs(evaluations=5).settled(math.inf).evaluations == 5
     for args in (BoundArgs(evaluations=5), BoundArgs("windows", evaluations=5)):
@@ -195,7 +197,7 @@ def test_auto_is_every_window_or_sets_by_their_size_where_there_is_no_number_of_
 # ---- sets ------------------------------------------------------------------------------------------------------------
 
 
-def test_balanced_sets_are_uniform_each_and_even_together() -> None:
+def test_balanced_sets_are_each_uniform_and_together_even() -> None:
     n = 40_000
     targets = torch.tensor([True, True, False, True, True]).expand(n, -1)
     size = torch.tensor([[1, 1, 2, 2, 3, 1]]).expand(n, -1)
@@ -211,7 +213,7 @@ def test_balanced_sets_are_uniform_each_and_even_together() -> None:
 
 
 @pytest.mark.parametrize("evaluations", [1, 7])
-def test_sizes_are_uniform_and_rise(evaluations: int) -> None:
+def test_sizes_of_sets_are_uniform_and_sorted(evaluations: int) -> None:
     lengths = torch.tensor([5, 2]).repeat_interleave(30_000)
     size = draw_sizes(lengths, torch.rand(60_000, evaluations, dtype=torch.float64))
     assert (size.diff(dim=1) >= 0).all()

@@ -22,7 +22,7 @@ def remasking_law(denoiser: TableDenoiser, length: int, args: SampleArgs) -> tor
     process = mdlm()
     law = {(MASK,) * length: 1.0}
     for t, s in process.schedule.windows(int(args.num_steps)):
-        again, reveal = (float(p) for p in remask_rates(1 - s, 1 - t, args.remask_eta))
+        remask, reveal = (float(p) for p in remask_rates(1 - s, 1 - t, args.remask_eta))
         following: dict[tuple, float] = {}
         for state, mass in law.items():
             xt = torch.tensor([state])
@@ -32,7 +32,7 @@ def remasking_law(denoiser: TableDenoiser, length: int, args: SampleArgs) -> tor
             choices = [
                 [(token, reveal * float(pi[i, token])) for token in range(V)] + [(MASK, 1 - reveal)]
                 if state[i] == MASK
-                else [(state[i], 1 - again), (MASK, again)]
+                else [(state[i], 1 - remask), (MASK, remask)]
                 for i in range(length)
             ]
             for outcome in itertools.product(*choices):
@@ -46,7 +46,7 @@ def remasking_law(denoiser: TableDenoiser, length: int, args: SampleArgs) -> tor
     return torch.tensor([law.get(tuple(x), 0.0) for x in all_sentences(list(range(V)), length).tolist()]).double()
 
 
-def test_remasking_follows_its_own_kernel_and_not_the_process() -> None:
+def test_remasking_follows_its_own_kernel_and_not_p_theta() -> None:
     args = SampleArgs(num_steps=4, sampler="remdm", remask_eta=0.4)
     batch = text_batch(torch.zeros(N, 3, dtype=torch.long))
     law = remasking_law(TableDenoiser(V), 3, args)
@@ -58,16 +58,16 @@ def test_remasking_follows_its_own_kernel_and_not_the_process() -> None:
 
 
 @pytest.mark.parametrize("eta", [0.01, 0.3, 1.0])
-def test_as_many_are_masked_at_every_time_as_without_remasking(eta: float) -> None:
+def test_remasking_keeps_the_mask_rate_at_every_time(eta: float) -> None:
     level = torch.linspace(0, 1, 33, dtype=torch.float64)
     at_t, at_s = level[:-1], level[1:]
-    again, reveal = remask_rates(at_s, at_t, eta)
-    torch.testing.assert_close((1 - at_t) * (1 - reveal) + at_t * again, 1 - at_s)
-    assert again.min() >= 0 and again.max() <= eta and reveal.min() >= 0 and reveal.max() <= 1
-    assert again[-1] == 0 and reveal[-1] == 1  # no token stays masked
+    remask, reveal = remask_rates(at_s, at_t, eta)
+    torch.testing.assert_close((1 - at_t) * (1 - reveal) + at_t * remask, 1 - at_s)
+    assert remask.min() >= 0 and remask.max() <= eta and reveal.min() >= 0 and reveal.max() <= 1
+    assert remask[-1] == 0 and reveal[-1] == 1  # no token stays masked
 
 
-def test_remasking_of_a_word_by_itself_changes_no_law() -> None:
+def test_remasking_a_single_token_does_not_change_its_law() -> None:
     """A sentence of one token: drawing it again leaves its distribution unchanged."""
     args = SampleArgs(num_steps=5, sampler="remdm", remask_eta=0.5)
     batch = text_batch(torch.zeros(N, 1, dtype=torch.long))
@@ -76,8 +76,8 @@ def test_remasking_of_a_word_by_itself_changes_no_law() -> None:
     assert agrees(mdlm().sample(TableDenoiser(V), batch, args), batch, logits.softmax(-1).double())
 
 
-def surest_first(denoiser: TableDenoiser, length: int, num_steps: int) -> list[int]:
-    """Return the modes, revealed in order of confidence and in the scheduled numbers."""
+def most_confident_first(denoiser: TableDenoiser, length: int, num_steps: int) -> list[int]:
+    """Return the modes, revealed by decreasing confidence and in the scheduled numbers."""
     row = [MASK] * length
     for step in range(1, num_steps + 1):
         xt = torch.tensor([row])
@@ -92,8 +92,8 @@ def surest_first(denoiser: TableDenoiser, length: int, num_steps: int) -> list[i
 
 
 @pytest.mark.parametrize("process", [mdlm(), make(12, "paper"), d3pm(num_steps=12)], ids=["mdlm", "spindle", "d3pm"])
-def test_as_many_are_revealed_as_the_schedule_says(process) -> None:
-    """Seven tokens in four steps: after each, three quarters, a half, a quarter of them, rounded up, and none."""
+def test_confidence_reveals_as_many_tokens_as_scheduled(process) -> None:
+    """Of seven tokens, three quarters, a half, a quarter (rounded up) and none stay masked after the four steps."""
     batch = text_batch(torch.zeros(1, 7, dtype=torch.long))
     counts: list[int] = []
     args = SampleArgs(num_steps=4, sampler="confidence")
@@ -101,16 +101,16 @@ def test_as_many_are_revealed_as_the_schedule_says(process) -> None:
     assert counts == [6, 4, 2, 0]
 
 
-def test_the_surest_are_first() -> None:
+def test_the_most_confident_tokens_are_revealed_first() -> None:
     """The logits are so large that the drawn token is almost surely the mode, at different confidences."""
     denoiser = TableDenoiser(V, scale=9)
     batch = text_batch(torch.zeros(400, 6, dtype=torch.long))
     drawn = mdlm().sample(denoiser, batch, SampleArgs(num_steps=3, sampler="confidence"))
-    greedy = torch.tensor(surest_first(denoiser, 6, 3))
+    greedy = torch.tensor(most_confident_first(denoiser, 6, 3))
     assert (drawn == greedy).all(1).float().mean() > 0.5
 
 
-def test_with_a_threshold_fewer_steps_are_taken() -> None:
+def test_a_confidence_threshold_saves_steps() -> None:
     batch, denoiser = text_batch(torch.zeros(1, 8, dtype=torch.long)), TableDenoiser(V, scale=9)
     for threshold, most in ((0.0, 8), (0.5, 4)):
         args = SampleArgs(num_steps=8, sampler="confidence", confidence_threshold=threshold)
@@ -132,16 +132,16 @@ def test_given_tokens_stay_and_rows_do_not_depend_on_their_neighbours(sampler: s
     def streams(*seeds: int) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    words = {"on_step": lambda rows, xt: finished.extend(rows.tolist())}
-    together = mdlm().sample(denoiser, batch, args, generator=streams(1, 2), **words)
+    options = {"on_step": lambda rows, xt: finished.extend(rows.tolist())}
+    together = mdlm().sample(denoiser, batch, args, generator=streams(1, 2), **options)
     apart = [mdlm().sample(denoiser, batch.rows(slice(i, i + 1)), args, generator=streams(i + 1)) for i in (0, 1)]
     assert torch.equal(together, torch.cat(apart)) and sorted(finished) == [0, 1]
     assert torch.equal(together[~targets], ids[~targets]) and not together.eq(MASK).any()
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_unsupported_sampler_settings_are_refused() -> None:
     batch, denoiser = text_batch(torch.zeros(1, 3, dtype=torch.long)), TableDenoiser(V)
-    for process, words, message in (
+    for process, settings, message in (
         (
             make(8, "paper"),
             {"sampler": "remdm"},
@@ -156,4 +156,4 @@ def test_what_cannot_be_is_refused() -> None:
         (mdlm(), {"confidence_threshold": 1.0, "sampler": "confidence"}, "must lie in"),
     ):
         with pytest.raises(UserError, match=message):
-            process.sample(denoiser, batch, SampleArgs(**words))
+            process.sample(denoiser, batch, SampleArgs(**settings))

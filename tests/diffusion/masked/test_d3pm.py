@@ -42,7 +42,7 @@ def test_the_prediction_is_the_recorded_one(case: dict) -> None:
     torch.testing.assert_close(found[:, possible], expected[:, possible], rtol=1e-4, atol=1e-5)
 
 
-def test_p_theta_is_bayes_rule_over_what_x0_may_be() -> None:
+def test_p_theta_is_bayes_rule_summed_over_x0() -> None:
     """p(x_s | x_t = M) by summing q(x_s, x_t | x0) pi(x0) over x0 in the vocabulary, [MASK] included."""
     process, xt = d3pm(num_steps=8), torch.tensor([[MASK, 1]])
     logits = TableDenoiser(V).encode(xt, None, torch.ones_like(xt))[0, :1]
@@ -78,7 +78,7 @@ def test_the_mean_of_the_loss_is_the_bound() -> None:
     assert abs(losses.mean() - expected) < 5 * losses.std() / math.sqrt(len(losses))
 
 
-def test_without_a_mask_probability_it_is_mdlm_and_a_reconstruction() -> None:
+def test_without_a_mask_probability_d3pm_is_mdlm_plus_reconstruction() -> None:
     from tests.toy_family import mdlm
 
     x0, denoiser = torch.tensor([0, 2, 1]), TableDenoiser(V)
@@ -88,7 +88,7 @@ def test_without_a_mask_probability_it_is_mdlm_and_a_reconstruction() -> None:
     assert whole == pytest.approx(exact_bound(mdlm(num_steps=8), denoiser, x0, 8) + apart)
 
 
-def test_the_charge_for_what_is_visible_weighs_as_told_in_training_and_whole_in_the_bound() -> None:
+def test_the_reconstruction_weight_scales_the_loss_but_not_the_bound() -> None:
     x0, denoiser = torch.tensor([0, 2, 1]), TableDenoiser(V)
     batch, apart = text_batch(x0[None]), d3pm(num_steps=8).reconstruction(denoiser, text_batch(x0[None])).sum()
 
@@ -109,7 +109,7 @@ def test_losses_at_the_first_step_are_finite() -> None:
     assert kl.isfinite().all() and X0.shape == kl.shape
 
 
-def test_settings_are_checked() -> None:
+def test_unsupported_settings_are_refused() -> None:
     with pytest.raises(UserError, match="num_steps=0 must lie in 1..1000000"):
         D3pmArgs(num_steps=0)
     with pytest.raises(UserError, match="time_conditioning=token counts whole steps"):

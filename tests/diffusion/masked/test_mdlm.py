@@ -1,4 +1,4 @@
-"""mdlm.py: the recorded losses and reverse steps of the released MDLM, and its training loss is the bound."""
+"""mdlm.py: the recorded losses and reverse steps of the released MDLM; the mean training loss is the bound."""
 
 import math
 
@@ -97,9 +97,9 @@ def test_the_prediction_is_the_recorded_one(case: dict) -> None:
     "case", subs(STEPS["cases"]), ids=lambda c: f"{c['algorithm']} {c['noise']} {c['t']} {c['dt']}"
 )
 def test_a_reverse_step_is_the_recorded_one(case: dict) -> None:
-    """ddpm, its cached form and the analytic step: one distribution, up to the schedule.
+    """ddpm, its cached form and the analytic step have one distribution, up to the schedule.
 
-    Closed, alpha_bar is 1 - t: the cached form's. The others are compared at the released mask rates.
+    The cached form uses the closed alpha_bar, 1 - t. The others are compared at the released mask rates.
     """
     process, algorithm = process_of(case), case["algorithm"]
     t = torch.tensor(case["t"], dtype=torch.float64)
@@ -134,7 +134,7 @@ def test_the_mean_of_the_loss_is_the_bound_in_continuous_time(settings: dict) ->
 
 @pytest.mark.parametrize("settings", [{"importance_sampling": True}, {"change_of_variables": True}])
 def test_importance_sampling_has_the_same_mean(settings: dict) -> None:
-    """Except for mask rates below 0.001, which are never drawn, and the 0.014 % of the released constant."""
+    """Excluded are mask rates below 0.001, which are never drawn, and the 0.014 % of the released constant."""
     process, x0 = mdlm(**settings), torch.tensor([0, 2, 1])
     losses = torch.stack(
         [process.loss(TableDenoiser(V), text_batch(x0.expand(4000, -1))).total / 4000 for _ in range(20)]
@@ -143,7 +143,7 @@ def test_importance_sampling_has_the_same_mean(settings: dict) -> None:
     assert abs(losses.mean() - expected) < 5 * losses.std() / math.sqrt(len(losses)) + 4e-3 * expected
 
 
-def test_discrete_time_trains_on_the_bound_of_so_many_steps() -> None:
+def test_the_mean_of_the_discrete_time_loss_is_the_bound_of_its_steps() -> None:
     from tests.toy_family import exact_bound
 
     process, x0 = mdlm(num_steps=6, sampling_eps=1e-6), torch.tensor([0, 2, 1])
@@ -183,14 +183,14 @@ def test_the_mean_over_padded_rows_is_the_recorded_one() -> None:
 
 
 def test_uniform_weights_are_one_in_expectation() -> None:
-    """With a network that gives every token the same loss c, the expected total is c a target token."""
+    """With a network that gives every token the same loss c, the expected total is c per target token."""
     for noise in SCHEDULES:
         process = mdlm(noise=noise, loss_weighting="uniform", sampling_eps=1e-6)
         loss = process.loss(TableDenoiser(V, scale=0.0), text_batch(torch.zeros(20_000, 6, dtype=torch.long)))
         assert loss.total.item() / 120_000 == pytest.approx(math.log(4), rel=0.03)
 
 
-def test_times_are_spread_over_the_batch_and_its_step() -> None:
+def test_times_are_stratified_over_the_batch_and_the_step() -> None:
     process = mdlm()
     for part in range(2):
         u = torch.sort(
@@ -205,18 +205,18 @@ def process_times(process: MdlmDiffusion, n: int, share: Share) -> torch.Tensor:
     return process.draw_time(stratified_uniform(n, torch.Generator().manual_seed(3), share))
 
 
-def test_what_the_network_is_told() -> None:
+def test_the_time_input_is_sigma_or_the_drawn_u() -> None:
     t = torch.tensor([0.0, 0.3, 1.0]).double()
-    told = mdlm().time_input(t)
-    torch.testing.assert_close(told, torch.tensor([0.0, 0.356246501, 6.907755]), rtol=1e-4, atol=1e-6)
-    told = mdlm(change_of_variables=True).time_input(
+    time_input = mdlm().time_input(t)
+    torch.testing.assert_close(time_input, torch.tensor([0.0, 0.356246501, 6.907755]), rtol=1e-4, atol=1e-6)
+    time_input = mdlm(change_of_variables=True).time_input(
         mdlm(change_of_variables=True).draw_time(torch.tensor([0.0, 0.5, 0.999]))
     )
-    torch.testing.assert_close(told, torch.tensor([0.001, 0.5005, 0.999]), rtol=1e-3, atol=1e-4)  # the drawn u
+    torch.testing.assert_close(time_input, torch.tensor([0.001, 0.5005, 0.999]), rtol=1e-3, atol=1e-4)  # the drawn u
     assert geometric().sigma(torch.tensor(1.0)).item() == pytest.approx(20)
 
 
-def test_settings_that_contradict_each_other_are_refused() -> None:
+def test_invalid_settings_are_refused() -> None:
     for settings, message in (
         ({"importance_sampling": True, "change_of_variables": True}, "exclude each other"),
         ({"importance_sampling": True, "num_steps": 8}, "needs continuous time"),

@@ -1,4 +1,4 @@
-"""noise_schedules.py: the recorded sigma(t) of the released MDLM, and alpha_bar that runs from 1 to 0."""
+"""noise_schedules.py: the recorded sigma(t) of the released MDLM; alpha_bar runs from 1 to 0."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_sigma_its_rate_and_the_weight_are_the_recorded_ones(name: str) -> None:
     assert name in NOISE["cases"]
 
 
-def test_loglinear_weighs_by_1_over_t() -> None:
+def test_the_loglinear_weight_is_1_over_t() -> None:
     t = T[1:]
     torch.testing.assert_close(SCHEDULES["loglinear"].weight(t), 1 / t)
     torch.testing.assert_close(SCHEDULES["loglinear"].closed(t), 1 - t)
@@ -53,7 +53,7 @@ def test_the_rate_is_the_derivative_and_the_time_the_inverse(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_closed_it_runs_from_1_to_0(name: str) -> None:
+def test_the_closed_alpha_bar_runs_from_1_to_0(name: str) -> None:
     closed = NAMES[name].closed(T)
     assert closed[0] == 1 and closed[-1] == 0 and (closed.diff() <= 0).all()
 

@@ -53,12 +53,12 @@ def test_loss_and_gradient_are_those_of_the_formulas(
             kl, cross_entropy = terms(learner, batch, xt, steps(4, s), steps(4, t))
             (gradient,) = torch.autograd.grad(kl.sum() + hybrid * cross_entropy.sum(), learner.logits)
             found.append((kl.detach().double(), cross_entropy.detach().double(), gradient))
-        for mine, reference in zip(*found, strict=True):
-            torch.testing.assert_close(mine, reference, atol=tolerance, rtol=tolerance)
+        for ours, reference in zip(*found, strict=True):
+            torch.testing.assert_close(ours, reference, atol=tolerance, rtol=tolerance)
         assert found[0][2].abs().max() > 1e-3
 
 
-def test_the_mean_is_learnt_through() -> None:
+def test_the_gradient_flows_through_the_sentence_mean() -> None:
     """A masked token's gradient depends on its neighbours' predictions: they share the sentence mean."""
     process = make(16, "paper")
     learner, batch, xt = case(torch.float64)

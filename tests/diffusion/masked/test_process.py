@@ -19,8 +19,8 @@ NEVER = torch.zeros((), dtype=torch.float64)
 
 @pytest.mark.parametrize("timed", [False, True])
 @pytest.mark.parametrize("name", PROCESSES)
-def test_the_bound_is_one(name: str, timed: bool) -> None:
-    """The sum of exp(-bound) over all sentences is at most one, as for any upper bound on -log p."""
+def test_exp_of_minus_the_bound_sums_to_at_most_one(name: str, timed: bool) -> None:
+    """Any upper bound on -log p has this property."""
     process, denoiser = PROCESSES[name](), (Timed if timed else TableDenoiser)(V)
     for number in (1, 4, 12):
         bounds = [exact_bound(process, denoiser, x0, number) for x0 in all_sentences(TOKENS, 2)]
@@ -48,7 +48,7 @@ LIMITS = [BoundArgs("masked-count", evaluations=2), BoundArgs("masked-count", ev
 
 
 @pytest.mark.parametrize("name", ["word_freq", "mdlm", "mdlm, cosine", "mdlm, geometric"])
-def test_in_the_limit_all_estimators_have_one_mean_whatever_the_schedule(name: str) -> None:
+def test_continuous_time_estimators_have_one_mean_for_every_schedule(name: str) -> None:
     """The common mean is the limit of ever finer windows."""
     process, denoiser = PROCESSES[name](), TableDenoiser(V)
     expected = limit_bound(process, denoiser, X0)
@@ -77,7 +77,7 @@ def integral(process: MaskedProcess, denoiser: TableDenoiser, x0: torch.Tensor) 
 
 
 @pytest.mark.parametrize("name", ["mdlm", "mdlm, cosine", "sedd"])
-def test_in_the_limit_a_network_is_told_the_time_of_what_it_is_shown(name: str) -> None:
+def test_in_continuous_time_the_time_input_is_that_of_the_noised_tokens(name: str) -> None:
     process = {**PROCESSES, "sedd": sedd}[name]()
     expected = integral(process, Timed(V), X0)
     assert abs(expected - limit_bound(process, TableDenoiser(V), X0)) > 0.05  # the time input changes the bound
@@ -133,20 +133,22 @@ def test_samples_follow_the_enumerated_law(name: str, sampler: str, windows: int
 
 
 @pytest.mark.slow
-def test_infinitely_many_steps_take_one_order_after_another() -> None:
+def test_infinitely_many_steps_draw_one_token_at_a_time() -> None:
     """First hitting: in the limit, MDLM draws tokens one by one in random order."""
     args = SampleArgs(num_steps=math.inf)
     batch = text_batch(torch.zeros(N, 3, dtype=torch.long))
     drawn = mdlm().sample(TableDenoiser(V), batch, args, rows_at_once=AT_ONCE)
 
     def law(n: int) -> torch.Tensor:
-        found = law_of_steps(mdlm(), TableDenoiser(V), 3, SampleArgs(num_steps=n))
-        return torch.tensor([found.get(tuple(x), 0.0) for x in all_sentences(list(range(V)), 3).tolist()]).double()
+        probabilities = law_of_steps(mdlm(), TableDenoiser(V), 3, SampleArgs(num_steps=n))
+        return torch.tensor(
+            [probabilities.get(tuple(x), 0.0) for x in all_sentences(list(range(V)), 3).tolist()]
+        ).double()
 
     assert agrees(drawn, batch, (2 * law(64) - law(32)).clamp(min=0))
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_unsupported_samplers_and_estimators_are_refused() -> None:
     batch, denoiser = text_batch(X0[None]), TableDenoiser(V)
     for process, args, message in (
         (d3pm(), SampleArgs(num_steps=math.inf), "num_steps=inf: this process is sampled in whole steps"),

@@ -132,7 +132,7 @@ def test_infinitely_many_steps_are_the_limit_of_finer_ones(spindle: str, data: s
 
 
 @pytest.mark.parametrize("spindle", ["none", "paper"])
-def test_a_network_that_is_told_the_time_is_asked_at_the_time(spindle: str) -> None:
+def test_a_time_conditioned_network_receives_the_time_of_its_window(spindle: str) -> None:
     process, args = make(16, spindle), SampleArgs(num_steps=5)
     law, batch = law_of(process, TimedDenoiser(V), BATCHES["text"](1), args), BATCHES["text"](N)
     assert agrees(process.sample(TimedDenoiser(V), batch, args), batch, law)
@@ -145,7 +145,7 @@ def test_a_network_that_is_told_the_time_is_asked_at_the_time(spindle: str) -> N
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("spindle", ["paper", "released"])
 @pytest.mark.parametrize("lam", [0.1, 0.3, 3.0])
-def test_no_token_is_revealed_sooner_than_the_fastest(schedule: str, spindle: str, lam: float) -> None:
+def test_acceptance_is_at_most_one_and_one_for_the_fastest_token(schedule: str, spindle: str, lam: float) -> None:
     process = make(256, spindle, lam=lam, schedule=schedule)
     h = torch.linspace(-1, 1, 101, dtype=torch.float64) * process.schedule.largest_h
     for clock, moments in (
@@ -159,7 +159,7 @@ def test_no_token_is_revealed_sooner_than_the_fastest(schedule: str, spindle: st
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_without_spindle_a_moment_is_a_window_with_the_probability_of_its_share_of_the_schedule(schedule: str) -> None:
+def test_without_spindle_windows_are_drawn_by_their_share_of_the_schedule(schedule: str) -> None:
     process = make(40, "none", schedule=schedule)
     clock = WindowClock(process, 7)
     u = torch.rand(N, dtype=torch.float64)
@@ -168,7 +168,7 @@ def test_without_spindle_a_moment_is_a_window_with_the_probability_of_its_share_
     assert chisquare(torch.bincount(window - 1, minlength=7).numpy(), (share * N).numpy()).pvalue > 1e-3
 
 
-def test_after_a_rejection_the_largest_hazard_goes_on_where_it_was() -> None:
+def test_after_a_rejection_the_largest_hazard_continues_from_its_window() -> None:
     """After window 3, the next proposal follows the maximum hazard and is always later."""
     clock = WindowClock(make(16), 8)
     following = clock.next(
@@ -201,7 +201,7 @@ def test_the_reveal_rate_is_the_limit_of_the_reveal_probability(spindle: str) ->
         torch.testing.assert_close(process.schedule.hazard(process.schedule.base[t], h), rate, rtol=1e-3, atol=0)
 
 
-def test_a_timed_network_hears_the_step_of_its_window() -> None:
+def test_the_time_of_a_clock_is_the_step_of_its_window() -> None:
     process = make(12, "none", schedule="cosine")
     assert WindowClock(process, 4).time(torch.tensor([1.0, 2.0, 4.0])).tolist() == [12, 9, 3]
     for t in range(1, 13):  # the continuous clock returns the step in which the level lies
@@ -217,7 +217,7 @@ def test_a_timed_network_hears_the_step_of_its_window() -> None:
     [("none", 1000, 130), ("paper", 1000, 135), ("none", math.inf, 128), ("paper", math.inf, 128)],
 )
 @pytest.mark.slow
-def test_forwards_are_as_many_as_the_most_moments_of_a_row(spindle: str, num_steps: float, most: int) -> None:
+def test_forward_passes_are_as_many_as_the_most_moments_of_a_row(spindle: str, num_steps: float, most: int) -> None:
     denoiser, process = Counting(), make(1000, spindle)
     drawn = process.sample(
         denoiser, text_batch(torch.zeros(64, 128, dtype=torch.long)), SampleArgs(num_steps=num_steps)
@@ -241,7 +241,7 @@ def test_the_batch_stays_full_until_no_row_waits() -> None:
 
 @pytest.mark.parametrize("spindle", ["none", "paper"])
 @pytest.mark.parametrize("num_steps", [16, math.inf])
-def test_a_row_with_a_stream_of_its_own_does_not_depend_on_the_others(spindle: str, num_steps: float) -> None:
+def test_a_row_with_its_own_stream_does_not_depend_on_the_others(spindle: str, num_steps: float) -> None:
     process, batch = make(64, spindle), BATCHES["conditioned"](33)
     draw = partial(process.sample, TableDenoiser(V), args=SampleArgs(num_steps=num_steps, **HARD))
 
@@ -255,7 +255,7 @@ def test_a_row_with_a_stream_of_its_own_does_not_depend_on_the_others(spindle: s
     assert torch.equal(alone, whole[5:6]) and len(whole.unique(dim=0)) > 5
 
 
-def test_every_row_is_reported_once_and_finished_when_it_is() -> None:
+def test_every_row_is_reported_once_when_it_is_finished() -> None:
     finished: list[int] = []
 
     def on_step(rows: Tensor, xt: Tensor) -> None:
@@ -272,7 +272,7 @@ def test_every_row_is_reported_once_and_finished_when_it_is() -> None:
     assert sorted(finished) == list(range(20))
 
 
-def test_padding_of_rows_that_have_left_is_not_computed() -> None:
+def test_padding_of_finished_rows_is_not_computed() -> None:
     widths = []
 
     class Watching(TableDenoiser):

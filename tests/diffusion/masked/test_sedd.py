@@ -1,4 +1,4 @@
-"""sedd.py: the recorded score entropies and analytic steps of the released SEDD; with normalised scores it is MDLM."""
+"""sedd.py: recorded score entropies and analytic steps of the released SEDD; with normalised scores it is MDLM."""
 
 import math
 
@@ -78,7 +78,7 @@ class Normalised(TableDenoiser):
         return logits - logits[..., tokens].logsumexp(-1, keepdim=True) + math.log(V - 1)
 
 
-def test_where_its_scores_are_normalised_it_is_mdlm() -> None:
+def test_sedd_with_normalised_scores_is_mdlm() -> None:
     for x0 in all_sentences(TOKENS, 2)[:6]:
         assert limit_bound(sedd(), Normalised(V), x0) == pytest.approx(limit_bound(mdlm(), Normalised(V), x0))
         assert limit_bound(sedd(), TableDenoiser(V), x0) > limit_bound(mdlm(), TableDenoiser(V), x0)
@@ -90,7 +90,7 @@ def test_where_its_scores_are_normalised_it_is_mdlm() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
-def test_the_bound_is_one() -> None:
+def test_exp_of_minus_the_bound_sums_to_at_most_one() -> None:
     bounds = [limit_bound(sedd(), TableDenoiser(V), x0) for x0 in all_sentences(TOKENS, 2)]
     assert sum(math.exp(-bound) for bound in bounds) <= 1
 
@@ -107,25 +107,25 @@ def test_the_mean_of_loss_and_estimator_is_the_bound() -> None:
         assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
 
 
-def test_the_time_reaches_the_network() -> None:
-    x0, told = torch.tensor([[0, 2, 1]]), []
+def test_the_network_receives_decreasing_sigmas() -> None:
+    x0, sigmas = torch.tensor([[0, 2, 1]]), []
 
-    class Listener(Timed):
+    class Recording(Timed):
         def encode(self, xt, t, attention_mask):
-            told.extend(t.tolist())
+            sigmas.extend(t.tolist())
             return super().encode(xt, t, attention_mask)
 
-    sedd().sample(Listener(V), text_batch(x0), SampleArgs(num_steps=4))
-    assert told[0] == pytest.approx(6.9078, rel=1e-3) and told == sorted(told, reverse=True)
+    sedd().sample(Recording(V), text_batch(x0), SampleArgs(num_steps=4))
+    assert sigmas[0] == pytest.approx(6.9078, rel=1e-3) and sigmas == sorted(sigmas, reverse=True)
 
 
-def test_settings_are_checked() -> None:
-    for words, message in (
+def test_unsupported_settings_are_refused() -> None:
+    for settings, message in (
         ({"time_conditioning": "none", "warm_start": 0}, "a score depends on sigma; use layerwise"),
         ({"time_conditioning": "token", "warm_start": 0}, "a score depends on sigma; use layerwise"),
         ({"time_conditioning": "layerwise", "warm_start": 0.3}, "warm_start trains probabilities"),
     ):
         with pytest.raises(UserError, match=message):
-            SeddArgs().check_training(**{"packing": False, "fused_loss": False, **words})
+            SeddArgs().check_training(**{"packing": False, "fused_loss": False, **settings})
     with pytest.raises(UserError, match="sampling_eps=1.0 must lie in"):
         SeddArgs(sampling_eps=1.0)

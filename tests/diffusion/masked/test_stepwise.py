@@ -34,7 +34,7 @@ def test_given_tokens_stay_and_rows_do_not_depend_on_their_neighbours(sampler: s
     assert torch.equal(together[~targets], ids[~targets]) and not together.eq(MASK).any()
 
 
-def test_a_cached_sampler_asks_again_only_of_rows_that_changed() -> None:
+def test_the_cached_sampler_runs_the_network_only_on_changed_rows() -> None:
     encoded = []
 
     class Counting(TableDenoiser):
@@ -49,7 +49,7 @@ def test_a_cached_sampler_asks_again_only_of_rows_that_changed() -> None:
         assert sum(encoded) <= most and (sampler == "cached" or sum(encoded) > 20 * 500)
 
 
-def test_what_a_process_leaves_masked_is_drawn_at_the_end() -> None:
+def test_tokens_left_masked_are_drawn_at_the_end() -> None:
     """A network that predicts [MASK] keeps tokens masked to the last step."""
 
     class PredictsMask(TableDenoiser):
@@ -66,7 +66,7 @@ def test_what_a_process_leaves_masked_is_drawn_at_the_end() -> None:
     assert len(states) == 9 and states[-2] > 190 and states[-1] == 0 and not drawn.eq(MASK).any()
 
 
-def test_rows_without_a_target_are_left_alone() -> None:
+def test_rows_without_targets_do_not_change() -> None:
     ids, targets = torch.tensor([[0, 1], [2, 4]]), torch.tensor([[False, False], [True, False]])
     batch = Batch(ids, torch.ones_like(targets), targets)
     drawn = mdlm().sample(TableDenoiser(V), batch, SampleArgs(num_steps=3, sampler="ancestral"), rows_at_once=1)

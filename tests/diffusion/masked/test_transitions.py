@@ -16,7 +16,7 @@ NEVER = torch.zeros((), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_alpha_bar_falls_from_1_to_0_and_windows_lead_there(name: str) -> None:
+def test_alpha_bar_falls_from_1_to_0_and_windows_cover_it(name: str) -> None:
     process = PROCESSES[name]()
     for number in (1, 3, 12):
         windows = process.schedule.windows(number)
@@ -31,7 +31,7 @@ def test_alpha_bar_falls_from_1_to_0_and_windows_lead_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_the_posterior_composes(name: str) -> None:
+def test_the_posterior_composes_over_windows(name: str) -> None:
     """The probability of staying masked over two windows is the product over both."""
     process = PROCESSES[name]()
     (t, s), (_, r) = process.schedule.windows(12)[3], process.schedule.windows(12)[4]
@@ -40,7 +40,7 @@ def test_the_posterior_composes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROCESSES)
-def test_corruption_has_its_rate_and_spares_what_is_given(name: str) -> None:
+def test_corruption_has_the_mask_rate_and_keeps_given_tokens(name: str) -> None:
     process, n = PROCESSES[name](), 40_000
     t = process.schedule.windows(12)[5, 0].expand(n)
     targets = torch.tensor([True, False, True]).expand(n, -1)

@@ -1,4 +1,4 @@
-"""warm_start.py: masked language modelling at drawn mask rates; a token weighs one in expectation."""
+"""warm_start.py: masked language modelling at drawn mask rates; a token has weight one in expectation."""
 
 import math
 
@@ -11,7 +11,7 @@ from tests.diffusion.test_chunked_logits import Head, V
 from tests.toy_process import make
 
 
-def test_masked_lm_loss_weighs_a_token_one_in_expectation() -> None:
+def test_a_token_of_masked_lm_loss_has_weight_one_in_expectation() -> None:
     """With a network that gives every token the same loss c, the expected total is c per target token."""
     denoiser = TableDenoiser(5, scale=0.0)  # uniform over 5 tokens: log 5 each
     batch = text_batch(torch.zeros(4000, 6, dtype=torch.long))
@@ -20,22 +20,22 @@ def test_masked_lm_loss_weighs_a_token_one_in_expectation() -> None:
     assert loss.total.item() / 24_000 == pytest.approx(math.log(5), rel=0.03)
 
 
-def test_masked_lm_loss_tells_the_network_the_time_of_its_mask_rate() -> None:
+def test_masked_lm_loss_passes_the_time_of_the_mask_rate_to_the_network() -> None:
     seen = []
 
-    class Listener(TableDenoiser):
+    class Recording(TableDenoiser):
         def encode(self, xt: torch.Tensor, t: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
             seen.extend(t.tolist())
             return super().encode(xt, t, attention_mask)
 
     batch = text_batch(torch.zeros(200, 6, dtype=torch.long))
-    masked_lm_loss(make(1000), Listener(5), batch, rates=(0.1, 0.4))
+    masked_lm_loss(make(1000), Recording(5), batch, rates=(0.1, 0.4))
     assert min(seen) in range(100, 110) and max(seen) in range(390, 401) and len(set(seen)) > 100
 
 
 def test_masked_lm_loss_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("diffusion.chunked_logits.MAX_LOGITS", 8 * V)
-    batch, found = text_batch(torch.tensor([[0, 1, 2, 4, 4, 0]]).expand(40, 6)), []
+    batch, results = text_batch(torch.tensor([[0, 1, 2, 4, 4, 0]]).expand(40, 6)), []
     for fused in (False, True):
         head = Head()
         head.load_state_dict({n: torch.sin(torch.arange(p.numel())).view_as(p) for n, p in head.named_parameters()})
@@ -43,5 +43,5 @@ def test_masked_lm_loss_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
             make(64), head, batch, rates=(0.3, 0.9), fused=fused, generator=torch.Generator().manual_seed(3)
         )
         loss.total.backward()
-        found.append(torch.cat([loss.total.detach()[None], *(p.grad.flatten() for p in head.parameters())]))
-    torch.testing.assert_close(*found, atol=1e-4, rtol=1e-5)
+        results.append(torch.cat([loss.total.detach()[None], *(p.grad.flatten() for p in head.parameters())]))
+    torch.testing.assert_close(*results, atol=1e-4, rtol=1e-5)

@@ -80,7 +80,7 @@ def rows(step: int) -> Tensor:
 
 
 @pytest.mark.parametrize("name", STATE["cases"])
-def test_schedule_state_and_betas(name: str) -> None:
+def test_the_schedule_and_its_betas_are_the_recorded_ones(name: str) -> None:
     case = STATE["cases"][name]
     process = process_of({"T": case["T"], "kind": case["kind"]})
     close(process.schedule.base[case["index"]], case["alpha_bar"], 1e-6, 1e-9)
@@ -92,7 +92,7 @@ def test_schedule_state_and_betas(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STATE["cases"])
-def test_spindle_amplitude(name: str) -> None:
+def test_the_spindle_amplitude_is_the_recorded_one(name: str) -> None:
     case = STATE["cases"][name]
     process = process_of({"T": case["T"], "kind": "mutual"})
     t = torch.tensor(case["index"])
@@ -103,7 +103,7 @@ def test_spindle_amplitude(name: str) -> None:
     close(rise[inside] / 0.002, recorded, 1e-6, 1e-8)
 
 
-def test_word_frequencies() -> None:
+def test_word_frequencies_are_the_recorded_ones() -> None:
     inputs, outputs = WORD_FREQ["inputs"], WORD_FREQ["outputs"]
     close(log_frequency(torch.tensor(inputs["counts"])), outputs["w"], 1e-6, 1e-7)
     close(log_frequency(COUNTS), outputs["w_pad_zero"], 1e-6, 1e-7)
@@ -118,7 +118,7 @@ def test_word_frequencies() -> None:
 
 
 @pytest.mark.parametrize("case", NOISE["cases"], ids=lambda c: f"{c['T']}-{c['kind']}-{c['spindle_lambda']}-{c['t']}")
-def test_forward_marginals(case: dict) -> None:
+def test_the_forward_marginals_are_the_recorded_ones(case: dict) -> None:
     process = process_of(case)
     keep = process.alpha_bar(rows(case["t"]), X0, TARGET)
     recorded = torch.tensor(case["prob_keep_x0"]).double()
@@ -132,7 +132,7 @@ def test_forward_marginals(case: dict) -> None:
 
 
 @pytest.mark.parametrize("case", POSTERIOR["cases"], ids=lambda c: f"{c['T']}-{c['t']}-{c['step_size']}")
-def test_posterior(case: dict) -> None:
+def test_the_posterior_is_the_recorded_one(case: dict) -> None:
     process = process_of(case)
     s, t, xt = rows(case["t"]), rows(case["t"] + case["step_size"]), torch.tensor(case["x_t_plus_step"])
     masked = xt.eq(MASK) & TARGET
@@ -150,7 +150,7 @@ def test_posterior(case: dict) -> None:
 
 
 @pytest.mark.parametrize("case", KL["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))
-def test_training_loss(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_training_loss_is_the_recorded_one(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     process, toy = process_of(case), Toy(case["toy"], case["T"])
     s, t, xt = rows(case["t"]), rows(case["t"] + case["step_size"]), torch.tensor(case["x_t_plus_step"])
     kl, cross_entropy = process.token_terms(toy, BATCH, xt, s, t)
@@ -173,7 +173,7 @@ def test_training_loss(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", ELBO["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))
-def test_elbo(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_elbo_is_the_recorded_one(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     fixed = torch.tensor(ELBO["inputs"]["u"], dtype=torch.float64)
     monkeypatch.setattr("diffusion.masked.transitions.uniform", lambda where, generator=None: fixed)
     process = process_of(case)
@@ -188,7 +188,7 @@ def test_elbo(case: dict, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("case", SAMPLING["cases"], ids=lambda c: "-".join(str(v) for v in list(c.values())[:5]))
-def test_sampling_step(case: dict) -> None:
+def test_a_sampling_step_is_the_recorded_one(case: dict) -> None:
     process = process_of(case)
     xt = torch.tensor(SAMPLING["inputs"]["x_t"])
     everything = torch.ones_like(TARGET)  # the released sampler centres over all positions
@@ -221,7 +221,7 @@ CONDITIONAL_TARGET = torch.tensor([[0, 0, 1, 1, 1], [0, 1, 1, 1, 1]]).bool()
 @pytest.mark.parametrize(
     ("s", "loss", "base"), [(0, 16.6441612, 16.6391697), (3, 2.2806630, 2.2757957)], ids=["last step", "step 3"]
 )
-def test_conditional_training_loss(s: int, loss: float, base: float) -> None:
+def test_the_conditional_training_loss_is_the_recorded_one(s: int, loss: float, base: float) -> None:
     """lambda 0, hybrid 3e-4: the recorded loss counts target positions only, for any source."""
     args = WordFreqArgs(8, spindle="released", word_freq_lambda=0.0, posterior="released", hybrid_lambda=3e-4)
     process = ReleasedConditionalDiffusion(args, torch.tensor([0, 10, 0, 500, 0, 7, 99, 3]), Vocabulary(8, 4))
@@ -233,7 +233,7 @@ def test_conditional_training_loss(s: int, loss: float, base: float) -> None:
     assert not kl[~CONDITIONAL_TARGET].any() and not cross_entropy[~CONDITIONAL_TARGET].any()
 
 
-def test_the_last_conditional_step_follows_the_prediction_but_leaves_decided_tokens_alone() -> None:
+def test_the_last_conditional_step_draws_masked_targets_from_the_prediction() -> None:
     """The released program redraws every target from the prediction; here only masked targets are drawn."""
     args = WordFreqArgs(8, spindle="released", word_freq_lambda=0.0, posterior="released")
     process = ReleasedConditionalDiffusion(args, torch.tensor([0, 10, 0, 500, 0, 7, 99, 3]), Vocabulary(8, 4))
@@ -241,8 +241,8 @@ def test_the_last_conditional_step_follows_the_prediction_but_leaves_decided_tok
     logits = ConditionalToy().encode(CONDITIONAL_XT, rows(2), batch.attention_mask)
     probs = process.sampling_probs(logits, batch, CONDITIONAL_XT, rows(0), rows(2), SampleArgs())
     masked = CONDITIONAL_XT.eq(4) & CONDITIONAL_TARGET
-    words = torch.tensor([0, 1, 2, 3, 5, 6, 7])  # without [MASK], which is excluded at the end
-    ours, prediction = (p[masked][:, words] for p in (probs, logits.softmax(-1)))
+    tokens = torch.tensor([0, 1, 2, 3, 5, 6, 7])  # without [MASK], which is excluded at the end
+    ours, prediction = (p[masked][:, tokens] for p in (probs, logits.softmax(-1)))
     close(ours / ours.sum(-1, keepdim=True), (prediction / prediction.sum(-1, keepdim=True)).tolist(), 1e-6, 1e-9)
     for seed in range(20):
         u = torch.rand(2, 5, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -257,8 +257,8 @@ def test_a_visible_token_costs_zero_where_the_released_program_returns_nan() -> 
     assert torch.equal(kl, torch.zeros_like(kl))
 
 
-def test_sum_of_weights_shows_why_the_released_elbo_is_no_bound() -> None:
-    """sum_t (1 - alpha_bar(t)) u must be 1; the released posterior gives rare tokens less and common tokens more."""
+def test_the_weights_of_the_released_elbo_do_not_sum_to_one() -> None:
+    """A bound needs sum_t (1 - alpha_bar(t)) u = 1; the released posterior gives rare tokens less, common ones more."""
     process = process_of({"T": 2048})
     weights = []
     for c in (-0.3, 0.0, 0.2):

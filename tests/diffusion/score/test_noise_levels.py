@@ -51,8 +51,10 @@ def test_the_grid_leads_from_the_highest_level_to_the_lowest() -> None:
 
 def test_a_level_of_ten_destroys_little_at_width_256_and_the_default_all() -> None:
     """Share of noisy tokens nearer to their own embedding than to one sqrt(2 E) away: nearly 0.9 at sigma 10."""
-    told = [0.5 * math.erfc(-math.sqrt(2 * 256) / (2 * sigma) / math.sqrt(2)) for sigma in (10, default_sigma_max(256))]
-    assert told[0] == pytest.approx(0.871, abs=1e-3) and told[1] == pytest.approx(0.515, abs=1e-3)
+    shares = [
+        0.5 * math.erfc(-math.sqrt(2 * 256) / (2 * sigma) / math.sqrt(2)) for sigma in (10, default_sigma_max(256))
+    ]
+    assert shares[0] == pytest.approx(0.871, abs=1e-3) and shares[1] == pytest.approx(0.515, abs=1e-3)
     assert default_sigma_max(256) == 300
     for width in (16, 64, 256):
         assert width / 2 * math.log1p(default_sigma_max(width) ** -2) == pytest.approx(0.00142, rel=0.01)
@@ -78,7 +80,7 @@ def test_positions_have_levels_spread_over_their_row() -> None:
 )
 def test_rising_levels_are_the_recorded_ones(i: int, levels: list[int]) -> None:
     relative = rising_relative_levels(torch.tensor([i / 104], dtype=torch.float64), EVERY, num_levels=100)
-    assert (relative[0] * 99).tolist() == pytest.approx(levels, abs=0.51)  # there they are rounded
+    assert (relative[0] * 99).tolist() == pytest.approx(levels, abs=0.51)  # the recorded levels are rounded
 
 
 def test_rising_levels_count_the_noised_tokens_alone() -> None:
@@ -91,13 +93,13 @@ def test_rising_levels_count_the_noised_tokens_alone() -> None:
 
 
 @pytest.mark.parametrize("kind", GIVEN_KINDS)
-def test_given_parts_have_their_form_and_every_number_is_as_likely(kind: str) -> None:
+def test_given_parts_have_their_form_and_a_uniform_size(kind: str) -> None:
     target = torch.zeros(20_000, 9, dtype=torch.bool)
     target[:, 1:7] = True
     given = draw_given(target, 1.0, [kind], Generator().manual_seed(0))
     assert not (given & ~target).any()
     numbers = given.sum(1)
-    assert numbers.max() == 5  # never all
+    assert numbers.max() == 5  # never all tokens
     assert given[:, 1:7].float().mean() == pytest.approx((6 - 1) / (2 * 6), abs=0.01)
     assert (numbers.bincount(minlength=6) / 20_000 - 1 / 6).abs().max() < 0.01
     runs = (given.int().diff(dim=1) == 1).sum(1)
@@ -110,17 +112,16 @@ def test_given_parts_have_their_form_and_every_number_is_as_likely(kind: str) ->
         assert given[:, 1:7].float().mean(0).sub(5 / 12).abs().max() < 0.02
 
 
-def test_a_share_of_the_sentences_has_something_given_and_kinds_are_as_likely() -> None:
+def test_a_share_of_the_sentences_has_given_tokens() -> None:
     target = torch.ones(20_000, 8, dtype=torch.bool)
     given = draw_given(target, 0.3, ["prefix", "infill"], Generator().manual_seed(0))
     assert given.any(1).float().mean() == pytest.approx(0.3 * 7 / 8, abs=0.01)
     assert not draw_given(target, 0.0, list(GIVEN_KINDS), Generator().manual_seed(0)).any()
-    assert not draw_given(
-        target[:, :1], 1.0, list(GIVEN_KINDS), Generator().manual_seed(0)
-    ).any()  # nothing else to learn
+    # a single target is never given
+    assert not draw_given(target[:, :1], 1.0, list(GIVEN_KINDS), Generator().manual_seed(0)).any()
 
 
-def test_means_are_of_the_learnt_tokens_of_each_sentence() -> None:
+def test_means_cover_the_predicted_tokens_of_each_sentence() -> None:
     predicted = torch.tensor([[True, True, False], [False, False, False], [False, True, False]])
     drawn = NoiseDraw(torch.zeros(3, 3), predicted, torch.zeros(3), torch.tensor([True, True, False]))
     means, counted = drawn.means(torch.tensor([1.0, 3.0, 5.0]))

@@ -1,4 +1,4 @@
-"""process.py: levels and given tokens of a step, the loss against its formula, what it must not depend on."""
+"""process.py: levels and given tokens of a step, the loss against its formula, and invariances of the loss."""
 
 from dataclasses import replace
 
@@ -29,8 +29,8 @@ def process(*, fused_loss: bool = False, **settings: object) -> ScoreDiffusion:
     return ScoreDiffusion(ScoreArgs(**settings), vocabulary, fused_loss=fused_loss)
 
 
-def denoiser(seed: int = 0, **more: object) -> ScoreDenoiser:
-    return ScoreDenoiser(network(seed, **more)).eval()
+def denoiser(seed: int = 0, **changes: object) -> ScoreDenoiser:
+    return ScoreDenoiser(network(seed, **changes)).eval()
 
 
 def seeded(seed: int = 7) -> Generator:
@@ -44,7 +44,7 @@ def many(rows: int = 10_000, length: int = 6) -> Batch:
 # ---- levels ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_given_has_no_noise_and_is_not_learnt() -> None:
+def test_given_tokens_have_no_noise_and_are_not_predicted() -> None:
     drawn = process(given_share=1.0).draw(denoiser(), BATCH, seeded(), Share())
     assert not (drawn.predicted & ~GIVEN_ENDS).any() and (GIVEN_ENDS & ~drawn.predicted).any()
     assert torch.equal(drawn.sigma > 0, drawn.predicted)
@@ -53,59 +53,59 @@ def test_what_is_given_has_no_noise_and_is_not_learnt() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_a_share_of_the_sentences_has_a_level_for_every_position(share: float) -> None:
-    made = process(position_levels=share, given_share=0.0)
-    drawn = made.draw(denoiser(), many(), seeded(), Share())
+    diffusion = process(position_levels=share, given_share=0.0)
+    drawn = diffusion.draw(denoiser(), many(), seeded(), Share())
     alone = (drawn.sigma != drawn.sigma[:, :1]).any(1)
     assert torch.equal(alone, ~drawn.single)
     assert alone.float().mean() == pytest.approx(share, abs=0.01)
 
 
-def test_levels_are_spread_evenly_over_a_step_in_the_quantile_of_the_schedule() -> None:
-    made, parts = process(position_levels=0.0), 4
-    found = [made.draw(denoiser(), many(8), seeded(i), Share(i, parts, 5)).sigma.amax(1) for i in range(parts)]
-    edges = made.schedule(denoiser())(torch.arange(33, dtype=torch.float64) / 32)
+def test_levels_of_a_step_are_stratified_in_the_quantile_of_the_schedule() -> None:
+    diffusion, parts = process(position_levels=0.0), 4
+    found = [diffusion.draw(denoiser(), many(8), seeded(i), Share(i, parts, 5)).sigma.amax(1) for i in range(parts)]
+    edges = diffusion.schedule(denoiser())(torch.arange(33, dtype=torch.float64) / 32)
     assert torch.equal(torch.bucketize(torch.cat(found).double().sort().values, edges, right=True), torch.arange(1, 33))
 
 
-def test_rising_levels_are_ar_diffusions() -> None:
-    made = process(level_order="rising", time_warp=False, position_levels=0.0, given_share=0.0)
-    drawn = made.draw(denoiser(), many(50), seeded(), Share())
+def test_rising_levels_are_those_of_ar_diffusion() -> None:
+    diffusion = process(level_order="rising", time_warp=False, position_levels=0.0, given_share=0.0)
+    drawn = diffusion.draw(denoiser(), many(50), seeded(), Share())
     assert (drawn.sigma.diff(dim=1) >= 0).all() and (drawn.sigma.diff(dim=1) > 0).any()
-    expected = made.schedule(denoiser())(
+    expected = diffusion.schedule(denoiser())(
         noise_levels.rising_relative_levels(drawn.relative_level, torch.ones(50, 6).bool())
     )
     assert torch.allclose(drawn.sigma, expected.float())
 
 
-def test_a_warp_moves_the_levels_that_are_drawn() -> None:
-    made, warped = process(time_warp=True, position_levels=0.0), denoiser(time_warp=True)
-    drawn, even = (made.draw(each, many(64), seeded(), Share()).relative_level for each in (warped, denoiser()))
+def test_the_time_warp_changes_the_drawn_levels() -> None:
+    diffusion, warped = process(time_warp=True, position_levels=0.0), denoiser(time_warp=True)
+    drawn, even = (diffusion.draw(each, many(64), seeded(), Share()).relative_level for each in (warped, denoiser()))
     assert torch.allclose(drawn, warped.warp.quantile(even)) and not torch.allclose(drawn, even, atol=0.01)
     warped.warp.reset()
-    assert torch.allclose(made.draw(warped, many(64), seeded(), Share()).relative_level, even, atol=1e-6)
+    assert torch.allclose(diffusion.draw(warped, many(64), seeded(), Share()).relative_level, even, atol=1e-6)
 
 
-def test_what_is_given_may_be_hidden_at_the_highest_level() -> None:
-    made = process(drop_given=0.25, given_share=0.0)
+def test_given_tokens_may_be_hidden_at_the_highest_level() -> None:
+    diffusion = process(drop_given=0.25, given_share=0.0)
     batch = replace(many(4000), target_mask=torch.ones(4000, 6).bool().index_fill(1, torch.tensor([0]), False))
-    sigma = made.draw(denoiser(), batch, seeded(), Share()).sigma[:, 0]
-    assert set(sigma.tolist()) == {0, float(torch.tensor(made.schedule(denoiser()).sigma_max))}
+    sigma = diffusion.draw(denoiser(), batch, seeded(), Share()).sigma[:, 0]
+    assert set(sigma.tolist()) == {0, float(torch.tensor(diffusion.schedule(denoiser()).sigma_max))}
     assert (sigma > 0).float().mean() == pytest.approx(0.25, abs=0.02)
 
 
 # ---- loss ------------------------------------------------------------------------------------------------------------
 
 
-def by_hand(made: ScoreDiffusion, network: ScoreDenoiser, batch: Batch, seed: int = 7) -> tuple[Tensor, Tensor]:
+def by_hand(diffusion: ScoreDiffusion, network: ScoreDenoiser, batch: Batch, seed: int = 7) -> tuple[Tensor, Tensor]:
     """Return cross-entropies and noise levels of the predicted tokens, [n], computed from the formulas."""
     generator = seeded(seed)
-    drawn = made.draw(network, batch, generator, Share())
+    drawn = diffusion.draw(network, batch, generator, Share())
     e = F.normalize(network.network.embedding.weight, dim=-1) * 8**0.5
     z = torch.randn(*batch.input_ids.shape, 8, generator=generator)
     xt = e[batch.input_ids] + drawn.sigma[..., None] * z
     hidden = network.encode(xt / (drawn.sigma[..., None] ** 2 + 1).sqrt(), drawn.sigma, batch.attention_mask)
     logits = network.network.head(hidden)
-    if made.args.output_prior:
+    if diffusion.args.output_prior:
         logits = logits + xt @ e.T / drawn.sigma.clamp(min=1e-6)[..., None] ** 2
     logits[..., [0, 1, 2, MASK]] = -torch.inf
     nats = -logits.log_softmax(-1).gather(-1, batch.input_ids[..., None])[..., 0]
@@ -114,50 +114,50 @@ def by_hand(made: ScoreDiffusion, network: ScoreDenoiser, batch: Batch, seed: in
 
 @pytest.mark.parametrize("prior", [True, False])
 @pytest.mark.parametrize("weighting", ["uniform", "edm"])
-def test_the_loss_is_the_mean_cross_entropy_of_what_is_noisy_times_the_targets(weighting: str, prior: bool) -> None:
-    made, net = process(loss_weighting=weighting, output_prior=prior, position_levels=0.5), denoiser()
-    nats, sigma = by_hand(made, net, BATCH)
+def test_the_loss_is_the_mean_noisy_cross_entropy_times_the_target_count(weighting: str, prior: bool) -> None:
+    diffusion, net = process(loss_weighting=weighting, output_prior=prior, position_levels=0.5), denoiser()
+    nats, sigma = by_hand(diffusion, net, BATCH)
     weight = (sigma**2 + 1) / sigma**2 if weighting == "edm" else 1
-    found = made.loss(net, BATCH, generator=seeded())
+    found = diffusion.loss(net, BATCH, generator=seeded())
     assert found.total.item() == pytest.approx((nats * weight).mean().item() * 28, rel=1e-5)
     assert found.terms["cross_entropy"].item() == pytest.approx(nats.mean().item() * 28, rel=1e-5)
     assert found.num_tokens == 28
 
 
-def test_the_warps_own_error_is_added_and_pulls_at_the_warp_alone() -> None:
-    made, net = process(time_warp=True, position_levels=0.5), denoiser(time_warp=True)
-    drawn = made.draw(net, BATCH, seeded(), Share())
+def test_the_error_of_the_warp_is_added_and_trains_the_warp_alone() -> None:
+    diffusion, net = process(time_warp=True, position_levels=0.5), denoiser(time_warp=True)
+    drawn = diffusion.draw(net, BATCH, seeded(), Share())
     assert drawn.single.any() and not drawn.single.all()
-    nats = by_hand(made, net, BATCH)[0].detach().double().split(drawn.predicted.sum(1).tolist())
+    nats = by_hand(diffusion, net, BATCH)[0].detach().double().split(drawn.predicted.sum(1).tolist())
     warp, rows = net.warp, [i for i in range(4) if drawn.single[i] and len(nats[i])]
     errors = [
         (warp.cross_entropy(v) - nats[i].mean()) ** 2 / warp.density(v) for i in rows for v in [drawn.relative_level[i]]
     ]
-    found = made.loss(net, BATCH, generator=seeded())
+    found = diffusion.loss(net, BATCH, generator=seeded())
     own = found.total - found.terms["cross_entropy"]
     assert own.item() == pytest.approx(28 * 1e-3 * sum(errors).item() / len(rows), rel=1e-4)
 
     warp.reset()
     head, heads = net.network.head.weight, []
-    for each in (made, process(position_levels=0.5, time_warp=False)):
+    for each in (diffusion, process(position_levels=0.5, time_warp=False)):
         each.relative_levels = lambda denoiser, r: r
         heads.append(torch.autograd.grad(each.loss(net, BATCH, generator=seeded()).total, head)[0])
     assert torch.allclose(*heads, atol=1e-6)
 
 
-def test_a_fused_loss_is_the_same_to_its_gradient() -> None:
+def test_a_fused_loss_has_the_same_gradient() -> None:
     grads = []
     for fused in (False, True):
-        made, net = process(fused_loss=fused), denoiser()
-        made.loss(net, BATCH, generator=seeded()).total.backward()
+        diffusion, net = process(fused_loss=fused), denoiser()
+        diffusion.loss(net, BATCH, generator=seeded()).total.backward()
         grads.append([p.grad for p in net.parameters()])
     assert all(torch.allclose(*pair, atol=1e-5) for pair in zip(*grads, strict=True))
 
 
-def test_every_weight_learns() -> None:
-    made = process(self_conditioning=True, time_warp=True, drop_given=0.3)
+def test_every_weight_has_a_gradient() -> None:
+    diffusion = process(self_conditioning=True, time_warp=True, drop_given=0.3)
     net = denoiser(self_conditioning=True, time_warp=True)
-    made.loss(net, BATCH, generator=seeded()).total.backward()
+    diffusion.loss(net, BATCH, generator=seeded()).total.backward()
     idle = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.any()]
     assert idle == []
     assert net.network.embedding.weight.grad[IDS.unique()].abs().sum(1).all()
@@ -169,19 +169,19 @@ def test_packed_and_unpacked_losses_are_equal_with_their_gradients() -> None:
     batch = Batch(IDS, attended, attended & GIVEN_ENDS)
     found = []
     for capacity in (0, 12):
-        made, net = process(position_levels=0.5), denoiser()
+        diffusion, net = process(position_levels=0.5), denoiser()
         net.pack_rows(capacity)
-        loss = made.loss(net, batch, generator=seeded())
+        loss = diffusion.loss(net, batch, generator=seeded())
         loss.total.backward()
         found.append((loss.total.item(), [p.grad for p in net.parameters()]))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
     assert all(torch.allclose(*pair, atol=1e-4) for pair in zip(found[0][1], found[1][1], strict=True))
 
 
-def test_a_batch_of_which_all_is_given_costs_nothing() -> None:
-    made, net = process(), denoiser()
+def test_a_batch_of_given_tokens_costs_nothing() -> None:
+    diffusion, net = process(), denoiser()
     batch = replace(BATCH, target_mask=torch.zeros_like(GIVEN_ENDS))
-    loss = made.loss(net, batch, generator=seeded())
+    loss = diffusion.loss(net, batch, generator=seeded())
     assert loss.total.item() == 0 and loss.num_tokens == 0
     loss.total.backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
@@ -190,53 +190,53 @@ def test_a_batch_of_which_all_is_given_costs_nothing() -> None:
 # ---- given tokens ----------------------------------------------------------------------------------------------------
 
 
-def test_the_loss_does_not_depend_on_what_given_targets_are_to_be() -> None:
-    """Only through what the network reads of them: a token the network cannot tell from another changes nothing."""
-    made, net = process(given_share=1.0, output_prior=False), denoiser()
+def test_given_targets_are_not_part_of_the_loss() -> None:
+    """Given targets enter only through their embeddings, so tokens with equal embeddings are interchangeable."""
+    diffusion, net = process(given_share=1.0, output_prior=False), denoiser()
     with torch.no_grad():
         net.network.embedding.weight[4] = net.network.embedding.weight[5]
-    predicted = made.draw(net, BATCH, seeded(), Share()).predicted
+    predicted = diffusion.draw(net, BATCH, seeded(), Share()).predicted
     one, other = (replace(BATCH, input_ids=torch.where(predicted, IDS, token)) for token in (4, 5))
-    assert made.loss(net, one, generator=seeded()).total == made.loss(net, other, generator=seeded()).total
+    assert diffusion.loss(net, one, generator=seeded()).total == diffusion.loss(net, other, generator=seeded()).total
 
 
-def test_a_network_that_may_know_its_estimate_but_is_given_none_is_the_network_that_cannot() -> None:
-    plain, knowing = denoiser(), denoiser(self_conditioning=True)
-    knowing.network.load_state_dict(plain.network.state_dict(), strict=False)
+def test_self_conditioning_without_an_estimate_is_the_plain_network() -> None:
+    plain, conditioned = denoiser(), denoiser(self_conditioning=True)
+    conditioned.network.load_state_dict(plain.network.state_dict(), strict=False)
     for args in ({}, {"position_levels": 1.0}):
-        made = process(**args)
+        diffusion = process(**args)
         hidden = [
-            made.encode(net, made.noisy(net, BATCH, 2.0 * GIVEN_ENDS, seeded()), 2.0 * GIVEN_ENDS, BATCH)
-            for net in (plain, knowing)
+            diffusion.encode(net, diffusion.noisy(net, BATCH, 2.0 * GIVEN_ENDS, seeded()), 2.0 * GIVEN_ENDS, BATCH)
+            for net in (plain, conditioned)
         ]
         assert torch.equal(*hidden)
 
 
-def test_half_of_the_sentences_see_an_estimate_of_their_own() -> None:
-    made, net = process(self_conditioning=True, given_share=1.0), denoiser(self_conditioning=True)
+def test_half_of_the_sentences_receive_their_own_estimate() -> None:
+    diffusion, net = process(self_conditioning=True, given_share=1.0), denoiser(self_conditioning=True)
     batch = Batch(*(tensor.repeat(100, 1) for tensor in (IDS, BATCH.attention_mask, GIVEN_ENDS)))
     generator = seeded()
-    drawn = made.draw(net, batch, generator, Share())
-    x = made.noisy(net, batch, drawn.sigma, generator)
-    before = made.self_conditioning_estimate(net, batch, x, drawn, generator)
+    drawn = diffusion.draw(net, batch, generator, Share())
+    x = diffusion.noisy(net, batch, drawn.sigma, generator)
+    before = diffusion.self_conditioning_estimate(net, batch, x, drawn, generator)
     seen = before.abs().sum(-1) > 0
     assert seen.any(1).float().mean() == pytest.approx(0.5, abs=0.1)
     assert torch.equal(seen[seen.any(1)], drawn.predicted[seen.any(1)]) and not before.requires_grad
-    hidden = made.encode(net, x, drawn.sigma, batch)
-    weights = made.within_support(made.logits(net, hidden[drawn.predicted], net.table())).softmax(-1)
+    hidden = diffusion.encode(net, x, drawn.sigma, batch)
+    weights = diffusion.within_support(diffusion.logits(net, hidden[drawn.predicted], net.table())).softmax(-1)
     expected = torch.zeros_like(x).masked_scatter(drawn.predicted[..., None], weights @ net.table())
     assert torch.allclose(before[seen.any(1)], expected[seen.any(1)], atol=1e-5)
 
 
-def test_the_network_is_run_as_often_whatever_is_drawn() -> None:
-    """Processes that hold shares of the weights (FSDP) would wait for each other."""
-    made, net, calls = process(self_conditioning=True), denoiser(self_conditioning=True), []
+def test_the_number_of_forward_passes_does_not_depend_on_the_draws() -> None:
+    """Otherwise processes that hold shares of the weights (FSDP) would wait for each other."""
+    diffusion, net, calls = process(self_conditioning=True), denoiser(self_conditioning=True), []
     encode = net.encode
-    net.encode = lambda *words: calls.append(len(words[0])) or encode(*words)
+    net.encode = lambda *arguments: calls.append(len(arguments[0])) or encode(*arguments)
     batch = BATCH.rows(slice(0, 1))
     for seed in range(8):
-        drawn = made.draw(net, batch, seeded(seed), Share())
-        x = made.noisy(net, batch, drawn.sigma, seeded(seed))
-        seen = made.self_conditioning_estimate(net, batch, x, drawn, seeded(seed)).any()
+        drawn = diffusion.draw(net, batch, seeded(seed), Share())
+        x = diffusion.noisy(net, batch, drawn.sigma, seeded(seed))
+        seen = diffusion.self_conditioning_estimate(net, batch, x, drawn, seeded(seed)).any()
         assert seen == (torch.rand(1, generator=seeded(seed), dtype=torch.float64) < 0.5)
     assert calls == [1] * 8

@@ -1,7 +1,7 @@
-"""The loss of three released versions, as recorded: our process on our network, but for the parts in which they differ.
+"""Recorded losses of three released versions: our process on our network, with the parts replaced that differ.
 
-Weights, noise and levels are those of the recording: the i-th tensor, by the order of their names there, is
-.3 sin(.7 n + i), n counting its numbers. The first token of each text is given, the last of the second is none.
+Weights, noise and levels are those of the recording. In the order of their names there, the i-th tensor is
+.3 sin(.7 n + i), where n counts its numbers. The first token of each text is given; the second text has one pad.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from diffusion.score.transitions import ScoreArgs
 from models.score_denoiser import ScoreDenoiser
 from models.score_lm import Block, ScoreLmConfig, ScoreLmNetwork
 
-V = 6  # and a [MASK], which they do not have
+V = 6  # without [MASK], which the released versions lack
 IDS = torch.tensor([[0, 4, 5, 1], [0, 3, 1, 2]])
 ATTENDED = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
 BATCH = Batch(IDS, ATTENDED, ATTENDED & (torch.arange(4) > 0))
@@ -28,8 +28,8 @@ LEVELS = {
 }
 
 
-class Told(nn.Module):
-    """A level as it is; of what is given, as the last version had it, nothing."""
+class LevelCondition(nn.Module):
+    """Conditions on the level rather than its logarithm; the last version has no condition at given tokens."""
 
     def __init__(self, level: nn.Module, hides_given: bool) -> None:
         super().__init__()
@@ -54,15 +54,15 @@ def network(embedding_size: int, hidden_size: int, base: float = 10_000.0) -> Sc
     return ScoreLmNetwork(config).eval()
 
 
-def centred(made: ScoreLmNetwork) -> None:
-    """LayerNorm where RMSNorm came later."""
-    for film in (made.body.layers[0].attention_film, made.body.layers[0].ffn_film):
-        film.norm = nn.LayerNorm(made.config.hidden_size, elementwise_affine=False)
+def use_layer_norm(net: ScoreLmNetwork) -> None:
+    """Replace RMSNorm by LayerNorm, as in the earlier versions."""
+    for film in (net.body.layers[0].attention_film, net.body.layers[0].ffn_film):
+        film.norm = nn.LayerNorm(net.config.hidden_size, elementwise_affine=False)
 
 
 def tensors(*modules: nn.Module) -> list[Tensor]:
-    """Biases before weights, as names are ordered."""
-    return [parameter for made in modules for _, parameter in sorted(made.named_parameters())]
+    """Return parameters in the order of their names, biases before weights."""
+    return [parameter for net in modules for _, parameter in sorted(net.named_parameters())]
 
 
 def attention(layer: Block) -> list[Tensor]:
@@ -74,54 +74,54 @@ def feed_forward(layer: Block) -> list[Tensor]:
     return [layer.gate.weight, layer.down.weight, layer.up.weight]
 
 
-def level(made: ScoreLmNetwork) -> list[Tensor]:
-    fourier, *rest = made.body.level
+def level(net: ScoreLmNetwork) -> list[Tensor]:
+    fourier, *rest = net.body.level
     return [fourier.frequency, *tensors(*rest)]
 
 
 def last_version(monkeypatch: pytest.MonkeyPatch) -> tuple[ScoreLmNetwork, list[Tensor], bool]:
-    """480dccc, where a missing width is filled in."""
-    made = network(4, 8, base=1000.0)
-    made.body.norm, (layer,) = nn.RMSNorm(8, eps=1e-4), made.body.layers
-    ends = [made.embedding.weight[:V], made.body.norm.weight, made.head.weight[:V]]
+    """Commit 480dccc, with a missing width filled in."""
+    net = network(4, 8, base=1000.0)
+    net.body.norm, (layer,) = nn.RMSNorm(8, eps=1e-4), net.body.layers
+    ends = [net.embedding.weight[:V], net.body.norm.weight, net.head.weight[:V]]
     layers = [*attention(layer), *tensors(layer.attention_film), *feed_forward(layer), *tensors(layer.ffn_film)]
-    return made, [*ends, *layers, *tensors(made.body.project), *level(made)], True
+    return net, [*ends, *layers, *tensors(net.body.project), *level(net)], True
 
 
 def last_package(monkeypatch: pytest.MonkeyPatch) -> tuple[ScoreLmNetwork, list[Tensor], bool]:
-    """d6568a8."""
-    made = network(128, 8)
-    centred(made)
-    made.body.norm, (layer,) = nn.LayerNorm(8), made.body.layers
-    ends = [made.embedding.weight[:V], *tensors(made.body.norm), made.head.weight[:V]]
+    """Commit d6568a8."""
+    net = network(128, 8)
+    use_layer_norm(net)
+    net.body.norm, (layer,) = nn.LayerNorm(8), net.body.layers
+    ends = [net.embedding.weight[:V], *tensors(net.body.norm), net.head.weight[:V]]
     layers = [*attention(layer), *tensors(layer.attention_film), *feed_forward(layer), *tensors(layer.ffn_film)]
-    return made, [*ends, *layers, *tensors(made.body.project), *level(made)], False
+    return net, [*ends, *layers, *tensors(net.body.project), *level(net)], False
 
 
 def flat_scripts(monkeypatch: pytest.MonkeyPatch) -> tuple[ScoreLmNetwork, list[Tensor], bool]:
-    """df9fe14: biases at both ends, and rotary positions, filled as weights are, in half of each head."""
-    made = network(4, 16)
-    centred(made)
-    made.body.project, made.head, made.body.norm = nn.Linear(4, 16), nn.Linear(16, V + 1), nn.Identity()
-    (layer,), rates = made.body.layers, torch.zeros(4)
+    """Commit df9fe14: biases at both ends; rotary rates, filled like weights, in half of each head."""
+    net = network(4, 16)
+    use_layer_norm(net)
+    net.body.project, net.head, net.body.norm = nn.Linear(4, 16), nn.Linear(16, V + 1), nn.Identity()
+    (layer,), rates = net.body.layers, torch.zeros(4)
     monkeypatch.setattr(
         "models.score_lm.rotary",
         lambda place, *_: torch.stack([(place[..., None] * rates).cos(), (place[..., None] * rates).sin()], -1),
     )
     films = tensors(layer.attention_film, layer.ffn_film)
     layers = [rates[:2], *attention(layer), *films, *feed_forward(layer)]
-    ends = [made.head.bias[:V], made.head.weight[:V], *tensors(made.body.project)]
-    return made, [made.embedding.weight[:V], *layers, *ends, *level(made)], False
+    ends = [net.head.bias[:V], net.head.weight[:V], *tensors(net.body.project)]
+    return net, [net.embedding.weight[:V], *layers, *ends, *level(net)], False
 
 
 @torch.no_grad()
 def filled(version: Callable, monkeypatch: pytest.MonkeyPatch) -> ScoreDenoiser:
-    made, slots, hides_given = version(monkeypatch)
+    net, slots, hides_given = version(monkeypatch)
     for index, slot in enumerate(slots):
         numbers = 0.3 * torch.sin(0.7 * torch.arange(slot.numel(), dtype=torch.float64) + index)
         slot.copy_(numbers.view_as(slot))
-    made.body.level = Told(made.body.level, hides_given)
-    return ScoreDenoiser(made)
+    net.body.level = LevelCondition(net.body.level, hides_given)
+    return ScoreDenoiser(net)
 
 
 def process(loss_weighting: str = "uniform") -> ScoreDiffusion:

@@ -1,4 +1,4 @@
-"""sampling.py: the recorded numbers, the flow they follow, the law of the one the bound is of."""
+"""sampling.py: recorded numbers and orders of convergence of the samplers, and the law of sde."""
 
 import math
 
@@ -21,19 +21,19 @@ def run(name: str, denoise, x: Tensor, number: int, **bounds: float) -> Tensor:
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_an_oracle_is_followed_in_as_many_calls_as_said(name: str) -> None:
-    asked = []
+def test_samplers_reach_an_oracle_in_the_stated_number_of_calls(name: str) -> None:
+    sigmas = []
     target = torch.tensor([1.0, -1.0], dtype=torch.float64)
 
     def oracle(x: Tensor, sigma: Tensor) -> Tensor:
-        asked.append(float(sigma))
+        sigmas.append(float(sigma))
         return target.expand_as(x)
 
     noise = lambda: torch.randn(START.shape, dtype=torch.float64)  # noqa: E731
     found = SAMPLERS[name](oracle, START, levels(4), noise)
     assert torch.allclose(found, target.expand_as(found), atol=1e-12)
-    assert len(asked) == (7 if name == "heun" else 4)
-    assert asked == pytest.approx([10, 7, 7, 4, 4, 1, 1] if name == "heun" else [10, 7, 4, 1])
+    assert len(sigmas) == (7 if name == "heun" else 4)
+    assert sigmas == pytest.approx([10, 7, 7, 4, 4, 1, 1] if name == "heun" else [10, 7, 4, 1])
 
 
 def test_a_linear_denoiser_gives_the_recorded_numbers() -> None:
@@ -64,36 +64,36 @@ def test_the_exact_posterior_of_two_tokens_gives_the_recorded_numbers() -> None:
 def test_heun_is_of_second_order_and_euler_of_first() -> None:
     x = torch.tensor([[[4.0, 1.0]]], dtype=torch.float64)
 
-    def error(name: str, number: int) -> float:
-        """At level 1, before the last step, which is one for all."""
-        at_end = []
+    def x_at_level_1(name: str, number: int) -> float:
+        """Return x at level 1, before the last step, which all samplers share."""
+        states = []
 
         def watched(x: Tensor, sigma: Tensor) -> Tensor:
-            at_end.append(x)
+            states.append(x)
             return posterior_mean(x, sigma)
 
         run(name, watched, x, number)
-        return at_end[-1]
+        return states[-1]
 
-    exact = error("heun", 4000)
-    of = {name: [(error(name, n) - exact).abs().max() for n in (41, 81)] for name in ("euler", "heun")}
-    assert of["heun"][1] < of["euler"][1] / 3
-    assert of["euler"][0] / of["euler"][1] == pytest.approx(2, rel=0.2)
-    assert of["heun"][0] / of["heun"][1] == pytest.approx(4, rel=0.3)
+    exact = x_at_level_1("heun", 4000)
+    errors = {name: [(x_at_level_1(name, n) - exact).abs().max() for n in (41, 81)] for name in ("euler", "heun")}
+    assert errors["heun"][1] < errors["euler"][1] / 3
+    assert errors["euler"][0] / errors["euler"][1] == pytest.approx(2, rel=0.2)
+    assert errors["heun"][0] / errors["heun"][1] == pytest.approx(4, rel=0.3)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_positions_at_level_zero_stay_and_no_noise_touches_them(name: str) -> None:
+def test_positions_at_level_zero_stay_and_receive_no_noise(name: str) -> None:
     x = torch.tensor([[[4.0, 1.0], [-3.0, 2.0]]], dtype=torch.float64)
-    where = torch.tensor([[[1.0], [0.0]]], dtype=torch.float64)
-    rungs = [level * where for level in levels(5)]
+    noised = torch.tensor([[[1.0], [0.0]]], dtype=torch.float64)
+    rungs = [level * noised for level in levels(5)]
     found = SAMPLERS[name](lambda x, sigma: torch.zeros_like(x), x, rungs, lambda: torch.randn_like(x))
     assert torch.equal(found[0, 1], x[0, 1]) and found[0, 0].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_positions_may_stand_at_levels_of_their_own(name: str) -> None:
-    """Two positions that know nothing of each other: each goes its own way, as if alone."""
+def test_positions_may_have_levels_of_their_own(name: str) -> None:
+    """Two independent positions each follow the path that they follow alone."""
     x = torch.tensor([[[4.0, 1.0], [-3.0, 2.0]]], dtype=torch.float64)
     one, other = levels(5), levels(5, high=20)
     noise = lambda: torch.full_like(x, 0.3)  # noqa: E731
@@ -121,7 +121,7 @@ def test_sde_draws_from_the_posterior_of_the_forward_process() -> None:
     assert covariance == pytest.approx(4**2, rel=0.05)  # x_t = x_s + more noise
 
 
-def test_renoise_keeps_nothing_of_where_it_was() -> None:
+def test_renoise_keeps_nothing_of_the_previous_x() -> None:
     x = torch.tensor([[[4.0, 1.0]]], dtype=torch.float64)
     seen = []
 

@@ -1,4 +1,4 @@
-"""transitions.py: settings without meaning are refused; noise at given positions has no influence."""
+"""transitions.py: unsupported settings are refused; pads and noise at given positions have no influence."""
 
 import pytest
 import torch
@@ -11,28 +11,30 @@ from tests.diffusion.score.test_process import BATCH, GIVEN_ENDS, IDS, denoiser,
 from utils.errors import UserError
 
 
-def test_pads_and_their_number_are_without_influence() -> None:
-    made, net = process(), denoiser()
+def test_pads_change_no_cross_entropy_and_have_no_gradient() -> None:
+    diffusion, net = process(), denoiser()
     sigma = torch.full((4, 9), 3.0) * GIVEN_ENDS
-    x = made.noisy(net, BATCH, sigma, seeded())
+    x = diffusion.noisy(net, BATCH, sigma, seeded())
     wide = F.pad(x.detach(), (0, 0, 0, 3), value=7.0).requires_grad_()
     batch = Batch(F.pad(IDS, (0, 3), value=5), F.pad(BATCH.attention_mask, (0, 3)), F.pad(BATCH.target_mask, (0, 3)))
-    one = made.cross_entropy(net, BATCH, made.encode(net, x, sigma, BATCH), GIVEN_ENDS)
-    other = made.cross_entropy(net, batch, made.encode(net, wide, F.pad(sigma, (0, 3)), batch), batch.target_mask)
+    one = diffusion.cross_entropy(net, BATCH, diffusion.encode(net, x, sigma, BATCH), GIVEN_ENDS)
+    other = diffusion.cross_entropy(
+        net, batch, diffusion.encode(net, wide, F.pad(sigma, (0, 3)), batch), batch.target_mask
+    )
     assert torch.allclose(one, other, atol=1e-5)
     other.sum().backward()
     assert not wide.grad[:, 9:].any() and wide.grad[GIVEN_ENDS.nonzero(as_tuple=True)].any(-1).all()
 
 
 def test_the_output_is_invariant_to_noise_at_given_positions() -> None:
-    made, net = process(), denoiser()
+    diffusion, net = process(), denoiser()
     sigma = torch.where(torch.arange(9) < 4, 0.0, 5.0).expand(4, 9)
-    x = made.noisy(net, BATCH, sigma, seeded())
+    x = diffusion.noisy(net, BATCH, sigma, seeded())
     other = x + torch.randn(x.shape) * (sigma == 0)[..., None] * 100
     assert not torch.equal(x, other)
-    assert torch.equal(made.encode(net, x, sigma, BATCH), made.encode(net, other, sigma, BATCH))
+    assert torch.equal(diffusion.encode(net, x, sigma, BATCH), diffusion.encode(net, other, sigma, BATCH))
     elsewhere = x + (sigma > 0)[..., None]
-    assert not torch.equal(made.encode(net, x, sigma, BATCH), made.encode(net, elsewhere, sigma, BATCH))
+    assert not torch.equal(diffusion.encode(net, x, sigma, BATCH), diffusion.encode(net, elsewhere, sigma, BATCH))
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,7 @@ def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None
         (SampleArgs(guidance=2.0), "guidance=2 needs a checkpoint trained with --drop_given"),
     ],
 )
-def test_sampling_settings_without_meaning_are_refused(args: SampleArgs, message: str) -> None:
+def test_unsupported_sampling_settings_are_refused(args: SampleArgs, message: str) -> None:
     with pytest.raises(UserError, match=message):
         process().check_sampling(args)
     process(drop_given=0.1).check_sampling(SampleArgs(guidance=2.0, sampler="heun"))
@@ -70,7 +72,7 @@ def test_sampling_settings_without_meaning_are_refused(args: SampleArgs, message
         process(level_order="rising", time_warp=False).check_sampling(SampleArgs(num_steps=5000))
 
 
-def test_training_settings_without_meaning_are_refused() -> None:
+def test_unsupported_training_settings_are_refused() -> None:
     with pytest.raises(UserError, match="warm_start is for masked processes"):
         ScoreArgs().check_training(time_conditioning="none", warm_start=0.1, packing=True, fused_loss=False)
     with pytest.raises(UserError, match="time_conditioning=token"):
