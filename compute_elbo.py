@@ -21,7 +21,7 @@ from data.tokenized_text import Text
 from diffusion.options import BoundArgs, reverse_steps
 from evaluation import comparable
 from evaluation.likelihood import Scoring, pick, score_text
-from evaluation.likelihood_report import describe
+from evaluation.likelihood_report import format_report
 from utils import distributed, hub
 from utils.command_line import FROM_CHECKPOINT, parse, run_script
 from utils.device import pick_device, set_up_cpu
@@ -132,7 +132,7 @@ def print_report(args: ElboArgs, model: TextModel, text: Text, report: dict) -> 
     if not model.process.is_bound:
         notes.append("the released posterior's figure is not a bound: it can lie below -log p(x0)")
         print(f"warning: {notes[-1]}", file=sys.stderr)
-    print(as_json(report | {"notes": notes}) if args.json else describe(report))
+    print(as_json(report | {"notes": notes}) if args.json else format_report(report))
 
 
 def remedy(args: ElboArgs, model: TextModel) -> str:

@@ -126,7 +126,7 @@ def main() -> None:
 
 def print_notes(model: TextModel, args: PredictArgs, sampling: SampleArgs) -> None:
     """Print notes on the limits of these samples to stderr."""
-    text = infilling.parse(model.tokenizer, args.infill).ids if args.infill else []
+    text = infilling.parse_infill(model.tokenizer, args.infill).ids if args.infill else []
     unknown = text.count(model.tokenizer.unk_token_id)
     comparable.warn_if_longer_than_trained(model, len(text) or args.length)
     if args.infill and model.process_name == "ar":
@@ -199,13 +199,13 @@ def denoiser_of(model: TextModel, args: PredictArgs, width: int) -> Denoiser:
     """Return the denoiser; for infilling, restricted to tokens that do not extend the given words."""
     if not args.infill or args.infill_pieces:
         return model.denoiser
-    gaps = infilling.parse(model.tokenizer, args.infill)
+    gaps = infilling.parse_infill(model.tokenizer, args.infill)
     return infilling.restrict(model.denoiser, gaps, model.tokenizer, model.process.support, width)
 
 
 def blank(model: TextModel, args: PredictArgs, stream: Generator) -> tuple[Tensor, Tensor]:
     """Return token ids and target mask, each [L], of one sentence to sample."""
-    text = infilling.parse(model.tokenizer, args.infill).ids if args.infill else []
+    text = infilling.parse_infill(model.tokenizer, args.infill).ids if args.infill else []
     length = len(text) or args.length
     if model.text_format.row_format == "unpadded" and not model.causal:
         length = length or draw_length(model.length_histogram, stream)

@@ -56,7 +56,7 @@ class Record:
     """Position of the next record."""
 
 
-def cut(source: Source, readers: int) -> list[list[Piece]]:
+def partition(source: Source, readers: int) -> list[list[Piece]]:
     """Partition a source among readers, evenly by size; every record is in exactly one piece of one reader.
 
     Raises:

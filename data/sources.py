@@ -253,7 +253,7 @@ def announce(parts: dict[str, Source | str]) -> None:
     Args:
         parts: the source of each split, or a description of it.
     """
-    say_once(describe(parts))
+    say_once(summarise(parts))
 
 
 def say_once(line: str) -> None:
@@ -263,7 +263,7 @@ def say_once(line: str) -> None:
         print(line, file=sys.stderr)
 
 
-def describe(parts: dict[str, Source | str]) -> str:
+def summarise(parts: dict[str, Source | str]) -> str:
     """Return the line that `announce` prints."""
     sources = [part for part in parts.values() if isinstance(part, Source)]
     used = {file for source in sources for file in source.files}

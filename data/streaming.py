@@ -2,9 +2,9 @@
 
 It is written by hand instead of `datasets` with a stateful loader, which would lose exact resumption at a record.
 
-`shards.cut` divides the corpus among lanes. Batch m of the training comes from lane m modulo the number of lanes. Rank
-r of W takes every W-th batch, so each rank, and each of its workers, has its own lanes. A lane reads its pieces in an
-order drawn for each epoch, one pool of sentences at a time, and batches a pool like any text. Four numbers give a
+`shards.partition` divides the corpus among lanes. Batch m of the training comes from lane m modulo the number of lanes.
+Rank r of W takes every W-th batch, so each rank, and each of its workers, has its own lanes. A lane reads its pieces in
+an order drawn for each epoch, one pool of sentences at a time, and batches a pool like any text. Four numbers give a
 lane's position: epoch, piece, first record of the pool, batches used.
 """
 
@@ -104,7 +104,7 @@ def open_stream(
     Raises:
         UserError: if there are no records, or one is invalid.
     """
-    parts = [share for share in shards.cut(source, LANES) if share]
+    parts = [share for share in shards.partition(source, LANES) if share]
     keep = _keep(held_out_fraction)
     records = (
         (record.text, (share[0].file, record.at))
@@ -156,7 +156,7 @@ def first_held_out(source: Source, tokenizer: PreTrainedTokenizerBase, args: Dat
         UserError: if there are none.
     """
     keep = held_out(args.valid_fraction)
-    pieces = [piece for share in shards.cut(source, 1) for piece in share]
+    pieces = [piece for share in shards.partition(source, 1) for piece in share]
     records = ((r.text, (piece.file, r.at)) for piece in pieces for r in shards.read(source, piece, keep=keep))
     describe = partial(_location, source)
     text = tokenize_in_memory(islice(records, number), source, tokenizer, args.max_length - 2, describe=describe)
@@ -321,7 +321,7 @@ class StreamedBatches:
         self.positions = {int(lane): (-1, tuple(at)) for lane, at in position.get("positions", {}).items()}
         """Last batch used of every lane, and the lane's position after it."""
         at = {lane: at for lane, (_, at) in self.positions.items()}
-        shared = shards.cut(text.source, self.lanes)
+        shared = shards.partition(text.source, self.lanes)
         lanes = Lanes(text, seed, shared, self.pool, self.first, rank, world_size, at)
         self._closing = _closing_event(workers)
         with warnings.catch_warnings():

@@ -63,7 +63,7 @@ def count_corpus(
         UserError: with file and line, if a record cannot be read.
     """
     workers = workers or cores()
-    pieces = [piece for share in shards.cut(source, workers) for piece in share]
+    pieces = [piece for share in shards.partition(source, workers) for piece in share]
     found = Counted(np.zeros(vocab_size, dtype=np.int64))
     with tqdm(total=sum(p.weight for p in pieces), desc="counting", unit="B", unit_scale=True, disable=None) as bar:
         for piece, counted in _count_pieces(source, pieces, tokenizer, vocab_size, workers):

@@ -38,7 +38,7 @@ def in_chunks(
     """
     with_gradient = torch.is_grad_enabled()
     sizes = counts.tolist()
-    rows = [slice(None)] if with_gradient and not recompute else cut(sizes, MAX_LOGITS // vocab_size)
+    rows = [slice(None)] if with_gradient and not recompute else slices_of(sizes, MAX_LOGITS // vocab_size)
     if len(rows) == 1:
         return terms(hidden, slice(None))
     found, begin = [], 0
@@ -49,7 +49,7 @@ def in_chunks(
     return tuple(torch.cat(pieces) for pieces in zip(*found, strict=True))
 
 
-def cut(sizes: list[int], limit: int) -> list[slice]:
+def slices_of(sizes: list[int], limit: int) -> list[slice]:
     """Return slices of consecutive whole sentences, of at most `limit` positions and SENTENCE costs each."""
     cuts, held = [0], 0
     for row, size in enumerate(sizes):

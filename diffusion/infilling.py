@@ -49,7 +49,7 @@ class GappedText(NamedTuple):
     """Restriction of each token."""
 
 
-def parse(tokenizer: PreTrainedTokenizerBase, text: str) -> GappedText:
+def parse_infill(tokenizer: PreTrainedTokenizerBase, text: str) -> GappedText:
     """Tokenize a text in which [MASK] (or the tokenizer's own mask token) stands for a token to fill.
 
     The text is tokenized whole, as byte-level vocabularies encode a word differently after a space.

@@ -80,7 +80,7 @@ class Likelihood:
         }
 
 
-def describe(report: dict[str, float | int | str | None]) -> str:
+def format_report(report: dict[str, float | int | str | None]) -> str:
     """Format a report in a few lines."""
     error, draws = report["standard_error_nats"], report["draws_error_nats"]
     margin = "unknown" if error is None else number(error, 3)

@@ -151,10 +151,10 @@ def read_predictions(path: Path) -> list[dict] | None:
         files = sorted(path.glob("*.json"), key=lambda file: [int(n) for n in re.findall(r"\d+", file.name)])
         if not files:
             raise UserError(f"{path}: no .json file in this folder; give DiffuSeq's files, one per seed")
-        return merge([read_records(file) for file in files], files)
+        return merge([json_objects(file) for file in files], files)
     if path.suffix.lower() == ".txt":
         return None
-    records = read_records(path)
+    records = json_objects(path)
     first, size = next(iter(records.values())), None
     if "recover" in first:
         return merge([records], [path])
@@ -170,7 +170,7 @@ def read_predictions(path: Path) -> list[dict] | None:
     return list(records.values())
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yield number and stripped text of each line, read like a corpus: a BOM is removed, U+2028 does not end a line.
 
     Raises:
@@ -188,10 +188,10 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give another file") from error
 
 
-def read_records(path: Path) -> dict[int, dict]:
+def json_objects(path: Path) -> dict[int, dict]:
     """Read a file with one JSON object per line; return the objects by line number."""
     records = {}
-    for number, line in read_lines(path):
+    for number, line in numbered_lines(path):
         try:
             record = json.loads(line) if line else None
         except (ValueError, RecursionError) as error:
@@ -212,11 +212,11 @@ def read_samples(path: Path) -> list[str]:
         UserError: if there are none, or the file is malformed.
     """
     if path.suffix.lower() == ".txt":
-        samples = [line for _, line in read_lines(path)]
+        samples = [line for _, line in numbered_lines(path)]
         if samples in ([], [""]):
             raise UserError(f"{path}: no predictions in it; give another file")
         return samples
-    records = read_records(path)
+    records = json_objects(path)
     for number, record in records.items():
         _require(record, {"text": str}, path, number)
     return [record["text"].strip() for record in records.values()]

@@ -82,7 +82,7 @@ def test_a_gap_in_a_byte_level_vocabulary_keeps_the_spaces_around_it() -> None:
         merges=[tuple(merge) for merge in model["merges"]],
         mask_token=AddedToken("<mask>", lstrip=True, special=True),
     )
-    pieces = tokenizer.convert_ids_to_tokens(infilling.parse(tokenizer, "the [MASK] of the house").ids)
+    pieces = tokenizer.convert_ids_to_tokens(infilling.parse_infill(tokenizer, "the [MASK] of the house").ids)
     assert pieces == ["the", "<mask>", "Ġof", "Ġthe", "Ġhouse"]
 
 

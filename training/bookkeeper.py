@@ -14,7 +14,7 @@ from data.batching import Part
 from data.tokenized_text import Text
 from data.tokenizers import vocabulary_size
 from evaluation.likelihood import num_tokens
-from evaluation.likelihood_report import describe
+from evaluation.likelihood_report import format_report
 from training.config import TrainConfig
 from training.outcome import Figures, closing_message
 from training.output_folder import TOKENIZER, claim
@@ -214,7 +214,7 @@ class Bookkeeper:
                 return False
             report, is_best = found
             self.tracker.valid(step, report, best=is_best)
-            self.say(f"step {step}: validation bound{' (best)' if is_best else ''}: {describe(report)}")
+            self.say(f"step {step}: validation bound{' (best)' if is_best else ''}: {format_report(report)}")
             minutes, verdict = round(self.seconds() / 60, 2), self.figures.verdict(step)
             facts = {"step": step, "training_minutes": minutes, "began_with": self.model.denoiser.origin, **report}
             facts |= {"verdict": verdict} if verdict else {}

@@ -26,7 +26,7 @@ FITLOG_FILES = re.compile(rf"{RECORD_NAME.pattern}|.*\.cfg|\..*|__pycache__")
 LOGGERS = ("meta", "hyper", "metric", "other", "loss", "progress", "best_metric", "file")
 
 
-class Record:
+class FitlogRecord:
     """fitlog record of a run. Every method may raise any exception of fitlog; the caller handles it."""
 
     def __init__(self, output: Path, settings: dict, log: Iterable[dict] | None = None) -> None:

@@ -52,7 +52,7 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
         tokenizer = load_or_learn_tokenizer(data, config.network, earlier)
         train_text, valid_text, pairs = load_data(config, tokenizer)
     denoiser = prepare_network(config, tokenizer)
-    counts = count_words(config, train_text, tokenizer, denoiser.vocab_size, of_pairs=pairs is not None)
+    counts = token_counts(config, train_text, tokenizer, denoiser.vocab_size, of_pairs=pairs is not None)
     process = build_process(
         config.process,
         counts,
@@ -93,7 +93,7 @@ def prepare_network(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
     return denoiser
 
 
-def count_words(
+def token_counts(
     config: TrainConfig, train_text: Text, tokenizer: PreTrainedTokenizerBase, vocab_size: int, *, of_pairs: bool
 ) -> Tensor:
     """Return the count of each token as a target, int64 [V], from --word_freq_file or from the training text."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from training.fitlog_record import Record
+from training.fitlog_record import FitlogRecord
 from utils.files import rename, written_whole
 from utils.messages import warn
 
@@ -26,7 +26,7 @@ class Tracker:
     ) -> None:
         """Open the log of a run that has taken `began` seconds so far; `settings` are recorded once."""
         self.folder, self.active, self.started = folder, active, time.monotonic() - began
-        self.record: Record | None = None
+        self.record: FitlogRecord | None = None
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,9 +67,9 @@ class Tracker:
             self._safely(lambda: draw_curve(self.folder / "log.jsonl", self.folder / "curve.png"), "curve.png")
 
     def _open_record(self, settings: dict, log: list[dict] | None) -> None:
-        self.record = Record(self.folder, settings, log)
+        self.record = FitlogRecord(self.folder, settings, log)
 
-    def _record(self, call: Callable[[Record], object]) -> None:
+    def _record(self, call: Callable[[FitlogRecord], object]) -> None:
         if self.record:
             self._safely(lambda: call(self.record))
 

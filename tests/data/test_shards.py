@@ -49,7 +49,7 @@ def cut_or_in_turns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_record_is_read_by_exactly_one_reader(tmp_path: Path, kind: str, readers: int) -> None:
     source = write(tmp_path, kind)
-    shares = shards.cut(source, readers)
+    shares = shards.partition(source, readers)
     texts_by_reader = [[text for piece in share for text in texts(source, piece)] for share in shares]
     assert sorted(text for share in texts_by_reader for text in share) == sorted(line.strip() for line in LINES)
     assert len(shares) == readers and all(shares)
@@ -62,7 +62,7 @@ def test_every_record_is_read_by_exactly_one_reader(tmp_path: Path, kind: str, r
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_piece_can_be_read_from_any_record(tmp_path: Path, kind: str) -> None:
     source = write(tmp_path, kind)
-    for piece in [piece for share in shards.cut(source, 5) for piece in share]:
+    for piece in [piece for share in shards.partition(source, 5) for piece in share]:
         records = list(shards.read(source, piece))
         for i, record in enumerate(records):
             if i % 9 == 0 or i + 1 == len(records):
@@ -90,7 +90,8 @@ def test_blank_and_long_lines_leave_no_reader_without_text(tmp_path: Path, kind:
         else:
             (gzip.open if kind.endswith("gz") else open)(folder / f"{i:02}.{kind}", "wt").write("\n".join(lines) + "\n")
     source = Source(tuple(sorted(folder.iterdir())))
-    texts_by_reader = [[text for piece in share for text in texts(source, piece)] for share in shards.cut(source, 8)]
+    shares = shards.partition(source, 8)
+    texts_by_reader = [[text for piece in share for text in texts(source, piece)] for share in shares]
     assert sorted(sum(texts_by_reader, [])) == sorted(
         line for lines in texts_of.values() for line in lines if line.strip()
     )
@@ -100,7 +101,7 @@ def test_blank_and_long_lines_leave_no_reader_without_text(tmp_path: Path, kind:
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet", "txt.gz"])
 def test_a_position_is_reported_as_file_and_line(tmp_path: Path, kind: str) -> None:
     source = write(tmp_path, kind, number=1)
-    for piece in [piece for share in shards.cut(source, 3) for piece in share]:
+    for piece in [piece for share in shards.partition(source, 3) for piece in share]:
         for record in shards.read(source, piece):
             line = LINES.index(next(line for line in LINES if line.strip() == record.text)) + 1
             assert shards.location(source, piece.file, record.at) == f"{source.files[0]}:{line}"
@@ -111,8 +112,8 @@ def test_a_malformed_line_and_a_missing_file_are_named(tmp_path: Path) -> None:
     bad.write_text('{"text": "good"}\n' * 20 + '{"text": 3}\n')
     source = Source((bad,))
     with pytest.raises(UserError, match="b.jsonl:21: every line must be an object with a string"):
-        [texts(source, piece) for share in shards.cut(source, 4) for piece in share]
-    pieces = shards.cut(source, 1)[0]
+        [texts(source, piece) for share in shards.partition(source, 4) for piece in share]
+    pieces = shards.partition(source, 1)[0]
     bad.unlink()
     with pytest.raises(UserError, match="no longer exists; restore it"):
         texts(source, pieces[0])

@@ -9,7 +9,7 @@ import pytest
 
 import main
 from data import sources
-from data.sources import Source, announce, describe, find_source, fingerprint, overlap, split_of, training_source
+from data.sources import Source, announce, find_source, fingerprint, overlap, split_of, summarise, training_source
 from tests.conftest import SENTENCES, TINY, call
 from utils.errors import UserError
 
@@ -92,12 +92,12 @@ def test_the_sources_are_announced_once_by_one_process(tmp_path: Path, capsys, m
     data = folder_of(tmp_path / "data", "a.train.txt b.train.txt c.valid.txt d.test.txt LICENSE.txt e.csv")
     parts = {"train": find_source(data, "train"), "valid": find_source(data, "valid")}
     expected = "reading train: a.train.txt, b.train.txt; valid: c.valid.txt; test is left alone: d.test.txt; "
-    assert describe(parts) == expected + "unsupported files: e.csv"
+    assert summarise(parts) == expected + "unsupported files: e.csv"
     monkeypatch.setattr(sources, "rank", lambda: 1)
     announce(parts)
     monkeypatch.setattr(sources, "rank", lambda: 0)
     announce(parts), announce(parts)
-    assert capsys.readouterr().err == describe(parts) + "\n"
+    assert capsys.readouterr().err == summarise(parts) + "\n"
 
 
 def test_training_reports_its_files_and_validation_on_training_text(tmp_path, monkeypatch, capsys) -> None:

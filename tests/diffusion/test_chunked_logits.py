@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from diffusion.chunked_logits import SENTENCE, cut
+from diffusion.chunked_logits import SENTENCE, slices_of
 from tests.conftest import text_batch
 from tests.toy_process import make
 
@@ -13,7 +13,7 @@ V = 5
 
 def test_parts_are_whole_sentences_within_a_number_of_positions() -> None:
     def ends(sizes: list[int], at_once: int) -> list[tuple[int, int]]:
-        return [(part.start, part.stop) for part in cut(sizes, at_once)]
+        return [(part.start, part.stop) for part in slices_of(sizes, at_once)]
 
     assert SENTENCE == 5
     assert ends([3, 2, 1, 4], 15) == [(0, 2), (2, 4)]

@@ -131,7 +131,7 @@ def test_sentencepieces_without_a_space_are_glued_to_the_word_before(tmp_path: P
 @pytest.mark.parametrize("make", [wordpiece, byte_level])
 def test_the_restriction_depends_on_the_position_of_the_mask(make, text: str, expected: list[str]) -> None:
     tokenizer = make()
-    gaps = infilling.parse(tokenizer, text)
+    gaps = infilling.parse_infill(tokenizer, text)
     restrictions = [restriction for token, restriction in zip(*gaps, strict=True) if token == tokenizer.mask_token_id]
     answers = [f"{'no' if p.join_before else 'yes'} {'no' if p.go_on else 'yes'}" for p in restrictions]
     assert answers == expected
@@ -144,7 +144,7 @@ def test_the_restriction_depends_on_the_position_of_the_mask(make, text: str, ex
 
 def test_no_piece_is_forbidden_where_spaces_are_tokens() -> None:
     tokenizer = text8_tokenizer()
-    gaps = infilling.parse(tokenizer, "the [MASK][MASK] house")
+    gaps = infilling.parse_infill(tokenizer, "the [MASK][MASK] house")
     assert not any(restriction.join_before for restriction in gaps.restrictions)
     assert forbidden_pieces(tokenizer, Restriction(join_after=True, go_on=True)) == set()
 
@@ -158,7 +158,7 @@ TOKENIZER = fast_tokenizer(
     decoders.WordPiece(),
 )
 PIECES = torch.tensor([piece.startswith("##") for piece in TOKENIZER.convert_ids_to_tokens(range(12))])
-GAPS = infilling.parse(TOKENIZER, "said [MASK] [MASK] war")
+GAPS = infilling.parse_infill(TOKENIZER, "said [MASK] [MASK] war")
 ROW = torch.tensor([2, *GAPS.ids, 3])
 
 
@@ -239,7 +239,7 @@ def test_allowed_pieces_keep_their_proportions_and_mask_its_probability() -> Non
 
 def test_an_empty_restriction_changes_nothing_and_a_total_one_is_refused() -> None:
     denoiser, support = TableDenoiser(len(COUNTS)), process_of("mdlm").support
-    free = infilling.parse(TOKENIZER, "said[MASK] war")
+    free = infilling.parse_infill(TOKENIZER, "said[MASK] war")
     assert infilling.restrict(denoiser, free, TOKENIZER, support, 5) is denoiser
     only = support.masked_fill(~PIECES, -torch.inf)
     with pytest.raises(UserError, match="no piece of this vocabulary may stand .* --infill_pieces true"):

@@ -27,7 +27,7 @@ from evaluation.likelihood import (
     rounds_for,
     score_text,
 )
-from evaluation.likelihood_report import Likelihood, describe
+from evaluation.likelihood_report import Likelihood, format_report
 from tests.conftest import SENTENCES
 from utils.errors import UserError
 
@@ -136,7 +136,7 @@ def test_scoring_continues_until_the_target_error_is_reached(run: TextModel, tex
     )
     assert coarse["network_evaluations"] == 4 < fine["network_evaluations"]
     assert fine["draws_error_nats"] <= 0.02 * fine["nats_per_sequence"]
-    assert "by stratified" in describe(fine) and "of the draws alone" in describe(fine)
+    assert "by stratified" in format_report(fine) and "of the draws alone" in format_report(fine)
 
 
 def test_a_target_error_is_not_met_after_a_few_rounds_of_one_sentence(run: TextModel, text: TokenizedText) -> None:
@@ -173,7 +173,7 @@ def test_text_without_spaces_has_no_perplexity_per_word(run, text, tmp_path: Pat
     monkeypatch.setattr("evaluation.likelihood.are_words_separated", lambda *_: False)
     report = score(run, text, 4).report()
     assert report["ppl_word"] is None and report["ppl_token"] > 1
-    assert " per token, none per word (no spaces between words)\n" in describe(report)
+    assert " per token, none per word (no spaces between words)\n" in format_report(report)
 
 
 def test_the_nats_of_given_lengths_are_reported_separately(run: TextModel, text: TokenizedText) -> None:
@@ -184,7 +184,7 @@ def test_the_nats_of_given_lengths_are_reported_separately(run: TextModel, text:
     expected = [-math.log(chances[length - 1]) for length in text.lengths[:40]]
     report = score(run, text).report()
     assert report["length_nats"] == pytest.approx(sum(expected) / 40)
-    assert "given their lengths" in describe(report)
+    assert "given their lengths" in format_report(report)
     shifted = replace(run, training_format=TextFormat("padded"), length_histogram=[0, 0, *run.length_histogram])
     assert length_nats(shifted, text.lengths[:40]) == pytest.approx(sum(expected))
     padded = replace(run, text_format=TextFormat("padded"), training_format=TextFormat())
@@ -193,7 +193,7 @@ def test_the_nats_of_given_lengths_are_reported_separately(run: TextModel, text:
     for changes in ({"training_format": wrapped}, {"text_format": running}, {"length_histogram": [0, 0, 1]}):
         assert length_nats(replace(run, **changes), text.lengths[:40]) is None
     without = Likelihood(110.0 * 50, 110.0**2 * 50, 0, 0, 0, 50, 30 * 50, 26 * 50, 128).report()
-    assert without["length_nats"] is None and "lengths" not in describe(without)
+    assert without["length_nats"] is None and "lengths" not in format_report(without)
 
 
 def test_a_process_without_sentences_takes_part_in_the_profile() -> None:

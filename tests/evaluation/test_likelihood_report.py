@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from evaluation.likelihood_report import Likelihood, describe
+from evaluation.likelihood_report import Likelihood, format_report
 
 
 def test_perplexity_is_exp_of_nats_per_sequence_over_words_per_sequence() -> None:
@@ -16,13 +16,13 @@ def test_perplexity_is_exp_of_nats_per_sequence_over_words_per_sequence() -> Non
 
 def test_one_sentence_has_no_standard_error() -> None:
     report = Likelihood(9.0, 81.0, 0.0, 1.0, 12.0, 1, 3, 2, 8).report()
-    assert report["standard_error_nats"] is None and "standard error unknown" in describe(report)
+    assert report["standard_error_nats"] is None and "standard error unknown" in format_report(report)
     assert report["ppl_word"] == pytest.approx(math.exp(4.5)) and report["ppl_token"] == pytest.approx(math.exp(3))
 
 
 def test_an_overflowing_perplexity_is_reported_as_large() -> None:
     report = Likelihood(5e3, 25e6, 0.0, 1.0, 12.0, 1, 5, 4, 8).report()
     assert report["ppl_token"] is report["ppl_word"] is None and report["bits_per_token"] > 1000
-    assert "PPL above 1e308 per token, above 1e308 per word\n" in describe(report)
-    description = describe(Likelihood(2e9, 4e18, 0.0, 1.0, 12.0, 1, 10**8, 10**7, 8).report())
+    assert "PPL above 1e308 per token, above 1e308 per word\n" in format_report(report)
+    description = format_report(Likelihood(2e9, 4e18, 0.0, 1.0, 12.0, 1, 10**8, 10**7, 8).report())
     assert "PPL 4.852e+08 per token, 7.226e+86 per word\n2.000e+09 nats/sequence" in description

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from training import fitlog_record
-from training.fitlog_record import Record, command, fitlog_folder, remove
+from training.fitlog_record import FitlogRecord, command, fitlog_folder, remove
 from training.tracking import Tracker
 
 REPORT = {"bits_per_token": 5.0, "ppl_word": 40.0, "unigram_bits_per_token": 9.0, "num_steps": 32, "protocol": ""}
@@ -128,7 +128,7 @@ def test_a_full_disk_costs_one_fitlog_warning(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_missing_and_non_finite_figures_are_not_recorded(tmp_path: Path) -> None:
-    record = Record(tmp_path / "run", SETTINGS)
+    record = FitlogRecord(tmp_path / "run", SETTINGS)
     record.train(1, {"bits_per_token": None})
     record.valid(1, {**REPORT, "bits_per_token": float("inf")}, best=True)
     record.valid(2, {**REPORT, "ppl_word": None}, best=True)
