@@ -69,7 +69,7 @@ def test_excluded_tokens_are_never_predicted_and_unsampled_ones_never_drawn() ->
 def test_the_last_step_reveals_every_remaining_mask(spindle: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """At the largest uniform number every proposal falls in the last window and is accepted there."""
     nearly_one = torch.tensor(1 - 2.0**-53, dtype=torch.float64)
-    monkeypatch.setattr("diffusion.masked.row_clocks.uniform", lambda where, generator: nearly_one.expand(where.shape))
+    monkeypatch.setattr("diffusion.masked.row_clocks.uniform", lambda where, *_, **__: nearly_one.expand(where.shape))
     states: list[Tensor] = []
     process, batch = make(num_steps=8, spindle=spindle), text_batch(torch.randint(0, 3, (400, 6)))
     args = SampleArgs(num_steps=8)
