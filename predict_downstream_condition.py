@@ -122,9 +122,8 @@ def main() -> None:
     fingerprint = fingerprint_of(
         find_checkpoint(args.checkpoint), candidate_settings(args, sampling), sources, references
     )
-    sources, references = (
-        side[: args.limit or None] for side in (sources, references)
-    )  # the fingerprint excludes the limit
+    # the fingerprint excludes the limit
+    sources, references = (side[: args.limit or None] for side in (sources, references))
     task = Task(model, args, sampling, sources, references, device)
     with lock_output(output):
         records = predict_and_write(task, Journal(output, fingerprint))

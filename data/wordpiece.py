@@ -73,9 +73,8 @@ def wordpiece(vocabulary: dict[str, int], *, strip_accents: bool) -> PreTrainedT
     found = Tokenizer(model)
     lower = normalizers.BertNormalizer(clean_text=False, strip_accents=False, lowercase=True)
     found.normalizer = normalizers.Sequence([normalizers.Replace(Regex(UNSEEN), ""), lower, normalizers.NFC()])
-    cut = pre_tokenizers.Split(
-        Regex(rf".{{1,{LONGEST_WORD}}}(?!\p{{M}})"), "isolated"
-    )  # a part never begins with a mark
+    # a part never begins with a mark
+    cut = pre_tokenizers.Split(Regex(rf".{{1,{LONGEST_WORD}}}(?!\p{{M}})"), "isolated")
     found.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), cut])
     found.decoder = decoders.WordPiece(prefix="##")
     ends = [(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")]

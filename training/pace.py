@@ -56,9 +56,8 @@ class Pace:
         elif not warm_up.step:
             warm_up.step = min(step, self.warmup_steps)
             warm_up.seconds = seconds * (warm_up.step - 1) / (step - 1) if warm_up.step < step else seconds
-            default_seconds = (
-                0.0 if optim.warmup_steps else 0.6 * self.max_minutes
-            )  # a hundredth of the time, in seconds
+            # a hundredth of the time, in seconds
+            default_seconds = 0.0 if optim.warmup_steps else 0.6 * self.max_minutes
             if 0 < 2 * default_seconds < warm_up.seconds:  # the run was resumed from a state without the record
                 warm_up.step = max(1, round(warm_up.step * default_seconds / warm_up.seconds))
                 warm_up.seconds = default_seconds

@@ -102,9 +102,8 @@ class Validation:
         figures = self.figures
         figures.best, figures.last_bound = min(figures.best, report["bits_per_token"]), report["bits_per_token"]
         figures.unigram = report["unigram_bits_per_token"]
-        scored = (
-            self.text.target_lengths[indices].sum() / report["num_tokens"]
-        )  # num_tokens excludes the [PAD] of pairs
+        # num_tokens excludes the [PAD] of pairs
+        scored = self.text.target_lengths[indices].sum() / report["num_tokens"]
         figures.uniform = float(scored * uniform_bits(self.model.denoiser.vocab_size))
 
 

@@ -188,9 +188,8 @@ def size_weights(process: MaskedTransitions, lengths: Tensor, size: Tensor, grid
         k = torch.arange(length + 1, dtype=torch.float64, device=grid.device)[:, None]
         whole = torch.full_like(k, length)
         log_binomial = (whole + 1).lgamma() - (k + 1).lgamma() - (whole - k + 1).lgamma()
-        law = (
-            log_binomial + torch.xlogy(k, rate) + torch.xlogy(whole - k, 1 - rate)
-        ).exp()  # Binomial(k; L, rate), [L + 1, n]
+        # Binomial(k; L, rate), [L + 1, n]
+        law = (log_binomial + torch.xlogy(k, rate) + torch.xlogy(whole - k, 1 - rate)).exp()
         table = torch.stack([(law * u).sum(-1), law[:, -1] * u[-1]], -1)
         weights[lengths == length] = table[size[lengths == length]]
     return weights
@@ -236,9 +235,8 @@ def trajectory(
         if i > 0:
             u = (1 - u).clamp(max=1 - 2.0**-53) if i % 2 else uniform(targets, generator)
         found = rank_targets(u, targets) if grid is None else first_window(process, h, u, grid[:, 1])
-        windows = (
-            torch.ones_like(h[:1].T).expand(-1, 2) if grid is None else grid
-        )  # one window per token; none ends at 0
+        # one window per token; none ends at 0
+        windows = torch.ones_like(h[:1].T).expand(-1, 2) if grid is None else grid
         sums += one_trajectory(process, denoiser, batch, windows, found.masked_fill(~targets, -1), generator)
     total, reconstruction, forwards = sums / torch.tensor([[number], [number], [1]], device=h.device)
     return bound_of(total, reconstruction, forwards)

@@ -94,9 +94,8 @@ class _SpindleTerms(torch.autograd.Function):
         revealed = torch.cat([p @ u for p, u in zip(probs.split(lengths), narrow, strict=True)])
         sentences = (statistic.to(probs.dtype), narrow, slope.to(probs.dtype))
         ctx.lengths = lengths
-        ctx.save_for_backward(
-            probs, prediction.x0, revealed, *sentences
-        )  # not the logits, whose memory can then be freed
+        # not the logits, whose memory can then be freed
+        ctx.save_for_backward(probs, prediction.x0, revealed, *sentences)
         cross_entropy = prediction.log_total - prediction.logits.detach().gather(-1, prediction.x0[:, None]).squeeze(-1)
         return cross_entropy.double(), revealed.double(), table[prediction.row, prediction.x0]
 

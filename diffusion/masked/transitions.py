@@ -152,9 +152,8 @@ class MaskedTransitions(Process):
 
     def corrupt(self, x0: Tensor, t: Tensor, target_mask: Tensor, *, generator: Generators = None) -> Tensor:
         """Draw x_t ~ q(x_t | x0), int64 [B, L]: each target token is masked with probability 1 - alpha_bar(t)."""
-        masked = uniform(target_mask, generator) < 1 - self.alpha_bar(
-            t, x0, target_mask
-        )  # False at positions that are not targets
+        # False at positions that are not targets
+        masked = uniform(target_mask, generator) < 1 - self.alpha_bar(t, x0, target_mask)
         return x0.masked_fill(masked, self.mask_id)
 
     def posterior(self, x0: Tensor, s: Tensor, t: Tensor, target_mask: Tensor) -> Tensor:

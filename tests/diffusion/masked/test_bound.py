@@ -207,9 +207,8 @@ def test_balanced_sets_are_each_uniform_and_together_even() -> None:
         counts = torch.bincount((masked[:, e].long() * 2 ** torch.arange(5)).sum(-1))
         counts = counts[counts > 0]
         assert len(counts) == math.comb(4, int(size[0, e])) and chisquare(counts.numpy()).pvalue > 1e-3
-    assert (
-        masked[:, :4].sum(1)[:, [0, 1, 3, 4]].min() >= 1
-    )  # 6 masked positions in all, 4 tokens: every token is covered
+    # 6 masked positions in all, 4 tokens: every token is covered
+    assert masked[:, :4].sum(1)[:, [0, 1, 3, 4]].min() >= 1
 
 
 @pytest.mark.parametrize("evaluations", [1, 7])
