@@ -43,7 +43,7 @@ class WordFreqArgs(ProcessArgs):
         default="paper",
         metadata={
             "choices": ["paper", "released", "none"],
-            "help": "informativeness: Eq. 12, the released code, or none",
+            "help": "informativeness: paper, released, none",
         },
     )
     word_freq_lambda: float = field(default=0.3, metadata={"help": "amplitude of the spindle, lambda of Eq. 11"})
@@ -51,17 +51,17 @@ class WordFreqArgs(ProcessArgs):
         default="exact",
         metadata={
             "choices": ["exact", "released"],
-            "help": "posterior: Bayes' rule, or the released code's",
+            "help": "posterior: exact (Bayes) or released",
         },
     )
     loss_weighting: str = field(
         default="elbo",
         metadata={
             "choices": ["elbo", "uniform"],
-            "help": "weights in the loss",
+            "help": "loss weights: elbo (exact) or uniform",
         },
     )
-    hybrid_lambda: float = field(default=0.0, metadata={"help": "auxiliary cross-entropy (released: 0.01)"})
+    hybrid_lambda: float = field(default=0.0, metadata={"help": "auxiliary loss weight (released: 0.01)"})
 
     @property
     def time_period(self) -> int:

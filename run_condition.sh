@@ -29,7 +29,7 @@ demo() {
         --max_steps 100000 --max_minutes "$minutes" --eval_steps 1000 --eval_sequences 256 --logging_steps 200 --threads "$threads"
     stage predict predict_demo predictions --show 8
     stage shuffled predict_demo shuffled --show 0 --shuffle_sources true
-    stage evaluate evaluate_demo
+    stage measure evaluate_demo # the name under which older folders have it
     summarise_demo
 }
 

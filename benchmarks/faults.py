@@ -69,7 +69,7 @@ def write_corpus(file: Path) -> None:
     """Write a few hundred sentences."""
     who, does, whom = "the cat,a dog,my bird,his sister,they", "see,like,follow,find", "us,him,it"
     when = "now,again,never,today,at last,once more,all day long"
-    rows = itertools.product(*(command.split(",") for command in (who, does, whom, when)))
+    rows = itertools.product(*(words.split(",") for words in (who, does, whom, when)))
     file.write_text("".join(f"{a} {b} {c} {d}.\n" for a, b, c, d in rows))
 
 

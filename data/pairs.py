@@ -49,7 +49,7 @@ class PairArgs:
     )
     target_window: int = field(
         default=0,
-        metadata={"help": "tokens of a target; 0: the 99th percentile"},
+        metadata={"help": "tokens of a target and its [SEP]; 0: the 99th percentile of the training targets"},
     )
 
     def __post_init__(self) -> None:

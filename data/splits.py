@@ -71,7 +71,7 @@ class DataArgs:
     shuffle_buffer: int = field(default=20_000, metadata={"help": "sentences of a stream shuffled together"})
     num_workers: int = field(default=2, metadata={"help": "processes per rank that read a stream"})
     word_freq_file: str = field(default="", metadata={"help": "JSON from word_freq.py; default: counts of train"})
-    cache_dir: str = field(default="out/cache", metadata={"help": "folder of cached tokenised text"})
+    cache_dir: str = field(default="out/cache", metadata={"help": "folder of tokenised texts, vocabularies"})
 
     @property
     def slots(self) -> int:

@@ -34,9 +34,9 @@ class SampleArgs:
         default="auto",
         metadata={
             "choices": ["auto", "row-clocks", "ancestral", "cached", *HEURISTIC_SAMPLERS, *EMBEDDING_SAMPLERS],
-            "help": "sampling algorithm. row-clocks, ancestral and cached sample from p_theta: rows at their own "
-            "steps, a forward pass per step, or only for changed rows. confidence and remdm do not: most confident "
-            "first, or with remasking. euler, heun, renoise and sde are for process=score",
+            "help": "sampler; auto: the process's first. row-clocks, ancestral and cached sample from p_theta: "
+            "rows at their own steps, a forward pass per step, or only for changed rows. confidence and remdm do not: "
+            "most confident first, or with remasking. For process=score: euler, heun, renoise, sde",
         },
     )
     remask_eta: float = field(

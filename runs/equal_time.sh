@@ -61,7 +61,7 @@ learn_tokenizer("wordpiece", training_source(sys.argv[1]), 4096, sys.argv[2])
 PYTHON
 printf '%s\0' "${rows[@]}" judge | side_by_side runs/equal_time.sh "$train" "$valid" "$out" "$length"
 for samples in "$out"/*.1.txt "$out"/*.0.5.txt; do
-    judge_row "$samples" "$valid" "$out/judge/checkpoint" "${samples%.txt}.metrics"
+    judge_row "$samples" "$valid" "$out/judge/checkpoint" "$out/judge/checkpoint" "${samples%.txt}.metrics"
 done
 python - "$out" <<'PYTHON'
 import json

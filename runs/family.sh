@@ -40,7 +40,7 @@ row "$train" "$valid" "$out" "$length" ar # first, since it writes the vocabular
 printf '%s\0' d3pm mdlm sedd word_freq word_freq_none judge |
     side_by_side runs/family.sh "$train" "$valid" "$out" "$length"
 for name in ar d3pm mdlm sedd word_freq word_freq_none; do
-    judge_row "$out/$name.txt" "$valid" "$out/judge/checkpoint-last" "$out/$name.metrics"
+    judge_row "$out/$name.txt" "$valid" "$out/ar/checkpoint-last" "$out/judge/checkpoint-last" "$out/$name.metrics"
 done
 python - "$out" <<'PYTHON'
 import json

@@ -33,7 +33,7 @@ output=$(flag_value "$output_flag" '' "$@")
 whole_number MINUTES "${MINUTES:-1425}"
 [ -n "${SLURM_JOB_NODELIST-}" ] || refuse "not in a Slurm job; submit it: sbatch runs/slurm.sh"
 ensure_environment requirements.txt
-first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # one store per attempt: nodes may count their restarts differently
 srun torchrun --nnodes "$SLURM_NNODES" --nproc_per_node "$SLURM_GPUS_ON_NODE" --max_restarts 3 \
     --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}" --rdzv_backend c10d --rdzv_endpoint "$first:29500" \

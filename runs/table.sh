@@ -28,10 +28,10 @@ sample_row() { # folder, output, flags...: write 200 samples, unless it is done
         --output "$output" "$@" >/dev/null
 }
 
-judge_row() { # samples, valid, checkpoint of the evaluating model, output: write generative perplexity, unless it is done
-    [ -e "$4" ] || python compute_metric.py --predictions "$1" --references "$2" --tokenizer "$3" --judge_model "$3" \
-        --json true >"$4.part"
-    [ ! -e "$4.part" ] || mv "$4.part" "$4"
+judge_row() { # samples, valid, tokenizer, evaluating model, output: write generative perplexity, unless it is done
+    [ -e "$5" ] || python compute_metric.py --predictions "$1" --references "$2" --tokenizer "$3" --judge_model "$4" \
+        --json true >"$5.part"
+    [ ! -e "$5.part" ] || mv "$5.part" "$5"
 }
 
 parse_table() { # default folder, name and default of the length, arguments... -> train, valid, out, length
