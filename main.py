@@ -25,6 +25,7 @@ from training.config import TrainConfig
 from training.outcome import Figures, closing_message
 from training.output_folder import exclusive_access
 from training.plan import Plan
+from training.precision import choose_precision
 from training.setup import identities, legacy_identities, open_batches, prepare
 from training.step import TrainStep
 from training.tracking import draw_curve
@@ -57,7 +58,9 @@ def main() -> None:
             say_what_was_read(config.data, train_text.source, valid_text.source)
             if isinstance(model.process, WordFreqDiffusion) and model.process.is_bound and not config.data.streaming:
                 say(spindle_report(model.process.schedule, train_text, model.tokenizer))
-            plan = Plan.of(config, start, train_text, {"of_pairs": model.pairs is not None, **found})
+            precision = choose_precision(config, model, device, start.facts if start.path else {})
+            facts = {"of_pairs": model.pairs is not None, "precision": precision.record(device), **found}
+            plan = Plan.of(config, start, train_text, precision, facts)
             train(config, model, train_text, valid_text, device, plan)
     return None
 
@@ -66,7 +69,7 @@ def train(
     config: TrainConfig, model: TextModel, train_text: Text, valid_text: Text, device: torch.device, plan: Plan
 ) -> None:
     """Train until the last step, the time limit or a stop signal; log, evaluate and save on the way."""
-    trainer = TrainStep(model, config, device, plan.parts)
+    trainer = TrainStep(model, config, device, plan.parts, plan.precision.name)
     if plan.start.path:
         trainer.learner.restore(plan.start.path, plan.start.facts)
     stream = open_batches(config, plan, train_text, model.tokenizer)

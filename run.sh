@@ -13,42 +13,46 @@ set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/runs/recipe.sh"
 begin "$@"
 
-demo() {
-    demo_folder=out/demo
-    mkdir -p out/demo
-    [ -e out/demo/seconds.install ] || echo "$install_seconds" >out/demo/seconds.install
-    stage corpus python -m data.demo_corpus --output out/demo/corpus
+demo() { # scratch or pretrained
+    local folder=out/demo network=("${demo_network[@]}")
+    if [ "$1" = pretrained ]; then
+        folder=out/demo_pretrained network=("${from_pretrained[@]}")
+    fi
+    demo_folder=$folder
+    mkdir -p $folder
+    [ -e $folder/seconds.install ] || echo "$install_seconds" >$folder/seconds.install
+    stage corpus python -m data.demo_corpus --output $folder/corpus
     # ten minutes in all: training gets the rest after installing, scoring and sampling, 6.5 minutes at most
     local minutes threads
     threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more threads slow down a network this small
-    [ -e out/demo/minutes ] || python -c "print(round(min(6.5, max(3.0, (500 - $SECONDS) / 60)), 2))" >out/demo/minutes
-    minutes=$(cat out/demo/minutes) # kept for a demo that resumes
-    stage train python main.py --train_data out/demo/corpus --output_dir out/demo \
-        --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 128 "${from_scratch[@]}" \
-        --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3 \
-        --max_steps 100000 --max_minutes "$minutes" --eval_steps 2000 --eval_sequences 128 --logging_steps 200 --threads "$threads"
-    stage score score_demo
-    stage sample python predict.py --checkpoint out/demo/checkpoint --num_samples 20 --num_steps 256 \
-        --temperature 0.4 --top_p 0.95 --output out/demo/samples.txt
-    summarise_demo
+    [ -e $folder/minutes ] || python -c "print(round(min(6.5, max(3.0, (500 - $SECONDS) / 60)), 2))" >$folder/minutes
+    minutes=$(cat $folder/minutes) # kept for a demo that resumes
+    stage train python main.py --train_data $folder/corpus --output_dir $folder --max_length 64 --batch_size 128 \
+        "${network[@]}" --max_steps 100000 --max_minutes "$minutes" --threads "$threads" \
+        --eval_minutes 1 --eval_sequences 64 --eval_estimator trajectory --logging_steps 20
+    stage score score_demo $folder
+    stage sample python predict.py --checkpoint $folder/checkpoint --num_samples 20 --num_steps 256 \
+        --temperature 0.4 --top_p 0.95 --output $folder/samples.txt
+    summarise_demo $folder
 }
 
-score_demo() {
-    python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/valid.txt --num_steps 128 --json true \
-        >out/demo/elbo.json.part
-    mv out/demo/elbo.json.part out/demo/elbo.json
+score_demo() { # folder
+    python compute_elbo.py --checkpoint "$1/checkpoint" --data "$1/corpus/valid.txt" --num_steps 128 \
+        --estimator trajectory --evaluations 1 --json true >"$1/elbo.json.part"
+    mv "$1/elbo.json.part" "$1/elbo.json"
 }
 
-summarise_demo() {
-    python - <<'PYTHON'
+summarise_demo() { # folder
+    python - "$1" <<'PYTHON'
 import json
+import sys
 from pathlib import Path
 
 from utils.figures import number
 from utils.files import written_whole
 from training.outcome import verdict_in_log
 
-demo = Path("out/demo")
+demo = Path(sys.argv[1])
 elbo = json.loads((demo / "elbo.json").read_text())
 seconds = {f.suffix[1:]: int(f.read_text()) for f in sorted(demo.glob("seconds.*"), key=lambda f: f.stat().st_mtime)}
 summary = {key: elbo[key] for key in ("bits_per_token", "unigram_bits_per_token", "ppl_word")}
@@ -64,12 +68,12 @@ print(f"""
 The demo is done ({took}).
   {number(elbo['bits_per_token'], 2)} bits/token on held-out sentences (an upper bound; unigram model: {elbo['unigram_bits_per_token']:.2f}),
   perplexity {number(elbo['ppl_word'], 1)} per word at {elbo['num_steps']} steps{warning}
-  out/demo/checkpoint    the model
-  out/demo/samples.txt   the sentences above
-  out/demo/curve.png     its training curve
-  out/demo/summary.json  these figures
-next: .venv/bin/python predict.py --checkpoint out/demo/checkpoint --show
-      .venv/bin/python predict.py --checkpoint out/demo/checkpoint --infill "return the [MASK] [MASK] of the array."
+  {demo}/checkpoint    the model
+  {demo}/samples.txt   the sentences above
+  {demo}/curve.png     its training curve
+  {demo}/summary.json  these figures
+next: .venv/bin/python predict.py --checkpoint {demo}/checkpoint --show
+      .venv/bin/python predict.py --checkpoint {demo}/checkpoint --infill "return the [MASK] [MASK] of the array."
       bash run.sh YOUR_TEXT.txt""")
 PYTHON
 }
@@ -106,9 +110,10 @@ own_text() { # path, folder for its results, flags...
 
 case ${1-lm1b} in
     demo)
-        [ $# -eq 1 ] || refuse "$(quoted "$2"): demo takes no arguments"
-        recipe=(demo)
-        shift
+        case ${2-} in '' | pretrained) ;; *) refuse "$(quoted "$2"): demo takes no arguments but pretrained" ;; esac
+        [ $# -le 2 ] || refuse "$(quoted "$3"): unexpected argument"
+        recipe=(demo "${2:-scratch}")
+        shift $#
         ;;
     lm1b)
         recipe=(lm1b)
@@ -136,5 +141,6 @@ esac
 only_flags "$@"
 resolve_paths "$@"
 ensure_environment requirements.txt
+[ "${recipe[*]}" != "demo pretrained" ] || ensure_pretrained
 install_seconds=$SECONDS
 "${recipe[@]}" ${arguments[@]+"${arguments[@]}"}

@@ -24,8 +24,7 @@ demo() {
     [ -e $folder/minutes ] || python -c "print(round(min(4.0, max(3.0, (420 - $SECONDS) / 60)), 2))" >$folder/minutes
     minutes=$(cat $folder/minutes)
     stage train python main.py --train_data $data --output_dir $folder \
-        --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 128 "${from_scratch[@]}" \
-        --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3 \
+        "${demo_network[@]}" --max_length 64 --batch_size 128 \
         --max_steps 100000 --max_minutes "$minutes" --eval_steps 1000 --eval_sequences 256 --logging_steps 200 --threads "$threads"
     stage predict predict_demo predictions --show 8
     stage shuffled predict_demo shuffled --show 0 --shuffle_sources true

@@ -53,7 +53,7 @@ class TextFormat:
         default="none",
         metadata={
             "choices": list(DETOKENIZERS),
-            "help": "corpus whose word-tokenised spacing is undone",
+            "help": "word-tokenised spacing undone",
         },
     )
 

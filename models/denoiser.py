@@ -47,6 +47,13 @@ class NetworkDenoiser(nn.Module):
         """The network's layers, in order; empty if their layout is unknown."""
 
     @property
+    def head_parameters(self) -> list[nn.Parameter]:
+        """Weights of the vocabulary head that it does not share with the body, as tied embeddings are."""
+        body = {id(parameter) for parameter in self.body.parameters()}
+        modules = (getattr(self.network, name) for name in self.head)
+        return [p for module in modules for p in module.parameters() if id(p) not in body]
+
+    @property
     def vocab_size(self) -> int:
         """Rows of the output layer; may exceed the tokenizer's size."""
         return self.network.config.vocab_size
@@ -60,6 +67,18 @@ class NetworkDenoiser(nn.Module):
     def origin(self) -> str:
         """Source of the network's weights, and the number of new ones."""
         return getattr(self.network.config, "initialized_from", "unknown")
+
+    @torch.no_grad()
+    def start_at_unigram(self, information: Tensor) -> None:
+        """Set the output bias of a new vocabulary head to log p(w), so that training starts at the unigram model.
+
+        Args:
+            information: -log p(w) in nats, [V].
+        """
+        bias = getattr(self.network.get_output_embeddings(), "bias", None)
+        names = {name for name, parameter in self.network.named_parameters() if parameter is bias}
+        if names & set(getattr(self.network, "new_tensors", ())):
+            bias.copy_(-information)
 
     @abstractmethod
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:

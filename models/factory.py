@@ -100,7 +100,7 @@ def build_denoiser(
     if args.from_scratch:
         network = fresh_network(args, tokenizer, causal=causal, process_settings=embedding_settings)
     else:
-        network = load_network(args.model_name_or_path, causal=causal)
+        network = load_network(args.model_name_or_path, args, causal=causal)
     time = "none" if args.time_conditioning == "auto" else args.time_conditioning
     denoiser = make_denoiser(network, time, num_steps, causal=causal, over_embeddings=embedding_settings is not None)
     require_settings(network, embedding_settings or {})

@@ -21,6 +21,7 @@ from models.pretrained import Loading, make_network, read_config, read_network
 from models.score_lm import ScoreLmConfig
 from utils.errors import UserError
 from utils.hub import CONFIG_FILES, NETWORK_FILES, download_error, fetch, first_line
+from utils.packaged import PACKAGED
 
 PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
     "bert-base": (BertConfig, {}),
@@ -83,7 +84,7 @@ class NetworkArgs:
         default="bert-base-uncased",
         metadata={
             "aliases": ["--model_type"],
-            "help": f"hub name, folder or preset: {', '.join(PRESETS)}",
+            "help": f"hub name, folder, {', '.join(PACKAGED)} or architecture: {', '.join(PRESETS)}",
         },
     )
     from_scratch: bool = field(default=False, metadata={"help": "random weights; only the config is read"})
@@ -105,15 +106,28 @@ class NetworkArgs:
         metadata={"help": "compilation by torch.compile, for CUDA"},
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recomputation of activations, for memory"})
+    dropout: float = field(default=-1.0, metadata={"help": "dropout of all layers; -1: the network's own"})
+
+    def __post_init__(self) -> None:
+        if self.dropout != -1 and not 0 <= self.dropout < 1:
+            raise UserError(f"dropout={self.dropout} must lie in [0, 1); -1: the network's own")
+
+    def dropouts(self, config: PretrainedConfig) -> dict[str, float]:
+        """Return the entries of a configuration that --dropout replaces."""
+        names = (name for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float | int))
+        return dict.fromkeys(names, self.dropout) if self.dropout >= 0 else {}
 
 
-def load_network(name_or_path: str, *, whole: bool = False, causal: bool = False) -> PreTrainedModel:
+def load_network(
+    name_or_path: str, args: NetworkArgs | None = None, *, whole: bool = False, causal: bool = False
+) -> PreTrainedModel:
     """Load a pretrained language model in float32 from a folder or the hub; safetensors only, never a pickle.
 
     `config.initialized_from` records the source of the weights and is saved with the network.
 
     Args:
-        name_or_path: a folder made by save_pretrained, or a name on the hub.
+        name_or_path: a folder made by save_pretrained, a name on the hub or one in `PACKAGED`.
+        args: settings that replace entries of its configuration.
         whole: refuse weights that lack any tensor, as a checkpoint's may not. Otherwise only the vocabulary head may be
             missing, since a bare encoder has none; transformers initializes it at random.
         causal: load a causal language model instead of a masked one.
@@ -126,8 +140,10 @@ def load_network(name_or_path: str, *, whole: bool = False, causal: bool = False
     try:
         folder = name_or_path if Path(name_or_path).exists() else fetch(name_or_path, NETWORK_FILES)
         kind, settings = (AutoModelForCausalLM if causal else AutoModelForMaskedLM), {}
-        if causal and hasattr(read_config(folder), "is_decoder"):
+        config = read_config(folder)
+        if causal and hasattr(config, "is_decoder"):
             settings = {"is_decoder": True}  # a causal network may be initialized from an encoder's weights
+        settings |= args.dropouts(config) if args else {}
         network, loading = read_network(kind, folder, **settings)
     except UserError:
         raise
@@ -138,6 +154,7 @@ def load_network(name_or_path: str, *, whole: bool = False, causal: bool = False
             f"cannot read the network in {name_or_path}: its weights lack {loading.missing[0]}; give a complete folder"
         )
     network.config.initialized_from = _origin(network, loading, name_or_path)
+    network.new_tensors = loading.missing
     return network
 
 
@@ -157,7 +174,9 @@ def _origin(network: PreTrainedModel, loading: Loading, name: str) -> str:
             "config.json and weights belong together, or --from_scratch true"
         )
     count = len(loading.missing)
-    new = f"; {count} of the head are new and random (e.g. {loading.missing[0]})" if count else ""
+    output, table = network.get_output_embeddings(), network.get_input_embeddings()
+    tied = ", tied to the embeddings" if output is not None and output.weight is table.weight else ""
+    new = f"; {count} of the head are new and random (e.g. {loading.missing[0]}){tied}" if count else ""
     unused = f"; {loading.unused} tensors of the file are unused" if loading.unused else ""
     return f"{loading.total - count} of {loading.total} tensors from {name}{new}{unused}"
 
@@ -222,6 +241,7 @@ def fresh_network(
             raise UserError(f"config_overrides: {taken[0]} is a setting of the process; give --{taken[0]} instead")
         config = _configuration(args, tokenizer, causal=causal)
         config.update({name: value for name, value in process_settings.items() if hasattr(config, name)})
+        config.update(args.dropouts(config))
         network = make_network(kind, config)
         network.config.initialized_from = "random"
         return network

@@ -9,6 +9,19 @@ from_scratch=(
     --loss_weighting uniform --warm_start 0.33
 )
 
+# The network of the demos, and its vocabulary.
+demo_network=(
+    "${from_scratch[@]}" --tokenizer wordpiece --vocab_size 4096
+    --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3
+)
+
+# Training from a pretrained BERT without a masked-LM head: the head first, at a higher rate; see docs/pretrained.md.
+from_pretrained=(
+    --model_name_or_path minilm
+    --optimizer muon --learning_rate 1e-3 --lr_schedule cosine --warmup_steps 50 --weight_decay 0.1
+    --loss_weighting uniform --warm_start 0.33
+)
+
 stage() { # name, command...: run the command unless it is done, and record its time
     local name=$1 begin=$SECONDS
     shift

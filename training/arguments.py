@@ -56,6 +56,14 @@ class TrainArgs:
             "help": "steps between evaluations; 0: up to ten in all",
         },
     )
+    eval_minutes: float = field(default=0.0, metadata={"help": "minutes between evaluations; 0: by eval_steps"})
+    eval_estimator: str = field(
+        default="windows",
+        metadata={
+            "choices": ["windows", "trajectory"],
+            "help": "validation estimator",
+        },
+    )
     eval_step_size: int = field(default=64, metadata={"help": "diffusion steps per validation window"})
     eval_sequences: int = field(
         default=256,
@@ -66,7 +74,7 @@ class TrainArgs:
         default="auto",
         metadata={
             "choices": ["auto", "true", "false"],
-            "help": "continuation of an earlier run; auto: if settings are equal; true: also for longer; false: never",
+            "help": "continuation; auto: if settings are equal; true: also for longer; false: never",
         },
     )
     save_every: int = field(default=0, metadata={"help": "steps between states; 0: set by save_minutes"})
@@ -74,7 +82,7 @@ class TrainArgs:
     keep_last: int = field(default=2, metadata={"help": "number of saved states to keep"})
     time_limit: float = field(
         default=0.0,
-        metadata={"help": "minutes after which this process saves its state and ends, to be resumed; 0: none"},
+        metadata={"help": "minutes until the process saves and ends; 0: none"},
     )
     max_skipped_steps: int = field(default=20, metadata={"help": "limit of consecutive steps without finite loss"})
     strategy: str = field(
@@ -105,6 +113,10 @@ class TrainArgs:
         for name in ("max_minutes", "eval_steps", "eval_sequences", "threads", "seed", "save_every", "time_limit"):
             if not 0 <= getattr(self, name) < 2**63:
                 raise UserError(f"{name}={getattr(self, name)} must be 0 or more, and below 2**63")
+        if not 0 <= self.eval_minutes < math.inf:
+            raise UserError(f"eval_minutes={self.eval_minutes} must be 0 or more")
+        if self.eval_minutes and self.eval_steps:
+            raise UserError("give --eval_minutes or --eval_steps, not both")
         if not 0 < self.save_minutes < math.inf:
             raise UserError(f"save_minutes={self.save_minutes} must be above 0")
         check_choices(self)

@@ -30,6 +30,8 @@ from utils.figures import number
 from utils.messages import speak
 
 TIME_IS_SHORT = "the time limit is near"
+PRINT_SECONDS = 10.0
+"""Least time between two printed lines of the training loss; all of them are in the log."""
 EARLY = (1, 2, 5, 10, 20)
 """Steps after which a line is always logged, whatever --logging_steps is."""
 
@@ -70,7 +72,7 @@ class Bookkeeper:
         self.deadline = self.validation.deadline
         self.began = time.monotonic()
         self.seconds_before = self.agreed_seconds = self.figures.seconds  # spent by earlier processes of this run
-        self.log_clock = self.state_clock = self.began
+        self.log_clock = self.state_clock = self.print_clock = self.began
         self.logged_tokens = self.figures.tokens
         layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}<{remaining}{postfix}"
         self.bar = tqdm(total=100, desc="training", bar_format=layout, disable=None if self.is_leader else True)
@@ -166,12 +168,15 @@ class Bookkeeper:
             epoch: epoch of the step's last batch.
             position: function that returns the position in the data; a collective call.
         """
-        interval = self.validation.interval
         last = step == self.plan.total_steps or self.plan.pace.progress(step, agreed.seconds) == 1
+        due = self.validation.is_due(step, agreed.seconds)
         if last or step in EARLY or step % self.args.logging_steps == 0:
-            self.log(step, rate, epoch)
-        evaluated = not (last or step % interval == 0) or self.evaluate_and_save(step)
-        if last or agreed.stop_reason or step % interval == 0 or self.state_is_due(step, agreed):
+            self.log(
+                step, rate, epoch, aloud=last or step in EARLY, progress=self.plan.pace.progress(step, agreed.seconds)
+            )
+        evaluated = not (last or due) or self.evaluate_and_save(step)
+        by_step = due and not self.args.eval_minutes  # a state a minute would be too many
+        if last or agreed.stop_reason or by_step or self.state_is_due(step, agreed):
             self.save_state(step, position(), evaluation_due=not evaluated, finished=last and evaluated)
         if last and evaluated:
             self.close(step)
@@ -179,8 +184,16 @@ class Bookkeeper:
             self.pause(step, agreed.stop_reason or TIME_IS_SHORT)
         return last or bool(agreed.stop_reason) or not evaluated
 
-    def log(self, step: int, rate: float, epoch: int) -> None:
-        """Log the training figures since the last logged step."""
+    def log(self, step: int, rate: float, epoch: int, *, progress: float, aloud: bool) -> None:
+        """Log the training figures since the last logged step.
+
+        Args:
+            step: number of the step.
+            rate: its learning rate.
+            epoch: epoch of its last batch.
+            progress: share of the training done before it.
+            aloud: print a line in any case; otherwise only if the last one is `PRINT_SECONDS` old.
+        """
         now, figures = time.monotonic(), self.figures
         tokens = figures.tokens - self.logged_tokens
         values = {
@@ -190,15 +203,17 @@ class Bookkeeper:
             "tokens_per_second": tokens / max(now - self.log_clock, 1e-9),
             **({"skipped_steps": figures.skipped} if figures.skipped else {}),
         }
-        self.tracker.train(step, values)
+        self.tracker.train(step, values, warm_start=progress < self.args.warm_start)
         if figures.targets:
             figures.last_loss = values["bits_per_token"]
             figures.first_loss = figures.first_loss or figures.last_loss
         loss = f"{number(values['bits_per_token'], 3)} bits/token" if figures.targets else "none"
-        self.say(
-            f"step {step}: training loss {loss}, {values['tokens_per_second']:,.0f} tokens/s, epoch {epoch + 1}"
-            + (f"; {figures.skipped} steps skipped so far" if figures.skipped else "")
-        )
+        if aloud or now - self.print_clock > PRINT_SECONDS:
+            self.print_clock = now
+            self.say(
+                f"step {step}: training loss {loss}, {values['tokens_per_second']:,.0f} tokens/s, epoch {epoch + 1}"
+                + (f"; {figures.skipped} steps skipped so far" if figures.skipped else "")
+            )
         figures.nats = figures.targets = 0.0
         self.log_clock, self.logged_tokens = now, figures.tokens
 
@@ -269,7 +284,9 @@ class Bookkeeper:
             + f"weights: {model.denoiser.origin}\n"
             + (f"at most {self.args.max_minutes:g} minutes or " if self.args.max_minutes else "")
             + f"{plan.total_steps:,} steps of {plan.sentences:,.0f} {unit} on {self.trainer.device} in "
-            f"{self.trainer.precision}, {model.denoiser.network.config._attn_implementation} attention"
+            + self.trainer.precision
+            + (f" ({plan.precision.reason})" if plan.precision.reason else "")
+            + f", {model.denoiser.network.config._attn_implementation} attention"
             + (f", {processes} processes ({self.args.strategy})" if processes > 1 else "")
             + valid.fewer_scored(self.agreed_seconds)
             + (f"\nresumed after step {plan.start.step:,}" if plan.start.step else "")

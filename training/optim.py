@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -23,11 +23,13 @@ class OptimArgs:
         metadata={"choices": ["adamw", "muon"], "help": "optimizer; muon: Muon for matrices only"},
     )
     learning_rate: float = field(default=5e-5, metadata={"aliases": ["--lr"], "help": "peak learning rate"})
+    head_learning_rate: float = field(default=0.0, metadata={"help": "peak rate of the vocabulary head; 0: the same"})
+    head_first: float = field(default=0.0, metadata={"help": "share of training for the head alone"})
     lr_schedule: str = field(
         default="cosine",
         metadata={
             "choices": ["constant", "cosine", "linear", "inverse_sqrt", "late_cosine"],
-            "help": "decay after the warm-up (inverse_sqrt: released)",
+            "help": "decay (inverse_sqrt: released)",
         },
     )
     warmup_steps: int = field(default=0, metadata={"help": "steps of warm-up; 0: a hundredth of the training"})
@@ -42,6 +44,10 @@ class OptimArgs:
         check_choices(self)
         if not 0 < self.learning_rate <= 1e3:
             raise UserError(f"learning_rate={self.learning_rate} must be above 0, and at most 1000")
+        if not 0 <= self.head_learning_rate <= 1e3:
+            raise UserError(f"head_learning_rate={self.head_learning_rate} must lie in 0..1000; 0: learning_rate")
+        if not 0 <= self.head_first < 1:
+            raise UserError(f"head_first={self.head_first} must lie in [0, 1): it is a share of the training")
         if not 0 <= self.ema_decay < 1:
             raise UserError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0.999 is usual, 0 switches it off")
         for name in ("adam_beta1", "adam_beta2"):
@@ -50,6 +56,17 @@ class OptimArgs:
         for name in ("warmup_steps", "weight_decay", "max_grad_norm", "max_grad_value"):
             if not 0 <= getattr(self, name) <= 1e12:
                 raise UserError(f"{name}={getattr(self, name)} must lie in 0..1e12")
+
+    @property
+    def separate_head(self) -> bool:
+        """Whether the vocabulary head has a learning rate or a time of its own."""
+        return bool(self.head_learning_rate or self.head_first)
+
+    def factor(self, *, of_head: bool, progress: float) -> float:
+        """Return the ratio of a weight's learning rate to that of the schedule."""
+        if of_head:
+            return self.head_learning_rate / self.learning_rate if self.head_learning_rate else 1.0
+        return float(progress >= self.head_first)
 
 
 def warm_up_share(args: OptimArgs, step: int, progress: float, warmup_steps: int) -> float:
@@ -94,32 +111,40 @@ def learning_rate(args: OptimArgs, step: int, progress: float, warmup_steps: int
     return args.learning_rate
 
 
-def make_optimizers(args: OptimArgs, model: nn.Module, tables: list[nn.Module]) -> list[torch.optim.Optimizer]:
+def make_optimizers(
+    args: OptimArgs, model: nn.Module, tables: list[nn.Module], head: Sequence[nn.Parameter] = ()
+) -> list[torch.optim.Optimizer]:
     """Return AdamW, or Muon for the weights of linear maps and AdamW for all other weights.
 
     Muon orthogonalises the update of a matrix. Embeddings and the vocabulary head (`tables`) are lookup tables, not
-    maps, and use AdamW. match_rms_adamw scales Muon's steps so that both optimizers share one learning rate.
+    maps, and use AdamW. match_rms_adamw scales Muon's steps so that both optimizers share one learning rate. If the
+    settings treat the `head` apart, its weights form groups of their own, with "of_head" set.
     """
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     table = {id(parameter) for module in tables for parameter in module.parameters()}
     table |= {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    matrices = [p for p in model.parameters() if p.requires_grad and p.ndim == 2 and id(p) not in table]
+    learning = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in learning if p.ndim == 2 and id(p) not in table]
     matrix_ids = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in matrix_ids]
-    tables = [p for p in others if p.ndim >= 2]
-    vectors = [p for p in others if p.ndim < 2]
-    muon = args.optimizer == "muon"
-    groups = [
-        {"params": tables if muon else matrices + tables, "weight_decay": args.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    tables = [p for p in learning if p.ndim >= 2 and id(p) not in matrix_ids]
+    vectors = [p for p in learning if p.ndim < 2]
+    muon = args.optimizer == "muon" and bool(matrices)
+    apart = {id(p) for p in head} if args.separate_head else set()
+
+    def groups(parameters: list[nn.Parameter], weight_decay: float) -> list[dict]:
+        found = []
+        for of_head in (False, True):
+            share = [p for p in parameters if (id(p) in apart) == of_head]
+            found += [{"params": share, "weight_decay": weight_decay, "of_head": of_head}] if share else []
+        return found
+
     betas = (args.adam_beta1, args.adam_beta2)
-    adamw = torch.optim.AdamW(groups, lr=args.learning_rate, betas=betas, fused=fused)
-    if not muon or not matrices:
+    slow = groups(tables if muon else matrices + tables, args.weight_decay) + groups(vectors, 0.0)
+    adamw = torch.optim.AdamW(slow, lr=args.learning_rate, betas=betas, fused=fused)
+    if not muon:
         return [adamw]
-    extra = {"lr": args.learning_rate, "weight_decay": args.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
-    return [torch.optim.Muon(matrices, **extra), adamw]
+    fast = groups(matrices, args.weight_decay)
+    return [torch.optim.Muon(fast, lr=args.learning_rate, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 class AveragedWeights:

@@ -84,6 +84,8 @@ class Figures:
     warm_step: int = 0
     """Step of `pace.WarmUp`; `warm_seconds` is its time."""
     warm_seconds: float = 0.0
+    evaluated_at: float = 0.0
+    """Training time after the latest evaluation, in seconds; -1: not known yet."""
     eval_sequences: int = -1
     """Validation sentences per evaluation; 0: all; -1: decided at the first evaluation."""
     first_loss: float = 0.0

@@ -72,18 +72,18 @@ def evaluation_steps(total_steps: float, step_size: int) -> float:
 
 def is_adaptable(args: TrainArgs) -> bool:
     """Tell whether a short training may score fewer validation sentences than eval_sequences."""
-    return not args.eval_steps and args.eval_sequences == DEFAULT_SEQUENCES
+    return not args.eval_steps and not args.eval_minutes and args.eval_sequences == DEFAULT_SEQUENCES
 
 
 def evaluation_plan(
     args: TrainArgs, total_steps: float, sentences_per_step: float, windows: float, available: int
 ) -> tuple[int, int]:
-    """Return the steps between evaluations, and the validation sentences of each (0: all).
+    """Return the steps between evaluations (0: they are timed), and the validation sentences of each (0: all).
 
-    With --eval_steps both are as given. Otherwise all evaluations together take at most MAX_EVALUATION_SHARE forward
-    passes per training sentence, except for one evaluation of MIN_SEQUENCES sentences at the end. Forward passes are
-    counted rather than time, so that the plan is equal on all machines. To meet the limit, ten evaluations become
-    five, two or one; then the default number of sentences is reduced.
+    With --eval_steps or --eval_minutes both are as given. Otherwise all evaluations together take at most
+    MAX_EVALUATION_SHARE forward passes per training sentence, except for one evaluation of MIN_SEQUENCES sentences at
+    the end. Forward passes are counted rather than time, so that the plan is equal on all machines. To meet the limit,
+    ten evaluations become five, two or one; then the default number of sentences is reduced.
 
     Args:
         args: settings of the run.
@@ -92,7 +92,7 @@ def evaluation_plan(
         windows: windows of the bound, see `evaluation_steps`.
         available: number of validation sentences.
     """
-    if args.eval_steps:
+    if args.eval_steps or args.eval_minutes:
         return args.eval_steps, args.eval_sequences
     most = min(args.eval_sequences or available, available)
     adaptable = is_adaptable(args)

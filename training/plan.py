@@ -8,6 +8,7 @@ from data.batching import mean_batch
 from data.tokenized_text import Text
 from training.config import TrainConfig
 from training.pace import Pace
+from training.precision import Precision
 from training.resume import Start, batches_per_process, require_steps_left
 from utils import distributed
 
@@ -23,17 +24,19 @@ class Plan:
     sentences: float
     """Mean number of sentences per step."""
     pace: Pace
+    precision: Precision
     facts: dict
     """Facts in every saved state's state.json besides its step."""
 
     @classmethod
-    def of(cls, config: TrainConfig, start: Start, train_text: Text, facts: dict) -> "Plan":
+    def of(cls, config: TrainConfig, start: Start, train_text: Text, precision: Precision, facts: dict) -> "Plan":
         """Make the plan from the settings.
 
         Args:
             config: settings of the run.
             start: state from which the run starts.
             train_text: training text.
+            precision: precision of the network.
             facts: those of `setup.identities`, and whether the text holds pairs.
 
         Raises:
@@ -44,7 +47,7 @@ class Plan:
         total = config.run.max_steps or max(1, round(config.run.num_train_epochs * len(train_text) / sentences))
         require_steps_left(config.run, start, total)
         facts = {"parts": parts, "torch": torch.__version__, **facts}
-        return cls(start, parts, sentences, Pace.of(config.run, config.optim, total), facts)
+        return cls(start, parts, sentences, Pace.of(config.run, config.optim, total), precision, facts)
 
     @property
     def total_steps(self) -> int:

@@ -20,7 +20,16 @@ WITHOUT_INFLUENCE = {
     "gradient_checkpointing", "fused_loss", "num_workers", "world_size", "job",
 }  # fmt: skip
 """Settings without effect on the trained weights, up to rounding."""
-LENGTH_SETTINGS = {"max_steps", "num_train_epochs", "max_minutes", "eval_steps", "eval_sequences", "eval_step_size"}
+LENGTH_SETTINGS = {
+    "max_steps",
+    "num_train_epochs",
+    "max_minutes",
+    "eval_steps",
+    "eval_minutes",
+    "eval_sequences",
+    "eval_step_size",
+    "eval_estimator",
+}
 """Settings that --resume true may change, to train for longer."""
 BY_CONTENT = {"train_data", "valid_data", "word_freq_file", "tokenizer", "model_name_or_path"}
 """Settings that name a file or folder. If it exists, its content is compared (`require_same_text`), not its name."""
@@ -31,6 +40,11 @@ EARLIER_VALUES = {
     "reconstruction_weight": 1.0,
     "adam_beta1": 0.9,
     "adam_beta2": 0.98,
+    "dropout": -1.0,
+    "head_learning_rate": 0.0,
+    "head_first": 0.0,
+    "eval_minutes": 0.0,
+    "eval_estimator": "windows",
     "strip_accents": False,  # a learned vocabulary is saved with the run and keeps its own value
 }
 """Values in runs that are older than the setting."""

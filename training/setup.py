@@ -18,7 +18,7 @@ from data.splits import DataArgs
 from data.streaming import StreamedBatches, load_stream
 from data.tokenized_text import Text
 from data.tokenizers import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
-from data.word_counts import read_word_freq
+from data.word_counts import information, read_word_freq
 from models.denoiser import NetworkDenoiser
 from models.factory import build_denoiser
 from models.networks import NetworkArgs
@@ -53,6 +53,7 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
         train_text, valid_text, pairs = load_data(config, tokenizer)
     denoiser = prepare_network(config, tokenizer)
     counts = token_counts(config, train_text, tokenizer, denoiser.vocab_size, of_pairs=pairs is not None)
+    denoiser.start_at_unigram(information(counts))
     process = build_process(
         config.process,
         counts,

@@ -38,7 +38,7 @@ class StepResult:
 class TrainStep:
     """Network, optimizers, gradient scaler and weight average, updated by each step."""
 
-    def __init__(self, model: TextModel, config: TrainConfig, device: torch.device, parts: int) -> None:
+    def __init__(self, model: TextModel, config: TrainConfig, device: torch.device, parts: int, precision: str) -> None:
         """Set precision and attention, and make the optimizers.
 
         Args:
@@ -46,15 +46,16 @@ class TrainStep:
             config: settings of the run.
             device: device of the model.
             parts: number of batches in a step, over all processes.
+            precision: fp32, bf16 or fp16.
         """
         self.config, self.device, self.parts = config, device, parts
-        self.denoiser, self.precision = model.denoiser, config.precision(device)
+        self.denoiser, self.precision = model.denoiser, precision
         self.denoiser.use_precision(device, self.precision)
         fit_to_device(self.denoiser, config.network, device, self.precision)
         self.wrapped = parallelize(BatchLoss(model, config.run), self.denoiser.layers, config.run.strategy, device)
         network = self.denoiser.network
         tables = [network.get_input_embeddings(), network.get_output_embeddings()]
-        self.optimizers = make_optimizers(config.optim, self.denoiser, tables)
+        self.optimizers = make_optimizers(config.optim, self.denoiser, tables, self.denoiser.head_parameters)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         average = AveragedWeights(self.denoiser, config.optim.ema_decay)
         self.learner = Learner(self.denoiser, average, self.optimizers, self.scaler)
@@ -71,7 +72,7 @@ class TrainStep:
         """
         # Set the learning rate.
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = rate
+            group["lr"] = rate * self.config.optim.factor(of_head=group.get("of_head", False), progress=progress)
 
         # Accumulate gradients.
         self.denoiser.train()

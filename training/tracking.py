@@ -37,10 +37,10 @@ class Tracker:
         if use_fitlog:
             self._safely(lambda: self._open_record(settings, read_log(folder / "log.jsonl") if resumed else None))
 
-    def train(self, step: int, values: dict) -> None:
-        """Log the figures of a training step."""
+    def train(self, step: int, values: dict, *, warm_start: bool = False) -> None:
+        """Log the figures of a training step, and whether it belongs to the warm start."""
         if self.active:
-            self._write({"kind": "train", "step": step, **values})
+            self._write({"kind": "train", "step": step, **values, **({"warm_start": True} if warm_start else {})})
             self._record(lambda record: record.train(step, values))
 
     def valid(self, step: int, values: dict, *, best: bool) -> None:
@@ -150,7 +150,10 @@ def cut_log(log: Path, step: int) -> None:
 
 
 def draw_curve(log: Path, picture: Path) -> None:
-    """Plot training loss and validation bound over steps from a JSONL log; write a PNG."""
+    """Plot training loss and validation bound over steps from a JSONL log; write a PNG.
+
+    The warm start is shaded: at its end the mask rates rise, and the loss with them.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -159,18 +162,26 @@ def draw_curve(log: Path, picture: Path) -> None:
     records = read_log(log)
     train = [r for r in records if r["kind"] == "train"]
     valid = [r for r in records if r["kind"] == "valid"]
+    warm = [r for r in train if r.get("warm_start")]
+    later = [r for r in train if not r.get("warm_start")]
     figure, axis = pyplot.subplots(figsize=(8, 4.5), dpi=120)
-    axis.plot([r["step"] for r in train], [_plotted(r) for r in train], lw=0.8, label="training loss")
-    axis.plot([r["step"] for r in valid], [_plotted(r) for r in valid], "o-", label="validation bound")
+    for phase, label in ((later, "training loss"), (warm, "" if later else "training loss")):
+        axis.plot([r["step"] for r in phase], [_plotted(r) for r in phase], lw=0.8, color="C0", label=label)
+    if warm:
+        rates = records[0].get("warm_start_rates", "")
+        axis.axvspan(0, warm[-1]["step"], color="C0", alpha=0.1, lw=0, label=f"warm start: mask rates {rates}")
+    axis.plot(
+        [r["step"] for r in valid], [_plotted(r) for r in valid], "o-", color="C1", ms=4, label="validation bound"
+    )
     if valid:
         unigram = valid[-1]["unigram_bits_per_token"]
-        axis.axhline(unigram, ls=":", color="grey", label="unigram")
+        axis.axhline(unigram, ls=":", color="grey", label="unigram model")
         if valid[-1]["bits_per_token"] > 1.3 * unigram:  # the run diverged; a linear axis would hide the rest
             axis.set_yscale("log")
         else:
             axis.set_ylim(0, 1.3 * unigram)
     axis.set(xlabel="step", ylabel="bits per token", title=log.parent.name)
-    axis.legend()
+    axis.legend(loc="best")
     axis.grid(alpha=0.3)
     figure.tight_layout()
     beside = picture.with_name(f".{picture.name}.unfinis_")

@@ -9,6 +9,7 @@ import numpy as np
 from checkpoint.folder import save_checkpoint, weights_of
 from checkpoint.text_model import TextModel
 from data.tokenized_text import Text
+from diffusion.options import BoundArgs
 from evaluation.likelihood import OutOfTimeError, Scoring, pick, score_text
 from training.clock import Deadline
 from training.config import TrainConfig
@@ -32,9 +33,20 @@ class Validation:
         self.figures, self.deadline = figures, Deadline(config.run.time_limit)
         self.batch_size = config.data.slots // config.data.max_length  # fits at the maximum length
         self.interval, sequences = self._plan(plan.total_steps)
-        """Steps between evaluations."""
+        """Steps between evaluations; 0: they are timed."""
         if not (plan.pace.max_minutes and is_adaptable(config.run)):
             figures.eval_sequences = sequences
+
+    def is_due(self, step: int, seconds: float) -> bool:
+        """Return whether an evaluation follows this step, which began `seconds` after the run; call it once a step.
+
+        Timed evaluations are counted from the end of the last one, which is the start of the next step.
+        """
+        if self.interval:
+            return step % self.interval == 0
+        if self.figures.evaluated_at < 0:
+            self.figures.evaluated_at = seconds
+        return seconds >= self.figures.evaluated_at + 60 * self.config.run.eval_minutes
 
     def run(self, step: int, seconds: float, *, first: bool) -> tuple[dict, bool] | None:
         """Evaluate the model and update the figures. The caller has swapped in the averaged weights.
@@ -51,7 +63,7 @@ class Validation:
             UserError: if there was no time although it came `first`, or if the bound is not finite.
         """
         indices = self.sentences(step, seconds)
-        scoring = Scoring(self.steps, batch_size=self.batch_size, seed=self.config.run.seed)
+        scoring = Scoring(self.steps, self.estimator, batch_size=self.batch_size, seed=self.config.run.seed)
         try:
             with whole_weights(self.trainer.wrapped):
                 found = score_text(self.model, self.text, indices, scoring, may_go_on=self.deadline.part_check())
@@ -69,6 +81,13 @@ class Validation:
         is_best = report["bits_per_token"] < self.figures.best
         self._update_figures(report, indices)
         return report, is_best
+
+    @property
+    def estimator(self) -> BoundArgs:
+        """Estimator of the bound; in continuous time, that of the process."""
+        if self.config.run.eval_estimator == "trajectory":
+            return BoundArgs("trajectory", evaluations=1)
+        return BoundArgs()
 
     @property
     def steps(self) -> float:
@@ -100,6 +119,7 @@ class Validation:
 
     def _update_figures(self, report: dict, indices: np.ndarray) -> None:
         figures = self.figures
+        figures.evaluated_at = -1.0
         figures.best, figures.last_bound = min(figures.best, report["bits_per_token"]), report["bits_per_token"]
         figures.unigram = report["unigram_bits_per_token"]
         # num_tokens excludes the [PAD] of pairs

@@ -1,4 +1,4 @@
-"""Hugging Face hub: quiet libraries, one check that it answers, and checksums of downloads."""
+"""Models by name: from an installed package, or from the Hugging Face hub, checked for an answer and by checksums."""
 
 import functools
 import hashlib
@@ -10,6 +10,8 @@ from pathlib import Path
 import huggingface_hub
 import transformers
 from huggingface_hub import constants
+
+from utils.packaged import PACKAGED, packaged_folder
 
 HUB_TIMEOUT = 10  # seconds for the hub's first answer
 MOST_REASON = 300
@@ -76,9 +78,14 @@ def check_hub() -> str:
 def fetch(name: str, files: list[str]) -> str:
     """Download some of a model's files, unless cached; return their folder. An interrupted download is resumed.
 
+    A name in `PACKAGED` is looked up among the installed packages instead.
+
     Raises:
+        UserError: if that package is missing or changed.
         Exception: of many types, if the download fails or a checksum differs.
     """
+    if name in PACKAGED:
+        return packaged_folder(name)
     check_hub()
     folder = huggingface_hub.snapshot_download(name, allow_patterns=files)
     verify(name, "model")

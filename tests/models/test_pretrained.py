@@ -218,7 +218,7 @@ def test_the_loaded_tensors_are_reported_in_the_saved_configuration(tmp_path: Pa
     assert whole.config.initialized_from == f"44 of 44 tensors from {tmp_path / 'whole'}"
     report = bare.config.initialized_from
     assert report.startswith(f"38 of 44 tensors from {tmp_path / 'bare'}; 6 of the head are new and random (e.g. cls.")
-    assert report.endswith("; 2 tensors of the file are unused")
+    assert report.endswith(", tied to the embeddings; 2 tensors of the file are unused")
     bare.save_pretrained(tmp_path / "again")
     assert read_config(str(tmp_path / "again")).initialized_from == report
 

@@ -144,3 +144,43 @@ def test_settings_out_of_range_are_refused(setting: dict) -> None:
     (name,) = setting
     with pytest.raises(UserError, match=f"{name}="):
         OptimArgs(**setting)
+
+
+HEAD = {"head.weight", "head.bias"}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("settings", [{"head_learning_rate": 1e-3}, {"head_first": 0.1}])
+def test_a_head_treated_apart_has_groups_of_its_own(optimizer: str, settings: dict) -> None:
+    model = Toy()
+    args = OptimArgs(optimizer=optimizer, **settings)
+    groups = [
+        (
+            group["of_head"],
+            set(names_of(model, o)) & {n for n, p in model.named_parameters() if any(p is q for q in group["params"])},
+        )
+        for o in make_optimizers(args, model, [model.head], list(model.head.parameters()))
+        for group in o.param_groups
+    ]
+    assert set().union(*(names for of_head, names in groups if of_head)) == HEAD
+    assert not any(names & HEAD for of_head, names in groups if not of_head)
+    assert sorted(name for _, names in groups for name in names) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_without_such_settings_the_groups_are_as_before() -> None:
+    model = Toy()
+    (adamw,) = make_optimizers(OptimArgs(), model, [model.head], list(model.head.parameters()))
+    assert len(adamw.param_groups) == 2 and not any(group["of_head"] for group in adamw.param_groups)
+
+
+def test_the_body_waits_and_the_head_has_its_own_rate() -> None:
+    args = OptimArgs(learning_rate=1e-4, head_learning_rate=3e-4, head_first=0.25)
+    assert [args.factor(of_head=False, progress=p) for p in (0, 0.24, 0.25, 1)] == [0, 0, 1, 1]
+    assert [args.factor(of_head=True, progress=p) for p in (0, 0.24, 0.25, 1)] == pytest.approx([3, 3, 3, 3])
+    assert OptimArgs().factor(of_head=True, progress=0) == OptimArgs().factor(of_head=False, progress=0) == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("head_learning_rate", -1.0), ("head_first", 1.0), ("head_first", -0.1)])
+def test_settings_of_the_head_have_bounds(name: str, value: float) -> None:
+    with pytest.raises(UserError, match=name):
+        OptimArgs(**{name: value})

@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# Compare training from pretrained weights (minilm) with training from scratch, for the same number of minutes on the same
+# text. Report the bound of held-out sentences over seeds, and write 20 samples of each run.
+#
+#   bash runs/pretrained.sh TRAIN.txt VALID.txt [OUT [MINUTES]]      (OUT: out/pretrained, MINUTES: 30)
+#
+# ROWS selects the rows: "small minilm_scratch pretrained" by default; demo is the network of run.sh demo, small that of
+# run.sh FILE. SEEDS=3 trains each row three times. JOBS rows train at once (2), THREADS cores each (1). Finished rows are
+# not run again. Other work on the machine distorts the comparison.
+set -euo pipefail
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/table.sh"
+begin "$@"
+
+row() { # train, valid, folder, minutes, name-seed
+    local train=$1 valid=$2 out=$3 minutes=$4 name=${5%-*} seed=${5##*-} flags=() folder=$3/$5
+    case $name in
+        demo) flags=("${demo_network[@]}" --batch_size 128) ;;
+        small) flags=("${from_scratch[@]}" --tokenizer wordpiece --vocab_size 8192 --batch_size 64) ;;
+        pretrained) flags=("${from_pretrained[@]}") ;;
+        minilm_scratch) flags=("${from_pretrained[@]}" --from_scratch true) ;;
+    esac
+    [ -e "$folder/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$folder" \
+        --cache_dir "$out/cache" --max_length 64 "${flags[@]}" --seed "$seed" --max_steps 1000000 --max_minutes "$minutes" \
+        --eval_steps 1000000 --eval_sequences 64 --eval_estimator trajectory --logging_steps 20 --threads "$THREADS"
+    score_row "$folder" "$valid" --num_steps 128 --estimator trajectory --evaluations 1 --precision auto --threads "$THREADS"
+    [ -e "$folder.txt" ] || python predict.py --checkpoint "$folder/checkpoint" --num_samples 20 --num_steps 256 \
+        --temperature 0.4 --top_p 0.95 --threads "$THREADS" --output "$folder.txt" >/dev/null
+    echo "== $5 is done"
+}
+
+if [ "${1-}" = --row ]; then
+    shift
+    row "$@"
+    exit
+fi
+parse_table out/pretrained MINUTES 30 "$@"
+[[ $length =~ ^([0-9]*\.)?[0-9]+$ && $length =~ [1-9] ]] || refuse "MINUTES=$(quoted "$length") must be a number above 0"
+whole_number SEEDS "${SEEDS:-1}"
+export THREADS=${THREADS:-1}
+whole_number THREADS "$THREADS"
+read -r -a rows <<<"${ROWS:-small minilm_scratch pretrained}"
+names=()
+for ((seed = 1; seed <= ${SEEDS:-1}; seed++)); do
+    for name in "${rows[@]}"; do
+        case $name in
+            demo | small | minilm_scratch | pretrained) names+=("$name-$seed") ;;
+            *) refuse "ROWS: $(quoted "$name") must be one of demo, small, minilm_scratch, pretrained" ;;
+        esac
+    done
+done
+prepare_table
+ensure_pretrained
+export OMP_NUM_THREADS=$THREADS
+printf '%s\0' "${names[@]}" | side_by_side runs/pretrained.sh "$train" "$valid" "$out" "$length"
+python - "$out" "${rows[@]}" <<'PYTHON'
+import json
+import math
+import statistics
+import sys
+from pathlib import Path
+
+from utils.figures import number
+
+
+def spread(values: list[float], digits: int) -> str:
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return number(statistics.mean(values), digits) + (f" ± {number(error, digits)}" if error else "")
+
+
+print("| network | seeds | steps | nats per sequence | bits/token | PPL per word |\n|---|---|---|---|---|---|")
+out = Path(sys.argv[1])
+for name in sys.argv[2:]:
+    found = sorted(out.glob(f"{name}-*.json"))
+    reports = [json.loads(path.read_text()) for path in found]
+    facts = [json.loads((path.with_suffix("") / "checkpoint-last" / "process.json").read_text())["facts"] for path in found]
+    nats, bits, words = ([r[key] for r in reports] for key in ("nats_per_sequence", "bits_per_token", "ppl_word"))
+    steps = round(statistics.mean(fact["step"] for fact in facts))
+    print(f"| {name} | {len(found)} | {steps:,} | {spread(nats, 2)} | {spread(bits, 3)} | {spread(words, 1)} |")
+PYTHON
