@@ -20,7 +20,7 @@ row() { # train, valid, folder, minutes, name-seed
         minilm_scratch) flags=("${from_pretrained[@]}" --from_scratch true) ;;
     esac
     [ -e "$folder/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$folder" \
-        --cache_dir "$out/cache" --max_length 64 "${flags[@]}" --seed "$seed" --max_steps 1000000 --max_minutes "$minutes" \
+        --cache_dir "$out/cache" --max_length 64 ${flags[@]+"${flags[@]}"} --seed "$seed" --max_steps 1000000 --max_minutes "$minutes" \
         --eval_steps 1000000 --eval_sequences 64 --eval_estimator trajectory --logging_steps 20 --threads "$THREADS"
     score_row "$folder" "$valid" --num_steps 128 --estimator trajectory --evaluations 1 --precision auto --threads "$THREADS"
     [ -e "$folder.txt" ] || python predict.py --checkpoint "$folder/checkpoint" --num_samples 20 --num_steps 256 \
@@ -51,7 +51,7 @@ done
 prepare_table
 ensure_pretrained
 export OMP_NUM_THREADS=$THREADS
-printf '%s\0' "${names[@]}" | side_by_side runs/pretrained.sh "$train" "$valid" "$out" "$length"
+printf '%s\0' ${names[@]+"${names[@]}"} | side_by_side runs/pretrained.sh "$train" "$valid" "$out" "$length"
 python - "$out" "${rows[@]}" <<'PYTHON'
 import json
 import math

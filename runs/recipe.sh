@@ -18,7 +18,7 @@ demo_network=(
 # Training from a pretrained BERT without a masked-LM head: the head first, at a higher rate; see docs/pretrained.md.
 from_pretrained=(
     --model_name_or_path minilm
-    --optimizer muon --learning_rate 1e-3 --lr_schedule cosine --warmup_steps 50 --weight_decay 0.1
+    --optimizer muon --learning_rate 1e-3 --lr_schedule cosine --warmup_steps 50 --weight_decay 0.1 --dropout 0
     --loss_weighting uniform --warm_start 0.33
 )
 

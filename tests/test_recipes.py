@@ -24,6 +24,7 @@ from diffusion.options import BoundArgs
 from models.networks import PRESETS
 from tests.conftest import ROOT
 from training.config import parts
+from utils.packaged import PACKAGED
 
 SOURCED = ("runs/setup.sh", "runs/recipe.sh", "runs/table.sh")
 RECIPES = sorted(
@@ -60,7 +61,7 @@ FILES = (
 @pytest.fixture
 def sandbox(tmp_path: Path) -> Path:
     """Return a folder with `the repo` of scripts, without an environment, and `the caller`'s files."""
-    for name in [*RECIPES, "requirements.txt", "requirements-dev.txt"]:
+    for name in [*RECIPES, "requirements.txt", "requirements-dev.txt", "requirements-pretrained.txt"]:
         (tmp_path / "the repo" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / "the repo" / name)
     (tmp_path / "the repo" / "main.py").touch()
@@ -197,6 +198,16 @@ REFUSED = {
         "a.v1.txt|a.v1.txt": "TOKENIZER are needed",
         "a.v1.txt|a.v1.txt|no/vocab.txt": "no/vocab.txt",
     },
+    "runs/paper_tables.sh": {
+        "my text.txt|a.v1.txt": "TRAIN, VALID and TEST are needed",
+        "my text.txt|a.v1.txt|nothere.txt": "nothere.txt: no such file",
+        "--gpu|my text.txt|a.v1.txt": "TRAIN, VALID and TEST are needed",
+        "my text.txt|a.v1.txt|a.TXT|out|more": "more: unexpected argument",
+    },
+    "runs/pretrained.sh": {
+        "my text.txt": "TRAIN.txt and VALID.txt are needed",
+        "my text.txt|a.v1.txt|out|0": "MINUTES=0 must be a number above 0",
+    },
     "runs/qqp.sh": {
         "pairs|pairs/test.jsonl|tok": "OUTPUT_FOLDER are needed",
         "pairs|pairs/test.jsonl|no/vocab.txt|out": "no/vocab.txt: no such file",
@@ -260,6 +271,13 @@ PASSED_ON = [
     ("runs/lm1b_mdlm.sh", "mdlm|--train_data|lm1b", "compute_elbo.py", {"--data": "C/lm1b"}),
     ("runs/lm1b_mdlm.sh", "mdlm|-d=my text.txt|-mdir|m", "compute_elbo.py", {"--checkpoint": "C/m/checkpoint-last"}),
     ("runs/lm1b_small.sh", "my text.txt|a.v1.txt|tok|--seed|3", "main.py", {"--tokenizer": "C/tok", "--seed": "3"}),
+    (
+        "runs/paper_tables.sh", "my text.txt|a.v1.txt|a.TXT|p", "main.py",
+        {"--train_data": "C/my text.txt", "--time_conditioning": "layerwise"},
+    ),
+    ("runs/paper_tables.sh", "my text.txt|a.v1.txt|a.TXT|p", "compute_elbo.py", {"--data": "C/a.TXT"}),
+    ("runs/paper_tables.sh", "--gpu", "main.py", {"--train_data": "lm1b", "--model_name_or_path": "bert-base-uncased"}),
+    ("runs/pretrained.sh", "my text.txt|a.v1.txt|p|0.5", "main.py", {"--valid_data": "C/a.v1.txt"}),
     ("runs/qqp.sh", "pairs|pairs/test.jsonl|tok|q", "compute_metric.py", {"--predictions": "C/q/predictions.jsonl"}),
     ("runs/score.sh", "-d=my text.txt|-mdir=m", "main.py", {"-d": "C/my text.txt", "-mdir": "C/m"}),
     ("runs/text8.sh", "my text.txt|--output_dir=t", "predict.py", {"--checkpoint": "C/t/checkpoint-last"}),
@@ -324,13 +342,14 @@ def test_setup_sh_lists_every_setting_that_is_a_path() -> None:
     known = (ROOT / "runs" / "setup.sh").read_text().split("path_kind() {")[1].split("\n}")[0]
     listed = set(re.findall(r"(?<![\w-])--?[a-z_]+", known))
     assert listed == {f for name, field in paths.items() for f in (f"--{name}", *field.metadata.get("aliases", []))}
-    for name in (*PRESETS, *LEARNT, TEXT8):
+    for name in (*PRESETS, *PACKAGED, *LEARNT, TEXT8):
         assert re.search(rf"[ (]{name}( \||\))", known), name
 
 
 def test_dependency_groups_equal_the_requirements_files() -> None:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    for group, file in (("run", "requirements.txt"), ("dev", "requirements-dev.txt")):
+    files = {"run": "requirements.txt", "dev": "requirements-dev.txt", "pretrained": "requirements-pretrained.txt"}
+    for group, file in files.items():
         pinned = [line.split("#")[0].strip() for line in (ROOT / file).read_text().splitlines() if line.strip()]
         assert [entry for entry in groups[group] if isinstance(entry, str)] == pinned
     assert groups["dev"][0] == {"include-group": "run"}

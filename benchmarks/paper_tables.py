@@ -1,0 +1,280 @@
+"""Measure and print Tables 2 and 3 of the DiffusionBERT paper for runs/paper_tables.sh.
+
+python benchmarks/paper_tables.py samples --checkpoint out/paper_tables/pretrained_paper_tad-1/checkpoint-last \
+    --output samples.txt
+python benchmarks/paper_tables.py steps --checkpoint out/paper_tables/pretrained_paper_tad-1/checkpoint-last \
+    --data test.txt --output steps.json
+python benchmarks/paper_tables.py print out/paper_tables
+
+samples: draw samples; write them, and beside them their number of forward passes and seconds. steps: bound and
+sampling time at the steps of Table 3. print: both tables as Markdown with the paper's figures beside, and the claims of
+the paper with the difference in standard errors; the figures are also written to OUT/tables.json.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import predict
+from benchmarks.variants import Counted
+from checkpoint.folder import load_checkpoint
+from checkpoint.text_model import TextModel
+from data.corpus import find_source
+from data.tokenized_text import tokenize
+from diffusion.options import BoundArgs, SampleArgs
+from evaluation.likelihood import Scoring, pick, score_text
+from utils import hub
+from utils.device import pick_device, set_up_cpu
+from utils.errors import UserError
+from utils.figures import number
+from utils.files import written_whole
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of Table 2 and the paper's figures for it."""
+
+    pretrained: bool
+    spindle: str
+    time: str
+    ppl: float | None = None
+    bleu: float | None = None
+    self_bleu: float | None = None
+
+
+ROWS = {
+    "scratch_none_lte": Row(False, "none", "LTE", 82.34, 0.3897, 0.2347),
+    "scratch_none_tad": Row(False, "none", "TAD", 125.15, 0.3390, 0.2720),
+    "scratch_paper_lte": Row(False, "paper", "LTE", 77.50, 0.4241, 0.2288),
+    "pretrained_none_lte": Row(True, "none", "LTE", 92.53, 0.3995, 0.2118),
+    "pretrained_none_pte": Row(True, "none", "PTE", 79.95, 0.3886, 0.2156),
+    "pretrained_none_tad": Row(True, "none", "TAD", 78.76, 0.4213, 0.2116),
+    "pretrained_paper_tad": Row(True, "paper", "TAD", 63.78, 0.4358, 0.2151),
+    "pretrained_released_tad": Row(True, "released", "TAD"),
+}
+"""Table 2 of He et al. 2023 (the rows named D3PM and DiffusionBERT), and the released code's spindle."""
+
+STEPS = {
+    2: (313.57, 0.66),
+    8: (91.01, 1.39),
+    16: (75.66, 1.80),
+    64: (65.83, 4.25),
+    128: (63.78, 7.53),
+    512: (54.63, 27.48),
+}
+"""Table 3: perplexity and seconds by number of steps."""
+
+CLAIMS = (
+    ("pretrained weights help, time-agnostic", "pretrained_none_tad", "scratch_none_tad"),
+    ("pretrained weights help, layerwise time (in the paper they do not)", "pretrained_none_lte", "scratch_none_lte"),
+    ("from pretrained weights, time-agnostic is better than layerwise", "pretrained_none_tad", "pretrained_none_lte"),
+    (
+        "from pretrained weights, time-agnostic is better than a time token",
+        "pretrained_none_tad",
+        "pretrained_none_pte",
+    ),
+    ("from scratch, layerwise is better than time-agnostic", "scratch_none_lte", "scratch_none_tad"),
+    ("the spindle helps, pretrained and time-agnostic", "pretrained_paper_tad", "pretrained_none_tad"),
+    ("the spindle helps, from scratch and layerwise", "scratch_paper_lte", "scratch_none_lte"),
+)
+"""Claims of the paper: words, the row that should have the lower perplexity, and the other one."""
+
+
+# ---- measurement -----------------------------------------------------------------------------------------------------
+
+
+def draw(model: TextModel, num_samples: int, sampling: SampleArgs, length: int) -> tuple[list[str], dict[str, float]]:
+    """Return samples, and the forward passes per sample and seconds that they took."""
+    denoiser = Counted(model.denoiser)
+    denoiser.max_length = model.denoiser.max_length
+    args = predict.PredictArgs("-", num_samples=num_samples, length=length, batch_size=256)
+    counted = TextModel(**{**vars(model), "denoiser": denoiser})
+    began = time.monotonic()
+    rows = predict.samples(counted, args, sampling, model.process.barred.device)
+    figures = {"seconds": time.monotonic() - began, "forwards": denoiser.rows / num_samples, "samples": num_samples}
+    return [predict.decode(model, row) for row in rows], figures
+
+
+def samples(options: argparse.Namespace) -> None:
+    """Write samples as in the paper (128 steps, top-k 30), and OUTPUT.json with their cost."""
+    model = load(options)
+    texts, figures = draw(model, options.num_samples, SampleArgs(num_steps=128, top_k=30), options.length)
+    with written_whole(options.output) as file:
+        file.writelines(text + "\n" for text in texts)
+    write(options.output.with_suffix(".json"), figures)
+
+
+def steps(options: argparse.Namespace) -> None:
+    """Write bound and sampling time at the steps of Table 3 and in the limit."""
+    model = load(options)
+    text = tokenize(find_source(options.data, "test"), model.tokenizer, model.max_length - 2, options.cache_dir)
+    found = {}
+    for count in (*STEPS, math.inf):
+        scoring = Scoring(count, BoundArgs("trajectory", evaluations=1), batch_size=128)
+        report = score_text(model, text, pick(text, options.limit), scoring).report()
+        _, cost = draw(model, options.num_samples, SampleArgs(num_steps=count, top_k=30), options.length)
+        kept = ("ppl_word", "nats_per_sequence", "standard_error_nats", "draws_error_nats")
+        found[f"{count:g}"] = {name: report[name] for name in kept} | cost
+    write(options.output, found)
+
+
+def load(options: argparse.Namespace) -> TextModel:
+    """Load the checkpoint on this machine's device, in its faster precision."""
+    return load_checkpoint(options.checkpoint, pick_device(), precision="auto")
+
+
+def write(path: Path, found: dict) -> None:
+    """Write a JSON file in one piece."""
+    with written_whole(path) as file:
+        json.dump(found, file, indent=1)
+
+
+# ---- tables ----------------------------------------------------------------------------------------------------------
+
+
+def collected(out: Path) -> dict[str, list[dict]]:
+    """Return the reports of each finished training, by row."""
+    found: dict[str, list[dict]] = {}
+    for name in ROWS:
+        for exact in sorted(out.glob(f"{name}-*.exact.json")):
+            stem = exact.name.removesuffix(".exact.json")
+            parts = {"exact": exact, "released": out / f"{stem}.released.json"}
+            parts |= {"metrics": out / f"{stem}.metrics.json", "cost": out / f"{stem}.samples.json"}
+            if all(path.exists() for path in parts.values()):
+                read = {part: json.loads(path.read_text()) for part, path in parts.items()}
+                found.setdefault(name, []).append({"seed": stem.rsplit("-", 1)[1], **read})
+    return found
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Format a mean, with its standard error over trainings if there are several."""
+    mean = number(statistics.mean(values), digits)
+    return mean if len(values) < 2 else f"{mean} ± {number(standard_error(values), digits)}"
+
+
+def standard_error(values: list[float]) -> float:
+    """Return the standard error of the mean."""
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def table_2(found: dict[str, list[dict]]) -> str:
+    """Return Table 2 as Markdown."""
+    head = "weights | spindle | time | nats/sequence | PPL, exact bound | PPL, released arithmetic | PPL, paper"
+    head += " | BLEU-4 | paper | self-BLEU | paper | forwards | seconds"
+    lines = [f"| {head} |", "|" + "---|" * 13]
+    for name, trainings in found.items():
+        row = ROWS[name]
+        column = {
+            key: [training[part][key] for training in trainings]
+            for part, keys in (
+                ("exact", ("nats_per_sequence", "ppl_word")),
+                ("metrics", ("bleu_4", "self_bleu_4")),
+                ("cost", ("forwards", "seconds")),
+            )
+            for key in keys
+        }
+        claimed = [training["released"]["ppl_word"] for training in trainings]
+        paper = [f"{value:g}" if value else "" for value in (row.ppl, row.bleu, row.self_bleu)]
+        cells = ["pretrained" if row.pretrained else "scratch", row.spindle, row.time]
+        cells += [spread(column["nats_per_sequence"], 2), spread(column["ppl_word"], 1), spread(claimed, 1), paper[0]]
+        cells += [spread(column["bleu_4"], 4), paper[1], spread(column["self_bleu_4"], 4), paper[2]]
+        cells += [spread(column["forwards"], 1), spread(column["seconds"], 1)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def table_3(found: dict[str, dict[str, float]]) -> str:
+    """Return Table 3 as Markdown."""
+    lines = ["| steps | nats/sequence | PPL | PPL, paper | forwards | seconds | seconds, paper |", "|" + "---|" * 7]
+    for count, row in found.items():
+        ppl, seconds = STEPS.get(int(count), ("", "")) if count != "inf" else ("", "")
+        nats = f"{number(row['nats_per_sequence'], 2)} ± {number(row['draws_error_nats'], 2)}"
+        cost = f"{number(row['forwards'], 1)} | {number(row['seconds'], 1)}"
+        lines.append(f"| {count} | {nats} | {number(row['ppl_word'], 1)} | {ppl} | {cost} | {seconds} |")
+    return "\n".join(lines)
+
+
+def claims(found: dict[str, list[dict]]) -> str:
+    """Return whether each claim of the paper held, under the exact bound and under the released arithmetic."""
+    lines = ["| claim | exact bound | released arithmetic | paper |", "|---|---|---|---|"]
+    for words, better, worse in CLAIMS:
+        if better in found and worse in found:
+            cells = [verdict(found[better], found[worse], part) for part in ("exact", "released")]
+            paper = "yes" if ROWS[better].ppl < ROWS[worse].ppl else "no"
+            lines.append(f"| {words} | {cells[0]} | {cells[1]} | {paper} |")
+    return "\n".join(lines)
+
+
+def verdict(better: list[dict], worse: list[dict], part: str) -> str:
+    """Return whether the first row has fewer nats, and the difference in standard errors.
+
+    Trainings with the same seed share data order and noise, so the error is that of their differences if there are
+    several seeds.
+    """
+    seeds = {training["seed"]: training[part]["nats_per_sequence"] for training in worse}
+    differences = [
+        seeds[training["seed"]] - training[part]["nats_per_sequence"]
+        for training in better
+        if training["seed"] in seeds
+    ]
+    if not differences:
+        return "no common seed"
+    mean = statistics.mean(differences)
+    held = "yes" if mean > 0 else "no"
+    if len(differences) < 2:
+        return f"{held}, by {number(mean, 2)} nats (one training each)"
+    error = max(standard_error(differences), 1e-9)
+    return f"{held}, by {number(mean, 2)} ± {number(error, 2)} nats ({number(abs(mean) / error, 1)} standard errors)"
+
+
+def print_tables(options: argparse.Namespace) -> None:
+    """Print both tables and the claims; write OUT/tables.json."""
+    found = collected(options.out)
+    if not found:
+        raise UserError(f"{options.out}: no finished row; run runs/paper_tables.sh first")
+    written = {"table_2": found}
+    print(table_2(found))
+    if (options.out / "steps.json").exists():
+        written["table_3"] = json.loads((options.out / "steps.json").read_text())
+        print("\n" + table_3(written["table_3"]))
+    print("\n" + claims(found))
+    write(options.out / "tables.json", written)
+
+
+def main() -> None:
+    """Run one part."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parts = parser.add_subparsers(required=True, metavar="PART")
+    for part in (samples, steps):
+        command = parts.add_parser(part.__name__, help=part.__doc__, description=part.__doc__)
+        command.set_defaults(part=part)
+        command.add_argument("--checkpoint", required=True, help="checkpoint trained on text")
+        command.add_argument("--output", type=Path, required=True, help="file to write")
+        command.add_argument("--num_samples", type=int, default=1000, help="number of samples")
+        command.add_argument("--length", type=int, default=0, help="tokens per sample; 0: drawn from training lengths")
+        command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
+        if part is steps:
+            command.add_argument("--data", required=True, help="text to score")
+            command.add_argument("--limit", type=int, default=0, help="number of sentences to score; 0: all")
+            command.add_argument("--cache_dir", default="out/cache", help="folder of cached tokenised text")
+    command = parts.add_parser("print", help=print_tables.__doc__, description=print_tables.__doc__)
+    command.set_defaults(part=print_tables, threads=0)
+    command.add_argument("out", type=Path, help="folder of runs/paper_tables.sh")
+    options = parser.parse_args()
+    hub.quiet_libraries()
+    set_up_cpu(options.threads)
+    try:
+        options.part(options)
+    except UserError as error:
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()

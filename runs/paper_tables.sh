@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Tables 2 and 3 of the DiffusionBERT paper: from scratch and from pretrained weights, without spindle and with it, with each
+# time input, all with the same network, text, recipe and number of steps.
+#
+#   bash runs/paper_tables.sh TRAIN VALID TEST [OUT]     on a CPU: minilm, 2,000 steps (OUT: out/paper_tables)
+#   bash runs/paper_tables.sh --gpu [OUT]                LM1B from the hub, bert-base-uncased, the paper's settings
+#   bash runs/paper_tables.sh --gpu TRAIN VALID TEST [OUT]
+#
+# STEPS, SEEDS=3 (trainings per row), SAMPLES=1000 and LENGTH=64 (tokens per sample; without it, lengths of the training
+# text) change the defaults; ROWS selects rows, e.g. "pretrained_none_tad pretrained_paper_tad". Without --gpu two rows train
+# at once, one core each (JOBS=1: one). Finished parts are not run again.
+set -euo pipefail
+. "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/table.sh"
+begin "$@"
+
+row() { # train, valid, test, folder, name-seed
+    local train=$1 valid=$2 test=$3 out=$4 name=${5%-*} seed=${5##*-} flags=() folder=$4/$5 posterior held_out=()
+    case $name in *_lte) flags+=(--time_conditioning layerwise) ;; *_pte) flags+=(--time_conditioning token) ;; esac
+    case $name in scratch_*) flags+=(--from_scratch true) ;; esac
+    flags+=(--spindle "$(cut -d _ -f 2 <<<"$name")" --seed "$seed" --max_steps "$STEPS")
+    [ -z "$valid" ] || held_out=(--valid_data "$valid")
+    [ -e "$folder/curve.png" ] || train_paper_row "$train" "$folder" "$out/cache" ${held_out[@]+"${held_out[@]}"} ${flags[@]+"${flags[@]}"}
+    for posterior in exact released; do
+        part "$folder.$posterior.json" python compute_elbo.py --checkpoint "$folder/checkpoint-last" --data "$test" --json true \
+            --cache_dir "$out/cache" --num_steps 128 --posterior "$posterior" --limit "$LIMIT" --estimator stratified \
+            --precision auto --threads "$THREADS"
+    done
+    [ -e "$folder.samples.json" ] || python benchmarks/paper_tables.py samples --checkpoint "$folder/checkpoint-last" \
+        --num_samples "$SAMPLES" --length "$LENGTH" --output "$folder.samples.txt" --threads "$THREADS"
+    part "$folder.metrics.json" python compute_metric.py --predictions "$folder.samples.txt" --references "$test" \
+        --tokenizer "$folder/checkpoint-last" --json true --threads "$THREADS"
+    echo "== $5 is done"
+}
+
+train_paper_row() { # train, folder, cache, flags...
+    local train=$1 folder=$2 cache=$3 count=0
+    shift 3
+    if [ "$GPU" = true ]; then
+        count=$(gpus)
+        fit_to_memory "$count" 64
+        set -- --model_name_or_path bert-base-uncased --max_length 128 --optimizer adamw --learning_rate 3e-6 \
+            --adam_beta2 0.999 --lr_schedule constant --warmup_steps 10000 --eval_steps 50000 --logging_steps 1000 \
+            "${fitted[@]}" "$@"
+    else
+        set -- "${from_pretrained[@]}" --max_length 64 --eval_steps 500 --eval_sequences 64 --logging_steps 20 \
+            --threads "$THREADS" "$@"
+    fi
+    launch "$count" --train_data "$train" --output_dir "$folder" --cache_dir "$cache" "$@"
+}
+
+part() { # file, command...: write the command's output to the file, unless it is there
+    local file=$1
+    shift
+    [ -e "$file" ] || "$@" >"$file.part"
+    [ ! -e "$file.part" ] || mv "$file.part" "$file"
+}
+
+if [ "${1-}" = --row ]; then
+    shift
+    row "$@"
+    exit
+fi
+export GPU=false
+train=lm1b valid='' test=lm1b
+if [ "${1-}" = --gpu ]; then
+    GPU=true
+    shift
+fi
+if [ "$GPU" = false ] || [ $# -gt 1 ]; then
+    [ $# -ge 3 ] || refuse "TRAIN, VALID and TEST are needed"
+    for file in "$1" "$2" "$3"; do must_exist "$file" "file or folder"; done
+    train=$(located "$1") valid=$(located "$2") test=$(located "$3")
+    shift 3
+fi
+[ $# -le 1 ] || refuse "$(quoted "$2"): unexpected argument; OUT is the last"
+out=$(absolute "${1:-$root/out/paper_tables}")
+steps=2000 all="scratch_none_lte scratch_none_tad scratch_paper_lte pretrained_none_lte pretrained_none_pte"
+all+=" pretrained_none_tad pretrained_paper_tad pretrained_released_tad"
+[ "$GPU" = false ] || steps=1900000
+export STEPS=${STEPS:-$steps} SAMPLES=${SAMPLES:-1000} LENGTH=${LENGTH:-0} LIMIT=${LIMIT:-500} THREADS=1
+for name in STEPS SAMPLES SEEDS JOBS; do whole_number $name "$(eval "echo \${$name:-2}")"; done
+[ "$GPU" = false ] || { JOBS=1 THREADS=0; }
+read -r -a rows <<<"${ROWS:-$all}"
+names=()
+for ((seed = 1; seed <= ${SEEDS:-1}; seed++)); do
+    for name in "${rows[@]}"; do
+        case " $all " in *" $name "*) names+=("$name-$seed") ;; *) refuse "ROWS: $(quoted "$name") must be one of $all" ;; esac
+    done
+done
+prepare_table
+if [ "$GPU" = false ]; then
+    ensure_pretrained
+else
+    unset OMP_NUM_THREADS
+fi
+printf '%s\0' ${names[@]+"${names[@]}"} | side_by_side runs/paper_tables.sh "$train" "$valid" "$test" "$out"
+best=$out/pretrained_paper_tad-1/checkpoint-last
+if [ -e "$best" ] && [ ! -e "$out/steps.json" ]; then
+    python benchmarks/paper_tables.py steps --checkpoint "$best" --data "$test" --limit "$LIMIT" --num_samples 64 \
+        --length "$LENGTH" --output "$out/steps.json" --cache_dir "$out/cache"
+fi
+python benchmarks/paper_tables.py print "$out"

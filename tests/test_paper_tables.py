@@ -1,0 +1,76 @@
+"""benchmarks/paper_tables.py: the rows of runs/paper_tables.sh, the tables and the claims from recorded reports."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import paper_tables
+from benchmarks.paper_tables import CLAIMS, ROWS, claims, collected, table_2, table_3
+from tests.conftest import ROOT
+
+
+def record(out: Path, row: str, seed: int, nats: float, released: float) -> None:
+    """Write the reports of one training."""
+    reports = {
+        "exact": {"nats_per_sequence": nats, "ppl_word": 10 * nats},
+        "released": {"nats_per_sequence": released, "ppl_word": 10 * released},
+        "metrics": {"bleu_4": 0.25, "self_bleu_4": 0.5},
+        "samples": {"forwards": 26.0, "seconds": 60.0, "samples": 1000},
+    }
+    for part, report in reports.items():
+        (out / f"{row}-{seed}.{part}.json").write_text(json.dumps(report))
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    for seed, shift in ((1, 0.0), (2, 4.0), (3, 2.0)):  # the seeds differ by more than the rows
+        record(tmp_path, "pretrained_none_tad", seed, 100 + shift, 99 + shift)
+        record(tmp_path, "scratch_none_tad", seed, 110 + shift + 0.1 * seed, 90 + shift)
+    return tmp_path
+
+
+def test_the_script_and_the_tables_have_the_same_rows() -> None:
+    script = (ROOT / "runs" / "paper_tables.sh").read_text()
+    named = " ".join(re.findall(r'all\+?="([^"]*)"', script)).split()
+    assert named == list(ROWS)
+    assert {name for _, *names in CLAIMS for name in names} <= set(ROWS)
+
+
+def test_a_claim_is_judged_by_the_differences_of_equal_seeds(out: Path) -> None:
+    (line,) = [line for line in claims(collected(out)).splitlines() if "pretrained weights help, time-agnostic" in line]
+    _, _, exact, released, paper, _ = (cell.strip() for cell in line.split("|"))
+    assert exact == "yes, by 10.20 ± 0.06 nats (176.7 standard errors)"  # differences 10.1, 10.2, 10.3
+    assert released.startswith("no, by -9.00 ± 0.00 nats") and paper == "yes"
+
+
+def test_one_training_has_no_error(tmp_path: Path) -> None:
+    record(tmp_path, "pretrained_paper_tad", 1, 100.0, 99.0)
+    record(tmp_path, "pretrained_none_tad", 1, 101.0, 99.0)
+    assert "yes, by 1.00 nats (one training each)" in claims(collected(tmp_path))
+
+
+def test_table_2_gives_means_with_their_errors_and_the_papers_figures(out: Path) -> None:
+    scratch, pretrained = table_2(collected(out)).splitlines()[2:]
+    assert scratch.startswith("| scratch | none | TAD | 112.20 ±") and " 125.15 " in scratch and " 0.339 " in scratch
+    assert pretrained.startswith("| pretrained | none | TAD | 102.00 ± 1.15 | 1020.0 ± 11.5 | 1010.0 ± 11.5 | 78.76 |")
+
+
+def test_an_unfinished_row_is_left_out(out: Path) -> None:
+    (out / "scratch_none_tad-2.metrics.json").unlink()
+    assert len(collected(out)["scratch_none_tad"]) == 2
+
+
+def test_table_3_has_the_papers_steps_and_the_limit() -> None:
+    report = {"nats_per_sequence": 150.0, "draws_error_nats": 0.1, "ppl_word": 300.0, "forwards": 20.0, "seconds": 5.0}
+    lines = table_3({"128": report, "inf": report}).splitlines()
+    assert lines[2] == "| 128 | 150.00 ± 0.10 | 300.0 | 63.78 | 20.0 | 5.0 | 7.53 |"
+    assert lines[3] == "| inf | 150.00 ± 0.10 | 300.0 |  | 20.0 | 5.0 |  |"
+
+
+def test_nothing_to_print_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["paper_tables.py", "print", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        paper_tables.main()
+    assert capsys.readouterr().err.count("\n") == 1
