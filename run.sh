@@ -2,6 +2,7 @@
 # Train DiffusionBERT.
 #
 #   bash run.sh demo            ten minutes on two cores: embedded corpus, training, likelihood bound, samples
+#   bash run.sh demo pretrained the same from pretrained weights (minilm), which take 83 MB
 #   bash run.sh [FLAGS]         LM1B with bert-base-uncased at the paper's settings (GPU and network); also: run.sh lm1b
 #   bash run.sh PATH [FLAGS]    your own text: a .txt or .jsonl file, or a folder with train.txt and valid.txt
 #

@@ -2,6 +2,7 @@
 # Train DiffusionBERT on pairs (seq2seq), predict with minimum Bayes risk, and compute BLEU.
 #
 #   bash run_condition.sh demo            eight minutes on two cores: from the name of a function to its summary
+#   bash run_condition.sh demo pretrained the same from pretrained weights (minilm)
 #   bash run_condition.sh qqp [FLAGS]     DiffuSeq's data: qqp, Q-T, wiki_alignment or CC (conditional_data/*/README.md)
 #   bash run_condition.sh FOLDER [FLAGS]  your own pairs: train.jsonl, valid.jsonl, test.jsonl with "src" and "trg"
 #
@@ -12,8 +13,11 @@ set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/runs/recipe.sh"
 begin "$@"
 
-demo() {
-    local folder=out/condition_demo data=conditional_data/docstrings minutes threads
+demo() { # scratch or pretrained
+    local folder=out/condition_demo data=conditional_data/docstrings minutes threads network=("${demo_network[@]}")
+    if [ "$1" = pretrained ]; then
+        folder=out/condition_demo_pretrained network=("${from_pretrained[@]}")
+    fi
     demo_folder=$folder
     mkdir -p $folder
     [ -e $folder/seconds.install ] || echo "$install_seconds" >$folder/seconds.install
@@ -24,40 +28,41 @@ demo() {
     [ -e $folder/minutes ] || python -c "print(round(min(4.0, max(3.0, (420 - $SECONDS) / 60)), 2))" >$folder/minutes
     minutes=$(cat $folder/minutes)
     stage train python main.py --train_data $data --output_dir $folder \
-        "${demo_network[@]}" --max_length 64 --batch_size 128 \
+        "${network[@]}" --max_length 64 --batch_size 128 \
         --max_steps 100000 --max_minutes "$minutes" --eval_steps 1000 --eval_sequences 256 --logging_steps 200 --threads "$threads"
-    stage predict predict_demo predictions --show 8
-    stage shuffled predict_demo shuffled --show 0 --shuffle_sources true
-    stage measure evaluate_demo # the name under which older folders have it
-    summarise_demo
+    stage predict predict_demo $folder predictions --show 8
+    stage shuffled predict_demo $folder shuffled --show 0 --shuffle_sources true
+    stage measure evaluate_demo $folder # the name under which older folders have it
+    summarise_demo $folder
 }
 
-predict_demo() { # name of the output, flags...
-    local name=$1
-    shift
-    python predict_downstream_condition.py --checkpoint out/condition_demo/checkpoint \
+predict_demo() { # folder, name of the output, flags...
+    local folder=$1 name=$2
+    shift 2
+    python predict_downstream_condition.py --checkpoint "$folder/checkpoint" \
         --data conditional_data/docstrings/test.jsonl --limit 500 --mbr_size 5 --num_steps 32 --temperature 0.4 \
-        --batch_size 250 --precision auto --output "out/condition_demo/$name.jsonl" "$@"
+        --batch_size 250 --precision auto --output "$folder/$name.jsonl" "$@"
 }
 
-evaluate_demo() {
-    local name
+evaluate_demo() { # folder
+    local folder=$1 name
     for name in predictions shuffled; do
-        python compute_metric.py --predictions out/condition_demo/$name.jsonl --train_data conditional_data/docstrings \
-            --tokenizer out/condition_demo/checkpoint --json true >out/condition_demo/metrics.$name.json.part
-        mv out/condition_demo/metrics.$name.json.part out/condition_demo/metrics.$name.json
+        python compute_metric.py --predictions "$folder/$name.jsonl" --train_data conditional_data/docstrings \
+            --tokenizer "$folder/checkpoint" --json true >"$folder/metrics.$name.json.part"
+        mv "$folder/metrics.$name.json.part" "$folder/metrics.$name.json"
     done
 }
 
-summarise_demo() {
-    python - <<'PYTHON'
+summarise_demo() { # folder
+    python - "$1" <<'PYTHON'
 import json
+import sys
 from pathlib import Path
 
 from utils.files import written_whole
 from training.outcome import verdict_in_log
 
-demo = Path("out/condition_demo")
+demo = Path(sys.argv[1])
 real, shuffled = (json.loads((demo / f"metrics.{name}.json").read_text()) for name in ("predictions", "shuffled"))
 seconds = {f.suffix[1:]: int(f.read_text()) for f in sorted(demo.glob("seconds.*"), key=lambda f: f.stat().st_mtime)}
 found = {
@@ -88,10 +93,10 @@ BLEU on {real['num_sources']} functions and classes that are not in the training
   {show('shuffled_source')}  the model with another function's name as source
   {show('random')}  a random summary from the training set
   {show('nearest')}  the training summary whose name shares the most word pieces{warning}
-  out/condition_demo/checkpoint         the model
-  out/condition_demo/predictions.jsonl  sources, references, candidates, choices
-  out/condition_demo/summary.json       these figures
-next: .venv/bin/python compute_metric.py --predictions out/condition_demo/predictions.jsonl
+  {demo}/checkpoint         the model
+  {demo}/predictions.jsonl  sources, references, candidates, choices
+  {demo}/summary.json       these figures
+next: .venv/bin/python compute_metric.py --predictions {demo}/predictions.jsonl
       bash run_condition.sh FOLDER_WITH_YOUR_PAIRS""")
 PYTHON
 }
@@ -130,10 +135,12 @@ task() { # folder with pairs, folder for the results, flags...: train (unless do
 case ${1-} in
     '') refuse "a task is needed: demo, qqp, Q-T, wiki_alignment, CC, docstrings, or a folder with pairs" ;;
     demo)
-        [ $# -eq 1 ] || refuse "$(quoted "$2"): demo takes no arguments"
+        case ${2-} in '' | pretrained) ;; *) refuse "$(quoted "$2"): demo takes no arguments but pretrained" ;; esac
+        [ $# -le 2 ] || refuse "$(quoted "$3"): unexpected argument"
         ensure_environment requirements.txt
+        [ "${2-}" != pretrained ] || ensure_pretrained
         install_seconds=$SECONDS
-        demo
+        demo "${2:-scratch}"
         exit
         ;;
     qqp | Q-T | wiki_alignment | CC | docstrings) set -- "$root/conditional_data/$1" "${@:2}" ;;

@@ -50,7 +50,7 @@ class DataArgs:
     strip_accents: bool = field(default=False, metadata={"help": "removal of accents by a trained wordpiece"})
     vocab_size: int = field(
         default=0,
-        metadata={"help": "entries of a trained vocabulary (0: 8192), or the required size of another (0: any)"},
+        metadata={"help": "vocabulary size, trained (0: 8192) or required"},
     )
     max_length: int = field(
         default=128, metadata={"aliases": ["--block_size"], "help": "tokens per sentence, [CLS] and [SEP] included"}

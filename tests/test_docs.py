@@ -32,12 +32,14 @@ EXTERNAL_PROGRAMS = {"source", "diff", "fitlog", "git", "pip", "pre-commit", "ru
 WITHOUT_FLAGS = {f"benchmarks/{name}.py" for name in ("bleu", "memory", "table", "walk")}
 MAIN, ELBO = ("main.py", "--train_data=text", "--output_dir=out"), ("compute_elbo.py", "--checkpoint=c", "--data=text")
 RECIPES = {
-    "run.sh": (MAIN, 1),
-    "run_condition.sh": (MAIN, 1),
+    "run.sh": (MAIN, 2),
+    "run_condition.sh": (MAIN, 2),
     "runs/equal_time.sh": (None, 4),
     "runs/family.sh": (None, 4),
     "runs/lm1b_mdlm.sh": (MAIN, 1),
     "runs/lm1b_small.sh": (MAIN, 3),
+    "runs/paper_tables.sh": (None, 5),
+    "runs/pretrained.sh": (None, 4),
     "runs/qqp.sh": (MAIN, 4),
     "runs/score.sh": ((*MAIN, "--process=score"), 0),
     "runs/slurm.sh": (MAIN, 0),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,10 @@ def test_the_summary_of_a_demo_repeats_the_verdict(
         (folder / "samples.txt").write_text("a text\n")
         for name in ("predictions", "shuffled"):
             (folder / f"metrics.{name}.json").write_text(json.dumps(metrics))
-    (code,) = re.findall(
-        r"summarise_demo\(\) \{\n    python - <<'PYTHON'\n(.*?)\nPYTHON\n", (ROOT / script).read_text(), re.S
-    )
+    program = r'summarise_demo\(\) \{ # folder\n    python - "\$1" <<.PYTHON.\n(.*?)\nPYTHON\n'
+    (code,) = re.findall(program, (ROOT / script).read_text(), re.S)
+    folder = {"run.sh": "out/demo", "run_condition.sh": "out/condition_demo"}[script]
+    monkeypatch.setattr(sys, "argv", ["-", folder])
     exec(compile(code, script, "exec"), {"__name__": "__main__"})
     printed = capsys.readouterr().out
     assert (f"WARNING: {message}\n" in printed) == bool(message) and max(map(len, printed.splitlines())) < 200
