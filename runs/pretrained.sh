@@ -15,7 +15,7 @@ row() { # train, valid, folder, minutes, name-seed
     local train=$1 valid=$2 out=$3 minutes=$4 name=${5%-*} seed=${5##*-} flags=() folder=$3/$5
     case $name in
         demo) flags=("${demo_network[@]}" --batch_size 128) ;;
-        small) flags=("${from_scratch[@]}" --tokenizer wordpiece --vocab_size 8192 --batch_size 64) ;;
+        small) flags=("${small_network[@]}") ;;
         pretrained) flags=("${from_pretrained[@]}") ;;
         minilm_scratch) flags=("${from_pretrained[@]}" --from_scratch true) ;;
     esac

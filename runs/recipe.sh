@@ -50,11 +50,35 @@ launch() { # number of GPUs, flags...: run main.py, one process per GPU
     fi
 }
 
-launch_small() { # data, output folder, flags...: train from scratch on a CPU, for an hour at most
-    local data=$1 folder=$2
+small_network=("${from_scratch[@]}" --tokenizer wordpiece --vocab_size 8192 --batch_size 64)
+
+launch_small() { # data, output folder, flags...: train on a CPU, for an hour at most
+    local data=$1 folder=$2 network=("${small_network[@]}")
     shift 2
-    launch 0 --train_data "$data" --output_dir "$folder" --tokenizer wordpiece --vocab_size 8192 \
-        --max_length 128 --batch_size 64 "${from_scratch[@]}" --num_train_epochs 10 --max_minutes 60 "$@"
+    if may_start_from_minilm "$data" "$folder" "$@"; then
+        network=("${from_pretrained[@]}")
+    fi
+    launch 0 --train_data "$data" --output_dir "$folder" --max_length 128 "${network[@]}" \
+        --num_train_epochs 10 --max_minutes 60 "$@"
+}
+
+may_start_from_minilm() { # data, output folder, flags...: whether to start from the pretrained weights
+    local fit status=0
+    case " ${*:3} " in *" --model_"* | *" --from_"* | *" --tokenizer"* | *" -spm"* | *" --process"*) return 1 ;; esac
+    if [ -e "$2/run.json" ]; then # a run keeps its network
+        grep -q '"model_name_or_path": "minilm"' "$2/run.json"
+        return
+    fi
+    if ! ensure_pretrained; then
+        echo "minilm could not be installed; training a small network from scratch instead"
+        return 1
+    fi
+    fit=$(python -m data.vocabulary_fit --tokenizer minilm --data "$1" 2>/dev/null) || status=$?
+    case $status in # otherwise main.py says what is wrong with the text
+        0) echo "starting from minilm, whose English vocabulary fits the text: $fit" ;;
+        1) echo "training from scratch, since the English vocabulary of minilm does not fit the text: $fit" ;;
+    esac
+    return "$status"
 }
 
 fit_to_memory() { # number of GPUs, sentences per step -> array `fitted`: flags of main.py; without a GPU, one batch
