@@ -26,13 +26,14 @@ from tqdm import tqdm
 import predict
 from checkpoint.folder import load_checkpoint
 from checkpoint.text_model import TextModel
-from data.corpus import find_source, read_sentences
+from data.corpus import read_sentences, scored_source
 from data.plain_text import encode
 from data.tokenizers import respell
 from diffusion.options import SampleArgs
 from diffusion_word_freq import SpindleSchedule, WordFreqArgs
 from evaluation import text_metrics
 from training.tracking import read_log
+from utils import hub
 from utils.device import set_up_cpu
 from utils.errors import UserError
 
@@ -97,7 +98,7 @@ def diversity(options: argparse.Namespace) -> None:
     figure, axis = pyplot.subplots(figsize=(6.5, 4.5), dpi=110)
     for checkpoint in options.checkpoints:
         model = load_checkpoint(checkpoint, torch.device("cpu"), precision="auto")
-        texts = respell(model.tokenizer, read_sentences(find_source(options.references, "test")))
+        texts = respell(model.tokenizer, read_sentences(scored_source(options.references)))
         corpus = text_metrics.ReferenceCorpus(text.split() for text in texts)
         points = [quality(model, corpus, options.samples, each) for each in tqdm(TEMPERATURES, disable=None)]
         axis.plot(*zip(*points, strict=True), "o-", ms=4, label=Path(checkpoint).parent.name)
@@ -187,6 +188,7 @@ def main() -> None:
             kind.add_argument("--temperature", type=float, default=0.5, help="temperature of the sample")
             kind.add_argument("--top_k", type=int, default=30, help="number of likeliest tokens to keep")
     options = parser.parse_args()
+    hub.quiet_libraries()
     set_up_cpu(2)
     try:
         options.draw(options)

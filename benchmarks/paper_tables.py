@@ -22,12 +22,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import compute_elbo
 import predict
 from benchmarks.variants import Counted
 from checkpoint.folder import load_checkpoint
 from checkpoint.text_model import TextModel
-from data.corpus import find_source
-from data.tokenized_text import tokenize
 from diffusion.options import BoundArgs, SampleArgs
 from evaluation.likelihood import Scoring, pick, score_text
 from utils import hub
@@ -112,11 +111,13 @@ def samples(options: argparse.Namespace) -> None:
 
 
 def steps(options: argparse.Namespace) -> None:
-    """Write bound and sampling time at the steps of Table 3 and in the limit."""
+    """Write bound and sampling time at the steps of Table 3, and in the limit, or at T where there is none."""
     model = load(options)
-    text = tokenize(find_source(options.data, "test"), model.tokenizer, model.max_length - 2, options.cache_dir)
+    scored = compute_elbo.ElboArgs(options.checkpoint, options.data, cache_dir=options.cache_dir)
+    text = compute_elbo.text_to_score(scored, model)
     found = {}
-    for count in (*STEPS, math.inf):
+    last = math.inf if model.process.limit_estimators else model.process.num_steps  # a spindle's bound has no limit
+    for count in (*STEPS, last):
         scoring = Scoring(count, BoundArgs("trajectory", evaluations=1), batch_size=128)
         report = score_text(model, text, pick(text, options.limit), scoring).report()
         _, cost = draw(model, options.num_samples, SampleArgs(num_steps=count, top_k=30), options.length)
