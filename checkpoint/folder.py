@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from checkpoint.description import FILE, Description
 from checkpoint.model_card import model_card
 from checkpoint.text_model import PROCESSES, TextModel, build_process, process_name_of
-from data.tokenizers import load_tokenizer
+from data.tokenizers import load_tokenizer, vocabulary_size
 from data.word_counts import read_word_freq, write_word_freq
 from models.denoiser import NetworkDenoiser
 from models.factory import make_denoiser
@@ -106,7 +106,7 @@ def load_parts(path: Path, about: Description) -> tuple[object, NetworkDenoiser]
             causal=kind.causal,
             over_embeddings=kind.over_embeddings,
         )
-        require_vocabulary(str(path), denoiser.vocab_size, tokenizer)
+        require_vocabulary(str(path), denoiser.vocab_size, vocabulary_size(tokenizer))
     except UserError as error:
         raise UserError(f"checkpoint {path}: {error}") from error
     if denoiser.time is not None:

@@ -46,7 +46,7 @@ class TextFormat:
         metadata={
             "aliases": ["--protocol"],
             "choices": list(ROW_FORMATS),
-            "help": "one text per row, unpadded or padded; or blocks, wrapped or running (padded, wrapped: as in MDLM)",
+            "help": "one text per row (unpadded, padded) or blocks (wrapped, running)",
         },
     )
     detokenizer: str = field(

@@ -47,6 +47,7 @@ class DataArgs:
             "help": "hub name, folder, vocab.txt or .model; wordpiece, sentencepiece: trained; default: the network's",
         },
     )
+    trim_vocabulary: bool = field(default=False, metadata={"help": "only those pieces that the training text has"})
     strip_accents: bool = field(default=False, metadata={"help": "removal of accents by a trained wordpiece"})
     vocab_size: int = field(
         default=0,

@@ -4,6 +4,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from data.tokenizers import vocabulary_size
 from models.bert import BertDenoiser
 from models.denoiser import NetworkDenoiser
 from models.dit import DitDenoiser, DitNetwork
@@ -11,6 +12,7 @@ from models.networks import (
     NetworkArgs,
     for_embeddings,
     fresh_network,
+    keep_rows,
     load_network,
     require_settings,
     require_vocabulary,
@@ -80,6 +82,7 @@ def build_denoiser(
     *,
     causal: bool = False,
     embedding_settings: dict[str, bool] | None = None,
+    rows: list[int] | None = None,
 ) -> NetworkDenoiser:
     """Build the denoiser that `args` describe.
 
@@ -89,6 +92,7 @@ def build_denoiser(
         num_steps: T.
         causal: build a causal network instead of a bidirectional one.
         embedding_settings: required settings of a network over embeddings; None: build a network over tokens.
+        rows: ascending rows of the network's vocabulary to keep; None: all.
 
     Raises:
         UserError: if the network cannot be found or read, or does not fit the tokenizer.
@@ -101,10 +105,13 @@ def build_denoiser(
         network = fresh_network(args, tokenizer, causal=causal, process_settings=embedding_settings)
     else:
         network = load_network(args.model_name_or_path, args, causal=causal)
+    if rows is not None:
+        require_vocabulary(args.model_name_or_path, network.config.vocab_size, max(rows) + 1)
+        keep_rows(network, rows, tokenizer.pad_token_id)
     time = "none" if args.time_conditioning == "auto" else args.time_conditioning
     denoiser = make_denoiser(network, time, num_steps, causal=causal, over_embeddings=embedding_settings is not None)
     require_settings(network, embedding_settings or {})
-    require_vocabulary(args.model_name_or_path, denoiser.vocab_size, tokenizer)
+    require_vocabulary(args.model_name_or_path, denoiser.vocab_size, vocabulary_size(tokenizer))
     apply_settings(network, args)
     return denoiser
 

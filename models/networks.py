@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -202,20 +203,40 @@ def require_settings(network: PreTrainedModel, settings: dict[str, bool]) -> Non
             )
 
 
-def require_vocabulary(name: str, rows: int, tokenizer: PreTrainedTokenizerBase) -> None:
+@torch.no_grad()
+def keep_rows(network: PreTrainedModel, rows: list[int], pad_token_id: int | None) -> None:
+    """Reduce a network's vocabulary to some of its rows, in ascending order.
+
+    Raises:
+        UserError: if its head does not follow its embeddings.
+    """
+    table, output = network.get_input_embeddings(), network.get_output_embeddings()
+    tensors = {id(tensor): tensor for tensor in (table.weight, *getattr(output, "_parameters", {}).values())}
+    for tensor in (tensor for tensor in tensors.values() if tensor is not None):
+        tensor[: len(rows)] = tensor[rows].clone()
+    try:
+        network.resize_token_embeddings(len(rows))
+    except Exception as error:  # an unsupported network may raise any type
+        raise UserError(
+            f"trim_vocabulary=true does not support {type(network).__name__}: {first_line(error)}"
+        ) from error
+    network.config.pad_token_id = network.get_input_embeddings().padding_idx = pad_token_id
+
+
+def require_vocabulary(name: str, rows: int, needed: int) -> None:
     """Require that the network's vocabulary has at least as many rows as the tokenizer has tokens.
 
     Args:
         name: the network's name, for the message.
         rows: rows of its embedding table.
-        tokenizer: the tokenizer.
+        needed: number of tokens of the tokenizer.
 
     Raises:
         UserError: with both numbers.
     """
-    if rows < vocabulary_size(tokenizer):
+    if rows < needed:
         raise UserError(
-            f"the network {name} has {rows} tokens but the tokenizer has {vocabulary_size(tokenizer)}; use the "
+            f"the network {name} has {rows} tokens but the tokenizer has {needed}; use the "
             "network's own tokenizer, without added tokens, or --from_scratch true"
         )
 

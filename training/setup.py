@@ -18,6 +18,7 @@ from data.splits import DataArgs
 from data.streaming import StreamedBatches, load_stream
 from data.tokenized_text import Text
 from data.tokenizers import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
+from data.trimming import kept_ids, trim_tokenizer
 from data.word_counts import information, read_word_freq
 from models.denoiser import NetworkDenoiser
 from models.factory import build_denoiser
@@ -49,9 +50,9 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
     training_source(data.train_data)  # report a misspelt path before any tokenizer error
     with distributed.leader_first():
         earlier = Path(run.output_dir) / TOKENIZER if start.path else None
-        tokenizer = load_or_learn_tokenizer(data, config.network, earlier)
+        tokenizer, rows = load_or_learn_tokenizer(data, config.network, earlier)
         train_text, valid_text, pairs = load_data(config, tokenizer)
-    denoiser = prepare_network(config, tokenizer)
+    denoiser = prepare_network(config, tokenizer, rows)
     counts = token_counts(config, train_text, tokenizer, denoiser.vocab_size, of_pairs=pairs is not None)
     denoiser.start_at_unigram(information(counts))
     process = build_process(
@@ -71,8 +72,10 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
     return model.to(device), train_text, valid_text
 
 
-def prepare_network(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> NetworkDenoiser:
-    """Return the denoiser that the settings describe.
+def prepare_network(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, rows: list[int] | None = None
+) -> NetworkDenoiser:
+    """Return the denoiser that the settings describe; `rows` are those of its vocabulary that a trimmed one keeps.
 
     Raises:
         UserError: if it cannot be built, or has fewer positions than --max_length.
@@ -84,6 +87,7 @@ def prepare_network(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> 
         config.process.time_period,
         causal=PROCESSES[config.run.process].causal,
         embedding_settings=config.process.network_settings,
+        rows=rows,
     )
     if config.data.max_length > denoiser.max_length:
         raise UserError(
@@ -126,22 +130,37 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
     return *load_texts(data, tokenizer, config.text, causal=causal), None
 
 
-def load_or_learn_tokenizer(data: DataArgs, network: NetworkArgs, earlier: Path | None) -> PreTrainedTokenizerBase:
-    """Return the named tokenizer, or one learnt from the training text; a resumed run loads the `earlier` one."""
+def load_or_learn_tokenizer(
+    data: DataArgs, network: NetworkArgs, earlier: Path | None
+) -> tuple[PreTrainedTokenizerBase, list[int] | None]:
+    """Return the named tokenizer, or one learnt from the training text; a resumed run loads the `earlier` one.
+
+    Of a trimmed tokenizer, return the ids that its entries have in the whole one, too.
+
+    Raises:
+        UserError: if the settings are incompatible.
+    """
     learnt = data.tokenizer in LEARNT
+    if data.trim_vocabulary and (learnt or data.streaming):
+        other = f"tokenizer={data.tokenizer}" if learnt else "streaming=true"
+        raise UserError(f"trim_vocabulary=true cannot be combined with {other}; leave one of them out")
     if learnt and data.streaming and training_source(data.train_data).hub_name:
         raise UserError(
             f"tokenizer={data.tokenizer} would download the whole data set from the hub; give a trained --tokenizer"
         )
     if learnt and earlier:  # learning again may break ties differently
-        return load_tokenizer(str(earlier))
+        return load_tokenizer(str(earlier)), None
     if learnt:
         source, size = training_source(data.train_data), data.vocab_size or DEFAULT_VOCAB_SIZE
-        return learn_tokenizer(data.tokenizer, source, size, data.cache_dir, strip_accents=data.strip_accents)
+        return learn_tokenizer(data.tokenizer, source, size, data.cache_dir, strip_accents=data.strip_accents), None
     tokenizer = load_tokenizer(data.tokenizer or network.model_name_or_path)
     if data.vocab_size not in (0, known := vocabulary_size(tokenizer)):
         raise UserError(f"vocab_size={data.vocab_size}, but the tokenizer has {known} tokens; leave it out")
-    return tokenizer
+    if not data.trim_vocabulary:
+        return tokenizer, None
+    source = training_source(data.train_data)
+    trimmed = load_tokenizer(str(earlier)) if earlier else trim_tokenizer(tokenizer, source, data.cache_dir)
+    return trimmed, kept_ids(trimmed, tokenizer)
 
 
 def open_batches(

@@ -1,0 +1,139 @@
+"""trimming.py: a vocabulary cut down to a text reads that text as before, and any other text without new [UNK]."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from checkpoint.folder import load_checkpoint
+from data.corpus import training_source
+from data.plain_text import encode
+from data.tokenizers import load_tokenizer, vocabulary_size
+from data.trimming import kept_ids, restricted, trim_tokenizer, used_ids
+from models.networks import keep_rows
+from tests.conftest import SENTENCES, errors_of
+from tests.test_main import CPU, train
+from utils.errors import UserError
+
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+WORDS = ["the", "cat", "sees", "house", "##s", "##ing", "see", "dog", "ho", "##use", "walk", "##er", "!"]
+ENTRIES = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *LETTERS, *(f"##{c}" for c in LETTERS), *WORDS]
+
+
+@pytest.fixture
+def whole() -> PreTrainedTokenizerBase:
+    """Return a tokenizer with more entries than the text below has."""
+    return BertTokenizerFast(vocab={entry: i for i, entry in enumerate(ENTRIES)})
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    (tmp_path / "text.txt").write_text("the cat sees\nthe house\n")
+    return tmp_path / "text.txt"
+
+
+def trimmed_to(whole: PreTrainedTokenizerBase, text: Path, tmp_path: Path) -> PreTrainedTokenizerBase:
+    return trim_tokenizer(whole, training_source(str(text)), str(tmp_path / "cache"))
+
+
+def test_the_pieces_of_the_text_special_tokens_and_characters_are_kept(
+    whole: PreTrainedTokenizerBase, text: Path, tmp_path: Path
+) -> None:
+    trimmed = trimmed_to(whole, text, tmp_path)
+    kept = {"the", "cat", "sees", "house", "!", *LETTERS, *(f"##{c}" for c in LETTERS)}
+    assert set(trimmed.get_vocab()) == kept | {"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"}
+    assert sorted(trimmed.get_vocab().values()) == list(range(vocabulary_size(trimmed)))
+    rows = kept_ids(trimmed, whole)
+    assert rows == sorted(rows) and [whole.convert_ids_to_tokens(row) for row in rows[:5]] == ENTRIES[:1] + ENTRIES[2:6]
+
+
+def test_the_text_is_cut_as_before(whole: PreTrainedTokenizerBase, text: Path, tmp_path: Path) -> None:
+    trimmed, lines = trimmed_to(whole, text, tmp_path), text.read_text().splitlines()
+    rows = kept_ids(trimmed, whole)
+    before, after = (encode(tokenizer, lines)["input_ids"] for tokenizer in (whole, trimmed))
+    assert [[rows[i] for i in row] for row in after] == before
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(alphabet="catsehougdwlkrn", min_size=1, max_size=9), min_size=1, max_size=6))
+def test_other_words_are_cut_smaller_but_are_never_unknown(words: list[str]) -> None:
+    whole = BertTokenizerFast(vocab={entry: i for i, entry in enumerate(ENTRIES)})
+    trimmed = restricted(whole, {whole.get_vocab()[word] for word in ("the", "cat", "house")})
+    (before,), (after,) = (encode(tokenizer, [" ".join(words)])["input_ids"] for tokenizer in (whole, trimmed))
+    assert trimmed.unk_token_id not in after and len(after) >= len(before)
+    assert trimmed.decode(after) == whole.decode(before)
+
+
+def test_special_tokens_keep_their_roles_also_after_saving(
+    whole: PreTrainedTokenizerBase, text: Path, tmp_path: Path
+) -> None:
+    trimmed = load_tokenizer(str(Path(trimmed_to(whole, text, tmp_path).name_or_path)))
+    for name in ("cls_token", "sep_token", "mask_token", "pad_token", "unk_token"):
+        assert getattr(trimmed, name) == getattr(whole, name)
+        assert trimmed.get_vocab()[getattr(trimmed, name)] == getattr(trimmed, f"{name}_id")
+    assert trimmed.decode(trimmed("the cat")["input_ids"]) == "[CLS] the cat [SEP]"
+
+
+def test_the_network_predicts_the_kept_rows_as_before(
+    whole: PreTrainedTokenizerBase, text: Path, tmp_path: Path
+) -> None:
+    trimmed = trimmed_to(whole, text, tmp_path)
+    rows = kept_ids(trimmed, whole)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    network = BertForMaskedLM(BertConfig(vocab_size=len(ENTRIES), **small)).eval()
+    network.cls.predictions.bias.data.normal_()
+    xt = torch.tensor([[3, 9, 5, 4]])
+    before = network(xt).logits[..., rows]
+    keep_rows(network, rows, trimmed.pad_token_id)
+    assert torch.allclose(network(torch.tensor([[rows.index(i) for i in xt[0].tolist()]])).logits, before, atol=1e-6)
+    assert network.config.vocab_size == len(rows)
+    assert network.get_output_embeddings().weight is network.get_input_embeddings().weight
+
+
+def test_a_trimmed_run_resumes_and_samples_with_its_own_vocabulary(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """The tokenizer knows more than the text; the weights of a resumed run are those of an undisturbed one."""
+    small = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **small)).save_pretrained(tmp_path / "network")
+    tokenizer.save_pretrained(tmp_path / "network")
+    corpus.write_text("\n".join(SENTENCES[:80]) + "\n")  # of two subjects only
+    flags = ["--from_scratch", "false", "--config_overrides", "", "--model_name_or_path", tmp_path / "network"]
+    flags += ["--tokenizer", "", "--vocab_size", 0, "--trim_vocabulary", "true", "--max_length", 32, "--batch_size", 8]
+    weights = []
+    for name, lengths in (("whole", [4]), ("halves", [2, 4])):
+        for steps in lengths:
+            resume = ["--resume", "true"] if steps != lengths[0] else []
+            given = [*flags, *resume, "--lr_schedule", "constant", "--warmup_steps", 1, "--eval_steps", 100]
+            code, folder = train(monkeypatch, corpus, tmp_path, *given, "--max_steps", steps, name=name)
+            assert code == 0
+        weights.append((folder / "checkpoint-last" / "model.safetensors").read_bytes())
+    model = load_checkpoint(str(folder), CPU)
+    assert weights[0] == weights[1] and model.denoiser.vocab_size == len(model.tokenizer) < len(tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--tokenizer", "wordpiece"], "trim_vocabulary=true cannot be combined with tokenizer=wordpiece"),
+        (["--tokenizer", "text8", "--vocab_size", 0], "trim_vocabulary=true needs a WordPiece tokenizer"),
+    ],
+)
+def test_a_vocabulary_that_cannot_be_trimmed_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys, corpus: Path, tmp_path: Path, flags: list, message: str
+) -> None:
+    code, _ = train(monkeypatch, corpus, tmp_path, "--trim_vocabulary", "true", *flags)
+    (line,) = errors_of(capsys.readouterr().err)
+    assert code == 2 and message in line
+
+
+def test_used_ids_are_those_of_both_sides_of_pairs(tokenizer: PreTrainedTokenizerBase, pairs_folder: Path) -> None:
+    used = used_ids(tokenizer, training_source(str(pairs_folder)))
+    sides = encode(tokenizer, ["cat see dog", "the dog is seen by the cat."])["input_ids"]
+    assert {i for row in sides for i in row} <= used | {tokenizer.unk_token_id}
+    with pytest.raises(UserError):
+        trim_tokenizer(load_tokenizer("text8"), training_source(str(pairs_folder)), "unused")
