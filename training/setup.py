@@ -29,6 +29,7 @@ from training.plan import Plan
 from training.resume import Start
 from utils import distributed
 from utils.errors import UserError
+from utils.messages import warn
 
 UNUSED_CONFIG_KEYS = {
     "_name_or_path",
@@ -39,6 +40,8 @@ UNUSED_CONFIG_KEYS = {
     "architectures",
 }
 """Entries of a network configuration that do not affect its output."""
+MOST_OTHER = 0.05
+"""Share of a tokenizer's tokens that may differ from those of a pretrained network without a warning."""
 DEFAULT_VOCAB_SIZE = 8192
 """Size of a learnt vocabulary without --vocab_size."""
 
@@ -52,6 +55,7 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
         earlier = Path(run.output_dir) / TOKENIZER if start.path else None
         tokenizer, rows = load_or_learn_tokenizer(data, config.network, earlier)
         train_text, valid_text, pairs = load_data(config, tokenizer)
+    warn_of_other_vocabulary(config, tokenizer, rows)
     denoiser = prepare_network(config, tokenizer, rows)
     counts = token_counts(config, train_text, tokenizer, denoiser.vocab_size, of_pairs=pairs is not None)
     denoiser.start_at_unigram(information(counts))
@@ -161,6 +165,26 @@ def load_or_learn_tokenizer(
     source = training_source(data.train_data)
     trimmed = load_tokenizer(str(earlier)) if earlier else trim_tokenizer(tokenizer, source, data.cache_dir)
     return trimmed, kept_ids(trimmed, tokenizer)
+
+
+def warn_of_other_vocabulary(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, rows: list[int] | None) -> None:
+    """Warn if pretrained weights are given a tokenizer whose tokens are not those of the network's own.
+
+    Each token would begin with the embedding of another. A folder without a tokenizer is not compared.
+    """
+    if config.network.from_scratch or not config.data.tokenizer or distributed.rank():
+        return
+    try:
+        own = load_tokenizer(config.network.model_name_or_path).get_vocab()
+    except UserError:
+        return
+    found = tokenizer.get_vocab()
+    other = sum(own.get(entry) != (rows[i] if rows else i) for entry, i in found.items())
+    if other > MOST_OTHER * len(found):
+        warn(
+            f"{other:,} of the {len(found):,} tokens of --tokenizer {config.data.tokenizer} are others, or have other "
+            f"ids, in {config.network.model_name_or_path}, whose pretrained embeddings do not fit them; leave it out"
+        )
 
 
 def open_batches(

