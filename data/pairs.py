@@ -43,9 +43,7 @@ class PairArgs:
 
     prompt: str = field(
         default="",
-        metadata={
-            "help": "template with {src} inside and {trg} at its end, or plain; default: the data card's, else plain"
-        },
+        metadata={"help": "template with {src} and {trg}, or plain; default: the card's"},
     )
     target_window: int = field(
         default=0,

@@ -107,16 +107,31 @@ class NetworkArgs:
         metadata={"help": "compilation by torch.compile, for CUDA"},
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recomputation of activations, for memory"})
+    first_layers: int = field(default=0, metadata={"help": "layers of a pretrained network to keep; 0: all"})
     dropout: float = field(default=-1.0, metadata={"help": "dropout of all layers; -1: the network's own"})
 
     def __post_init__(self) -> None:
         if self.dropout != -1 and not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1); -1: the network's own")
+        if not 0 <= self.first_layers <= 1000:
+            raise UserError(f"first_layers={self.first_layers} must lie in 0..1000; 0: all")
 
-    def dropouts(self, config: PretrainedConfig) -> dict[str, float]:
-        """Return the entries of a configuration that --dropout replaces."""
+    def replaced(self, config: PretrainedConfig) -> dict:
+        """Return the entries of a configuration that --dropout and --first_layers replace.
+
+        Raises:
+            UserError: if the network has fewer layers, or its configuration does not number them.
+        """
         names = (name for name, value in config.to_dict().items() if "drop" in name and isinstance(value, float | int))
-        return dict.fromkeys(names, self.dropout) if self.dropout >= 0 else {}
+        found: dict = dict.fromkeys(names, self.dropout) if self.dropout >= 0 else {}
+        if not self.first_layers:
+            return found
+        layers = getattr(config, "num_hidden_layers", 0)
+        if not self.first_layers <= layers:
+            raise UserError(f"first_layers={self.first_layers}, but {self.model_name_or_path} has {layers} layers")
+        if types := getattr(config, "layer_types", None):  # ModernBERT names the attention of each layer
+            found["layer_types"] = types[: self.first_layers]
+        return found | {"num_hidden_layers": self.first_layers}
 
 
 def load_network(
@@ -144,7 +159,7 @@ def load_network(
         config = read_config(folder)
         if causal and hasattr(config, "is_decoder"):
             settings = {"is_decoder": True}  # a causal network may be initialized from an encoder's weights
-        settings |= args.dropouts(config) if args else {}
+        settings |= args.replaced(config) if args else {}
         network, loading = read_network(kind, folder, **settings)
     except UserError:
         raise
@@ -262,7 +277,7 @@ def fresh_network(
             raise UserError(f"config_overrides: {taken[0]} is a setting of the process; give --{taken[0]} instead")
         config = _configuration(args, tokenizer, causal=causal)
         config.update({name: value for name, value in process_settings.items() if hasattr(config, name)})
-        config.update(args.dropouts(config))
+        config.update(args.replaced(config))
         network = make_network(kind, config)
         network.config.initialized_from = "random"
         return network

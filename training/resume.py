@@ -41,6 +41,7 @@ EARLIER_VALUES = {
     "adam_beta1": 0.9,
     "adam_beta2": 0.98,
     "dropout": -1.0,
+    "first_layers": 0,
     "trim_vocabulary": False,
     "head_learning_rate": 0.0,
     "head_first": 0.0,

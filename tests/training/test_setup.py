@@ -110,3 +110,19 @@ def test_a_tokenizer_of_another_vocabulary_is_warned_of(
     assert pretrained(monkeypatch, corpus, tmp_path, own, *other, "--overwrite", "true")[0] == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert "whose pretrained embeddings do not fit them; leave it out" in line
+
+
+def test_the_first_layers_of_a_network_are_kept(
+    monkeypatch: pytest.MonkeyPatch, capsys, corpus: Path, tmp_path: Path, bare_encoder: Path
+) -> None:
+    code, folder = pretrained(
+        monkeypatch, corpus, tmp_path, bare_encoder, "--first_layers", 1, "--learning_rate", 1e-12
+    )
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("weights: ")]
+    network, whole = load_checkpoint(str(folder), CPU).denoiser.network, BertModel.from_pretrained(bare_encoder)
+    kept, first = (model.encoder.layer[0].output.dense.weight for model in (network.bert, whole))
+    assert code == 0 and torch.allclose(kept, first) and network.config.num_hidden_layers == 1
+    assert "18 tensors of the file are unused" in line  # a layer has 16, the pooler 2
+    capsys.readouterr()
+    code, _ = pretrained(monkeypatch, corpus, tmp_path, bare_encoder, "--first_layers", 3, "--overwrite", "true")
+    assert code == 2 and "first_layers=3, but " in capsys.readouterr().err
