@@ -192,7 +192,7 @@ def main() -> None:
     set_up_cpu(2)
     try:
         options.draw(options)
-    except UserError as error:
+    except (UserError, OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 

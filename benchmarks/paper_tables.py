@@ -17,6 +17,7 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,7 +128,7 @@ def steps(options: argparse.Namespace) -> None:
 
 
 def load(options: argparse.Namespace) -> TextModel:
-    """Load the checkpoint on this machine's device, in its faster precision."""
+    """Load the checkpoint on this machine's device, in bf16 if the hardware has it."""
     return load_checkpoint(options.checkpoint, pick_device(), precision="auto")
 
 
@@ -140,15 +141,15 @@ def write(path: Path, found: dict) -> None:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def collected(out: Path) -> dict[str, list[dict]]:
-    """Return the reports of each finished training, by row."""
+def collected(out: Path, wanted: Sequence[str] = ()) -> dict[str, list[dict]]:
+    """Return the reports of each finished training, by row; of those in `wanted` (ROW-SEED) only, if it is given."""
     found: dict[str, list[dict]] = {}
     for name in ROWS:
         for exact in sorted(out.glob(f"{name}-*.exact.json")):
             stem = exact.name.removesuffix(".exact.json")
             parts = {"exact": exact, "released": out / f"{stem}.released.json"}
             parts |= {"metrics": out / f"{stem}.metrics.json", "cost": out / f"{stem}.samples.json"}
-            if all(path.exists() for path in parts.values()):
+            if all(path.exists() for path in parts.values()) and (not wanted or stem in wanted):
                 read = {part: json.loads(path.read_text()) for part, path in parts.items()}
                 found.setdefault(name, []).append({"seed": stem.rsplit("-", 1)[1], **read})
     return found
@@ -231,13 +232,14 @@ def verdict(better: list[dict], worse: list[dict], part: str) -> str:
     held = "yes" if mean > 0 else "no"
     if len(differences) < 2:
         return f"{held}, by {number(mean, 2)} nats (one training each)"
-    error = max(standard_error(differences), 1e-9)
-    return f"{held}, by {number(mean, 2)} ± {number(error, 2)} nats ({number(abs(mean) / error, 1)} standard errors)"
+    error = standard_error(differences)
+    errors = f"{number(abs(mean) / error, 1)} standard errors" if error > 1e-6 else "no difference between seeds"
+    return f"{held}, by {number(mean, 2)} ± {number(error, 2)} nats ({errors})"
 
 
 def print_tables(options: argparse.Namespace) -> None:
     """Print both tables and the claims; write OUT/tables.json."""
-    found = collected(options.out)
+    found = collected(options.out, options.rows)
     if not found:
         raise UserError(f"{options.out}: no finished row; run runs/paper_tables.sh first")
     written = {"table_2": found}
@@ -268,12 +270,13 @@ def main() -> None:
     command = parts.add_parser("print", help=print_tables.__doc__, description=print_tables.__doc__)
     command.set_defaults(part=print_tables, threads=0)
     command.add_argument("out", type=Path, help="folder of runs/paper_tables.sh")
+    command.add_argument("--rows", nargs="*", default=(), metavar="ROW-SEED", help="trainings to print; default: all")
     options = parser.parse_args()
     hub.quiet_libraries()
     set_up_cpu(options.threads)
     try:
         options.part(options)
-    except UserError as error:
+    except (UserError, OSError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 

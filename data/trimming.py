@@ -1,8 +1,9 @@
 """Trim a WordPiece vocabulary to the pieces of a text, so that the vocabulary head of a pretrained network is smaller.
 
-A vocabulary of 30,522 pieces takes half of a small network's time, and a small text has a third of them. All single
-characters are kept, so a word that needs a dropped piece is cut into smaller ones and never becomes [UNK]. The text
-itself is cut as before: WordPiece takes the longest piece that it knows at each position, and none of these is dropped.
+A vocabulary of 30,522 pieces takes half of a small network's time, and a small text has few of them. All single
+characters are kept, so where the vocabulary has every character, as BERT's, a word that needs a dropped piece is cut
+into smaller ones and does not become [UNK]. The text itself is cut as before: WordPiece takes the longest piece that it
+knows at each position, and none of these is dropped.
 """
 
 import hashlib
@@ -16,7 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from data import cache
-from data.corpus import PAIR, Source, fingerprint, holds_pairs, read_sentences
+from data.corpus import PAIR, Keep, Source, fingerprint, holds_pairs, read_sentences
+from data.detokenizers import detokenize
 from data.plain_text import encode
 from data.tokenizers import load_tokenizer, tokenizer_fingerprint
 from utils.errors import UserError
@@ -27,8 +29,23 @@ AT_ONCE = 5000
 SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
-def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Source, cache_dir: str) -> PreTrainedTokenizerBase:
+def trim_tokenizer(
+    tokenizer: PreTrainedTokenizerBase,
+    source: Source,
+    cache_dir: str,
+    *,
+    part: str = "",
+    keep: Keep | None = None,
+    detokenizer: str = "none",
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer with the entries of a source only, of both sides of pairs; from the cache if it is there.
+
+    Args:
+        tokenizer: the whole tokenizer.
+        source: the training text.
+        cache_dir: folder of the cache.
+        part, keep: name and selection of the sentences, as in `tokenized_text.tokenize`.
+        detokenizer: name in `data/detokenizers.py`.
 
     Raises:
         UserError: if it is not a WordPiece tokenizer.
@@ -37,27 +54,41 @@ def trim_tokenizer(tokenizer: PreTrainedTokenizerBase, source: Source, cache_dir
         raise UserError(
             "trim_vocabulary=true needs a WordPiece tokenizer, as BERT has; leave it out, or give another --tokenizer"
         )
-    recipe = f"{RECIPE}:{tokenizer_fingerprint(tokenizer)}:{fingerprint(source)}"
+    recipe = f"{RECIPE}:{tokenizer_fingerprint(tokenizer)}:{fingerprint(source)}:{part}:{detokenizer}"
     folder = Path(cache_dir) / hashlib.blake2b(recipe.encode(), digest_size=12).hexdigest()
     if not cache.is_whole(folder):
         with cache.filled(folder) as temporary:
-            restricted(tokenizer, used_ids(tokenizer, source)).save_pretrained(temporary)
+            used = used_ids(tokenizer, source, keep, detokenizer)
+            restricted(tokenizer, used).save_pretrained(temporary)
     return load_tokenizer(str(folder))
 
 
 def kept_ids(trimmed: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the id that each entry of the trimmed tokenizer has in the whole one, in order."""
+    """Return the id that each entry of the trimmed tokenizer has in the whole one, in order.
+
+    Raises:
+        UserError: if it lacks one.
+    """
     whole = tokenizer.get_vocab()
+    if other := trimmed.get_vocab().keys() - whole.keys():
+        raise UserError(
+            f"trim_vocabulary=true: the tokenizer has changed since the run began, it lacks {min(other)!r}; give the "
+            "run's --tokenizer, or --overwrite true"
+        )
     return [whole[entry] for entry, _ in sorted(trimmed.get_vocab().items(), key=lambda item: item[1])]
 
 
-def used_ids(tokenizer: PreTrainedTokenizerBase, source: Source) -> set[int]:
-    """Return the ids that occur in a source."""
+def used_ids(
+    tokenizer: PreTrainedTokenizerBase, source: Source, keep: Keep | None = None, detokenizer: str = "none"
+) -> set[int]:
+    """Return the ids that occur in a source, or in the records of it that `keep` selects."""
     columns = PAIR if holds_pairs(source) else (source.column,)
-    sides = (read_sentences(replace(source, column=c), description="trimming the vocabulary") for c in columns)
+    description = "trimming the vocabulary"
+    sides = (read_sentences(replace(source, column=c), keep=keep, description=description) for c in columns)
     sentences, used = chain.from_iterable(sides), set()
     while some := list(islice(sentences, AT_ONCE)):
-        used.update(chain.from_iterable(encode(tokenizer, some, note=False)["input_ids"]))
+        texts = [detokenize(text, detokenizer) for text in some]
+        used.update(chain.from_iterable(encode(tokenizer, texts, note=False)["input_ids"]))
     return used
 
 

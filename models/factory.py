@@ -105,7 +105,7 @@ def build_denoiser(
         network = fresh_network(args, tokenizer, causal=causal, process_settings=embedding_settings)
     else:
         network = load_network(args.model_name_or_path, args, causal=causal)
-    if rows is not None:
+    if rows is not None and network.config.vocab_size != len(rows):  # a fresh network of a preset has this size
         require_vocabulary(args.model_name_or_path, network.config.vocab_size, max(rows) + 1)
         keep_rows(network, rows, tokenizer.pad_token_id)
     time = "none" if args.time_conditioning == "auto" else args.time_conditioning

@@ -1,10 +1,12 @@
 """Settings of the network, presets that need no hub, and loading from a folder or the hub."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -223,19 +225,25 @@ def keep_rows(network: PreTrainedModel, rows: list[int], pad_token_id: int | Non
     """Reduce a network's vocabulary to some of its rows, in ascending order.
 
     Raises:
-        UserError: if its head does not follow its embeddings.
+        UserError: if its positions are counted from the id of [PAD], which changes.
     """
     table, output = network.get_input_embeddings(), network.get_output_embeddings()
-    tensors = {id(tensor): tensor for tensor in (table.weight, *getattr(output, "_parameters", {}).values())}
-    for tensor in (tensor for tensor in tensors.values() if tensor is not None):
-        tensor[: len(rows)] = tensor[rows].clone()
-    try:
-        network.resize_token_embeddings(len(rows))
-    except Exception as error:  # an unsupported network may raise any type
-        raise UserError(
-            f"trim_vocabulary=true does not support {type(network).__name__}: {first_line(error)}"
-        ) from error
-    network.config.pad_token_id = network.get_input_embeddings().padding_idx = pad_token_id
+    shifted = any(name.endswith("position_embeddings") and m.padding_idx for name, m in _tables(network))
+    if output is None or (shifted and network.config.pad_token_id != pad_token_id):
+        raise UserError(f"trim_vocabulary=true does not support {type(network).__name__}; leave it out")
+    owners = [module for module in network.modules() if output in module.children()]  # BERT's has a bias of its own
+    vocabulary = {id(p): p for m in (table, output, *owners) for p in m.parameters(recurse=False)}
+    reduced = {key: nn.Parameter(p[rows].clone()) for key, p in vocabulary.items() if len(p) == table.weight.shape[0]}
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            if id(parameter) in reduced:
+                setattr(module, name, reduced[id(parameter)])
+    table.num_embeddings = output.out_features = network.config.vocab_size = len(rows)
+    network.config.pad_token_id = table.padding_idx = pad_token_id
+
+
+def _tables(network: PreTrainedModel) -> Iterator[tuple[str, nn.Embedding]]:
+    return ((name, module) for name, module in network.named_modules() if isinstance(module, nn.Embedding))
 
 
 def require_vocabulary(name: str, rows: int, needed: int) -> None:

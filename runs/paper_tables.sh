@@ -23,7 +23,7 @@ row() { # train, valid, test, folder, name-seed
     for posterior in exact released; do
         part "$folder.$posterior.json" python compute_elbo.py --checkpoint "$folder/checkpoint-last" --data "$test" --json true \
             --cache_dir "$out/cache" --num_steps 128 --posterior "$posterior" --limit "$LIMIT" --estimator stratified \
-            --precision auto --threads "$THREADS"
+            --precision "$PRECISION" --threads "$THREADS"
     done
     [ -e "$folder.samples.json" ] || python benchmarks/paper_tables.py samples --checkpoint "$folder/checkpoint-last" \
         --num_samples "$SAMPLES" --length "$LENGTH" --output "$folder.samples.txt" --threads "$THREADS"
@@ -43,7 +43,7 @@ train_paper_row() { # train, folder, cache, flags...
             "${fitted[@]}" "$@"
     else
         set -- "${from_pretrained[@]}" --max_length 64 --eval_steps 500 --eval_sequences 64 --logging_steps 20 \
-            --threads "$THREADS" "$@"
+            --precision "$PRECISION" --threads "$THREADS" "$@"
     fi
     launch "$count" --train_data "$train" --output_dir "$folder" --cache_dir "$cache" "$@"
 }
@@ -79,6 +79,7 @@ all+=" pretrained_none_tad pretrained_paper_tad pretrained_released_tad"
 [ "$GPU" = false ] || steps=1900000
 export STEPS=${STEPS:-$steps} SAMPLES=${SAMPLES:-1000} LENGTH=${LENGTH:-0} LIMIT=${LIMIT:-500} THREADS=1
 for name in STEPS SAMPLES SEEDS JOBS; do whole_number $name "$(eval "echo \${$name:-2}")"; done
+case $LENGTH$LIMIT in *[!0-9]*) refuse "LENGTH=$(quoted "$LENGTH") and LIMIT=$(quoted "$LIMIT") must be whole numbers" ;; esac
 [ "$GPU" = false ] || { JOBS=1 THREADS=0; }
 read -r -a rows <<<"${ROWS:-$all}"
 names=()
@@ -88,6 +89,10 @@ for ((seed = 1; seed <= ${SEEDS:-1}; seed++)); do
     done
 done
 prepare_table
+[ "$GPU" = true ] && PRECISION=auto || PRECISION=$(same_precision)
+export PRECISION
+require_settings "$out" "train=$train" "valid=$valid" "test=$test" "steps=$STEPS" "samples=$SAMPLES" "length=$LENGTH" \
+    "limit=$LIMIT" "gpu=$GPU" "precision=$PRECISION"
 if [ "$GPU" = false ]; then
     ensure_pretrained
 else
@@ -99,4 +104,4 @@ if [ -e "$best" ] && [ ! -e "$out/steps.json" ]; then
     python benchmarks/paper_tables.py steps --checkpoint "$best" --data "$test" --limit "$LIMIT" --num_samples 64 \
         --length "$LENGTH" --output "$out/steps.json" --cache_dir "$out/cache"
 fi
-python benchmarks/paper_tables.py print "$out"
+python benchmarks/paper_tables.py print "$out" --rows ${names[@]+"${names[@]}"}

@@ -5,8 +5,8 @@
 #   bash runs/pretrained.sh TRAIN.txt VALID.txt [OUT [MINUTES]]      (OUT: out/pretrained, MINUTES: 30)
 #
 # ROWS selects the rows: "small minilm_scratch pretrained" by default; demo is the network of run.sh demo, small that of
-# run.sh FILE. SEEDS=3 trains each row three times. JOBS rows train at once (2), THREADS cores each (1). Finished rows are
-# not run again. Other work on the machine distorts the comparison.
+# run.sh FILE. SEEDS=3 trains each row three times. JOBS rows train at once (2), THREADS cores each (1), all in one PRECISION
+# (by default bf16 if the processor has it). Finished rows are not run again. Other work distorts the comparison.
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/table.sh"
 begin "$@"
@@ -21,8 +21,9 @@ row() { # train, valid, folder, minutes, name-seed
     esac
     [ -e "$folder/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$folder" \
         --cache_dir "$out/cache" --max_length 64 ${flags[@]+"${flags[@]}"} --seed "$seed" --max_steps 1000000 --max_minutes "$minutes" \
-        --eval_steps 1000000 --eval_sequences 64 --eval_estimator trajectory --logging_steps 20 --threads "$THREADS"
-    score_row "$folder" "$valid" --num_steps 128 --estimator trajectory --evaluations 1 --precision auto --threads "$THREADS"
+        --eval_steps 1000000 --eval_sequences 64 --eval_estimator trajectory --logging_steps 20 --threads "$THREADS" \
+        --precision "$PRECISION"
+    score_row "$folder" "$valid" --num_steps 128 --estimator trajectory --evaluations 1 --precision "$PRECISION" --threads "$THREADS"
     [ -e "$folder.txt" ] || python predict.py --checkpoint "$folder/checkpoint" --num_samples 20 --num_steps 256 \
         --temperature 0.4 --top_p 0.95 --threads "$THREADS" --output "$folder.txt" >/dev/null
     echo "== $5 is done"
@@ -49,10 +50,13 @@ for ((seed = 1; seed <= ${SEEDS:-1}; seed++)); do
     done
 done
 prepare_table
+PRECISION=$(same_precision)
+export PRECISION
+require_settings "$out" "train=$train" "valid=$valid" "minutes=$length" "threads=$THREADS" "precision=$PRECISION"
 ensure_pretrained
 export OMP_NUM_THREADS=$THREADS
 printf '%s\0' ${names[@]+"${names[@]}"} | side_by_side runs/pretrained.sh "$train" "$valid" "$out" "$length"
-python - "$out" "${rows[@]}" <<'PYTHON'
+python - "$out" ${names[@]+"${names[@]}"} <<'PYTHON'
 import json
 import math
 import statistics
@@ -69,8 +73,8 @@ def spread(values: list[float], digits: int) -> str:
 
 print("| network | seeds | steps | nats per sequence | bits/token | PPL per word |\n|---|---|---|---|---|---|")
 out = Path(sys.argv[1])
-for name in sys.argv[2:]:
-    found = sorted(out.glob(f"{name}-*.json"))
+for name in dict.fromkeys(each.rsplit("-", 1)[0] for each in sys.argv[2:]):
+    found = [out / f"{each}.json" for each in sys.argv[2:] if each.rsplit("-", 1)[0] == name]
     reports = [json.loads(path.read_text()) for path in found]
     facts = [json.loads((path.with_suffix("") / "checkpoint-last" / "process.json").read_text())["facts"] for path in found]
     nats, bits, words = ([r[key] for r in reports] for key in ("nats_per_sequence", "bits_per_token", "ppl_word"))

@@ -63,20 +63,27 @@ launch_small() { # data, output folder, flags...: train on a CPU, for an hour at
 }
 
 may_start_from_minilm() { # data, output folder, flags...: whether to start from the pretrained weights
-    local fit status=0
-    case " ${*:3} " in *" --model_"* | *" --from_"* | *" --tokenizer"* | *" -spm"* | *" --process"* | *" --streaming"*) return 1 ;; esac
-    if [ -e "$2/run.json" ]; then # a run keeps its network
-        grep -q '"model_name_or_path": "minilm"' "$2/run.json"
+    local fit status=0 word folder
+    for word in "${@:3}"; do # settings of the network or the vocabulary from scratch
+        case ${word//-/_} in
+            __model_* | __from_scratch* | __config_overrides* | __tokenizer* | _spm* | __vocab_size* | __strip_accents*) return 1 ;;
+            __process* | __streaming* | __max_length* | __block_size*) return 1 ;;
+        esac
+    done
+    folder=$(flag_value "$output_flag" "$2" "${@:3}")
+    if [ -e "$folder/run.json" ]; then # a run keeps its network
+        grep -q '"model_name_or_path": "minilm"' "$folder/run.json"
         return
     fi
     if ! ensure_pretrained; then
         echo "minilm could not be installed; training a small network from scratch instead"
         return 1
     fi
-    fit=$(python -m data.vocabulary_fit --tokenizer minilm --data "$1" 2>/dev/null) || status=$?
-    case $status in # otherwise main.py says what is wrong with the text
+    fit=$(python -m data.vocabulary_fit --tokenizer minilm --data "$1") || status=$?
+    case $status in
         0) echo "starting from minilm, whose English vocabulary fits the text: $fit" ;;
         1) echo "training from scratch, since the English vocabulary of minilm does not fit the text: $fit" ;;
+        *) exit "$status" ;; # the error is printed: the text, or the package
     esac
     return "$status"
 }

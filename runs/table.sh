@@ -46,6 +46,22 @@ parse_table() { # default folder, name and default of the length, arguments... -
     whole_number JOBS "${JOBS:-2}"
 }
 
+require_settings() { # output folder, settings...: refuse rows of other settings in the same folder
+    local out=$1 settings
+    shift
+    settings=$(printf '%s\n' "$@")
+    if [ -e "$out/settings" ] && [ "$(cat -- "$out/settings")" != "$settings" ]; then
+        refuse "$out holds rows of other settings ($(tr '\n' ' ' <"$out/settings")); give another OUT"
+    fi
+    mkdir -p -- "$out"
+    printf '%s\n' "$settings" >"$out/settings"
+}
+
+same_precision() { # print the precision of all rows: that of PRECISION, or the one this processor has instructions for
+    [ -z "${PRECISION-}" ] || { printf '%s\n' "$PRECISION"; return; }
+    python -c 'import torch; from utils.device import pick_precision; print(pick_precision("auto", torch.device("cpu")))'
+}
+
 prepare_table() { # environment, one thread per row, output folder
     ensure_environment requirements.txt
     export OMP_NUM_THREADS=1

@@ -114,7 +114,7 @@ class TrainArgs:
             if not 0 <= getattr(self, name) < 2**63:
                 raise UserError(f"{name}={getattr(self, name)} must be 0 or more, and below 2**63")
         if not 0 <= self.eval_minutes < math.inf:
-            raise UserError(f"eval_minutes={self.eval_minutes} must be 0 or more")
+            raise UserError(f"eval_minutes={self.eval_minutes} must be 0 or more, and finite; 0: by eval_steps")
         if self.eval_minutes and self.eval_steps:
             raise UserError("give --eval_minutes or --eval_steps, not both")
         if not 0 < self.save_minutes < math.inf:

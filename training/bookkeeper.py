@@ -175,8 +175,7 @@ class Bookkeeper:
                 step, rate, epoch, aloud=last or step in EARLY, progress=self.plan.pace.progress(step, agreed.seconds)
             )
         evaluated = not (last or due) or self.evaluate_and_save(step)
-        by_step = due and not self.args.eval_minutes  # a state a minute would be too many
-        if last or agreed.stop_reason or by_step or self.state_is_due(step, agreed):
+        if last or agreed.stop_reason or due or self.state_is_due(step, agreed):  # never checkpoints without a state
             self.save_state(step, position(), evaluation_due=not evaluated, finished=last and evaluated)
         if last and evaluated:
             self.close(step)

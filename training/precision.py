@@ -5,6 +5,7 @@ and 1.3 of the time of fp32, depending on the processor and the sizes of the net
 """
 
 import time
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,8 @@ def measured(config: TrainConfig, model: TextModel, device: torch.device) -> Pre
     """Time a small training step in fp32 and in bf16, in turn; return the faster precision."""
     seconds = {"fp32": [], "bf16": []}
     began = time.monotonic()
-    batch = trial_batch(config, model).to(device)
+    with torch.random.fork_rng(devices=[]):
+        batch = trial_batch(config, model).to(device)
     for _ in range(ROUNDS):
         for name, found in seconds.items():
             if min(map(len, seconds.values())) < 2 or time.monotonic() < began + SECONDS:
@@ -88,7 +90,7 @@ def trial_batch(config: TrainConfig, model: TextModel) -> Batch:
 def _trial(config: TrainConfig, model: TextModel, batch: Batch, device: torch.device, precision: str) -> float:
     """Return the seconds of one step; gradients and the state of torch's generator are left as they were."""
     model.denoiser.use_precision(device, precision)
-    fit_to_device(model.denoiser, config.network, device, precision)
+    fit_to_device(model.denoiser, replace(config.network, compile=False), device, precision)
     model.denoiser.train()
     with torch.random.fork_rng(devices=[]):
         began = time.monotonic()

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,17 @@ from data import batching
 from data.corpus import holds_pairs, training_source
 from data.pairs import PairArgs, PairFormat, load_pairs
 from data.row_formats import TextFormat, load_texts
-from data.splits import DataArgs
+from data.splits import DataArgs, split_sources
 from data.streaming import StreamedBatches, load_stream
 from data.tokenized_text import Text
 from data.tokenizers import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
 from data.trimming import kept_ids, trim_tokenizer
 from data.word_counts import information, read_word_freq
+from diffusion.process import Process
 from models.denoiser import NetworkDenoiser
 from models.factory import build_denoiser
 from models.networks import NetworkArgs
+from training.arguments import TrainArgs
 from training.config import TrainConfig
 from training.output_folder import TOKENIZER
 from training.plan import Plan
@@ -53,7 +56,7 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
     training_source(data.train_data)  # report a misspelt path before any tokenizer error
     with distributed.leader_first():
         earlier = Path(run.output_dir) / TOKENIZER if start.path else None
-        tokenizer, rows = load_or_learn_tokenizer(data, config.network, earlier)
+        tokenizer, rows = load_or_learn_tokenizer(data, config.network, config.text.detokenizer, earlier)
         train_text, valid_text, pairs = load_data(config, tokenizer)
     warn_of_other_vocabulary(config, tokenizer, rows)
     denoiser = prepare_network(config, tokenizer, rows)
@@ -69,11 +72,27 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
         fused_loss=run.fused_loss,
     )
     config.text.check_process(token_dependent=process.token_dependent)
+    check_validation(config, process, denoiser)
     histogram = np.bincount(train_text.target_lengths).tolist()
     model = TextModel(
         denoiser, process, tokenizer, counts, histogram, data.max_length, pairs=pairs, text_format=config.text
     )
     return model.to(device), train_text, valid_text
+
+
+def check_validation(config: TrainConfig, process: Process, denoiser: NetworkDenoiser) -> None:
+    """Check that --eval_estimator applies to the process and the network.
+
+    Raises:
+        UserError: if it does not.
+    """
+    name, limit = config.run.eval_estimator, math.isinf(process.num_steps)
+    if name == TrainArgs.eval_estimator:
+        return
+    known = process.limit_estimators if limit else process.estimators
+    if name not in known or denoiser.time_conditioned:
+        what = "a network with time conditioning" if name in known else f"process={config.run.process}"
+        raise UserError(f"eval_estimator={name} does not suit {what}; leave it out")
 
 
 def prepare_network(
@@ -135,7 +154,7 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
 
 
 def load_or_learn_tokenizer(
-    data: DataArgs, network: NetworkArgs, earlier: Path | None
+    data: DataArgs, network: NetworkArgs, detokenizer: str, earlier: Path | None
 ) -> tuple[PreTrainedTokenizerBase, list[int] | None]:
     """Return the named tokenizer, or one learnt from the training text; a resumed run loads the `earlier` one.
 
@@ -162,8 +181,12 @@ def load_or_learn_tokenizer(
         raise UserError(f"vocab_size={data.vocab_size}, but the tokenizer has {known} tokens; leave it out")
     if not data.trim_vocabulary:
         return tokenizer, None
-    source = training_source(data.train_data)
-    trimmed = load_tokenizer(str(earlier)) if earlier else trim_tokenizer(tokenizer, source, data.cache_dir)
+    if earlier:
+        trimmed = load_tokenizer(str(earlier))
+    else:
+        (source, part, keep), _ = split_sources(data)
+        where = {"part": part, "keep": keep, "detokenizer": detokenizer}
+        trimmed = trim_tokenizer(tokenizer, source, data.cache_dir, **where)
     return trimmed, kept_ids(trimmed, tokenizer)
 
 

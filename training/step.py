@@ -20,6 +20,7 @@ from training.optim import AveragedWeights, OptimArgs, make_optimizers
 from training.parallel import accumulating, parallelize
 from training.saved_state import Learner
 from utils import distributed
+from utils.errors import UserError
 from utils.gathering import full
 
 
@@ -55,7 +56,13 @@ class TrainStep:
         self.wrapped = parallelize(BatchLoss(model, config.run), self.denoiser.layers, config.run.strategy, device)
         network = self.denoiser.network
         tables = [network.get_input_embeddings(), network.get_output_embeddings()]
-        self.optimizers = make_optimizers(config.optim, self.denoiser, tables, self.denoiser.head_parameters)
+        head = self.denoiser.head_parameters
+        if config.optim.separate_head and not head:
+            raise UserError(
+                f"head_learning_rate and head_first: the vocabulary head of {type(network).__name__} has no weights of "
+                "its own; leave them out"
+            )
+        self.optimizers = make_optimizers(config.optim, self.denoiser, tables, head)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "fp16")
         average = AveragedWeights(self.denoiser, config.optim.ema_decay)
         self.learner = Learner(self.denoiser, average, self.optimizers, self.scaler)

@@ -9,7 +9,7 @@ import numpy as np
 from checkpoint.folder import save_checkpoint, weights_of
 from checkpoint.text_model import TextModel
 from data.tokenized_text import Text
-from diffusion.options import EVERY_WINDOW, BoundArgs
+from diffusion.options import BoundArgs
 from evaluation.likelihood import OutOfTimeError, Scoring, pick, score_text
 from training.clock import Deadline
 from training.config import TrainConfig
@@ -36,8 +36,6 @@ class Validation:
         """Steps between evaluations; 0: they are timed."""
         if not (plan.pace.max_minutes and is_adaptable(config.run)):
             figures.eval_sequences = sequences
-        if config.run.eval_estimator != EVERY_WINDOW.estimator:  # refuse it now rather than at the first evaluation
-            score_text(model, text, pick(text, 1), Scoring(1, self.estimator), progress=False)
 
     def is_due(self, step: int, seconds: float) -> bool:
         """Return whether an evaluation follows this step, which began `seconds` after the run; call it once a step.

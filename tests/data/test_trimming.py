@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertTokenizerFast, RobertaConfig, RobertaForMaskedLM
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from checkpoint.folder import load_checkpoint
@@ -14,7 +14,7 @@ from data.corpus import training_source
 from data.plain_text import encode
 from data.tokenizers import load_tokenizer, vocabulary_size
 from data.trimming import kept_ids, restricted, trim_tokenizer, used_ids
-from models.networks import keep_rows
+from models.networks import keep_rows, load_network
 from tests.conftest import SENTENCES, errors_of
 from tests.test_main import CPU, train
 from utils.errors import UserError
@@ -137,3 +137,52 @@ def test_used_ids_are_those_of_both_sides_of_pairs(tokenizer: PreTrainedTokenize
     assert {i for row in sides for i in row} <= used | {tokenizer.unk_token_id}
     with pytest.raises(UserError):
         trim_tokenizer(load_tokenizer("text8"), training_source(str(pairs_folder)), "unused")
+
+
+def test_sentences_that_are_held_out_and_word_tokenised_spacing_have_no_part_in_it(tmp_path: Path) -> None:
+    whole = BertTokenizerFast(vocab={entry: i for i, entry in enumerate([*ENTRIES, "don", "##n", "n"])})
+    (tmp_path / "text.txt").write_text("the cat\nhouse\nwalk the do n't\n")
+    source = training_source(str(tmp_path / "text.txt"))
+    kept = used_ids(whole, source, lambda sentence: sentence != "house")
+    assert whole.get_vocab()["house"] not in kept and whole.get_vocab()["cat"] in kept
+    assert whole.get_vocab()["don"] not in kept and whole.get_vocab()["don"] in used_ids(whole, source, None, "ptb")
+
+
+def test_a_network_whose_head_has_biases_of_its_own_keeps_them_apart(
+    whole: PreTrainedTokenizerBase, text: Path, tmp_path: Path
+) -> None:
+    trimmed = trimmed_to(whole, text, tmp_path)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    network = BertForMaskedLM(BertConfig(vocab_size=len(ENTRIES), tie_word_embeddings=False, **small)).eval()
+    network.get_output_embeddings().bias.data.normal_()
+    rows, xt = kept_ids(trimmed, whole), torch.tensor([[3, 9, 5, 4]])
+    before = network(xt).logits[..., rows]
+    keep_rows(network, rows, trimmed.pad_token_id)
+    network.save_pretrained(tmp_path / "network")
+    again = load_network(str(tmp_path / "network"), whole=True).eval()
+    for each in (network, again):
+        assert torch.allclose(each(torch.tensor([[rows.index(i) for i in xt[0].tolist()]])).logits, before, atol=1e-5)
+
+
+def test_positions_that_are_counted_from_the_id_of_pad_are_refused() -> None:
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    network = RobertaForMaskedLM(RobertaConfig(vocab_size=20, pad_token_id=5, **small))
+    with pytest.raises(UserError, match="does not support RobertaForMaskedLM"):
+        keep_rows(network, [0, 1, 5, 7], 2)
+
+
+def test_a_changed_tokenizer_is_one_line(whole: PreTrainedTokenizerBase, text: Path, tmp_path: Path) -> None:
+    other = BertTokenizerFast(vocab={entry: i for i, entry in enumerate(ENTRIES) if entry != "cat"})
+    with pytest.raises(UserError, match="the tokenizer has changed since the run began, it lacks 'cat'"):
+        kept_ids(trimmed_to(whole, text, tmp_path), other)
+
+
+def test_a_fresh_network_of_a_preset_has_the_trimmed_size(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer.save_pretrained(tmp_path / "tok")
+    corpus.write_text("\n".join(SENTENCES[:80]) + "\n")
+    flags = ["--tokenizer", tmp_path / "tok", "--vocab_size", 0, "--trim_vocabulary", "true"]
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags)
+    model = load_checkpoint(str(folder), CPU)
+    assert code == 0 and model.denoiser.vocab_size == len(model.tokenizer) < len(tokenizer)

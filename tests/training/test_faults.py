@@ -103,7 +103,7 @@ def test_a_second_stop_signal_ends_the_process_at_once(folder: Path) -> None:
 def test_a_full_disk_is_a_one_line_error_and_the_last_state_stays_intact(folder: Path) -> None:
     """Files are limited to 300 kB, so no further state fits."""
     process = start(folder, "full")
-    until(process, "step 22:")
+    until(process, "step 20:")
     process.kill()
     process.communicate()
     intact = sorted(states(folder / "full"))

@@ -1,12 +1,14 @@
 """step.py: the loss of a step, gradient clipping, and the random numbers of a step."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from diffusion.draws import WHOLE
+from tests.test_main import train
 from training.arguments import TrainArgs
 from training.optim import OptimArgs
 from training.step import clip, training_loss
@@ -66,3 +68,12 @@ def test_dropout_and_noise_follow_from_seed_step_and_batch() -> None:
     for other in (drawn(0, 2, 3), drawn(1, 1, 3), drawn(1, 2, 0)):
         assert first[0] != other[0] and first[1] != other[1]
     assert first[2] == drawn(1, 2, 9)[2] != drawn(1, 3, 3)[2]
+
+
+def test_a_head_without_weights_of_its_own_cannot_be_trained_apart(
+    monkeypatch: pytest.MonkeyPatch, capsys, corpus: Path, tmp_path: Path
+) -> None:
+    flags = ["--process", "mdlm", "--model_name_or_path", "ddit-tiny", "--head_first", 0.5]
+    given = ["--config_overrides", "hidden_dim=32,n_blocks=1,n_heads=2,cond_dim=8", "--eval_step_size", 64]
+    code, _ = train(monkeypatch, corpus, tmp_path, *flags, *given)
+    assert code == 2 and "the vocabulary head of DitNetwork has no weights of its own" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from tests.conftest import errors_of
 from tests.test_main import CPU, records, train
 from training.bookkeeper import Bookkeeper
 from training.clock import Deadline
+from training.saved_state import states
 from training.step import training_loss
 
 
@@ -124,5 +125,38 @@ def test_an_estimator_that_does_not_suit_the_network_is_refused_before_training(
     flags = ["--eval_estimator", "trajectory", "--time_conditioning", "layerwise"]
     code, folder = train(monkeypatch, corpus, tmp_path, *flags)
     (message,) = errors_of(capsys.readouterr().err)
-    assert code == 2 and "estimator=trajectory needs a network without time conditioning" in message
-    assert not records(folder, "train") if (folder / "log.jsonl").exists() else True
+    assert code == 2 and "eval_estimator=trajectory does not suit a network with time conditioning" in message
+    assert not folder.exists() or not (folder / "run.json").exists()  # so that the corrected command may follow
+
+
+def test_a_timed_evaluation_leaves_a_state_to_resume_from(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
+) -> None:
+    """Killed in the step after an evaluation, before any state was due, the run resumes from that evaluation."""
+    flags = ["--max_steps", 6, "--eval_minutes", 1e-9, "--lr_schedule", "constant"]
+    real, calls = training_loss, []
+
+    def die(*args):
+        calls.append(1)
+        if len(calls) == 4:
+            raise RuntimeError("killed")
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("training.step.training_loss", die)
+        with pytest.raises(RuntimeError, match="killed"):
+            train(patch, corpus, tmp_path, *flags)
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags)
+    assert code == 0 and [record["step"] for record in records(folder, "valid")] == [1, 3, 5, 6]
+
+
+def test_a_timed_evaluation_that_the_time_limit_cuts_is_done_by_the_next_process(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
+) -> None:
+    flags = ["--max_steps", 4, "--eval_minutes", 1e-9, "--time_limit", 60]
+    with monkeypatch.context() as patch:
+        patch.setattr(Deadline, "part_check", lambda self: lambda: False)
+        code, folder = train(patch, corpus, tmp_path, *flags)
+    assert code == 0 and states(folder) and not records(folder, "valid")
+    assert train(monkeypatch, corpus, tmp_path, *flags)[0] == 0
+    assert records(folder, "valid")[0]["step"] == 1 and records(folder, "valid")[-1]["step"] == 4
