@@ -6,7 +6,7 @@ python benchmarks/paper_figures.py diversity --checkpoints out/demo_pretrained/c
     --references out/demo/corpus/test.txt --output docs/diversity.png
 python benchmarks/paper_figures.py decoding --checkpoint out/demo/checkpoint --output docs/decoding.png
 
-schedule: alpha_bar of every token of a sentence, for each spindle. convergence: validation bound over steps and over
+schedule: alpha_bar of every token of a sentence, for each spindle. convergence: perplexity per word over steps and over
 minutes. diversity: BLEU-4 and self-BLEU of samples over the temperature. decoding: a sample at five times (Table 1).
 """
 
@@ -29,6 +29,7 @@ from checkpoint.text_model import TextModel
 from data.corpus import read_sentences, scored_source
 from data.plain_text import encode
 from data.tokenizers import respell
+from diffusion.masked.row_clocks import RowClocks
 from diffusion.options import SampleArgs
 from diffusion_word_freq import SpindleSchedule, WordFreqArgs
 from evaluation import text_metrics
@@ -77,15 +78,18 @@ def of_tokens(axis: Axes, found: SpindleSchedule, ids: Tensor, words: list[str])
 
 
 def convergence(options: argparse.Namespace) -> None:
-    """Plot the validation bound of some runs over steps and over minutes."""
+    """Plot the validation perplexity of some runs over steps and over minutes.
+
+    It is per word, since bits per token of different vocabularies cannot be compared.
+    """
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.2), dpi=110, sharey=True)
     for folder in options.runs:
         valid = [record for record in read_log(Path(folder) / "log.jsonl") if record["kind"] == "valid"]
-        bits = [record["bits_per_token"] for record in valid]
+        bound = [record["ppl_word"] for record in valid]
         label = Path(folder).name
-        axes[0].plot([record["step"] for record in valid], bits, "o-", ms=3, label=label)
-        axes[1].plot([record["seconds"] / 60 for record in valid], bits, "o-", ms=3, label=label)
-    axes[0].set(xlabel="step", ylabel="validation bound, bits per token")
+        axes[0].plot([record["step"] for record in valid], bound, "o-", ms=3, label=label)
+        axes[1].plot([record["seconds"] / 60 for record in valid], bound, "o-", ms=3, label=label)
+    axes[0].set(xlabel="step", ylabel="validation perplexity per word (a bound)", yscale="log")
     axes[1].set(xlabel="minutes")
     axes[0].legend()
     for axis in axes:
@@ -125,9 +129,7 @@ def decoding(options: argparse.Namespace) -> None:
     """Write a sample at the times of `TIMES` as lines of text."""
     model = load_checkpoint(options.checkpoint, torch.device("cpu"))
     last = TIMES[-1]
-    sampling = SampleArgs(
-        num_steps=last, temperature=options.temperature, top_k=options.top_k, sampler="ancestral"
-    )  # one forward pass per step, in step with the frames
+    sampling = SampleArgs(num_steps=last, temperature=options.temperature, top_k=options.top_k)
     lines = [(f"t = {last - step}", readable(model, row)) for step, row in frames_of(model, sampling, options.seed)]
     width = max(len(text) for _, text in lines)
     figure = pyplot.figure(figsize=(1.1 + 0.078 * width, 0.35 * len(lines) + 0.2), dpi=130)
@@ -139,14 +141,35 @@ def decoding(options: argparse.Namespace) -> None:
     save(figure, options.output, tight=False)
 
 
+class Recorder(RowClocks):
+    """Sampler of one row that keeps its tokens after every reveal."""
+
+    def __init__(self, *given: object) -> None:
+        """Start with every target masked."""
+        super().__init__(*given)
+        self.history = [(0.0, self.xt[0].clone())]
+        """Step of each reveal, from 1, and the tokens after it, int64 [L]."""
+
+    def propose(self, rows: Tensor, hidden: Tensor, mean: Tensor | None) -> Tensor:
+        """See RowClocks; record the row if a token is revealed."""
+        now = self.moment[rows].amin().item()
+        accepted = super().propose(rows, hidden, mean)
+        if accepted.any():
+            self.history.append((now, self.xt[0].clone()))
+        return accepted
+
+
+@torch.no_grad()
 def frames_of(model: TextModel, sampling: SampleArgs, seed: int) -> list[tuple[int, Tensor]]:
     """Return the number of steps done and x_t, int64 [L], at each time of `TIMES`."""
     args = predict.PredictArgs("-", num_samples=1, seed=seed)
-    seen: list[Tensor] = []
-    (final,) = predict.samples(model, args, sampling, torch.device("cpu"), lambda _, xt: seen.append(xt[0].clone()))
-    special = (final == model.tokenizer.cls_token_id) | (final == model.tokenizer.sep_token_id)
-    rows = [torch.where(special, final, model.tokenizer.mask_token_id), *seen]
-    return [(step, rows[min(step, len(rows) - 1)][~special]) for step in TIMES]  # complete rows take no more steps
+    stream = predict.stream_of(args, 0)
+    batch = predict.stack([predict.blank(model, args, stream)], model.tokenizer.pad_token_id)
+    recorder = Recorder(model.process, model.denoiser, batch, sampling, [stream])
+    recorder.run()
+    targets = batch.target_mask[0]
+    shown = (max((moment, i) for i, (moment, _) in enumerate(recorder.history) if moment <= step) for step in TIMES)
+    return [(step, recorder.history[i][1][targets]) for step, (_, i) in zip(TIMES, shown, strict=True)]
 
 
 def readable(model: TextModel, row: Tensor) -> str:

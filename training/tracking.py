@@ -160,7 +160,7 @@ def draw_curve(log: Path, picture: Path) -> None:
     from matplotlib import pyplot
 
     records = read_log(log)
-    train = [r for r in records if r["kind"] == "train"]
+    train = _without_short_end([r for r in records if r["kind"] == "train"])
     valid = [r for r in records if r["kind"] == "valid"]
     warm = [r for r in train if r.get("warm_start")]
     later = [r for r in train if not r.get("warm_start")]
@@ -168,7 +168,7 @@ def draw_curve(log: Path, picture: Path) -> None:
     for phase, label in ((later, "training loss"), (warm, "" if later else "training loss")):
         axis.plot([r["step"] for r in phase], [_plotted(r) for r in phase], lw=0.8, color="C0", label=label)
     if warm:
-        rates = records[0].get("warm_start_rates", "")
+        rates = str(records[0].get("warm_start_rates", "")).replace(",", " to ")
         axis.axvspan(0, warm[-1]["step"], color="C0", alpha=0.1, lw=0, label=f"warm start: mask rates {rates}")
     axis.plot(
         [r["step"] for r in valid], [_plotted(r) for r in valid], "o-", color="C1", ms=4, label="validation bound"
@@ -188,6 +188,14 @@ def draw_curve(log: Path, picture: Path) -> None:
     figure.savefig(beside, format="png")
     rename(beside, picture)
     pyplot.close(figure)
+
+
+def _without_short_end(train: list[dict]) -> list[dict]:
+    """Leave out a last point that is the mean of far fewer steps than the others, and so only noise."""
+    if len(train) < 3:
+        return train
+    (before, previous, last) = (record["step"] for record in train[-3:])
+    return train[:-1] if 2 * (last - previous) < previous - before else train
 
 
 def _plotted(record: dict) -> float:

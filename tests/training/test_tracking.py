@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from training.tracking import Tracker, cut_log
+from training.tracking import Tracker, _without_short_end, cut_log
 
 UNIGRAM = {"unigram_bits_per_token": 9.0}
 
@@ -137,3 +137,12 @@ def test_a_log_that_cannot_be_rewritten_is_named_in_the_error(tmp_path: Path, mo
     with pytest.raises(OSError, match="log.jsonl"):
         cut_log(tmp_path / "log.jsonl", 1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_last_point_of_few_steps_is_not_plotted() -> None:
+    def points(*steps: int) -> list[dict]:
+        return [{"step": step} for step in steps]
+
+    assert _without_short_end(points(20, 40, 60, 61)) == points(20, 40, 60)
+    assert _without_short_end(points(20, 40, 60, 75)) == points(20, 40, 60, 75)
+    assert _without_short_end(points(1, 2)) == points(1, 2)
