@@ -17,7 +17,7 @@ begin "$@"
 demo() { # scratch or pretrained
     local folder=out/demo network=("${demo_network[@]}")
     if [ "$1" = pretrained ]; then
-        folder=out/demo_pretrained network=("${from_pretrained[@]}")
+        folder=out/demo_pretrained network=("${demo_pretrained[@]}")
     fi
     demo_folder=$folder
     mkdir -p $folder

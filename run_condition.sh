@@ -16,7 +16,7 @@ begin "$@"
 demo() { # scratch or pretrained
     local folder=out/condition_demo data=conditional_data/docstrings minutes threads network=("${demo_network[@]}")
     if [ "$1" = pretrained ]; then
-        folder=out/condition_demo_pretrained network=("${from_pretrained[@]}")
+        folder=out/condition_demo_pretrained network=("${demo_pretrained[@]}")
     fi
     demo_folder=$folder
     mkdir -p $folder

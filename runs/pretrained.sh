@@ -4,9 +4,10 @@
 #
 #   bash runs/pretrained.sh TRAIN.txt VALID.txt [OUT [MINUTES]]      (OUT: out/pretrained, MINUTES: 30)
 #
-# ROWS selects the rows: "small minilm_scratch pretrained" by default; demo is the network of run.sh demo, small that of
-# run.sh FILE. SEEDS=3 trains each row three times. JOBS rows train at once (2), THREADS cores each (1), all in one PRECISION
-# (by default bf16 if the processor has it). Finished rows are not run again. Other work distorts the comparison.
+# ROWS selects the rows: "small minilm_scratch pretrained" by default; demo and demo_pretrained are run.sh demo's, small is
+# run.sh FILE's from scratch. SEEDS=3 trains each row three times. JOBS rows train at once (2), THREADS cores each (1), all
+# in one PRECISION (by default bf16 if the processor has it). Finished rows are not run again. Other work on the machine
+# distorts the comparison.
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/table.sh"
 begin "$@"
@@ -16,6 +17,7 @@ row() { # train, valid, folder, minutes, name-seed
     case $name in
         demo) flags=("${demo_network[@]}" --batch_size 128) ;;
         small) flags=("${small_network[@]}") ;;
+        demo_pretrained) flags=("${demo_pretrained[@]}" --batch_size 128) ;;
         pretrained) flags=("${from_pretrained[@]}") ;;
         minilm_scratch) flags=("${from_pretrained[@]}" --from_scratch true) ;;
     esac
@@ -44,8 +46,8 @@ names=()
 for ((seed = 1; seed <= ${SEEDS:-1}; seed++)); do
     for name in "${rows[@]}"; do
         case $name in
-            demo | small | minilm_scratch | pretrained) names+=("$name-$seed") ;;
-            *) refuse "ROWS: $(quoted "$name") must be one of demo, small, minilm_scratch, pretrained" ;;
+            demo | demo_pretrained | small | minilm_scratch | pretrained) names+=("$name-$seed") ;;
+            *) refuse "ROWS: $(quoted "$name") must be one of demo, demo_pretrained, small, minilm_scratch, pretrained" ;;
         esac
     done
 done

@@ -17,10 +17,13 @@ demo_network=(
 
 # Training from a pretrained BERT without a masked-LM head in minutes; docs/pretrained.md compares the settings.
 from_pretrained=(
-    --model_name_or_path minilm --trim_vocabulary true
+    --model_name_or_path minilm
     --optimizer muon --learning_rate 1e-3 --lr_schedule cosine --warmup_steps 50 --weight_decay 0.1 --dropout 0
     --loss_weighting uniform --warm_start 0.33
 )
+
+# The same for the demos, whose held-out texts have the words of the training texts only.
+demo_pretrained=("${from_pretrained[@]}" --trim_vocabulary true)
 
 stage() { # name, command...: run the command unless it is done, and record its time
     local name=$1 begin=$SECONDS
