@@ -23,13 +23,15 @@ row() { # train, valid, folder, minutes, name-seed
     esac
     [ -e "$folder/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$folder" \
         --cache_dir "$out/cache" --max_length 64 ${flags[@]+"${flags[@]}"} --seed "$seed" --max_steps 1000000 --max_minutes "$minutes" \
-        --eval_steps 1000000 --eval_sequences 64 --eval_estimator trajectory --logging_steps 20 --threads "$THREADS" \
-        --precision "$PRECISION"
+        --eval_minutes "$(twelfth "$minutes")" --eval_sequences 64 --eval_estimator trajectory --logging_steps 20 \
+        --threads "$THREADS" --precision "$PRECISION"
     score_row "$folder" "$valid" --num_steps 128 --estimator trajectory --evaluations 1 --precision "$PRECISION" --threads "$THREADS"
     [ -e "$folder.txt" ] || python predict.py --checkpoint "$folder/checkpoint" --num_samples 20 --num_steps 256 \
         --temperature 0.4 --top_p 0.95 --threads "$THREADS" --output "$folder.txt" >/dev/null
     echo "== $5 is done"
 }
+
+twelfth() { python -c 'import sys; print(round(float(sys.argv[1]) / 12, 3))' "$1"; } # minutes between evaluations
 
 if [ "${1-}" = --row ]; then
     shift
