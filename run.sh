@@ -4,11 +4,11 @@
 #   bash run.sh demo            ten minutes on two cores: embedded corpus, training, likelihood bound, samples
 #   bash run.sh demo pretrained the same from pretrained weights (minilm), which take 83 MB
 #   bash run.sh [FLAGS]         LM1B with bert-base-uncased at the paper's settings (GPU and network); also: run.sh lm1b
-#   bash run.sh PATH [FLAGS]    your own text: a .txt or .jsonl file, or a folder with train.txt and valid.txt
+#   bash run.sh PATH [FLAGS]    your own text: a .txt, .jsonl or .parquet file, or a folder with train.txt and valid.txt
 #
-# Results go to out/demo, out/lm1b or out/NAME, where NAME is that of the folder, or of the file without its format's suffix
-# (.txt, .jsonl, .parquet, .gz, .xz). A second text of the same name needs --output_dir. A folder of yours named demo is
-# ./demo. FLAGS are those of main.py (.venv/bin/python main.py --help) and override the ones set here:
+# Results go to out/demo, out/demo_pretrained, out/lm1b or out/NAME, where NAME is that of the folder, or of the file
+# without its format's suffix (.txt, .jsonl, .parquet, .gz, .xz). A second text of the same name needs --output_dir. A
+# folder of yours named demo is ./demo. FLAGS are those of main.py (.venv/bin/python main.py --help) and override the ones set here:
 #   bash run.sh lm1b --learning_rate 5e-5
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/runs/recipe.sh"
@@ -87,13 +87,8 @@ lm1b() {
         exit 2
     fi
     fit_to_memory "$count" 64
-    # from the paper: T = 2048, n = 128, AdamW, 3e-6 after 10,000 steps of warm-up, 1.9 M steps, dropout 0.1 (the network's);
-    # from the released code: torch's betas, gradients clipped at 5 by value
-    launch "$count" --train_data lm1b --output_dir out/lm1b --model_name_or_path bert-base-uncased --max_length 128 \
-        --num_steps 2048 --schedule mutual --spindle paper --word_freq_lambda 0.3 --time_conditioning none \
-        --optimizer adamw --adam_beta1 0.9 --adam_beta2 0.999 --max_grad_norm 0 --max_grad_value 5 \
-        --learning_rate 3e-6 --lr_schedule constant --warmup_steps 10000 --max_steps 1900000 \
-        --valid_fraction 0.01 --eval_steps 15000 --eval_step_size 16 --logging_steps 1000 "${fitted[@]}" "$@"
+    launch "$count" --train_data lm1b --output_dir out/lm1b "${of_the_paper[@]}" \
+        --eval_steps 15000 --eval_step_size 16 "${fitted[@]}" "$@"
 }
 
 own_text() { # path, folder for its results, flags...
@@ -130,7 +125,7 @@ case ${1-lm1b} in
         name=$(name_of "$text")
         case $name in
             cache | fitlog) refuse "$(quoted "$1"): out/$name holds data of all runs; rename the file or folder" ;;
-            demo | lm1b | condition_*)
+            demo | demo_pretrained | lm1b | condition_*)
                 [ "$(flag_value "$output_flag" "" "$@")" ] || refuse "$(quoted "$1"): out/$name belongs to another recipe; give --output_dir"
                 ;;
             /) refuse "/: give a folder of texts" ;;

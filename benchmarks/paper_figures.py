@@ -60,7 +60,7 @@ def schedule(options: argparse.Namespace) -> None:
 
 
 def of_tokens(axis: Axes, found: SpindleSchedule, ids: Tensor, words: list[str]) -> None:
-    """Draw the curves of one schedule, each labelled where it is furthest from the mean."""
+    """Draw the curves of one schedule, with the tokens in a column at the right."""
     everywhere = torch.ones_like(ids, dtype=torch.bool)
     h = found.informativeness(ids, everywhere)[0]
     t = torch.arange(found.num_steps + 1)

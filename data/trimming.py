@@ -1,9 +1,9 @@
 """Trim a WordPiece vocabulary to the pieces of a text, so that the vocabulary head of a pretrained network is smaller.
 
-A vocabulary of 30,522 pieces takes half of a small network's time, and a small text has few of them. All single
+Logits over 30,522 pieces take much of a small network's time, and a small text has few of them. All single
 characters are kept, so where the vocabulary has every character, as BERT's, a word that needs a dropped piece is cut
-into smaller ones and does not become [UNK]. The text itself is cut as before: WordPiece takes the longest piece that it
-knows at each position, and none of these is dropped.
+into smaller ones and does not become [UNK]. The text itself is tokenised as before: WordPiece takes the longest piece
+that it knows at each position, and none of these is dropped.
 """
 
 import hashlib
@@ -38,7 +38,9 @@ def trim_tokenizer(
     keep: Keep | None = None,
     detokenizer: str = "none",
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer with the entries of a source only, of both sides of pairs; from the cache if it is there.
+    """Return a tokenizer with only the entries that occur in a source, of pairs on either side.
+
+    It is read from the cache if it is there.
 
     Args:
         tokenizer: the whole tokenizer.
@@ -67,7 +69,7 @@ def kept_ids(trimmed: PreTrainedTokenizerBase, tokenizer: PreTrainedTokenizerBas
     """Return the id that each entry of the trimmed tokenizer has in the whole one, in order.
 
     Raises:
-        UserError: if it lacks one.
+        UserError: if an entry is not in the whole tokenizer.
     """
     whole = tokenizer.get_vocab()
     if other := trimmed.get_vocab().keys() - whole.keys():

@@ -72,6 +72,8 @@ class NetworkDenoiser(nn.Module):
     def start_at_unigram(self, information: Tensor) -> None:
         """Set the output bias of a new vocabulary head to log p(w), so that training starts at the unigram model.
 
+        The head of a network with random weights is new, too.
+
         Args:
             information: -log p(w) in nats, [V].
         """

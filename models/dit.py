@@ -293,6 +293,9 @@ class DitDenoiser(NetworkDenoiser):
             )
         super().__init__(network, time_conditioning)
 
+    def start_at_unigram(self, information: Tensor) -> None:
+        """Leave the head at zero, as in MDLM."""
+
     @property
     def max_length(self) -> int:
         """Longest sentence in tokens, special tokens included."""

@@ -288,6 +288,7 @@ def fresh_network(
         config.update(args.replaced(config))
         network = make_network(kind, config)
         network.config.initialized_from = "random"
+        network.new_tensors = [name for name, _ in network.named_parameters()]
         return network
     except UserError:
         raise

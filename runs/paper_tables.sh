@@ -2,13 +2,19 @@
 # Tables 2 and 3 of the DiffusionBERT paper: from scratch and from pretrained weights, without spindle and with it, with each
 # time input, all with the same network, text, recipe and number of steps.
 #
-#   bash runs/paper_tables.sh TRAIN VALID TEST [OUT]     on a CPU: minilm, 2,000 steps (OUT: out/paper_tables)
-#   bash runs/paper_tables.sh --gpu [OUT]                LM1B from the hub, bert-base-uncased, the paper's settings
+#   bash runs/paper_tables.sh TRAIN VALID TEST [OUT]     on a CPU: minilm (OUT: out/paper_tables)
+#   bash runs/paper_tables.sh --gpu [OUT]                LM1B from the hub, bert-base-uncased, the settings of run.sh lm1b
 #   bash runs/paper_tables.sh --gpu TRAIN VALID TEST [OUT]
 #
-# STEPS, SEEDS=3 (trainings per row), SAMPLES=1000 and LENGTH=64 (tokens per sample; without it, lengths of the training
-# text) change the defaults; ROWS selects rows, e.g. "pretrained_none_tad pretrained_paper_tad". Without --gpu two rows train
-# at once, one core each (JOBS=1: one). Finished parts are not run again.
+# A row is named WEIGHTS_SPINDLE_TIME. Time inputs are those of the paper: lte in every layer, pte as a token, tad none
+# (time-agnostic). ROWS selects rows, e.g. ROWS="pretrained_none_tad pretrained_paper_tad". Variables and their defaults:
+#   STEPS    training steps: 2,000; with --gpu 1,900,000
+#   SEEDS    trainings per row: 1; from 2 on the tables have standard errors over trainings
+#   SAMPLES  samples per row: 1,000
+#   LENGTH   tokens per sample: 0, lengths of the training text; with --gpu 64
+#   LIMIT    sentences of TEST to score: 500
+#   JOBS     rows that train at once, one core each: 2; with --gpu 1
+# Finished parts are not run again.
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/table.sh"
 begin "$@"
@@ -38,9 +44,7 @@ train_paper_row() { # train, folder, cache, flags...
     if [ "$GPU" = true ]; then
         count=$(gpus)
         fit_to_memory "$count" 64
-        set -- --model_name_or_path bert-base-uncased --max_length 128 --optimizer adamw --learning_rate 3e-6 \
-            --adam_beta2 0.999 --lr_schedule constant --warmup_steps 10000 --eval_steps 50000 --logging_steps 1000 \
-            "${fitted[@]}" "$@"
+        set -- "${of_the_paper[@]}" --eval_steps 50000 "${fitted[@]}" "$@"
     else
         set -- "${from_pretrained[@]}" --max_length 64 --eval_steps 500 --eval_sequences 64 --logging_steps 20 \
             --precision "$PRECISION" --threads "$THREADS" "$@"
@@ -76,8 +80,9 @@ fi
 out=$(absolute "${1:-$root/out/paper_tables}")
 steps=2000 all="scratch_none_lte scratch_none_tad scratch_paper_lte pretrained_none_lte pretrained_none_pte"
 all+=" pretrained_none_tad pretrained_paper_tad pretrained_released_tad"
-[ "$GPU" = false ] || steps=1900000
-export STEPS=${STEPS:-$steps} SAMPLES=${SAMPLES:-1000} LENGTH=${LENGTH:-0} LIMIT=${LIMIT:-500} THREADS=1
+length=0
+[ "$GPU" = false ] || steps=1900000 length=64
+export STEPS=${STEPS:-$steps} SAMPLES=${SAMPLES:-1000} LENGTH=${LENGTH:-$length} LIMIT=${LIMIT:-500} THREADS=1
 for name in STEPS SAMPLES SEEDS JOBS; do whole_number $name "$(eval "echo \${$name:-2}")"; done
 case $LENGTH$LIMIT in *[!0-9]*) refuse "LENGTH=$(quoted "$LENGTH") and LIMIT=$(quoted "$LIMIT") must be whole numbers" ;; esac
 [ "$GPU" = false ] || { JOBS=1 THREADS=0; }

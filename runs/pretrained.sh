@@ -4,9 +4,14 @@
 #
 #   bash runs/pretrained.sh TRAIN.txt VALID.txt [OUT [MINUTES]]      (OUT: out/pretrained, MINUTES: 30)
 #
-# ROWS selects the rows: "small minilm_scratch pretrained" by default; demo and demo_pretrained are run.sh demo's, small is
-# run.sh FILE's from scratch. SEEDS=3 trains each row three times. JOBS rows train at once (2), THREADS cores each (1), all
-# in one PRECISION (by default bf16 if the processor has it). Finished rows are not run again. Other work on the machine
+# ROWS selects the rows, by default "small minilm_scratch pretrained":
+#   pretrained       run.sh FILE's recipe from minilm
+#   minilm_scratch   the same network and recipe with random weights
+#   small            run.sh FILE's small network from scratch
+#   demo, demo_pretrained   the two networks of run.sh demo
+# All rows have at most 64 tokens per sentence. SEEDS=3 trains each row three times. JOBS rows train at once (2), THREADS
+# cores each (1), all in one PRECISION (by default bf16 if the processor has it). The bound is that of the last checkpoint,
+# on 500 sentences of VALID; samples are from the best. Finished rows are not run again. Other work on the machine
 # distorts the comparison.
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/table.sh"

@@ -25,6 +25,16 @@ from_pretrained=(
 # The same for the demos, whose held-out texts have the words of the training texts only.
 demo_pretrained=("${from_pretrained[@]}" --trim_vocabulary true)
 
+# LM1B at the paper's settings: T = 2048, n = 128, AdamW, 3e-6 after 10,000 steps of warm-up, 1.9 M steps, dropout 0.1 (the
+# network's own). From the released code: torch's betas, gradients clipped at 5 by value.
+of_the_paper=(
+    --model_name_or_path bert-base-uncased --max_length 128
+    --num_steps 2048 --schedule mutual --spindle paper --word_freq_lambda 0.3 --time_conditioning none
+    --optimizer adamw --adam_beta1 0.9 --adam_beta2 0.999 --max_grad_norm 0 --max_grad_value 5
+    --learning_rate 3e-6 --lr_schedule constant --warmup_steps 10000 --max_steps 1900000
+    --valid_fraction 0.01 --logging_steps 1000
+)
+
 stage() { # name, command...: run the command unless it is done, and record its time
     local name=$1 begin=$SECONDS
     shift

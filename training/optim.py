@@ -59,7 +59,7 @@ class OptimArgs:
 
     @property
     def separate_head(self) -> bool:
-        """Whether the vocabulary head has a learning rate or a time of its own."""
+        """Whether the vocabulary head has a learning rate of its own, or is trained alone at first."""
         return bool(self.head_learning_rate or self.head_first)
 
     def factor(self, *, of_head: bool, progress: float) -> float:
@@ -118,7 +118,7 @@ def make_optimizers(
 
     Muon orthogonalises the update of a matrix. Embeddings and the vocabulary head (`tables`) are lookup tables, not
     maps, and use AdamW. match_rms_adamw scales Muon's steps so that both optimizers share one learning rate. If the
-    settings treat the `head` apart, its weights form groups of their own, with "of_head" set.
+    settings treat the `head` separately, its weights form groups of their own, with "of_head" set.
     """
     fused = all(p.device.type in ("cpu", "cuda") for p in model.parameters())
     table = {id(parameter) for module in tables for parameter in module.parameters()}

@@ -41,7 +41,7 @@ class Precision(NamedTuple):
 
 
 def choose_precision(config: TrainConfig, model: TextModel, device: torch.device, earlier: dict) -> Precision:
-    """Return the precision of a run; `auto` on a CPU takes the faster one, measured on the leader.
+    """Return the precision of a run; `auto` on a CPU takes the faster one, measured on rank 0.
 
     Args:
         config: settings of the run.

@@ -67,6 +67,23 @@ def test_a_new_head_starts_at_the_unigram_model(
     assert report["bits_per_token"] < uniform - 1.5
 
 
+def test_a_network_from_scratch_starts_at_the_unigram_model(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
+) -> None:
+    code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 1, "--learning_rate", 1e-9)
+    (report,) = records(folder, "valid")[-1:]
+    assert code == 0 and abs(report["bits_per_token"] - report["unigram_bits_per_token"]) < 0.1
+
+
+def test_mdlms_network_starts_at_a_uniform_guess(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
+    """Its released program sets the head to zero."""
+    sizes = "hidden_dim=64,cond_dim=16,n_blocks=1,n_heads=2,model_length=64"
+    flags = ["--model_name_or_path", "ddit-tiny", "--config_overrides", sizes, "--max_length", 32]
+    code, folder = train(monkeypatch, corpus, tmp_path, *flags, "--max_steps", 1, "--learning_rate", 1e-9)
+    bias = load_checkpoint(str(folder), CPU).denoiser.network.get_output_embeddings().bias
+    assert code == 0 and bias.abs().max() < 1e-8
+
+
 def test_a_head_of_the_file_keeps_its_bias(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, tokenizer: PreTrainedTokenizerBase
 ) -> None:
