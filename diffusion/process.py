@@ -113,6 +113,8 @@ class Process(ABC):
     """Names that --estimator accepts with a finite number of steps."""
     limit_estimator = "masked-count"
     """Estimator that --estimator auto selects in the limit of ever finer steps."""
+    starts_at_unigram = True
+    """Whether a new vocabulary head starts at log p(w)."""
     is_bound = True
     """False if `bound` estimates a figure that is not an upper bound of -log p(x0)."""
     tables: tuple[str, ...] = ("barred", "sampling_support")

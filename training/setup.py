@@ -61,7 +61,6 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
     warn_of_other_vocabulary(config, tokenizer, rows)
     denoiser = prepare_network(config, tokenizer, rows)
     counts = token_counts(config, train_text, tokenizer, denoiser.vocab_size, of_pairs=pairs is not None)
-    denoiser.start_at_unigram(information(counts))
     process = build_process(
         config.process,
         counts,
@@ -71,6 +70,8 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
         text_format=config.text,
         fused_loss=run.fused_loss,
     )
+    if process.starts_at_unigram:
+        denoiser.start_at_unigram(information(counts))
     config.text.check_process(token_dependent=process.token_dependent)
     check_validation(config, process, denoiser)
     histogram = np.bincount(train_text.target_lengths).tolist()

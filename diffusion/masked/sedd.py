@@ -58,6 +58,7 @@ class SeddDiffusion(MaskedProcess):
 
     samplers = ("cached", "ancestral", "confidence")
     limit_samplers = ()
+    starts_at_unigram = False  # as released, where the head starts at zero
 
     def __init__(self, args: SeddArgs, vocabulary: Vocabulary, *, fused_loss: bool = False) -> None:
         """Make the noise schedule that the settings name."""

@@ -8,8 +8,9 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, BertModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+import main
 from checkpoint.folder import load_checkpoint
-from tests.conftest import errors_of
+from tests.conftest import TINY, call, errors_of
 from tests.test_main import CPU, records, train
 from utils import packaged
 
@@ -73,6 +74,18 @@ def test_a_network_from_scratch_starts_at_the_unigram_model(
     code, folder = train(monkeypatch, corpus, tmp_path, "--max_steps", 1, "--learning_rate", 1e-9)
     (report,) = records(folder, "valid")[-1:]
     assert code == 0 and abs(report["bits_per_token"] - report["unigram_bits_per_token"]) < 0.1
+
+
+def test_a_network_of_sedd_keeps_the_start_of_the_release(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
+) -> None:
+    steps = TINY.index("--num_steps")  # SEDD has none
+    base = [*TINY[:steps], *TINY[steps + 2 :], "--process", "sedd", "--max_steps", 1, "--learning_rate", 1e-9]
+    folder = tmp_path / "run"
+    base += ["--train_data", corpus, "--cache_dir", tmp_path / "cache", "--output_dir", folder]
+    code = call(main.main, monkeypatch, *base)
+    bias = load_checkpoint(str(folder), CPU).denoiser.network.get_output_embeddings().bias
+    assert code == 0 and bias.abs().max() < 1e-8
 
 
 def test_mdlms_network_starts_at_a_uniform_guess(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path) -> None:
