@@ -1,4 +1,5 @@
-# Sourced by family.sh, equal_time.sh, pretrained.sh and paper_tables.sh: equal training and scoring of the rows of a table, on CPU cores.
+# Sourced by family.sh, equal_time.sh, pretrained.sh and paper_tables.sh: equal training and scoring of the rows of a table,
+# on CPU cores.
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/recipe.sh"
 
 token_network=(--model_name_or_path modernbert-small
