@@ -65,10 +65,10 @@ def test_the_share_of_filled_slots_is_computed_over_all_sentences() -> None:
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")
 def test_the_memory_of_a_step_includes_what_it_allocates(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     kept = []
-    monkeypatch.setitem(variants.TERMS, "large", lambda shape: lambda: kept.append(torch.ones(2**28)))  # 1 GiB a step
+    monkeypatch.setitem(variants.TERMS, "large", lambda shape: lambda: kept.append(torch.ones(2**26)))  # 256 MiB a step
     Path("/proc/self/clear_refs").write_text("5")  # reset the peak, which other tests have raised
     speed.memory_of("TERMS.large", SHAPE)
-    assert float(capsys.readouterr().out) > 1500  # less memory that other tests freed and the process kept
+    assert 400 < float(capsys.readouterr().out) < 700  # two steps; other tests free memory meanwhile
 
 
 def test_throughput_counts_the_flops_of_a_step() -> None:
