@@ -255,7 +255,8 @@ def print_tables(options: argparse.Namespace) -> None:
     if (options.out / "steps.json").exists():
         written["table_3"] = json.loads((options.out / "steps.json").read_text())
         print("\n" + table_3(written["table_3"]) + "\n\n" + NOTE_3)
-    print("\n" + claims(found) + "\n\n" + NOTE_CLAIMS)
+    if any(better in found and worse in found for _, better, worse in CLAIMS):
+        print("\n" + claims(found) + "\n\n" + NOTE_CLAIMS)
     write(options.out / "tables.json", written)
 
 

@@ -29,8 +29,8 @@ torch.set_num_threads(1)
 # ---- slow tests, which tests/run.sh fast leaves out ------------------------------------------------------------------
 
 MOST_SECONDS = 15
-"""Processor time above which a test must be marked slow. On an idle machine, mark tests above about one second: processor
-time differs several times between machines, so that a test near the limit would fail on some of them."""
+"""Processor time above which a test must be marked slow. On an idle machine, mark tests above about one second:
+processor time differs several times between machines, so a test near the limit would fail on some of them."""
 
 
 @pytest.fixture(scope="session")
