@@ -29,7 +29,7 @@ demo() { # scratch or pretrained
     threads=$(python -c "import os; print(min(4, os.cpu_count()))") # more threads slow down a network this small
     [ -e $folder/minutes ] || python -c "print(round(min(6.5, max(3.0, (500 - $SECONDS) / 60)), 2))" >$folder/minutes
     minutes=$(cat $folder/minutes) # kept for a demo that resumes
-    stage train python main.py --train_data $folder/corpus --output_dir $folder --max_length 64 --batch_size 128 \
+    stage train launch 0 --train_data $folder/corpus --output_dir $folder --max_length 64 --batch_size 128 \
         "${network[@]}" --max_steps 100000 --max_minutes "$minutes" --threads "$threads" \
         --eval_minutes 1 --eval_sequences 64 --eval_estimator trajectory --logging_steps 20
     stage score score_demo $folder

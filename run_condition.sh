@@ -27,7 +27,7 @@ demo() { # scratch or pretrained
     # longer training overfits; kept for a demo that resumes
     [ -e $folder/minutes ] || python -c "print(round(min(4.0, max(3.0, (420 - $SECONDS) / 60)), 2))" >$folder/minutes
     minutes=$(cat $folder/minutes)
-    stage train python main.py --train_data $data --output_dir $folder \
+    stage train launch 0 --train_data $data --output_dir $folder \
         "${network[@]}" --max_length 64 --batch_size 128 \
         --max_steps 100000 --max_minutes "$minutes" --eval_steps 1000 --eval_sequences 256 --logging_steps 200 --threads "$threads"
     stage predict predict_demo $folder predictions --show 8
@@ -124,7 +124,7 @@ task() { # folder with pairs, folder for the results, flags...: train (unless do
         launch "$count" --train_data "$data" --output_dir "$folder" --model_name_or_path bert-base-uncased \
             --max_length 128 --num_steps 2000 --learning_rate 5e-5 --num_train_epochs 50 "${fitted[@]}" "$@"
     fi
-    realpath -- "$data" >"$folder/trained_on" # after the training, which may have been interrupted
+    realpath -- "$data" >"$folder/trained_on"
     echo "== predict"
     python predict_downstream_condition.py --checkpoint "$folder/checkpoint" --data "$data" --mbr_size 10 --top_k 15 \
         --step_size 10 --precision auto --output "$folder/predictions.jsonl"

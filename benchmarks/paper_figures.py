@@ -101,11 +101,11 @@ def diversity(options: argparse.Namespace) -> None:
     """Plot BLEU-4 against a corpus over self-BLEU, one point for each temperature."""
     figure, axis = pyplot.subplots(figsize=(6.5, 4.5), dpi=110)
     for checkpoint in options.checkpoints:
-        model = load_checkpoint(checkpoint, torch.device("cpu"), precision="auto")
+        model = text_model(checkpoint, precision="auto")
         texts = respell(model.tokenizer, read_sentences(scored_source(options.references)))
         corpus = text_metrics.ReferenceCorpus(text.split() for text in texts)
         points = [quality(model, corpus, options.samples, each) for each in tqdm(TEMPERATURES, disable=None)]
-        axis.plot(*zip(*points, strict=True), "o-", ms=4, label=Path(checkpoint).parent.name)
+        axis.plot(*zip(*points, strict=True), "o-", ms=4, label=label_of(checkpoint))
         for each, point in zip(TEMPERATURES, points, strict=True):
             axis.annotate(f"{each:g}", point, fontsize=7, xytext=(3, 4), textcoords="offset points")
             print(f"{checkpoint} temperature {each:g}: self-BLEU {point[0]:.3f}, BLEU-4 {point[1]:.3f}")
@@ -115,21 +115,40 @@ def diversity(options: argparse.Namespace) -> None:
     save(figure, options.output)
 
 
+def text_model(checkpoint: str, precision: str = "fp32") -> TextModel:
+    """Load a model of texts on the CPU.
+
+    Raises:
+        UserError: if it was trained on pairs.
+    """
+    model = load_checkpoint(checkpoint, torch.device("cpu"), precision=precision)
+    if model.pairs:
+        raise UserError(f"checkpoint {checkpoint} was trained on pairs; give one trained on text")
+    return model
+
+
+def label_of(checkpoint: str) -> str:
+    """Return the name of a run's folder, given it or a checkpoint in it."""
+    path = Path(checkpoint)
+    return path.resolve().parent.name if path.name in ("checkpoint", "checkpoint-last") else path.resolve().name
+
+
 def quality(
     model: TextModel, corpus: text_metrics.ReferenceCorpus, count: int, temperature: float
 ) -> tuple[float, float]:
     """Return self-BLEU and BLEU-4 of `count` samples."""
     args = predict.PredictArgs("-", num_samples=count, batch_size=250)
-    rows = predict.samples(model, args, SampleArgs(num_steps=128, temperature=temperature), torch.device("cpu"))
+    rows = predict.samples(model, args, SampleArgs(temperature=temperature), torch.device("cpu"))
     texts = [predict.decode(model, row).split() for row in rows]
     return float(np.mean(text_metrics.self_bleu(texts))), float(np.mean([corpus.bleu(text) for text in texts]))
 
 
 def decoding(options: argparse.Namespace) -> None:
     """Write a sample at the times of `TIMES` as lines of text."""
-    model = load_checkpoint(options.checkpoint, torch.device("cpu"))
+    model = text_model(options.checkpoint)
     last = TIMES[-1]
-    sampling = SampleArgs(num_steps=last, temperature=options.temperature, top_k=options.top_k)
+    sampling = SampleArgs(num_steps=last, sampler="row-clocks", temperature=options.temperature, top_k=options.top_k)
+    model.process.check_sampling(sampling)
     lines = [(f"t = {last - step}", readable(model, row)) for step, row in frames_of(model, sampling, options.seed)]
     width = max(len(text) for _, text in lines)
     figure = pyplot.figure(figsize=(1.1 + 0.078 * width, 0.35 * len(lines) + 0.2), dpi=130)

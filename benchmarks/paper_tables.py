@@ -23,6 +23,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from scipy.stats import t as student_t
+
 import compute_elbo
 import predict
 from benchmarks.variants import Counted
@@ -33,7 +35,7 @@ from evaluation.likelihood import Scoring, pick, score_text
 from utils import hub
 from utils.device import pick_device, set_up_cpu
 from utils.errors import UserError
-from utils.figures import number
+from utils.figures import number, spread, standard_error
 from utils.files import written_whole
 
 
@@ -71,6 +73,9 @@ STEPS = {
 }
 """Table 3: perplexity and seconds by number of steps."""
 
+PAPER_STEPS = 128
+"""Reverse steps of the samples of Table 2."""
+
 CLAIMS = (
     ("pretrained weights help, time-agnostic", "pretrained_none_tad", "scratch_none_tad"),
     ("pretrained weights harm, layerwise time", "scratch_none_lte", "pretrained_none_lte"),
@@ -82,9 +87,13 @@ CLAIMS = (
     ),
     ("from scratch, layerwise is better than time-agnostic", "scratch_none_lte", "scratch_none_tad"),
     ("the spindle helps, pretrained and time-agnostic", "pretrained_paper_tad", "pretrained_none_tad"),
+    ("the same with the released code's spindle", "pretrained_released_tad", "pretrained_none_tad"),
     ("the spindle helps, from scratch and layerwise", "scratch_paper_lte", "scratch_none_lte"),
 )
-"""Findings of the paper's Table 2: words, the row that has the lower perplexity there, and the other one."""
+"""Findings of the paper's Table 2: words, the row that has the lower perplexity there, and the other one.
+
+The released code's spindle has another informativeness than Eq. 12 of the paper.
+"""
 
 
 NOTE_2 = "± is the standard error over trainings. Seconds are those of drawing the samples on this machine."
@@ -92,7 +101,11 @@ NOTE_3 = (
     "± is the error of the draws of x_t. Seconds are of a batch of samples on this machine; the paper's are on its GPU "
     "and cannot be compared."
 )
-NOTE_CLAIMS = "± is the standard error of the differences between trainings of the same seed."
+NOTE_CLAIMS = (
+    "± is the standard error of the differences between trainings of the same seed. All are scored on the same "
+    "sentences, whose choice is not part of it. A difference that Student's t (95 %) does not separate from 0 is not "
+    "distinguishable."
+)
 
 
 # ---- measurement -----------------------------------------------------------------------------------------------------
@@ -111,9 +124,9 @@ def draw(model: TextModel, num_samples: int, sampling: SampleArgs, length: int) 
 
 
 def samples(options: argparse.Namespace) -> None:
-    """Write samples as in the paper (128 steps, top-k 30), and OUTPUT.json with their cost."""
+    """Write samples as in the paper (PAPER_STEPS, top-k 30), and OUTPUT.json with their cost."""
     model = load(options)
-    texts, figures = draw(model, options.num_samples, SampleArgs(num_steps=128, top_k=30), options.length)
+    texts, figures = draw(model, options.num_samples, SampleArgs(num_steps=PAPER_STEPS, top_k=30), options.length)
     with written_whole(options.output) as file:
         file.writelines(text + "\n" for text in texts)
     write(options.output.with_suffix(".json"), figures)
@@ -136,8 +149,8 @@ def steps(options: argparse.Namespace) -> None:
 
 
 def load(options: argparse.Namespace) -> TextModel:
-    """Load the checkpoint on this machine's device, in bf16 if the hardware has it."""
-    return load_checkpoint(options.checkpoint, pick_device(), precision="auto")
+    """Load the checkpoint on this machine's device."""
+    return load_checkpoint(options.checkpoint, pick_device(), precision=options.precision)
 
 
 def write(path: Path, found: dict) -> None:
@@ -161,17 +174,6 @@ def collected(out: Path, wanted: Sequence[str] = ()) -> dict[str, list[dict]]:
                 read = {part: json.loads(path.read_text()) for part, path in parts.items()}
                 found.setdefault(name, []).append({"seed": stem.rsplit("-", 1)[1], **read})
     return found
-
-
-def spread(values: list[float], digits: int) -> str:
-    """Format a mean, with its standard error over trainings if there are several."""
-    mean = number(statistics.mean(values), digits)
-    return mean if len(values) < 2 else f"{mean} ± {number(standard_error(values), digits)}"
-
-
-def standard_error(values: list[float]) -> float:
-    """Return the standard error of the mean."""
-    return statistics.stdev(values) / math.sqrt(len(values))
 
 
 def table_2(found: dict[str, list[dict]]) -> str:
@@ -217,7 +219,7 @@ def claims(found: dict[str, list[dict]]) -> str:
     for words, better, worse in CLAIMS:
         if better in found and worse in found:
             cells = [verdict(found[better], found[worse], part) for part in ("exact", "released")]
-            paper = f"{ROWS[better].ppl:g} < {ROWS[worse].ppl:g}"
+            paper = f"{ROWS[better].ppl:g} < {ROWS[worse].ppl:g}" if ROWS[better].ppl else ""
             lines.append(f"| {words} | {cells[0]} | {cells[1]} | {paper} |")
     return "\n".join(lines)
 
@@ -226,7 +228,7 @@ def verdict(better: list[dict], worse: list[dict], part: str) -> str:
     """Return whether the first row has fewer nats, and the difference in standard errors.
 
     Trainings with the same seed share data order and noise, so the error is that of their differences if there are
-    several seeds.
+    several seeds. A difference within Student's 95 % interval around 0 is not distinguishable.
     """
     seeds = {training["seed"]: training[part]["nats_per_sequence"] for training in worse}
     differences = [
@@ -237,12 +239,14 @@ def verdict(better: list[dict], worse: list[dict], part: str) -> str:
     if not differences:
         return "no common seed"
     mean = statistics.mean(differences)
-    held = "yes" if mean > 0 else "no"
-    if len(differences) < 2:
+    held, count = "yes" if mean > 0 else "no", len(differences)
+    if count < 2:
         return f"{held}, by {number(mean, 2)} nats (one training each)"
     error = standard_error(differences)
+    if abs(mean) < student_t.ppf(0.975, count - 1) * error:
+        held = "not distinguishable"
     errors = f"{number(abs(mean) / error, 1)} standard errors" if error > 1e-6 else "no difference between seeds"
-    return f"{held}, by {number(mean, 2)} ± {number(error, 2)} nats ({errors})"
+    return f"{held}, by {number(mean, 2)} ± {number(error, 2)} nats ({errors}, {count} trainings each)"
 
 
 def print_tables(options: argparse.Namespace) -> None:
@@ -271,6 +275,9 @@ def main() -> None:
         command.add_argument("--output", type=Path, required=True, help="file to write")
         command.add_argument("--num_samples", type=int, default=1000, help="number of samples")
         command.add_argument("--length", type=int, default=0, help="tokens per sample; 0: drawn from training lengths")
+        command.add_argument(
+            "--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"], help="precision of the network"
+        )
         command.add_argument("--threads", type=int, default=0, help="CPU threads; 0: torch's default")
         if part is steps:
             command.add_argument("--data", required=True, help="text to score")

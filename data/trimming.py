@@ -1,9 +1,10 @@
 """Trim a WordPiece vocabulary to the pieces of a text, so that the vocabulary head of a pretrained network is smaller.
 
-Logits over 30,522 pieces take much of a small network's time, and a small text has few of them. All single
-characters are kept, so where the vocabulary has every character, as BERT's, a word that needs a dropped piece is cut
-into smaller ones and does not become [UNK]. The text itself is tokenised as before: WordPiece takes the longest piece
-that it knows at each position, and none of these is dropped.
+Logits over 30,522 pieces take much of a small network's time, and a small text has few of them. WordPiece takes the
+longest piece that it knows at each position, and none that occurs in the text is dropped, so the known words of the
+text are tokenised as before. All single characters are kept. Where the vocabulary has each of them both at the
+beginning and inside of words, as BERT's has, [UNK] stays [UNK], and a word of another text that needs a dropped piece
+is cut into smaller ones instead of becoming [UNK]. In another vocabulary, smaller pieces may replace an [UNK].
 """
 
 import hashlib

@@ -79,6 +79,13 @@ class Autoregressive(Process):
         follows = F.pad((batch.target_mask & ~ends)[:, :-1], (1, 0))  # only the first: [PAD] may have the same id
         return batch.target_mask | (follows & ends & batch.attention_mask)
 
+    def predicted_counts(self, token_counts: Tensor, num_texts: int) -> Tensor:
+        """See Process; the ends of the texts are predicted, too."""
+        counts = token_counts.clone()
+        if self.end_id is not None:
+            counts[self.end_id] += num_texts
+        return counts
+
     def cross_entropy(self, denoiser: Denoiser, batch: Batch) -> Tensor:
         """Return -log p(x_i | x_1 .. x_{i-1}) of scored tokens, float64 [B, L], 0 elsewhere; the sum is -log p(x)."""
         scored, following = self.scored(batch)[:, 1:], batch.input_ids[:, 1:]

@@ -111,6 +111,8 @@ class Process(ABC):
     """Names that --sampler accepts besides auto; auto selects the first."""
     estimators: tuple[str, ...] = ()
     """Names that --estimator accepts with a finite number of steps."""
+    limit_estimators: tuple[str, ...] = ()
+    """Names that --estimator accepts in the limit of ever finer steps, num_steps=inf."""
     limit_estimator = "masked-count"
     """Estimator that --estimator auto selects in the limit of ever finer steps."""
     starts_at_unigram = True
@@ -132,6 +134,10 @@ class Process(ABC):
         self.barred = torch.tensor([vocabulary.mask_id, *vocabulary.excluded_ids])
         self.sampling_support = self.support.clone()
         self.sampling_support[list(vocabulary.unsampled_ids)] = -math.inf
+
+    def predicted_counts(self, token_counts: Tensor, num_texts: int) -> Tensor:
+        """Return how often the process predicts each token in the training text, [V]; by default `token_counts`."""
+        return token_counts
 
     @property
     def token_dependent(self) -> bool:

@@ -12,7 +12,7 @@ begin "$@"
 row() { # train, valid, tokenizer, flags..., spindle
     local train=$1 valid=$2 tokenizer=$3 out=out/lm1b-small spindle=${!#} posterior
     set -- "${@:4:$#-4}"
-    [ -e "$out/$spindle/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" \
+    launch 0 --train_data "$train" --valid_data "$valid" \
         --tokenizer "$tokenizer" --model_name_or_path modernbert-small --from_scratch true \
         --max_length 128 --batch_size 64 --max_steps 5000 --eval_steps 1000 --threads 1 --output_dir "$out/$spindle" \
         --optimizer muon --learning_rate 3e-3 --weight_decay 0.1 --loss_weighting uniform --warm_start 0.33 \

@@ -25,14 +25,14 @@ row() { # train, valid, test, folder, name-seed
     case $name in scratch_*) flags+=(--from_scratch true) ;; esac
     flags+=(--spindle "$(cut -d _ -f 2 <<<"$name")" --seed "$seed" --max_steps "$STEPS")
     [ -z "$valid" ] || held_out=(--valid_data "$valid")
-    [ -e "$folder/curve.png" ] || train_paper_row "$train" "$folder" "$out/cache" ${held_out[@]+"${held_out[@]}"} ${flags[@]+"${flags[@]}"}
+    train_paper_row "$train" "$folder" "$out/cache" ${held_out[@]+"${held_out[@]}"} ${flags[@]+"${flags[@]}"}
     for posterior in exact released; do
         part "$folder.$posterior.json" python compute_elbo.py --checkpoint "$folder/checkpoint-last" --data "$test" --json true \
             --cache_dir "$out/cache" --num_steps 128 --posterior "$posterior" --limit "$LIMIT" --estimator stratified \
             --precision "$PRECISION" --threads "$THREADS"
     done
     [ -e "$folder.samples.json" ] || python benchmarks/paper_tables.py samples --checkpoint "$folder/checkpoint-last" \
-        --num_samples "$SAMPLES" --length "$LENGTH" --output "$folder.samples.txt" --threads "$THREADS"
+        --num_samples "$SAMPLES" --length "$LENGTH" --output "$folder.samples.txt" --precision "$PRECISION" --threads "$THREADS"
     part "$folder.metrics.json" python compute_metric.py --predictions "$folder.samples.txt" --references "$test" \
         --tokenizer "$folder/checkpoint-last" --json true --threads "$THREADS"
     echo "== $5 is done"
@@ -84,6 +84,7 @@ length=0
 [ "$GPU" = false ] || steps=1900000 length=64
 export STEPS=${STEPS:-$steps} SAMPLES=${SAMPLES:-1000} LENGTH=${LENGTH:-$length} LIMIT=${LIMIT:-500} THREADS=1
 for name in STEPS SAMPLES SEEDS JOBS; do whole_number $name "$(eval "echo \${$name:-2}")"; done
+[ "$SAMPLES" -ge 2 ] || refuse "SAMPLES=1: self-BLEU needs 2 samples or more"
 case $LENGTH$LIMIT in *[!0-9]*) refuse "LENGTH=$(quoted "$LENGTH") and LIMIT=$(quoted "$LIMIT") must be whole numbers" ;; esac
 [ "$GPU" = false ] || { JOBS=1 THREADS=0; }
 read -r -a rows <<<"${ROWS:-$all}"
@@ -96,7 +97,8 @@ done
 prepare_table
 [ "$GPU" = true ] && PRECISION=auto || PRECISION=$(same_precision)
 export PRECISION
-require_settings "$out" "train=$train" "valid=$valid" "test=$test" "steps=$STEPS" "samples=$SAMPLES" "length=$LENGTH" \
+require_settings "$out" "train=$train $(digest "$train")" "valid=$valid $(digest "$valid")" \
+    "test=$test $(digest "$test")" "steps=$STEPS" "samples=$SAMPLES" "length=$LENGTH" \
     "limit=$LIMIT" "gpu=$GPU" "precision=$PRECISION"
 if [ "$GPU" = false ]; then
     ensure_pretrained
@@ -104,9 +106,9 @@ else
     unset OMP_NUM_THREADS
 fi
 printf '%s\0' ${names[@]+"${names[@]}"} | side_by_side runs/paper_tables.sh "$train" "$valid" "$test" "$out"
-best=$out/pretrained_paper_tad-1/checkpoint-last
-if [ -e "$best" ] && [ ! -e "$out/steps.json" ]; then
-    python benchmarks/paper_tables.py steps --checkpoint "$best" --data "$test" --limit "$LIMIT" --num_samples 64 \
-        --length "$LENGTH" --output "$out/steps.json" --cache_dir "$out/cache"
+best=$out/pretrained_paper_tad-1
+if [ -e "$best/curve.png" ] && [ ! -e "$out/steps.json" ]; then
+    python benchmarks/paper_tables.py steps --checkpoint "$best/checkpoint-last" --data "$test" --limit "$LIMIT" --num_samples 64 \
+        --length "$LENGTH" --output "$out/steps.json" --cache_dir "$out/cache" --precision "$PRECISION"
 fi
 python benchmarks/paper_tables.py print "$out" --rows ${names[@]+"${names[@]}"}

@@ -31,7 +31,7 @@ else
         --batch_size 128 --max_minutes 50 --word_freq_lambda 0 --precision auto)
     predict=(--num_steps 32 --batch_size 128 --precision auto)
 fi
-python main.py --train_data "$folder" --tokenizer "$vocabulary" --output_dir "$output" --prompt '"{src}" is equal to "{trg}' \
+launch 0 --train_data "$folder" --tokenizer "$vocabulary" --output_dir "$output" --prompt '"{src}" is equal to "{trg}' \
     "${from_scratch[@]}" --max_length 128 --max_steps 1000000 --eval_steps 500 --eval_step_size 64 --eval_sequences 512 \
     --logging_steps 100 "${train[@]}" "$@"
 python predict_downstream_condition.py --checkpoint "$output/checkpoint" --data "$valid" --mbr_size 10 \

@@ -44,22 +44,24 @@ stage() { # name, command...: run the command unless it is done, and record its 
     fi
     echo "== $name"
     "$@"
-    if [ "$name" = train ] && [ ! -e "$demo_folder/curve.png" ]; then # interrupted: a finished run has a curve
-        exit 130
-    fi
     mkdir -p "$demo_folder"
     echo $((SECONDS - begin)) >"$demo_folder/seconds.$name"
 }
 
 gpus() { python -c 'import torch; print(torch.cuda.device_count())'; }
 
-launch() { # number of GPUs, flags...: run main.py, one process per GPU
-    local count=$1
+launch() { # number of GPUs, flags...: run main.py, one process per GPU; leave the script if the training is interrupted
+    local count=$1 folder
     shift
+    folder=$(flag_value "$output_flag" '' "$@")
     if [ "$count" -gt 1 ]; then
         torchrun --standalone --nproc_per_node "$count" --max_restarts 3 main.py "$@" # a restart resumes
     else
         python main.py "$@"
+    fi
+    if [ ! -e "$folder/curve.png" ]; then # main.py exits with 0 when it is interrupted, too
+        echo "error: $folder: the training is not finished, or curve.png could not be drawn; repeat the command" >&2
+        exit 130
     fi
 }
 
@@ -95,10 +97,10 @@ may_start_from_minilm() { # data, output folder, flags...: whether to start from
     fit=$(python -m data.vocabulary_fit --tokenizer minilm --data "$1") || status=$?
     case $status in
         0) echo "starting from minilm, whose English vocabulary fits the text: $fit" ;;
-        1) echo "training from scratch, since the English vocabulary of minilm does not fit the text: $fit" ;;
+        3) echo "training from scratch, since the English vocabulary of minilm does not fit the text: $fit" ;;
         *) exit "$status" ;; # the error is printed: the text, or the package
     esac
-    return "$status"
+    [ "$status" -eq 0 ]
 }
 
 fit_to_memory() { # number of GPUs, sentences per step -> array `fitted`: flags of main.py; without a GPU, one batch
@@ -128,10 +130,10 @@ flag_value() { # names of a flag, default, arguments...: print the value that th
     shift 2
     for word in "$@"; do
         case $word in
-            -*=*) case $names in *" ${word%%=*} "*) value=${word#*=} ;; esac ;;
+            -*=*) case $names in *" $(spelt "${word%%=*}") "*) value=${word#*=} ;; esac ;;
         esac
         case $names in *" ${previous:--} "*) value=$word ;; esac
-        previous=$word
+        previous=$(spelt "$word")
     done
     printf '%s\n' "$value"
 }

@@ -114,13 +114,19 @@ located_value() { # flag, value: print the value as the repository's folder need
     esac
 }
 
+spelt() { # a flag: print it with underscores, as the recipes compare it; main.py takes --output-dir as well
+    local name=$1
+    case $name in --*) name=${name#--} name=--${name//-/_} ;; esac
+    printf '%s\n' "$name"
+}
+
 resolve_paths() { # arguments -> array `arguments`: --flag PATH and --flag=PATH as the repository's folder needs them
     local word value flag=
     arguments=()
     for word in "$@"; do
         case $word in
             -*=*)
-                flag=${word%%=*}
+                flag=$(spelt "${word%%=*}")
                 value=$(located_value "$flag" "${word#*=}")
                 word=$flag=$value flag=
                 ;;
@@ -128,7 +134,7 @@ resolve_paths() { # arguments -> array `arguments`: --flag PATH and --flag=PATH 
                 if [ -n "$(path_kind "$flag" "$word")" ] && [ -e "${caller%/}/$word" ]; then
                     word=$(located "$word") flag=
                 else
-                    flag=$word
+                    word=$(spelt "$word") flag=$word
                 fi
                 ;;
             *)

@@ -5,10 +5,10 @@
 token_network=(--model_name_or_path modernbert-small
     --config_overrides hidden_size=192,intermediate_size=384,num_attention_heads=3)
 
-train_row() { # train, valid, folder, flags...: train on one core, unless it is done
+train_row() { # train, valid, folder, flags...: train on one core; main.py returns at once if this is done
     local train=$1 valid=$2 folder=$3
     shift 3
-    [ -e "$folder/curve.png" ] || python main.py --train_data "$train" --valid_data "$valid" --output_dir "$folder" \
+    launch 0 --train_data "$train" --valid_data "$valid" --output_dir "$folder" \
         --cache_dir "$(dirname -- "$folder")/cache" --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 64 \
         --from_scratch true --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 \
         --weight_decay 0.1 --eval_sequences 64 --threads 1 --precision fp32 "$@"
@@ -45,6 +45,10 @@ parse_table() { # default folder, name and default of the length, arguments... -
     must_exist "$2" "file or folder"
     train=$(located "$1") valid=$(located "$2") out=$(absolute "${3:-$root/$default}") length=${4:-$length}
     whole_number JOBS "${JOBS:-2}"
+}
+
+digest() { # text: print a sum of its files, so that another text under the same name is noticed; nothing for a hub name
+    [ ! -e "$1" ] || find -L "$1" -type f ! -name '.*' -print0 | sort -z | xargs -0 cat -- | cksum | tr ' ' -
 }
 
 require_settings() { # output folder, settings...: refuse rows of other settings in the same folder

@@ -71,7 +71,8 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
         fused_loss=run.fused_loss,
     )
     if process.starts_at_unigram:
-        denoiser.start_at_unigram(information(counts))
+        predicted = process.predicted_counts(counts, len(train_text.target_lengths))
+        denoiser.start_at_unigram(information(predicted))
     config.text.check_process(token_dependent=process.token_dependent)
     check_validation(config, process, denoiser)
     histogram = np.bincount(train_text.target_lengths).tolist()

@@ -2,6 +2,8 @@
 
 import json
 import math
+import statistics
+from collections.abc import Sequence
 
 MOST_NATS = 709.0
 """Largest argument whose exp is a finite float."""
@@ -19,6 +21,19 @@ def number(value: float | None, decimals: int) -> str:
     if value is None:
         return "n/a"
     return f"{value:.{decimals}f}" if not abs(value) > MOST_DIGITS else f"{value:.3e}"
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of the mean of two values or more."""
+    return statistics.stdev(values) / math.sqrt(len(values))
+
+
+def spread(values: Sequence[float | None], decimals: int) -> str:
+    """Format a mean with its standard error, without one for a single value; n/a if a value is missing."""
+    if None in values:
+        return "n/a"
+    mean = number(statistics.mean(values), decimals)
+    return mean if len(values) < 2 else f"{mean} ± {number(standard_error(values), decimals)}"
 
 
 def as_json(report: dict[str, object]) -> str:

@@ -106,8 +106,6 @@ class MaskedTransitions(Process):
 
     leftover_masks = False
     """True if tokens may be masked after the last window; they are then drawn from p(x0 | xt)."""
-    limit_estimators: tuple[str, ...] = ()
-    """Estimators for the limit of ever finer steps, num_steps=inf."""
 
     def __init__(
         self,

@@ -68,6 +68,20 @@ def test_other_words_are_cut_smaller_but_are_never_unknown(words: list[str]) -> 
     assert trimmed.decode(after) == whole.decode(before)
 
 
+def test_an_unknown_word_may_become_known_where_the_vocabulary_lacks_a_character(tmp_path: Path) -> None:
+    """The unused piece `ab` blocked the word, since `##c` is missing; `a ##bc` does not. Other words stay the same."""
+    entries = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "##a", "##b", "the", "ab", "##bc"]
+    whole = BertTokenizerFast(vocab={entry: i for i, entry in enumerate(entries)})
+    (tmp_path / "text.txt").write_text("the abc\na b abbc\n")
+    trimmed = trimmed_to(whole, tmp_path / "text.txt", tmp_path)
+    pieces = [trimmed.tokenize(line) for line in ("the abc", "a b abbc")]
+    assert [whole.tokenize(line) for line in ("the abc", "a b abbc")] == [["the", "[UNK]"], ["a", "b", "ab", "##bc"]]
+    assert pieces == [["the", "[UNK]"], ["a", "b", "ab", "##bc"]]  # `ab` occurs, and is kept
+    (tmp_path / "text.txt").write_text("the abc\na ##bc bbc\n")
+    trimmed = trim_tokenizer(whole, training_source(str(tmp_path / "text.txt")), str(tmp_path / "other"))
+    assert trimmed.tokenize("the abc") == ["the", "a", "##bc"]
+
+
 def test_special_tokens_keep_their_roles_also_after_saving(
     whole: PreTrainedTokenizerBase, text: Path, tmp_path: Path
 ) -> None:

@@ -40,4 +40,4 @@ def test_the_exit_code_tells_the_fit(
     assert not call(vocabulary_fit.main, monkeypatch, "--tokenizer", tmp_path / "tok", "--data", corpus)
     assert "pieces per word, 0.0 % unknown" in capsys.readouterr().out
     corpus.write_text("zugzwang quixotisch vorwürfe\n")
-    assert call(vocabulary_fit.main, monkeypatch, "--tokenizer", tmp_path / "tok", "--data", corpus) == 1
+    assert call(vocabulary_fit.main, monkeypatch, "--tokenizer", tmp_path / "tok", "--data", corpus) == 3

@@ -162,3 +162,14 @@ def test_weights_that_are_not_finite_give_no_figure_and_no_text(
             assert code == 2 or math.isfinite(value), (name, value)
             assert code in (0, 2) and "NaN" not in out and "Infinity" not in out
             assert code == 0 or (not out and err.count("error: ") == 1 and "finite" in err), err
+
+
+def test_the_left_to_right_model_begins_with_the_frequency_of_ends(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    """The output bias is log p(w) up to a constant: every text has one end, and no [PAD], which counts 1."""
+    code, folder = train(monkeypatch, "ar", corpus, tmp_path, "--max_steps", 1, "--ema_decay", 0)
+    model = load_checkpoint(str(folder), CPU)
+    bias, ids = model.denoiser.network.get_output_embeddings().bias, model.tokenizer
+    number = sum(model.length_histogram)
+    assert code == 0 and 200 < number < len(SENTENCES)
+    difference = (bias[ids.sep_token_id] - bias[ids.pad_token_id]).item()
+    assert difference == pytest.approx(math.log(number + 1), abs=0.05)

@@ -1,11 +1,13 @@
 """precision.py: `auto` takes the faster precision of this machine, and a run keeps it."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from tests.test_main import train
 from training import precision
 from training.precision import Precision, choose_precision, measured
 
@@ -72,3 +74,25 @@ def test_nothing_is_measured_where_the_choice_is_given(
 
 def test_a_choice_is_recorded_with_its_device() -> None:
     assert Precision("bf16", "measured").record(CPU) == "bf16 on cpu"
+
+
+@pytest.mark.parametrize("faster", ["fp32", "bf16"])
+def test_measuring_leaves_weights_and_random_streams_as_they_were(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, faster: str
+) -> None:
+    """The trial steps are real. The run has the weights of one that is given the same precision."""
+    trial = precision._trial
+
+    def timed(*given: object) -> float:
+        trial(*given)
+        return 1.0 if given[-1] == faster else 2.0
+
+    monkeypatch.setattr(precision, "SMALLEST", 0)
+    monkeypatch.setattr(precision, "pick_precision", lambda name, device: "bf16")
+    monkeypatch.setattr(precision, "_trial", timed)
+    weights = []
+    for name in ("auto", faster):
+        code, folder = train(monkeypatch, corpus, tmp_path, "--precision", name, name=name)
+        assert code == 0
+        weights.append((folder / "checkpoint-last" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]

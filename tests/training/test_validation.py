@@ -3,10 +3,12 @@
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from checkpoint.folder import load_checkpoint
+from checkpoint.text_model import PROCESSES
 from data.splits import DataArgs
 from evaluation.likelihood_report import Likelihood
 from tests.conftest import errors_of
@@ -14,7 +16,9 @@ from tests.test_main import CPU, records, train
 from training.bookkeeper import Bookkeeper
 from training.clock import Deadline
 from training.saved_state import states
+from training.setup import check_validation
 from training.step import training_loss
+from utils.errors import UserError
 
 
 def test_the_saved_weights_give_the_recorded_bound(trained: Path, tmp_path: Path) -> None:
@@ -127,6 +131,17 @@ def test_an_estimator_that_does_not_suit_the_network_is_refused_before_training(
     (message,) = errors_of(capsys.readouterr().err)
     assert code == 2 and "eval_estimator=trajectory does not suit a network with time conditioning" in message
     assert not folder.exists() or not (folder / "run.json").exists()  # so that the corrected command may follow
+
+
+@pytest.mark.parametrize("num_steps", [1, math.inf])
+@pytest.mark.parametrize("name", ["ar", "score"])
+def test_a_process_without_masks_refuses_the_trajectory_estimator(name: str, num_steps: float) -> None:
+    kind = PROCESSES[name].process
+    process = kind.__new__(kind)
+    process.num_steps = num_steps
+    config = SimpleNamespace(run=SimpleNamespace(eval_estimator="trajectory", process=name))
+    with pytest.raises(UserError, match=f"eval_estimator=trajectory does not suit process={name}"):
+        check_validation(config, process, SimpleNamespace(time_conditioned=False))
 
 
 def test_a_timed_evaluation_leaves_a_state_to_resume_from(

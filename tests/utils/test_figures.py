@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from utils.figures import as_json, number, perplexity
+from utils.figures import as_json, number, perplexity, spread
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,11 @@ from utils.figures import as_json, number, perplexity
 )
 def test_a_number_has_few_characters_at_any_size(value: float | None, decimals: int, shown: str) -> None:
     assert number(value, decimals) == shown
+
+
+def test_a_spread_is_the_mean_and_its_standard_error() -> None:
+    assert spread([1.0, 2.0, 3.0], 2) == "2.00 ± 0.58"  # deviation 1, over sqrt(3)
+    assert spread([2.5], 1) == "2.5" and spread([2.5, None], 1) == "n/a"
 
 
 def test_an_overflowing_perplexity_is_none() -> None:
