@@ -6,9 +6,11 @@ python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/t
     --target_se 0.005
 """
 
+import json
 import math
 import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 from checkpoint.folder import load_checkpoint
@@ -22,7 +24,7 @@ from diffusion.options import BoundArgs, reverse_steps
 from evaluation import comparable
 from evaluation.likelihood import Scoring, pick, score_text
 from evaluation.likelihood_report import format_report
-from utils import distributed, hub
+from utils import distributed, files, hub
 from utils.command_line import FROM_CHECKPOINT, parse, run_script
 from utils.device import pick_device, set_up_cpu
 from utils.errors import UserError, check_choices, check_ranges, require_finite
@@ -71,6 +73,10 @@ class ElboArgs:
         default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "precision of the network"}
     )
     seed: int = field(default=0, metadata={"help": "seed of the draws of xt"})
+    per_sentence: str = field(
+        default="",
+        metadata={"help": "JSONL file to write: number and nats of each scored sentence; default: none"},
+    )
     cache_dir: str = field(default="out/cache", metadata={"help": "folder of cached tokenised text"})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch's default"})
     device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda or cuda:N"})
@@ -91,6 +97,8 @@ def main() -> None:
     """Score a text and print the report; under torchrun every process scores its share."""
     args, bound_args = parse([ElboArgs, BoundArgs], __doc__, most_used=MOST_USED, without_effect=FROM_CHECKPOINT)
     hub.quiet_libraries()
+    if args.per_sentence:
+        files.require_writable("per_sentence", Path(args.per_sentence))
     set_up_cpu(args.threads)
     device = pick_device(args.device)
     with distributed.process_group(device):
@@ -105,9 +113,20 @@ def main() -> None:
         with distributed.leader_first():
             text = text_to_score(args, model)
         scoring = Scoring(steps(args, model.process.num_steps), bound_args, args.batch_size, args.seed)
-        report = score_text(model, text, pick(text, args.limit, args.seed), scoring).report()
+        chosen = pick(text, args.limit, args.seed)
+        found = score_text(model, text, chosen, scoring)
     if distributed.rank() == 0:
-        print_report(args, model, text, report)
+        print_report(args, model, text, found.report())
+        if args.per_sentence:
+            write_sentences(Path(args.per_sentence), chosen.tolist(), found.sentence_nats)
+
+
+def write_sentences(path: Path, numbers: list[int], nats: list[float]) -> None:
+    """Write a line for each scored sentence: its number in the text, from 0, and its nats."""
+    with files.written_whole(path) as file:
+        file.writelines(
+            json.dumps({"sentence": number, "nats": value}) + "\n" for number, value in zip(numbers, nats, strict=True)
+        )
 
 
 def steps(args: ElboArgs, total: float) -> float:

@@ -23,6 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+import numpy as np
 from scipy.stats import t as student_t
 
 import compute_elbo
@@ -102,9 +103,8 @@ NOTE_3 = (
     "and cannot be compared."
 )
 NOTE_CLAIMS = (
-    "± is the standard error of the differences between trainings of the same seed. All are scored on the same "
-    "sentences, whose choice is not part of it. A difference that Student's t (95 %) does not separate from 0 is not "
-    "distinguishable."
+    "± is the standard error of the difference: over the scored sentences, which are the same for every row, and over "
+    "trainings of the same seed. A difference that Student's t (95 %) does not separate from 0 is not distinguishable."
 )
 
 
@@ -172,8 +172,14 @@ def collected(out: Path, wanted: Sequence[str] = ()) -> dict[str, list[dict]]:
             parts |= {"metrics": out / f"{stem}.metrics.json", "cost": out / f"{stem}.samples.json"}
             if all(path.exists() for path in parts.values()) and (not wanted or stem in wanted):
                 read = {part: json.loads(path.read_text()) for part, path in parts.items()}
-                found.setdefault(name, []).append({"seed": stem.rsplit("-", 1)[1], **read})
+                each = {part: sentences(out / f"{stem}.{part}.jsonl") for part in ("exact", "released")}
+                found.setdefault(name, []).append({"seed": stem.rsplit("-", 1)[1], **read, "sentences": each})
     return found
+
+
+def sentences(path: Path) -> list[float]:
+    """Return the nats of each scored sentence, in their order."""
+    return [json.loads(line)["nats"] for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def table_2(found: dict[str, list[dict]]) -> str:
@@ -227,26 +233,41 @@ def claims(found: dict[str, list[dict]]) -> str:
 def verdict(better: list[dict], worse: list[dict], part: str) -> str:
     """Return whether the first row has fewer nats, and the difference in standard errors.
 
-    Trainings with the same seed share data order and noise, so the error is that of their differences if there are
-    several seeds. A difference within Student's 95 % interval around 0 is not distinguishable.
+    Trainings with the same seed share data order and noise, and all score the same sentences. So the error has two
+    parts, both of differences: over sentences, and over trainings if there are several seeds.
     """
-    seeds = {training["seed"]: training[part]["nats_per_sequence"] for training in worse}
-    differences = [
-        seeds[training["seed"]] - training[part]["nats_per_sequence"]
-        for training in better
-        if training["seed"] in seeds
-    ]
-    if not differences:
+    others = {training["seed"]: training for training in worse}
+    common = [(training, others[training["seed"]]) for training in better if training["seed"] in others]
+    if not common:
         return "no common seed"
-    mean = statistics.mean(differences)
-    held, count = "yes" if mean > 0 else "no", len(differences)
-    if count < 2:
-        return f"{held}, by {number(mean, 2)} nats (one training each)"
-    error = standard_error(differences)
-    if abs(mean) < student_t.ppf(0.975, count - 1) * error:
-        held = "not distinguishable"
-    errors = f"{number(abs(mean) / error, 1)} standard errors" if error > 1e-6 else "no difference between seeds"
-    return f"{held}, by {number(mean, 2)} ± {number(error, 2)} nats ({errors}, {count} trainings each)"
+    differences = [each[part]["nats_per_sequence"] - mine[part]["nats_per_sequence"] for mine, each in common]
+    of_sentences = [
+        np.subtract(each["sentences"][part], mine["sentences"][part])
+        for mine, each in common
+        if each["sentences"][part] and mine["sentences"][part]
+    ]
+    mean, parts = statistics.mean(differences), []
+    if of_sentences and len(of_sentences[0]) > 1:
+        parts.append(("sentences", standard_error(np.mean(of_sentences, axis=0).tolist()), math.inf))
+    if len(common) > 1:
+        parts.append(("trainings", standard_error(differences), len(common) - 1))
+    return f"{answer(mean, parts)}, by {number(mean, 2)} nats ({listed(mean, parts)})"
+
+
+def answer(mean: float, parts: list[tuple[str, float, float]]) -> str:
+    """Return yes or no, or `not distinguishable` if the mean lies within Student's 95 % interval of a part."""
+    if any(abs(mean) < student_t.ppf(0.975, freedom) * error for _, error, freedom in parts):
+        return "not distinguishable"
+    return "yes" if mean > 0 else "no"
+
+
+def listed(mean: float, parts: list[tuple[str, float, float]]) -> str:
+    """Return the standard errors and their sizes relative to the mean."""
+    words = [
+        f"± {number(error, 2)} over {what}" + (f", {number(abs(mean) / error, 1)} errors" if error > 1e-6 else "")
+        for what, error, _ in parts
+    ]
+    return "; ".join(words if any(what == "trainings" for what, *_ in parts) else [*words, "one training each"])
 
 
 def print_tables(options: argparse.Namespace) -> None:
@@ -254,7 +275,8 @@ def print_tables(options: argparse.Namespace) -> None:
     found = collected(options.out, options.rows)
     if not found:
         raise UserError(f"{options.out}: no finished row; run runs/paper_tables.sh first")
-    written = {"table_2": found}
+    reports = {name: [{**each, "sentences": None} for each in trainings] for name, trainings in found.items()}
+    written = {"table_2": reports}
     print(table_2(found) + "\n\n" + NOTE_2)
     if (options.out / "steps.json").exists():
         written["table_3"] = json.loads((options.out / "steps.json").read_text())

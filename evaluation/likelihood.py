@@ -138,12 +138,21 @@ def score_text(
     found = likelihood_of(tally, counts, scoring.num_steps, args.estimator, profile.totals())
     return replace(
         found,
+        sentence_nats=sentence_nats(tally, len(indices)),
         length_nats=length_nats(model, text.target_lengths[indices]),
         row_format="" if model.pairs else model.text_format.row_format,
         detokenizer="" if model.pairs else model.text_format.detokenizer,
         network_figures=model.process.network_figures(model.denoiser),
         words_separated=are_words_separated(model, text, indices),
     )
+
+
+def sentence_nats(tally: Tally, number: int) -> list[float]:
+    """Return the mean bound of each of the `number` sentences of all processes, in their order."""
+    nats = torch.zeros(number, dtype=torch.float64, device=tally.device)
+    nats[rank() :: world_size()] = (tally.sums[0] / tally.rounds).to(tally.device)
+    sum_over_ranks(nats)
+    return nats.tolist()
 
 
 class Rounds:

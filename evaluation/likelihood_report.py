@@ -42,6 +42,8 @@ class Likelihood:
     """Additional figures of the process: sums over sentences in nats, reported per token."""
     network_figures: dict[str, float] = field(default_factory=dict)
     """Additional figures of the network, reported unchanged."""
+    sentence_nats: list[float] = field(default_factory=list)
+    """The bound of each sentence; not in the report."""
     words_separated: bool = True
     """True if spaces separate words; otherwise there is no perplexity per word."""
 

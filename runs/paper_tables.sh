@@ -29,7 +29,7 @@ row() { # train, valid, test, folder, name-seed
     for posterior in exact released; do
         part "$folder.$posterior.json" python compute_elbo.py --checkpoint "$folder/checkpoint-last" --data "$test" --json true \
             --cache_dir "$out/cache" --num_steps 128 --posterior "$posterior" --limit "$LIMIT" --estimator stratified \
-            --precision "$PRECISION" --threads "$THREADS"
+            --per_sentence "$folder.$posterior.jsonl" --precision "$PRECISION" --threads "$THREADS"
     done
     [ -e "$folder.samples.json" ] || python benchmarks/paper_tables.py samples --checkpoint "$folder/checkpoint-last" \
         --num_samples "$SAMPLES" --length "$LENGTH" --output "$folder.samples.txt" --precision "$PRECISION" --threads "$THREADS"

@@ -83,7 +83,7 @@ must_exist() { # argument, "file", "folder" or "file or folder"
 
 path_kind() { # flag, value: print "read" or "write" if main.py and compute_elbo.py take the value as a path
     case $1 in
-        --output_dir | -mdir | --cache_dir) echo write ;;
+        --output_dir | -mdir | --cache_dir | --per_sentence) echo write ;;
         --train_data | --train_data_dir | --task_name | -d | --valid_data | --data | --word_freq_file) echo read ;;
         --checkpoint | --checkpoint_path) echo read ;;
         --tokenizer | -spm)

@@ -46,6 +46,25 @@ def test_the_json_report_is_one_object_with_the_documented_keys(score) -> None:
     assert report["bits_per_token"] < 0.7 * report["unigram_bits_per_token"]
 
 
+def test_the_nats_of_each_sentence_are_written_with_its_number(score, tmp_path: Path) -> None:
+    """Their mean is the reported one; a sentence scored alone has the same number of nats."""
+    code, out, _ = score("--num_steps", 16, "--json", "--per_sentence", tmp_path / "each.jsonl")
+    each = [json.loads(line) for line in (tmp_path / "each.jsonl").read_text().splitlines()]
+    mean = sum(line["nats"] for line in each) / 24
+    assert code == 0 and mean == pytest.approx(json.loads(out)["nats_per_sequence"])
+    assert len({line["sentence"] for line in each}) == 24
+    score("--num_steps", 16, "--limit", 0, "--per_sentence", tmp_path / "all.jsonl")
+    whole = [json.loads(line)["nats"] for line in (tmp_path / "all.jsonl").read_text().splitlines()]
+    assert len(whole) == 240 and [whole[line["sentence"]] for line in each] == pytest.approx(
+        [line["nats"] for line in each], rel=1e-5
+    )
+
+
+def test_a_path_that_cannot_be_written_is_refused_before_scoring(score, tmp_path: Path) -> None:
+    code, _, err = score("--per_sentence", tmp_path)
+    assert code == 2 and err.count("\n") == 1 and "per_sentence" in err
+
+
 @pytest.mark.parametrize(
     ("flags", "steps"),
     [([], 64), (["--num_steps", 5], 5), (["--eval_step_size", 16], 4), (["--eval_step_size", 10], 7)],

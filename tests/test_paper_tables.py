@@ -11,8 +11,8 @@ from benchmarks.paper_tables import CLAIMS, ROWS, claims, collected, table_2, ta
 from tests.conftest import ROOT, SENTENCES
 
 
-def record(out: Path, row: str, seed: int, nats: float, released: float) -> None:
-    """Write the reports of one training."""
+def record(out: Path, row: str, seed: int, nats: float, released: float, sentences: list[float] = ()) -> None:
+    """Write the reports of one training; `sentences` are the nats of each by the bound."""
     reports = {
         "exact": {"nats_per_sequence": nats, "ppl_word": 10 * nats},
         "released": {"nats_per_sequence": released, "ppl_word": 10 * released},
@@ -21,6 +21,9 @@ def record(out: Path, row: str, seed: int, nats: float, released: float) -> None
     }
     for part, report in reports.items():
         (out / f"{row}-{seed}.{part}.json").write_text(json.dumps(report))
+    if sentences:
+        lines = [json.dumps({"sentence": i, "nats": each}) + "\n" for i, each in enumerate(sentences)]
+        (out / f"{row}-{seed}.exact.jsonl").write_text("".join(lines))
 
 
 @pytest.fixture
@@ -41,10 +44,8 @@ def test_the_script_and_the_tables_have_the_same_rows() -> None:
 def test_a_claim_is_judged_by_the_differences_of_equal_seeds(out: Path) -> None:
     (line,) = [line for line in claims(collected(out)).splitlines() if "pretrained weights help, time-agnostic" in line]
     _, _, exact, released, paper, _ = (cell.strip() for cell in line.split("|"))
-    assert (
-        exact == "yes, by 10.20 ± 0.06 nats (176.7 standard errors, 3 trainings each)"
-    )  # differences 10.1, 10.2, 10.3
-    assert released.startswith("no, by -9.00 ± 0.00 nats") and paper == "78.76 < 125.15"
+    assert exact == "yes, by 10.20 nats (± 0.06 over trainings, 176.7 errors)"  # differences 10.1, 10.2, 10.3
+    assert released == "no, by -9.00 nats (± 0.00 over trainings)" and paper == "78.76 < 125.15"
 
 
 def test_every_claim_holds_in_the_paper() -> None:
@@ -60,8 +61,21 @@ def test_a_difference_within_its_error_is_not_distinguishable(tmp_path: Path) ->
         record(tmp_path, "pretrained_none_tad", seed, 100, 100)
         record(tmp_path, "scratch_none_tad", seed, 100 + difference, 101 + difference / 6)
     (line,) = [line for line in claims(collected(tmp_path)).splitlines() if "weights help" in line]
-    assert "| not distinguishable, by 3.00 ± 1.53 nats (2.0 standard errors, 3 trainings each) |" in line
-    assert "| yes, by 1.50 ± 0.25 nats (5.9 standard errors, 3 trainings each) |" in line
+    assert "| not distinguishable, by 3.00 nats (± 1.53 over trainings, 2.0 errors) |" in line
+    assert "| yes, by 1.50 nats (± 0.25 over trainings, 5.9 errors) |" in line  # 1 plus a sixth of each
+
+
+def test_the_error_over_sentences_is_that_of_their_paired_differences(tmp_path: Path) -> None:
+    """Sentences of very different lengths, whose differences are 1, 2 and 3: standard error 1 / sqrt(3)."""
+    record(tmp_path, "pretrained_none_tad", 1, 200.0, 90, [100, 200, 300])
+    record(tmp_path, "scratch_none_tad", 1, 202.0, 90, [101, 202, 303])
+    (line,) = [line for line in claims(collected(tmp_path)).splitlines() if "weights help" in line]
+    assert "| yes, by 2.00 nats (± 0.58 over sentences, 3.5 errors; one training each) |" in line
+    record(tmp_path, "pretrained_none_tad", 2, 200.0, 90, [100, 200, 300])
+    record(tmp_path, "scratch_none_tad", 2, 206.0, 90, [105, 206, 307])  # the mean differences are 3, 4 and 5
+    (line,) = [line for line in claims(collected(tmp_path)).splitlines() if "weights help" in line]
+    assert "by 4.00 nats (± 0.58 over sentences, 6.9 errors; ± 2.00 over trainings, 2.0 errors)" in line
+    assert "| not distinguishable," in line  # two trainings; a difference of zero is 12.7 errors away at 95 %
 
 
 def test_one_training_has_no_error(tmp_path: Path) -> None:

@@ -69,6 +69,7 @@ def test_the_standard_error_is_that_of_the_mean(run: TextModel, text: TokenizedT
         score_text(run, text, np.array([i]), Scoring(8, batch_size=1, seed=3), progress=False).nats for i in range(40)
     ]
     assert alone["nats_per_sequence"] == pytest.approx(np.mean(each), rel=1e-5)
+    assert score(run, text, batch_size=1).sentence_nats == pytest.approx(each, rel=1e-5)
     assert alone["standard_error_nats"] == pytest.approx(np.std(each, ddof=1) / math.sqrt(40), rel=1e-4)
 
 
@@ -88,6 +89,8 @@ def test_the_sums_of_ranks_add_up_to_those_of_one_process(run: TextModel, text: 
     assert score(run, text).report()["draws_error_nats"] is None  # one round of every window, as published
     assert sum(s.nats for s in shares) == pytest.approx(score(run, text).nats, rel=1e-5)
     assert sum(s.num_words for s in shares) == score(run, text).num_words
+    together = np.sum([s.sentence_nats for s in shares], axis=0)
+    assert together == pytest.approx(np.array(score(run, text).sentence_nats), rel=1e-4)
 
 
 def test_more_steps_lower_the_bound_and_seeds_agree_within_their_error(run: TextModel, text: TokenizedText) -> None:
