@@ -1,5 +1,6 @@
 """device.py: devices, threads and precisions; freed memory is kept for the next tensor."""
 
+import os
 import platform
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
-from utils.device import autocast, pick_device, pick_precision, set_up_cpu
+from utils.device import CACHED_KERNELS, autocast, pick_device, pick_precision, set_up_cpu
 from utils.errors import UserError
 
 
@@ -37,6 +38,16 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"""
         for how in ("kept", "as it was")
     }
     assert faults["kept"] * 2 < faults["as it was"]
+
+
+def test_few_matrix_products_are_remembered_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    (name,) = CACHED_KERNELS
+    for given, expected in ((None, "64"), ("7", "7")):
+        monkeypatch.delenv(name, raising=False)
+        if given:
+            monkeypatch.setenv(name, given)
+        set_up_cpu(1)
+        assert os.environ[name] == expected
 
 
 def test_an_explicit_precision_is_kept_and_auto_is_fp32_or_bf16() -> None:
