@@ -12,9 +12,11 @@ MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
 """Options of malloc.h: M_MMAP_MAX (no mapping per tensor), M_TRIM_THRESHOLD (no trimming), M_TOP_PAD (256 MiB)."""
 
 CACHED_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
-"""Matrix products that oneDNN, which computes them in bf16, remembers by shape. By default these are 1,024. Batches have
-ever new shapes, and a remembered one between two large tensors keeps their memory apart: training from minilm took 7.5 GB
-after a thousand steps."""
+"""Matrix products that oneDNN, which computes them in bf16, remembers by shape; by default 1,024.
+
+Batches have ever new shapes, and a remembered one between two large tensors keeps their memory apart: training from
+minilm held 7.5 GB after a thousand steps.
+"""
 
 
 def pick_device(name: str = "auto") -> torch.device:
