@@ -251,7 +251,8 @@ def verdict(better: list[dict], worse: list[dict], part: str) -> str:
         parts.append(("sentences", standard_error(np.mean(of_sentences, axis=0).tolist()), math.inf))
     if len(common) > 1:
         parts.append(("trainings", standard_error(differences), len(common) - 1))
-    return f"{answer(mean, parts)}, by {number(mean, 2)} nats ({listed(mean, parts)})"
+    nats = number(round(mean, 2) + 0.0, 2)  # no "-0.00"
+    return f"{answer(mean, parts)}, by {nats} nats ({listed(mean, parts)})"
 
 
 def answer(mean: float, parts: list[tuple[str, float, float]]) -> str:

@@ -78,6 +78,12 @@ def test_the_error_over_sentences_is_that_of_their_paired_differences(tmp_path: 
     assert "| not distinguishable," in line  # two trainings; a difference of zero is 12.7 errors away at 95 %
 
 
+def test_no_difference_is_no_negative_zero(tmp_path: Path) -> None:
+    record(tmp_path, "pretrained_none_tad", 1, 100.001, 90)
+    record(tmp_path, "scratch_none_tad", 1, 100.0, 90)
+    assert "no, by 0.00 nats (one training each)" in claims(collected(tmp_path))
+
+
 def test_one_training_has_no_error(tmp_path: Path) -> None:
     record(tmp_path, "pretrained_paper_tad", 1, 100.0, 99.0)
     record(tmp_path, "pretrained_none_tad", 1, 101.0, 99.0)
