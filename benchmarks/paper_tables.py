@@ -276,7 +276,10 @@ def print_tables(options: argparse.Namespace) -> None:
     found = collected(options.out, options.rows)
     if not found:
         raise UserError(f"{options.out}: no finished row; run runs/paper_tables.sh first")
-    reports = {name: [{**each, "sentences": None} for each in trainings] for name, trainings in found.items()}
+    reports = {
+        name: [{part: report for part, report in each.items() if part != "sentences"} for each in trainings]
+        for name, trainings in found.items()
+    }
     written = {"table_2": reports}
     print(table_2(found) + "\n\n" + NOTE_2)
     if (options.out / "steps.json").exists():
