@@ -14,7 +14,6 @@ of the paper with the difference in standard errors; the figures are also writte
 import argparse
 import json
 import math
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -103,8 +102,10 @@ NOTE_3 = (
     "and cannot be compared."
 )
 NOTE_CLAIMS = (
-    "± is the standard error of the difference: over the scored sentences, which are the same for every row, and over "
-    "trainings of the same seed. A difference that Student's t (95 %) does not separate from 0 is not distinguishable."
+    "Nats per sentence of the row that has the lower perplexity in the paper, relative to the other row. ± is the "
+    "standard error of this paired difference: over the scored sentences and, with several trainings, also over "
+    "trainings of the same seed. A finding held, or is reversed, if Student's t separates the difference from 0 at "
+    "95 %; there is no correction for the number of findings. One training of each says nothing about other trainings."
 )
 
 
@@ -133,19 +134,31 @@ def samples(options: argparse.Namespace) -> None:
 
 
 def steps(options: argparse.Namespace) -> None:
-    """Write bound and sampling time at the steps of Table 3, and in the limit, or at T where there is none."""
+    """Write bound and sampling time at the steps of Table 3, and in the limit, or at T where there is none.
+
+    The output is written after each number of steps, and a second call goes on from there.
+    """
+    names = ("checkpoint", "data", "limit", "num_samples", "length", "precision")
+    settings = {name: getattr(options, name) for name in names}
+    read = json.loads(options.output.read_text()) if options.output.exists() else {"settings": settings, "steps": {}}
+    if read["settings"] != settings:
+        raise UserError(f"{options.output} holds figures of other settings ({read['settings']}); give another --output")
+    found = read["steps"]
+    if len(found) > len(STEPS):
+        return
     model = load(options)
     scored = compute_elbo.ElboArgs(options.checkpoint, options.data, cache_dir=options.cache_dir)
     text = compute_elbo.text_to_score(scored, model)
-    found = {}
     last = math.inf if model.process.limit_estimators else model.process.num_steps  # a spindle's bound has no limit
     for count in (*STEPS, last):
-        scoring = Scoring(count, BoundArgs("trajectory", evaluations=1), batch_size=128)
-        report = score_text(model, text, pick(text, options.limit), scoring).report()
-        _, cost = draw(model, options.num_samples, SampleArgs(num_steps=count, top_k=30), options.length)
-        kept = ("ppl_word", "nats_per_sequence", "standard_error_nats", "draws_error_nats")
-        found[f"{count:g}"] = {name: report[name] for name in kept} | cost
-    write(options.output, found)
+        if f"{count:g}" not in found:
+            scoring = Scoring(count, BoundArgs("trajectory", evaluations=1), batch_size=128)
+            report = score_text(model, text, pick(text, options.limit), scoring).report()
+            _, cost = draw(model, options.num_samples, SampleArgs(num_steps=count, top_k=30), options.length)
+            kept = ("ppl_word", "nats_per_sequence", "standard_error_nats", "draws_error_nats")
+            found[f"{count:g}"] = {name: report[name] for name in kept} | cost
+            write(options.output, read)
+            print(f"{count:g} steps: {number(report['ppl_word'], 1)} PPL/word, {number(cost['seconds'], 1)} s")
 
 
 def load(options: argparse.Namespace) -> TextModel:
@@ -162,24 +175,28 @@ def write(path: Path, found: dict) -> None:
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
+PARTS = ("exact.json", "released.json", "metrics.json", "samples.json", "exact.jsonl", "released.jsonl")
+"""Files of a finished training: reports, and the nats of each scored sentence."""
+
+
 def collected(out: Path, wanted: Sequence[str] = ()) -> dict[str, list[dict]]:
     """Return the reports of each finished training, by row; of those in `wanted` (ROW-SEED) only, if it is given."""
     found: dict[str, list[dict]] = {}
     for name in ROWS:
         for exact in sorted(out.glob(f"{name}-*.exact.json")):
             stem = exact.name.removesuffix(".exact.json")
-            parts = {"exact": exact, "released": out / f"{stem}.released.json"}
-            parts |= {"metrics": out / f"{stem}.metrics.json", "cost": out / f"{stem}.samples.json"}
-            if all(path.exists() for path in parts.values()) and (not wanted or stem in wanted):
-                read = {part: json.loads(path.read_text()) for part, path in parts.items()}
+            if all((out / f"{stem}.{part}").exists() for part in PARTS) and (not wanted or stem in wanted):
+                read = {part: json.loads((out / f"{stem}.{part}").read_text()) for part in PARTS[:4]}
                 each = {part: sentences(out / f"{stem}.{part}.jsonl") for part in ("exact", "released")}
-                found.setdefault(name, []).append({"seed": stem.rsplit("-", 1)[1], **read, "sentences": each})
+                reports = {part.removesuffix(".json"): report for part, report in read.items()}
+                found.setdefault(name, []).append({"seed": stem.rsplit("-", 1)[1], **reports, "sentences": each})
     return found
 
 
-def sentences(path: Path) -> list[float]:
-    """Return the nats of each scored sentence, in their order."""
-    return [json.loads(line)["nats"] for line in path.read_text().splitlines()] if path.exists() else []
+def sentences(path: Path) -> dict[int, float]:
+    """Return the nats of each scored sentence by its index."""
+    lines = map(json.loads, path.read_text().splitlines())
+    return {line["sentence"]: line["nats"] for line in lines}
 
 
 def table_2(found: dict[str, list[dict]]) -> str:
@@ -194,7 +211,7 @@ def table_2(found: dict[str, list[dict]]) -> str:
             for part, keys in (
                 ("exact", ("nats_per_sequence", "ppl_word")),
                 ("metrics", ("bleu_4", "self_bleu_4")),
-                ("cost", ("forwards", "seconds")),
+                ("samples", ("forwards", "seconds")),
             )
             for key in keys
         }
@@ -231,44 +248,48 @@ def claims(found: dict[str, list[dict]]) -> str:
 
 
 def verdict(better: list[dict], worse: list[dict], part: str) -> str:
-    """Return whether the first row has fewer nats, and the difference in standard errors.
-
-    Trainings with the same seed share data order and noise, and all score the same sentences. So the error has two
-    parts, both of differences: over sentences, and over trainings if there are several seeds.
-    """
+    """Return whether the first row has fewer nats, and the difference in standard errors."""
     others = {training["seed"]: training for training in worse}
     common = [(training, others[training["seed"]]) for training in better if training["seed"] in others]
     if not common:
         return "no common seed"
-    differences = [each[part]["nats_per_sequence"] - mine[part]["nats_per_sequence"] for mine, each in common]
-    of_sentences = [
-        np.subtract(each["sentences"][part], mine["sentences"][part])
-        for mine, each in common
-        if each["sentences"][part] and mine["sentences"][part]
-    ]
-    mean, parts = statistics.mean(differences), []
-    if of_sentences and len(of_sentences[0]) > 1:
-        parts.append(("sentences", standard_error(np.mean(of_sentences, axis=0).tolist()), math.inf))
-    if len(common) > 1:
-        parts.append(("trainings", standard_error(differences), len(common) - 1))
-    nats = number(round(mean, 2) + 0.0, 2)  # no "-0.00"
-    return f"{answer(mean, parts)}, by {nats} nats ({listed(mean, parts)})"
+    mean, error, freedom = difference([paired(mine, each, part) for mine, each in common])
+    separated = abs(mean) > student_t.ppf(0.975, freedom) * error
+    lower = "lower" if mean < 0 else "higher"
+    size = f"{lower} by {number(abs(mean), 2)} ± {number(error, 2)} nats"
+    if error > 1e-6:
+        size += f" ({number(abs(mean) / error, 1)} standard errors)"
+    if len(common) == 1:
+        return f"one training: {size}" if separated else f"one training, not distinguishable: {size}"
+    return f"{('held' if mean < 0 else 'reversed') if separated else 'not distinguishable'}: {size}"
 
 
-def answer(mean: float, parts: list[tuple[str, float, float]]) -> str:
-    """Return yes or no, or `not distinguishable` if the mean lies within Student's 95 % interval of a part."""
-    if any(abs(mean) < student_t.ppf(0.975, freedom) * error for _, error, freedom in parts):
-        return "not distinguishable"
-    return "yes" if mean > 0 else "no"
+def paired(mine: dict, other: dict, part: str) -> list[float]:
+    """Return the difference in nats of each sentence that both trainings have scored.
+
+    Raises:
+        UserError: if they have not scored the same sentences.
+    """
+    first, second = mine["sentences"][part], other["sentences"][part]
+    if first.keys() != second.keys() or len(first) < 2:
+        raise UserError(f"two rows of seed {mine['seed']} have not scored the same sentences; score both again")
+    return [first[index] - second[index] for index in first]
 
 
-def listed(mean: float, parts: list[tuple[str, float, float]]) -> str:
-    """Return the standard errors and their sizes relative to the mean."""
-    words = [
-        f"± {number(error, 2)} over {what}" + (f", {number(abs(mean) / error, 1)} errors" if error > 1e-6 else "")
-        for what, error, _ in parts
-    ]
-    return "; ".join(words if any(what == "trainings" for what, *_ in parts) else [*words, "one training each"])
+def difference(trainings: list[list[float]]) -> tuple[float, float, float]:
+    """Return the mean of paired differences, its standard error and degrees of freedom.
+
+    Sentences and trainings are both samples, so the variance is the sum of that over sentences and that over trainings.
+    With one training the second is unknown and left out. Degrees of freedom: Welch and Satterthwaite.
+
+    Args:
+        trainings: differences of the same sentences, for each pair of trainings.
+    """
+    parts = [np.mean(trainings, axis=0).tolist(), np.mean(trainings, axis=1).tolist()]
+    variances = [(standard_error(values) ** 2, len(values) - 1) for values in parts if len(values) > 1]
+    total = sum(variance for variance, _ in variances)
+    of_parts = sum(variance**2 / freedom for variance, freedom in variances)
+    return float(np.mean(trainings)), math.sqrt(total), total**2 / of_parts if of_parts else math.inf
 
 
 def print_tables(options: argparse.Namespace) -> None:
@@ -283,7 +304,7 @@ def print_tables(options: argparse.Namespace) -> None:
     written = {"table_2": reports}
     print(table_2(found) + "\n\n" + NOTE_2)
     if (options.out / "steps.json").exists():
-        written["table_3"] = json.loads((options.out / "steps.json").read_text())
+        written["table_3"] = json.loads((options.out / "steps.json").read_text())["steps"]
         print("\n" + table_3(written["table_3"]) + "\n\n" + NOTE_3)
     if any(better in found and worse in found for _, better, worse in CLAIMS):
         print("\n" + claims(found) + "\n\n" + NOTE_CLAIMS)

@@ -14,19 +14,23 @@
 #   LENGTH   tokens per sample: 0, lengths of the training text; with --gpu 64
 #   LIMIT    sentences of TEST to score: 500
 #   JOBS     rows that train at once, one core each: 2; with --gpu 1
+#   FLAGS    more flags of main.py for every row: none; "--loss_weighting elbo --warm_start 0" trains on the bound alone
+# A row of 2,000 steps takes about half an hour of one core and 5 GB. --gpu trains eight rows of 1.9 M steps, one by one.
 # Finished parts are not run again.
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/table.sh"
 begin "$@"
 
 row() { # train, valid, test, folder, name-seed
-    local train=$1 valid=$2 test=$3 out=$4 name=${5%-*} seed=${5##*-} flags=() folder=$4/$5 posterior held_out=()
+    local train=$1 valid=$2 test=$3 out=$4 name=${5%-*} seed=${5##*-} flags=() more folder=$4/$5 posterior held_out=()
     case $name in *_lte) flags+=(--time_conditioning layerwise) ;; *_pte) flags+=(--time_conditioning token) ;; esac
     case $name in scratch_*) flags+=(--from_scratch true) ;; esac
     flags+=(--spindle "$(cut -d _ -f 2 <<<"$name")" --seed "$seed" --max_steps "$STEPS")
     [ -z "$valid" ] || held_out=(--valid_data "$valid")
-    train_paper_row "$train" "$folder" "$out/cache" ${held_out[@]+"${held_out[@]}"} ${flags[@]+"${flags[@]}"}
+    read -r -d '' -a more <<<"${FLAGS-}" || true
+    train_paper_row "$train" "$folder" "$out/cache" ${held_out[@]+"${held_out[@]}"} ${flags[@]+"${flags[@]}"} ${more[@]+"${more[@]}"}
     for posterior in exact released; do
+        [ -e "$folder.$posterior.jsonl" ] || rm -f -- "$folder.$posterior.json" # scored without its sentences
         part "$folder.$posterior.json" python compute_elbo.py --checkpoint "$folder/checkpoint-last" --data "$test" --json true \
             --cache_dir "$out/cache" --num_steps 128 --posterior "$posterior" --limit "$LIMIT" --estimator stratified \
             --per_sentence "$folder.$posterior.jsonl" --precision "$PRECISION" --threads "$THREADS"
@@ -87,19 +91,17 @@ for name in STEPS SAMPLES SEEDS JOBS; do whole_number $name "$(eval "echo \${$na
 [ "$SAMPLES" -ge 2 ] || refuse "SAMPLES=1: self-BLEU needs 2 samples or more"
 case $LENGTH$LIMIT in *[!0-9]*) refuse "LENGTH=$(quoted "$LENGTH") and LIMIT=$(quoted "$LIMIT") must be whole numbers" ;; esac
 [ "$GPU" = false ] || { JOBS=1 THREADS=0; }
-read -r -a rows <<<"${ROWS:-$all}"
-names=()
-for ((seed = 1; seed <= ${SEEDS:-1}; seed++)); do
-    for name in "${rows[@]}"; do
-        case " $all " in *" $name "*) names+=("$name-$seed") ;; *) refuse "ROWS: $(quoted "$name") must be one of $all" ;; esac
-    done
-done
+name_rows "${ROWS:-$all}" $all
 prepare_table
+if [ "$GPU" = true ] && [ "$(gpus)" -eq 0 ]; then
+    echo "error: --gpu needs a CUDA GPU; on a CPU give TRAIN, VALID and TEST without --gpu" >&2
+    exit 2
+fi
 [ "$GPU" = true ] && PRECISION=auto || PRECISION=$(same_precision)
 export PRECISION
 require_settings "$out" "train=$train $(digest "$train")" "valid=$valid $(digest "$valid")" \
     "test=$test $(digest "$test")" "steps=$STEPS" "samples=$SAMPLES" "length=$LENGTH" \
-    "limit=$LIMIT" "gpu=$GPU" "precision=$PRECISION"
+    "limit=$LIMIT" "gpu=$GPU" "precision=$PRECISION" ${FLAGS:+"flags=$FLAGS"}
 if [ "$GPU" = false ]; then
     ensure_pretrained
 else
@@ -107,7 +109,7 @@ else
 fi
 printf '%s\0' ${names[@]+"${names[@]}"} | side_by_side runs/paper_tables.sh "$train" "$valid" "$test" "$out"
 best=$out/pretrained_paper_tad-1
-if [ -e "$best/curve.png" ] && [ ! -e "$out/steps.json" ]; then
+if [ -e "$best/curve.png" ]; then
     python benchmarks/paper_tables.py steps --checkpoint "$best/checkpoint-last" --data "$test" --limit "$LIMIT" --num_samples 64 \
         --length "$LENGTH" --output "$out/steps.json" --cache_dir "$out/cache" --precision "$PRECISION"
 fi

@@ -48,16 +48,9 @@ parse_table out/pretrained MINUTES 30 "$@"
 whole_number SEEDS "${SEEDS:-1}"
 export THREADS=${THREADS:-1}
 whole_number THREADS "$THREADS"
-read -r -a rows <<<"${ROWS:-small minilm_scratch pretrained}"
-names=()
-for ((seed = 1; seed <= ${SEEDS:-1}; seed++)); do
-    for name in "${rows[@]}"; do
-        case $name in
-            demo | demo_pretrained | small | minilm_scratch | pretrained) names+=("$name-$seed") ;;
-            *) refuse "ROWS: $(quoted "$name") must be one of demo, demo_pretrained, small, minilm_scratch, pretrained" ;;
-        esac
-    done
-done
+name_rows "${ROWS:-small minilm_scratch pretrained}" demo demo_pretrained small minilm_scratch pretrained
+[ $((${#names[@]} % ${JOBS:-2})) -eq 0 ] ||
+    echo "warning: ${#names[@]} trainings, ${JOBS:-2} at a time: the last one has no neighbour, so it may take more steps" >&2
 prepare_table
 PRECISION=$(same_precision)
 export PRECISION

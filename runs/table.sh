@@ -47,6 +47,20 @@ parse_table() { # default folder, name and default of the length, arguments... -
     whole_number JOBS "${JOBS:-2}"
 }
 
+name_rows() { # rows, known rows...: set the array `names` to ROW-SEED for each row and seed
+    local rows row seed
+    names=()
+    read -r -d '' -a rows <<<"$1" || true # 1 at the end of the text
+    [ ${#rows[@]} -gt 0 ] || refuse "ROWS is empty; give some of ${*:2}"
+    for ((seed = 1; seed <= ${SEEDS:-1}; seed++)); do
+        for row in "${rows[@]}"; do
+            [[ " ${*:2} " == *" $row "* ]] || refuse "ROWS: $(quoted "$row") must be one of ${*:2}"
+            [[ " ${names[*]-} " != *" $row-$seed "* ]] || refuse "ROWS: $(quoted "$row") is given twice"
+            names+=("$row-$seed")
+        done
+    done
+}
+
 digest() { # text: print a sum of its files, so that another text under the same name is noticed; nothing for a hub name
     [ ! -e "$1" ] || find -L "$1" -type f ! -name '.*' -print0 | sort -z | xargs -0 cat -- | cksum | tr ' ' -
 }

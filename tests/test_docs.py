@@ -210,8 +210,8 @@ def test_recipe_names_occur_in_their_scripts_and_no_script_is_missing() -> None:
     assert set(RECIPES) == scripts - {"runs/setup.sh", "runs/recipe.sh", "runs/table.sh"}
 
 
-EXTERNAL_FLAGS = {"--help", "--ip", "--max_restarts", "--nproc_per_node"}
-"""Flags of fitlog, torchrun and of every script."""
+EXTERNAL_FLAGS = {"--gpu", "--help", "--ip", "--max_restarts", "--nproc_per_node"}
+"""Flags of recipes, of fitlog, of torchrun and of every script."""
 
 
 @functools.cache

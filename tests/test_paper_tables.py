@@ -3,34 +3,42 @@
 import json
 import re
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
 from benchmarks import paper_tables
-from benchmarks.paper_tables import CLAIMS, ROWS, claims, collected, table_2, table_3
+from benchmarks.paper_tables import CLAIMS, ROWS, claims, collected, difference, table_2, table_3
 from tests.conftest import ROOT, SENTENCES
+from utils.errors import UserError
 
 
-def record(out: Path, row: str, seed: int, nats: float, released: float, sentences: list[float] = ()) -> None:
-    """Write the reports of one training; `sentences` are the nats of each by the bound."""
-    reports = {
-        "exact": {"nats_per_sequence": nats, "ppl_word": 10 * nats},
-        "released": {"nats_per_sequence": released, "ppl_word": 10 * released},
-        "metrics": {"bleu_4": 0.25, "self_bleu_4": 0.5},
-        "samples": {"forwards": 26.0, "seconds": 60.0, "samples": 1000},
-    }
+def record(out: Path, row: str, seed: int, exact: list[float], released: list[float]) -> None:
+    """Write the reports of one training, given the nats of its sentences."""
+    each = {"exact": exact, "released": released}
+    reports = {part: {"nats_per_sequence": mean(nats), "ppl_word": 10 * mean(nats)} for part, nats in each.items()}
+    reports |= {"metrics": {"bleu_4": 0.25, "self_bleu_4": 0.5}}
+    reports |= {"samples": {"forwards": 26.0, "seconds": 60.0, "samples": 1000}}
     for part, report in reports.items():
         (out / f"{row}-{seed}.{part}.json").write_text(json.dumps(report))
-    if sentences:
-        lines = [json.dumps({"sentence": i, "nats": each}) + "\n" for i, each in enumerate(sentences)]
-        (out / f"{row}-{seed}.exact.jsonl").write_text("".join(lines))
+    for part, nats in each.items():
+        lines = [json.dumps({"sentence": 7 * i, "nats": number}) + "\n" for i, number in enumerate(nats)]
+        (out / f"{row}-{seed}.{part}.jsonl").write_text("".join(lines))
+
+
+def finding(out: Path, words: str = "pretrained weights help, time-agnostic") -> tuple[str, str]:
+    """Return what is said of a finding by the bound and by the released arithmetic."""
+    (line,) = [line for line in claims(collected(out)).splitlines() if words in line]
+    return tuple(cell.strip() for cell in line.split("|")[2:4])
 
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    for seed, shift in ((1, 0.0), (2, 4.0), (3, 2.0)):  # the seeds differ by more than the rows
-        record(tmp_path, "pretrained_none_tad", seed, 100 + shift, 99 + shift)
-        record(tmp_path, "scratch_none_tad", seed, 110 + shift + 0.1 * seed, 90 + shift)
+    """Three seeds that differ by more than the rows do: by the bound 9, 10 and 11 nats, by the other -10."""
+    for seed, shift in ((1, 0), (2, 4), (3, 2)):
+        record(tmp_path, "pretrained_none_tad", seed, [100 + shift, 200 + shift], [90 + shift, 190 + shift])
+        of_scratch = [108 + shift + seed, 208 + shift + seed]
+        record(tmp_path, "scratch_none_tad", seed, of_scratch, [80 + shift, 180 + shift])
     return tmp_path
 
 
@@ -41,11 +49,11 @@ def test_the_script_and_the_tables_have_the_same_rows() -> None:
     assert {name for _, *names in CLAIMS for name in names} <= set(ROWS)
 
 
-def test_a_claim_is_judged_by_the_differences_of_equal_seeds(out: Path) -> None:
-    (line,) = [line for line in claims(collected(out)).splitlines() if "pretrained weights help, time-agnostic" in line]
-    _, _, exact, released, paper, _ = (cell.strip() for cell in line.split("|"))
-    assert exact == "yes, by 10.20 nats (± 0.06 over trainings, 176.7 errors)"  # differences 10.1, 10.2, 10.3
-    assert released == "no, by -9.00 nats (± 0.00 over trainings)" and paper == "78.76 < 125.15"
+def test_a_finding_is_judged_by_the_differences_of_equal_seeds(out: Path) -> None:
+    """Differences 9, 10 and 11: standard error 1 / sqrt(3). Those of the sentences are equal."""
+    assert finding(out) == (
+        "held: lower by 10.00 ± 0.58 nats (17.3 standard errors)", "reversed: higher by 10.00 ± 0.00 nats"
+    )  # fmt: skip
 
 
 def test_every_claim_holds_in_the_paper() -> None:
@@ -55,49 +63,62 @@ def test_every_claim_holds_in_the_paper() -> None:
     )  # one of released code
 
 
+def test_the_error_of_several_trainings_is_that_of_sentences_and_of_trainings(tmp_path: Path) -> None:
+    """Sentences: 1 and 3 more, so a variance of 1. Trainings: 0, 1 and 2 more, so a variance of 1/3."""
+    for seed in (1, 2, 3):
+        record(tmp_path, "pretrained_none_tad", seed, [100, 300], [100, 300])
+        record(tmp_path, "scratch_none_tad", seed, [100 + seed, 302 + seed], [150 + seed, 350 + seed])
+    both, trainings = finding(tmp_path)
+    assert both == "not distinguishable: lower by 3.00 ± 1.15 nats (2.6 standard errors)"
+    assert trainings == "held: lower by 52.00 ± 0.58 nats (90.1 standard errors)"
+    mean, error, freedom = difference([[1.0, 3.0], [2.0, 4.0], [3.0, 5.0]])
+    assert (mean, error**2) == pytest.approx((3, 4 / 3))
+    assert freedom == pytest.approx((4 / 3) ** 2 / (1**2 / 1 + (1 / 3) ** 2 / 2))
+
+
 def test_a_difference_within_its_error_is_not_distinguishable(tmp_path: Path) -> None:
-    """Differences 1, 2, 6: mean 3, standard error 1.53; Student's bound of 2 degrees of freedom is 4.30 errors."""
-    for seed, difference in ((1, 1), (2, 2), (3, 6)):
-        record(tmp_path, "pretrained_none_tad", seed, 100, 100)
-        record(tmp_path, "scratch_none_tad", seed, 100 + difference, 101 + difference / 6)
-    (line,) = [line for line in claims(collected(tmp_path)).splitlines() if "weights help" in line]
-    assert "| not distinguishable, by 3.00 nats (± 1.53 over trainings, 2.0 errors) |" in line
-    assert "| yes, by 1.50 nats (± 0.25 over trainings, 5.9 errors) |" in line  # 1 plus a sixth of each
+    """Differences 1, 2 and 6: mean 3, standard error 1.53; Student's bound of 2 degrees of freedom is 4.30 errors."""
+    for seed, more in ((1, 1), (2, 2), (3, 6)):
+        record(tmp_path, "pretrained_none_tad", seed, [100, 200], [100, 200])
+        of_scratch = [100 + more, 200 + more]
+        record(tmp_path, "scratch_none_tad", seed, of_scratch, [101 + more / 6, 201 + more / 6])
+    bound, released = finding(tmp_path)
+    assert bound == "not distinguishable: lower by 3.00 ± 1.53 nats (2.0 standard errors)"
+    assert released == "held: lower by 1.50 ± 0.25 nats (5.9 standard errors)"  # 1 plus a sixth of each
 
 
-def test_the_error_over_sentences_is_that_of_their_paired_differences(tmp_path: Path) -> None:
-    """Sentences of very different lengths, whose differences are 1, 2 and 3: standard error 1 / sqrt(3)."""
-    record(tmp_path, "pretrained_none_tad", 1, 200.0, 90, [100, 200, 300])
-    record(tmp_path, "scratch_none_tad", 1, 202.0, 90, [101, 202, 303])
-    (line,) = [line for line in claims(collected(tmp_path)).splitlines() if "weights help" in line]
-    assert "| yes, by 2.00 nats (± 0.58 over sentences, 3.5 errors; one training each) |" in line
-    record(tmp_path, "pretrained_none_tad", 2, 200.0, 90, [100, 200, 300])
-    record(tmp_path, "scratch_none_tad", 2, 206.0, 90, [105, 206, 307])  # the mean differences are 3, 4 and 5
-    (line,) = [line for line in claims(collected(tmp_path)).splitlines() if "weights help" in line]
-    assert "by 4.00 nats (± 0.58 over sentences, 6.9 errors; ± 2.00 over trainings, 2.0 errors)" in line
-    assert "| not distinguishable," in line  # two trainings; a difference of zero is 12.7 errors away at 95 %
+def test_one_training_of_each_is_said_to_be_one(tmp_path: Path) -> None:
+    """Sentences of very different lengths, with differences 2, 2 and 3, and -3, 0 and 1: within the error."""
+    record(tmp_path, "pretrained_none_tad", 1, [100, 200, 300], [100, 200, 300])
+    record(tmp_path, "scratch_none_tad", 1, [102, 202, 303], [97, 200, 301])
+    assert finding(tmp_path) == (
+        "one training: lower by 2.33 ± 0.33 nats (7.0 standard errors)",
+        "one training, not distinguishable: higher by 0.67 ± 1.20 nats (0.6 standard errors)",
+    )
 
 
-def test_no_difference_is_no_negative_zero(tmp_path: Path) -> None:
-    record(tmp_path, "pretrained_none_tad", 1, 100.001, 90)
-    record(tmp_path, "scratch_none_tad", 1, 100.0, 90)
-    assert "no, by 0.00 nats (one training each)" in claims(collected(tmp_path))
+def test_no_difference_is_not_distinguishable(tmp_path: Path) -> None:
+    for row in ("pretrained_none_tad", "scratch_none_tad"):
+        record(tmp_path, row, 1, [100, 101], [100, 101])
+    assert finding(tmp_path)[0].startswith("one training, not distinguishable: higher by 0.00 ± 0.00")
 
 
-def test_one_training_has_no_error(tmp_path: Path) -> None:
-    record(tmp_path, "pretrained_paper_tad", 1, 100.0, 99.0)
-    record(tmp_path, "pretrained_none_tad", 1, 101.0, 99.0)
-    assert "yes, by 1.00 nats (one training each)" in claims(collected(tmp_path))
+def test_rows_that_scored_other_sentences_are_not_compared(tmp_path: Path) -> None:
+    record(tmp_path, "pretrained_none_tad", 1, [100, 200, 300], [100, 200, 300])
+    record(tmp_path, "scratch_none_tad", 1, [101, 202], [101, 202])
+    with pytest.raises(UserError, match="same sentences"):
+        claims(collected(tmp_path))
 
 
 def test_table_2_gives_means_with_their_errors_and_the_papers_figures(out: Path) -> None:
     scratch, pretrained = table_2(collected(out)).splitlines()[2:]
-    assert scratch.startswith("| scratch | none | TAD | 112.20 ±") and " 125.15 " in scratch and " 0.339 " in scratch
-    assert pretrained.startswith("| pretrained | none | TAD | 102.00 ± 1.15 | 1020.0 ± 11.5 | 1010.0 ± 11.5 | 78.76 |")
+    assert scratch.startswith("| scratch | none | TAD | 162.00 ±") and " 125.15 " in scratch and " 0.339 " in scratch
+    assert pretrained.startswith("| pretrained | none | TAD | 152.00 ± 1.15 | 1520.0 ± 11.5 | 1420.0 ± 11.5 | 78.76 |")
 
 
-def test_an_unfinished_row_is_left_out(out: Path) -> None:
-    (out / "scratch_none_tad-2.metrics.json").unlink()
+@pytest.mark.parametrize("part", ["metrics.json", "released.jsonl"])
+def test_an_unfinished_row_is_left_out(out: Path, part: str) -> None:
+    (out / f"scratch_none_tad-2.{part}").unlink()
     assert len(collected(out)["scratch_none_tad"]) == 2
 
 
@@ -128,6 +149,24 @@ def test_samples_and_steps_are_measured(monkeypatch: pytest.MonkeyPatch, trained
     texts, cost = (tmp_path / "s.txt").read_text().splitlines(), json.loads((tmp_path / "s.json").read_text())
     assert len(texts) == 6 and all(texts) and cost["samples"] == 6
     assert 1 <= cost["forwards"] <= 32 and cost["seconds"] > 0
-    found = json.loads((tmp_path / "steps.json").read_text())
+    found = json.loads((tmp_path / "steps.json").read_text())["steps"]
     assert list(found) == ["2", "16", "64"]  # a spindle has no limit, and this one is trained at T = 64
     assert found["2"]["nats_per_sequence"] > found["16"]["nats_per_sequence"] > 0 and found["2"]["forwards"] <= 2
+
+
+def test_steps_go_on_where_they_were_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    """Finished numbers of steps are not measured again; figures of another text are refused and kept."""
+    settings = {"checkpoint": "c", "data": "t", "limit": 8, "num_samples": 6, "length": 0, "precision": "fp32"}
+    kept = {"settings": settings, "steps": {"2": {"ppl_word": 1.0}, "64": {"ppl_word": 2.0}}}
+    file = tmp_path / "steps.json"
+    file.write_text(json.dumps(kept))
+    monkeypatch.setattr(paper_tables, "STEPS", {2: (1.0, 1.0)})
+    given = ["x", "steps", "--checkpoint", "c", "--limit", "8", "--num_samples", "6", "--output", str(file)]
+    given += ["--precision", "fp32", "--threads", "1", "--data"]
+    monkeypatch.setattr("sys.argv", [*given, "t"])
+    paper_tables.main()  # there is no checkpoint c: nothing is loaded
+    monkeypatch.setattr("sys.argv", [*given, "other"])
+    with pytest.raises(SystemExit, match="2"):
+        paper_tables.main()
+    assert "other settings" in (error := capsys.readouterr().err) and error.count("\n") == 1
+    assert json.loads(file.read_text()) == kept

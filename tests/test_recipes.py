@@ -241,6 +241,14 @@ def test_wrong_arguments_are_refused_without_installing(script: str, arguments: 
     assert last.startswith("error: ") and REFUSED[script][arguments] in last and len(last) < 300
 
 
+@pytest.mark.parametrize(
+    ("rows", "error"), [(" ", "is empty"), ("small\nnone", "none must be"), ("small small", "small is given twice")]
+)
+def test_wrong_rows_are_refused(rows: str, error: str, sandbox: Path) -> None:
+    done = call(sandbox, "runs/pretrained.sh", "my text.txt", "a.v1.txt", ROWS=rows)
+    assert done.returncode == 2 and f"error: ROWS{':' * ('empty' not in error)} {error}" in done.stderr
+
+
 def test_every_recipe_has_a_refused_call() -> None:
     assert set(REFUSED) == {script for script in SCRIPTS if script != "tests/run.sh"}
 
@@ -284,7 +292,6 @@ PASSED_ON = [
         {"--train_data": "C/my text.txt", "--time_conditioning": "layerwise"},
     ),
     ("runs/paper_tables.sh", "my text.txt|a.v1.txt|a.TXT|p", "compute_elbo.py", {"--data": "C/a.TXT"}),
-    ("runs/paper_tables.sh", "--gpu", "main.py", {"--train_data": "lm1b", "--model_name_or_path": "bert-base-uncased"}),
     ("runs/pretrained.sh", "my text.txt|a.v1.txt|p|0.5", "main.py", {"--valid_data": "C/a.v1.txt"}),
     ("runs/qqp.sh", "pairs|pairs/test.jsonl|tok|q", "compute_metric.py", {"--predictions": "C/q/predictions.jsonl"}),
     ("runs/score.sh", "-d=my text.txt|-mdir=m", "main.py", {"-d": "C/my text.txt", "-mdir": "C/m"}),
@@ -355,6 +362,10 @@ def test_scripts_run_from_any_folder_through_a_link_and_on_gpus(sandbox: Path, r
     assert passed["--output_dir"] == "runs/../out/q" and passed["--tokenizer"] == "bert-base-uncased"
     calls = recorded("run.sh", "my text.txt", "--seed", "3", STUB_GPUS="2")
     assert flags(calls, "main.py")["--accumulation_steps"] == "2" and "torchrun" in [name for name, *_ in calls]
+    of_hub = flags(recorded("runs/paper_tables.sh", "--gpu", STUB_GPUS="1", FLAGS="--seed 7"), "main.py")
+    assert of_hub.items() > {"--train_data": "lm1b", "--model_name_or_path": "bert-base-uncased", "--seed": "7"}.items()
+    without = call(sandbox, "runs/paper_tables.sh", "--gpu", "o")
+    assert without.returncode == 2 and "\nerror: --gpu needs a CUDA GPU" in without.stderr
     scored = [call for call in recorded("runs/zero_shot.sh", "model", "texts") if "compute_elbo.py" in call]
     assert len(scored) == 2  # a program that reads stdin does not consume the list of texts
 
