@@ -153,10 +153,13 @@ class SpindleSchedule:
         self.base = base_alpha_bar(args.schedule, args.num_steps)
         measure, self.contrast = SPINDLES[args.spindle]
         self.statistic = measure(token_counts)
+        self.distinct, self.place = self.statistic.unique(return_inverse=True)
+        """The distinct values of the statistic, [K] with K << V, and the place of each token among them, [V]."""
 
     def to(self, device: torch.device) -> "SpindleSchedule":
         """Move the tables; return self."""
         self.base, self.statistic = self.base.to(device), self.statistic.to(device)
+        self.distinct, self.place = self.distinct.to(device), self.place.to(device)
         return self
 
     def windows(self, num_steps: int) -> Tensor:
@@ -268,10 +271,11 @@ class SpindleSchedule:
         """
 
         def table(mean: Tensor) -> Tensor:
-            h = self.informativeness_of(self.statistic, mean[:, None])
+            h = self.informativeness_of(self.distinct, mean[:, None])
             return self.reveal_probability(s[:, None], t[:, None], h)
 
-        return torch.func.jvp(table, (mean,), (1 / targets.sum(1).clamp(min=1).double(),))
+        found = torch.func.jvp(table, (mean,), (1 / targets.sum(1).clamp(min=1).double(),))
+        return found[0][:, self.place], found[1][:, self.place]
 
 
 class SpindleThinning:
