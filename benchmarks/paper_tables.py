@@ -104,8 +104,8 @@ NOTE_3 = (
 NOTE_CLAIMS = (
     "Nats per sentence of the row that has the lower perplexity in the paper, relative to the other row. ± is the "
     "standard error of this paired difference: over the scored sentences and, with several trainings, also over "
-    "trainings of the same seed. A finding held, or is reversed, if Student's t separates the difference from 0 at "
-    "95 %; there is no correction for the number of findings. One training of each says nothing about other trainings."
+    "trainings of the same seed. A difference that Student's t (95 %) does not separate from 0 is not distinguishable; "
+    "there is no correction for the number of findings. One training of each says nothing about other trainings."
 )
 
 
@@ -138,13 +138,16 @@ def steps(options: argparse.Namespace) -> None:
 
     The output is written after each number of steps, and a second call goes on from there.
     """
-    names = ("checkpoint", "data", "limit", "num_samples", "length", "precision")
-    settings = {name: getattr(options, name) for name in names}
+    settings = {name: getattr(options, name) for name in ("limit", "num_samples", "length", "precision")}
+    settings |= {"checkpoint": "/".join(Path(options.checkpoint).parts[-2:]), "data": Path(options.data).name}
     read = json.loads(options.output.read_text()) if options.output.exists() else {"settings": settings, "steps": {}}
-    if read["settings"] != settings:
-        raise UserError(f"{options.output} holds figures of other settings ({read['settings']}); give another --output")
+    if (others := read.get("settings")) != settings:
+        raise UserError(
+            f"{options.output} holds figures of other settings ({others}); remove it or give another --output"
+        )
     found = read["steps"]
     if len(found) > len(STEPS):
+        print(f"{options.output}: measured before; remove it to measure again")
         return
     model = load(options)
     scored = compute_elbo.ElboArgs(options.checkpoint, options.data, cache_dir=options.cache_dir)
@@ -259,9 +262,8 @@ def verdict(better: list[dict], worse: list[dict], part: str) -> str:
     size = f"{lower} by {number(abs(mean), 2)} ± {number(error, 2)} nats"
     if error > 1e-6:
         size += f" ({number(abs(mean) / error, 1)} standard errors)"
-    if len(common) == 1:
-        return f"one training: {size}" if separated else f"one training, not distinguishable: {size}"
-    return f"{('held' if mean < 0 else 'reversed') if separated else 'not distinguishable'}: {size}"
+    answer = ("as in the paper" if mean < 0 else "reversed") if separated else "not distinguishable"
+    return f"{'one training, ' if len(common) == 1 else ''}{answer}: {size}"
 
 
 def paired(mine: dict, other: dict, part: str) -> list[float]:
@@ -276,20 +278,20 @@ def paired(mine: dict, other: dict, part: str) -> list[float]:
     return [first[index] - second[index] for index in first]
 
 
-def difference(trainings: list[list[float]]) -> tuple[float, float, float]:
+def difference(trainings: list[list[float]]) -> tuple[float, float, int]:
     """Return the mean of paired differences, its standard error and degrees of freedom.
 
     Sentences and trainings are both samples, so the variance is the sum of that over sentences and that over trainings.
-    With one training the second is unknown and left out. Degrees of freedom: Welch and Satterthwaite.
+    With one training the second is unknown and left out. The degrees of freedom are those of the smaller sample, which
+    makes the test a cautious one.
 
     Args:
         trainings: differences of the same sentences, for each pair of trainings.
     """
     parts = [np.mean(trainings, axis=0).tolist(), np.mean(trainings, axis=1).tolist()]
-    variances = [(standard_error(values) ** 2, len(values) - 1) for values in parts if len(values) > 1]
-    total = sum(variance for variance, _ in variances)
-    of_parts = sum(variance**2 / freedom for variance, freedom in variances)
-    return float(np.mean(trainings)), math.sqrt(total), total**2 / of_parts if of_parts else math.inf
+    parts = [values for values in parts if len(values) > 1]
+    error = math.hypot(*(standard_error(values) for values in parts))
+    return float(np.mean(trainings)), error, min(len(values) - 1 for values in parts)
 
 
 def print_tables(options: argparse.Namespace) -> None:

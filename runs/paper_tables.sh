@@ -15,7 +15,7 @@
 #   LIMIT    sentences of TEST to score: 500
 #   JOBS     rows that train at once, one core each: 2; with --gpu 1
 #   FLAGS    more flags of main.py for every row: none; "--loss_weighting elbo --warm_start 0" trains on the bound alone
-# A row of 2,000 steps takes about half an hour of one core and 5 GB. --gpu trains eight rows of 1.9 M steps, one by one.
+# A row of 2,000 steps takes 35 to 45 minutes of one core and 5 GB. --gpu trains eight rows of 1.9 M steps, one by one.
 # Finished parts are not run again.
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/table.sh"
@@ -23,12 +23,16 @@ begin "$@"
 
 row() { # train, valid, test, folder, name-seed
     local train=$1 valid=$2 test=$3 out=$4 name=${5%-*} seed=${5##*-} flags=() more folder=$4/$5 posterior held_out=()
-    case $name in *_lte) flags+=(--time_conditioning layerwise) ;; *_pte) flags+=(--time_conditioning token) ;; esac
-    case $name in scratch_*) flags+=(--from_scratch true) ;; esac
+    case $name in # all that makes a row, so that FLAGS cannot change it
+        *_lte) flags+=(--time_conditioning layerwise) ;;
+        *_pte) flags+=(--time_conditioning token) ;;
+        *) flags+=(--time_conditioning none) ;;
+    esac
+    case $name in scratch_*) flags+=(--from_scratch true) ;; *) flags+=(--from_scratch false) ;; esac
     flags+=(--spindle "$(cut -d _ -f 2 <<<"$name")" --seed "$seed" --max_steps "$STEPS")
     [ -z "$valid" ] || held_out=(--valid_data "$valid")
     read -r -d '' -a more <<<"${FLAGS-}" || true
-    train_paper_row "$train" "$folder" "$out/cache" ${held_out[@]+"${held_out[@]}"} ${flags[@]+"${flags[@]}"} ${more[@]+"${more[@]}"}
+    train_paper_row "$train" "$folder" "$out/cache" ${held_out[@]+"${held_out[@]}"} ${more[@]+"${more[@]}"} ${flags[@]+"${flags[@]}"}
     for posterior in exact released; do
         [ -e "$folder.$posterior.jsonl" ] || rm -f -- "$folder.$posterior.json" # scored without its sentences
         part "$folder.$posterior.json" python compute_elbo.py --checkpoint "$folder/checkpoint-last" --data "$test" --json true \

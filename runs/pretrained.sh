@@ -49,8 +49,6 @@ whole_number SEEDS "${SEEDS:-1}"
 export THREADS=${THREADS:-1}
 whole_number THREADS "$THREADS"
 name_rows "${ROWS:-small minilm_scratch pretrained}" demo demo_pretrained small minilm_scratch pretrained
-[ $((${#names[@]} % ${JOBS:-2})) -eq 0 ] ||
-    echo "warning: ${#names[@]} trainings, ${JOBS:-2} at a time: the last one has no neighbour, so it may take more steps" >&2
 prepare_table
 PRECISION=$(same_precision)
 export PRECISION

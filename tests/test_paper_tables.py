@@ -52,7 +52,7 @@ def test_the_script_and_the_tables_have_the_same_rows() -> None:
 def test_a_finding_is_judged_by_the_differences_of_equal_seeds(out: Path) -> None:
     """Differences 9, 10 and 11: standard error 1 / sqrt(3). Those of the sentences are equal."""
     assert finding(out) == (
-        "held: lower by 10.00 ± 0.58 nats (17.3 standard errors)", "reversed: higher by 10.00 ± 0.00 nats"
+        "as in the paper: lower by 10.00 ± 0.58 nats (17.3 standard errors)", "reversed: higher by 10.00 ± 0.00 nats"
     )  # fmt: skip
 
 
@@ -70,21 +70,23 @@ def test_the_error_of_several_trainings_is_that_of_sentences_and_of_trainings(tm
         record(tmp_path, "scratch_none_tad", seed, [100 + seed, 302 + seed], [150 + seed, 350 + seed])
     both, trainings = finding(tmp_path)
     assert both == "not distinguishable: lower by 3.00 ± 1.15 nats (2.6 standard errors)"
-    assert trainings == "held: lower by 52.00 ± 0.58 nats (90.1 standard errors)"
-    mean, error, freedom = difference([[1.0, 3.0], [2.0, 4.0], [3.0, 5.0]])
-    assert (mean, error**2) == pytest.approx((3, 4 / 3))
-    assert freedom == pytest.approx((4 / 3) ** 2 / (1**2 / 1 + (1 / 3) ** 2 / 2))
+    assert trainings == "as in the paper: lower by 52.00 ± 0.58 nats (90.1 standard errors)"
+    assert difference([[1.0, 3.0], [2.0, 4.0], [3.0, 5.0]]) == pytest.approx((3, (4 / 3) ** 0.5, 1))
+    many = [0.62 + 0.1 * (-1) ** i for i in range(500)]
+    assert (
+        difference([[x - 0.1 for x in many], [x + 0.1 for x in many]])[2] == 1
+    )  # two trainings, however many sentences
 
 
 def test_a_difference_within_its_error_is_not_distinguishable(tmp_path: Path) -> None:
     """Differences 1, 2 and 6: mean 3, standard error 1.53; Student's bound of 2 degrees of freedom is 4.30 errors."""
     for seed, more in ((1, 1), (2, 2), (3, 6)):
-        record(tmp_path, "pretrained_none_tad", seed, [100, 200], [100, 200])
-        of_scratch = [100 + more, 200 + more]
-        record(tmp_path, "scratch_none_tad", seed, of_scratch, [101 + more / 6, 201 + more / 6])
+        record(tmp_path, "pretrained_none_tad", seed, [100, 200, 300], [100, 200, 300])
+        of_scratch = [nats + more for nats in (100, 200, 300)]
+        record(tmp_path, "scratch_none_tad", seed, of_scratch, [nats + 1 + more / 6 for nats in (100, 200, 300)])
     bound, released = finding(tmp_path)
     assert bound == "not distinguishable: lower by 3.00 ± 1.53 nats (2.0 standard errors)"
-    assert released == "held: lower by 1.50 ± 0.25 nats (5.9 standard errors)"  # 1 plus a sixth of each
+    assert released == "as in the paper: lower by 1.50 ± 0.25 nats (5.9 standard errors)"  # 1 plus a sixth of each
 
 
 def test_one_training_of_each_is_said_to_be_one(tmp_path: Path) -> None:
@@ -92,7 +94,7 @@ def test_one_training_of_each_is_said_to_be_one(tmp_path: Path) -> None:
     record(tmp_path, "pretrained_none_tad", 1, [100, 200, 300], [100, 200, 300])
     record(tmp_path, "scratch_none_tad", 1, [102, 202, 303], [97, 200, 301])
     assert finding(tmp_path) == (
-        "one training: lower by 2.33 ± 0.33 nats (7.0 standard errors)",
+        "one training, as in the paper: lower by 2.33 ± 0.33 nats (7.0 standard errors)",
         "one training, not distinguishable: higher by 0.67 ± 1.20 nats (0.6 standard errors)",
     )
 
@@ -152,18 +154,28 @@ def test_samples_and_steps_are_measured(monkeypatch: pytest.MonkeyPatch, trained
     found = json.loads((tmp_path / "steps.json").read_text())["steps"]
     assert list(found) == ["2", "16", "64"]  # a spindle has no limit, and this one is trained at T = 64
     assert found["2"]["nats_per_sequence"] > found["16"]["nats_per_sequence"] > 0 and found["2"]["forwards"] <= 2
+    stopped = json.loads((tmp_path / "steps.json").read_text())
+    stopped["steps"] = {"2": "kept"}  # as if stopped after the first
+    (tmp_path / "steps.json").write_text(json.dumps(stopped))
+    monkeypatch.setattr(paper_tables, "draw", lambda *_: ([], {"seconds": 0.0}) if next(calls) else 1 / 0)
+    calls = iter([True, False])
+    with pytest.raises(ZeroDivisionError):  # stopped again, at the third
+        paper_tables.main()
+    again = json.loads((tmp_path / "steps.json").read_text())["steps"]
+    assert again["2"] == "kept" and list(again) == ["2", "16"]
+    assert again["16"]["nats_per_sequence"] == found["16"]["nats_per_sequence"]
 
 
 def test_steps_go_on_where_they_were_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     """Finished numbers of steps are not measured again; figures of another text are refused and kept."""
-    settings = {"checkpoint": "c", "data": "t", "limit": 8, "num_samples": 6, "length": 0, "precision": "fp32"}
+    settings = {"limit": 8, "num_samples": 6, "length": 0, "precision": "fp32", "checkpoint": "b/c", "data": "t"}
     kept = {"settings": settings, "steps": {"2": {"ppl_word": 1.0}, "64": {"ppl_word": 2.0}}}
     file = tmp_path / "steps.json"
     file.write_text(json.dumps(kept))
     monkeypatch.setattr(paper_tables, "STEPS", {2: (1.0, 1.0)})
-    given = ["x", "steps", "--checkpoint", "c", "--limit", "8", "--num_samples", "6", "--output", str(file)]
+    given = ["x", "steps", "--checkpoint", "a/b/c", "--limit", "8", "--num_samples", "6", "--output", str(file)]
     given += ["--precision", "fp32", "--threads", "1", "--data"]
-    monkeypatch.setattr("sys.argv", [*given, "t"])
+    monkeypatch.setattr("sys.argv", [*given, "../t"])
     paper_tables.main()  # there is no checkpoint c: nothing is loaded
     monkeypatch.setattr("sys.argv", [*given, "other"])
     with pytest.raises(SystemExit, match="2"):
