@@ -138,6 +138,6 @@ esac
 only_flags "$@"
 resolve_paths "$@"
 ensure_environment requirements.txt
-[ "${recipe[*]}" != "demo pretrained" ] || ensure_pretrained
+[ "${recipe[*]}" != "demo pretrained" ] || require_pretrained
 install_seconds=$SECONDS
 "${recipe[@]}" ${arguments[@]+"${arguments[@]}"}

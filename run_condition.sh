@@ -138,7 +138,7 @@ case ${1-} in
         case ${2-} in '' | pretrained) ;; *) refuse "$(quoted "$2"): demo takes no arguments but pretrained" ;; esac
         [ $# -le 2 ] || refuse "$(quoted "$3"): unexpected argument"
         ensure_environment requirements.txt
-        [ "${2-}" != pretrained ] || ensure_pretrained
+        [ "${2-}" != pretrained ] || require_pretrained
         install_seconds=$SECONDS
         demo "${2:-scratch}"
         exit

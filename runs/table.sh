@@ -8,10 +8,15 @@ token_network=(--model_name_or_path modernbert-small
 train_row() { # train, valid, folder, flags...: train on one core; main.py returns at once if this is done
     local train=$1 valid=$2 folder=$3
     shift 3
+    forget_scores "$folder"
     launch 0 --train_data "$train" --valid_data "$valid" --output_dir "$folder" \
         --cache_dir "$(dirname -- "$folder")/cache" --tokenizer wordpiece --vocab_size 4096 --max_length 64 --batch_size 64 \
         --from_scratch true --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 \
         --weight_decay 0.1 --eval_sequences 64 --threads 1 --precision fp32 "$@"
+}
+
+forget_scores() { # folder of a row: remove what an earlier training of it left, unless the row is finished
+    [ -e "$1/curve.png" ] || rm -f -- "$1".*
 }
 
 score_row() { # folder, valid, flags...: write the bound of 500 sentences to FOLDER.json, unless it is done
@@ -27,6 +32,10 @@ sample_row() { # folder, output, flags...: write 200 samples, unless it is done
     shift 2
     [ -e "$output" ] || python predict.py --checkpoint "$folder/checkpoint-last" --num_samples 200 --threads 1 \
         --output "$output" "$@" >/dev/null
+}
+
+forget_judgements() { # output folder: the same for the figures by a judge that is trained again
+    [ -e "$1/judge/curve.png" ] || rm -f -- "$1"/*.metrics
 }
 
 judge_row() { # samples, valid, tokenizer, evaluating model, output: write generative perplexity, unless it is done
@@ -45,6 +54,12 @@ parse_table() { # default folder, name and default of the length, arguments... -
     must_exist "$2" "file or folder"
     train=$(located "$1") valid=$(located "$2") out=$(absolute "${3:-$root/$default}") length=${4:-$length}
     whole_number JOBS "${JOBS:-2}"
+}
+
+one_row() { # arguments of `row`...: run one row for `side_by_side`; a refused setting stops all rows
+    trap '[ $? -ne 2 ] || exit 255' EXIT # 255 stops xargs
+    row "$@"
+    exit
 }
 
 name_rows() { # rows, known rows...: set the array `names` to ROW-SEED for each row and seed
@@ -69,11 +84,21 @@ require_settings() { # output folder, settings...: refuse rows of other settings
     local out=$1 settings
     shift
     settings=$(printf '%s\n' "$@")
-    if [ -e "$out/settings" ] && [ "$(cat -- "$out/settings")" != "$settings" ]; then
+    if [ -e "$out/settings" ] && [ "$(cat -- "$out/settings")" != "$settings" ] && holds_rows "$out"; then
         refuse "$out holds rows of other settings ($(tr '\n' ' ' <"$out/settings")); give another OUT"
     fi
     mkdir -p -- "$out"
     printf '%s\n' "$settings" >"$out/settings"
+}
+
+holds_rows() { # folder
+    local file
+    for file in "$1"/*/run.json; do [ ! -e "$file" ] || return 0; done
+    return 1
+}
+
+check_precision() {
+    case ${PRECISION:-fp32} in fp32 | bf16 | fp16) ;; *) refuse "PRECISION=$(quoted "$PRECISION") must be fp32, bf16 or fp16" ;; esac
 }
 
 same_precision() { # print the precision of all rows: that of PRECISION, or the one this processor has instructions for
@@ -81,8 +106,8 @@ same_precision() { # print the precision of all rows: that of PRECISION, or the 
     python -c 'import torch; from utils.device import pick_precision; print(pick_precision("auto", torch.device("cpu")))'
 }
 
-prepare_table() { # environment, one thread per row, output folder
+prepare_table() { # ["true" if the rows use GPUs]: environment, devices and threads of the rows, output folder
     ensure_environment requirements.txt
-    export OMP_NUM_THREADS=1
+    [ "${1-}" = true ] || export CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1
     mkdir -p -- "$out"
 }

@@ -19,6 +19,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase  # noqa
 import main  # noqa: E402
 from data.batch import Batch  # noqa: E402
 from data.tokenizers import train_wordpiece  # noqa: E402
+from tests.recipe_sandbox import make_sandbox, recorder  # noqa: E402
 from utils.command_line import run_script  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
@@ -246,3 +247,18 @@ def trained_pairs(tmp_path_factory: pytest.TempPathFactory, slow_setup: None) ->
         train_tiny(folder, folder / "pairs", "--max_steps", 700, "--eval_steps", 350, "--max_length", 40)
 
     return once(tmp_path_factory, "trained_pairs", fill) / "run"
+
+
+# ---- scripts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sandbox(tmp_path: Path) -> Path:
+    """Return a folder with `the repo` of scripts, without an environment, and `the caller`'s files."""
+    return make_sandbox(tmp_path)
+
+
+@pytest.fixture
+def recorded(sandbox: Path) -> Callable[..., list[list[str]]]:
+    """Return a function that runs a script with stubs as the environment; it returns their calls: name, arguments."""
+    return recorder(sandbox)

@@ -5,19 +5,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks import paper_figures
-from tests.conftest import SENTENCES, errors_of
+from tests.conftest import SENTENCES, call, errors_of
 from tests.diffusion import test_family
 from tests.test_main import train
 
 
 def draw(monkeypatch: pytest.MonkeyPatch, output: Path, *arguments: object) -> int:
     """Draw a figure as the command line does; return the exit code."""
-    monkeypatch.setattr("sys.argv", ["paper_figures.py", *map(str, arguments), "--output", str(output)])
-    try:
-        paper_figures.main()
-    except SystemExit as stop:
-        return stop.code
-    return 0
+    return call(paper_figures.main, monkeypatch, *arguments, "--output", output)
 
 
 def test_every_figure_is_a_picture(monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path, capsys) -> None:
@@ -38,6 +33,13 @@ def test_every_figure_is_a_picture(monkeypatch: pytest.MonkeyPatch, trained: Pat
     assert [line.split("  ")[-2].strip() for line in shown] == ["t = 32", "t = 24", "t = 16", "t = 8", "t = 0"]
     assert masks == sorted(masks, reverse=True) and masks[0] > 3 and masks[-1] == 0
     assert sum("temperature" in line for line in lines) == 2
+
+
+def test_a_damaged_log_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    (tmp_path / "log.jsonl").write_text('{"kind": "settings"}\n{"kind": "va')
+    assert draw(monkeypatch, tmp_path / "f.png", "convergence", "--runs", tmp_path) == 2
+    (line,) = errors_of(capsys.readouterr().err)
+    assert f"{tmp_path}/log.jsonl:2: no JSON" in line
 
 
 def test_a_run_and_its_checkpoint_have_the_name_of_the_run() -> None:

@@ -8,8 +8,18 @@ from statistics import mean
 import pytest
 
 from benchmarks import paper_tables
-from benchmarks.paper_tables import CLAIMS, ROWS, claims, collected, difference, table_2, table_3
-from tests.conftest import ROOT, SENTENCES
+from benchmarks.paper_tables import (
+    CLAIMS,
+    NOTE_TRAININGS,
+    ROWS,
+    collected,
+    difference,
+    findings,
+    table_2,
+    table_3,
+    table_of_findings,
+)
+from tests.conftest import ROOT, call
 from utils.errors import UserError
 
 
@@ -28,8 +38,8 @@ def record(out: Path, row: str, seed: int, exact: list[float], released: list[fl
 
 def finding(out: Path, words: str = "pretrained weights help, time-agnostic") -> tuple[str, str]:
     """Return what is said of a finding by the bound and by the released arithmetic."""
-    (line,) = [line for line in claims(collected(out)).splitlines() if words in line]
-    return tuple(cell.strip() for cell in line.split("|")[2:4])
+    (line,) = [line for line in findings(collected(out)) if line["finding"] == words]
+    return line["exact"], line["released"]
 
 
 @pytest.fixture
@@ -109,7 +119,7 @@ def test_rows_that_scored_other_sentences_are_not_compared(tmp_path: Path) -> No
     record(tmp_path, "pretrained_none_tad", 1, [100, 200, 300], [100, 200, 300])
     record(tmp_path, "scratch_none_tad", 1, [101, 202], [101, 202])
     with pytest.raises(UserError, match="same sentences"):
-        claims(collected(tmp_path))
+        findings(collected(tmp_path))
 
 
 def test_table_2_gives_means_with_their_errors_and_the_papers_figures(out: Path) -> None:
@@ -131,54 +141,47 @@ def test_table_3_has_the_papers_steps_and_the_limit() -> None:
     assert lines[3] == "| inf | 150.00 ± 0.10 | 300.0 |  | 20.0 | 5.0 |  |"
 
 
-def test_nothing_to_print_is_one_line(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr("sys.argv", ["paper_tables.py", "print", str(tmp_path)])
-    with pytest.raises(SystemExit, match="2"):
-        paper_tables.main()
-    assert capsys.readouterr().err.count("\n") == 1
+def test_what_cannot_be_printed_is_one_line(out: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "empty").mkdir()
+    (out / "scratch_none_tad-2.exact.jsonl").write_text("{")
+    for folder, message in ((tmp_path / "empty", "no finished row"), (out, "scratch_none_tad-2.exact.jsonl: not")):
+        assert call(paper_tables.main, monkeypatch, "print", folder) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert message in line
+    record(out, "scratch_none_tad", 2, [100], [100])
+    record(out, "pretrained_none_tad", 2, [100], [100])
+    assert (
+        call(paper_tables.main, monkeypatch, "print", out, "--rows", "scratch_none_tad-2", "pretrained_none_tad-2") == 2
+    )
+    printed = capsys.readouterr()
+    assert "one sentence is scored" in printed.err and "| scratch | none | TAD | 100.00 |" in printed.out
+    assert [*json.loads((out / "tables.json").read_text())["table_2"]] == ["scratch_none_tad", "pretrained_none_tad"]
 
 
-def test_samples_and_steps_are_measured(monkeypatch: pytest.MonkeyPatch, trained: Path, tmp_path: Path) -> None:
-    """Samples with their cost; the bound at every number of steps falls, and the last one is at the model's T."""
-    (tmp_path / "held.txt").write_text("\n".join(SENTENCES[::9]) + "\n")
-    given = ["--checkpoint", trained, "--num_samples", "6", "--precision", "fp32", "--threads", "1"]
-    scored = ["--data", tmp_path / "held.txt", "--limit", "8", "--cache_dir", tmp_path / "cache"]
-    for part, file, more in (("samples", "s.txt", []), ("steps", "steps.json", scored)):
-        monkeypatch.setattr(paper_tables, "STEPS", {2: (1.0, 1.0), 16: (1.0, 1.0)})
-        monkeypatch.setattr(paper_tables, "PAPER_STEPS", 32)
-        monkeypatch.setattr("sys.argv", ["x", part, *map(str, [*given, "--output", tmp_path / file, *more])])
-        paper_tables.main()
-    texts, cost = (tmp_path / "s.txt").read_text().splitlines(), json.loads((tmp_path / "s.json").read_text())
-    assert len(texts) == 6 and all(texts) and cost["samples"] == 6
-    assert 1 <= cost["forwards"] <= 32 and cost["seconds"] > 0
-    found = json.loads((tmp_path / "steps.json").read_text())["steps"]
-    assert list(found) == ["2", "16", "64"]  # a spindle has no limit, and this one is trained at T = 64
-    assert found["2"]["nats_per_sequence"] > found["16"]["nats_per_sequence"] > 0 and found["2"]["forwards"] <= 2
-    stopped = json.loads((tmp_path / "steps.json").read_text())
-    stopped["steps"] = {"2": "kept"}  # as if stopped after the first
-    (tmp_path / "steps.json").write_text(json.dumps(stopped))
-    monkeypatch.setattr(paper_tables, "draw", lambda *_: ([], {"seconds": 0.0}) if next(calls) else 1 / 0)
-    calls = iter([True, False])
-    with pytest.raises(ZeroDivisionError):  # stopped again, at the third
-        paper_tables.main()
-    again = json.loads((tmp_path / "steps.json").read_text())["steps"]
-    assert again["2"] == "kept" and list(again) == ["2", "16"]
-    assert again["16"]["nats_per_sequence"] == found["16"]["nats_per_sequence"]
+def test_both_tables_are_printed_with_what_main_py_found(out: Path, monkeypatch, capsys) -> None:
+    """Of all trainings, or of some; ± only with several, and a warning for a training that learned nothing."""
+    report = {"nats_per_sequence": 150.0, "draws_error_nats": 0.1, "ppl_word": 300.0, "forwards": 20.0, "seconds": 5.0}
+    (out / "steps.json").write_text(json.dumps({"settings": {}, "steps": {"128": report}}))
+    (out / "scratch_none_tad-2").mkdir()
+    (out / "scratch_none_tad-2" / "log.jsonl").write_text('{"kind": "note", "verdict": "nothing was learned"}\n')
+    for rows, warned in (([], True), (["--rows", "scratch_none_tad-1", "pretrained_none_tad-1"], False)):
+        assert call(paper_tables.main, monkeypatch, "print", out, *rows) == 0
+        printed = capsys.readouterr().out
+        assert ("warning: scratch_none_tad-2: nothing was learned" in printed) == warned
+        assert (NOTE_TRAININGS in printed) == warned and ("one training, as in the paper" in printed) != warned
+        assert "| 128 | 150.00 ± 0.10 | 300.0 | 63.78 |" in printed
+    assert json.loads((out / "tables.json").read_text())["table_3"] == {"128": report}
 
 
-def test_steps_go_on_where_they_were_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
-    """Finished numbers of steps are not measured again; figures of another text are refused and kept."""
-    settings = {"limit": 8, "num_samples": 6, "length": 0, "precision": "fp32", "checkpoint": "b/c", "data": "t"}
-    kept = {"settings": settings, "steps": {"2": {"ppl_word": 1.0}, "64": {"ppl_word": 2.0}}}
-    file = tmp_path / "steps.json"
-    file.write_text(json.dumps(kept))
-    monkeypatch.setattr(paper_tables, "STEPS", {2: (1.0, 1.0)})
-    given = ["x", "steps", "--checkpoint", "a/b/c", "--limit", "8", "--num_samples", "6", "--output", str(file)]
-    given += ["--precision", "fp32", "--threads", "1", "--data"]
-    monkeypatch.setattr("sys.argv", [*given, "../t"])
-    paper_tables.main()  # there is no checkpoint c: nothing is loaded
-    monkeypatch.setattr("sys.argv", [*given, "other"])
-    with pytest.raises(SystemExit, match="2"):
-        paper_tables.main()
-    assert "other settings" in (error := capsys.readouterr().err) and error.count("\n") == 1
-    assert json.loads(file.read_text()) == kept
+def test_the_released_spindle_is_no_finding_of_the_paper(tmp_path: Path) -> None:
+    record(tmp_path, "pretrained_none_tad", 1, [100, 200, 300], [100, 200, 300])
+    record(tmp_path, "pretrained_released_tad", 1, [98, 198, 297], [103, 203, 304])
+    bound, released = finding(tmp_path, "the released code's spindle helps")
+    assert bound.startswith("one training, held: lower by 2.33") and released.startswith("one training, reversed: ")
+
+
+def test_the_page_shows_the_recorded_tables() -> None:
+    recorded = json.loads((ROOT / "benchmarks" / "results" / "paper_tables.json").read_text())
+    page = (ROOT / "docs" / "paper.md").read_text()
+    for table in (table_2(recorded["table_2"]), table_3(recorded["table_3"]), table_of_findings(recorded["findings"])):
+        assert table in page

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import pretrained_table
+from tests.conftest import call
 
 
 def record(out: Path, name: str, step: int, nats: float, ppl: float | None) -> None:
@@ -26,8 +27,19 @@ def test_a_network_has_its_mean_and_the_standard_error_over_its_trainings(tmp_pa
     assert scratch == "| minilm_scratch | 3 | 2,000 | 102.00 ± 1.15 | 5.100 ± 0.058 | 1020.0 ± 11.5 |"
 
 
-def test_a_missing_report_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
-    monkeypatch.setattr("sys.argv", ["pretrained_table.py", str(tmp_path), "small-1"])
-    with pytest.raises(SystemExit, match="2"):
-        pretrained_table.main()
-    assert capsys.readouterr().err.count("\n") == 1
+def test_a_training_that_learned_nothing_is_named_below_the_table(tmp_path: Path, monkeypatch, capsys) -> None:
+    for name in ("small-1", "small-2"):
+        record(tmp_path, name, 9, 90.0, 900.0)
+        (tmp_path / name / "log.jsonl").write_text('{"kind": "note", "steps": 9}\n')
+    (tmp_path / "small-2" / "log.jsonl").write_text('{"kind": "note", "verdict": "the training diverged"}\n')
+    assert call(pretrained_table.main, monkeypatch, tmp_path, "small-1", "small-2") == 0
+    assert capsys.readouterr().out.splitlines()[3:] == ["warning: small-2: the training diverged"]
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"ppl_word": 3}'])
+def test_a_missing_or_damaged_report_is_one_line(tmp_path: Path, monkeypatch, capsys, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "small-1.json").write_text(content)
+    assert call(pretrained_table.main, monkeypatch, tmp_path, "small-1") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{tmp_path}/small-1.json: " in line

@@ -1,6 +1,6 @@
 """run*.sh, runs/, tests/run.sh: their help, their refusals, the paths that they pass on.
 
-They run in a copy of the scripts alone, whose .venv/bin/python is a stub that records its calls.
+They run in the sandbox of tests/recipe_sandbox.py.
 """
 
 import ast
@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,108 +20,9 @@ from data.tokenizers import LEARNT, TEXT8
 from diffusion.options import BoundArgs
 from models.networks import PRESETS
 from tests.conftest import ROOT
+from tests.recipe_sandbox import RECIPES, SCRIPTS, SOURCED, call, calls_in, flags
 from training.config import parts
 from utils.packaged import PACKAGED
-
-SOURCED = ("runs/setup.sh", "runs/recipe.sh", "runs/table.sh")
-RECIPES = sorted(
-    str(path.relative_to(ROOT)) for pattern in ("*.sh", "runs/*.sh", "tests/*.sh") for path in ROOT.glob(pattern)
-)
-SCRIPTS = [name for name in RECIPES if name not in SOURCED]
-STUB = r"""#!/bin/bash
-printf '%s\0' "$(basename "$0")" "$PWD" "$@" >>"$STUB_LOG"
-printf '\036\0' >>"$STUB_LOG"
-case "$*" in
-    *device_count*) echo "$STUB_GPUS" ;;
-    "- "*) cat >/dev/null; [ $# != 3 ] || echo "--batch_size 8 --accumulation_steps 2" ;;
-    *compute_elbo.py*) cat >/dev/null; echo '{}' ;;
-    *main.py*)
-        while [ $# -gt 0 ]; do
-            case $1 in
-                --output_dir | -mdir) output=$2 ;;
-                --output_dir=* | -mdir=*) output=${1#*=} ;;
-            esac
-            shift
-        done
-        mkdir -p -- "$output"
-        [ -n "${STUB_INTERRUPTED-}" ] || touch -- "$output/curve.png"
-        ;;
-    *vocabulary_fit*) exit "${STUB_FIT:-0}" ;;
-esac
-"""
-FILES = (
-    "my text.txt", "-dash.txt", "a.v1.txt", "a.v2.jsonl.gz", "a.TXT", "-x/train.txt", "a.txt.d/train.txt", "ünï {}.txt",
-    "pairs/train.jsonl", "pairs/test.jsonl", "tok/tokenizer.json", "wordpiece/vocab.txt", "bert-small/config.json",
-    "freq.json", "~/home.txt", "lm1b/train.txt", "model/process.json", "texts/ptb.txt", "texts/lambada.jsonl",
-    "cache/train.txt",
-)  # fmt: skip
-
-
-@pytest.fixture
-def sandbox(tmp_path: Path) -> Path:
-    """Return a folder with `the repo` of scripts, without an environment, and `the caller`'s files."""
-    for name in [*RECIPES, "requirements.txt", "requirements-dev.txt", "requirements-pretrained.txt"]:
-        (tmp_path / "the repo" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(ROOT / name, tmp_path / "the repo" / name)
-    (tmp_path / "the repo" / "main.py").touch()
-    for name in FILES:
-        (tmp_path / "the caller" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "the caller" / name).write_text("a b c\n")
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "home.txt").write_text("a b c\n")
-    return tmp_path
-
-
-def call(sandbox: Path, script: str | Path, *arguments: str, cwd: str = "the caller", **variables: str):
-    """Run a script of `the repo` from another folder."""
-    defaults = {
-        "HOME": str(sandbox / "home"),
-        "PYTHON": "/bin/false",
-        "STUB_LOG": str(sandbox / "log"),
-        "STUB_GPUS": "0",
-        "JOBS": "1",
-    }
-    return subprocess.run(
-        ["bash", sandbox / "the repo" / script, *arguments],
-        cwd=sandbox / cwd,
-        env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", **defaults, **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
-
-
-@pytest.fixture
-def recorded(sandbox: Path) -> Callable[..., list[list[str]]]:
-    """Return a function that runs a script with stubs as the environment; it returns their calls: name, arguments."""
-    programs = sandbox / "the repo" / ".venv" / "bin"
-    programs.mkdir(parents=True)
-    for name in ("python", "torchrun", "ruff", "srun", "scontrol"):
-        (programs / name).write_text(STUB)
-        (programs / name).chmod(0o755)
-
-    def run(script: str | Path, *arguments: str, **variables: str) -> list[list[str]]:
-        (sandbox / "log").unlink(missing_ok=True)
-        done = call(sandbox, script, *arguments, **variables)
-        assert done.returncode == 0, done.stderr
-        calls = calls_in(sandbox)
-        assert {folder for name, folder, *_ in calls if name != "scontrol"} == {str(sandbox / "the repo")}
-        return [[name, *rest] for name, _, *rest in calls if rest[:2] != ["-m", "pip"]]
-
-    return run
-
-
-def calls_in(sandbox: Path) -> list[list[str]]:
-    """Return the recorded calls of the stubs: name, folder, arguments."""
-    return [record.strip("\0").split("\0") for record in (sandbox / "log").read_text().split("\036")[:-1]]
-
-
-def flags(calls: list[list[str]], program: str) -> dict[str, str]:
-    """Return each flag's last value in the first call of a program."""
-    words = next(call for call in calls if program in call)
-    split = [part for word in words for part in (word.split("=", 1) if re.match("--?[a-z_]+=", word) else [word])]
-    return dict(zip(split, split[1:], strict=False))
 
 
 @pytest.mark.parametrize("script", RECIPES)

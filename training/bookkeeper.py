@@ -84,11 +84,15 @@ class Bookkeeper:
         return self.seconds_before + time.monotonic() - self.began
 
     def progress(self, step: int, seconds: float) -> float:
-        """Return the share of the training done before `step`, and update the progress bar."""
+        """Return the largest share of the training done so far, and update the progress bar.
+
+        A prolonged run does not enter a phase again that it has left, so the share never falls.
+        """
         share = self.plan.pace.progress(step, seconds)
         self.bar.set_postfix(step=step, refresh=False)
         self.bar.update(100 * share - self.bar.n)
-        return share
+        self.figures.furthest = max(self.figures.furthest, share)
+        return self.figures.furthest
 
     def rate(self, step: int, seconds: float) -> float:
         """Return the learning rate of a step."""
@@ -171,9 +175,7 @@ class Bookkeeper:
         last = step == self.plan.total_steps or self.plan.pace.progress(step, agreed.seconds) == 1
         due = self.validation.is_due(step, agreed.seconds)
         if last or step in EARLY or step % self.args.logging_steps == 0:
-            self.log(
-                step, rate, epoch, aloud=last or step in EARLY, progress=self.plan.pace.progress(step, agreed.seconds)
-            )
+            self.log(step, rate, epoch, aloud=last or step in EARLY)
         evaluated = not (last or due) or self.evaluate_and_save(step)
         if last or agreed.stop_reason or due or self.state_is_due(step, agreed):  # never checkpoints without a state
             self.save_state(step, position(), evaluation_due=not evaluated, finished=last and evaluated)
@@ -183,14 +185,13 @@ class Bookkeeper:
             self.pause(step, agreed.stop_reason or TIME_IS_SHORT)
         return last or bool(agreed.stop_reason) or not evaluated
 
-    def log(self, step: int, rate: float, epoch: int, *, progress: float, aloud: bool) -> None:
+    def log(self, step: int, rate: float, epoch: int, *, aloud: bool) -> None:
         """Log the training figures since the last logged step.
 
         Args:
             step: number of the step.
             rate: its learning rate.
             epoch: epoch of its last batch.
-            progress: share of the training done before it.
             aloud: print a line in any case; otherwise only if the last one is `PRINT_SECONDS` old.
         """
         now, figures = time.monotonic(), self.figures
@@ -202,7 +203,7 @@ class Bookkeeper:
             "tokens_per_second": tokens / max(now - self.log_clock, 1e-9),
             **({"skipped_steps": figures.skipped} if figures.skipped else {}),
         }
-        self.tracker.train(step, values, warm_start=progress < self.args.warm_start)
+        self.tracker.train(step, values, warm_start=figures.furthest < self.args.warm_start)
         if figures.targets:
             figures.last_loss = values["bits_per_token"]
             figures.first_loss = figures.first_loss or figures.last_loss

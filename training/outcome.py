@@ -84,6 +84,8 @@ class Figures:
     warm_step: int = 0
     """Step of `pace.WarmUp`; `warm_seconds` is its time."""
     warm_seconds: float = 0.0
+    furthest: float = 0.0
+    """Largest share of the training done, as `Bookkeeper.progress` returns it."""
     evaluated_at: float = 0.0
     """Training time after the latest evaluation, in seconds; -1: not known yet."""
     eval_sequences: int = -1

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from training.fitlog_record import FitlogRecord
+from utils.errors import UserError
 from utils.files import rename, written_whole
 from utils.messages import warn
 
@@ -128,8 +129,18 @@ class Log:
 
 
 def read_log(log: Path) -> list[dict]:
-    """Return the records of a log."""
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    """Return the records of a log.
+
+    Raises:
+        UserError: if a line is damaged.
+    """
+    records = []
+    for number, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{log}:{number}: no JSON; resume the run to repair its log") from error
+    return records
 
 
 def cut_log(log: Path, step: int) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data import sources
 from tests.conftest import SENTENCES
@@ -156,6 +157,22 @@ def test_a_finished_run_can_be_extended(monkeypatch, corpus: Path, tmp_path: Pat
     assert "this run is done, 9 steps" in capsys.readouterr().out
     assert train(monkeypatch, corpus, tmp_path, *constant, "--max_steps", 5, "--resume", "true")[0] == 2
     assert "this run has taken 9 steps, and would end at 5" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_an_extended_run_does_not_enter_its_first_phases_again(monkeypatch, corpus: Path, tmp_path: Path) -> None:
+    def body() -> torch.Tensor:
+        weights = load_file(sorted(states(tmp_path / "run"))[-1] / "weights.safetensors")
+        return next(value for name, value in weights.items() if name.endswith("layers.0.mlp.Wi.weight"))
+
+    phases = ["--warm_start", 0.5, "--head_first", 0.5, "--logging_steps", 1]
+    train(monkeypatch, corpus, tmp_path, *phases, "--max_steps", 4)
+    before = body()
+    stop_after(monkeypatch, 2)
+    code, folder = train(monkeypatch, corpus, tmp_path, *phases, "--max_steps", 40, "--resume", "true")
+    assert code == 0 and records(folder, "train")[-1]["step"] == 6
+    assert not torch.equal(before, body())
+    assert [r["step"] for r in records(folder, "train") if r.get("warm_start")] == [1, 2]
 
 
 def test_a_run_with_other_settings_does_not_change_the_folder(
