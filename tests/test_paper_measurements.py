@@ -1,6 +1,7 @@
 """benchmarks/paper_measurements.py: samples with their cost, and the bound at the numbers of steps of Table 3."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,7 @@ def test_figures_of_other_weights_or_another_text_are_neither_mixed_nor_shown(
 ) -> None:
     """Files of the same names with other content; the old figures stay."""
     mine = tmp_path / "mine"
-    mine.mkdir()
-    for file in trained.iterdir():
-        (mine / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(trained / "checkpoint", mine)
     given, scored = arguments(mine, tmp_path)
     command, file = ["steps", *given, *scored, "--output", tmp_path / "steps.json"], tmp_path / "steps.json"
     assert call(paper_tables.main, monkeypatch, *command) == 0
