@@ -7,22 +7,22 @@ python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/t
 """
 
 import json
-import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 from checkpoint.folder import load_checkpoint
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
+from checkpoint.rounds import Scoring, bound_steps, check_steps
 from data.corpus import announce, holds_pairs, scored_source
 from data.detokenizers import DETOKENIZERS
 from data.pairs import Layout, tokenize_pairs
 from data.row_formats import ROW_FORMATS, read_rows
 from data.tokenized_text import Text
-from diffusion.options import BoundArgs, reverse_steps
+from diffusion.options import BoundArgs
 from evaluation import comparable
-from evaluation.likelihood import Scoring, pick, score_text
+from evaluation.likelihood import pick, score_text
 from evaluation.likelihood_report import format_report
 from utils import distributed, files, hub
 from utils.command_line import FROM_CHECKPOINT, parse, run_script
@@ -82,8 +82,7 @@ class ElboArgs:
     device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda or cuda:N"})
 
     def __post_init__(self) -> None:
-        if not (0 <= self.num_steps <= 10**6 and self.num_steps % 1 == 0) and self.num_steps != math.inf:
-            raise UserError(f"num_steps={self.num_steps:g} must be a whole number in 0..1000000, or inf")
+        check_steps(self.num_steps)
         check_ranges(self, eval_step_size=(0, 10**6), limit=(0, 10**12), batch_size=(1, 10**7))
         check_ranges(self, seed=(0, 2**63 - 1))
         if self.num_steps and self.eval_step_size:
@@ -112,7 +111,12 @@ def main() -> None:
         )
         with distributed.leader_first():
             text = text_to_score(args, model)
-        scoring = Scoring(steps(args, model.process.num_steps), bound_args, args.batch_size, args.seed)
+        scoring = Scoring(
+            bound_steps(model.process.num_steps, args.num_steps, args.eval_step_size),
+            bound_args,
+            args.batch_size,
+            args.seed,
+        )
         chosen = pick(text, args.limit, args.seed)
         found = score_text(model, text, chosen, scoring)
     if distributed.rank() == 0:
@@ -129,14 +133,7 @@ def write_sentences(path: Path, numbers: list[int], nats: list[float]) -> None:
         )
 
 
-def steps(args: ElboArgs, total: float) -> float:
-    """Return the number of reverse steps of the bound; by default infinity for a process in continuous time."""
-    if math.isinf(total) and not args.num_steps and not args.eval_step_size:
-        return total
-    return reverse_steps(total, args.num_steps, args.eval_step_size, "eval_step_size")
-
-
-def print_report(args: ElboArgs, model: TextModel, text: Text, report: dict) -> None:
+def print_report(args: ElboArgs, model: ModelParts, text: Text, report: dict) -> None:
     """Print the report, with notes on its validity.
 
     Raises:
@@ -154,7 +151,7 @@ def print_report(args: ElboArgs, model: TextModel, text: Text, report: dict) -> 
     print(as_json(report | {"notes": notes}) if args.json else format_report(report))
 
 
-def remedy(args: ElboArgs, model: TextModel) -> str:
+def remedy(args: ElboArgs, model: ModelParts) -> str:
     """Return the cause of a bound that is not finite, and what to do."""
     for name, weights in model.denoiser.network.named_parameters():
         if not weights.isfinite().all():
@@ -166,7 +163,7 @@ def remedy(args: ElboArgs, model: TextModel) -> str:
     return "the network's weights are finite, but its outputs for this text are not; score single sentences (--limit 1)"
 
 
-def text_to_score(args: ElboArgs, model: TextModel) -> Text:
+def text_to_score(args: ElboArgs, model: ModelParts) -> Text:
     """Return the sentences of args.data, or its pairs for a checkpoint trained on pairs.
 
     Raises:

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from checkpoint import minimum_bayes_risk
 from data.corpus import PAIR, Source, announce, holds_pairs, read_sentences, scored_source, training_source
 from data.tokenizers import encode, load_tokenizer, respell
 from evaluation import text_metrics, words
@@ -191,7 +192,7 @@ def conditional(args: MetricArgs, records: list[dict], tokenizer: PreTrainedToke
     if args.mbr_size > len(candidates[0]):
         raise UserError(f"mbr_size={args.mbr_size} must be at most {len(candidates[0])}, the candidates per source")
     progress = tqdm(candidates, desc="minimum Bayes risk", unit="source", leave=False, disable=None)
-    predictions = [texts[text_metrics.mbr_select(texts, released=args.released)] for texts in progress]
+    predictions = [texts[minimum_bayes_risk.mbr_select(texts, released=args.released)] for texts in progress]
     report: Report = {"num_sources": len(records), "mbr_size": len(candidates[0])}
     report |= summarize(quality(args, predictions, references))
     report["rouge_tokens"] = args.rouge_tokens
@@ -239,7 +240,7 @@ def notes(texts: list[str]) -> list[str]:
 def bleus(hypotheses: list[str], references: list[str], released: bool = False) -> list[float]:
     """Return BLEU of each pair; `released` swaps hypothesis and reference."""
     sides = (references, hypotheses) if released else (hypotheses, references)
-    return [text_metrics.bleu(*pair) for pair in zip(*sides, strict=True)]
+    return [minimum_bayes_risk.bleu(*pair) for pair in zip(*sides, strict=True)]
 
 
 def quality(args: MetricArgs, predictions: list[str], references: list[str]) -> dict[str, list[float]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
 from data.splits import say_what_was_read
 from data.tokenized_text import Text
 from diffusion_word_freq import WordFreqDiffusion
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def train(
-    config: TrainConfig, model: TextModel, train_text: Text, valid_text: Text, device: torch.device, plan: Plan
+    config: TrainConfig, model: ModelParts, train_text: Text, valid_text: Text, device: torch.device, plan: Plan
 ) -> None:
     """Train until the last step, the time limit or a stop signal; log, evaluate and save on the way."""
     trainer = TrainStep(model, config, device, plan.parts, plan.precision.name)

@@ -3,40 +3,36 @@
 python predict.py --checkpoint out/demo/checkpoint --num_samples 20
 python predict.py --checkpoint out/demo/checkpoint --infill "the [MASK] [MASK] of the house"
 python predict.py --checkpoint out/demo/checkpoint --show --num_samples 3
+python predict.py --checkpoint out/demo/checkpoint --film film.html
 python predict.py --checkpoint out/wrapped/checkpoint --semi_ar true --stride_length 128 --num_strides 14
 """
 
-import functools
 import json
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
-from torch import Generator, Tensor
-from tqdm import tqdm
+from torch import Tensor
 
+from checkpoint.film import film
 from checkpoint.folder import load_checkpoint
-from checkpoint.text_model import TextModel
-from data.batch import Batch
-from data.written_rows import blank_row, decode_row
-from diffusion import infilling, semi_autoregressive
+from checkpoint.model_parts import ModelParts
+from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stream_of
+from diffusion import infilling
 from diffusion.options import SampleArgs
-from diffusion.process import Denoiser, StepCallback
 from diffusion.semi_autoregressive import SemiArArgs
 from evaluation import comparable
 from utils import distributed, files, hub
 from utils.command_line import FROM_CHECKPOINT, parse, run_script
 from utils.device import pick_device, set_up_cpu
-from utils.errors import UserError, check_ranges
+from utils.errors import UserError
+from utils.film_file import check_film, save_film
 from utils.screen import BRIGHT, DIM, PLAIN, Screen, Span
 
 FORMATS = (".txt", ".jsonl")
-MOST_SAMPLES = 1_000_000  # each has its own random generator of 5 kB
-MOST_USED = ("checkpoint", "num_samples", "infill", "output", "num_steps", "temperature")
+MOST_USED = ("checkpoint", "num_samples", "infill", "film", "output", "num_steps", "temperature")
 WITHOUT_EFFECT = {**FROM_CHECKPOINT, "--block_size": "lengths come from the training text; use --length to fix one"}
 
 
@@ -49,7 +45,7 @@ class PredictArgs:
     checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "checkpoint folder written by main.py"})
     num_samples: int | None = field(
         default=None,
-        metadata={"help": "number of samples, or of fillings with --infill; default: 20, or 1 with --show"},
+        metadata={"help": "number of samples, or of fillings with --infill; default: 20, 5 with --film, 1 with --show"},
     )
     length: int = field(
         default=0,
@@ -76,6 +72,10 @@ class PredictArgs:
         },
     )
     show: bool = field(default=False, metadata={"help": "display of the samples during denoising, one after the other"})
+    film: str = field(
+        default="",
+        metadata={"help": "film of the samples during denoising: .html, a page that plays without a network, or .gif"},
+    )
     batch_size: int = field(default=64, metadata={"help": "sentences per forward pass; does not change the samples"})
     posterior: str = field(default="", metadata={"help": "posterior: exact or released; default: the checkpoint's"})
     precision: str = field(
@@ -87,18 +87,23 @@ class PredictArgs:
 
     def __post_init__(self) -> None:
         if self.num_samples is None:
-            object.__setattr__(self, "num_samples", 1 if self.show else 20)
-        check_ranges(self, num_samples=(1, MOST_SAMPLES), batch_size=(1, 10**7), length=(0, 10**6), seed=(0, 2**63 - 1))
+            object.__setattr__(self, "num_samples", 1 if self.show else 5 if self.film else 20)
+        _ = self.request  # checks it
         if self.show and self.output:
             raise UserError("give --show or --output, not both: a display is not written to a file")
+        if self.film and (self.show or self.output):
+            raise UserError("give --film alone, without --show and --output: it holds the samples")
+        if self.film:
+            check_film(Path(self.film), self.num_samples)
         if self.output and not self.output.endswith(FORMATS):
             raise UserError(f"output={self.output}: must end in {' or '.join(FORMATS)}")
         if self.posterior not in ("", "exact", "released"):
             raise UserError(f"posterior={self.posterior!r} must be exact or released")
-        if self.length and self.infill:
-            raise UserError("give --length or --infill, not both: the infilled text has its own length")
-        if self.infill_pieces and not self.infill:
-            raise UserError("infill_pieces is for --infill; leave it out")
+
+    @property
+    def request(self) -> SampleRequest:
+        """The samples wanted."""
+        return SampleRequest(**{entry.name: getattr(self, entry.name) for entry in fields(SampleRequest)})
 
 
 def main() -> None:
@@ -119,12 +124,14 @@ def main() -> None:
         check_semi_ar(model, args)
     print_notes(model, args, sampling)
     if args.show:
-        show(model, args, sampling, device)
+        show(model, args, sampling)
+    elif args.film:
+        write_film(model, args, sampling)
     else:
-        write([decode(model, row) for row in samples(model, args, sampling, device, semi_ar=semi_ar)], args.output)
+        write([decode(model, row) for row in sample_rows(model, args.request, sampling, semi_ar=semi_ar)], args.output)
 
 
-def print_notes(model: TextModel, args: PredictArgs, sampling: SampleArgs) -> None:
+def print_notes(model: ModelParts, args: PredictArgs, sampling: SampleArgs) -> None:
     """Print notes on the limits of these samples to stderr."""
     text = infilling.parse_infill(model.tokenizer, args.infill).ids if args.infill else []
     unknown = text.count(model.tokenizer.unk_token_id)
@@ -136,90 +143,7 @@ def print_notes(model: TextModel, args: PredictArgs, sampling: SampleArgs) -> No
     sampling.warn()
 
 
-def samples(
-    model: TextModel,
-    args: PredictArgs,
-    sampling: SampleArgs,
-    device: torch.device,
-    on_step: StepCallback | None = None,
-    semi_ar: SemiArArgs | None = None,
-    numbers: Sequence[int] = (),
-) -> list[Tensor]:
-    """Return the token ids of each sample, int64 [L] without padding, in the order of their numbers.
-
-    Sample i has its own random stream, so that it depends neither on the batch size nor on the number of samples.
-    Batches hold sentences of similar length. With `on_step` there is no progress bar.
-
-    Args:
-        model, args, sampling, device: model, number and lengths of samples, sampler and device.
-        on_step: called after each forward pass.
-        semi_ar: settings of texts longer than one window.
-        numbers: numbers of the samples to draw; default: all.
-    """
-    streams = [stream_of(args, i) for i in numbers or range(args.num_samples)]
-    blanks = [blank(model, args, stream) for stream in streams]
-    order = sorted(range(len(blanks)), key=lambda i: -len(blanks[i][0]))
-    batch = stack([blanks[i] for i in order], model.tokenizer.pad_token_id).to(device)
-    windows = semi_ar.num_strides + 1 if semi_ar and semi_ar.semi_ar else 1
-    denoiser, hidden = denoiser_of(model, args, batch.input_ids.shape[1]), None if on_step is None else True
-    with (
-        tqdm(total=len(order) * windows, desc="sampling", unit="sentence", leave=False, disable=hidden) as bar,
-        torch.no_grad(),
-    ):
-
-        def count(finished: Tensor, xt: Tensor) -> None:
-            bar.update(len(finished))
-            if on_step is not None:
-                on_step(finished, xt)
-
-        draw = functools.partial(
-            model.process.sample,
-            denoiser,
-            args=sampling,
-            rows_at_once=args.batch_size,
-            generator=[streams[i] for i in order],
-            on_step=count,
-        )
-        if windows > 1:
-            stride = semi_ar.stride(int(batch.target_mask[0].sum()))
-            return list(semi_autoregressive.write(batch, draw, stride, semi_ar.num_strides).cpu())
-        tokens = draw(batch).cpu()
-    drawn: list[Tensor] = [torch.empty(0)] * len(blanks)
-    for i, row in zip(order, tokens, strict=True):
-        drawn[i] = row[: len(blanks[i][0])]
-    return drawn
-
-
-def stream_of(args: PredictArgs, number: int) -> Generator:
-    """Return the random generator of a sample."""
-    return Generator().manual_seed(int(np.random.SeedSequence([args.seed, number]).generate_state(1)[0]))
-
-
-def denoiser_of(model: TextModel, args: PredictArgs, width: int) -> Denoiser:
-    """Return the denoiser; for infilling, restricted to tokens that do not extend the given words."""
-    if not args.infill or args.infill_pieces:
-        return model.denoiser
-    gaps = infilling.parse_infill(model.tokenizer, args.infill)
-    return infilling.restrict(model.denoiser, gaps, model.tokenizer, model.process.support, width)
-
-
-def blank(model: TextModel, args: PredictArgs, stream: Generator) -> tuple[Tensor, Tensor]:
-    """Return token ids and target mask, each [L], of one sentence to sample."""
-    text = infilling.parse_infill(model.tokenizer, args.infill).ids if args.infill else []
-    length = len(text) or args.length
-    if model.text_format.row_format == "unpadded" and not model.causal:
-        length = length or draw_length(model.length_histogram, stream)
-    elif args.length and model.text_format.row_format != "unpadded":
-        fixed = f"a row of row_format={model.text_format.row_format} has {model.max_length} tokens"
-        raise UserError(f"length={length}: {fixed}; leave it out")
-    most = model.denoiser.max_length if model.text_format.row_format == "unpadded" else model.max_length
-    if length + 2 > most:
-        raise UserError(f"{length} tokens with [CLS] and [SEP] exceed the {most} positions of this checkpoint")
-    text = text or [model.tokenizer.mask_token_id] * length
-    return blank_row(model.text_format, model.tokenizer, model.max_length, text, causal=model.causal)
-
-
-def check_semi_ar(model: TextModel, args: PredictArgs) -> None:
+def check_semi_ar(model: ModelParts, args: PredictArgs) -> None:
     """Check that checkpoint and settings suit texts longer than the window.
 
     Raises:
@@ -228,28 +152,8 @@ def check_semi_ar(model: TextModel, args: PredictArgs) -> None:
     if model.text_format.row_format not in ("wrapped", "running"):
         how = f"this checkpoint's rows are {model.text_format.row_format}, single texts that end"
         raise UserError(f"semi_ar=true continues a block of text, but {how}; train one with --row_format wrapped")
-    if args.infill or args.show:
-        raise UserError("semi_ar=true samples whole texts; leave --infill and --show out")
-
-
-def draw_length(histogram: list[int], stream: Generator) -> int:
-    """Draw a number of tokens from the length histogram of the training text."""
-    weights = torch.tensor([0, *histogram[1:]], dtype=torch.float64)
-    return int(torch.multinomial(weights, 1, generator=stream))
-
-
-def stack(blanks: list[tuple[Tensor, Tensor]], pad_id: int) -> Batch:
-    """Return a padded batch of sentences of different lengths."""
-    pad = torch.nn.utils.rnn.pad_sequence
-    input_ids = pad([ids for ids, _ in blanks], batch_first=True, padding_value=pad_id)
-    target_mask = pad([mask for _, mask in blanks], batch_first=True, padding_value=False)
-    attention_mask = pad([torch.ones_like(mask) for _, mask in blanks], batch_first=True, padding_value=False)
-    return Batch(input_ids, attention_mask, target_mask)
-
-
-def decode(model: TextModel, tokens: Tensor) -> str:
-    """Return the text of a sample without [CLS] and [SEP]; other special tokens stay visible."""
-    return decode_row(model.text_format, model.tokenizer, tokens)
+    if args.infill or args.show or args.film:
+        raise UserError("semi_ar=true samples whole texts; leave --infill, --show and --film out")
 
 
 def write(texts: list[str], output: str) -> None:
@@ -269,10 +173,18 @@ def write(texts: list[str], output: str) -> None:
         print(line)
 
 
+def write_film(model: ModelParts, args: PredictArgs, sampling: SampleArgs) -> None:
+    """Sample and write the film; print where it is."""
+    films = film(model, args.request, sampling)
+    save_film(Path(args.film), films, model.process_name)
+    texts = "1 text" if len(films) == 1 else f"{len(films)} texts"
+    print(f"film of {texts} written to {args.film}; open it in a browser", file=sys.stderr)
+
+
 # ---- show ------------------------------------------------------------------------------------------------------------
 
 
-def show(model: TextModel, args: PredictArgs, sampling: SampleArgs, device: torch.device) -> None:
+def show(model: ModelParts, args: PredictArgs, sampling: SampleArgs) -> None:
     """Display each sample during denoising, with the number of forward passes."""
     screen = Screen(sys.stdout)
     for number in range(args.num_samples):
@@ -280,7 +192,7 @@ def show(model: TextModel, args: PredictArgs, sampling: SampleArgs, device: torc
         with screen.text():
             if screen.live:
                 display.frame(display.row)
-            (row,) = samples(model, args, sampling, device, display.on_step, numbers=[number])
+            (row,) = sample_rows(model, args.request, sampling, display.on_step, numbers=[number])
             display.frame(row, last=True)
 
 
@@ -290,12 +202,12 @@ class SampleDisplay:
     In the last frame only tokens filled into a given text are bright.
     """
 
-    def __init__(self, model: TextModel, args: PredictArgs, screen: Screen, number: int) -> None:
+    def __init__(self, model: ModelParts, args: PredictArgs, screen: Screen, number: int) -> None:
         """Draw the blank row of the sample."""
         self.model, self.screen, self.forwards = model, screen, 0
         self.name = f"{number + 1:>{len(str(args.num_samples))}}: " if args.num_samples > 1 else ""
         self.filled = bool(args.infill)
-        self.row, self.targets = blank(model, args, stream_of(args, number))
+        self.row, self.targets = blank(model, args.request, stream_of(args.request, number))
 
     def on_step(self, finished: Tensor, xt: Tensor) -> None:
         """Display the row after a forward pass, as a StepCallback."""

@@ -6,31 +6,26 @@ python predict_downstream_condition.py --checkpoint out/qqp/checkpoint --data co
 
 import shlex
 import sys
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import torch
-from torch import Generator, Tensor
 from tqdm import tqdm
 
+from checkpoint.candidates import CandidateRequest, draw_candidates
 from checkpoint.folder import find_checkpoint, load_checkpoint
-from checkpoint.text_model import TextModel
+from checkpoint.minimum_bayes_risk import mbr_select
+from checkpoint.model_parts import ModelParts
 from data.corpus import announce, holds_pairs, read_sentences, scored_source, training_source
-from data.pairs import Layout, source_ids, target_text
 from data.tokenizers import respell
-from diffusion.draws import sentence_seed
 from diffusion.options import SampleArgs, reverse_steps
 from evaluation.predictions import Journal, fingerprint_of, lock_output, write_diffuseq, write_predictions
-from evaluation.text_metrics import mbr_select
 from utils import distributed, files, hub
 from utils.command_line import FROM_CHECKPOINT, parse, run_script
 from utils.device import pick_device, set_up_cpu
 from utils.errors import UserError, check_ranges
 
-BATCHES_PER_CALL = 64  # many, since the sampler refills its batch until its rows run out
 MOST_USED = ("checkpoint", "data", "output", "mbr_size", "num_steps", "limit")
 WITHOUT_EFFECT = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint sets the width of the target window"}
 
@@ -80,23 +75,26 @@ class DownstreamArgs:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
-        # the cost of MBR is quadratic in mbr_size
-        check_ranges(self, mbr_size=(1, 1000), batch_size=(1, 10**7), step_size=(0, 10**6), limit=(0, 10**12))
-        check_ranges(self, seed=(0, 2**63 - 1), show=(0, 10**6))
+        _ = self.request  # checks it
+        check_ranges(self, step_size=(0, 10**6), limit=(0, 10**12), show=(0, 10**6))
         if not self.output.endswith(".jsonl"):
             raise UserError(f"output={self.output}: must end in .jsonl")
+
+    @property
+    def request(self) -> CandidateRequest:
+        """The candidates wanted."""
+        return CandidateRequest(self.mbr_size, self.seed, self.batch_size)
 
 
 @dataclass(frozen=True)
 class Task:
     """Model, settings and pairs of one prediction run."""
 
-    model: TextModel
+    model: ModelParts
     args: DownstreamArgs
     sampling: SampleArgs
     sources: list[str]
     references: list[str]
-    device: torch.device
 
 
 def main() -> None:
@@ -112,8 +110,7 @@ def main() -> None:
     if args.diffuseq_format:
         files.require_writable("output (less .jsonl)", output.with_suffix(""), folder=True)
     set_up_cpu(args.threads)
-    device = pick_device(args.device)
-    model = load_checkpoint(args.checkpoint, device, precision=args.precision)
+    model = load_checkpoint(args.checkpoint, pick_device(args.device), precision=args.precision)
     if model.pairs is None:
         raise UserError(f"checkpoint {args.checkpoint} was trained on text, without pairs; use predict.py")
     sampling = replace(sampling, num_steps=steps(args, sampling, model.process.num_steps))
@@ -124,7 +121,7 @@ def main() -> None:
     )
     # the fingerprint excludes the limit
     sources, references = (side[: args.limit or None] for side in (sources, references))
-    task = Task(model, args, sampling, sources, references, device)
+    task = Task(model, args, sampling, sources, references)
     with lock_output(output):
         records = predict_and_write(task, Journal(output, fingerprint))
     print(
@@ -201,60 +198,19 @@ def derangement(n: int, seed: int) -> list[int]:
 def predict(task: Task, journal: Journal) -> None:
     """Draw candidates and choose one for each source that the journal lacks; add its record when complete."""
     model, sources = task.model, task.sources
-    layout = Layout(model.pairs, model.tokenizer, model.max_length)
-    ids = source_ids(layout, model.tokenizer, sources)
-    cut = sum(len(i) > layout.longest_source for i in ids)
-    if cut:
-        print(f"note: {cut} sources cut to their last {layout.longest_source} tokens", file=sys.stderr)
     spelled = respell(model.tokenizer, sources), respell(model.tokenizer, task.references)
     todo = [i for i in range(len(sources)) if i not in journal.records]
     if len(todo) < len(sources):
         print(f"note: continuing after {len(sources) - len(todo)} sources ({journal.path})", file=sys.stderr)
-    todo.sort(key=lambda i: len(ids[i]))
     with tqdm(total=len(todo), desc="predicting", unit="source", leave=False, disable=None) as bar:
 
-        def finish(i: int, windows: list[Tensor]) -> None:
-            texts = [target_text(model.tokenizer, window) for window in windows]
+        def finish(i: int, texts: list[str]) -> None:
             chosen = texts[mbr_select(texts)]
             record = {"source": spelled[0][i], "reference": spelled[1][i], "candidates": texts, "prediction": chosen}
             journal.add(i, {"index": i, **record})
             bar.update()
 
-        per_call = max(1, BATCHES_PER_CALL * task.args.batch_size // task.args.mbr_size)
-        for start in range(0, len(todo), per_call):
-            draw_candidates(task, layout, ids, todo[start : start + per_call], finish)
-
-
-@torch.no_grad()
-def draw_candidates(
-    task: Task, layout: Layout, ids: list[np.ndarray], chosen: list[int], finish: Callable[[int, list[Tensor]], None]
-) -> None:
-    """Draw candidates of the `chosen` sources; call `finish(i, windows)` once source i has all, each int64 [window].
-
-    Candidate j of source i has its own random stream, seeded by (seed + j, i). So neither the batch size nor the other
-    sources change it. The candidates of a source are adjacent rows and share their batches.
-    """
-    args, process = task.args, task.model.process
-    rows = [(i, j) for i in chosen for j in range(args.mbr_size)]
-    streams = [Generator().manual_seed(sentence_seed(args.seed + j, i)) for i, j in rows]
-    batch = layout.blanks([ids[i] for i, _ in rows])
-    drawn: dict[int, dict[int, Tensor]] = {i: {} for i in chosen}
-
-    def collect(finished: Tensor, xt: Tensor) -> None:
-        for row, tokens in zip(finished.tolist(), xt[finished].cpu(), strict=True):
-            i, j = rows[row]
-            drawn[i][j] = tokens[batch.target_mask[row]]
-            if len(drawn[i]) == args.mbr_size:
-                finish(i, [drawn[i][j] for j in range(args.mbr_size)])
-
-    process.sample(
-        task.model.denoiser,
-        batch.to(task.device),
-        task.sampling,
-        rows_at_once=args.batch_size,
-        generator=streams,
-        on_step=collect,
-    )
+        draw_candidates(model, sources, task.args.request, task.sampling, finish, numbers=todo)
 
 
 def show(records: list[dict]) -> None:

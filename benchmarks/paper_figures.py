@@ -23,9 +23,9 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm import tqdm
 
-import predict
 from checkpoint.folder import load_checkpoint
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
+from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stack, stream_of
 from data.corpus import read_sentences, scored_source
 from data.plain_text import encode
 from data.tokenizers import respell
@@ -117,7 +117,7 @@ def diversity(options: argparse.Namespace) -> None:
     save(figure, options.output)
 
 
-def text_model(checkpoint: str, precision: str = "fp32") -> TextModel:
+def text_model(checkpoint: str, precision: str = "fp32") -> ModelParts:
     """Load a model of texts on the CPU.
 
     Raises:
@@ -136,12 +136,11 @@ def label_of(checkpoint: str) -> str:
 
 
 def quality(
-    model: TextModel, corpus: text_metrics.ReferenceCorpus, count: int, temperature: float
+    model: ModelParts, corpus: text_metrics.ReferenceCorpus, count: int, temperature: float
 ) -> tuple[float, float]:
     """Return self-BLEU and BLEU-4 of `count` samples."""
-    args = predict.PredictArgs("-", num_samples=count, batch_size=250)
-    rows = predict.samples(model, args, SampleArgs(temperature=temperature), torch.device("cpu"))
-    texts = [predict.decode(model, row).split() for row in rows]
+    rows = sample_rows(model, SampleRequest(count, batch_size=250), SampleArgs(temperature=temperature))
+    texts = [decode(model, row).split() for row in rows]
     return float(np.mean(text_metrics.self_bleu(texts))), float(np.mean([corpus.bleu(text) for text in texts]))
 
 
@@ -181,11 +180,11 @@ class Recorder(RowClocks):
 
 
 @torch.no_grad()
-def frames_of(model: TextModel, sampling: SampleArgs, seed: int) -> list[tuple[int, Tensor]]:
+def frames_of(model: ModelParts, sampling: SampleArgs, seed: int) -> list[tuple[int, Tensor]]:
     """Return the number of steps done and x_t, int64 [L], at each time of `TIMES`."""
-    args = predict.PredictArgs("-", num_samples=1, seed=seed)
-    stream = predict.stream_of(args, 0)
-    batch = predict.stack([predict.blank(model, args, stream)], model.tokenizer.pad_token_id)
+    request = SampleRequest(seed=seed)
+    stream = stream_of(request, 0)
+    batch = stack([blank(model, request, stream)], model.tokenizer.pad_token_id)
     recorder = Recorder(model.process, model.denoiser, batch, sampling, [stream])
     recorder.run()
     targets = batch.target_mask[0]
@@ -193,7 +192,7 @@ def frames_of(model: TextModel, sampling: SampleArgs, seed: int) -> list[tuple[i
     return [(step, recorder.history[i][1][targets]) for step, (_, i) in zip(TIMES, shown, strict=True)]
 
 
-def readable(model: TextModel, row: Tensor) -> str:
+def readable(model: ModelParts, row: Tensor) -> str:
     """Return a row as text with [M] for each mask."""
     return model.tokenizer.decode(row).replace(model.tokenizer.mask_token, "[M]")
 

@@ -7,15 +7,16 @@ import time
 from pathlib import Path
 
 import compute_elbo
-import predict
 from benchmarks.pretrained_table import read_json
 from benchmarks.variants import Counted
 from checkpoint.folder import find_checkpoint, load_checkpoint
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
+from checkpoint.rounds import Scoring
+from checkpoint.sampling import SampleRequest, decode, sample_rows
 from data.sources import fingerprint, scored_source
 from data.tokenized_text import Text
 from diffusion.options import BoundArgs, SampleArgs
-from evaluation.likelihood import Scoring, pick, score_text
+from evaluation.likelihood import pick, score_text
 from evaluation.predictions import fingerprint_of
 from utils.device import pick_device
 from utils.errors import UserError
@@ -39,16 +40,16 @@ PAPER_STEPS = 128
 """Reverse steps of the samples of Table 2."""
 
 
-def draw(model: TextModel, num_samples: int, sampling: SampleArgs, length: int) -> tuple[list[str], dict[str, float]]:
+def draw(model: ModelParts, num_samples: int, sampling: SampleArgs, length: int) -> tuple[list[str], dict[str, float]]:
     """Return samples, and the forward passes per sample and seconds that they took."""
     denoiser = Counted(model.denoiser)
     denoiser.max_length = model.denoiser.max_length
-    args = predict.PredictArgs("-", num_samples=num_samples, length=length, batch_size=256)
-    counted = TextModel(**{**vars(model), "denoiser": denoiser})
+    request = SampleRequest(num_samples, length, batch_size=256)
+    counted = ModelParts(**{**vars(model), "denoiser": denoiser})
     began = time.monotonic()
-    rows = predict.samples(counted, args, sampling, model.process.barred.device)
+    rows = sample_rows(counted, request, sampling)
     figures = {"seconds": time.monotonic() - began, "forwards": denoiser.rows / num_samples, "samples": num_samples}
-    return [predict.decode(model, row) for row in rows], figures
+    return [decode(model, row) for row in rows], figures
 
 
 def samples(options: argparse.Namespace) -> None:
@@ -99,14 +100,14 @@ def steps(options: argparse.Namespace) -> None:
         print(f"{count:g} steps: {number(row['ppl_word'], 1)} PPL/word, {number(row['seconds'], 1)} s")
 
 
-def steps_of(model: TextModel) -> list[float]:
+def steps_of(model: ModelParts) -> list[float]:
     """Return the numbers of steps of Table 3 that the model has, and the limit, or T for a bound without a limit."""
     total = model.process.num_steps
     last = math.inf if model.process.limit_estimators else total  # a spindle's bound has no limit
     return list(dict.fromkeys([*(count for count in STEPS if count <= total), last]))
 
 
-def measured(model: TextModel, text: Text, count: float, options: argparse.Namespace) -> dict[str, float]:
+def measured(model: ModelParts, text: Text, count: float, options: argparse.Namespace) -> dict[str, float]:
     """Return the bound at a number of steps, and the cost of samples."""
     known = model.process.estimators if math.isfinite(count) else model.process.limit_estimators
     known = {*known} - ({"trajectory"} if model.denoiser.time_conditioned else set())
@@ -117,7 +118,7 @@ def measured(model: TextModel, text: Text, count: float, options: argparse.Names
     return {name: report[name] for name in KEPT} | cost
 
 
-def load(options: argparse.Namespace) -> TextModel:
+def load(options: argparse.Namespace) -> ModelParts:
     """Load the checkpoint on this machine's device."""
     return load_checkpoint(options.checkpoint, pick_device(), precision=options.precision)
 

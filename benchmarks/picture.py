@@ -17,21 +17,20 @@ sys.path.insert(0, str(ROOT))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import predict  # noqa: E402
 from checkpoint.folder import load_checkpoint  # noqa: E402
-from checkpoint.text_model import TextModel  # noqa: E402
+from checkpoint.model_parts import ModelParts  # noqa: E402
+from checkpoint.sampling import SampleRequest, sample_rows  # noqa: E402
 from diffusion.options import SampleArgs  # noqa: E402
 
 CHARACTER, LINE, LEFT, GAP = 9.0, 30, 96, 9
 """Pixels: width of a character, height of a line, of the label's column, between tokens."""
 
 
-def frames_of(model: TextModel, seed: int, lines: int, num_steps: int) -> list[Tensor]:
+def frames_of(model: ModelParts, seed: int, lines: int, num_steps: int) -> list[Tensor]:
     """Sample one sentence; return it at `lines` times, all masked first and clean last, each int64 [L]."""
-    args = predict.PredictArgs("-", num_samples=1, seed=seed)
     sampling = SampleArgs(num_steps=num_steps, temperature=0.4, top_p=0.95)
     seen: list[Tensor] = []
-    (last,) = predict.samples(model, args, sampling, torch.device("cpu"), lambda _, xt: seen.append(xt[0].clone()))
+    (last,) = sample_rows(model, SampleRequest(seed=seed), sampling, lambda _, xt: seen.append(xt[0].clone()))
     special = (last == model.tokenizer.cls_token_id) | (last == model.tokenizer.sep_token_id)
     first = torch.where(special, last, model.tokenizer.mask_token_id)
     rows = [first, *seen]
@@ -39,7 +38,7 @@ def frames_of(model: TextModel, seed: int, lines: int, num_steps: int) -> list[T
     return [row[~special] for row in chosen]
 
 
-def draw(frames: list[Tensor], model: TextModel) -> str:
+def draw(frames: list[Tensor], model: ModelParts) -> str:
     """Return the SVG of some frames."""
     mask = model.tokenizer.mask_token_id
     names = [token.removeprefix("##") for token in model.tokenizer.convert_ids_to_tokens(frames[-1].tolist())]

@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import predict
 from benchmarks.variants import Counted
 from checkpoint.folder import load_checkpoint
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
+from checkpoint.rounds import Scoring
+from checkpoint.sampling import SampleRequest, decode, sample_rows
 from data.corpus import find_source, read_sentences
 from data.tokenized_text import tokenize
 from diffusion.options import BoundArgs, SampleArgs
 from evaluation import text_metrics
-from evaluation.likelihood import Scoring, pick, score_text
+from evaluation.likelihood import pick, score_text
 from utils.device import set_up_cpu
 from utils.figures import number
 
@@ -32,14 +33,14 @@ STEPS = (16, 64, 128, 1000, math.inf)
 RESULTS = Path(__file__).parent / "results"
 
 
-def sampled(run: TextModel, steps: float, options: argparse.Namespace) -> dict[str, float]:
+def sampled(run: ModelParts, steps: float, options: argparse.Namespace) -> dict[str, float]:
     """Return figures of `options.samples` samples; `forwards` is the number of rows encoded per sample."""
     denoiser, network = Counted(run.denoiser), run.denoiser
     denoiser.max_length = network.max_length
-    args = predict.PredictArgs(options.checkpoint, num_samples=options.samples, batch_size=256)
+    request = SampleRequest(num_samples=options.samples, batch_size=256)
     sampling = SampleArgs(num_steps=steps, temperature=options.temperature)
-    rows = predict.samples(replace(run, denoiser=denoiser), args, sampling, torch.device("cpu"))
-    texts = [predict.decode(run, row).split() for row in rows]
+    rows = sample_rows(replace(run, denoiser=denoiser), request, sampling)
+    texts = [decode(run, row).split() for row in rows]
     references = read_sentences(find_source(options.data, "test"))
     corpus = text_metrics.ReferenceCorpus(text.lower().split() for text in references)
     return {
@@ -51,7 +52,7 @@ def sampled(run: TextModel, steps: float, options: argparse.Namespace) -> dict[s
     }
 
 
-def bound(run: TextModel, steps: float, options: argparse.Namespace) -> dict[str, float]:
+def bound(run: ModelParts, steps: float, options: argparse.Namespace) -> dict[str, float]:
     """Return bits per token and perplexity per word of the test sentences at `steps` steps (inf: T)."""
     text = tokenize(find_source(options.data, "test"), run.tokenizer, run.max_length - 2, "out/cache")
     scoring = Scoring(int(min(steps, run.process.num_steps)), BoundArgs(estimator="trajectory"), batch_size=128)

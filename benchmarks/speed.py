@@ -28,7 +28,7 @@ from torch import Tensor
 from benchmarks import matrix_formulation, variants
 from benchmarks.variants import STEPS, Step, fast, network, process_of, text
 from checkpoint.folder import load_checkpoint
-from checkpoint.text_model import TextModel, build_process
+from checkpoint.model_parts import ModelParts, build_process
 from data.batch import Batch
 from data.batching import batch_indices
 from data.corpus import find_source
@@ -177,7 +177,7 @@ def part_sample(shape: dict, shape_name: str, options: argparse.Namespace) -> di
 # ---- the bound -------------------------------------------------------------------------------------------------------
 
 
-def spread(run: TextModel, batch: Batch, args: BoundArgs, seeds: int, **settings: object) -> tuple[float, float]:
+def spread(run: ModelParts, batch: Batch, args: BoundArgs, seeds: int, **settings: object) -> tuple[float, float]:
     """Return mean and standard deviation over seeds of a batch's bound, in nats, at 128 windows."""
     noise = WordFreqArgs(**{**vars(run.process.args), **settings, "posterior": "exact"})
     process = build_process(noise, run.token_counts, run.tokenizer, run.denoiser.vocab_size, of_pairs=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from checkpoint.text_model import PROCESSES, TextModel, process_name_of
+from checkpoint.model_parts import PROCESSES, ModelParts, process_name_of
 from data.pairs import PairFormat
 from data.row_formats import TextFormat
 from data.word_counts import MOST_COUNT
@@ -48,7 +48,7 @@ class Description:
             raise UserError("length_histogram must count at least one sentence with a token")
 
     @classmethod
-    def of(cls, model: TextModel) -> "Description":
+    def of(cls, model: ModelParts) -> "Description":
         """Describe a model."""
         return cls(
             model.process.args,
@@ -67,9 +67,9 @@ class Description:
         tokenizer: PreTrainedTokenizerBase,
         token_counts: Tensor,
         text_format: TextFormat,
-    ) -> TextModel:
+    ) -> ModelParts:
         """Return the described model; its text is read in `text_format`, which may differ from the training's."""
-        return TextModel(
+        return ModelParts(
             denoiser=denoiser,
             process=process,
             tokenizer=tokenizer,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from checkpoint.description import FILE, Description
 from checkpoint.model_card import model_card
-from checkpoint.text_model import PROCESSES, TextModel, build_process, process_name_of
+from checkpoint.model_parts import PROCESSES, ModelParts, build_process, process_name_of
 from data.tokenizers import load_tokenizer, vocabulary_size
 from data.word_counts import read_word_freq, write_word_freq
 from models.denoiser import NetworkDenoiser
@@ -34,13 +34,13 @@ from utils.gathering import state_to_save
 TIME = "time_conditioning.safetensors"
 
 
-def weights_of(model: TextModel) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def weights_of(model: ModelParts) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights of the network and of its time conditioning; every process of a sharded job must call this."""
     return state_to_save(model.denoiser.network), state_to_save(model.denoiser.time or nn.Module())
 
 
 def save_checkpoint(
-    path: Path, model: TextModel, weights: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
+    path: Path, model: ModelParts, weights: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
 ) -> None:
     """Write a model to a temporary folder and rename it to `path`, replacing an earlier checkpoint atomically."""
     network_weights, time_weights = weights or weights_of(model)
@@ -62,7 +62,7 @@ def load_checkpoint(
     posterior: str = "",
     row_format: str = "",
     detokenizer: str = "",
-) -> TextModel:
+) -> ModelParts:
     """Load a model for inference.
 
     Args:

@@ -18,8 +18,8 @@ import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from checkpoint.folder import save_checkpoint
+from checkpoint.model_parts import PROCESSES, ModelParts, build_process
 from checkpoint.released_mdlm import network_of, read_weights
-from checkpoint.text_model import PROCESSES, TextModel, build_process
 from data.row_formats import ROW_FORMATS, TextFormat
 from data.tokenizer_checks import check_tokenizer
 from data.tokenizers import load_tokenizer, read_tokenizer, vocabulary_size
@@ -79,7 +79,7 @@ def main() -> None:
     print(f"next: python predict.py --checkpoint {shlex.quote(str(output))} --num_samples 4")
 
 
-def convert(source: Path, args: ImportArgs) -> TextModel:
+def convert(source: Path, args: ImportArgs) -> ModelParts:
     """Read released weights and combine them with tokenizer and process.
 
     Raises:
@@ -105,7 +105,7 @@ def convert(source: Path, args: ImportArgs) -> TextModel:
     counts = torch.ones(vocab_size, dtype=torch.long)  # the training text's counts are unknown
     text_format = TextFormat(args.row_format)
     process = build_process(settings, counts, tokenizer, vocab_size, text_format=text_format)
-    return TextModel(
+    return ModelParts(
         denoiser=denoiser,
         process=process,
         tokenizer=tokenizer,

@@ -2,10 +2,10 @@
 
 from dataclasses import asdict
 
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
 
 
-def model_card(model: TextModel) -> str:
+def model_card(model: ModelParts) -> str:
     """Return the card, Markdown with the header that the Hugging Face hub reads."""
     chosen = {**asdict(model.process.args), **asdict(model.pairs or model.text_format)}
     settings = "\n".join(f"| {name} | {value} |" for name, value in chosen.items())
@@ -32,6 +32,6 @@ The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`
 """
 
 
-def _after_import(model: TextModel) -> str:
+def _after_import(model: ModelParts) -> str:
     own = type(model.denoiser.network).__module__
     return f" after `import {own}` of this project" if own.startswith("models.") else ""

@@ -1,143 +1,305 @@
-"""Text model: network, process, tokenizer and text format."""
+"""Use of a trained model from Python: lists of strings in, lists of strings and figures out.
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+    from checkpoint import TextModel
 
+    model = TextModel.load("out/demo/checkpoint")
+    model.sample(5, temperature=0.5, seed=0)
+    model.infill("the [MASK] of the house", 5)
+    model.nll(["return the name of the file."])
+
+The scripts use the same functions, so equal settings and seeds give equal results. Errors that a user can cause are
+`utils.errors.UserError`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from numbers import Integral, Real
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from data.pairs import PairFormat
-from data.row_formats import TextFormat
-from diffusion.autoregressive import Autoregressive, AutoregressiveArgs
-from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
-from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
-from diffusion.masked.sedd import SeddArgs, SeddDiffusion
-from diffusion.masked.word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
-from diffusion.options import ProcessArgs
-from diffusion.process import Process, Vocabulary
-from diffusion.score.process import ScoreDiffusion
-from diffusion.score.transitions import ScoreArgs
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
-from models.denoiser import NetworkDenoiser
-
-
-class ProcessKind(NamedTuple):
-    """Classes and network requirements of a process."""
-
-    settings: type[ProcessArgs]
-    """Dataclass of its settings, saved with the checkpoint."""
-    process: type[Process]
-    causal: bool = False
-    """True if its network has causal attention."""
-    over_embeddings: bool = False
-    """True if its network takes noisy embeddings instead of tokens."""
-
-
-PROCESSES = {
-    "word_freq": ProcessKind(WordFreqArgs, WordFreqDiffusion),
-    "mdlm": ProcessKind(MdlmArgs, MdlmDiffusion),
-    "d3pm": ProcessKind(D3pmArgs, D3pmDiffusion),
-    "sedd": ProcessKind(SeddArgs, SeddDiffusion),
-    "ar": ProcessKind(AutoregressiveArgs, Autoregressive, causal=True),
-    "score": ProcessKind(ScoreArgs, ScoreDiffusion, over_embeddings=True),
-}
-"""Processes by the value of --process. A new process is registered here; see docs/extending.md."""
+from checkpoint.candidates import CandidateRequest, draw_candidates
+from checkpoint.film import film
+from checkpoint.folder import load_checkpoint
+from checkpoint.minimum_bayes_risk import mbr_select
+from checkpoint.model_parts import ModelParts
+from checkpoint.rounds import Rounds, Scoring, Tally, bound_steps, check_steps, rounds_wanted
+from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stream_of
+from data.row_formats import rows_of_texts
+from diffusion.options import BoundArgs, SampleArgs
+from utils import hub
+from utils.device import pick_device
+from utils.errors import UserError, check_whole, shown
+from utils.film_file import check_film, save_film
+from utils.messages import note
 
 
 @dataclass(frozen=True)
+class TextLikelihoods:
+    """Bounds of some texts, in their order."""
+
+    nats: list[float]
+    """Upper bound on -log p(text), without the probability of its length; exact for process=ar."""
+    draws_error: list[float] | None
+    """Standard error of each bound over the draws of xt; None after a single round, which does not show it."""
+    tokens: list[int]
+    """Scored tokens of each text."""
+    words: list[int]
+    """Whitespace words of each text."""
+
+
 class TextModel:
-    """A model before, during or after training."""
+    """A trained model of text or of pairs."""
 
-    denoiser: NetworkDenoiser
-    process: Process
-    tokenizer: PreTrainedTokenizerBase
-    token_counts: Tensor
-    """int64 [V], token counts of the training corpus."""
-    length_histogram: list[int]
-    """Entry n: number of training sentences with n target tokens, not counting the [SEP] of a pair's target."""
-    max_length: int
-    """Longest training sentence allowed, special tokens included."""
-    facts: dict = field(default_factory=dict)
-    """Step, validation metrics and similar records for readers; no computation uses them."""
-    pairs: PairFormat | None = None
-    """Format of pairs; None for a model of text."""
-    text_format: TextFormat = field(default_factory=TextFormat)
-    """Format in which a model of text reads and scores texts."""
-    training_format: TextFormat | None = None
-    """Format of the training text and of `length_histogram`; None: `text_format`."""
+    def __init__(self, parts: ModelParts) -> None:
+        """Wrap a model; `load` reads one from a folder."""
+        self.parts = parts
 
-    @property
-    def trained_format(self) -> TextFormat:
-        """Format of the training text."""
-        return self.training_format or self.text_format
+    @classmethod
+    def load(
+        cls, checkpoint: str | Path, *, device: str = "auto", precision: str = "fp32", posterior: str = ""
+    ) -> "TextModel":
+        """Load a checkpoint.
 
-    @property
-    def causal(self) -> bool:
-        """True if the network has causal attention."""
-        return PROCESSES[self.process_name].causal
+        Args:
+            checkpoint: folder written by main.py.
+            device: auto, cpu, cuda or cuda:N.
+            precision: precision of the network: fp32, bf16, fp16, or auto.
+            posterior: exact or released; default: the checkpoint's.
+
+        Raises:
+            UserError: if there is no such checkpoint, or it is damaged.
+        """
+        hub.quiet_libraries()
+        return cls(load_checkpoint(checkpoint, pick_device(device), precision=precision, posterior=posterior))
 
     @property
-    def process_name(self) -> str:
-        """Name of the process, as in --process."""
-        return process_name_of(self.process.args)
+    def of_pairs(self) -> bool:
+        """Whether the model was trained on pairs, and `generate` is for it rather than `sample`."""
+        return self.parts.pairs is not None
 
-    def to(self, device: torch.device) -> "TextModel":
-        """Move network and process to a device; return self."""
-        self.denoiser.to(device)
-        self.process.to(device)
-        return self
+    # ---- text --------------------------------------------------------------------------------------------------------
+
+    def sample(
+        self, number: int = 1, *, length: int = 0, seed: int = 0, batch_size: int = 64, **settings: float | str
+    ) -> list[str]:
+        """Return samples, those of predict.py with the same seed.
+
+        Args:
+            number: number of samples.
+            length: tokens of each; 0: drawn from the lengths of the training text.
+            seed: equal seeds give equal samples.
+            batch_size: sentences per forward pass; does not change the samples.
+            settings: fields of `diffusion.options.SampleArgs`, such as temperature, top_k, top_p, num_steps, sampler.
+
+        Raises:
+            UserError: if the model is one of pairs, or a setting is out of range.
+        """
+        check_whole(number=number, length=length, seed=seed, batch_size=batch_size)
+        return self._written(SampleRequest(number, length, batch_size=batch_size, seed=seed), settings)
+
+    def infill(
+        self,
+        text: str,
+        number: int = 1,
+        *,
+        pieces: bool = False,
+        seed: int = 0,
+        batch_size: int = 64,
+        **settings: float | str,
+    ) -> list[str]:
+        """Return a text with its gaps filled, those of predict.py --infill with the same seed.
+
+        Args:
+            text: each [MASK] in it stands for one token.
+            number: number of fillings.
+            pieces: whether word pieces may extend the given words beside a gap.
+            seed, batch_size, settings: as for `sample`.
+
+        Raises:
+            UserError: also if the text has no [MASK], or is too long.
+        """
+        if not isinstance(text, str) or not text:
+            raise UserError(f"text={shown(text)}: no [MASK] in it; every [MASK] stands for one token to fill")
+        check_whole(number=number, seed=seed, batch_size=batch_size)
+        return self._written(SampleRequest(number, 0, text, pieces, batch_size, seed), settings)
+
+    def denoise(
+        self, index: int = 0, *, infill: str = "", length: int = 0, seed: int = 0, **settings: float | str
+    ) -> list[list[str]]:
+        """Return the tokens of one sample before the first step and after each step, [CLS] and [SEP] too.
+
+        Args:
+            index: which sample of this seed, from 0.
+            infill, length, seed, settings: as for `sample` and `infill`.
+
+        Raises:
+            UserError: as for `sample`.
+        """
+        self._require(of_pairs=False)
+        check_whole(index=index, length=length, seed=seed)
+        if index < 0:
+            raise UserError(f"index={index} must be 0 or more")
+        request = SampleRequest(1, length, infill, seed=seed)
+        first, _ = blank(self.parts, request, stream_of(request, index))
+        rows = [first]
+
+        def keep(_: Tensor, xt: Tensor) -> None:
+            rows.append(xt[0].cpu().clone())
+
+        (last,) = sample_rows(self.parts, request, sampler_of(settings), keep, numbers=[index])
+        rows += [] if torch.equal(rows[-1], last) else [last]
+        return [self.parts.tokenizer.convert_ids_to_tokens(row.tolist()) for row in rows]
+
+    def film(
+        self,
+        path: str | Path,
+        number: int = 5,
+        *,
+        infill: str = "",
+        length: int = 0,
+        seed: int = 0,
+        **settings: float | str,
+    ) -> None:
+        """Write a film of samples during denoising, that of predict.py --film with the same seed.
+
+        Args:
+            path: .html, a page that plays without a network, or .gif.
+            number, infill, length, seed, settings: as for `sample` and `infill`.
+
+        Raises:
+            UserError: also if the path has another suffix, or cannot be written.
+        """
+        self._require(of_pairs=False)
+        check_whole(number=number, length=length, seed=seed)
+        check_film(Path(path), number)
+        films = film(self.parts, SampleRequest(number, length, infill, seed=seed), sampler_of(settings))
+        save_film(Path(path), films, self.parts.process_name)
+
+    def nll(
+        self,
+        texts: Sequence[str],
+        *,
+        num_steps: float = 0,
+        estimator: str = "auto",
+        evaluations: int = 0,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> TextLikelihoods:
+        """Return an upper bound on -log p of each text, that of compute_elbo.py for a file of these texts.
+
+        Args:
+            texts: texts that are not empty; one that is too long is cut, with a note.
+            num_steps: reverse steps; inf: the continuous-time limit; 0: 128, T if less, inf in continuous time.
+            estimator, evaluations: fields of `diffusion.options.BoundArgs`.
+            seed: seed of the draws of xt.
+            batch_size: texts per forward pass; changes the result by rounding only.
+
+        Raises:
+            UserError: if the model is one of pairs or of blocks, a text has no token, or a setting is out of range.
+        """
+        self._require(of_pairs=False)
+        check_whole(evaluations=evaluations, seed=seed, batch_size=batch_size)
+        check_steps(num_steps)
+        model = self.parts
+        text = rows_of_texts(texts_of(texts), model.text_format, model.tokenizer, model.max_length, causal=model.causal)
+        if text.cuts:
+            note(text.cuts)
+        steps = bound_steps(model.process.num_steps, num_steps)
+        args = BoundArgs(estimator, evaluations).settled(steps, model.process.limit_estimator)
+        everything, tally = np.arange(len(text)), Tally(len(text), model.device)
+        with torch.no_grad():
+            rounds = Rounds(model, text, everything, Scoring(steps, args, batch_size, seed), lambda: True)
+            rounds.run(tally, rounds_wanted(args, len(text)), progress=True)
+        if not tally.means().isfinite().all():
+            raise UserError("the bound is not finite; load the model in fp32, or another checkpoint")
+        if not model.process.is_bound:
+            note("the released posterior's figures are not bounds: they can lie below -log p(x0)")
+        return TextLikelihoods(
+            tally.means().tolist(),
+            None if tally.rounds < 2 else tally.errors().tolist(),
+            text.target_lengths.tolist(),
+            text.num_words.tolist(),
+        )
+
+    # ---- pairs -------------------------------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        sources: Sequence[str],
+        *,
+        candidates: int = 3,
+        seed: int = 0,
+        batch_size: int = 64,
+        **settings: float | str,
+    ) -> list[str]:
+        """Return a target for each source: the minimum Bayes risk choice among candidates.
+
+        The results are those of predict_downstream_condition.py --mbr_size CANDIDATES with the same seed.
+
+        Args:
+            sources: texts; one that is too long loses its first tokens, with a note.
+            candidates: samples to choose from.
+            seed, batch_size, settings: as for `sample`.
+
+        Raises:
+            UserError: if the model is one of text, or a setting is out of range.
+        """
+        found = self.candidates(sources, candidates, seed=seed, batch_size=batch_size, **settings)
+        return [texts[mbr_select(texts)] for texts in found]
+
+    def candidates(
+        self, sources: Sequence[str], number: int = 3, *, seed: int = 0, batch_size: int = 64, **settings: float | str
+    ) -> list[list[str]]:
+        """Return several targets for each source, from which `generate` chooses; arguments are those of `generate`."""
+        self._require(of_pairs=True)
+        found: dict[int, list[str]] = {}
+        check_whole(candidates=number, seed=seed, batch_size=batch_size)
+        request = CandidateRequest(number, seed, batch_size)
+        draw_candidates(self.parts, texts_of(sources), request, sampler_of(settings), found.__setitem__)
+        return [found[i] for i in range(len(sources))]
+
+    # ------------------------------------------------------------------------------------------------------------------
+
+    def _written(self, request: SampleRequest, settings: dict) -> list[str]:
+        self._require(of_pairs=False)
+        return [decode(self.parts, row) for row in sample_rows(self.parts, request, sampler_of(settings))]
+
+    def _require(self, *, of_pairs: bool) -> None:
+        if self.of_pairs != of_pairs:
+            kind, remedy = ("pairs", "use generate") if self.of_pairs else ("text", "use sample, infill or nll")
+            raise UserError(f"this model was trained on {kind}; {remedy}")
 
 
-def process_name_of(args: ProcessArgs) -> str:
-    """Return the name of the process to which settings belong."""
-    return next(name for name, kind in PROCESSES.items() if type(args) is kind.settings)
+def sampler_of(settings: dict) -> SampleArgs:
+    """Return the sampler's settings.
 
-
-def build_process(
-    args: ProcessArgs,
-    token_counts: Tensor,
-    tokenizer: PreTrainedTokenizerBase,
-    vocab_size: int,
-    *,
-    of_pairs: bool = False,
-    text_format: TextFormat | None = None,
-    fused_loss: bool = False,
-) -> Process:
-    """Build the process that the settings describe.
-
-    Args:
-        args: the settings.
-        token_counts: int64 [V].
-        tokenizer: source of the special ids.
-        vocab_size: rows of the network's output; ids absent from the tokenizer are excluded.
-        of_pairs: treat [SEP] and [PAD] as content, as in the target window of a pair.
-        text_format: format of texts; it may make the special tokens at their ends content.
-        fused_loss: passed to `Process`.
+    Raises:
+        UserError: if one is unknown or out of range.
     """
-    text_format = text_format or TextFormat()
-    predicts_end = isinstance(args, AutoregressiveArgs) and not of_pairs and text_format.single
-    end_id = tokenizer.sep_token_id if predicts_end else None
-    content = {tokenizer.sep_token_id, tokenizer.pad_token_id} if of_pairs else text_format.content(tokenizer)
-    vocabulary = vocabulary_of(tokenizer, vocab_size, content | ({end_id} if predicts_end else set()))
-    if isinstance(args, WordFreqArgs):
-        released = ReleasedConditionalDiffusion if of_pairs else ReleasedWordFreqDiffusion
-        kind = released if args.posterior == "released" else WordFreqDiffusion
-        return kind(args, token_counts, vocabulary, fused_loss=fused_loss)
-    if isinstance(args, AutoregressiveArgs):
-        return Autoregressive(args, vocabulary, end_id=end_id, fused_loss=fused_loss)
-    return PROCESSES[process_name_of(args)].process(args, vocabulary, fused_loss=fused_loss)
+    defaults = asdict(SampleArgs())
+    for name, value in settings.items():
+        if name not in defaults:
+            raise UserError(f"{name}: no setting of the sampler; the settings are {', '.join(defaults)}")
+        kind = {str: str, float: Real}.get(type(defaults[name]), Integral)
+        kind = Real if name == "num_steps" else kind  # it may be infinite
+        if not isinstance(value, kind) or isinstance(value, bool):
+            words = {str: "string", Real: "number", Integral: "whole number"}
+            raise UserError(f"{name}={shown(value)} must be a {words[kind]}")
+    return SampleArgs(**settings)
 
 
-def vocabulary_of(tokenizer: PreTrainedTokenizerBase, vocab_size: int, content: set[int]) -> Vocabulary:
-    """Return the vocabulary of x0: special tokens outside `content` are excluded; [UNK] is scored but never sampled."""
-    ends = {tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id}
-    unknown = None if tokenizer.unk_token_id in ends else tokenizer.unk_token_id  # GPT-2 uses one token for all of them
-    special = set(tokenizer.all_special_ids) - {unknown, tokenizer.mask_token_id} - content
-    unused = set(range(vocab_size)) - set(tokenizer.get_vocab().values())
-    return Vocabulary(
-        vocab_size,
-        tokenizer.mask_token_id,
-        excluded_ids=tuple(sorted(special | unused)),
-        unsampled_ids=() if unknown is None else (unknown,),
-    )
+def texts_of(texts: Sequence[str]) -> list[str]:
+    """Return a list of texts.
+
+    Raises:
+        UserError: for a single text, or an entry that is not a string.
+    """
+    if isinstance(texts, str):
+        raise UserError("a list of texts is needed, not a single one; put it in brackets")
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"text {i} is {shown(text)}, not a string")
+    return [*texts]

@@ -207,7 +207,7 @@ def prompt_parts(prompt: str) -> tuple[str, str, str, str]:
 def source_ids(layout: Layout, tokenizer: PreTrainedTokenizerBase, sources: list[str]) -> list[np.ndarray]:
     """Encode sources as in training."""
     led = [layout.source_lead + text if text else "" for text in sources]
-    return [np.asarray(ids, dtype=np.int64) for ids in encode(tokenizer, led)["input_ids"]]
+    return [np.asarray(ids, dtype=np.int64) for ids in (encode(tokenizer, led)["input_ids"] if led else ())]
 
 
 def target_text(tokenizer: PreTrainedTokenizerBase, window: Tensor) -> str:

@@ -25,11 +25,11 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from data.batch import Batch, collate
 from data.corpus import Keep, Source
-from data.detokenizers import DETOKENIZERS
+from data.detokenizers import DETOKENIZERS, detokenize
 from data.splits import DataArgs, require_a_batch, split_sources
-from data.tokenized_text import Text, TokenizedText, tokenize
+from data.tokenized_text import Text, TokenizedText, tokenize, tokenize_in_memory
 from data.word_counts import with_special_counts
-from utils.errors import UserError, check_choices
+from utils.errors import UserError, check_choices, shown
 
 ROW_FORMATS = ("unpadded", "padded", "wrapped", "running")
 NO_LIMIT = 2**31
@@ -332,6 +332,25 @@ def read_rows(
         detokenizer=text_format.detokenizer,
     )
     return arrange(text, text_format, tokenizer, width, causal=causal)
+
+
+def rows_of_texts(
+    texts: list[str], text_format: TextFormat, tokenizer: PreTrainedTokenizerBase, width: int, *, causal: bool = False
+) -> Text:
+    """Arrange texts in memory in rows, as `read_rows` does those of a file; row i is text i.
+
+    Raises:
+        UserError: if the rows of the format hold several texts, or a text has no token.
+    """
+    if not text_format.single:
+        raise UserError(f"rows of row_format={text_format.row_format} hold several texts; score a file instead")
+    stripped = [text.strip() for text in texts]
+    records = [(detokenize(text, text_format.detokenizer) if text else "", (0, i)) for i, text in enumerate(stripped)]
+    found = tokenize_in_memory(records, Source(), tokenizer, width - 2, describe="text {0[1]}".format)
+    if len(found) < len(texts):
+        lacking = sorted({*range(len(texts))} - {*found.locations[:, 1].tolist()})
+        raise UserError(f"text {lacking[0]} is {shown(texts[lacking[0]])}, without a token; leave it out")
+    return arrange(found, text_format, tokenizer, width, causal=causal)
 
 
 def load_texts(

@@ -1,6 +1,6 @@
 """Notes where results are not comparable with the training: another text format, or longer texts."""
 
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
 from data.tokenized_text import Text
 from utils.messages import note
 
@@ -10,7 +10,7 @@ REASONS = {
 }
 
 
-def longest_trained(model: TextModel) -> int | None:
+def longest_trained(model: ModelParts) -> int | None:
     """Return the tokens of the longest training text without special tokens; None for blocks, or if unknown."""
     trained, histogram = model.trained_format, model.length_histogram
     if model.pairs or not trained.single or sum(histogram) <= 1:  # imported weights have a histogram of one text
@@ -19,7 +19,7 @@ def longest_trained(model: TextModel) -> int | None:
     return max(n for n, count in enumerate(histogram) if count) - ends
 
 
-def comparability_notes(model: TextModel, text: Text) -> list[str]:
+def comparability_notes(model: ModelParts, text: Text) -> list[str]:
     """Explain why the figures of a text are not comparable with those of the training; empty if they are."""
     notes, trained, longest = [], model.trained_format, longest_trained(model)
     for name, reason in REASONS.items():
@@ -33,7 +33,7 @@ def comparability_notes(model: TextModel, text: Text) -> list[str]:
     return notes
 
 
-def warn_if_longer_than_trained(model: TextModel, length: int) -> None:
+def warn_if_longer_than_trained(model: ModelParts, length: int) -> None:
     """Note on stderr if `length` tokens fit the network but exceed all training texts."""
     longest = longest_trained(model)
     if longest is not None and longest < length <= model.denoiser.max_length - 2:

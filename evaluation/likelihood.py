@@ -1,67 +1,31 @@
 """Likelihood of a text under a model: sums of nats, counts of tokens and words, and their standard error."""
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
-from tqdm import tqdm
 
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
+from checkpoint.rounds import Rounds, Scoring, Tally, rounds_wanted
 from data.batch import Batch
 from data.batching import sorted_batches
 from data.tokenized_text import Text
 from data.word_counts import information
 from diffusion.draws import sentence_seed
-from diffusion.options import EVERY_WINDOW, BoundArgs
-from diffusion.process import Bound
 from evaluation.likelihood_report import Likelihood
 from evaluation.words import SAMPLE, has_separated_words
 from utils.distributed import rank, sum_over_ranks, world_size
-from utils.errors import UserError
 
 PROFILE_ROUND = 2**31
 """Round number of the profile's random streams; estimates of the bound never reach it."""
-MIN_DEGREES_OF_FREEDOM = 20
-"""Sentences * (rounds - 1) required before the error of the draws is used as a stopping criterion."""
-
-
-class Tally:
-    """Sums over rounds of the estimates for this process's sentences."""
-
-    def __init__(self, num_sentences: int, device: torch.device) -> None:
-        self.rounds, self.device = 0, device
-        self.sums = torch.zeros(5, num_sentences, dtype=torch.float64)
-        """Sums of the bound, its square, its prior and reconstruction terms, and forward passes."""
-
-    def add(self, index: Tensor, bound: Bound) -> None:
-        """Add the estimates of one round for the sentences at these indices of the list."""
-        nats = bound.total
-        self.sums[:, index] += torch.stack(
-            [nats, nats.square(), bound.prior, bound.reconstruction, bound.forwards]
-        ).cpu()
-
-    def totals(self) -> tuple[Tensor, float | None]:
-        """Return totals over all sentences of all processes.
-
-        Returns:
-            float64 [5]: the mean bound, its square, its prior and reconstruction terms, and the forward passes of all
-            rounds; and the variance of the mean bound due to the draws of x_t, None after a single round.
-        """
-        means = self.sums / self.rounds
-        variance = (means[1] - means[0].square()).clamp(min=0) / max(1, self.rounds - 1)  # of each sentence's mean
-        parts = (means[0], means[0].square(), means[2], means[3], self.sums[4], variance)
-        totals = torch.stack([part.sum() for part in parts]).to(self.device)
-        sum_over_ranks(totals)
-        return totals[:5].cpu(), totals[5].item() if self.rounds > 1 else None
 
 
 class Profile:
     """Sums of the process's additional per-sentence figures, such as the cross-entropy by noise level."""
 
-    def __init__(self, model: TextModel, device: torch.device) -> None:
+    def __init__(self, model: ModelParts, device: torch.device) -> None:
         self.model, self.names = model, model.process.profile_names(model.denoiser)
         self.sums = torch.zeros(len(self.names), dtype=torch.float64, device=device)
 
@@ -84,22 +48,9 @@ class OutOfTimeError(Exception):
     """An evaluation was stopped for lack of time."""
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """Settings of an evaluation."""
-
-    num_steps: float
-    """Number of reverse steps; inf: the continuous-time limit."""
-    bound: BoundArgs = BoundArgs()
-    batch_size: int = 64
-    """Sentences per batch; changes the result by rounding only."""
-    seed: int = 0
-    """Seed of the draws of x_t."""
-
-
 @torch.no_grad()
 def score_text(
-    model: TextModel,
+    model: ModelParts,
     text: Text,
     indices: np.ndarray,
     scoring: Scoring,
@@ -150,60 +101,12 @@ def score_text(
 def sentence_nats(tally: Tally, number: int) -> list[float]:
     """Return the mean bound of each of the `number` sentences of all processes, in their order."""
     nats = torch.zeros(number, dtype=torch.float64, device=tally.device)
-    nats[rank() :: world_size()] = (tally.sums[0] / tally.rounds).to(tally.device)
+    nats[rank() :: world_size()] = tally.means().to(tally.device)
     sum_over_ranks(nats)
     return nats.tolist()
 
 
-class Rounds:
-    """Rounds of draws over this process's sentences."""
-
-    def __init__(
-        self, model: TextModel, text: Text, mine: np.ndarray, scoring: Scoring, may_go_on: Callable[[], bool]
-    ) -> None:
-        self.model, self.text, self.mine, self.scoring, self.may_go_on = model, text, mine, scoring, may_go_on
-        self.row_of = {int(index): i for i, index in enumerate(mine)}
-        """Row of the tally by sentence index."""
-
-    def run(self, tally: Tally, wanted: int, *, progress: bool) -> bool:
-        """Fill the tally with `wanted` rounds, or more to reach the target error; return False if time ran out."""
-        target, steps = self.scoring.bound.target_se, self.scoring.num_steps
-        with tqdm(desc=f"scoring, {steps} steps", unit="sentence", leave=False, disable=not progress or None) as bar:
-            in_time = True
-            while tally.rounds < wanted:
-                bar.total = len(self.mine) * wanted
-                in_time = in_time and self.run_one(tally, bar)
-                tally.rounds += 1
-                if target and tally.rounds == wanted:
-                    wanted = max(wanted, rounds_for(tally, target))
-        return in_time
-
-    def run_one(self, tally: Tally, bar: tqdm) -> bool:
-        """Estimate the bound of each sentence once; return False if time ran out."""
-        scoring, model = self.scoring, self.model
-        for chosen, batch in sorted_batches(self.text, self.mine, scoring.batch_size, model.tokenizer):
-            if not self.may_go_on():
-                return False
-            streams = [Generator().manual_seed(sentence_seed(scoring.seed, int(i), tally.rounds)) for i in chosen]
-            bound = model.process.bound(
-                model.denoiser, batch.to(tally.device), scoring.num_steps, scoring.bound, generator=streams
-            )
-            tally.add(torch.tensor([self.row_of[int(i)] for i in chosen]), bound)
-            bar.update(len(chosen))
-        return True
-
-
-def rounds_wanted(args: BoundArgs, num_sentences: int) -> int:
-    """Return the minimum number of rounds: 1 if every window is scored, else 2, whose difference gives the error.
-
-    With a target error, more rounds provide MIN_DEGREES_OF_FREEDOM, since the estimate of few may be small by chance.
-    """
-    if args.target_se:
-        return max(2, 1 + math.ceil(MIN_DEGREES_OF_FREEDOM / num_sentences))
-    return 1 if args == EVERY_WINDOW else 2
-
-
-def are_words_separated(model: TextModel, text: Text, indices: np.ndarray) -> bool:
+def are_words_separated(model: ModelParts, text: Text, indices: np.ndarray) -> bool:
     """Test on a sample of the chosen sentences whether spaces separate their words."""
     chosen = np.sort(indices[:: -(-len(indices) // SAMPLE)])
     batches = (batch for _, batch in sorted_batches(text, chosen, 64, model.tokenizer))
@@ -212,7 +115,7 @@ def are_words_separated(model: TextModel, text: Text, indices: np.ndarray) -> bo
     return has_separated_words(texts, gaps=float(text.num_words[chosen].sum()) - len(texts))
 
 
-def length_nats(model: TextModel, scored: np.ndarray) -> float | None:
+def length_nats(model: ModelParts, scored: np.ndarray) -> float | None:
     """Return the sum over texts of -log p(length), p from the training lengths with add-one smoothing.
 
     None for pairs, blocks and causal networks, which need no given length, and for imported weights.
@@ -256,23 +159,7 @@ def likelihood_of(
     )
 
 
-def rounds_for(tally: Tally, target: float) -> int:
-    """Return the estimated number of rounds until the relative error of the draws is `target`.
-
-    Raises:
-        UserError: if the bound is not finite.
-    """
-    (nats, *_), variance = tally.totals()
-    if not math.isfinite(variance) or not math.isfinite(nats):
-        raise UserError(
-            "the bound is not finite, so target_se cannot be met; use --precision fp32 and check the weights for NaN"
-        )
-    if math.sqrt(variance) <= target * nats.item():
-        return tally.rounds
-    return max(tally.rounds + 1, math.ceil(tally.rounds * variance / (target * nats.item()) ** 2))
-
-
-def count_totals(model: TextModel, text: Text, mine: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
+def count_totals(model: ModelParts, text: Text, mine: np.ndarray, batch_size: int, device: torch.device) -> Tensor:
     """Return unigram nats, sentences, tokens and words of all processes' sentences, float64 [4]."""
     nats, counts = information(model.token_counts), torch.zeros(4, dtype=torch.float64)
     for chosen, batch in sorted_batches(text, mine, batch_size, model.tokenizer):
@@ -285,7 +172,7 @@ def count_totals(model: TextModel, text: Text, mine: np.ndarray, batch_size: int
     return counts
 
 
-def num_tokens(batch: Batch, model: TextModel) -> int:
+def num_tokens(batch: Batch, model: ModelParts) -> int:
     """Count the target tokens of a batch; in the window of a pair, [PAD] is scored but not counted."""
     counted = batch.input_ids != model.tokenizer.pad_token_id if model.pairs else True
     return int((batch.target_mask & counted).sum())

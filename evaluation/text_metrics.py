@@ -1,7 +1,7 @@
-"""Metrics of generated text against references and among samples, and minimum Bayes risk selection.
+"""Metrics of generated text against references and among samples.
 
-Words are whitespace words of the given strings. BLEU of a pair is nltk's. BLEU against a whole corpus equals nltk's and
-is much faster, since all samples share the counts of the references.
+Words are whitespace words of the given strings. BLEU of a pair is in `checkpoint/minimum_bayes_risk.py`. BLEU against a
+whole corpus equals nltk's and is much faster, since all samples share the counts of the references.
 """
 
 import functools
@@ -11,23 +11,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from nltk.translate.bleu_score import SmoothingFunction, brevity_penalty, sentence_bleu
+from nltk.translate.bleu_score import brevity_penalty
 from nltk.util import ngrams
 
+from checkpoint.minimum_bayes_risk import bleu
 from evaluation.words import rouge_words
 
 MAX_ORDER = 4
-method4 = SmoothingFunction().method4
 
 
 # ---- one sentence against one ----------------------------------------------------------------------------------------
-
-
-def bleu(hypothesis: str, reference: str) -> float:
-    """Return BLEU-4 with smoothing method 4 (Chen and Cherry 2014), like DiffuSeq; 0 if either text is empty."""
-    if not hypothesis.split() or not reference.split():
-        return 0.0
-    return float(sentence_bleu([reference.split()], hypothesis.split(), smoothing_function=method4))
 
 
 def rouge_l(hypothesis: str, reference: str, kind: str = "unicode") -> float:
@@ -74,25 +67,6 @@ def distinct_1(text: str) -> float:
 
 
 # ---- several samples of one source -----------------------------------------------------------------------------------
-
-
-def pairwise_bleu(samples: Sequence[str]) -> np.ndarray:
-    """Return BLEU of each hypothesis i against each reference j, float64 [S, S]."""
-    return np.array([[bleu(hypothesis, reference) for reference in samples] for hypothesis in samples])
-
-
-def mbr_select(samples: Sequence[str], *, released: bool = False) -> int:
-    """Return the index of the minimum Bayes risk candidate: highest mean BLEU against the others, the first of equals.
-
-    Args:
-        samples: candidates of one source, at least one.
-        released: use the released program's rule: mean BLEU of all samples, itself included, with it as reference.
-    """
-    utility = pairwise_bleu(samples)
-    if released:
-        return int(utility.sum(0).argmax())
-    np.fill_diagonal(utility, 0)
-    return int(utility.sum(1).round(12).argmax())  # rounded, since the order of addition changes equal sums
 
 
 def pairwise_self_bleu(samples: Sequence[str]) -> float:

@@ -8,10 +8,11 @@ import pytest
 from nltk.translate.bleu_score import corpus_bleu
 
 import compute_metric
+from checkpoint import minimum_bayes_risk
+from checkpoint.minimum_bayes_risk import bleu
 from data.tokenizers import train_wordpiece
 from evaluation import text_metrics
 from evaluation.predictions import write_diffuseq
-from evaluation.text_metrics import bleu
 from tests.conftest import SENTENCES, call, write_jsonl
 
 FRIENDS = ["how can i make friends ?", "how do i make friends ?", "what is the best way to make friends ?"]
@@ -72,9 +73,9 @@ def test_released_metrics_swap_candidate_and_reference(measure) -> None:
 
 def test_released_selection_uses_the_released_mbr_rule(measure) -> None:
     samples = ["e c d", "a e", "b"]
-    assert text_metrics.mbr_select(samples) != text_metrics.mbr_select(samples, released=True)
-    record = {"source": "s", "reference": samples[text_metrics.mbr_select(samples, released=True)], "prediction": "",
-              "candidates": samples}  # fmt: skip
+    released = minimum_bayes_risk.mbr_select(samples, released=True)
+    assert minimum_bayes_risk.mbr_select(samples) != released
+    record = {"source": "s", "reference": samples[released], "prediction": "", "candidates": samples}
     assert measure(records=[record])[1]["exact_match"] == 0
     assert measure("--released", "true", records=[record])[1]["exact_match"] == 1
 
@@ -278,8 +279,8 @@ def test_mbr_size_limits_an_excessive_number_of_candidates(measure) -> None:
 
 
 def test_a_non_finite_metric_is_an_error(measure, monkeypatch) -> None:
-    monkeypatch.setattr(text_metrics, "bleu", lambda *pair: float("nan"))
-    monkeypatch.setattr(text_metrics, "mbr_select", lambda texts, released: 0)
+    monkeypatch.setattr(minimum_bayes_risk, "bleu", lambda *pair: float("nan"))
+    monkeypatch.setattr(minimum_bayes_risk, "mbr_select", lambda texts, released: 0)
     code, _, error = measure()
     assert code == 2 and "error: bleu is nan, not a finite number" in error and error.count("\n") == 1
 

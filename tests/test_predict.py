@@ -9,14 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import AddedToken, RobertaTokenizerFast
 
 import predict
-from checkpoint.folder import load_checkpoint
 from diffusion import infilling
-from diffusion.options import SampleArgs
 from tests.conftest import SENTENCES, call
 
 
@@ -52,23 +49,6 @@ def test_the_same_seed_gives_the_same_samples_at_any_batch_size(
     assert lines(capsys) == expected[:4]
     run_predict(monkeypatch, trained, "--num_samples", 10, "--seed", 6)
     assert lines(capsys) != expected
-
-
-def test_lengths_are_those_of_the_training_text_or_of_the_length_flag(trained: Path) -> None:
-    run = load_checkpoint(str(trained), torch.device("cpu"))
-    possible = {n for n, count in enumerate(run.length_histogram) if count}
-    args = predict.PredictArgs(str(trained), num_samples=30)
-    drawn = predict.samples(run, args, SampleArgs(num_steps=4), torch.device("cpu"))
-    lengths = [len(row) - 2 for row in drawn]
-    assert set(lengths) <= possible and len(set(lengths)) > 1
-    fixed = predict.PredictArgs(str(trained), num_samples=3, length=9)
-    assert {len(r) - 2 for r in predict.samples(run, fixed, SampleArgs(num_steps=4), torch.device("cpu"))} == {9}
-
-
-def test_lengths_follow_the_histogram() -> None:
-    streams = [torch.Generator().manual_seed(seed) for seed in range(4000)]
-    drawn = torch.tensor([predict.draw_length([9, 1, 0, 3], stream) for stream in streams])
-    assert set(drawn.tolist()) == {1, 3} and drawn.eq(3).double().mean().item() == pytest.approx(0.75, abs=0.03)
 
 
 def test_a_gap_in_a_byte_level_vocabulary_keeps_the_spaces_around_it() -> None:
@@ -186,13 +166,6 @@ def test_the_released_posterior_leaves_no_mask(
     assert all("[MASK]" not in text for text in lines(capsys))
 
 
-def test_the_released_posterior_draws_no_special_token(trained: Path) -> None:
-    run = load_checkpoint(str(trained), torch.device("cpu"), posterior="released")
-    args, hot = predict.PredictArgs(str(trained), num_samples=60, length=12), SampleArgs(num_steps=8, temperature=30)
-    drawn = torch.stack(predict.samples(run, args, hot, torch.device("cpu")))[:, 1:-1]
-    assert not torch.isin(drawn, torch.tensor(run.tokenizer.all_special_ids)).any()
-
-
 def test_line_breaks_become_spaces_in_txt_and_are_kept_in_jsonl(tmp_path: Path, capsys) -> None:
     for name in ("s.txt", "s.jsonl"):
         predict.write(["a b\nc d", "e"], str(tmp_path / name))
@@ -224,3 +197,18 @@ def test_a_closed_pipe_and_an_ascii_encoding_lose_no_sample(trained: Path, tmp_p
 
 def test_num_samples_defaults_to_20_and_to_1_with_show() -> None:
     assert predict.PredictArgs("c").num_samples == 20 and predict.PredictArgs("c", show=True).num_samples == 1
+
+
+def test_a_film_has_five_texts_and_stands_alone(monkeypatch, trained: Path, tmp_path: Path, capsys) -> None:
+    assert run_predict(monkeypatch, trained, "--film", tmp_path / "f.html", "--num_steps", 8) == 0
+    printed = capsys.readouterr()
+    assert not printed.out and f"film of 5 texts written to {tmp_path}/f.html" in printed.err
+    assert "5 texts while they are denoised (word_freq)" in (tmp_path / "f.html").read_text()
+    for flags, message in (
+        (["--show"], "give --film alone"),
+        (["--output", tmp_path / "s.txt"], "give --film alone"),
+        (["--num_samples", 101], "a film of 101 texts"),
+        (["--semi_ar", "true"], "semi_ar=true"),
+    ):
+        assert run_predict(monkeypatch, trained, "--film", tmp_path / "g.html", *flags) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / "g.html").exists()

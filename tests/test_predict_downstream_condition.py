@@ -14,11 +14,11 @@ import compute_elbo
 import predict
 import predict_downstream_condition
 from checkpoint.folder import load_checkpoint
+from checkpoint.minimum_bayes_risk import bleu, mbr_select
 from data.pairs import Layout
 from diffusion.options import SampleArgs
 from diffusion_word_freq import WordFreqDiffusion
 from evaluation.predictions import Journal, read_predictions
-from evaluation.text_metrics import bleu, mbr_select
 from models.bert import BertDenoiser
 from tests.conftest import NOUNS, PAIRS, call, write_jsonl
 from utils.errors import UserError

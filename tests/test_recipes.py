@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import compute_elbo
-from checkpoint.text_model import PROCESSES
+from checkpoint.model_parts import PROCESSES
 from data.tokenizers import LEARNT, TEXT8
 from diffusion.options import BoundArgs
 from models.networks import PRESETS

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from checkpoint.text_model import PROCESSES
+from checkpoint.model_parts import PROCESSES
 from utils.errors import UserError, check_choices, check_ranges
 
 

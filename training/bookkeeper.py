@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
 from data.batching import Part
 from data.tokenized_text import Text
 from data.tokenizers import vocabulary_size
@@ -53,7 +53,9 @@ class Agreement:
 class Bookkeeper:
     """Log, evaluate and save a training run. Every process has one; only the first writes and prints."""
 
-    def __init__(self, config: TrainConfig, model: TextModel, valid_text: Text, trainer: TrainStep, plan: Plan) -> None:
+    def __init__(
+        self, config: TrainConfig, model: ModelParts, valid_text: Text, trainer: TrainStep, plan: Plan
+    ) -> None:
         """Claim the output folder and open the log of a run that starts or resumes at `plan.start`."""
         self.config, self.args, self.model, self.trainer, self.plan = config, config.run, model, trainer, plan
         self.output, self.is_leader = Path(self.args.output_dir), distributed.rank() == 0

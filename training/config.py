@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from checkpoint.text_model import PROCESSES
+from checkpoint.model_parts import PROCESSES
 from data.pairs import PairArgs
 from data.row_formats import TextFormat
 from data.splits import DataArgs

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
 from data.batch import Batch
 from diffusion.draws import WHOLE
 from models.attention import fit_to_device
@@ -40,7 +40,7 @@ class Precision(NamedTuple):
         return f"{self.name} on {device.type}"
 
 
-def choose_precision(config: TrainConfig, model: TextModel, device: torch.device, earlier: dict) -> Precision:
+def choose_precision(config: TrainConfig, model: ModelParts, device: torch.device, earlier: dict) -> Precision:
     """Return the precision of a run; `auto` on a CPU takes the faster one, measured on rank 0.
 
     Args:
@@ -61,7 +61,7 @@ def choose_precision(config: TrainConfig, model: TextModel, device: torch.device
     return distributed.call_on_leader(lambda: measured(config, model, device))
 
 
-def measured(config: TrainConfig, model: TextModel, device: torch.device) -> Precision:
+def measured(config: TrainConfig, model: ModelParts, device: torch.device) -> Precision:
     """Time a small training step in fp32 and in bf16, in turn; return the faster precision."""
     seconds = {"fp32": [], "bf16": []}
     began = time.monotonic()
@@ -76,7 +76,7 @@ def measured(config: TrainConfig, model: TextModel, device: torch.device) -> Pre
     return Precision(name, f"{ratio:.1f} times as fast as {'fp32' if name == 'bf16' else 'bf16'} in a trial step")
 
 
-def trial_batch(config: TrainConfig, model: TextModel) -> Batch:
+def trial_batch(config: TrainConfig, model: ModelParts) -> Batch:
     """Return random tokens in rows of the usual length; the second half of a pair is its target."""
     width = min(config.data.max_length, 64)
     special = set(model.tokenizer.all_special_ids)
@@ -87,7 +87,7 @@ def trial_batch(config: TrainConfig, model: TextModel) -> Batch:
     return Batch(ids, torch.ones_like(target), target)
 
 
-def _trial(config: TrainConfig, model: TextModel, batch: Batch, device: torch.device, precision: str) -> float:
+def _trial(config: TrainConfig, model: ModelParts, batch: Batch, device: torch.device, precision: str) -> float:
     """Return the seconds of one step; gradients and the state of torch's generator are left as they were."""
     model.denoiser.use_precision(device, precision)
     fit_to_device(model.denoiser, replace(config.network, compile=False), device, precision)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from checkpoint.text_model import PROCESSES, TextModel, build_process
+from checkpoint.model_parts import PROCESSES, ModelParts, build_process
 from data import batching
 from data.corpus import holds_pairs, training_source
 from data.pairs import PairArgs, PairFormat, load_pairs
@@ -49,7 +49,7 @@ DEFAULT_VOCAB_SIZE = 8192
 """Size of a learnt vocabulary without --vocab_size."""
 
 
-def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[TextModel, Text, Text]:
+def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[ModelParts, Text, Text]:
     """Return the model, the training text and the validation text."""
     config.check(device)
     run, data = config.run, config.data
@@ -76,7 +76,7 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Te
     config.text.check_process(token_dependent=process.token_dependent)
     check_validation(config, process, denoiser)
     histogram = np.bincount(train_text.target_lengths).tolist()
-    model = TextModel(
+    model = ModelParts(
         denoiser, process, tokenizer, counts, histogram, data.max_length, pairs=pairs, text_format=config.text
     )
     return model.to(device), train_text, valid_text
@@ -232,7 +232,7 @@ def open_batches(
     )
 
 
-def identities(model: TextModel, train_text: Text, valid_text: Text) -> dict[str, str]:
+def identities(model: ModelParts, train_text: Text, valid_text: Text) -> dict[str, str]:
     """Return digests of the texts, word counts and network, which a resumed run must not change."""
     counts = hashlib.blake2b(model.token_counts.numpy().tobytes(), digest_size=12).hexdigest()
     entries = model.denoiser.network.config.to_dict()

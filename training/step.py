@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
 from data.batch import Batch
 from data.batching import Part
 from diffusion.draws import Share
@@ -39,7 +39,9 @@ class StepResult:
 class TrainStep:
     """Network, optimizers, gradient scaler and weight average, updated by each step."""
 
-    def __init__(self, model: TextModel, config: TrainConfig, device: torch.device, parts: int, precision: str) -> None:
+    def __init__(
+        self, model: ModelParts, config: TrainConfig, device: torch.device, parts: int, precision: str
+    ) -> None:
         """Set precision and attention, and make the optimizers.
 
         Args:
@@ -114,7 +116,7 @@ class TrainStep:
 class BatchLoss(nn.Module):
     """Module that maps a batch to its loss, to be wrapped by DDP or FSDP (parallel.py)."""
 
-    def __init__(self, model: TextModel, args: TrainArgs) -> None:
+    def __init__(self, model: ModelParts, args: TrainArgs) -> None:
         """Register the network as a submodule."""
         super().__init__()
         self.denoiser, self.model, self.args = model.denoiser, model, args
@@ -125,7 +127,7 @@ class BatchLoss(nn.Module):
 
 
 def training_loss(
-    model: TextModel, batch: Batch, args: TrainArgs, progress: float, generator: torch.Generator, share: Share
+    model: ModelParts, batch: Batch, args: TrainArgs, progress: float, generator: torch.Generator, share: Share
 ) -> Loss:
     """Return the loss of the process, or of masked language modelling while progress < warm_start."""
     if progress >= args.warm_start:

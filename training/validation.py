@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from checkpoint.folder import save_checkpoint, weights_of
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
+from checkpoint.rounds import Scoring
 from data.tokenized_text import Text
 from diffusion.options import BoundArgs
-from evaluation.likelihood import OutOfTimeError, Scoring, pick, score_text
+from evaluation.likelihood import OutOfTimeError, pick, score_text
 from training.clock import Deadline
 from training.config import TrainConfig
 from training.outcome import Figures, uniform_bits
@@ -26,7 +27,7 @@ class Validation:
     """Schedule, sentences and results of a run's evaluations."""
 
     def __init__(
-        self, config: TrainConfig, model: TextModel, text: Text, trainer: TrainStep, plan: Plan, figures: Figures
+        self, config: TrainConfig, model: ModelParts, text: Text, trainer: TrainStep, plan: Plan, figures: Figures
     ) -> None:
         """Set the interval of evaluations and, unless the run is timed, the number of sentences."""
         self.config, self.model, self.text, self.trainer, self.plan = config, model, text, trainer, plan
@@ -127,7 +128,7 @@ class Validation:
         figures.uniform = float(scored * uniform_bits(self.model.denoiser.vocab_size))
 
 
-def write_checkpoints(output: Path, model: TextModel, facts: dict, *, is_best: bool) -> None:
+def write_checkpoints(output: Path, model: ModelParts, facts: dict, *, is_best: bool) -> None:
     """Write checkpoint-last/, and checkpoint/ too if it is the best so far; a collective call.
 
     Raises:

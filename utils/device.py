@@ -11,6 +11,8 @@ from utils.errors import UserError
 MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
 """Options of malloc.h: M_MMAP_MAX (no mapping per tensor), M_TRIM_THRESHOLD (no trimming), M_TOP_PAD (256 MiB)."""
 
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
 CACHED_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 """Matrix products that oneDNN, which computes them in bf16, remembers by shape; by default 1,024.
 
@@ -57,7 +59,13 @@ def set_up_cpu(threads: int) -> None:
 
 
 def pick_precision(name: str, device: torch.device) -> str:
-    """Return fp32, bf16 or fp16; auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU."""
+    """Return fp32, bf16 or fp16; auto: bf16 where the hardware has it, else fp16 on a GPU and fp32 on a CPU.
+
+    Raises:
+        UserError: for another name.
+    """
+    if name not in PRECISIONS:
+        raise UserError(f"precision={name!r} must be one of {', '.join(PRECISIONS)}")
     if name != "auto":
         return name
     if device.type == "cuda":

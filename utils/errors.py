@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields
+from numbers import Integral
 
 
 class UserError(ValueError):
@@ -29,6 +30,17 @@ def check_ranges(args: object, **bounds: tuple[float, float]) -> None:
     for name, (least, most) in bounds.items():
         if not least <= getattr(args, name) <= most:
             raise UserError(f"{name}={getattr(args, name)} must lie in {least}..{most}")
+
+
+def check_whole(**values: object) -> None:
+    """Check that values given from Python are whole numbers; those of a command line are by their parser.
+
+    Raises:
+        UserError: with the name of the first that is not.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool):
+            raise UserError(f"{name}={shown(value)} must be a whole number")
 
 
 MOST_SHOWN = 200

@@ -149,12 +149,17 @@ def held_alone(path: Path, refusal: str, *, keep: Callable[[], bool] = lambda: T
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[IO[str]]:
-    """Open a temporary text file beside `path`, renamed to it at the end of the block, or removed after an error."""
+def written_whole(path: Path, *, binary: bool = False) -> Iterator[IO]:
+    """Open a temporary file beside `path`, renamed to it at the end of the block, or removed after an error.
+
+    Args:
+        path: the file to write.
+        binary: open it for bytes instead of text.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "wb" if binary else "w", encoding=None if binary else "utf-8") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import predict
 from checkpoint.folder import load_checkpoint
-from checkpoint.text_model import TextModel
+from checkpoint.model_parts import ModelParts
+from checkpoint.sampling import SampleRequest, sample_rows
 from data.batch import Batch
 from data.tokenizers import encode, load_tokenizer
 from data.word_counts import read_word_freq
@@ -68,10 +68,10 @@ def folder(tmp_path: Path, trained: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
-def use(run: TextModel) -> None:
+def use(run: ModelParts) -> None:
     """Sample a text and compute the bound of one sentence."""
     with torch.no_grad():
-        predict.samples(run, predict.PredictArgs("x", num_samples=1), SampleArgs(num_steps=4), CPU)
+        sample_rows(run, SampleRequest(), SampleArgs(num_steps=4))
         ids = torch.tensor([[run.tokenizer.cls_token_id, 7, 8, run.tokenizer.sep_token_id]])
         attention_mask = torch.ones_like(ids, dtype=torch.bool)
         targets = torch.tensor([[False, True, True, False]])

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForMaskedLM, AutoTokenizer, BertTokenizerFast
 
 from checkpoint.folder import load_checkpoint, save_checkpoint
-from checkpoint.text_model import TextModel, build_process
+from checkpoint.model_parts import ModelParts, build_process
 from data.batch import collate
 from data.tokenizers import encode
 from diffusion_word_freq import WordFreqArgs
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 SMALL = "hidden_size=32,num_hidden_layers=1,num_attention_heads=2,intermediate_size=64"
 
 
-def make_run(tokenizer: BertTokenizerFast, conditioning: str = "none", posterior: str = "exact") -> TextModel:
+def make_run(tokenizer: BertTokenizerFast, conditioning: str = "none", posterior: str = "exact") -> ModelParts:
     args = WordFreqArgs(num_steps=16, posterior=posterior)
     network = NetworkArgs("bert-small", from_scratch=True, config_overrides=SMALL, time_conditioning=conditioning)
     denoiser = build_denoiser(network, tokenizer, 16).eval()
@@ -33,7 +33,7 @@ def make_run(tokenizer: BertTokenizerFast, conditioning: str = "none", posterior
     for ids in encode(tokenizer, SENTENCES)["input_ids"]:
         counts += torch.bincount(torch.tensor(ids), minlength=len(counts))
     process = build_process(args, counts, tokenizer, denoiser.vocab_size)
-    return TextModel(denoiser, process, tokenizer, counts, [0, 0, 5, 3], 32, {"step": 7})
+    return ModelParts(denoiser, process, tokenizer, counts, [0, 0, 5, 3], 32, {"step": 7})
 
 
 def batch_of(tokenizer: BertTokenizerFast):

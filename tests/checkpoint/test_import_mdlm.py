@@ -12,7 +12,7 @@ import compute_elbo
 import predict
 from checkpoint import import_mdlm
 from checkpoint.folder import load_checkpoint
-from checkpoint.text_model import PROCESSES, build_process
+from checkpoint.model_parts import PROCESSES, build_process
 from data.row_formats import TextFormat
 from tests.checkpoint.test_released_mdlm import IDS, lightning
 from tests.conftest import SENTENCES, call

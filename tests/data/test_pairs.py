@@ -10,7 +10,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import RobertaTokenizerFast
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from checkpoint.text_model import build_process
+from checkpoint.model_parts import build_process
 from data.corpus import training_source
 from data.pairs import Layout, PairArgs, PairFormat, load_pairs, source_ids, target_text, tokenize_pairs, window_of
 from data.splits import DataArgs

@@ -15,7 +15,7 @@ import predict
 from checkpoint.folder import load_checkpoint
 from data.batch import Batch
 from data.corpus import training_source
-from data.row_formats import ROW_FORMATS, TextFormat, load_texts, read_rows
+from data.row_formats import ROW_FORMATS, TextFormat, load_texts, read_rows, rows_of_texts
 from data.splits import DataArgs
 from data.tokenized_text import Text, TokenizedText, tokenize
 from data.tokenizers import encode, load_tokenizer
@@ -280,3 +280,23 @@ def test_settings_that_exclude_a_row_format_are_refused(flags, message, corpus, 
 def test_row_formats_are_refused_for_pairs(pairs_folder, monkeypatch, capsys) -> None:
     assert train(monkeypatch, pairs_folder / "train.jsonl", "--protocol", "wrapped") == 2
     assert "holds pairs; row_format and detokenizer are for text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", [TextFormat(), TextFormat("padded"), TextFormat(detokenizer="ptb")])
+def test_texts_in_memory_are_arranged_like_those_of_a_file(tokenizer, tmp_path: Path, form: TextFormat) -> None:
+    texts = [" the cat 's house ", "the dog", "the cat sees the dog near the house"]
+    (tmp_path / "t.txt").write_text("\n".join(texts) + "\n")
+    of_file = read_rows(training_source(str(tmp_path / "t.txt")), form, tokenizer, 8, str(tmp_path / "cache"))
+    in_memory = rows_of_texts(texts, form, tokenizer, 8)
+    assert in_memory.num_words.tolist() == of_file.num_words.tolist() and in_memory.cuts == of_file.cuts != ""
+    one, other = batch_of(in_memory, tokenizer), batch_of(of_file, tokenizer)
+    assert torch.equal(one.input_ids, other.input_ids) and torch.equal(one.target_mask, other.target_mask)
+
+
+def test_texts_in_memory_need_tokens_and_a_row_each(tokenizer) -> None:
+    for form, texts, message in (
+        (TextFormat("wrapped"), ["the cat"], "hold several texts"),
+        (TextFormat(detokenizer="lambada"), ["the cat", " "], "text 1 is ' ', without a token"),
+    ):
+        with pytest.raises(UserError, match=message):
+            rows_of_texts(texts, form, tokenizer, 8)

@@ -14,7 +14,7 @@ import main
 import predict
 import predict_downstream_condition
 from checkpoint.folder import load_checkpoint
-from checkpoint.text_model import PROCESSES
+from checkpoint.model_parts import PROCESSES
 from tests.conftest import SENTENCES, TINY, call
 from tests.test_main import records
 from tests.training.test_resume import contents, logged, stop_after

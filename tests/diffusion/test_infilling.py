@@ -10,7 +10,7 @@ from tokenizers.models import BPE, WordLevel, WordPiece
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 import predict
-from checkpoint.text_model import PROCESSES
+from checkpoint.model_parts import PROCESSES
 from data.batch import Batch
 from data.sentencepiece import load_sentencepiece, train_sentencepiece
 from data.tokenizers import text8_tokenizer
@@ -256,4 +256,4 @@ def test_given_words_stay_whole_at_a_high_temperature(monkeypatch, trained: Path
     assert call(predict.main, monkeypatch, *base, *text, "--infill_pieces", "true") == 0
     assert sum(not kept.fullmatch(line) for line in capsys.readouterr().out.splitlines()) > 10
     assert call(predict.main, monkeypatch, *base, "--infill_pieces", "true") == 2
-    assert "infill_pieces is for --infill" in capsys.readouterr().err
+    assert "infill_pieces is for infill" in capsys.readouterr().err

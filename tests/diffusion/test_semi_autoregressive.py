@@ -96,7 +96,7 @@ def test_more_strides_extend_the_same_text(process: str, protocol: str, tmp_path
     assert call(predict.main, monkeypatch, *base, *one) == 0
     assert capsys.readouterr().out.splitlines() == outputs[1]  # independent of the rest of the batch
     assert call(predict.main, monkeypatch, *base, "--infill", "the [MASK]") == 2
-    assert "leave --infill and --show out" in capsys.readouterr().err
+    assert "leave --infill, --show and --film out" in capsys.readouterr().err
 
 
 def test_checkpoints_of_single_texts_are_refused(trained, monkeypatch, capsys) -> None:

@@ -11,7 +11,7 @@ import main
 import predict
 import word_freq
 from checkpoint import import_mdlm
-from checkpoint.text_model import PROCESSES
+from checkpoint.model_parts import PROCESSES
 from tests.conftest import call
 from training.config import TrainConfig, foreign_flags, parts
 

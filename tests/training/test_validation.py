@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from checkpoint.folder import load_checkpoint
-from checkpoint.text_model import PROCESSES
+from checkpoint.model_parts import PROCESSES
 from data.splits import DataArgs
 from evaluation.likelihood_report import Likelihood
 from tests.conftest import errors_of
@@ -23,8 +23,9 @@ from utils.errors import UserError
 
 def test_the_saved_weights_give_the_recorded_bound(trained: Path, tmp_path: Path) -> None:
     """Scoring the checkpoint again on the same validation sentences reproduces the logged bound."""
+    from checkpoint.rounds import Scoring
     from data.row_formats import load_texts
-    from evaluation.likelihood import Scoring, pick, score_text
+    from evaluation.likelihood import pick, score_text
 
     run = load_checkpoint(str(trained), CPU)
     args = DataArgs(

@@ -1,0 +1,148 @@
+"""Samples of a model of text: blank rows with lengths of the training text or a text with gaps, and their tokens."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+from checkpoint.model_parts import ModelParts
+from data.batch import Batch
+from data.written_rows import blank_row, decode_row
+from diffusion import infilling, semi_autoregressive
+from diffusion.options import SampleArgs
+from diffusion.process import Denoiser, StepCallback
+from diffusion.semi_autoregressive import SemiArArgs
+from utils.errors import UserError, check_ranges
+
+MOST_SAMPLES = 1_000_000  # each has its own random generator of 5 kB
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Number and lengths of samples, or a text to fill, and the seed."""
+
+    num_samples: int = 1
+    length: int = 0
+    """Tokens of each sample; 0: drawn from the training lengths."""
+    infill: str = ""
+    """Text with [MASK]s to fill; empty: whole texts."""
+    infill_pieces: bool = False
+    """Whether word pieces may extend the given words beside a gap."""
+    batch_size: int = 64
+    """Sentences per forward pass; does not change the samples."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(self, num_samples=(1, MOST_SAMPLES), batch_size=(1, 10**7), length=(0, 10**6), seed=(0, 2**63 - 1))
+        if self.length and self.infill:
+            raise UserError("give length or infill, not both: the infilled text has its own length")
+        if self.infill_pieces and not self.infill:
+            raise UserError("infill_pieces is for infill; leave it out")
+
+
+def sample_rows(
+    model: ModelParts,
+    request: SampleRequest,
+    sampling: SampleArgs,
+    on_step: StepCallback | None = None,
+    semi_ar: SemiArArgs | None = None,
+    numbers: Sequence[int] = (),
+) -> list[Tensor]:
+    """Return the token ids of each sample, int64 [L] without padding, in the order of their numbers.
+
+    Sample i has its own random stream, so that it depends neither on the batch size nor on the number of samples.
+    Batches hold sentences of similar length. With `on_step` there is no progress bar.
+
+    Args:
+        model: the model, on its device.
+        request: number and lengths of the samples.
+        sampling: the sampler.
+        on_step: called after each forward pass.
+        semi_ar: settings of texts longer than one window.
+        numbers: numbers of the samples to draw; default: all.
+    """
+    streams = [stream_of(request, i) for i in numbers or range(request.num_samples)]
+    blanks = [blank(model, request, stream) for stream in streams]
+    order = sorted(range(len(blanks)), key=lambda i: -len(blanks[i][0]))
+    batch = stack([blanks[i] for i in order], model.tokenizer.pad_token_id).to(model.device)
+    windows = semi_ar.num_strides + 1 if semi_ar and semi_ar.semi_ar else 1
+    denoiser, hidden = denoiser_of(model, request, batch.input_ids.shape[1]), None if on_step is None else True
+    with (
+        tqdm(total=len(order) * windows, desc="sampling", unit="sentence", leave=False, disable=hidden) as bar,
+        torch.no_grad(),
+    ):
+
+        def count(finished: Tensor, xt: Tensor) -> None:
+            bar.update(len(finished))
+            if on_step is not None:
+                on_step(finished, xt)
+
+        of_batch = functools.partial(
+            model.process.sample,
+            denoiser,
+            args=sampling,
+            rows_at_once=request.batch_size,
+            generator=[streams[i] for i in order],
+            on_step=count,
+        )
+        if windows > 1:
+            stride = semi_ar.stride(int(batch.target_mask[0].sum()))
+            return list(semi_autoregressive.write(batch, of_batch, stride, semi_ar.num_strides).cpu())
+        tokens = of_batch(batch).cpu()
+    drawn: list[Tensor] = [torch.empty(0)] * len(blanks)
+    for i, row in zip(order, tokens, strict=True):
+        drawn[i] = row[: len(blanks[i][0])]
+    return drawn
+
+
+def stream_of(request: SampleRequest, number: int) -> Generator:
+    """Return the random generator of a sample."""
+    return Generator().manual_seed(int(np.random.SeedSequence([request.seed, number]).generate_state(1)[0]))
+
+
+def denoiser_of(model: ModelParts, request: SampleRequest, width: int) -> Denoiser:
+    """Return the denoiser; for infilling, restricted to tokens that do not extend the given words."""
+    if not request.infill or request.infill_pieces:
+        return model.denoiser
+    gaps = infilling.parse_infill(model.tokenizer, request.infill)
+    return infilling.restrict(model.denoiser, gaps, model.tokenizer, model.process.support, width)
+
+
+def blank(model: ModelParts, request: SampleRequest, stream: Generator) -> tuple[Tensor, Tensor]:
+    """Return token ids and target mask, each [L], of one sentence to sample."""
+    text = infilling.parse_infill(model.tokenizer, request.infill).ids if request.infill else []
+    length = len(text) or request.length
+    if model.text_format.row_format == "unpadded" and not model.causal:
+        length = length or draw_length(model.length_histogram, stream)
+    elif request.length and model.text_format.row_format != "unpadded":
+        fixed = f"a row of row_format={model.text_format.row_format} has {model.max_length} tokens"
+        raise UserError(f"length={length}: {fixed}; leave it out")
+    most = model.denoiser.max_length if model.text_format.row_format == "unpadded" else model.max_length
+    if length + 2 > most:
+        raise UserError(f"{length} tokens with [CLS] and [SEP] exceed the {most} positions of this checkpoint")
+    text = text or [model.tokenizer.mask_token_id] * length
+    return blank_row(model.text_format, model.tokenizer, model.max_length, text, causal=model.causal)
+
+
+def draw_length(histogram: list[int], stream: Generator) -> int:
+    """Draw a number of tokens from the length histogram of the training text."""
+    weights = torch.tensor([0, *histogram[1:]], dtype=torch.float64)
+    return int(torch.multinomial(weights, 1, generator=stream))
+
+
+def stack(blanks: list[tuple[Tensor, Tensor]], pad_id: int) -> Batch:
+    """Return a padded batch of sentences of different lengths."""
+    pad = torch.nn.utils.rnn.pad_sequence
+    input_ids = pad([ids for ids, _ in blanks], batch_first=True, padding_value=pad_id)
+    target_mask = pad([mask for _, mask in blanks], batch_first=True, padding_value=False)
+    attention_mask = pad([torch.ones_like(mask) for _, mask in blanks], batch_first=True, padding_value=False)
+    return Batch(input_ids, attention_mask, target_mask)
+
+
+def decode(model: ModelParts, tokens: Tensor) -> str:
+    """Return the text of a sample without [CLS] and [SEP]; other special tokens stay visible."""
+    return decode_row(model.text_format, model.tokenizer, tokens)
