@@ -22,13 +22,13 @@ from training import resume
 from training.bookkeeper import Bookkeeper
 from training.clock import StopRequest
 from training.config import TrainConfig
+from training.curve import draw_curve
 from training.outcome import Figures, closing_message
 from training.output_folder import exclusive_access
 from training.plan import Plan
 from training.precision import choose_precision
 from training.setup import identities, legacy_identities, open_batches, prepare
 from training.step import TrainStep
-from training.tracking import draw_curve
 from utils import distributed, files, hub
 from utils.command_line import run_script
 from utils.device import pick_device, set_up_cpu
@@ -101,7 +101,7 @@ def report_finished(config: TrainConfig, start: resume.Start) -> None:
             draw_curve(output / "log.jsonl", output / "curve.png")
     say(f"{output}: this run is done, {start.step:,} steps; for more of them: --resume true --max_steps N\n")
     verdict = Figures.of(start.facts["figures"]).verdict(start.step)
-    say(closing_message(output, verdict, of_pairs=start.facts["of_pairs"], with_fitlog=config.run.fitlog))
+    say(closing_message(output, verdict, of_pairs=start.facts["of_pairs"], trackers=config.run.trackers))
 
 
 if __name__ == "__main__":

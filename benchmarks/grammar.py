@@ -21,7 +21,7 @@ SETTINGS = [
     "hidden_size=64,embedding_size=32,num_hidden_layers=2,fourier_size=32,intermediate_size=256",
     "--max_length", "24", "--batch_size", "16", "--max_steps", "2000", "--packing", "true", "--optimizer", "muon",
     "--learning_rate", "3e-3", "--warmup_steps", "100", "--eval_steps", "2000", "--eval_sequences", "64",
-    "--threads", "1", "--precision", "fp32", "--fitlog", "false",
+    "--threads", "1", "--precision", "fp32", "--tracker", "none",
 ]  # fmt: skip
 SAMPLERS = [("renoise", 200), ("renoise", 20), ("renoise", 5), ("euler", 200), ("euler", 50), ("euler", 20)]
 SAMPLERS += [("euler", 5), ("heun", 25), ("sde", 200), ("sde", 50)]

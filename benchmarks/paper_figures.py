@@ -33,7 +33,7 @@ from diffusion.masked.row_clocks import RowClocks
 from diffusion.options import SampleArgs
 from diffusion_word_freq import SpindleSchedule, WordFreqArgs
 from evaluation import text_metrics
-from training.tracking import read_log
+from training.run_log import read_log
 from utils import hub
 from utils.command_line import run_script
 from utils.device import set_up_cpu

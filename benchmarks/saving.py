@@ -23,7 +23,7 @@ from utils.command_line import run_script  # noqa: E402
 SETTINGS = [
     "--tokenizer", "wordpiece", "--vocab_size", "4096", "--model_name_or_path", "modernbert-small",
     "--from_scratch", "true", "--max_length", "64", "--optimizer", "muon", "--learning_rate", "3e-3",
-    "--config_overrides", "hidden_size=192,intermediate_size=384,num_attention_heads=3", "--fitlog", "false",
+    "--config_overrides", "hidden_size=192,intermediate_size=384,num_attention_heads=3", "--tracker", "none",
     "--eval_sequences", "8", "--eval_step_size", "1024",
 ]  # fmt: skip
 

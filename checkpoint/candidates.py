@@ -64,20 +64,22 @@ def draw_candidates(
         finish(i, [target_text(model.tokenizer, window) for window in windows])
 
     for start in range(0, len(todo), per_call):
-        _draw_some(model, layout, ids, todo[start : start + per_call], request, sampling, decoded)
+        draw_windows(model, layout, ids, todo[start : start + per_call], request, sampling, decoded)
 
 
 @torch.no_grad()
-def _draw_some(
+def draw_windows(
     model: ModelParts,
     layout: Layout,
     ids: list[np.ndarray],
-    chosen: list[int],
+    chosen: Sequence[int],
     request: CandidateRequest,
     sampling: SampleArgs,
     finish: Callable[[int, list[Tensor]], None],
 ) -> None:
-    """Draw candidates of the `chosen` sources; call `finish(i, windows)` once source i has all, each int64 [window].
+    """Draw target windows, each int64 [window], for the `chosen` of the sources `ids`.
+
+    Call `finish(i, windows)` once source i has all of its own.
 
     Candidate j of source i has its own random stream, seeded by (seed + j, i). So neither the batch size nor the other
     sources change it. The candidates of a source are adjacent rows and share their batches.

@@ -197,7 +197,7 @@ TINY = [
     "--tokenizer", "wordpiece", "--vocab_size", "300", "--model_name_or_path", "modernbert-small",
     "--from_scratch", "true", "--num_steps", "64", "--threads", "1", "--precision", "fp32", "--eval_step_size", "8",
     "--config_overrides", "hidden_size=64,intermediate_size=128,num_hidden_layers=2,num_attention_heads=2",
-    "--batch_size", "32", "--learning_rate", "3e-3", "--fitlog", "false",
+    "--batch_size", "32", "--learning_rate", "3e-3", "--tracker", "none",
 ]  # fmt: skip
 
 

@@ -65,7 +65,7 @@ FILES = (
 
 def make_sandbox(tmp_path: Path) -> Path:
     """Return a folder with `the repo` of scripts, without an environment, and `the caller`'s files."""
-    for name in [*RECIPES, "requirements.txt", "requirements-dev.txt", "requirements-pretrained.txt"]:
+    for name in [*RECIPES, *(path.name for path in ROOT.glob("requirements*.txt"))]:
         (tmp_path / "the repo" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, tmp_path / "the repo" / name)
     (tmp_path / "the repo" / "main.py").touch()

@@ -16,7 +16,7 @@ from data.corpus import held_out
 from tests.conftest import ROOT, SENTENCES, TINY, call
 from training.optim import AveragedWeights
 from training.outcome import verdict_in_log
-from training.output_folder import OUTPUTS
+from training.output_folder import OUTPUTS, RECORDS
 
 CPU = torch.device("cpu")
 
@@ -46,7 +46,7 @@ def train(
 
 @pytest.mark.slow
 def test_fitlog_records_the_figures_of_a_real_run(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
-    code, folder = train(monkeypatch, corpus, tmp_path, "--fitlog", "true")
+    code, folder = train(monkeypatch, corpus, tmp_path, "--tracker", "fitlog")
     captured = capsys.readouterr()
     assert code == 0 and "warning" not in captured.err
     (log,) = (tmp_path / "fitlog").iterdir()
@@ -54,7 +54,7 @@ def test_fitlog_records_the_figures_of_a_real_run(monkeypatch, corpus: Path, tmp
     assert str(valid["bits_per_token"])[:8] in (log / "metric.log").read_text()
     assert str(valid["bits_per_token"])[:8] in (log / "best_metric.log").read_text()
     assert f"fitlog log {tmp_path / 'fitlog'} --ip 127.0.0.1" in captured.out
-    assert train(monkeypatch, corpus, tmp_path, "--fitlog", "true", "--overwrite", "true", "--max_steps", 1)[0] == 0
+    assert train(monkeypatch, corpus, tmp_path, "--tracker", "fitlog", "--overwrite", "true", "--max_steps", 1)[0] == 0
     (log,) = (tmp_path / "fitlog").iterdir()  # replaces the earlier record
     assert len((log / "loss.log").read_text().splitlines()) == 1
 
@@ -78,7 +78,7 @@ def test_a_run_learns_and_writes_every_output(trained: Path) -> None:
     valid = records(trained, "valid")
     assert valid[-1]["bits_per_token"] < 0.6 * valid[-1]["unigram_bits_per_token"]
     assert records(trained, "train")[0]["step"] == 1  # so that figures appear within seconds
-    assert {p.name for p in trained.iterdir()} == {*OUTPUTS, "run.lock"} - {"fitlog"}
+    assert {p.name for p in trained.iterdir()} == {*OUTPUTS, "run.lock"} - set(RECORDS)
     run = load_checkpoint(str(trained), CPU)
     best = min(valid, key=lambda r: r["bits_per_token"])
     assert run.facts["step"] == best["step"] and run.facts["bits_per_token"] == best["bits_per_token"]

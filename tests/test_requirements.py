@@ -11,7 +11,8 @@ from tests.conftest import ROOT
 
 def test_dependency_groups_equal_the_requirements_files() -> None:
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    files = {"run": "requirements.txt", "dev": "requirements-dev.txt", "pretrained": "requirements-pretrained.txt"}
+    files = {"run": "requirements.txt", "dev": "requirements-dev.txt", "optional": "requirements-optional.txt"}
+    files["pretrained"] = "requirements-pretrained.txt"
     for group, file in files.items():
         lines = [line.split("#")[0].split(" --hash=")[0].strip() for line in (ROOT / file).read_text().splitlines()]
         pinned = [line for line in lines if line]

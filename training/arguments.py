@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from checkpoint.model_parts import PROCESSES
+from training.records import TRACKERS, trackers_of
 from utils.errors import UserError, check_choices, check_ranges
 
 
@@ -95,7 +96,15 @@ class TrainArgs:
     seed: int = field(default=42, metadata={"help": "seed of weights, data order and noise"})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch's default"})
     device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda or cuda:N"})
-    fitlog: bool = field(default=True, metadata={"help": "record for fitlog"})
+    tracker: str = field(
+        default="fitlog",
+        metadata={
+            "metavar": "NAME,...",
+            "help": f"records of the run: {', '.join(TRACKERS)}, several by comma, or none",
+        },
+    )
+    num_log_samples: int = field(default=3, metadata={"help": "samples printed and logged at each evaluation"})
+    sample_steps: int = field(default=0, metadata={"help": "reverse steps of these samples; 0: 128, or T if less"})
     overwrite: bool = field(default=False, metadata={"help": "replacement of the run in output_dir"})
 
     def __post_init__(self) -> None:
@@ -120,6 +129,8 @@ class TrainArgs:
         if not 0 < self.save_minutes < math.inf:
             raise UserError(f"save_minutes={self.save_minutes} must be above 0")
         check_choices(self)
+        _ = self.trackers  # checks them
+        check_ranges(self, num_log_samples=(0, 1000), sample_steps=(0, 10**6))
         if self.overwrite and self.resume == "true":
             raise UserError("overwrite=true restarts and resume=true continues; give one of them")
         if not 0 <= self.warm_start <= 1:
@@ -127,6 +138,11 @@ class TrainArgs:
         low, high = self.rates
         if not 0 < low <= high <= 1:
             raise UserError(f"warm_start_rates={self.warm_start_rates!r} must be two rates, 0 < low <= high <= 1")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the programs for which the run is recorded."""
+        return trackers_of(self.tracker)
 
     @property
     def rates(self) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from data.tokenizers import vocabulary_size
 from evaluation.likelihood import num_tokens
 from evaluation.likelihood_report import format_report
 from training.config import TrainConfig
+from training.log_samples import SampleLog, shown_samples
 from training.outcome import Figures, closing_message
 from training.output_folder import TOKENIZER, claim
 from training.pace import WarmUp
@@ -62,16 +63,16 @@ class Bookkeeper:
         self.figures = Figures.of(plan.start.facts.get("figures", {}))
         settings, step = {**config.by_name(), **plan.start.kept}, plan.start.step
         if self.is_leader:
-            claim(self.output, settings, step, use_fitlog=self.args.fitlog)
+            claim(self.output, settings, step)
             if not step:
                 with files.folder_written_whole(self.output / TOKENIZER) as folder:
                     model.tokenizer.save_pretrained(folder)
-        self.tracker = Tracker(
-            self.output, settings, active=self.is_leader, use_fitlog=self.args.fitlog, began=self.figures.seconds
-        )
+        began, trackers = self.figures.seconds, self.args.trackers
+        self.tracker = Tracker(self.output, settings, active=self.is_leader, trackers=trackers, began=began)
         self.tracker.note({"resumed_after_step": step} if step else {"began_with": model.denoiser.origin})
         self.validation = Validation(config, model, valid_text, trainer, plan, self.figures)
         self.deadline = self.validation.deadline
+        self.samples = SampleLog(config.run, model, valid_text, trainer.wrapped, self.deadline)
         self.began = time.monotonic()
         self.seconds_before = self.agreed_seconds = self.figures.seconds  # spent by earlier processes of this run
         self.log_clock = self.state_clock = self.print_clock = self.began
@@ -178,7 +179,7 @@ class Bookkeeper:
         due = self.validation.is_due(step, agreed.seconds)
         if last or step in EARLY or step % self.args.logging_steps == 0:
             self.log(step, rate, epoch, aloud=last or step in EARLY)
-        evaluated = not (last or due) or self.evaluate_and_save(step)
+        evaluated = not (last or due) or self.evaluate_and_save(step, last=last)
         if last or agreed.stop_reason or due or self.state_is_due(step, agreed):  # never checkpoints without a state
             self.save_state(step, position(), evaluation_due=not evaluated, finished=last and evaluated)
         if last and evaluated:
@@ -221,8 +222,14 @@ class Bookkeeper:
 
     # ---- evaluation and saving ---------------------------------------------------------------------------------------
 
-    def evaluate_and_save(self, step: int, *, first: bool = False) -> bool:
-        """Evaluate and save the averaged weights; return False if the time limit left no time."""
+    def evaluate_and_save(self, step: int, *, first: bool = False, last: bool = False) -> bool:
+        """Evaluate and save the averaged weights; return False if the time limit left no time.
+
+        Args:
+            step: number of steps done.
+            first: whether this is the first work of the process.
+            last: whether the run ends here, so that its closing message has the samples.
+        """
         began = time.monotonic()
         self.model.denoiser.eval()
         with self.trainer.learner.average.swapped_in():
@@ -236,6 +243,11 @@ class Bookkeeper:
             facts = {"step": step, "training_minutes": minutes, "began_with": self.model.denoiser.origin, **report}
             facts |= {"verdict": verdict} if verdict else {}
             write_checkpoints(self.output, self.model, facts, is_best=is_best)
+            texts = self.samples.draw()
+        if texts:
+            self.tracker.samples(step, texts)
+        if texts and not last:
+            self.say(shown_samples(texts, "  sample "))
         self.log_clock += time.monotonic() - began  # the logged speed excludes evaluation
         return True
 
@@ -244,7 +256,7 @@ class Bookkeeper:
         step = self.plan.start.step
         if not self.plan.start.facts.get("evaluation_due"):
             return False
-        self.evaluate_and_save(step, first=True)
+        self.evaluate_and_save(step, first=True, last=step == self.plan.total_steps)
         if step < self.plan.total_steps:
             return False
         self.save_state(step, position(), finished=True)
@@ -317,7 +329,7 @@ class Bookkeeper:
             f"best validation bound {number(self.figures.best, 3)} bits/token\n"
             + (f"  skipped     {skipped:,} steps whose loss or gradient was not finite\n" if skipped else "")
             + f"  batches     {share:.1f} % of their slots held tokens\n"
-            + closing_message(self.output, verdict, of_pairs=self.model.pairs is not None, with_fitlog=self.args.fitlog)
+            + closing_message(self.output, verdict, of_pairs=self.model.pairs is not None, trackers=self.args.trackers)
         )
 
     def say(self, text: str) -> None:

@@ -70,6 +70,10 @@ class Deadline:
         self.reset()
         return self.minutes > 0 and self.left() < 2 * self.longest
 
+    def leaves(self, seconds: float) -> bool:
+        """Return whether work of so many seconds, twice, and two steps still fit."""
+        return not self.minutes or self.left() > 2 * (seconds + self.longest)
+
     def reset(self) -> None:
         """Start the time of a step now, so that earlier work is excluded."""
         self.clock = time.monotonic()

@@ -6,16 +6,15 @@ loss and the validation bound. Constants and figures of another scale go into th
 
 import contextlib
 import logging
-import math
 import os
 import re
-import shlex
 import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
+from training.records import from_here, is_number, replay
 from utils.files import read_text, remove_folder
 
 LOSS, BOUND, PERPLEXITY = "bits_per_token", "bits_per_token", "ppl_word"
@@ -34,7 +33,7 @@ class FitlogRecord:
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # fitlog imports GitPython, which warns without git
         import fitlog
 
-        self.fitlog, self.best = fitlog, math.inf
+        self.fitlog = fitlog
         self.folder = _new_record(output) if log is None else _emptied_record(output)
         with warnings.catch_warnings(), _silent_logging():
             warnings.simplefilter("ignore")  # "Append to an already exist log."
@@ -42,30 +41,28 @@ class FitlogRecord:
         _raise_write_errors()
         for name, value in settings.items():  # fitlog's dict form needs numpy.str, which numpy removed
             fitlog.add_hyper(str(value), name=name)
-        for record in log or ():
-            if record["kind"] == "train":
-                self.train(record["step"], record)
-            elif record["kind"] == "valid":
-                self.valid(record["step"], record, best=record[BOUND] < self.best)
+        replay(self, log or ())
 
     def train(self, step: int, values: dict) -> None:
         """Record the training loss of a step."""
-        if _is_number(values.get(LOSS)):
+        if is_number(values.get(LOSS)):
             self.fitlog.add_loss(float(values[LOSS]), step, name=LOSS)
 
     def valid(self, step: int, values: dict, *, best: bool) -> None:
         """Record the validation bound after a step, and all other figures if it is the `best`."""
-        if not _is_number(values.get(BOUND)):
+        if not is_number(values.get(BOUND)):
             return
         self.fitlog.add_metric(float(values[BOUND]), step, name=BOUND)
         if not best:
             return
-        self.best = values[BOUND]
         for name, value in values.items():
-            if name in (BOUND, PERPLEXITY) and _is_number(value):
+            if name in (BOUND, PERPLEXITY) and is_number(value):
                 self.fitlog.add_best_metric(float(value), name=name)
-            elif _is_number(value) and name not in ("step", "seconds"):
+            elif is_number(value) and name not in ("step", "seconds"):
                 self.fitlog.add_other(value, name=name)
+
+    def samples(self, step: int, texts: list[str]) -> None:
+        """Do nothing: fitlog has no place for texts."""
 
     def finish(self) -> None:
         """Mark the run as finished and close the record."""
@@ -81,15 +78,16 @@ class FitlogRecord:
                 logger.removeHandler(handler)
 
 
+open_record = FitlogRecord
+
+
 def command(output: Path) -> str:
     """Return the shell command that shows the records of a run and its siblings, or "" if there is none."""
     own = output.resolve() / "fitlog"  # location used by earlier versions
     folder = fitlog_folder(output) if any(_records_of(output)) else own
     if not folder.is_dir() or not any(RECORD_NAME.fullmatch(path.name) for path in folder.iterdir()):
         return ""
-    if folder.is_relative_to(Path.cwd()):
-        folder = folder.relative_to(Path.cwd())
-    return f"fitlog log {shlex.quote(str(folder))} --ip 127.0.0.1"
+    return f"fitlog log {from_here(folder)} --ip 127.0.0.1"
 
 
 def fitlog_folder(output: Path) -> Path:
@@ -176,7 +174,3 @@ def _raise_write_errors() -> None:
     for logger in map(_logger, LOGGERS):
         for handler in logger.handlers:
             handler.handleError = handle
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

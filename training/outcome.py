@@ -10,7 +10,8 @@ import shlex
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from training.fitlog_record import command
+from training.log_samples import samples_in_log, shown_samples
+from training.records import view_commands
 from utils.figures import number
 
 DIVERGENCE_RATIO = 3.0
@@ -130,14 +131,17 @@ def uniform_bits(vocab_size: int) -> float:
     return math.log2(max(2, vocab_size))
 
 
-def closing_message(output: Path, verdict: str, *, of_pairs: bool, with_fitlog: bool) -> str:
-    """Return the last message of a run: its verdict, its files, and the commands to use next."""
-    best, page = shlex.quote(str(output / "checkpoint")), command(output) if with_fitlog else ""
+def closing_message(output: Path, verdict: str, *, of_pairs: bool, trackers: tuple[str, ...]) -> str:
+    """Return the last message of a run: its verdict, samples and files, and the commands to use next."""
+    best, (step, texts) = shlex.quote(str(output / "checkpoint")), samples_in_log(output / "log.jsonl")
+    curves = "".join(f"  curves      {command}\n" for command in view_commands(trackers, output))
     return (
         (f"  WARNING     {verdict}\n" if verdict else "")
+        + (f"  samples     after step {step:,}\n{shown_samples(texts, ' ' * 14)}\n" if texts else "")
         + f"  checkpoint  {best}  (the last one: {output / 'checkpoint-last'})\n"
-        f"  log         {output / 'log.jsonl'}, {output / 'curve.png'}\n"
-        + (f"  curves      {page}  # with those of the other runs in this folder\n" if page else "")
+        f"  log         {output / 'log.jsonl'}\n"
+        f"  curve       {output / 'curve.png'}\n"
+        + curves
         + (
             f"next: python predict_downstream_condition.py --checkpoint {best} --data FILE --output OUT.jsonl\n"
             if of_pairs

@@ -5,14 +5,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from training import fitlog_record
 from training.arguments import TrainArgs
+from training.records import remove_records
+from training.run_log import cut_log
 from training.saved_state import write_settings
-from training.tracking import cut_log
 from utils import distributed, files
 
 TOKENIZER = "tokenizer"
-OUTPUTS = ("checkpoint", "checkpoint-last", "state", TOKENIZER, "log.jsonl", "curve.png", "fitlog", "run.json")
+RECORDS = ("fitlog", "tensorboard", "wandb")
+"""Folders of trackers."""
+OUTPUTS = ("checkpoint", "checkpoint-last", "state", TOKENIZER, "log.jsonl", "curve.png", *RECORDS, "run.json")
 """Names of a run's files and folders in its output folder."""
 
 
@@ -35,14 +37,13 @@ def exclusive_access(args: TrainArgs) -> Iterator[None]:
         yield
 
 
-def claim(output: Path, settings: dict, step: int, *, use_fitlog: bool) -> None:
+def claim(output: Path, settings: dict, step: int) -> None:
     """Prepare the folder for this run: remove files of interrupted writes and of later steps or other runs.
 
     Args:
         output: the folder.
         settings: settings of the run, by name.
         step: number of steps done; 0: all earlier results are removed.
-        use_fitlog: remove the fitlog record of an earlier run too.
     """
     files.clear_leftovers(output / "state", r"step-\d{12}")
     files.clear_leftovers(output, "|".join(map(re.escape, OUTPUTS)))
@@ -51,9 +52,9 @@ def claim(output: Path, settings: dict, step: int, *, use_fitlog: bool) -> None:
         (output / "curve.png").unlink(missing_ok=True)  # a finished run that continues for longer
         write_settings(output, settings)
         return
-    if use_fitlog and (output / "run.json").exists():
+    if (output / "run.json").exists():
         with contextlib.suppress(Exception):  # a failing tracker must not stop a run
-            fitlog_record.remove(output)
+            remove_records(output)
     for name in OUTPUTS:
         path = output / name
         if path.is_dir():

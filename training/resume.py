@@ -15,9 +15,9 @@ from utils.errors import UserError, shown
 from utils.files import local_path, open_regular
 
 WITHOUT_INFLUENCE = {
-    "output_dir", "cache_dir", "device", "threads", "fitlog", "logging_steps", "overwrite", "resume", "save_every",
-    "save_minutes", "keep_last", "time_limit", "max_skipped_steps", "strategy", "compile", "attn_implementation",
-    "gradient_checkpointing", "fused_loss", "num_workers", "world_size", "job",
+    "output_dir", "cache_dir", "device", "threads", "tracker", "num_log_samples", "sample_steps", "logging_steps",
+    "overwrite", "resume", "save_every", "save_minutes", "keep_last", "time_limit", "max_skipped_steps", "strategy",
+    "compile", "attn_implementation", "gradient_checkpointing", "fused_loss", "num_workers", "world_size", "job",
 }  # fmt: skip
 """Settings without effect on the trained weights, up to rounding."""
 LENGTH_SETTINGS = {

@@ -130,7 +130,7 @@ def _unknown(argument: str, known: set[str], elsewhere: dict[str, str]) -> str:
 def _modernise(argv: list[str], without_effect: dict[str, str]) -> list[str]:
     """Rewrite published flags and values in their present form; drop flags without effect, with a note."""
     arguments: list[str] = []
-    rest = iter(_split_equals(argv))
+    rest = iter(_with_tracker(_split_equals(argv)))
     for argument in rest:
         if argument in without_effect:
             next(rest, None)
@@ -143,6 +143,20 @@ def _modernise(argv: list[str], without_effect: dict[str, str]) -> list[str]:
         elif argument == "--task_name":
             value = next(rest, "")
             arguments += _MODERNISED.get((argument, value), (argument, value))
+        else:
+            arguments.append(argument)
+    return arguments
+
+
+def _with_tracker(argv: list[str]) -> list[str]:
+    """Rewrite --fitlog, with or without a value, and --no_fitlog as --tracker fitlog or none."""
+    arguments: list[str] = []
+    for argument in argv:
+        before = arguments[-2:]
+        if argument.replace("-", "_") in ("__fitlog", "__no_fitlog"):
+            arguments += ["--tracker", "fitlog" if argument == "--fitlog" else "none"]
+        elif before == ["--tracker", "fitlog"] and argument.lower() in ("true", "false", "1", "0", "yes", "no"):
+            arguments[-1] = "fitlog" if argument.lower() in ("true", "1", "yes") else "none"
         else:
             arguments.append(argument)
     return arguments

@@ -9,9 +9,9 @@ import torch
 
 from tests.conftest import errors_of
 from tests.test_main import records, train
+from training.run_log import cut_log
 from training.saved_state import states
 from training.step import training_loss
-from training.tracking import cut_log
 from utils.files import held_alone
 
 

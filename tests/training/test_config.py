@@ -50,7 +50,7 @@ def test_foreign_flags_are_the_settings_of_other_processes_only() -> None:
         (["--process", "mdlm", "--spindle", "none"], "--spindle is a setting of --process word_freq, not of"),
         (["--process", "mdml", "--help"], "process='mdml' must be one of word_freq, mdlm"),
         (["stray"], "unexpected argument 'stray'"),
-        (["--no_fitlogg"], "unknown flag --no_fitlogg; did you mean --no_fitlog?"),
+        (["--trakcer"], "unknown flag --trakcer; did you mean --tracker?"),
         (["--" + "x" * 5000], "(5,004 characters"),
     ],
 )
@@ -64,7 +64,7 @@ def test_help_names_the_command_for_the_flags_of_other_processes(monkeypatch, ca
     assert call(main.main, monkeypatch, "--help") == 0
     output = " ".join(capsys.readouterr().out.split())
     assert "main.py --help --process mdlm (also d3pm, sedd, ar, score)" in output
-    assert "--no_fitlog: false" in output and "--sigma_max" not in output
+    assert "--tracker NAME,..." in output and "--sigma_max" not in output
     assert call(main.main, monkeypatch, "--help", "--process", "score") == 0
     assert "--sigma_max" in capsys.readouterr().out
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import subprocess
 import warnings
 from pathlib import Path
 
@@ -16,7 +17,7 @@ SETTINGS = {"seed": 1, "schedule": "mutual"}
 
 
 def fill(output: Path, bounds: tuple[float, ...] = (6.0, 5.0, 5.5), first: int = 1) -> Tracker:
-    tracker = Tracker(output, SETTINGS, began=0.0)
+    tracker = Tracker(output, SETTINGS, trackers=("fitlog",))
     for step, bound in enumerate(bounds, first):
         tracker.train(step, {"bits_per_token": 2 * bound, "learning_rate": 0.1, "tokens_per_second": 1e4})
         tracker.valid(step, {**REPORT, "bits_per_token": bound}, best=bound == min(bounds[: step - first + 1]))
@@ -115,7 +116,7 @@ def test_the_record_lies_in_the_run_folder_if_the_shared_one_is_unusable(
 
 def test_a_full_disk_costs_one_fitlog_warning(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """On a full disk, fitlog's logging would print a traceback for every line."""
-    tracker = Tracker(tmp_path / "run", SETTINGS)
+    tracker = Tracker(tmp_path / "run", SETTINGS, trackers=("fitlog",))
     for name in fitlog_record.LOGGERS:
         for handler in logging.getLogger(f"fitlog_{name}").handlers:
             handler.setStream(open("/dev/full", "w"))  # noqa: SIM115 (the record closes it)
@@ -134,3 +135,27 @@ def test_missing_and_non_finite_figures_are_not_recorded(tmp_path: Path) -> None
     record.valid(2, {**REPORT, "ppl_word": None}, best=True)
     record.finish()
     assert lines(record.folder, "loss") == [] and len(lines(record.folder, "metric")) == 1
+
+
+def test_fitlog_leaves_the_users_git_repository_and_home_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """fitlog can commit a user's code; a run begun within a repository must not."""
+    repository, home = tmp_path / "repository", tmp_path / "home"
+    home.mkdir()
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "init", "-q", str(repository)], check=True)
+    (repository / "mine.py").write_text("x = 1\n")
+    subprocess.run([*git, "add", "mine.py"], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    (repository / "mine.py").write_text("x = 2\n")
+
+    def state() -> tuple[str, ...]:
+        commands = (["log", "--all", "--format=%H"], ["status", "--porcelain", "mine.py"], ["stash", "list"])
+        return tuple(subprocess.run([*git, *c], check=True, capture_output=True, text=True).stdout for c in commands)
+
+    before, config = state(), (repository / ".git" / "config").read_text()
+    monkeypatch.chdir(repository)
+    monkeypatch.setenv("HOME", str(home))
+    fill(repository / "out" / "run").close()
+    assert state() == before and (repository / ".git" / "config").read_text() == config
+    assert {path.name for path in repository.iterdir()} == {".git", "mine.py", "out"} and not list(home.iterdir())
+    assert {path.name for path in (repository / "out").iterdir()} == {"run", "fitlog"}

@@ -33,10 +33,10 @@ def test_an_existing_empty_folder_stays_and_its_lock_file_goes(tmp_path: Path) -
 def test_a_new_run_removes_earlier_results_and_nothing_else(tmp_path: Path) -> None:
     for name in (*OUTPUTS, "mine.txt", ".log.jsonl.abcd1234", ".mine.abcd1234"):
         (tmp_path / name).write_text("")
-    claim(tmp_path, {"seed": 1}, 0, use_fitlog=True)
+    claim(tmp_path, {"seed": 1}, 0)
     assert {path.name for path in tmp_path.iterdir()} == {"mine.txt", ".mine.abcd1234", "run.json", "state"}
     (tmp_path / "checkpoint").mkdir()
     (tmp_path / "log.jsonl").write_text('{"kind": "train", "step": 3}\n{"kind": "train", "step": 9}\n')
-    claim(tmp_path, {"seed": 1}, 5, use_fitlog=True)
+    claim(tmp_path, {"seed": 1}, 5)
     assert (tmp_path / "checkpoint").is_dir()
     assert (tmp_path / "log.jsonl").read_text() == '{"kind": "train", "step": 3}\n'

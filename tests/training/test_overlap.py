@@ -52,7 +52,7 @@ def test_a_second_run_is_refused_at_every_stage_and_changes_nothing(monkeypatch,
                 refused.append(name)
                 for force in ([], ["--overwrite", "true"]):
                     with monkeypatch.context() as patch:
-                        assert train(patch, corpus, tmp_path, "--fitlog", "true", *force)[0] == 2, name
+                        assert train(patch, corpus, tmp_path, "--tracker", "fitlog", *force)[0] == 2, name
                     assert "another process is training into this folder" in capsys.readouterr().err
             return real(*arguments, **options)
 
@@ -60,7 +60,7 @@ def test_a_second_run_is_refused_at_every_stage_and_changes_nothing(monkeypatch,
 
     for name, function in STAGES.items():
         monkeypatch.setattr(function, pausing(name, resolve_name(function)))
-    code, folder = train(monkeypatch, corpus, tmp_path, "--fitlog", "true")
+    code, folder = train(monkeypatch, corpus, tmp_path, "--tracker", "fitlog")
     assert code == 0 and refused == list(STAGES)
     monkeypatch.undo()
     code, whole = train(monkeypatch, corpus, tmp_path, name="reference")

@@ -101,7 +101,7 @@ def mini(tmp_path: Path, tokenizer) -> MiniHub:
 def fine_tune(tmp_path: Path, address: str, name: str, *flags: object) -> subprocess.CompletedProcess:
     """Run the training of run.sh without arguments for two steps."""
     base = ["--train_data", "lm1b", "--model_name_or_path", "bert-base-uncased", "--max_steps", 2, "--num_steps", 16]
-    base += ["--eval_step_size", 8, "--batch_size", 8, "--max_length", 32, "--fitlog", "false", "--threads", 1]
+    base += ["--eval_step_size", 8, "--batch_size", 8, "--max_length", 32, "--tracker", "none", "--threads", 1]
     base += ["--output_dir", tmp_path / name, "--cache_dir", tmp_path / f"cache-{name}", "--valid_fraction", 0.1]
     settings = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
     return subprocess.run(

@@ -1,0 +1,115 @@
+"""wandb_record.py: kept in the run's folder without a key, and nothing else is recorded or asked for."""
+
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+from tests.training.test_fitlog_record import REPORT
+from training import wandb_record
+from training.tracking import Tracker
+from training.wandb_record import command
+
+KEYS = ("WANDB_MODE", "WANDB_API_KEY", "WANDB_PROJECT", "WANDB_DATA_DIR", "WANDB_CACHE_DIR")
+
+
+class Recorder(types.ModuleType):
+    """Stand-in for wandb that keeps what it is given."""
+
+    def __init__(self, *, key: bool) -> None:
+        super().__init__("wandb")
+        self.key, self.begun, self.lines, self.summary, self.ended = key, {}, [], {}, 0
+        self.id = ""
+
+    def login(self, *, prompt: bool) -> bool:
+        assert not prompt
+        return self.key
+
+    def Settings(self, **settings: object) -> dict:  # noqa: N802 (wandb's name)
+        return settings
+
+    def Table(self, columns: list, data: list) -> list:  # noqa: N802
+        return data
+
+    def init(self, **arguments: object) -> "Recorder":
+        self.begun, self.id = arguments, str(arguments["id"])
+        return self
+
+    def define_metric(self, *names: str, step_metric: str = "") -> None:
+        assert names in (("step",), ("*",)) and step_metric in ("", "step")
+
+    def log(self, values: dict) -> None:
+        self.lines.append(values)
+
+    def finish(self) -> None:
+        self.ended += 1
+
+
+@pytest.fixture(autouse=True)
+def _no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in KEYS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, output: Path, steps: range, *, key: bool = False) -> Recorder:
+    wandb = Recorder(key=key)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    tracker = Tracker(output, {"seed": 1, "folder": output}, trackers=("wandb",))
+    for step in steps:
+        tracker.train(step, {"bits_per_token": 10.0 - step, "learning_rate": 0.1})
+        tracker.valid(step, {**REPORT, "bits_per_token": 9.0 - step}, best=step == 1)
+        tracker.samples(step, [f"text {step}"])
+    tracker.close()
+    return wandb
+
+
+def test_without_a_key_a_run_is_kept_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = run(monkeypatch, tmp_path / "run", range(1, 3))
+    assert wandb.begun["mode"] == "offline" and wandb.begun["dir"] == str(tmp_path / "run")
+    assert wandb.begun["config"]["folder"] == str(tmp_path / "run") and wandb.begun["project"] == "diffusionbert"
+    assert wandb.begun["settings"]["disable_git"] and wandb.begun["settings"]["disable_code"]
+    assert {"step": 1, "train/bits_per_token": 9.0, "train/learning_rate": 0.1} in wandb.lines
+    assert {"step": 2, "samples": [[2, "text 2"]]} in wandb.lines
+    assert wandb.summary["best/bits_per_token"] == 8.0 and wandb.ended == 1
+    assert Path(wandb_record.os.environ["WANDB_DATA_DIR"]).is_relative_to(tmp_path / "run")
+
+
+def test_a_key_or_a_mode_of_the_environment_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(monkeypatch, tmp_path / "a", range(1, 2), key=True).begun["mode"] == "online"
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    assert run(monkeypatch, tmp_path / "b", range(1, 2), key=True).begun["mode"] == "disabled"
+
+
+@pytest.mark.parametrize("key", [False, True])
+def test_a_resumed_run_keeps_its_identity_and_holds_no_step_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bool
+) -> None:
+    first = run(monkeypatch, tmp_path / "run", range(1, 3), key=key)
+    second = run(monkeypatch, tmp_path / "run", range(3, 4), key=key)
+    assert second.id == first.id and second.begun["resume"] == ("allow" if key else None)
+    steps = [line["step"] for line in second.lines if "train/bits_per_token" in line]
+    assert steps == ([3] if key else [1, 2, 3])  # the server has the first two
+    (tmp_path / "run" / "log.jsonl").unlink()
+    assert run(monkeypatch, tmp_path / "run", range(1, 2), key=key).id != first.id
+
+
+@pytest.mark.slow
+def test_the_real_program_keeps_a_run_that_can_be_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    tracker = Tracker(tmp_path / "run", {"seed": 1}, trackers=("wandb",))
+    tracker.train(1, {"bits_per_token": 9.0})
+    tracker.valid(1, {**REPORT, "bits_per_token": 5.0}, best=True)
+    tracker.samples(1, ["a text"])
+    tracker.close()
+    output, error = capfd.readouterr()
+    assert output == "" and error == ""
+    (file,) = (tmp_path / "run" / "wandb").glob("offline-run-*/run-*.wandb")
+    content = file.read_bytes()
+    assert b"train/bits_per_token" in content and b"valid/ppl_word" in content
+    assert b"table-file" in content or list(file.parent.rglob("*.table.json"))
+    assert command(tmp_path / "run") == f"wandb sync {file.parent}"

@@ -1,0 +1,106 @@
+"""Samples drawn at each evaluation of a run, to look at: those of predict.py with the run's seed and precision.
+
+They have their own random streams, so that a run trains the same with and without them.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from checkpoint.candidates import CandidateRequest, draw_windows
+from checkpoint.model_parts import ModelParts
+from checkpoint.sampling import SampleRequest, decode, sample_rows
+from data.pairs import target_text
+from data.tokenized_text import Text
+from data.tokenizers import text_of
+from diffusion.options import SampleArgs
+from training.arguments import TrainArgs
+from training.clock import Deadline
+from training.parallel import whole_weights
+from utils import distributed
+from utils.messages import warn
+
+MOST_SHOWN = 160
+"""Characters of a sample on the screen; the log has all of them."""
+
+
+class SampleLog:
+    """Samples of a run's model. Every process has one; only the first draws."""
+
+    def __init__(
+        self, args: TrainArgs, model: ModelParts, valid_text: Text, wrapped: nn.Module, deadline: Deadline
+    ) -> None:
+        """Keep what the samples need; `wrapped` is the training step's module, whose weights may be sharded."""
+        self.args, self.model, self.valid_text, self.wrapped, self.deadline = args, model, valid_text, wrapped, deadline
+        self.number, self.seconds = args.num_log_samples, 0.0
+
+    def draw(self) -> list[str]:
+        """Return samples of the present weights; none if the time limit leaves no time. A collective call.
+
+        A failure costs one warning, and no samples are drawn from then on.
+        """
+        if not self.args.num_log_samples:
+            return []
+        with whole_weights(self.wrapped):
+            if distributed.rank() or not self.number or not self.deadline.leaves(self.seconds):
+                return []
+            began = time.monotonic()
+            try:
+                return draw_samples(self.model, self.valid_text, self.number, self.args.sample_steps, self.args.seed)
+            except Exception as error:  # what is only looked at must not stop the run
+                self.number = 0
+                warn(f"samples: {type(error).__name__}: {error}; the run goes on without them")
+                return []
+            finally:
+                self.seconds = time.monotonic() - began
+                self.deadline.reset()
+
+
+def draw_samples(model: ModelParts, valid_text: Text, number: int, num_steps: int, seed: int) -> list[str]:
+    """Return samples; of a model of pairs, "source -> target" for the first validation pairs.
+
+    Args:
+        model: the model, on its device.
+        valid_text: validation text.
+        number: number of samples.
+        num_steps: reverse steps; 0: 128, or T if less.
+        seed: equal seeds give the samples the same random streams at every evaluation.
+    """
+    sampling = SampleArgs(num_steps=num_steps)
+    if model.pairs is None:
+
+        def ignore(finished: Tensor, xt: Tensor) -> None:
+            """Take the place of the progress bar."""
+
+        rows = sample_rows(model, SampleRequest(number, seed=seed), sampling, ignore)
+        return [decode(model, row) for row in rows]
+    ids = [valid_text.sources.sentence(i) for i in range(min(number, len(valid_text)))]
+    targets = [""] * len(ids)
+
+    def finish(i: int, windows: list[Tensor]) -> None:
+        targets[i] = target_text(model.tokenizer, windows[0])
+
+    draw_windows(model, valid_text.layout, ids, range(len(ids)), CandidateRequest(1, seed), sampling, finish)
+    return [f"{text_of(model.tokenizer, i.tolist())} -> {target}" for i, target in zip(ids, targets, strict=True)]
+
+
+def shown_samples(texts: Iterable[str], indent: str) -> str:
+    """Return samples as lines for the screen, each shortened to one line."""
+    lines = []
+    for number, text in enumerate(texts, 1):
+        line = "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+        lines.append(f"{indent}{number}: {line if len(line) <= MOST_SHOWN else line[: MOST_SHOWN - 4] + ' ...'}")
+    return "\n".join(lines)
+
+
+def samples_in_log(log: Path) -> tuple[int, list[str]]:
+    """Return the step and the texts of the latest samples in a run's log; 0 and [] if there are none."""
+    try:
+        lines = [line for line in log.read_text(encoding="utf-8").splitlines() if '"kind": "samples"' in line[:40]]
+        found = json.loads(lines[-1])
+        return int(found["step"]), [str(text) for text in found["texts"]]
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError):
+        return 0, []
