@@ -15,6 +15,7 @@ from typing import ClassVar
 from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import ModelParts
 from checkpoint.rounds import Scoring, bound_steps, check_steps
+from data.column_names import ColumnNames
 from data.corpus import announce, holds_pairs, scored_source
 from data.detokenizers import DETOKENIZERS
 from data.pairs import Layout, tokenize_pairs
@@ -35,7 +36,7 @@ MOST_USED = ("checkpoint", "data", "num_steps", "estimator", "limit", "json")
 
 
 @dataclass(frozen=True)
-class ElboArgs:
+class ElboArgs(ColumnNames):
     """Checkpoint and text to score, and the number of reverse steps of the bound."""
 
     group: ClassVar[str] = "scoring"
@@ -82,6 +83,7 @@ class ElboArgs:
     device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda or cuda:N"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_steps(self.num_steps)
         check_ranges(self, eval_step_size=(0, 10**6), limit=(0, 10**12), batch_size=(1, 10**7))
         check_ranges(self, seed=(0, 2**63 - 1))
@@ -169,7 +171,7 @@ def text_to_score(args: ElboArgs, model: ModelParts) -> Text:
     Raises:
         UserError: if args.data holds the other kind.
     """
-    source = scored_source(args.data)
+    source = scored_source(args.data, args.column_names)
     if holds_pairs(source) != (model.pairs is not None):
         kinds = ("pairs", "text") if model.pairs else ("text", "pairs")
         raise UserError(f"{args.data}: the checkpoint was trained on {kinds[0]}, and this file holds {kinds[1]}")

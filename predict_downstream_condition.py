@@ -17,6 +17,7 @@ from checkpoint.candidates import CandidateRequest, draw_candidates
 from checkpoint.folder import find_checkpoint, load_checkpoint
 from checkpoint.minimum_bayes_risk import mbr_select
 from checkpoint.model_parts import ModelParts
+from data.column_names import ColumnNames
 from data.corpus import announce, holds_pairs, read_sentences, scored_source, training_source
 from data.tokenizers import respell
 from diffusion.options import SampleArgs, reverse_steps
@@ -31,7 +32,7 @@ WITHOUT_EFFECT = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint sets the width
 
 
 @dataclass(frozen=True)
-class DownstreamArgs:
+class DownstreamArgs(ColumnNames):
     """Sources, candidates and output."""
 
     group: ClassVar[str] = "predictions"
@@ -75,6 +76,7 @@ class DownstreamArgs:
     device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _ = self.request  # checks it
         check_ranges(self, step_size=(0, 10**6), limit=(0, 10**12), show=(0, 10**6))
         if not self.output.endswith(".jsonl"):
@@ -168,8 +170,9 @@ def read_pairs(args: DownstreamArgs) -> tuple[list[str], list[str]]:
     Raises:
         UserError: if the data hold no pairs, are malformed, or are a folder without test and validation data.
     """
-    source = scored_source(args.data)
-    if not files.local_path(args.data).is_file() and source == training_source(args.data):
+    names = args.column_names
+    source = scored_source(args.data, names)
+    if not files.local_path(args.data).is_file() and source == training_source(args.data, names):
         raise UserError(
             f"{args.data}: neither a test nor a validation split; to predict training pairs, give their file"
         )

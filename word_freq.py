@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from data.column_names import ColumnNames
 from data.corpus import Source, announce, holds_pairs, read_records, training_source
+from data.detokenizers import DETOKENIZERS, detokenize
 from data.tokenized_text import tokenize_in_memory
 from data.tokenizers import load_tokenizer, vocabulary_size
 from data.word_counts import count_corpus, write_word_freq
@@ -21,7 +23,7 @@ from diffusion_word_freq import SpindleSchedule, WordFreqArgs
 from evaluation.spindle_report import SAMPLE, spindle_report
 from utils import distributed, hub
 from utils.command_line import parse, run_script
-from utils.errors import UserError
+from utils.errors import UserError, check_choices
 from utils.files import require_writable
 
 LONGEST = 126
@@ -29,7 +31,7 @@ LONGEST = 126
 
 
 @dataclass(frozen=True)
-class WordFreqFileArgs:
+class WordFreqFileArgs(ColumnNames):
     """Corpus to count and file to write."""
 
     group: ClassVar[str] = "counting"
@@ -37,9 +39,15 @@ class WordFreqFileArgs:
     train_data: str = field(metadata={"aliases": ["--train_data_dir"], "help": "file, folder or data set on the hub"})
     tokenizer: str = field(metadata={"help": "hub name, folder or vocab.txt"})
     output: str = field(metadata={"help": "output file, .json: {token: count}"})
+    detokenizer: str = field(
+        default="none",
+        metadata={"choices": list(DETOKENIZERS), "help": "word-tokenised spacing undone, as by main.py"},
+    )
     workers: int = field(default=0, metadata={"help": "number of counting processes; 0: one per core"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choices(self)
         if not self.output.endswith(".json"):
             raise UserError(f"output={self.output}: must end in .json")
         if not 0 <= self.workers <= 1024:
@@ -53,29 +61,42 @@ def main() -> None:
     hub.quiet_libraries()
     require_writable("output", Path(args.output))
     tokenizer = load_tokenizer(args.tokenizer)
-    source = training_source(args.train_data)
+    source = training_source(args.train_data, args.column_names)
     # pairs: count targets only, since sources are never masked; main.py adds the [SEP] and [PAD] of target windows
     if holds_pairs(source, streaming=True):
         source = replace(source, column="trg")
+        if args.detokenizer != "none":
+            raise UserError(f"{args.train_data} holds pairs; detokenizer is for text, leave it out")
     vocab_size = vocabulary_size(tokenizer)
-    counts, num_sentences = count_corpus(source, tokenizer, vocab_size, args.workers)
+    counts, num_sentences = count_corpus(source, tokenizer, vocab_size, args.workers, args.detokenizer)
     if not counts.any():
         raise UserError(f"{source}: the tokenizer finds no token in it")
     announce({"train": source})
-    write_word_freq(Path(args.output), torch.from_numpy(counts), tokenizer)
+    write_word_freq(Path(args.output), torch.from_numpy(counts), tokenizer, args.detokenizer)
+    spindle = describe_spindle(source, tokenizer, counts, args.detokenizer)
     print(
         f"{num_sentences:,} sentences, {counts.sum():,} tokens, {np.count_nonzero(counts):,} of {vocab_size:,} "
         f"token types seen; written to {args.output}\n"
-        f"at --word_freq_lambda {WordFreqArgs.word_freq_lambda:g}, {describe_spindle(source, tokenizer, counts)}\n"
+        f"at --word_freq_lambda {WordFreqArgs.word_freq_lambda:g}, {spindle}\n"
         f"next: python main.py --train_data {shlex.quote(args.train_data)} --tokenizer {shlex.quote(args.tokenizer)} "
-        f"--word_freq_file {shlex.quote(args.output)} --output_dir DIR"
+        f"--word_freq_file {shlex.quote(args.output)}{of_text(args)} --output_dir DIR"
     )
 
 
-def describe_spindle(source: Source, tokenizer: PreTrainedTokenizerBase, counts: np.ndarray) -> str:
+def of_text(args: WordFreqFileArgs) -> str:
+    """Return the flags of main.py that make it read the same text."""
+    names = ("text_column", "source_column", "target_column", "detokenizer")
+    given = {name: getattr(args, name) for name in names if getattr(args, name) not in ("", "none")}
+    return "".join(f" --{name} {shlex.quote(value)}" for name, value in given.items())
+
+
+def describe_spindle(
+    source: Source, tokenizer: PreTrainedTokenizerBase, counts: np.ndarray, detokenizer: str = "none"
+) -> str:
     """Return the default spindle's report on the first sentences of the corpus."""
     schedule = SpindleSchedule(WordFreqArgs(), torch.from_numpy(counts))
-    text = tokenize_in_memory(islice(read_records(source), SAMPLE), source, tokenizer, LONGEST)
+    first = ((detokenize(text, detokenizer), at) for text, at in islice(read_records(source), SAMPLE))
+    text = tokenize_in_memory(first, source, tokenizer, LONGEST)
     return spindle_report(schedule, text, tokenizer)
 
 

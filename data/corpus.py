@@ -1,6 +1,6 @@
 """Reading of text and pairs from the sources that `data/sources.py` finds, one record at a time, with its location.
 
-`data/records.py` parses a line, `data/parquet.py` reads a table. Other modules import the names of all four from here.
+`data/records.py` parses a line, `data/tables.py` reads a table. Other modules import the names of all four from here.
 """
 
 import hashlib
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
-from data.parquet import column_names, parquet_rows
 from data.records import check_record, means_pairs, parse_line, parse_object, read_lines, wanted_names
 from data.sources import (
     PAIR,
@@ -26,6 +25,7 @@ from data.sources import (
     scored_source,
     training_source,
 )
+from data.tables import is_table, table_columns, table_rows
 from utils.errors import UserError
 from utils.files import remove_folder
 from utils.hub import WrongChecksumError, verify
@@ -45,11 +45,13 @@ def holds_pairs(source: Source, *, streaming: bool = False) -> bool:
     Raises:
         UserError: if it could be both.
     """
+    if source.names.given:
+        return not source.names.text_column
     if source.hub_name:
         return means_pairs(load_hub(source, streaming=streaming).column_names or (), f"data set {source.hub_name}")
     file = source.files[0]
-    if kind(file) == ".parquet":
-        return means_pairs(column_names(file), str(file))
+    if is_table(file):
+        return means_pairs(table_columns(file), str(file))
     lines = enumerate(read_lines(file), start=1) if kind(file).startswith(".jsonl") else ()
     found = ((parse_object(line, file, number), number) for number, (line, _) in lines if line.strip())
     record, number = next(found, ({}, 0))
@@ -80,7 +82,7 @@ def read_records(
     found = False
     for record, location in _read_hub(source, description) if source.hub_name else _read_files(source, description):
         found = True
-        if keep is None or keep(record[source.columns[0]]):
+        if keep is None or keep(record[source.columns.keys[0]]):
             yield record[source.column], location
     if not found:
         raise UserError(f"{source}: contains no text; one sentence per line is expected")
@@ -91,8 +93,8 @@ def _read_files(source: Source, description: str) -> Iterator[tuple[dict[str, st
     with tqdm(total=size, unit="B", unit_scale=True, desc=description, leave=False, disable=None) as bar:
         for which, file in enumerate(source.files):
             done = bar.n
-            if kind(file) == ".parquet":
-                yield from ((row, (which, number + 1)) for number, row in parquet_rows(file, source.columns) if row)
+            if is_table(file):
+                yield from ((row, (which, number + 1)) for number, row in table_rows(file, source.columns) if row)
                 bar.update(file.stat().st_size)
                 continue
             for number, (line, position) in enumerate(read_lines(file), start=1):
@@ -143,7 +145,7 @@ def _read_hub(source: Source, description: str) -> Iterator[tuple[dict[str, str]
     with tqdm(total=len(dataset), desc=description, unit="sentence", leave=False, disable=None) as bar:
         for start, rows in enumerate(dataset.iter(batch_size=1000)):
             for number, texts in enumerate(zip(*(rows[name] for name in names), strict=True)):
-                given, location = dict(zip(source.columns, texts, strict=True)), (0, 1000 * start + number)
+                given, location = dict(zip(names, texts, strict=True)), (0, 1000 * start + number)
                 if record := check_record(given, source.columns, source.location(location)):
                     yield record, location
             bar.update(len(rows[names[0]]))

@@ -13,7 +13,7 @@ import json
 import re
 import sysconfig
 import warnings
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -40,6 +40,9 @@ SUMMARY_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9'-]*,?$")
 MARKED = re.compile(r":\w+:`~?\.?([^`<]*?)(?: ?<[^`]*>)?`|[`*]")  # :func:`name`, ``code``, *emphasis*
 NAME_PART = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")
 FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+BLOCKS = ("body", "handlers", "orelse", "finalbody", "cases")
+"""Fields of a node that list statements, in the order of `ast.iter_child_nodes`."""
+HOLDERS = (ast.stmt, ast.ExceptHandler, ast.match_case)
 
 
 @dataclass(frozen=True)
@@ -148,10 +151,20 @@ def documented(file: Path) -> Iterator[tuple[ast.AST, str, str]]:
             tree = ast.parse(source)
     except (OSError, UnicodeDecodeError, SyntaxError, ValueError, RecursionError):
         return  # not every installed .py file is meant for this Python
-    inside = {child: node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for child in node.body}
-    for node in ast.walk(tree):
+    statements = list(walk_statements(tree))
+    inside = {child: node.name for node in statements if isinstance(node, ast.ClassDef) for child in node.body}
+    for node in statements:
         if isinstance(node, (*FUNCTIONS, ast.ClassDef, ast.Module)) and (doc := ast.get_docstring(node)):
             yield node, f"{inside.get(node, '')}.{getattr(node, 'name', '')}", doc
+
+
+def walk_statements(tree: ast.Module) -> Iterator[ast.AST]:
+    """Yield the nodes of `ast.walk` that can hold statements, in its order, without the many expressions."""
+    pending = deque([tree])
+    while pending:
+        node = pending.popleft()
+        pending += (child for name in BLOCKS for child in getattr(node, name, ()) if isinstance(child, HOLDERS))
+        yield node
 
 
 def sentences_of(file: Path) -> list[tuple[str, str]]:

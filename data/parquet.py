@@ -8,6 +8,7 @@ import pyarrow
 from pyarrow import compute
 from pyarrow.parquet import ParquetFile
 
+from data.column_names import Columns
 from data.records import MOST_TEXT, check_record, wanted_names
 from utils.errors import UserError
 from utils.files import open_regular
@@ -57,7 +58,7 @@ def number_of_rows(file: Path) -> int:
 
 
 def parquet_rows(
-    file: Path, columns: tuple[str, ...], start: int = 0, end: int = 2**63
+    file: Path, columns: Columns, start: int = 0, end: int = 2**63
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield rows start..end-1 of a .parquet file with their numbers from 0; a row without text is an empty record.
 

@@ -4,7 +4,9 @@ Pairs have the keys "src" and "trg". Without these, and without "text", exactly 
 "target", or "input" and "output" is accepted.
 """
 
+import contextlib
 import gzip
+import io
 import json
 import lzma
 import re
@@ -14,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from data.column_names import Columns
 from data.sources import PAIR, kind
 from utils.errors import UserError, shown
 from utils.files import open_regular
@@ -30,6 +33,7 @@ COLUMNS = {
 }  # fmt: skip
 """Column names by which the first line of a table is recognised."""
 HALF = re.compile("[\ud800-\udfff]")
+NAMING = "; --text_column, or --source_column and --target_column, name others"
 ARRAY = "write one object per line (from an array: jq -c '.[]' FILE > FILE.jsonl)"
 
 
@@ -50,34 +54,57 @@ def means_pairs(names: Collection[str], location: str) -> bool:
     return "text" not in names and (pair_names(names) is not None or any(name in names for name in PAIR))
 
 
-def wanted_names(columns: tuple[str, ...], names: Collection[str], location: str) -> tuple[str, ...]:
+def wanted_names(columns: Columns, names: Collection[str], location: str) -> tuple[str, ...]:
     """Return a table's names of the wanted columns.
 
     Raises:
         UserError: if a column is missing.
     """
-    found = (pair_names(names) or PAIR) if columns == PAIR else columns
+    found = names_of(columns, names)
     lacking = [column for column in found if column not in names]
     if lacking:
-        raise UserError(f'{location}: no column "{lacking[0]}"; it has {shown(", ".join(list(names)[:8]))[1:-1]}')
+        listed = shown(", ".join(list(names)[:8]))[1:-1]
+        raise UserError(f'{location}: no column "{lacking[0]}"; it has {listed}{"" if columns.names else NAMING}')
     return found
+
+
+def names_of(columns: Columns, names: Collection[str]) -> tuple[str, ...]:
+    """Return the names of the wanted columns among those of a record or table; one may be missing."""
+    return columns.names or ((pair_names(names) or PAIR) if columns.keys == PAIR else columns.keys)
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------
 
 
-def read_lines(file: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield the lines of a file, compressed or not, each with the position reached in the file on disk."""
+@contextlib.contextmanager
+def opened(file: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    """Open a file within a block; return its content, decompressed, and the file on disk, which knows the position.
+
+    Raises:
+        UserError: if it cannot be read, also within the block.
+    """
     try:
         with open_regular(file) as raw:
-            opener = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix.lower())
+            opener = {".gz": gzip.open, ".xz": lzma.open, ".zst": _open_zst}.get(file.suffix.lower())
             with opener(raw, "rb") if opener else raw as stream:
-                number = 1
-                while line := read_line(stream, file, partial(int, number)):
-                    yield line, raw.tell()
-                    number += 1
+                yield stream, raw
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{file}: cannot be read ({error})") from error
+
+
+def _open_zst(raw: BinaryIO, mode: str) -> BinaryIO:
+    import pyarrow  # for these files only
+
+    return io.BufferedReader(pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, "r"), "zstd"))
+
+
+def read_lines(file: Path) -> Iterator[tuple[bytes, int]]:
+    """Yield the lines of a file, compressed or not, each with the position reached in the file on disk."""
+    with opened(file) as (stream, raw):
+        number = 1
+        while line := read_line(stream, file, partial(int, number)):
+            yield line, raw.tell()
+            number += 1
 
 
 def read_line(stream: BinaryIO, file: Path, number: Callable[[], int]) -> bytes:
@@ -97,11 +124,13 @@ def read_line(stream: BinaryIO, file: Path, number: Callable[[], int]) -> bytes:
     return line
 
 
-def parse_line(line: bytes, file: Path, number: int, columns: tuple[str, ...]) -> dict[str, str]:
+def parse_line(line: bytes, file: Path, number: int, columns: Columns) -> dict[str, str]:
     """Return the wanted strings of a line, stripped; empty if the line or its text is blank."""
     text = decoded(line, file, number)
     if not kind(file).startswith(".jsonl"):
-        if columns == PAIR:
+        if columns.names:
+            raise UserError(f"{file}: a .txt file has no columns, so none is called {columns.names[0]}; give no name")
+        if columns.keys == PAIR:
             raise UserError(f'{file}: pairs are read from .jsonl files, one {{"src": ..., "trg": ...}} per line')
         if number == 1:
             _require_prose(text, file)
@@ -123,9 +152,10 @@ def _require_prose(text: str, file: Path) -> None:
     for mark, name in (("\t", "tabs"), (",", "commas")):
         fields = [field.strip('"').lower() for field in text.split(mark)]
         if len(fields) > 1 and all(re.fullmatch(r"[a-z_][a-z_0-9]*", f) for f in fields) and COLUMNS & set(fields):
+            suffix, column = {"\t": ".tsv", ",": ".csv"}[mark], "" if "text" in fields else ", and give --text_column"
             raise UserError(
-                f"{file}:1: the header of a table with {name} ({shown(text)[1:-1]}), not text; write the right column, "
-                'one sentence per line, or {"text": ...} per line as .jsonl'
+                f"{file}:1: the header of a table with {name} ({shown(text)[1:-1]}), not text; "
+                f"name the file {suffix}{column}"
             )
 
 
@@ -143,7 +173,12 @@ def bounded(text: str, location: str) -> str:
 
 
 def decoded(line: bytes, file: Path, number: int) -> str:
-    """Decode a line of text, stripped and without a byte order mark.
+    """Decode a line of text, stripped and without a byte order mark; errors are those of `decoded_whole`."""
+    return decoded_whole(line, file, number).strip()
+
+
+def decoded_whole(line: bytes, file: Path, number: int) -> str:
+    """Decode a line of text, without a byte order mark.
 
     Raises:
         UserError: with file and line, if it is not UTF-8.
@@ -153,7 +188,7 @@ def decoded(line: bytes, file: Path, number: int) -> str:
     if number == 1 and line.strip().count(b"\r") > 1:
         raise UserError(f"{file}: lines end in carriage returns alone; convert it, e.g. with tr '\\r' '\\n'")
     try:
-        return line.decode("utf-8").removeprefix("\ufeff").strip()  # concatenated files have several marks
+        return line.decode("utf-8").removeprefix("\ufeff")  # concatenated files have several marks
     except UnicodeDecodeError as error:
         where = f"byte {error.start + 1} of the line is 0x{line[error.start]:02x}"
         raise UserError(f"{file}:{number}: not UTF-8 ({where}); convert the file, e.g. with iconv") from error
@@ -179,16 +214,16 @@ def parse_object(line: bytes, file: Path, number: int) -> dict:
     return record
 
 
-def check_record(given: dict, columns: tuple[str, ...], location: str) -> dict[str, str]:
+def check_record(given: dict, columns: Columns, location: str) -> dict[str, str]:
     """Return the wanted strings of a record, stripped; empty if its text is empty.
 
     Raises:
         UserError: with the location, if a string is missing or too long.
     """
-    names = (pair_names(given) or PAIR) if columns == PAIR else columns
+    names = names_of(columns, given)
     if not all(isinstance(given.get(name), str) for name in names):
-        raise UserError(f"{location}: {_missing(given, names)}")
-    record = {column: bounded(given[name].strip(), location) for column, name in zip(columns, names, strict=True)}
+        raise UserError(f"{location}: {_missing(given, names)}{'' if columns.names else NAMING}")
+    record = {key: bounded(given[name].strip(), location) for key, name in zip(columns.keys, names, strict=True)}
     if any(HALF.search(text) for text in record.values()):
         raise UserError(
             f"{location}: the text has half a surrogate pair, which no encoding represents; correct the line"

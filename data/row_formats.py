@@ -101,7 +101,7 @@ class TextFormat:
         names = {"row_format" if name == "protocol" else name: value for name, value in entries.items()}
         return cls(**names)
 
-    def check(self, *, packing: bool, streaming: bool, word_freq_file: str) -> None:
+    def check(self, *, packing: bool, streaming: bool) -> None:
         """Refuse training settings that do not fit the row format or the detokenizer.
 
         Raises:
@@ -111,10 +111,6 @@ class TextFormat:
             raise UserError(f"packing=true needs row_format=unpadded; rows of row_format={self.row_format} are full")
         if self != TextFormat() and streaming:
             raise UserError("streaming=true needs row_format=unpadded without a detokenizer; leave one of them out")
-        if self.detokenizer != "none" and word_freq_file:
-            raise UserError(
-                f"word_freq_file counts text before detokenization; leave it out with detokenizer={self.detokenizer}"
-            )
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

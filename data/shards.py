@@ -2,9 +2,9 @@
 
 It is written by hand instead of `datasets` with a stateful loader, which would lose exact resumption at a record.
 
-Plain .txt and .jsonl files are cut at bytes, .parquet files at rows. A compressed file or a hub data set's shard is one
-piece; if there are more readers than pieces, several readers take its records in turn. A position in a piece is the
-start of a record: a byte, a row, or a number of records.
+Plain .txt and .jsonl files are cut at bytes, .parquet files at rows. A compressed file, another table or a hub data
+set's shard is one piece; if there are more readers than pieces, several readers take its records in turn. A position
+in a piece is the start of a record: a byte, a row, or a number of records.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 
 from data.corpus import Keep, Source, load_hub
-from data.parquet import number_of_rows, parquet_rows
+from data.parquet import number_of_rows
 from data.records import check_record, parse_line, read_line, read_lines, wanted_names
-from data.sources import kind
+from data.sources import COMPRESSED, kind
+from data.tables import is_table, table_rows
 from utils.errors import UserError
 from utils.files import open_regular
 from utils.hub import first_line
@@ -96,7 +97,8 @@ def _file_pieces(source: Source, readers: int) -> list[Piece]:
             parts = min(parts, max(1, rows))
             ends = [rows * part // parts for part in range(parts + 1)]
         else:
-            pieces.append(Piece(i, weight=3 * size))  # compression to about a third
+            packed = kind(file).endswith(COMPRESSED)
+            pieces.append(Piece(i, weight=3 * size if packed else size))  # compression to about a third
             continue
         pieces += [Piece(i, a, b, weight=size / parts) for a, b in zip(ends, ends[1:], strict=False) if b > a]
     return pieces or [Piece(0)]
@@ -120,13 +122,13 @@ def read(source: Source, piece: Piece, start: int = 0, keep: Keep | None = None)
     begin = start if piece.turns == 1 else 0  # turns are counted from the beginning
     if file is None:
         found = _of_hub(source, piece, begin)
-    elif kind(file) == ".parquet":
-        found = _of_parquet(source, file, piece, max(begin, piece.begin))
+    elif is_table(file):
+        found = _of_table(source, file, piece, max(begin, piece.begin))
     elif kind(file) in PLAIN:
         found = _of_plain(source, file, piece, begin)
     else:
         found = _of_compressed(source, file, begin)
-    kept = (entry for entry in found if entry[0] and (keep is None or keep(entry[0][source.columns[0]])))
+    kept = (entry for entry in found if entry[0] and (keep is None or keep(entry[0][source.columns.keys[0]])))
     for number, (record, at, following) in enumerate(kept):
         if (number + piece.file) % piece.turns == piece.turn and at >= start:
             yield Record(record[source.column], at, following)
@@ -156,8 +158,8 @@ def _of_compressed(source: Source, file: Path, start: int) -> Iterator[tuple[dic
             yield parse_line(line, file, number + 1, source.columns), number, number + 1
 
 
-def _of_parquet(source: Source, file: Path, piece: Piece, start: int) -> Iterator[tuple[dict, int, int]]:
-    for number, record in parquet_rows(file, source.columns, start, piece.end):
+def _of_table(source: Source, file: Path, piece: Piece, start: int) -> Iterator[tuple[dict, int, int]]:
+    for number, record in table_rows(file, source.columns, start, piece.end):
         yield record, number, number + 1
 
 
@@ -178,7 +180,7 @@ def _rows_of_hub(source: Source, piece: Piece, start: int) -> Iterator[tuple[dic
         names = wanted_names(source.columns, rows, f"data set {source.hub_name}")
         for texts in zip(*(rows[name] for name in names), strict=True):
             location = f"data set {source.hub_name}, shard {piece.file}, row {number}"
-            record = dict(zip(source.columns, texts, strict=True))
+            record = dict(zip(names, texts, strict=True))
             yield check_record(record, source.columns, location), number, number + 1
             number += 1
 

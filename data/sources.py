@@ -10,15 +10,18 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from data.column_names import UNNAMED, ColumnNames, Columns
 from utils.distributed import rank
 from utils.errors import UserError, shown
 from utils.files import local_path, open_regular
 from utils.hub import check_hub, download_error
 
-SUFFIXES = (".txt", ".txt.gz", ".txt.xz", ".jsonl", ".jsonl.gz", ".jsonl.xz", ".parquet")
+LINES, TABLES, COMPRESSED = (".txt", ".jsonl"), (".csv", ".tsv", ".json"), (".gz", ".xz", ".zst")
+"""Formats with one record per line, and formats whose records take several; suffixes after either."""
+SUFFIXES = (*(form + more for form in LINES + TABLES for more in ("", *COMPRESSED)), ".parquet")
 SPLIT_NAMES = {"train": ("train",), "valid": ("valid", "validation", "dev", "val"), "test": ("test",)}
 """Names of a hub data set's splits."""
 HELD_OUT = "heldout"
@@ -39,14 +42,14 @@ LM1B = (("dvruette/lm1b", None), ("billion-word-benchmark/lm1b", "refs/convert/p
 PAIR = ("src", "trg")
 FEW = 3
 """Largest number of file names in a message."""
-CONVERSIONS = {
-    ".json": 'write one object per line, {"text": ...}, as .jsonl (from an array: jq -c ".[]" FILE > FILE.jsonl)',
-    ".csv": 'write its column as .txt, one sentence per line, or as .jsonl, one {"text": ...} per line',
-}
-CONVERSIONS[".tsv"] = CONVERSIONS[".csv"]
+
+KINDS = ".txt, .jsonl, .csv, .tsv or .json, each also with .gz, .xz or .zst, or .parquet"
 
 Location = tuple[int, int]
-"""Location of a record in its source: (file index, line from 1), or for a hub data set (0, row from 0)."""
+"""Location of a record in its source: (file index, line from 1), or for a hub data set (0, row from 0).
+
+Rows of .parquet and objects of .json count as lines.
+"""
 
 
 @dataclass(frozen=True)
@@ -58,13 +61,20 @@ class Source:
     hub_split: str = ""
     column: str = "text"
     """Column that is read: text, or src or trg of a pair."""
+    names: ColumnNames = UNNAMED
+    """Names of the columns in the files."""
     folder: Path | None = field(default=None, compare=False)
     """Folder in which the files were found; None if a file was named."""
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def columns(self) -> Columns:
         """Strings that a record must have."""
-        return ("text",) if self.column == "text" else PAIR
+        return Columns(("text",) if self.column == "text" else PAIR, self.names.given)
+
+    @property
+    def recipe(self) -> str:
+        """Column and its name, which determine the text that is read from the same files."""
+        return ":".join([self.column, *self.names.given])
 
     def location(self, location: Location) -> str:
         """Format a location: file and line, or data set and row."""
@@ -84,39 +94,50 @@ def kind(file: Path) -> str:
     return next((suffix for suffix in SUFFIXES if file.name.lower().endswith(suffix)), "")
 
 
-def training_source(data: str) -> Source:
+def form(file: Path) -> str:
+    """Return the suffix of a file's format without that of a compression."""
+    found = kind(file)
+    return f".{found.split('.')[1]}" if found else ""
+
+
+def training_source(data: str, names: ColumnNames = UNNAMED) -> Source:
     """Return the training split of a file, a folder, or a hub data set.
 
     Raises:
         UserError: if it has no training split.
     """
-    source = find_source(data, "train")
+    source = find_source(data, "train", names)
     if source is None:
         raise UserError(f"{data}: no training split")
     return source
 
 
-def scored_source(data: str) -> Source:
+def scored_source(data: str, names: ColumnNames = UNNAMED) -> Source:
     """Return a file itself, or the first of a folder's or data set's test, validation and training split."""
-    return find_source(data, "test") or find_source(data, "valid") or training_source(data)
+    return find_source(data, "test", names) or find_source(data, "valid", names) or training_source(data, names)
 
 
-def find_source(data: str, split: str) -> Source | None:
+def find_source(data: str, split: str, names: ColumnNames = UNNAMED) -> Source | None:
     """Return a split of `data`; None if `data` exists but has no such split.
 
     Args:
         data: a file (all training data), a folder whose files name their splits (if none does, all are training data),
             or the name of a hub data set.
         split: train, valid or test.
+        names: names of the columns.
 
     Raises:
         UserError: if `data` cannot be read, or the names of its files are ambiguous.
     """
+    found = _find(data, split)
+    return replace(found, names=names.column_names) if found else None
+
+
+def _find(data: str, split: str) -> Source | None:
     path = local_path(data)
     if data and path.is_file():
         if not kind(path):
-            kinds = f"use one of {', '.join(SUFFIXES)}"
-            raise UserError(f"{path}: not a supported kind of file; {CONVERSIONS.get(path.suffix.lower(), kinds)}")
+            raise UserError(f"{path}: not a supported kind of file; use one of {KINDS}")
         return Source((path,)) if split == "train" else None
     if data and path.is_dir():
         return _find_in_folder(path, split)
@@ -172,7 +193,17 @@ def _listed(files: Iterable[Path]) -> str:
 def _readable(folder: Path) -> list[Path]:
     """Return a folder's files that may be a corpus, by name, without hidden files, which other programs leave."""
     files = sorted(p for p in folder.iterdir() if not p.name.startswith(".") and p.is_file() and kind(p))
-    return [file for file in files if _stem(file).lower() not in NO_CORPUS]
+    files = [file for file in files if _stem(file).lower() not in NO_CORPUS]
+    # a table or JSON that names no split may be anything: counts, labels, settings
+    sure = [file for file in files if form(file) not in TABLES or _names_split(file)]
+    return sure or [file for file in files if form(file) != ".json"]
+
+
+def _names_split(file: Path) -> bool:
+    try:
+        return bool(split_of(file.name))
+    except UserError:  # two splits, which is reported later
+        return True
 
 
 def _splits_of(folder: Path) -> dict[str, list[Path]]:
@@ -222,12 +253,7 @@ def _require_no_hidden_split(folder: Path, unnamed: list[Path]) -> None:
 def _find_in_folder(folder: Path, split: str) -> Source | None:
     if not (readable := _readable(folder)):
         card = "; its README.md names the files' origin" if (folder / "README.md").exists() else ""
-        others = [file for file in sorted(folder.iterdir()) if file.is_file() and file.suffix.lower() in CONVERSIONS]
-        remedy = f"; {_listed(others)}: {CONVERSIONS[others[0].suffix.lower()]}" if others else card
-        kinds = ", ".join(SUFFIXES)
-        raise UserError(
-            f"{folder}: no text in this folder; it must contain train.txt or train.jsonl (any {kinds}){remedy}"
-        )
+        raise UserError(f"{folder}: no text in this folder; it must contain a file like train.txt ({KINDS}){card}")
     found = _splits_of(folder)[split]
     if len(found) > 1 and split != "train" and not _are_shards(found):
         raise UserError(f"{folder}: {split} is ambiguous: {_listed(found)}; keep one, or give one file")
@@ -272,9 +298,9 @@ def summarise(parts: dict[str, Source | str]) -> str:
         for split, files in _splits_of(folder).items():
             if rest := [file for file in files if file not in used]:
                 said.append(f"{split} is left alone: {_listed(rest)}")
-        others = [file for file in sorted(folder.iterdir()) if file.suffix.lower() in CONVERSIONS]
-        if others:
-            said.append(f"unsupported files: {_listed(others)}")
+        tables = [file for file in sorted(folder.iterdir()) if form(file) in TABLES and file not in _readable(folder)]
+        if tables:
+            said.append(f"tables that name no split: {_listed(tables)}")
     return "reading " + "; ".join(said)
 
 
@@ -340,7 +366,7 @@ def fingerprint(source: Source, *, named: bool = False) -> str:
         source: the source.
         named: hash the files' names too, as in older runs.
     """
-    digest = hashlib.blake2b(f"{source.hub_name}:{source.hub_split}:{source.column}".encode(), digest_size=16)
+    digest = hashlib.blake2b(f"{source.hub_name}:{source.hub_split}:{source.recipe}".encode(), digest_size=16)
     for file in source.files:
         name = os.fsencode(file.name) if named else kind(file).encode()  # the kind determines the parsing
         digest.update(name + f":{file.stat().st_size}:".encode())

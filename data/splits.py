@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
+from data.column_names import ColumnNames
 from data.corpus import (
     Keep,
     Source,
@@ -21,7 +22,7 @@ from utils.errors import UserError, check_ranges
 
 
 @dataclass(frozen=True)
-class DataArgs:
+class DataArgs(ColumnNames):
     """Training data, tokenizer and batches."""
 
     group: ClassVar[str] = "data"
@@ -29,7 +30,8 @@ class DataArgs:
     train_data: str = field(
         metadata={
             "aliases": ["--train_data_dir", "--task_name", "-d"],
-            "help": "text: .txt, .jsonl (.gz, .xz), .parquet, folder with splits, hub data set (lm1b)",
+            "help": "text: .txt, .jsonl, .csv, .tsv, .json (.gz, .xz, .zst), .parquet, folder with splits, hub "
+            "data set (lm1b)",
         },
     )
     valid_data: str = field(
@@ -85,6 +87,7 @@ class DataArgs:
         return self.max_tokens > 0 or self.packing
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 < self.valid_fraction < 1:
             raise UserError(f"valid_fraction={self.valid_fraction} must lie strictly between 0 and 1")
         check_ranges(self, batch_size=(1, 10**7), max_length=(3, 10**6), max_tokens=(0, 10**9), vocab_size=(0, 10**7))
@@ -104,10 +107,11 @@ def split_sources(args: DataArgs) -> tuple[tuple[Source, str, Keep | None], tupl
     Raises:
         UserError: if there is no validation text, and none can be held out.
     """
-    train = training_source(args.train_data)
-    valid = find_source(args.valid_data or args.train_data, "valid")
+    names = args.column_names
+    train = training_source(args.train_data, names)
+    valid = find_source(args.valid_data or args.train_data, "valid", names)
     if args.valid_data and valid is None:
-        valid = training_source(args.valid_data)
+        valid = training_source(args.valid_data, names)
     if valid is not None:
         return (train, "train", None), (valid, "valid", None)
     is_held_out, share = _held_out_part(train, args)

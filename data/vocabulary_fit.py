@@ -15,6 +15,7 @@ from typing import ClassVar
 
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from data.column_names import UNNAMED, ColumnNames
 from data.corpus import PAIR, holds_pairs, read_sentences, training_source
 from data.plain_text import encode
 from data.tokenizers import load_tokenizer
@@ -33,7 +34,7 @@ POOR = 3
 
 
 @dataclass(frozen=True)
-class FitArgs:
+class FitArgs(ColumnNames):
     """Tokenizer and text to compare."""
 
     group: ClassVar[str] = "fit"
@@ -70,9 +71,9 @@ def fit_of(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> Fit:
     return Fit(pieces / words, unknown / max(1, pieces))
 
 
-def beginning(data: str) -> list[str]:
+def beginning(data: str, names: ColumnNames = UNNAMED) -> list[str]:
     """Return the first sentences of a text, or the first sources and targets of pairs."""
-    source = training_source(data)
+    source = training_source(data, names)
     columns = PAIR if holds_pairs(source) else (source.column,)
     return [text for c in columns for text in islice(read_sentences(replace(source, column=c)), SAMPLE)]
 
@@ -82,7 +83,7 @@ def main() -> None:
     (args,) = parse([FitArgs], __doc__)
     hub.quiet_libraries()
     tokenizer = load_tokenizer(args.tokenizer)
-    fit = fit_of(tokenizer, beginning(args.data))
+    fit = fit_of(tokenizer, beginning(args.data, args.column_names))
     print(f"{fit.pieces_per_word:.2f} pieces per word, {100 * fit.unknown_share:.1f} % unknown")
     sys.exit(0 if fit.good else POOR)
 

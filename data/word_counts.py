@@ -20,11 +20,14 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from data import cache, shards
 from data.corpus import Source
+from data.detokenizers import detokenize
 from data.plain_text import chunks, encode, note_names
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.files import read_text, written_whole
 from utils.workers import cores, die_with_parent, disable_tokenizer_threads
 
+DETOKENIZER = "[detokenizer]"
+"""Key of the entry that names the detokenizer of the counted text."""
 NOWHERE = (2**63, 0)  # a location after all others
 
 
@@ -49,7 +52,11 @@ class Counted:
 
 
 def count_corpus(
-    source: Source, tokenizer: PreTrainedTokenizerBase, vocab_size: int, workers: int = 0
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    workers: int = 0,
+    detokenizer: str = "none",
 ) -> tuple[np.ndarray, int]:
     """Return the count of every token, int64 [V], and the number of sentences.
 
@@ -58,6 +65,7 @@ def count_corpus(
         tokenizer: a fast tokenizer.
         vocab_size: V.
         workers: number of processes; 0: one per core that this process may use.
+        detokenizer: name in `data/detokenizers.py`, applied before counting.
 
     Raises:
         UserError: with file and line, if a record cannot be read.
@@ -66,7 +74,7 @@ def count_corpus(
     pieces = [piece for share in shards.partition(source, workers) for piece in share]
     found = Counted(np.zeros(vocab_size, dtype=np.int64))
     with tqdm(total=sum(p.weight for p in pieces), desc="counting", unit="B", unit_scale=True, disable=None) as bar:
-        for piece, counted in _count_pieces(source, pieces, tokenizer, vocab_size, workers):
+        for piece, counted in _count_pieces(source, pieces, tokenizer, vocab_size, workers, detokenizer):
             found += counted
             bar.update(piece.weight)
     if found.names:
@@ -75,16 +83,21 @@ def count_corpus(
 
 
 def _count_pieces(
-    source: Source, pieces: list[shards.Piece], tokenizer: PreTrainedTokenizerBase, vocab_size: int, workers: int
+    source: Source,
+    pieces: list[shards.Piece],
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    workers: int,
+    detokenizer: str,
 ) -> Iterator[tuple[shards.Piece, Counted]]:
     """Yield pieces and their counts, in the order of completion."""
     if workers == 1:
-        yield from ((piece, count_piece(source, piece, tokenizer, vocab_size)) for piece in pieces)
+        yield from ((piece, count_piece(source, piece, tokenizer, vocab_size, detokenizer)) for piece in pieces)
         return
     method = "fork" if "fork" in multiprocessing.get_all_start_methods() else None
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_start_worker)
     try:
-        jobs = {pool.submit(count_piece, source, piece, tokenizer, vocab_size): piece for piece in pieces}
+        jobs = {pool.submit(count_piece, source, piece, tokenizer, vocab_size, detokenizer): piece for piece in pieces}
         for job in as_completed(jobs):
             yield jobs[job], job.result()
     except BrokenProcessPool as error:
@@ -101,10 +114,17 @@ def _start_worker() -> None:
     die_with_parent()
 
 
-def count_piece(source: Source, piece: shards.Piece, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Counted:
+def count_piece(
+    source: Source,
+    piece: shards.Piece,
+    tokenizer: PreTrainedTokenizerBase,
+    vocab_size: int,
+    detokenizer: str = "none",
+) -> Counted:
     """Count the tokens of one piece."""
     found = Counted(np.zeros(vocab_size, dtype=np.int64))
-    for records in chunks((record.text, record.at) for record in shards.read(source, piece)):
+    found_records = ((detokenize(record.text, detokenizer), record.at) for record in shards.read(source, piece))
+    for records in chunks(found_records):
         encoding = encode(tokenizer, [text for text, _ in records], note=False)
         ids = np.concatenate(encoding["input_ids"]).astype(np.int64)
         first = (piece.file, records[min(encoding.again)][1]) if encoding.again else NOWHERE
@@ -145,19 +165,30 @@ MOST_COUNT = 10**15  # largest count of a token, so that sums over a vocabulary 
 # ---- word frequencies ------------------------------------------------------------------------------------------------
 
 
-def write_word_freq(path: Path, token_counts: Tensor, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Write {token: count} as JSON, most frequent first, without tokens of count 0."""
+def write_word_freq(
+    path: Path, token_counts: Tensor, tokenizer: PreTrainedTokenizerBase, detokenizer: str = "none"
+) -> None:
+    """Write {token: count} as JSON, most frequent first, without tokens of count 0, after the name of a detokenizer."""
     order = torch.argsort(token_counts, descending=True, stable=True).tolist()
     seen = {tokenizer.convert_ids_to_tokens(i): int(token_counts[i]) for i in order if token_counts[i] > 0}
+    seen = {**({} if detokenizer == "none" else {DETOKENIZER: detokenizer}), **seen}
     with written_whole(path) as file:
         json.dump(seen, file, ensure_ascii=False, indent=0)
 
 
-def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> Tensor:
+def read_word_freq(
+    path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int, detokenizer: str = "none"
+) -> Tensor:
     """Read counts from JSON of {token: number}, int64 [V]; relative frequencies are scaled to 1 for the rarest token.
 
+    Args:
+        path: the file.
+        tokenizer: tokenizer of the text.
+        vocab_size: V.
+        detokenizer: the one applied to the text, which must be that of the counts.
+
     Raises:
-        UserError: if the file is not such JSON, or has tokens that this tokenizer lacks.
+        UserError: if the file is not such JSON, has tokens that this tokenizer lacks, or counts another text.
     """
     remedy = "make them with word_freq.py"
     try:
@@ -168,6 +199,12 @@ def read_word_freq(path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: i
         raise
     except (ValueError, RecursionError) as error:
         raise UserError(f"word frequencies {path}: not JSON ({error}); {remedy}") from error
+    counted = entries.pop(DETOKENIZER, "none") if isinstance(entries, dict) else "none"
+    if counted != detokenizer:
+        raise UserError(
+            f"word frequencies {path}: of text with detokenizer={shown(counted)[1:-1]}, but this text has "
+            f"detokenizer={detokenizer}; count again with word_freq.py --detokenizer {detokenizer}"
+        )
     if not isinstance(entries, dict) or not all(_is_count(number) for number in entries.values()):
         raise UserError(f"word frequencies {path}: must map tokens to numbers from 0 to {MOST_COUNT:.0e}; {remedy}")
     vocabulary = tokenizer.get_vocab()

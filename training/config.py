@@ -75,9 +75,7 @@ class TrainConfig:
             packing=self.data.packing,
             fused_loss=self.run.fused_loss,
         )
-        self.text.check(
-            packing=self.data.packing, streaming=self.data.streaming, word_freq_file=self.data.word_freq_file
-        )
+        self.text.check(packing=self.data.packing, streaming=self.data.streaming)
         sharded = self.run.strategy == "fsdp" and distributed.world_size() > 1
         for setting, chosen in (("fp16", self.precision(device) == "fp16"), ("muon", self.optim.optimizer == "muon")):
             if chosen and sharded:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
+from training.muon import Muon
 from utils.errors import UserError, check_choices
 
 
@@ -144,7 +145,7 @@ def make_optimizers(
     if not muon:
         return [adamw]
     fast = groups(matrices, args.weight_decay)
-    return [torch.optim.Muon(fast, lr=args.learning_rate, adjust_lr_fn="match_rms_adamw"), adamw]
+    return [Muon(fast, args.learning_rate), adamw]
 
 
 class AveragedWeights:

@@ -35,6 +35,7 @@ BY_CONTENT = {"train_data", "valid_data", "word_freq_file", "tokenizer", "model_
 """Settings that name a file or folder. If it exists, its content is compared (`require_same_text`), not its name."""
 EARLIER_VALUES = {
     "process": "word_freq",
+    **dict.fromkeys(("text_column", "source_column", "target_column"), ""),
     "row_format": "unpadded",
     "detokenizer": "none",
     "reconstruction_weight": 1.0,

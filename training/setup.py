@@ -130,7 +130,7 @@ def token_counts(
     if not config.data.word_freq_file:
         with distributed.leader_first():
             return train_text.counts(vocab_size)
-    counts = read_word_freq(Path(config.data.word_freq_file), tokenizer, vocab_size)
+    counts = read_word_freq(Path(config.data.word_freq_file), tokenizer, vocab_size, config.text.detokenizer)
     return train_text.with_special_counts(counts) if of_pairs or config.text.whole_rows else counts
 
 
@@ -141,7 +141,7 @@ def load_data(config: TrainConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[
         UserError: if the data are text and a setting for pairs is given, or the reverse.
     """
     data = config.data
-    if holds_pairs(training_source(data.train_data), streaming=data.streaming):
+    if holds_pairs(training_source(data.train_data, data.column_names), streaming=data.streaming):
         if data.streaming:
             raise UserError(f"{data.train_data} holds pairs; streaming is for text, leave it out")
         if config.text != TextFormat():
@@ -176,7 +176,7 @@ def load_or_learn_tokenizer(
     if learnt and earlier:  # learning again may break ties differently
         return load_tokenizer(str(earlier)), None
     if learnt:
-        source, size = training_source(data.train_data), data.vocab_size or DEFAULT_VOCAB_SIZE
+        source, size = training_source(data.train_data, data.column_names), data.vocab_size or DEFAULT_VOCAB_SIZE
         return learn_tokenizer(data.tokenizer, source, size, data.cache_dir, strip_accents=data.strip_accents), None
     tokenizer = load_tokenizer(data.tokenizer or network.model_name_or_path)
     if data.vocab_size not in (0, known := vocabulary_size(tokenizer)):

@@ -1,12 +1,23 @@
 """demo_corpus.py: prose is kept, code and headings are dropped, splits share no sentence."""
 
+import ast
 import json
 from pathlib import Path
 
 import pytest
 
 from data import demo_corpus
-from data.demo_corpus import CorpusArgs, collect, is_prose, name_words, paragraphs, sentences_of, split, summaries_of
+from data.demo_corpus import (
+    CorpusArgs,
+    collect,
+    is_prose,
+    name_words,
+    paragraphs,
+    sentences_of,
+    split,
+    summaries_of,
+    walk_statements,
+)
 from tests.conftest import call
 from utils.errors import UserError
 
@@ -204,3 +215,38 @@ def test_the_installed_packages_yield_pairs(
 def test_settings_out_of_range_are_refused(setting: dict) -> None:
     with pytest.raises(UserError, match=f"{next(iter(setting))}="):
         CorpusArgs("out", **setting)
+
+
+def test_statements_are_walked_in_the_order_of_ast() -> None:
+    source = """
+def f():
+    try:
+        class A:
+            def g(self): return [lambda: 1 for i in x if (yield)]
+    except* E:
+        with a as b:
+            async def h(): pass
+    else:
+        def i(): pass
+    finally:
+        def j(): pass
+if a:
+    for k in l:
+        def m(): pass
+    else:
+        class N: pass
+elif b:
+    while c:
+        match d:
+            case 1:
+                class O:
+                    def p(self): pass
+            case _:
+                def q(): pass
+def r(): pass
+"""
+    tree = ast.parse(source)
+    found = list(walk_statements(tree))
+    assert found == [node for node in ast.walk(tree) if node in set(found)]
+    names = {node.name for node in ast.walk(tree) if hasattr(node, "body") and hasattr(node, "name")}
+    assert {node.name for node in found if hasattr(node, "body") and hasattr(node, "name")} == names

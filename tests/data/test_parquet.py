@@ -8,6 +8,7 @@ import pyarrow.parquet
 import pytest
 
 from data import parquet
+from data.column_names import Columns
 from utils.errors import UserError
 
 
@@ -36,7 +37,7 @@ def test_a_value_that_expands_to_gigabytes_is_refused(tmp_path: Path, length: in
     assert file.stat().st_size < 50_000
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError, match=message):
-        for _ in parquet.parquet_rows(file, ("text",)):
+        for _ in parquet.parquet_rows(file, Columns(("text",))):
             pass
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
 
@@ -45,8 +46,10 @@ def test_a_value_that_expands_to_gigabytes_is_refused(tmp_path: Path, length: in
 def test_ordinary_tables_are_read(tmp_path: Path, kind: pyarrow.DataType) -> None:
     texts = [f"{i} é " + "w " * 300 for i in range(5000)]  # more than fit into a dictionary page
     file = write(tmp_path, pyarrow.array(texts, kind), row_group_size=1700)
-    assert [row["text"] for _, row in parquet.parquet_rows(file, ("text",))] == [text.strip() for text in texts]
-    middle = list(parquet.parquet_rows(file, ("text",), 1699, 1702))
+    assert [row["text"] for _, row in parquet.parquet_rows(file, Columns(("text",)))] == [
+        text.strip() for text in texts
+    ]
+    middle = list(parquet.parquet_rows(file, Columns(("text",)), 1699, 1702))
     assert [number for number, _ in middle] == [1699, 1700, 1701] and middle[1][1]["text"].startswith("1700 é")
     assert parquet.number_of_rows(file) == 5000
 
@@ -55,10 +58,10 @@ def test_a_row_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     raw = pyarrow.array([b"ok", b"\xff\xfe", b"x"], pyarrow.binary())
     file = write(tmp_path, pyarrow.Array.from_buffers(pyarrow.string(), 3, [None, *raw.buffers()[1:]]))
     with pytest.raises(UserError, match="a.PARQUET:2: not UTF-8"):
-        list(parquet.parquet_rows(file, ("text",)))
+        list(parquet.parquet_rows(file, Columns(("text",))))
 
 
 @pytest.mark.parametrize("values", [[1, 2], [["a"], ["b"]], [b"a", b"b"]])
 def test_a_column_that_is_not_text_is_refused(tmp_path: Path, values: list) -> None:
     with pytest.raises(UserError, match='the column "text" is .*, not text; write it as strings'):
-        list(parquet.parquet_rows(write(tmp_path, pyarrow.array(values)), ("text",)))
+        list(parquet.parquet_rows(write(tmp_path, pyarrow.array(values)), Columns(("text",))))

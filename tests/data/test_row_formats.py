@@ -265,7 +265,6 @@ def test_a_checkpoint_is_scored_and_sampled_in_its_row_format(process, protocol,
     ("flags", "message"),
     [
         (["--protocol", "padded", "--process", "word_freq"], "choose another row format"),
-        (["--detokenizer", "ptb", "--word_freq_file", "x.json"], "word_freq_file counts text before detokenization"),
         (["--protocol", "wrapped", "--packing", "true"], "packing=true needs row_format=unpadded"),
         (["--protocol", "wrapped", "--streaming", "true"], "streaming=true needs row_format=unpadded"),
         (["--detokenizer", "ptb", "--streaming", "true"], "without a detokenizer"),

@@ -50,7 +50,9 @@ def folder_of(folder: Path, names: str) -> str:
         ("train.txt heldout.txt", "train.txt", "heldout.txt", None),
         ("train.txt valid.txt heldout.txt", "train.txt", "valid.txt", "heldout.txt"),
         ("train.txt valid.txt test.txt heldout.txt", "train.txt", "valid.txt", "test.txt"),
-        ("train.txt README.txt vocab.txt ._train.txt valid.csv", "train.txt", None, None),
+        ("train.txt README.txt vocab.txt ._train.txt labels.csv counts.json", "train.txt", None, None),
+        ("train.csv valid.json test.tsv.gz labels.csv", "train.csv", "valid.json", "test.tsv.gz"),
+        ("mine.csv settings.json", "mine.csv", None, None),
         ("news.en-00001-of-00100.txt news.en-00002-of-00100.txt", "news.en-00001-of-00100.txt "
          "news.en-00002-of-00100.txt", None, None),
     ],
@@ -73,7 +75,7 @@ def test_a_folder_is_split_by_its_file_names(tmp_path: Path, names: str, train: 
         ("Train.txt train.jsonl", "Train.txt, train.jsonl hold one text twice"),
         ("a.txt a.jsonl", "a.jsonl, a.txt hold one text twice"),
         ("valid.txt", "but no train.txt or train.jsonl"),
-        ("train.csv", r"no text in this folder.*train.csv: write its column as .txt"),
+        ("train.doc", r"no text in this folder; it must contain a file like train.txt \(.txt, .jsonl, .csv"),
     ],
 )
 def test_a_folder_with_ambiguous_splits_is_refused(tmp_path: Path, names: str, message: str) -> None:
@@ -92,7 +94,7 @@ def test_the_sources_are_announced_once_by_one_process(tmp_path: Path, capsys, m
     data = folder_of(tmp_path / "data", "a.train.txt b.train.txt c.valid.txt d.test.txt LICENSE.txt e.csv")
     parts = {"train": find_source(data, "train"), "valid": find_source(data, "valid")}
     expected = "reading train: a.train.txt, b.train.txt; valid: c.valid.txt; test is left alone: d.test.txt; "
-    assert summarise(parts) == expected + "unsupported files: e.csv"
+    assert summarise(parts) == expected + "tables that name no split: e.csv"
     monkeypatch.setattr(sources, "rank", lambda: 1)
     announce(parts)
     monkeypatch.setattr(sources, "rank", lambda: 0)
@@ -144,9 +146,9 @@ def test_a_path_that_is_no_regular_file_is_refused(tmp_path: Path, monkeypatch: 
     for name in ("loop", "loop.txt"):
         with pytest.raises(UserError, match="a link without a target, or to itself"):
             training_source(name)
-    Path("a.JSON").write_text("[]")
-    with pytest.raises(UserError, match="not a supported kind of file; write one object per line"):
-        training_source("a.JSON")
+    Path("a.doc").write_text("[]")
+    with pytest.raises(UserError, match="not a supported kind of file; use one of .txt, .jsonl, .csv"):
+        training_source("a.doc")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,45 @@
+"""separated.py: cells as spreadsheets and data sets write them."""
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.separated import separated_rows
+
+CELL = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r\ufeff"), max_size=12)
+
+
+def rows(file: Path) -> list[dict]:
+    return [row for _, row in separated_rows(file)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(CELL, CELL), min_size=1, max_size=5))
+def test_what_the_csv_module_writes_is_read_back(tmp_path_factory: pytest.TempPathFactory, cells: list) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([("a", "b"), *cells])
+    file = tmp_path_factory.mktemp("csv") / "x.csv"
+    file.write_bytes(text.getvalue().encode())
+    assert rows(file) == [{"a": a, "b": b} for a, b in cells]
+
+
+def test_semicolons_separate_cells_if_the_header_has_more_of_them(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id;text;a,b\n1;so, ja;3\n")
+    assert rows(tmp_path / "x.csv") == [{"id": "1", "text": "so, ja", "a,b": "3"}]
+
+
+def test_quotation_marks_of_tsv_are_text_unless_they_surround_a_cell(tmp_path: Path) -> None:
+    lines = ['"no', 'he said "yes"', '"a ""b"" c"', '"a" or "b"', '"', '""']
+    (tmp_path / "x.tsv").write_text("text\tid\r\n" + "".join(f"{line}\t1\r\n" for line in lines))
+    assert [row["text"] for row in rows(tmp_path / "x.tsv")] == [
+        '"no',
+        'he said "yes"',
+        'a "b" c',
+        '"a" or "b"',
+        '"',
+        "",
+    ]
