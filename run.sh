@@ -4,12 +4,12 @@
 #   bash run.sh demo            ten minutes on two cores: embedded corpus, training, likelihood bound, samples
 #   bash run.sh demo pretrained the same from pretrained weights (minilm), which take 83 MB
 #   bash run.sh [FLAGS]         LM1B with bert-base-uncased at the paper's settings (GPU and network); also: run.sh lm1b
-#   bash run.sh PATH [FLAGS]    your text: a .txt, .jsonl or .parquet file, or a folder with train.txt and valid.txt
+#   bash run.sh PATH [FLAGS]    your text: .txt, .jsonl, .csv, .tsv, .json, .parquet, or a folder with train.txt, valid.txt
 #
 # Results go to out/demo, out/demo_pretrained, out/lm1b or out/NAME, where NAME is that of the folder, or of the file
-# without its format's suffix (.txt, .jsonl, .parquet, .gz, .xz). A second text of the same name needs --output_dir. A
-# folder of yours named demo is ./demo. FLAGS are those of main.py (.venv/bin/python main.py --help) and override the
-# ones set here:
+# without its format's suffix (.txt, .csv, .gz, ...). A second text of the same name needs --output_dir. A folder of
+# yours named demo is ./demo. FLAGS are those of main.py (.venv/bin/python main.py --help) and override the ones set
+# here:
 #   bash run.sh lm1b --learning_rate 5e-5
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/runs/recipe.sh"

@@ -122,9 +122,11 @@ def _identity(
     source: Source, tokenizer: PreTrainedTokenizerBase, args: DataArgs, held_out_fraction: float, *, named: bool = False
 ) -> str:
     """Hash a stream by its files' kinds, sizes and ends; `named`: by their names, as in older runs."""
-    recipe = [source.hub_name, args.max_length, held_out_fraction, tokenizer_fingerprint(tokenizer), *source.names.given]
+    recipe = [source.hub_name, args.max_length, held_out_fraction, tokenizer_fingerprint(tokenizer)]
     names = [os.fsencode(file.name) if named else kind(file) for file in source.files]
-    recipe += [(name, f.stat().st_size, *_ends(f)) for name, f in zip(names, source.files, strict=True)]
+    recipe += [*source.names.given] + [
+        (name, f.stat().st_size, *_ends(f)) for name, f in zip(names, source.files, strict=True)
+    ]
     return hashlib.blake2b(repr(recipe).encode(), digest_size=12).hexdigest()
 
 

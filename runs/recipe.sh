@@ -78,7 +78,11 @@ launch_small() { # data, output folder, flags...: train on a CPU, for an hour at
 }
 
 may_start_from_minilm() { # data, output folder, flags...: whether to start from the pretrained weights
-    local fit status=0 word folder
+    local fit status=0 word folder columns=()
+    for word in --text_column --source_column --target_column; do # they decide which text is read
+        fit=$(flag_value "$word" "" "${@:3}")
+        [ -z "$fit" ] || columns+=("$word" "$fit")
+    done
     for word in "${@:3}"; do # settings of the network or the vocabulary from scratch
         case ${word//-/_} in
             __model_* | __from_scratch* | __config_overrides* | __tokenizer* | _spm* | __vocab_size* | __strip_accents*) return 1 ;;
@@ -94,7 +98,7 @@ may_start_from_minilm() { # data, output folder, flags...: whether to start from
         echo "minilm could not be installed; training a small network from scratch instead"
         return 1
     fi
-    fit=$(python -m data.vocabulary_fit --tokenizer minilm --data "$1") || status=$?
+    fit=$(python -m data.vocabulary_fit --tokenizer minilm --data "$1" ${columns[@]+"${columns[@]}"}) || status=$?
     case $status in
         0) echo "starting from minilm, whose English vocabulary fits the text: $fit" ;;
         3) echo "training from scratch, since the English vocabulary of minilm does not fit the text: $fit" ;;
@@ -142,11 +146,14 @@ output_flag="--output_dir -mdir"
 data_flag="--train_data --train_data_dir --task_name -d"
 
 name_of() { # a file or folder of data: print its name without the suffixes of its format; a.v1.txt.gz is a.v1
-    local name
+    local name suffix
     name=$(basename -- "$(realpath -- "$1")")
     if [ ! -d "$1" ]; then
-        case $name in ?*.[gG][zZ] | ?*.[xX][zZ]) name=${name%.*} ;; esac
-        case $name in ?*.[tT][xX][tT] | ?*.[jJ][sS][oO][nN][lL] | ?*.[pP][aA][rR][qQ][uU][eE][tT]) name=${name%.*} ;; esac
+        for suffix in "gz xz zst" "txt jsonl csv tsv json parquet"; do
+            # in any case; bash 3 of macOS has no ${name,,}
+            case $name in ?*.*) ;; *) break ;; esac
+            case " $suffix " in *" $(printf '%s' "${name##*.}" | tr '[:upper:]' '[:lower:]') "*) name=${name%.*} ;; esac
+        done
     fi
     printf '%s\n' "$name"
 }

@@ -104,7 +104,7 @@ located_value() { # flag, value: print the value as the repository's folder need
         write) [ -z "$2" ] || absolute "$2" ;;
         read)
             case $2 in # certainly a path; any other name may be on the hub
-                ./* | ../* | /* | '~/'* | *.txt | *.jsonl | *.parquet | *.gz | *.xz | *.json | *.model)
+                ./* | ../* | /* | '~/'* | *.txt | *.jsonl | *.csv | *.tsv | *.parquet | *.gz | *.xz | *.zst | *.json | *.model)
                     must_exist "$2" "file or folder"
                     ;;
             esac

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from transformers import BertTokenizerFast
 
+import main
 import word_freq
-from tests.conftest import SENTENCES, call
+from tests.conftest import SENTENCES, TINY, call
 
 
 def test_counts_are_those_of_the_corpus(
@@ -74,3 +75,40 @@ def test_only_the_targets_of_pairs_are_counted(monkeypatch, tokenizer, pairs_fol
     counted = json.loads((tmp_path / "f.json").read_text())
     targets = [json.loads(line)["trg"] for line in (pairs_folder / "train.jsonl").read_text().splitlines()]
     assert counted["the"] == sum(target.split().count("the") for target in targets) > 0
+
+
+def test_counts_of_detokenized_text_are_those_of_a_training_on_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Word-tokenised marks and quotation marks change, so the counts without the detokenizer differ."""
+    rows = [f"the cat {i % 7} ca n't see `` the dog {i % 5} '' , it said ." for i in range(80)]
+    (tmp_path / "a.csv").write_text("body,id\n" + "".join(f'"{row}",{i}\n' for i, row in enumerate(rows)))
+    folder, file, column = tmp_path / "run", tmp_path / "f.json", ["--text_column", "body"]
+    text = ["--train_data", tmp_path / "a.csv", *column]
+    flags = [
+        *TINY,
+        *text,
+        "--output_dir",
+        folder,
+        "--cache_dir",
+        tmp_path / "cache",
+        "--valid_data",
+        tmp_path / "a.csv",
+    ]
+    flags += ["--max_steps", 1]
+    lm1b = ["--detokenizer", "lm1b"]
+    assert call(main.main, monkeypatch, *flags, *lm1b) == 0
+    known = json.loads((folder / "checkpoint" / "word_freq.json").read_text())
+    base = [*text, "--tokenizer", folder / "tokenizer", "--output", file]
+    assert call(word_freq.main, monkeypatch, *base, *lm1b) == 0
+    assert "--text_column body --detokenizer lm1b --output_dir DIR" in capsys.readouterr().out
+    counted = json.loads(file.read_text())
+    assert counted.pop("[detokenizer]") == "lm1b" and counted == known
+    with_file = [*flags, "--overwrite", "true", "--word_freq_file", file]
+    assert call(main.main, monkeypatch, *with_file, *lm1b) == 0
+    assert json.loads((folder / "checkpoint" / "word_freq.json").read_text()) == known
+    assert call(main.main, monkeypatch, *with_file) == 2
+    message = "of text with detokenizer=lm1b, but this text has detokenizer=none; count again with word_freq.py"
+    assert message in capsys.readouterr().err
+    assert call(word_freq.main, monkeypatch, *base) == 0
+    assert json.loads(file.read_text()) != counted
