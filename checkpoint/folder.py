@@ -5,18 +5,22 @@
     process.json                       process, settings, time conditioning, length histogram, metrics
     word_freq.json                     {token: count} of the training corpus
     time_conditioning.safetensors      parameters of the time conditioning, if any
+    adapter/                           LoRA adapters, in place of model.safetensors (checkpoint/adapter.py)
     README.md                          instructions
 
 All files are safetensors or JSON; no pickle is ever loaded.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from checkpoint.adapter import FOLDER, Base, load_adapter, save_adapter
 from checkpoint.description import FILE, Description
 from checkpoint.model_card import model_card
 from checkpoint.model_parts import PROCESSES, ModelParts, build_process, process_name_of
@@ -24,19 +28,28 @@ from data.tokenizers import load_tokenizer, vocabulary_size
 from data.word_counts import read_word_freq, write_word_freq
 from models.denoiser import NetworkDenoiser
 from models.factory import make_denoiser
+from models.lora import has_lora, merged_weights
 from models.networks import load_network, require_vocabulary
 from models.pretrained import require_finite_weights
 from utils.device import pick_precision
 from utils.errors import UserError
 from utils.files import folder_written_whole, local_path, open_regular
-from utils.gathering import state_to_save
+from utils.gathering import held_by_leader, state_to_save
 
 TIME = "time_conditioning.safetensors"
 
 
 def weights_of(model: ModelParts) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights of the network and of its time conditioning; every process of a sharded job must call this."""
-    return state_to_save(model.denoiser.network), state_to_save(model.denoiser.time or nn.Module())
+    """Return the weights of the network and of its time conditioning; every process of a sharded job must call this.
+
+    Adapters are merged, unless they are saved by themselves; they are not sharded.
+    """
+    network = model.denoiser.network
+    if has_lora(network):
+        own = {} if model.adapter_base else held_by_leader(merged_weights(network))
+    else:
+        own = state_to_save(network)
+    return own, state_to_save(model.denoiser.time or nn.Module())
 
 
 def save_checkpoint(
@@ -45,7 +58,11 @@ def save_checkpoint(
     """Write a model to a temporary folder and rename it to `path`, replacing an earlier checkpoint atomically."""
     network_weights, time_weights = weights or weights_of(model)
     with folder_written_whole(path) as folder:
-        model.denoiser.network.save_pretrained(folder, state_dict=dict(network_weights))  # a copy: it empties its input
+        if model.adapter_base:
+            model.denoiser.network.config.save_pretrained(folder)
+            save_adapter(folder, model.denoiser.network, model.adapter_base)
+        else:  # a copy of the weights, since it empties its input
+            model.denoiser.network.save_pretrained(folder, state_dict=dict(network_weights))
         model.tokenizer.save_pretrained(folder)
         if time_weights:
             save_file(time_weights, folder / TIME)
@@ -78,24 +95,28 @@ def load_checkpoint(
     path = find_checkpoint(name)
     refuse_links(path)
     about = Description.read(path, posterior)
-    tokenizer, denoiser = load_parts(path, about)
+    tokenizer, denoiser, base = load_parts(path, about)
     counts = read_word_freq(path / "word_freq.json", tokenizer, denoiser.vocab_size)
     text_format = about.text_format.overridden(row_format, detokenizer)
     of_pairs, size = about.pairs is not None, denoiser.vocab_size
     process = build_process(about.process_args, counts, tokenizer, size, of_pairs=of_pairs, text_format=text_format)
     text_format.check_process(token_dependent=process.token_dependent)
     denoiser.eval().use_precision(device, pick_precision(precision, device))
-    return about.model(denoiser, process, tokenizer, counts, text_format).to(device)
+    model = about.model(denoiser, process, tokenizer, counts, text_format)
+    return replace(model, adapter_base=base).to(device)
 
 
-def load_parts(path: Path, about: Description) -> tuple[object, NetworkDenoiser]:
-    """Load the tokenizer and the denoiser of a checkpoint.
+def load_parts(path: Path, about: Description) -> tuple[PreTrainedTokenizerBase, NetworkDenoiser, Base | None]:
+    """Load the tokenizer and the denoiser of a checkpoint, and the description of the network below adapters.
 
     Raises:
         UserError: if one is damaged, or they do not fit each other.
     """
     kind = PROCESSES[process_name_of(about.process_args)]
-    network = load_network(str(path), whole=True, causal=kind.causal)
+    if (path / FOLDER).exists():
+        network, base = load_adapter(path, causal=kind.causal)
+    else:
+        network, base = load_network(str(path), whole=True, causal=kind.causal), None
     tokenizer = load_tokenizer(str(path))
     try:
         about.process_args.check_time(about.time_conditioning)
@@ -111,7 +132,7 @@ def load_parts(path: Path, about: Description) -> tuple[object, NetworkDenoiser]
         raise UserError(f"checkpoint {path}: {error}") from error
     if denoiser.time is not None:
         _load_time_conditioning(denoiser.time, path / TIME)
-    return tokenizer, denoiser
+    return tokenizer, denoiser, base
 
 
 def find_checkpoint(name: str | Path) -> Path:

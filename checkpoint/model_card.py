@@ -19,7 +19,7 @@ tags: [diffusion, masked-diffusion, diffusionbert]
 # A DiffusionBERT checkpoint
 
 Sample: `python {script} --checkpoint DIR{data}`. Score: `python compute_elbo.py --checkpoint DIR --data FILE`.
-The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`{_after_import(model)}.
+{_network(model)}
 
 | setting of the process | value |
 |---|---|
@@ -32,6 +32,10 @@ The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`
 """
 
 
-def _after_import(model: ModelParts) -> str:
+def _network(model: ModelParts) -> str:
+    if model.adapter_base:
+        name = model.adapter_base.name
+        return f"The network is {name} with LoRA adapters: `peft.PeftModel.from_pretrained` opens the folder `adapter`."
     own = type(model.denoiser.network).__module__
-    return f" after `import {own}` of this project" if own.startswith("models.") else ""
+    after = f" after `import {own}` of this project" if own.startswith("models.") else ""
+    return f"The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`{after}."

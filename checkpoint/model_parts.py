@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from checkpoint.adapter import Base
 from data.pairs import PairFormat
 from data.row_formats import TextFormat
 from diffusion.autoregressive import Autoregressive, AutoregressiveArgs
@@ -66,6 +67,9 @@ class ModelParts:
     """Format in which a model of text reads and scores texts."""
     training_format: TextFormat | None = None
     """Format of the training text and of `length_histogram`; None: `text_format`."""
+
+    adapter_base: Base | None = None
+    """Pretrained network whose LoRA adapters a checkpoint holds; None: it holds the whole network."""
 
     @property
     def trained_format(self) -> TextFormat:

@@ -1,11 +1,10 @@
 """Streaming of training text: any number of shards, any size, shuffled, resumed at the exact record.
 
-It is written by hand instead of `datasets` with a stateful loader, which would lose exact resumption at a record.
-
-`shards.partition` divides the corpus among lanes. Batch m of the training comes from lane m modulo the number of lanes.
-Rank r of W takes every W-th batch, so each rank, and each of its workers, has its own lanes. A lane reads its pieces in
-an order drawn for each epoch, one pool of sentences at a time, and batches a pool like any text. Four numbers give a
-lane's position: epoch, piece, first record of the pool, batches used.
+Written by hand, since `datasets` with a stateful loader would not resume at the exact record. `shards.partition`
+divides the corpus among lanes. Batch m of the training comes from lane m modulo the number of lanes. Rank r of W takes
+every W-th batch, so each rank, and each of its workers, has its own lanes. A lane reads its pieces in an order drawn
+for each epoch, one pool of sentences at a time, and batches a pool like any text. Four numbers give a lane's position:
+epoch, piece, first record of the pool, batches used.
 """
 
 import hashlib
@@ -123,10 +122,9 @@ def _identity(
 ) -> str:
     """Hash a stream by its files' kinds, sizes and ends; `named`: by their names, as in older runs."""
     recipe = [source.hub_name, args.max_length, held_out_fraction, tokenizer_fingerprint(tokenizer)]
-    names = [os.fsencode(file.name) if named else kind(file) for file in source.files]
-    recipe += [*source.names.given] + [
-        (name, f.stat().st_size, *_ends(f)) for name, f in zip(names, source.files, strict=True)
-    ]
+    recipe += source.names.given
+    for file in source.files:
+        recipe.append((os.fsencode(file.name) if named else kind(file), file.stat().st_size, *_ends(file)))
     return hashlib.blake2b(repr(recipe).encode(), digest_size=12).hexdigest()
 
 

@@ -81,7 +81,10 @@ def trial_hidden_states(denoiser: NetworkDenoiser) -> Tensor:
     try:
         with torch.enable_grad():
             hidden = denoiser.encode(xt, torch.ones(2, dtype=torch.long, device=device), attended)[attended].float()
-            torch.autograd.grad(hidden.sum(), denoiser.network.get_input_embeddings().weight)
+            weights = (denoiser.network.get_input_embeddings().weight, *denoiser.body.parameters())
+            torch.autograd.grad(
+                hidden.sum(), next(w for w in weights if w.requires_grad)
+            )  # those below LoRA are frozen
         return hidden.detach()
     finally:
         denoiser.train(training)

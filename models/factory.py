@@ -8,6 +8,7 @@ from data.tokenizers import vocabulary_size
 from models.bert import BertDenoiser
 from models.denoiser import NetworkDenoiser
 from models.dit import DitDenoiser, DitNetwork
+from models.lora import add_lora
 from models.networks import (
     NetworkArgs,
     for_embeddings,
@@ -113,6 +114,8 @@ def build_denoiser(
     require_settings(network, embedding_settings or {})
     require_vocabulary(args.model_name_or_path, denoiser.vocab_size, vocabulary_size(tokenizer))
     apply_settings(network, args)
+    if args.lora_rank:
+        add_lora(denoiser, args.lora_rank, args.lora_targets)
     return denoiser
 
 

@@ -109,12 +109,25 @@ class NetworkArgs:
         metadata={"help": "compilation by torch.compile, for CUDA"},
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recomputation of activations, for memory"})
+    lora_rank: int = field(default=0, metadata={"help": "rank of LoRA adapters, the network itself frozen; 0: none"})
+    lora_targets: str = field(
+        default="auto",
+        metadata={"metavar": "NAME,...", "help": "linear maps with adapters, by name; auto: all in the layers"},
+    )
+    merge_lora: bool = field(default=False, metadata={"help": "checkpoints with the adapters merged into the weights"})
     first_layers: int = field(default=0, metadata={"help": "layers of a pretrained network to keep; 0: all"})
     dropout: float = field(default=-1.0, metadata={"help": "dropout of all layers; -1: the network's own"})
 
     def __post_init__(self) -> None:
         if self.dropout != -1 and not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1); -1: the network's own")
+        if not 0 <= self.lora_rank <= 4096:
+            raise UserError(f"lora_rank={self.lora_rank} must lie in 0..4096; 0: no adapters")
+        if not self.lora_rank and (self.merge_lora or self.lora_targets != "auto"):
+            raise UserError("lora_targets and merge_lora are for lora_rank above 0; leave them out")
+        if self.lora_rank and (self.from_scratch or self.first_layers):
+            other = "from_scratch" if self.from_scratch else "first_layers"
+            raise UserError(f"lora_rank={self.lora_rank} adapts a whole pretrained network; leave {other} out")
         if not 0 <= self.first_layers <= 1000:
             raise UserError(f"first_layers={self.first_layers} must lie in 0..1000; 0: all")
 

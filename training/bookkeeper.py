@@ -15,6 +15,7 @@ from data.tokenized_text import Text
 from data.tokenizers import vocabulary_size
 from evaluation.likelihood import num_tokens
 from evaluation.likelihood_report import format_report
+from models.lora import trained_share
 from training.config import TrainConfig
 from training.log_samples import SampleLog, shown_samples
 from training.outcome import Figures, closing_message
@@ -294,7 +295,8 @@ class Bookkeeper:
             + f"{train_text.size} training and {valid.text.size} validation {unit}"
             + (f" ({train_text.cuts})" if train_text.cuts else "")
             + (f"; prompt {model.pairs.prompt!r}, target window {model.pairs.target_window}" if model.pairs else "")
-            + f"; {parameters / 1e6:.1f} M parameters, {vocabulary_size(model.tokenizer):,} tokens in the vocabulary\n"
+            + f"; {parameters / 1e6:.1f} M parameters{trained_share(model.denoiser)}, "
+            + f"{vocabulary_size(model.tokenizer):,} tokens in the vocabulary\n"
             + f"weights: {model.denoiser.origin}\n"
             + (f"at most {self.args.max_minutes:g} minutes or " if self.args.max_minutes else "")
             + f"{plan.total_steps:,} steps of {plan.sentences:,.0f} {unit} on {self.trainer.device} in "

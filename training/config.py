@@ -76,10 +76,22 @@ class TrainConfig:
             fused_loss=self.run.fused_loss,
         )
         self.text.check(packing=self.data.packing, streaming=self.data.streaming)
+        for setting, chosen in (
+            ("trim_vocabulary", self.data.trim_vocabulary),
+            ("head_first", self.optim.separate_head),
+        ):
+            if chosen and self.network.lora_rank:
+                raise UserError(f"lora_rank={self.network.lora_rank} freezes the network's head; leave {setting} out")
         sharded = self.run.strategy == "fsdp" and distributed.world_size() > 1
-        for setting, chosen in (("fp16", self.precision(device) == "fp16"), ("muon", self.optim.optimizer == "muon")):
+        for setting, chosen in (
+            ("fp16", self.precision(device) == "fp16"),
+            ("muon", self.optim.optimizer == "muon"),
+            ("lora_rank", bool(self.network.lora_rank)),
+        ):
             if chosen and sharded:
-                raise UserError(f"strategy=fsdp does not support {setting}; use strategy=ddp, or bf16 and adamw")
+                raise UserError(
+                    f"strategy=fsdp does not support {setting}; use strategy=ddp, or bf16 and adamw without adapters"
+                )
         if self.data.streaming and not self.run.max_steps:
             raise UserError("streaming=true reads a text of unknown length; give max_steps")
 

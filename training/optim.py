@@ -141,11 +141,8 @@ def make_optimizers(
 
     betas = (args.adam_beta1, args.adam_beta2)
     slow = groups(tables if muon else matrices + tables, args.weight_decay) + groups(vectors, 0.0)
-    adamw = torch.optim.AdamW(slow, lr=args.learning_rate, betas=betas, fused=fused)
-    if not muon:
-        return [adamw]
-    fast = groups(matrices, args.weight_decay)
-    return [Muon(fast, args.learning_rate), adamw]
+    adamw = [torch.optim.AdamW(slow, lr=args.learning_rate, betas=betas, fused=fused)] if slow else []
+    return [Muon(groups(matrices, args.weight_decay), args.learning_rate), *adamw] if muon else adamw
 
 
 class AveragedWeights:

@@ -17,7 +17,8 @@ from utils.files import local_path, open_regular
 WITHOUT_INFLUENCE = {
     "output_dir", "cache_dir", "device", "threads", "tracker", "num_log_samples", "sample_steps", "logging_steps",
     "overwrite", "resume", "save_every", "save_minutes", "keep_last", "time_limit", "max_skipped_steps", "strategy",
-    "compile", "attn_implementation", "gradient_checkpointing", "fused_loss", "num_workers", "world_size", "job",
+    "merge_lora", "compile", "attn_implementation", "gradient_checkpointing", "fused_loss", "num_workers", "world_size",
+    "job",
 }  # fmt: skip
 """Settings without effect on the trained weights, up to rounding."""
 LENGTH_SETTINGS = {
@@ -43,6 +44,8 @@ EARLIER_VALUES = {
     "adam_beta2": 0.98,
     "dropout": -1.0,
     "first_layers": 0,
+    "lora_rank": 0,
+    "lora_targets": "auto",
     "trim_vocabulary": False,
     "head_learning_rate": 0.0,
     "head_first": 0.0,

@@ -50,7 +50,7 @@ class Learner:
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """Return all tensors by file and name; a collective call."""
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names = self._names()
         found: dict[str, dict[str, Tensor]] = {WEIGHTS: {name: p.detach() for p, name in names.items()}}
         if self.average.decay:
             pairs = zip(self.average.parameters, self.average.shadow, strict=True)
@@ -63,6 +63,11 @@ class Learner:
         }
         return found
 
+    def _names(self) -> dict[Tensor, str]:
+        """Return the names of the parameters; below adapters, whose network is frozen, of the trained ones only."""
+        partial = any(".lora_" in name for name, _ in self.model.named_parameters())
+        return {p: name for name, p in self.model.named_parameters() if p.requires_grad or not partial}
+
     def facts(self) -> dict:
         """Return the values that state.json holds."""
         return {"average_updates": self.average.updates, "scaler": self.scaler.state_dict()}
@@ -74,7 +79,7 @@ class Learner:
         Raises:
             UserError: if the folder was written for another network or optimizer.
         """
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        names = self._names()
         try:
             with safe_open(path / WEIGHTS, "pt") as file:
                 _require_same_names(set(file.keys()), set(names.values()))

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from checkpoint.adapter import Base, fingerprint
 from checkpoint.model_parts import PROCESSES, ModelParts, build_process
 from data import batching
 from data.corpus import holds_pairs, training_source
@@ -24,6 +26,7 @@ from data.word_counts import information, read_word_freq
 from diffusion.process import Process
 from models.denoiser import NetworkDenoiser
 from models.factory import build_denoiser
+from models.lora import has_lora
 from models.networks import NetworkArgs
 from training.arguments import TrainArgs
 from training.config import TrainConfig
@@ -79,6 +82,8 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Mo
     model = ModelParts(
         denoiser, process, tokenizer, counts, histogram, data.max_length, pairs=pairs, text_format=config.text
     )
+    if config.network.lora_rank and not config.network.merge_lora:
+        model = replace(model, adapter_base=Base.of(denoiser.network, config.network.model_name_or_path))
     return model.to(device), train_text, valid_text
 
 
@@ -237,6 +242,8 @@ def identities(model: ModelParts, train_text: Text, valid_text: Text) -> dict[st
     counts = hashlib.blake2b(model.token_counts.numpy().tobytes(), digest_size=12).hexdigest()
     entries = model.denoiser.network.config.to_dict()
     kept = {key: value for key, value in entries.items() if key not in UNUSED_CONFIG_KEYS and "attn" not in key}
+    if has_lora(model.denoiser.network):
+        kept["adapters_of"] = fingerprint(model.denoiser.network)
     network = hashlib.blake2b(json.dumps(kept, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()
     return {"data": train_text.identity, "valid_data": valid_text.identity, "word_freq": counts, "network": network}
 
