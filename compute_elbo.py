@@ -41,7 +41,9 @@ class ElboArgs(ColumnNames):
 
     group: ClassVar[str] = "scoring"
 
-    checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "checkpoint folder written by main.py"})
+    checkpoint: str = field(
+        metadata={"aliases": ["--checkpoint_path"], "help": "folder written by main.py, or USER/NAME on the hub"}
+    )
     data: str = field(metadata={"help": "text or pairs: a file, a folder (its test split), or a data set on the hub"})
     num_steps: float = field(
         default=0,

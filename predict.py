@@ -42,7 +42,9 @@ class PredictArgs:
 
     group: ClassVar[str] = "samples"
 
-    checkpoint: str = field(metadata={"aliases": ["--checkpoint_path"], "help": "checkpoint folder written by main.py"})
+    checkpoint: str = field(
+        metadata={"aliases": ["--checkpoint_path"], "help": "folder written by main.py, or USER/NAME on the hub"}
+    )
     num_samples: int | None = field(
         default=None,
         metadata={"help": "number of samples, or of fillings with --infill; default: 20, 5 with --film, 1 with --show"},

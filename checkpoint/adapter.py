@@ -23,6 +23,7 @@ from utils.files import local_path, open_regular, read_text
 
 FOLDER = "adapter"
 WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
+FILES = (WEIGHTS, CONFIG, BASE)
 SETTINGS = ("r", "lora_alpha", "target_modules")
 """Entries of adapter_config.json that are read; other ones are left alone."""
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
+from checkpoint.adapter import FILES as ADAPTER_FILES
 from checkpoint.adapter import FOLDER, Base, load_adapter, save_adapter
 from checkpoint.description import FILE, Description
 from checkpoint.model_card import model_card
@@ -35,6 +36,7 @@ from utils.device import pick_precision
 from utils.errors import UserError
 from utils.files import folder_written_whole, local_path, open_regular
 from utils.gathering import held_by_leader, state_to_save
+from utils.hub import NETWORK_FILES, REPOSITORY, TOKENIZER_FILES, download_error, fetch
 
 TIME = "time_conditioning.safetensors"
 
@@ -135,13 +137,24 @@ def load_parts(path: Path, about: Description) -> tuple[PreTrainedTokenizerBase,
     return tokenizer, denoiser, base
 
 
+FILES = [
+    *NETWORK_FILES, *TOKENIZER_FILES, FILE, "word_freq.json", TIME,
+    *(f"{FOLDER}/{name}" for name in ADAPTER_FILES),
+]  # fmt: skip
+"""Files of a checkpoint that are read, and sent to the hub."""
+
+
 def find_checkpoint(name: str | Path) -> Path:
     """Return the checkpoint folder at `name`, or inside it if `name` is an output folder of main.py.
+
+    USER/NAME is a repository of the hub if there is no folder USER here; its checkpoint is downloaded, unless cached.
 
     Raises:
         UserError: if there is none.
     """
     path = local_path(name)
+    if REPOSITORY.fullmatch(str(name)) and not path.exists() and not path.parent.exists():
+        path = _from_hub(str(name))
     if path.is_file():
         raise UserError(f"checkpoint {path}: is a file; give a folder made by main.py (no pickle is ever loaded)")
     if not path.is_dir():
@@ -153,6 +166,16 @@ def find_checkpoint(name: str | Path) -> Path:
     if not (path / FILE).exists():
         raise UserError(f"checkpoint {path}: it has no {FILE}; give a folder made by main.py")
     return path
+
+
+def _from_hub(name: str) -> Path:
+    try:
+        return Path(fetch(name, FILES))
+    except Exception as error:  # the libraries below raise many types
+        raise UserError(
+            f"checkpoint {name}: no such folder, and not on the hub ({download_error(error)}); give a folder made by "
+            "main.py --output_dir, or USER/NAME of a checkpoint there"
+        ) from error
 
 
 def refuse_links(path: Path) -> None:

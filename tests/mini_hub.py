@@ -3,6 +3,7 @@
 Faults can be switched on: connections cut in the middle of a file, and content that contradicts its checksum.
 """
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -30,6 +31,12 @@ class MiniHub:
         """Name of a file that is sent with one byte changed."""
         self.sent: Counter[str] = Counter()
         """Number of transfers of each file's content."""
+        self.token, self.room = "", Path()
+        """Token that may write, and the folder for new repositories."""
+        self.large: dict[str, bytes] = {}
+        """Uploaded content of large files by SHA-256."""
+        self.commits: list[list[str]] = []
+        """Names of the files in each commit."""
 
     def files(self, repository: str) -> list[Path]:
         """Return the files of a repository, sorted."""
@@ -72,6 +79,8 @@ def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             path = unquote(urlparse(self.path).path).strip("/")
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if self.write(path, body):
+                return
             if path.startswith("api/"):
                 self.api(path.removeprefix("api/").removeprefix("models/"), body)
             elif "/resolve/" in path:
@@ -80,7 +89,60 @@ def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
             else:
                 self.reply(b"")
 
-        do_GET = do_HEAD = do_POST = answer
+        do_GET = do_HEAD = do_POST = do_PUT = answer
+
+        def write(self, path: str, body: bytes) -> bool:
+            """Answer a request that needs the token; return False for any other."""
+            if path == "api/validate-yaml":  # the header of a card
+                self.reply_json({"errors": [], "warnings": []})
+                return True
+            verbs = ("whoami-v2", "repos/create", "preupload", "commit", "objects/batch", "upload/")
+            if not any(verb in path for verb in verbs):
+                return False
+            if self.headers.get("Authorization") != f"Bearer {hub.token}" and "upload/" not in path:
+                self.reply(b'{"error": "Invalid username or password."}', 401)
+            elif "whoami-v2" in path:
+                self.reply_json({"name": "me", "type": "user", "orgs": [], "auth": {"type": "access_token"}})
+            elif "repos/create" in path:
+                wanted = json.loads(body)
+                name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+                hub.repositories[name] = hub.room / name
+                (hub.room / name).mkdir(parents=True, exist_ok=True)
+                self.reply_json({"url": f"http://{self.headers['Host']}/{name}", "name": name, "id": name})
+            elif "preupload" in path:
+                names = [file["path"] for file in json.loads(body)["files"]]
+                modes = {name: "lfs" if name.endswith(".safetensors") else "regular" for name in names}
+                files = [{"path": n, "uploadMode": mode, "shouldIgnore": False} for n, mode in modes.items()]
+                self.reply_json({"files": files})
+            elif "objects/batch" in path:
+                objects = json.loads(body)["objects"]
+                for entry in objects:
+                    href = f"http://{self.headers['Host']}/upload/{entry['oid']}"
+                    entry["actions"] = {"upload": {"href": href, "header": {}}}
+                self.reply_json({"transfer": "basic", "objects": objects})
+            elif "upload/" in path:
+                hub.large[path.partition("upload/")[2]] = body
+                self.reply(b"")
+            else:
+                self.commit(path.partition("/commit/")[0].removeprefix("api/models/"), body)
+            return True
+
+        def commit(self, repository: str, body: bytes) -> None:
+            """Write the files of a commit, one JSON object per line."""
+            names = []
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "header":
+                    continue
+                names.append(value["path"])
+                large = line["key"] == "lfsFile"
+                content = hub.large[value["oid"]] if large else base64.b64decode(value["content"])
+                file = hub.repositories[repository] / value["path"]
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(content)
+            hub.commits.append(names)
+            url = f"http://{self.headers['Host']}/{repository}/commit/{COMMIT}"
+            self.reply_json({"success": True, "commitOid": COMMIT, "commitUrl": url, "hookOutput": ""})
 
         def api(self, path: str, body: bytes) -> None:
             repository = next((name for name in hub.repositories if path == name or path.startswith(name + "/")), None)

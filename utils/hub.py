@@ -33,6 +33,8 @@ TOKENIZER_FILES = [
     "sentencepiece.bpe.model",
 ]
 """Files of a repository that may be downloaded: neither pickles nor programs."""
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""Name of a repository of the hub."""
 
 
 VERIFIED: set[Path] = set()
