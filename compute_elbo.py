@@ -82,7 +82,7 @@ class ElboArgs(ColumnNames):
     )
     cache_dir: str = field(default="out/cache", metadata={"help": "folder of cached tokenised text"})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch's default"})
-    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda or cuda:N"})
+    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda, cuda:N or mps"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

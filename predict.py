@@ -85,7 +85,7 @@ class PredictArgs:
     )
     seed: int = field(default=0, metadata={"help": "seed of the samples; equal seeds give equal samples"})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch's default"})
-    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda or cuda:N"})
+    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda, cuda:N or mps"})
 
     def __post_init__(self) -> None:
         if self.num_samples is None:

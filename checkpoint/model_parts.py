@@ -20,7 +20,10 @@ from diffusion.process import Process, Vocabulary
 from diffusion.score.process import ScoreDiffusion
 from diffusion.score.transitions import ScoreArgs
 from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from models.apart import compute_apart
 from models.denoiser import NetworkDenoiser
+from utils.device import lacks_float64
+from utils.errors import UserError
 
 
 class ProcessKind(NamedTuple):
@@ -83,7 +86,7 @@ class ModelParts:
 
     @property
     def device(self) -> torch.device:
-        """Device of the process, and of the network."""
+        """Device of the process and of its batches; the network's too, unless that has no float64."""
         return self.process.barred.device
 
     @property
@@ -92,9 +95,18 @@ class ModelParts:
         return process_name_of(self.process.args)
 
     def to(self, device: torch.device) -> "ModelParts":
-        """Move network and process to a device; return self."""
+        """Move network and process to a device; return self. Without float64 there, the process stays on the CPU.
+
+        Raises:
+            UserError: if the network itself computes in float64, as the score-based one does.
+        """
+        apart = lacks_float64(device)
+        if apart and PROCESSES[self.process_name].over_embeddings:
+            raise UserError(f"device={device} has no float64, which process={self.process_name} needs; use cpu or cuda")
         self.denoiser.to(device)
-        self.process.to(device)
+        self.process.to(torch.device("cpu") if apart else device)
+        if apart:
+            compute_apart(self.denoiser, device)
         return self
 
 

@@ -80,7 +80,8 @@ def trial_hidden_states(denoiser: NetworkDenoiser) -> Tensor:
     attended = torch.arange(width, device=device) < torch.tensor([width, width - 1], device=device)[:, None]
     try:
         with torch.enable_grad():
-            hidden = denoiser.encode(xt, torch.ones(2, dtype=torch.long, device=device), attended)[attended].float()
+            hidden = denoiser.encode(xt, torch.ones(2, dtype=torch.long, device=device), attended)
+            hidden = hidden[attended.to(hidden.device)].float()
             weights = (denoiser.network.get_input_embeddings().weight, *denoiser.body.parameters())
             torch.autograd.grad(
                 hidden.sum(), next(w for w in weights if w.requires_grad)

@@ -95,7 +95,7 @@ class TrainArgs:
     )
     seed: int = field(default=42, metadata={"help": "seed of weights, data order and noise"})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch's default"})
-    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda or cuda:N"})
+    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda, cuda:N or mps"})
     tracker: str = field(
         default="fitlog",
         metadata={

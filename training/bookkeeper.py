@@ -110,7 +110,7 @@ class Bookkeeper:
         due = time.monotonic() - self.state_clock > 60 * self.args.save_minutes
         leader_values = [self.seconds(), float(due)] if self.is_leader else [0.0, 0.0]
         own = [*leader_values, float(self.deadline.is_near()), float(bool(stop_signal)), *self.count(parts)]
-        total = torch.tensor(own, dtype=torch.float64).to(self.trainer.device)
+        total = torch.tensor(own, dtype=torch.float64).to(self.model.device)
         distributed.sum_over_ranks(total)
         seconds, due, time_is_up, signalled, *counts = total.tolist()
         self.agreed_seconds = seconds

@@ -52,6 +52,7 @@ class TrainStep:
             precision: fp32, bf16 or fp16.
         """
         self.config, self.device, self.parts = config, device, parts
+        self.batch_device = model.device  # the CPU if the network's device has no float64
         self.denoiser, self.precision = model.denoiser, precision
         self.denoiser.use_precision(device, self.precision)
         fit_to_device(self.denoiser, config.network, device, self.precision)
@@ -85,12 +86,12 @@ class TrainStep:
 
         # Accumulate gradients.
         self.denoiser.train()
-        losses = torch.zeros(len(batches), dtype=torch.float64, device=self.device)
+        losses = torch.zeros(len(batches), dtype=torch.float64, device=self.batch_device)
         for i, part in enumerate(batches):
             generator, step_seed = seed_batch(self.config.run.seed, step, part.number)
             share = Share(part.number, self.parts, step_seed)
             with accumulating(self.wrapped, last=i == len(batches) - 1):
-                loss = self.wrapped(part.batch.to(self.device), progress, generator, share)
+                loss = self.wrapped(part.batch.to(self.batch_device), progress, generator, share)
                 self.scaler.scale(loss * (distributed.world_size() / num_tokens)).backward()
             losses[i] = loss.detach()
         nats = losses.sum()

@@ -34,8 +34,15 @@ def pick_device(name: str = "auto") -> torch.device:
         torch.zeros(1, device=device).item()  # .item() fails for device "meta"
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"device={name!r} cannot be used here ({reason}); use cpu, cuda, cuda:N or auto") from error
+        raise UserError(
+            f"device={name!r} cannot be used here ({reason}); use cpu, cuda, cuda:N, mps or auto"
+        ) from error
     return device
+
+
+def lacks_float64(device: torch.device) -> bool:
+    """Return whether a device has no float64, in which the processes compute."""
+    return device.type == "mps"
 
 
 def set_up_cpu(threads: int) -> None:
