@@ -64,8 +64,8 @@ class TextModel:
         """Load a checkpoint.
 
         Args:
-            checkpoint: folder written by main.py.
-            device: auto, cpu, cuda or cuda:N.
+            checkpoint: folder written by main.py, or USER/NAME on the hub.
+            device: auto, cpu, cuda, cuda:N or mps.
             precision: precision of the network: fp32, bf16, fp16, or auto.
             posterior: exact or released; default: the checkpoint's.
 
