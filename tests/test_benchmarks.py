@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import family, quality, speed, table, throughput, variants
+from benchmarks import family, memory, quality, speed, table, throughput, variants
 from diffusion.options import SampleArgs
 from models.bert import BertDenoiser
 from tests.conftest import ROOT, TableDenoiser, text_batch
@@ -61,6 +61,18 @@ def test_the_share_of_filled_slots_is_computed_over_all_sentences() -> None:
     assert (
         0.4 < shares["slots_random"] < 0.7 and shares["slots_buckets"] >= 0.97 and 0.98 <= shares["slots_packing"] < 1
     )
+
+
+def test_the_memory_of_a_step_counts_each_tensor_once() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Linear(10, 20, bias=False), torch.nn.ReLU(), torch.nn.Linear(20, 5, bias=False)
+    )
+    network[0].requires_grad_(False)
+    x = torch.randn(7, 10)
+    # of the backward pass: the input of the trained map, which is the output of ReLU; weights are not counted again
+    assert memory.held(network, lambda: network(x).sum()) == 4 * (200 + 100 + 3 * 100 + 7 * 20)
+    network[0].requires_grad_(True)
+    assert memory.held(network, lambda: network(x).sum()) == 4 * (4 * 300 + 7 * 20 + 7 * 10)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from /proc")

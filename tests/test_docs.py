@@ -27,7 +27,20 @@ README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = [ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("conditional_data/*/README.md"))]
 ALL_PAGES = [README, *PAGES, *OTHERS]
-EXTERNAL_PROGRAMS = {"source", "diff", "fitlog", "git", "pip", "pre-commit", "ruff", "ln", "mv"}
+EXTERNAL_PROGRAMS = {
+    "source",
+    "diff",
+    "fitlog",
+    "git",
+    "hf",
+    "pip",
+    "pre-commit",
+    "ruff",
+    "ln",
+    "mv",
+    "tensorboard",
+    "wandb",
+}
 """Programs whose command lines are not parsed."""
 WITHOUT_FLAGS = {f"benchmarks/{name}.py" for name in ("bleu", "memory", "table", "walk")}
 MAIN, ELBO = ("main.py", "--train_data=text", "--output_dir=out"), ("compute_elbo.py", "--checkpoint=c", "--data=text")
@@ -210,8 +223,8 @@ def test_recipe_names_occur_in_their_scripts_and_no_script_is_missing() -> None:
     assert set(RECIPES) == scripts - {"runs/setup.sh", "runs/recipe.sh", "runs/table.sh"}
 
 
-EXTERNAL_FLAGS = {"--gpu", "--help", "--ip", "--max_restarts", "--nproc_per_node"}
-"""Flags of recipes, of fitlog, of torchrun and of every script."""
+EXTERNAL_FLAGS = {"--gpu", "--help", "--ip", "--logdir", "--max_restarts", "--nproc_per_node"}
+"""Flags of recipes, of fitlog, of TensorBoard, of torchrun and of every script."""
 
 
 @functools.cache
