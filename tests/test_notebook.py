@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SENTENCES
 
 NOTEBOOK = "DiffusionBERT.ipynb"
 
@@ -28,10 +28,24 @@ def test_the_large_version_writes_the_same_files(tmp_path: Path, monkeypatch: py
     """Run the cell of the data with a stand-in for the hub, which has more sentences than are taken."""
     (cell,) = ["".join(c["source"]) for c in cells() if "load_hub" in "".join(c["source"])]
     rows = ({"text": f"a  sentence number {i} ."} for i in range(60_000))
+    monkeypatch.setattr("data.sources.training_source", lambda name: name)
     monkeypatch.setattr("data.corpus.load_hub", lambda source, streaming: rows if streaming else None)
     exec(compile(cell, NOTEBOOK, "exec"), {"OUT": tmp_path, "SMALL": False})
     train, valid = ((tmp_path / "text" / f"{name}.txt").read_text().splitlines() for name in ("train", "valid"))
     assert len(train) == 50_000 and valid[0] == "a sentence number 50000 ." and len(valid) == 1000
+
+
+def test_the_small_version_makes_the_embedded_corpus(tmp_path: Path) -> None:
+    (cell,) = ["".join(c["source"]) for c in cells() if "data.demo_corpus" in "".join(c["source"])]
+    calls = []
+
+    def run(*arguments: object) -> None:
+        calls.append(arguments)
+        (tmp_path / "text").mkdir()
+        (tmp_path / "text" / "valid.txt").write_text("a sentence.\n")
+
+    exec(compile(cell, NOTEBOOK, "exec"), {"OUT": tmp_path, "SMALL": True, "run": run})
+    assert calls == [("-m", "data.demo_corpus", "--output", tmp_path / "text")]
 
 
 @pytest.mark.slow
@@ -44,16 +58,20 @@ def test_every_cell_runs_on_a_cpu(tmp_path: Path) -> None:
         if not name.startswith(("tests/", "docs/", "benchmarks/")) and (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, tmp_path / name)
+    for name, start in (("train", 0), ("valid", 200)):  # so that the embedded corpus is not made, which takes a minute
+        (tmp_path / "out" / "notebook_small" / "text").mkdir(parents=True, exist_ok=True)
+        lines = "\n".join(SENTENCES[start : start + 200]) + "\n"
+        (tmp_path / "out" / "notebook_small" / "text" / f"{name}.txt").write_text(lines)
     notebook = nbformat.read(tmp_path / NOTEBOOK, 4)
     for cell in notebook.cells:  # the only change: a shorter training
-        cell.source = cell.source.replace("MINUTES = 4 if SMALL", "MINUTES = 0.2 if SMALL")
+        cell.source = cell.source.replace("MINUTES = 4 if SMALL", "MINUTES = 0.1 if SMALL")
     resources = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources).execute()
     outputs = {index: cell.get("outputs", []) for index, cell in enumerate(notebook.cells)}
     pictures = [o for found in outputs.values() for o in found if "image/png" in o.get("data", {})]
     assert len(pictures) == 2  # the spindle and the curve
     text = "".join(o.get("text", "") for found in outputs.values() for o in found if o.get("name") == "stdout")
-    assert "tokens; written to out/notebook_small/word_freq.json" in text and "  sample 3: " in text
+    assert "token types seen; written to out/notebook_small/word_freq.json" in text and "  sample 3: " in text
     assert text.count("-log p is at most ") == 2
     assert not [o for found in outputs.values() for o in found if o.get("name") == "stderr"]
     (film,) = [o["data"]["text/html"] for o in outputs[len(notebook.cells) - 1]]
