@@ -37,7 +37,7 @@ def separated_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _checked_header(file: Path, number: int, cells: list[str]) -> list[str]:
     names = [cell.strip() for cell in cells]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name in names if name and names.count(name) > 1), None)  # spreadsheets leave some blank
     if twice is not None:
         raise UserError(f"{file}:{number + 1}: the header names {shown(twice)} twice; the first line must name columns")
     return names

@@ -50,7 +50,7 @@ class WandbRecord:
             file.write(f"{self.run.id}\n")
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
-        if log and mode != "online":
+        if log and not (identity and mode == "online"):  # the server has the steps of a run that it knows
             replay(self, log)
 
     def train(self, step: int, values: dict) -> None:

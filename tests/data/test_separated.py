@@ -32,6 +32,12 @@ def test_semicolons_separate_cells_if_the_header_has_more_of_them(tmp_path: Path
     assert rows(tmp_path / "x.csv") == [{"id": "1", "text": "so, ja", "a,b": "3"}]
 
 
+def test_a_spreadsheets_export_is_read(tmp_path: Path) -> None:
+    """With a byte order mark, semicolons, the line ends of Windows and blank columns."""
+    (tmp_path / "x.csv").write_bytes("\ufefftext;label;;\r\nso; es;1;;\r\n".replace("so; es", '"so; es"').encode())
+    assert rows(tmp_path / "x.csv") == [{"text": "so; es", "label": "1", "": ""}]
+
+
 def test_quotation_marks_of_tsv_are_text_unless_they_surround_a_cell(tmp_path: Path) -> None:
     lines = ['"no', 'he said "yes"', '"a ""b"" c"', '"a" or "b"', '"', '""']
     (tmp_path / "x.tsv").write_text("text\tid\r\n" + "".join(f"{line}\t1\r\n" for line in lines))

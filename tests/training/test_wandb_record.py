@@ -90,6 +90,10 @@ def test_a_resumed_run_keeps_its_identity_and_holds_no_step_twice(
     assert second.id == first.id and second.begun["resume"] == ("allow" if key else None)
     steps = [line["step"] for line in second.lines if "train/bits_per_token" in line]
     assert steps == ([3] if key else [1, 2, 3])  # the server has the first two
+    if key:  # a run that was not recorded before is sent whole
+        (tmp_path / "run" / "wandb" / "id.txt").unlink()
+        third = run(monkeypatch, tmp_path / "run", range(4, 5), key=True)
+        assert [line["step"] for line in third.lines if "train/bits_per_token" in line] == [1, 2, 3, 4]
     (tmp_path / "run" / "log.jsonl").unlink()
     assert run(monkeypatch, tmp_path / "run", range(1, 2), key=key).id != first.id
 
