@@ -26,6 +26,7 @@ from utils.errors import UserError, shown
 from utils.files import read_text, written_whole
 from utils.workers import cores, die_with_parent, disable_tokenizer_threads
 
+REMEDY = "make them with word_freq.py"
 DETOKENIZER = "[detokenizer]"
 """Key of the entry that names the detokenizer of the counted text."""
 NOWHERE = (2**63, 0)  # a location after all others
@@ -190,23 +191,13 @@ def read_word_freq(
     Raises:
         UserError: if the file is not such JSON, has tokens that this tokenizer lacks, or counts another text.
     """
-    remedy = "make them with word_freq.py"
-    try:
-        entries = json.loads(read_text(path).removeprefix("\ufeff"))
-    except OSError as error:
-        raise UserError(f"word frequencies {path}: cannot be read ({error.strerror}); {remedy}") from error
-    except UserError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"word frequencies {path}: not JSON ({error}); {remedy}") from error
-    counted = entries.pop(DETOKENIZER, "none") if isinstance(entries, dict) else "none"
+    entries = _read_entries(path)
+    counted = entries.pop(DETOKENIZER, "none")
     if counted != detokenizer:
         raise UserError(
             f"word frequencies {path}: of text with detokenizer={shown(counted)[1:-1]}, but this text has "
             f"detokenizer={detokenizer}; count again with word_freq.py --detokenizer {detokenizer}"
         )
-    if not isinstance(entries, dict) or not all(_is_count(number) for number in entries.values()):
-        raise UserError(f"word frequencies {path}: must map tokens to numbers from 0 to {MOST_COUNT:.0e}; {remedy}")
     vocabulary = tokenizer.get_vocab()
     unknown = [token for token in entries if token not in vocabulary]
     if unknown:
@@ -218,14 +209,33 @@ def read_word_freq(
     for token, number in entries.items():
         numbers[vocabulary[token]] = number
     if not numbers.any():
-        raise UserError(f"word frequencies {path}: no token has a count above 0; {remedy}")
+        raise UserError(f"word frequencies {path}: no token has a count above 0; {REMEDY}")
     if (numbers != numbers.round()).any():
         numbers = numbers / numbers[numbers > 0].min()
     if numbers.max() > MOST_COUNT:
         raise UserError(
-            f"word frequencies {path}: the largest is more than {MOST_COUNT:.0e} times the smallest; {remedy}"
+            f"word frequencies {path}: the largest is more than {MOST_COUNT:.0e} times the smallest; {REMEDY}"
         )
     return numbers.round().long()
+
+
+def _read_entries(path: Path) -> dict:
+    """Return the entries of a file of word frequencies.
+
+    Raises:
+        UserError: if it is not JSON of {token: number}.
+    """
+    try:
+        entries = json.loads(read_text(path).removeprefix("\ufeff"))
+    except OSError as error:
+        raise UserError(f"word frequencies {path}: cannot be read ({error.strerror}); {REMEDY}") from error
+    except UserError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"word frequencies {path}: not JSON ({error}); {REMEDY}") from error
+    if not isinstance(entries, dict) or not all(_is_count(n) or name == DETOKENIZER for name, n in entries.items()):
+        raise UserError(f"word frequencies {path}: must map tokens to numbers from 0 to {MOST_COUNT:.0e}; {REMEDY}")
+    return entries
 
 
 def _is_count(number: object) -> bool:
