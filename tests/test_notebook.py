@@ -66,12 +66,14 @@ def test_every_cell_runs_on_a_cpu(tmp_path: Path) -> None:
     for cell in notebook.cells:  # the only change: a shorter training
         cell.source = cell.source.replace("MINUTES = 4 if SMALL", "MINUTES = 0.1 if SMALL")
     resources = {"metadata": {"path": str(tmp_path)}}
-    NotebookClient(notebook, timeout=900, kernel_name="python3", resources=resources).execute()
+    client = NotebookClient(notebook, timeout=900, iopub_timeout=60, kernel_name="python3", resources=resources)
+    client.execute()
     outputs = {index: cell.get("outputs", []) for index, cell in enumerate(notebook.cells)}
     pictures = [o for found in outputs.values() for o in found if "image/png" in o.get("data", {})]
     assert len(pictures) == 2  # the spindle and the curve
     text = "".join(o.get("text", "") for found in outputs.values() for o in found if o.get("name") == "stdout")
-    assert "token types seen; written to out/notebook_small/word_freq.json" in text and "  sample 3: " in text
+    assert "token types seen; written to out/notebook_small/word_freq.json" in text
+    assert "  samples     after step" in text  # of the last evaluation; a slow machine has no earlier one
     assert text.count("-log p is at most ") == 2
     assert not [o for found in outputs.values() for o in found if o.get("name") == "stderr"]
     (film,) = [o["data"]["text/html"] for o in outputs[len(notebook.cells) - 1]]
