@@ -28,7 +28,7 @@ from training.tracking import Tracker
 from training.validation import Validation, require_output, write_checkpoints
 from utils import distributed, files
 from utils.errors import UserError
-from utils.figures import number
+from utils.figures import duration, number
 from utils.messages import speak
 
 TIME_IS_SHORT = "the time limit is near"
@@ -216,10 +216,16 @@ class Bookkeeper:
             self.print_clock = now
             self.say(
                 f"step {step}: training loss {loss}, {values['tokens_per_second']:,.0f} tokens/s, epoch {epoch + 1}"
+                + self._time_left(step)
                 + (f"; {figures.skipped} steps skipped so far" if figures.skipped else "")
             )
         figures.nats = figures.targets = 0.0
         self.log_clock, self.logged_tokens = now, figures.tokens
+
+    def _time_left(self, step: int) -> str:
+        """Return ", ... left" for a printed line; "" after the last step and where a progress bar shows it."""
+        left = self.plan.pace.seconds_left(step, self.seconds(), self.plan.start.step, self.seconds_before)
+        return f", {duration(left)} left" if left and self.bar.disable else ""
 
     # ---- evaluation and saving ---------------------------------------------------------------------------------------
 

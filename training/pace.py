@@ -45,6 +45,21 @@ class Pace:
         by_time = seconds / (60 * self.max_minutes) if self.max_minutes else 0.0
         return min(1.0, max((step - 1) / self.total_steps, by_time))
 
+    def seconds_left(self, step: int, seconds: float, start_step: int, start_seconds: float) -> float | None:
+        """Return the seconds from the end of `step` to the end of the training, at the speed since a start.
+
+        Args:
+            step: number of the step just done.
+            seconds: training time at its end.
+            start_step: last step before the start; 0 for a run that was not resumed.
+            start_seconds: training time at the start.
+
+        Returns:
+            None if nothing was done since the start.
+        """
+        before, now = self.progress(start_step + 1, start_seconds), self.progress(step + 1, seconds)
+        return (1 - now) * (seconds - start_seconds) / (now - before) if now > before else None
+
     def rate(self, optim: OptimArgs, step: int, seconds: float, warm_up: WarmUp) -> float:
         """Return the learning rate of a step; record the end of the warm-up in `warm_up`.
 

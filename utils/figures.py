@@ -36,6 +36,14 @@ def spread(values: Sequence[float | None], decimals: int) -> str:
     return mean if len(values) < 2 else f"{mean} ± {number(standard_error(values), decimals)}"
 
 
+def duration(seconds: float) -> str:
+    """Format a time to wait: "40 s", "12 min", "2 h 05 min"."""
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60:02} min"
+
+
 def as_json(report: dict[str, object]) -> str:
     """Return a report as one JSON object.
 

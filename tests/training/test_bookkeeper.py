@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,8 @@ def test_lines_are_printed_at_most_every_ten_seconds_and_all_are_logged(
     assert code == 0 and len(records(folder, "train")) == 14  # steps 1, 2, 5, 10 and every fourth
     assert [line.split(":")[0] for line in printed[:5]] == ["step 1", "step 2", "step 5", "step 10", "step 20"]
     assert printed[-1].startswith("step 40:") and len(printed) < 14
+    assert all(re.search(r"epoch \d+, \d+ (s|min) left$", line) for line in printed[:5])
+    assert "left" not in printed[-1]  # the training is over
 
 
 def test_the_log_says_which_steps_are_the_warm_start(monkeypatch, corpus: Path, tmp_path: Path) -> None:

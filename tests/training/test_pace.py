@@ -28,6 +28,21 @@ def rates(schedule: str, total: int, warmup: int = 0, minutes: float = 0.0, spee
     return relative
 
 
+@pytest.mark.parametrize(("minutes", "left"), [(0.0, 120.0), (3.0, 120.0), (2.0, 60.0)])
+def test_the_time_left_is_that_of_the_nearer_limit(minutes: float, left: float) -> None:
+    """After 30 steps of 90, two seconds each."""
+    pace = Pace.of(TrainArgs("-", max_minutes=minutes), OptimArgs(), 90)
+    assert pace.seconds_left(30, 60.0, 0, 0.0) == pytest.approx(left)
+
+
+def test_the_time_left_of_a_resumed_run_follows_its_own_speed() -> None:
+    """Sixty steps of a second each on one machine, then ten of ten seconds each on another."""
+    pace = Pace.of(TrainArgs("-"), OptimArgs(), 90)
+    assert pace.seconds_left(70, 160.0, 60, 60.0) == pytest.approx(200.0)
+    assert pace.seconds_left(90, 360.0, 60, 60.0) == 0.0
+    assert pace.seconds_left(60, 60.0, 60, 60.0) is None
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("share", [0.001, 0.01, 0.3, 0.5, 0.9])
 @pytest.mark.parametrize("minutes", [0.0, 16.0])

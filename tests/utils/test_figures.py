@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from utils.figures import as_json, number, perplexity, spread
+from utils.figures import as_json, duration, number, perplexity, spread
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,14 @@ from utils.figures import as_json, number, perplexity, spread
 )
 def test_a_number_has_few_characters_at_any_size(value: float | None, decimals: int, shown: str) -> None:
     assert number(value, decimals) == shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.2, "0 s"), (59, "59 s"), (59.6, "1 min"), (3569, "59 min"), (3571, "1 h 00 min"), (7500, "2 h 05 min")],
+)
+def test_a_duration_has_the_unit_of_its_size(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
 
 
 def test_a_spread_is_the_mean_and_its_standard_error() -> None:
