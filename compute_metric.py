@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from checkpoint import minimum_bayes_risk
+from data.column_names import ColumnNames
 from data.corpus import PAIR, Source, announce, holds_pairs, read_sentences, scored_source, training_source
 from data.tokenizers import encode, load_tokenizer, respell
 from evaluation import text_metrics, words
@@ -40,7 +41,7 @@ MAX_WORDS_COMPARED = 10**9
 
 
 @dataclass(frozen=True)
-class MetricArgs:
+class MetricArgs(ColumnNames):
     """Settings of the metrics."""
 
     group: ClassVar[str] = "metrics"
@@ -88,6 +89,9 @@ class MetricArgs:
     device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda, cuda:N"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.given and not (self.references or self.train_data):
+            raise UserError(f"{self.given[0]} names a column of --references or --train_data; give one, or no name")
         check_choices(self)
         check_ranges(self, mbr_size=(0, MAX_CANDIDATES), diversity_samples=(0, MAX_CANDIDATES))
         check_ranges(self, bertscore_layer=(0, 1000))
@@ -128,12 +132,13 @@ def measure(args: MetricArgs) -> tuple[Report, Source | None]:
         refuse(args, "references", f"{path} contains references")
     elif not args.references:
         raise UserError(f"{path} holds samples; give --references, a text (or pairs) to compare them with")
-    elif holds_pairs(source := scored_source(args.references)):
+    elif holds_pairs(source := scored_source(args.references, args.column_names)):
         records = records_of_pairs(path, source, normalizer(args, tokenizer))
     if records is None:
         refuse(args, "bertscore_model", "samples without a source are measured with --mauve_model")
         refuse(args, "mbr_size", "samples without a source have no candidates")
         return unconditional(args, read_samples(path), source, normalizer(args, tokenizer)), source
+    refuse(args, "text_column", "pairs have --source_column and --target_column")
     refuse(args, "mauve_model", "predictions of pairs are measured with --bertscore_model")
     refuse(args, "judge_model", "predictions of pairs are measured with --bertscore_model")
     return conditional(args, records, tokenizer), source
@@ -277,7 +282,7 @@ def baselines(
     del found["exact_match_copy"], found["length_copy"]
     if not args.train_data:
         return found
-    source = training_source(args.train_data)
+    source = training_source(args.train_data, args.column_names)
     train_sources, targets = ([*read_sentences(replace(source, column=side))] for side in PAIR)
     targets = respell(tokenizer, targets)
     drawn = np.random.default_rng(args.seed).integers(len(targets), size=len(records))
@@ -312,7 +317,8 @@ def unconditional(args: MetricArgs, samples: list[str], source: Source, normaliz
     }
     report["unigram_entropy"] = text_metrics.unigram_entropy(tokenized)
     if args.train_data:
-        known = set(normalize([*read_sentences(training_source(args.train_data), description="reading training text")]))
+        training = training_source(args.train_data, args.column_names)
+        known = set(normalize([*read_sentences(training, description="reading training text")]))
         report |= summarize({"copied": [float(sample in known) for sample in samples]})
     if args.mauve_model:
         device = pick_device(args.device)

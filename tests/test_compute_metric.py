@@ -119,7 +119,36 @@ def test_plain_text_predictions_are_compared_with_pairs(measure, tmp_path: Path)
     assert report["exact_match"] == mean([1, 0, 1]) and "self_bleu" not in report
 
 
+@pytest.mark.parametrize("name", ["pairs.csv", "pairs.json"])
+def test_pairs_of_other_column_names_give_the_same_report(measure, tmp_path: Path, name: str) -> None:
+    """As references of samples, and as training data of predictions."""
+    pairs = [{"src": s, "trg": t} for s, t in (("s, t", "The cat"), ("a dog", "a dog"), ("b", "a b"))]
+    usual, named = write_jsonl(tmp_path / "pairs.jsonl", pairs), tmp_path / name
+    if name == "pairs.csv":
+        named.write_text("answer,question\n" + "".join(f'{p["trg"]},"{p["src"]}"\n' for p in pairs))
+    else:
+        named.write_text(json.dumps([{"question": p["src"], "answer": p["trg"]} for p in pairs]))
+    train_wordpiece(["s t the cat a dog b"] * 3, 100).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "out.txt").write_text("The cat\n\na b\n")
+    names = ["--source_column", "question", "--target_column", "answer"]
+    for flag, records in (("--references", tmp_path / "out.txt"), ("--train_data", RECORDS)):
+        flags = ["--tokenizer", tmp_path / "tokenizer", flag]
+        first, second = measure(*flags, usual, records=records), measure(*flags, named, *names, records=records)
+        assert first[0] == second[0] == 0 and first[1] == second[1]
+
+
 # ---- unconditional ---------------------------------------------------------------------------------------------------
+
+
+def test_references_of_another_column_name_give_the_same_report(measure, tmp_path: Path) -> None:
+    (tmp_path / "samples.txt").write_text("a cat sees the dog\nthe dog\n")
+    (tmp_path / "usual.txt").write_text("the cat sees a dog\nthe dog\n")
+    (tmp_path / "reviews.csv").write_text("id,review\n1,the cat sees a dog\n2,the dog\n")
+    usual, named = tmp_path / "usual.txt", tmp_path / "reviews.csv"
+    first = measure("--references", usual, "--train_data", usual, records=tmp_path / "samples.txt")
+    flags = ["--references", named, "--train_data", named, "--text_column", "review"]
+    second = measure(*flags, records=tmp_path / "samples.txt")
+    assert first[0] == second[0] == 0 and first[1] == second[1] and first[1]["copied"] == 0.5
 
 
 def test_unconditional_metrics_match_direct_computation(measure, tmp_path: Path) -> None:
@@ -239,6 +268,8 @@ def test_a_byte_order_mark_changes_no_metric(measure, tmp_path: Path, corpus: Pa
         (["--mbr_size", -1], "mbr_size=-1"),
         (["--predictions", "missing.jsonl"], "missing.jsonl: no such file"),
         (["--train_data", "."], "--tokenizer"),
+        (["--text_column", "review"], "review names a column of --references or --train_data"),
+        (["--train_data", ".", "--text_column", "review"], "text_column=review has no effect here"),
         (["--references", "missing.jsonl"], "references=missing.jsonl has no effect here"),
         (["--mauve_model", "missing"], "mauve_model=missing has no effect here"),
         (["--tokenizer", "./missing"], "missing"),
