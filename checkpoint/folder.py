@@ -36,7 +36,7 @@ from utils.device import pick_precision
 from utils.errors import UserError
 from utils.files import folder_written_whole, local_path, open_regular
 from utils.gathering import held_by_leader, state_to_save
-from utils.hub import NETWORK_FILES, REPOSITORY, TOKENIZER_FILES, download_error, fetch
+from utils.hub import NETWORK_FILES, REPOSITORY, REVISION, TOKENIZER_FILES, download_error, fetch
 
 TIME = "time_conditioning.safetensors"
 
@@ -68,7 +68,8 @@ def save_checkpoint(
         model.tokenizer.save_pretrained(folder)
         if time_weights:
             save_file(time_weights, folder / TIME)
-        write_word_freq(folder / "word_freq.json", model.token_counts, model.tokenizer)
+        detokenizer = "none" if model.pairs else model.trained_format.detokenizer
+        write_word_freq(folder / "word_freq.json", model.token_counts, model.tokenizer, detokenizer)
         Description.of(model).write(folder)
         (folder / "README.md").write_text(model_card(model), encoding="utf-8")
 
@@ -98,7 +99,7 @@ def load_checkpoint(
     refuse_links(path)
     about = Description.read(path, posterior)
     tokenizer, denoiser, base = load_parts(path, about)
-    counts = read_word_freq(path / "word_freq.json", tokenizer, denoiser.vocab_size)
+    counts = read_word_freq(path / "word_freq.json", tokenizer, denoiser.vocab_size, detokenizer=None)
     text_format = about.text_format.overridden(row_format, detokenizer)
     of_pairs, size = about.pairs is not None, denoiser.vocab_size
     process = build_process(about.process_args, counts, tokenizer, size, of_pairs=of_pairs, text_format=text_format)
@@ -116,6 +117,8 @@ def load_parts(path: Path, about: Description) -> tuple[PreTrainedTokenizerBase,
     """
     kind = PROCESSES[process_name_of(about.process_args)]
     if (path / FOLDER).exists():
+        if whole := next(path.glob("model*.safetensors"), None):
+            raise UserError(f"checkpoint {path}: holds both {FOLDER}/ and {whole.name}; remove one of them")
         network, base = load_adapter(path, causal=kind.causal)
     else:
         network, base = load_network(str(path), whole=True, causal=kind.causal), None
@@ -147,19 +150,22 @@ FILES = [
 def find_checkpoint(name: str | Path) -> Path:
     """Return the checkpoint folder at `name`, or inside it if `name` is an output folder of main.py.
 
-    USER/NAME is a repository of the hub if there is no folder USER here; its checkpoint is downloaded, unless cached.
+    USER/NAME, or USER/NAME@COMMIT, is a repository of the hub if there is no folder USER here; its checkpoint is
+    downloaded, unless cached.
 
     Raises:
         UserError: if there is none.
     """
     path = local_path(name)
-    if REPOSITORY.fullmatch(str(name)) and not path.exists() and not path.parent.exists():
-        path = _from_hub(str(name))
+    of_hub = REVISION.fullmatch(str(name)) or REPOSITORY.fullmatch(str(name))
+    if of_hub and not path.exists() and not path.parent.exists():
+        path, of_hub = _from_hub(str(name)), None
     if path.is_file():
         raise UserError(f"checkpoint {path}: is a file; give a folder made by main.py (no pickle is ever loaded)")
     if not path.is_dir():
+        aside = f", and the hub was not asked, since there is a folder {path.parent}" if of_hub else ""
         raise UserError(
-            f"checkpoint {path}: no such folder; train a model with main.py --output_dir, or `bash run.sh demo`"
+            f"checkpoint {path}: no such folder{aside}; train a model with main.py --output_dir, or `bash run.sh demo`"
         )
     if not (path / FILE).exists() and (path / "checkpoint" / FILE).exists():
         return path / "checkpoint"

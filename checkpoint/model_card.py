@@ -5,14 +5,22 @@ from dataclasses import asdict, dataclass
 
 from checkpoint.model_parts import ModelParts
 from utils.figures import number
+from utils.hub import REPOSITORY
 
 HEADER = """---
 library_name: transformers
-pipeline_tag: fill-mask
-{licence}tags: [diffusion, masked-diffusion, diffusionbert]
+{licence}tags: [{tags}, diffusionbert]
 ---
 """
+KINDS = {
+    "ar": ("An autoregressive", "text-generation"),
+    "score": ("A score-based diffusion", "diffusion"),
+}
+MASKED = ("A masked diffusion", "diffusion, masked-diffusion, fill-mask")
+"""Kind of model and tags on the hub, by process; the others are masked."""
 EMPTY = "not stated"
+ORIGIN = re.compile(r"(\d+ of \d+ tensors from )(.*?)((?:; \d+ (?:of the head|tensors of the file) .*)?)")
+"""Parts of `NetworkDenoiser.origin`: number of tensors, name or path, what is new or unused."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,11 @@ class Publication:
 def model_card(model: ModelParts, publication: Publication | None = None) -> str:
     """Return the card, Markdown with the header that the Hugging Face hub reads."""
     chosen = {**asdict(model.process.args), **asdict(model.pairs or model.text_format)}
-    settings = "\n".join(f"| {name} | {value} |" for name, value in chosen.items())
-    facts = "\n".join(f"| {name} | {value} |" for name, value in shown_facts(model.facts).items())
+    settings = "\n".join(f"| {name} | {in_cell(value)} |" for name, value in chosen.items())
+    facts = "\n".join(f"| {name} | {in_cell(value)} |" for name, value in shown_facts(model.facts).items())
     title = publication.name.partition("/")[2] if publication else "A DiffusionBERT checkpoint"
-    licence = f"license: {publication.licence}\n" if publication and publication.licence else ""
-    return f"""{HEADER.format(licence=licence)}# {title}
+    licence = f'license: "{publication.licence}"\n' if publication and publication.licence else ""
+    return f"""{HEADER.format(licence=licence, tags=KINDS.get(model.process_name, MASKED)[1])}# {title}
 
 {_use(model, publication.name if publication else "DIR")}
 {_published(model, publication) if publication else ""}
@@ -49,14 +57,25 @@ def model_card(model: ModelParts, publication: Publication | None = None) -> str
 """
 
 
+def in_cell(value: object) -> str:
+    """Return a value as the text of a cell of a Markdown table."""
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
 def shown_facts(facts: dict) -> dict:
     """Return a checkpoint's facts, with the names of local folders instead of their paths."""
     return {name: without_folders(value) if isinstance(value, str) else value for name, value in facts.items()}
 
 
-def without_folders(text: str) -> str:
-    """Replace absolute paths in a text by their last part: nobody else has these folders."""
-    return re.sub(r"(?<![\w:/.-])(?:/[^/\s;,]+)*/([^/\s;,]+)", r"\1", text)
+def without_folders(origin: str) -> str:
+    """Replace a path in the origin of a network's weights by its last part; a name of the hub stays.
+
+    Older checkpoints have the path there, newer ones the folder's name alone.
+    """
+    found = ORIGIN.fullmatch(origin)
+    if not found or REPOSITORY.fullmatch(found[2]):
+        return origin
+    return found[1] + re.split(r"[/\\]", found[2].rstrip("/\\"))[-1] + found[3]
 
 
 def _use(model: ModelParts, name: str) -> str:
@@ -69,7 +88,8 @@ def _use(model: ModelParts, name: str) -> str:
 
 def _published(model: ModelParts, publication: Publication) -> str:
     """Return description, figures, data and licence."""
-    facts, kind = model.facts, "pairs (seq2seq)" if model.pairs else "text"
+    facts, of_what = model.facts, "pairs (seq2seq)" if model.pairs else "text"
+    kind, network = KINDS.get(model.process_name, MASKED)[0], type(model.denoiser.network).__name__
     method = "sample" if not model.pairs else "generate"
     figures = [
         f"- {label}: {number(facts[key], 2)}"
@@ -79,8 +99,9 @@ def _published(model: ModelParts, publication: Publication) -> str:
     conditions = f"{facts.get('num_sequences', '?')} validation sentences, {facts.get('num_steps', '?')} steps"
     figures = figures or ["- none recorded"]
     what = "upper bounds" if model.process.is_bound else "of the released arithmetic, which gives no bounds"
+    what = "exact" if model.process_name == "ar" else what
     return f"""
-A masked diffusion language model of {kind}: process `{model.process_name}`, {type(model.denoiser.network).__name__},
+{kind} language model of {of_what}: process `{model.process_name}`, network {network},
 {model.tokenizer.vocab_size:,} tokens in the vocabulary, trained for {facts.get("step", "?")} steps. The repository
 "DiffusionBERT, a re-implementation" loads it; from Python:
 
@@ -105,4 +126,5 @@ def _network(model: ModelParts) -> str:
         return f"The network is {name} with LoRA adapters: `peft.PeftModel.from_pretrained` opens the folder `adapter`."
     own = type(model.denoiser.network).__module__
     after = f" after `import {own}` of this project" if own.startswith("models.") else ""
-    return f"The network alone opens with `transformers.AutoModelForMaskedLM.from_pretrained`{after}."
+    opener = "AutoModelForCausalLM" if model.causal else "AutoModelForMaskedLM"
+    return f"The network alone opens with `transformers.{opener}.from_pretrained`{after}."

@@ -6,17 +6,19 @@ The token is that of the environment (HF_TOKEN) or of `hf auth login`. Sent are 
 its vocabulary, and the card, in one commit. `predict.py --checkpoint USER/NAME` loads it.
 """
 
+import fnmatch
 import json
+import re
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-import huggingface_hub
 import torch
-from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import LocalTokenNotFoundError
 
+from checkpoint.description import FILE
 from checkpoint.folder import FILES, find_checkpoint, load_checkpoint
 from checkpoint.model_card import Publication, model_card, shown_facts, without_folders
 from checkpoint.model_parts import ModelParts
@@ -25,6 +27,7 @@ from utils.command_line import parse, run_script
 from utils.errors import UserError, shown
 from utils.files import read_text
 
+LICENCE = re.compile("[a-z0-9][a-z0-9.+-]*")
 LOGIN = "set HF_TOKEN to a token with write access, or run `hf auth login`"
 
 
@@ -40,14 +43,16 @@ class PushArgs:
     license: str = field(
         default="", metadata={"metavar": "NAME", "help": "licence as the hub spells it: apache-2.0, mit, cc-by-4.0"}
     )
-    private: bool = field(default=False, metadata={"help": "a new repository that others cannot see"})
+    private: bool = field(default=False, metadata={"help": "a repository that others cannot see"})
     dry_run: bool = field(default=False, metadata={"help": "the files and the card are printed, nothing is sent"})
 
     def __post_init__(self) -> None:
         if not hub.REPOSITORY.fullmatch(self.name):
             raise UserError(f"name={shown(self.name)} must be USER/NAME of a repository on the hub")
-        if len(self.data.splitlines()) > 1 or any(c in self.license for c in " \n:"):
-            raise UserError("data must be one line of text, license one word such as apache-2.0")
+        if not self.data.isprintable():
+            raise UserError(f"data={shown(self.data)} must be one line of text")
+        if self.license and not LICENCE.fullmatch(self.license):
+            raise UserError(f"license={shown(self.license)} must be one word of lower case, such as apache-2.0")
 
 
 def main() -> None:
@@ -67,8 +72,9 @@ def main() -> None:
 
 
 def with_flags(argv: list[str]) -> list[str]:
-    """Return the arguments with the first two that are not flags named --checkpoint and --name."""
-    found, names = [], iter(("--checkpoint", "--name"))
+    """Return the arguments with the first that are not flags named --checkpoint and --name, unless flags give these."""
+    given = {argument.partition("=")[0] for argument in argv}
+    found, names = [], iter([name for name in ("--checkpoint", "--name") if name not in given])
     for i, argument in enumerate(argv):
         before = argv[i - 1] if i else ""
         is_value = before.startswith("-") and "=" not in before
@@ -108,29 +114,51 @@ def content_of(file: Path) -> str | bytes:
 
 
 def send(args: PushArgs, folder: Path, files: list[Path], card: str) -> str:
-    """Create the repository, unless it exists, and send all files in one commit; return its address.
+    """Send all files in one commit, to a new repository or in place of the checkpoint in it; return its address.
 
     Raises:
-        UserError: without a token, or if the hub refuses or does not answer.
+        UserError: without a token, if the repository holds something else, or if the hub refuses or does not answer.
     """
-    api = HfApi()
+    api, created = HfApi(), False
     if silence := hub.check_hub():
-        raise UserError(f"nothing was sent: {silence}")
+        raise UserError(f"nothing was sent: {silence}; check the network, or look at the files with --dry_run true")
     try:
         api.whoami()
-        address = api.create_repo(args.name, private=args.private, exist_ok=True)
         operations = [CommitOperationAdd(str(file.relative_to(folder)), content_of(file)) for file in files]
         operations.append(CommitOperationAdd("README.md", card.encode()))
+        if api.repo_exists(args.name):
+            sent = {operation.path_in_repo for operation in operations}
+            operations += [CommitOperationDelete(name) for name in superseded(api, args, sent)]
+        else:
+            api.create_repo(args.name, private=args.private)
+            created = True
         api.create_commit(args.name, operations, commit_message="A DiffusionBERT checkpoint")
-        return str(address)
+    except UserError:
+        raise
     except LocalTokenNotFoundError as error:
         raise UserError(f"nothing was sent: there is no token for the hub; {LOGIN}") from error
-    except HfHubHTTPError as error:
-        status = error.response.status_code if error.response is not None else 0
-        remedy = f"; {LOGIN}" if status in (401, 403) else ""
-        raise UserError(f"the hub refuses {args.name} ({hub.first_line(error)}){remedy}") from error
-    except (OSError, ValueError, huggingface_hub.errors.HFValidationError) as error:
-        raise UserError(f"{args.name} could not be sent ({hub.first_line(error)}); repeat the command") from error
+    except Exception as error:  # of the hub, the connection or the disk, of many types
+        response = getattr(error, "response", None)
+        refused = response is not None and response.status_code in (401, 403)
+        left = f"; {args.name} was created and is empty" if created else ""
+        remedy = LOGIN if refused else "repeat the command"
+        raise UserError(f"{args.name} could not be sent ({hub.first_line(error)}){left}; {remedy}") from error
+    return f"{api.endpoint}/{args.name}"
+
+
+def superseded(api: HfApi, args: PushArgs, sent: set[str]) -> list[str]:
+    """Return the files of an existing repository that would be read as part of the checkpoint but are not `sent`.
+
+    Raises:
+        UserError: if it holds something else than a checkpoint, or is public and a private one is wanted.
+    """
+    found = api.repo_info(args.name)
+    names = [file.rfilename for file in found.siblings or ()]
+    if args.private and not found.private:
+        raise UserError(f"private=true, but {args.name} exists and is public; make it private on the hub first")
+    if FILE not in names and set(names) - {".gitattributes", "README.md"}:
+        raise UserError(f"{args.name} exists and holds no checkpoint ({FILE} is not there); give another name")
+    return [name for name in names if name not in sent and any(fnmatch.fnmatchcase(name, p) for p in FILES)]
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ The scripts use the same functions, so equal settings and seeds give equal resul
 `utils.errors.UserError`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -27,11 +27,13 @@ from checkpoint.minimum_bayes_risk import mbr_select
 from checkpoint.model_parts import ModelParts
 from checkpoint.rounds import Rounds, Scoring, Tally, bound_steps, check_steps, rounds_wanted
 from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stream_of
+from data.records import HALF
 from data.row_formats import rows_of_texts
 from diffusion.options import BoundArgs, SampleArgs
 from utils import hub
 from utils.device import pick_device
 from utils.errors import UserError, check_whole, shown
+from utils.files import local_path
 from utils.film_file import check_film, save_film
 from utils.messages import note
 
@@ -174,9 +176,10 @@ class TextModel:
         """
         self._require(of_pairs=False)
         check_whole(number=number, length=length, seed=seed)
-        check_film(Path(path), number)
+        path = local_path(path)
+        check_film(path, number)
         films = film(self.parts, SampleRequest(number, length, infill, seed=seed), sampler_of(settings))
-        save_film(Path(path), films, self.parts.process_name)
+        save_film(path, films, self.parts.process_name)
 
     def nll(
         self,
@@ -259,7 +262,7 @@ class TextModel:
         check_whole(candidates=number, seed=seed, batch_size=batch_size)
         request = CandidateRequest(number, seed, batch_size)
         draw_candidates(self.parts, texts_of(sources), request, sampler_of(settings), found.__setitem__)
-        return [found[i] for i in range(len(sources))]
+        return [found[i] for i in range(len(found))]
 
     # ------------------------------------------------------------------------------------------------------------------
 
@@ -291,15 +294,20 @@ def sampler_of(settings: dict) -> SampleArgs:
     return SampleArgs(**settings)
 
 
-def texts_of(texts: Sequence[str]) -> list[str]:
+def texts_of(texts: Iterable[str]) -> list[str]:
     """Return a list of texts.
 
     Raises:
-        UserError: for a single text, or an entry that is not a string.
+        UserError: for a single text, for what is no list, or for an entry that is no string with an encoding.
     """
     if isinstance(texts, str):
         raise UserError("a list of texts is needed, not a single one; put it in brackets")
+    if not isinstance(texts, Iterable):
+        raise UserError(f"a list of texts is needed, not {shown(texts)}")
+    texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"text {i} is {shown(text)}, not a string")
-    return [*texts]
+        if HALF.search(text):
+            raise UserError(f"text {i} has half a surrogate pair, which no encoding represents; correct it")
+    return texts

@@ -13,6 +13,8 @@ from utils.errors import UserError
 
 PART = 2**20
 """Bytes read at once."""
+LONGEST_ATOM = 32
+"""Characters from which a number, a word such as `false` or an escape is recognised as damaged rather than cut off."""
 
 
 def json_objects(file: Path) -> Iterator[tuple[int, dict]]:
@@ -44,6 +46,7 @@ class _Text:
 
     def __init__(self, file: Path, stream) -> None:  # noqa: ANN001 (a binary stream)
         self.file, self.stream, self.buffer, self.at, self.ended = file, stream, "", 0, False
+        self.lines = 0  # line ends before the buffer
         self.decoder, self.json = codecs.getincrementaldecoder("utf-8-sig")(), json.JSONDecoder()
 
     def read(self) -> None:
@@ -53,6 +56,7 @@ class _Text:
             more = self.decoder.decode(part, final=not part)
         except UnicodeDecodeError as error:
             raise UserError(f"{self.file}: not UTF-8 ({error.reason}); convert it, e.g. with iconv") from error
+        self.lines += self.buffer.count("\n", 0, self.at)
         self.buffer, self.at, self.ended = self.buffer[self.at :] + more, 0, not part
 
     def next_character(self) -> str:
@@ -76,12 +80,16 @@ class _Text:
             try:
                 found, self.at = self.json.raw_decode(self.buffer, self.at)
                 return found
+            except json.JSONDecodeError as error:
+                # more text helps, unless the error lies well before the end of the buffer
+                is_cut = error.msg.startswith("Unterminated") or len(self.buffer) - error.pos < LONGEST_ATOM
+                if self.ended or not is_cut:
+                    line = self.lines + self.buffer.count("\n", 0, error.pos) + 1
+                    raise UserError(
+                        f"{self.file}:{line}: object {number + 1} is not JSON ({error.msg}); correct it"
+                    ) from error
             except (ValueError, RecursionError) as error:
-                if self.ended or isinstance(error, RecursionError):
-                    reason = str(error).split(": line")[0]
-                    raise UserError(f"{self.file}: object {number + 1} is not JSON ({reason}); correct it") from error
+                raise UserError(f"{self.file}: object {number + 1} is not JSON ({error}); correct it") from error
             if len(self.buffer) - self.at > MOST_LINE:
-                raise UserError(
-                    f"{self.file}: object {number + 1} is longer than {MOST_LINE:,} characters, or not JSON; split it"
-                )
+                raise UserError(f"{self.file}: object {number + 1} has more than {MOST_LINE:,} characters; split it")
             self.read()

@@ -1,16 +1,17 @@
 """Rows of .csv and .tsv files with a header.
 
-In a .csv file a cell may be quoted, as in RFC 4180, and then hold commas, quotes ("") and line breaks. If the header
-has more semicolons than commas, semicolons separate the cells. In a .tsv file a row is a line; a cell that begins and
-ends with a quotation mark is unquoted, other quotation marks are text.
+In a .csv file a cell may be quoted, as in RFC 4180, and then hold commas, quotes ("") and line breaks. Its cells are
+separated by commas, semicolons or tabs, whichever the header has most of, or as its first line says (`sep=;`). In a
+.tsv file a row is a line; a cell that begins and ends with a quotation mark is unquoted, others are text.
 """
 
 import csv
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 from data.records import MOST_TEXT, decoded_whole, read_lines
-from data.sources import form
+from data.sources import form, say_once
 from utils.errors import UserError, shown
 
 
@@ -48,9 +49,20 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _tab_separated(file: Path) -> Iterator[tuple[int, list[str]]]:
+    opened = 0  # number from 1 of a line whose last cell begins with a quotation mark that it does not close
     for number, line in enumerate(_lines(file)):
-        if line.strip():
-            yield number, [_unquoted(cell) for cell in line.rstrip("\r\n").split("\t")]
+        if not line.strip():
+            continue
+        cells = line.rstrip("\r\n").split("\t")
+        if opened and cells[0].endswith('"') and cells[0].count('"') % 2:
+            say_once(
+                f"note: {file}:{opened}: a cell opens with a quotation mark that line {number + 1} closes; a line is a "
+                "row here, so these are several texts; a cell with line breaks needs a .csv file"
+            )
+            opened = 0
+        if cells[-1].startswith('"') and cells[-1].count('"') % 2:
+            opened = number + 1
+        yield number, [_unquoted(cell) for cell in cells]
 
 
 def _unquoted(cell: str) -> str:
@@ -59,21 +71,29 @@ def _unquoted(cell: str) -> str:
     return inside.replace('""', '"') if is_quoted else cell
 
 
+def _separator(file: Path) -> tuple[str, bool]:
+    """Return the character between cells, and whether the first line, which then is no row, declares it."""
+    first = next((line.strip("\r\n") for line in _lines(file) if line.strip()), "")
+    if declared := re.fullmatch("sep=(.)", first, re.IGNORECASE):
+        return declared[1], True
+    return max(",;\t", key=re.sub('"[^"]*"', "", first).count), False
+
+
 def _comma_separated(file: Path) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(4 * MOST_TEXT)
-    first = next(_lines(file), "")
-    separator = ";" if first.count(";") > first.count(",") else ","
+    separator, skip = _separator(file)
     rows = csv.reader(_lines(file), delimiter=separator, strict=True)
     while True:
         number = rows.line_num
         try:
             cells = next(rows, None)
         except csv.Error as error:
-            raise UserError(
-                f"{file}:{number + 1}: the row that begins here is no CSV ({error}); quotation marks in a quoted cell "
-                "must be doubled"
-            ) from error
+            reason = f"is no CSV ({error}); quotation marks in a quoted cell must be doubled"
+            if "field limit" in str(error):
+                reason = f"has a cell of more than {4 * MOST_TEXT:,} characters; close its quotation mark, or split it"
+            raise UserError(f"{file}:{number + 1}: the row that begins here {reason}") from error
         if cells is None:
             return
-        if cells:
+        if cells and not skip:
             yield number, cells
+        skip = skip and not cells

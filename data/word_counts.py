@@ -178,7 +178,7 @@ def write_word_freq(
 
 
 def read_word_freq(
-    path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int, detokenizer: str = "none"
+    path: Path, tokenizer: PreTrainedTokenizerBase, vocab_size: int, detokenizer: str | None = "none"
 ) -> Tensor:
     """Read counts from JSON of {token: number}, int64 [V]; relative frequencies are scaled to 1 for the rarest token.
 
@@ -186,14 +186,14 @@ def read_word_freq(
         path: the file.
         tokenizer: tokenizer of the text.
         vocab_size: V.
-        detokenizer: the one applied to the text, which must be that of the counts.
+        detokenizer: the one applied to the text, which must be that of the counts; None: not compared.
 
     Raises:
         UserError: if the file is not such JSON, has tokens that this tokenizer lacks, or counts another text.
     """
     entries = _read_entries(path)
     counted = entries.pop(DETOKENIZER, "none")
-    if counted != detokenizer:
+    if detokenizer is not None and counted != detokenizer:
         raise UserError(
             f"word frequencies {path}: of text with detokenizer={shown(counted)[1:-1]}, but this text has "
             f"detokenizer={detokenizer}; count again with word_freq.py --detokenizer {detokenizer}"

@@ -209,7 +209,8 @@ def _origin(network: PreTrainedModel, loading: Loading, name: str) -> str:
     tied = ", tied to the embeddings" if output is not None and output.weight is table.weight else ""
     new = f"; {count} of the head are new and random (e.g. {loading.missing[0]}){tied}" if count else ""
     unused = f"; {loading.unused} tensors of the file are unused" if loading.unused else ""
-    return f"{loading.total - count} of {loading.total} tensors from {name}{new}{unused}"
+    shown = Path(name).resolve().name if Path(name).exists() else name  # a checkpoint may be published
+    return f"{loading.total - count} of {loading.total} tensors from {shown}{new}{unused}"
 
 
 def for_embeddings(args: NetworkArgs) -> NetworkArgs:

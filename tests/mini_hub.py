@@ -37,6 +37,12 @@ class MiniHub:
         """Uploaded content of large files by SHA-256."""
         self.commits: list[list[str]] = []
         """Names of the files in each commit."""
+        self.private: set[str] = set()
+        """Repositories that others cannot see."""
+        self.drops = ""
+        """Part of the path of requests that are not answered: the connection is closed."""
+        self.asked: list[str] = []
+        """Paths of all requests."""
 
     def files(self, repository: str) -> list[Path]:
         """Return the files of a repository, sorted."""
@@ -79,6 +85,10 @@ def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
         def answer(self) -> None:
             path = unquote(urlparse(self.path).path).strip("/")
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            hub.asked.append(path)
+            if hub.drops and hub.drops in path:
+                self.close_connection = True
+                return
             if self.write(path, body):
                 return
             if path.startswith("api/"):
@@ -106,7 +116,11 @@ def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
             elif "repos/create" in path:
                 wanted = json.loads(body)
                 name = f"{wanted.get('organization') or 'me'}/{wanted['name']}"
+                if name in hub.repositories:
+                    self.reply(b'{"error": "You already created this model repo"}', 409)
+                    return True
                 hub.repositories[name] = hub.room / name
+                hub.private |= {name} if wanted.get("visibility") == "private" or wanted.get("private") else set()
                 (hub.room / name).mkdir(parents=True, exist_ok=True)
                 self.reply_json({"url": f"http://{self.headers['Host']}/{name}", "name": name, "id": name})
             elif "preupload" in path:
@@ -135,6 +149,9 @@ def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
                 if line["key"] == "header":
                     continue
                 names.append(value["path"])
+                if line["key"] == "deletedFile":
+                    (hub.repositories[repository] / value["path"]).unlink()
+                    continue
                 large = line["key"] == "lfsFile"
                 content = hub.large[value["oid"]] if large else base64.b64decode(value["content"])
                 file = hub.repositories[repository] / value["path"]
@@ -157,7 +174,7 @@ def handler_of(hub: MiniHub) -> type[BaseHTTPRequestHandler]:
                 return self.reply_json([entry for entry in entries if entry["path"] in requested])
             siblings = [{"rfilename": entry["path"]} for entry in entries]
             name = repository.removeprefix("datasets/")
-            facts = {"id": name, "sha": COMMIT, "siblings": siblings, "private": False, "disabled": False}
+            facts = {"id": name, "sha": COMMIT, "siblings": siblings, "private": name in hub.private, "disabled": False}
             return self.reply_json({**facts, "gated": False, "downloads": 0, "likes": 0, "tags": []})
 
         def tree(self, entries: list[dict], folder: str) -> list[dict]:

@@ -35,7 +35,8 @@ TOKENIZER_FILES = [
 """Files of a repository that may be downloaded: neither pickles nor programs."""
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 """Name of a repository of the hub."""
-
+REVISION = re.compile(rf"({REPOSITORY.pattern})@([\w.-]+)")
+"""Name of a repository, and a commit, branch or tag of it."""
 
 VERIFIED: set[Path] = set()
 """Files of the cache whose checksums this process has verified."""
@@ -80,7 +81,8 @@ def check_hub() -> str:
 def fetch(name: str, files: list[str]) -> str:
     """Download some of a model's files, unless cached; return their folder. An interrupted download is resumed.
 
-    A name in `PACKAGED` is looked up among the installed packages instead.
+    `name` may end in @ and a commit, branch or tag; otherwise the newest commit is taken. A name in `PACKAGED` is
+    looked up among the installed packages instead.
 
     Raises:
         UserError: if that package is missing or changed.
@@ -89,8 +91,10 @@ def fetch(name: str, files: list[str]) -> str:
     if name in PACKAGED:
         return packaged_folder(name)
     check_hub()
-    folder = huggingface_hub.snapshot_download(name, allow_patterns=files)
-    verify(name, "model")
+    pinned = REVISION.fullmatch(name)
+    repository, revision = pinned.groups() if pinned else (name, None)
+    folder = huggingface_hub.snapshot_download(repository, revision=revision, allow_patterns=files)
+    verify(repository, "model")
     return folder
 
 

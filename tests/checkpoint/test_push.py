@@ -4,14 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi, close_session, constants
 
 from checkpoint import TextModel, push
 from checkpoint.folder import load_checkpoint
-from checkpoint.model_card import Publication, model_card, without_folders
+from checkpoint.model_card import Publication, in_cell, model_card, without_folders
 from checkpoint.push import PushArgs, content_of, files_to_send, require_public_base, with_flags
 from tests.conftest import ROOT, call
 from tests.mini_hub import MiniHub, running
@@ -46,29 +48,103 @@ def test_a_checkpoint_is_sent_and_loaded_by_its_name(trained: Path, tmp_path: Pa
         assert {"model.safetensors", "process.json", "README.md"} < set(names) and "secret.txt" not in names
         assert not any(name.endswith((".pt", ".txt")) for name in names)
         card = (tmp_path / "hub" / "me" / "cats" / "README.md").read_text()
-        assert "license: mit" in card and "sentences of cats" in card and 'load("me/cats").sample(5)' in card
+        assert 'license: "mit"' in card and "sentences of cats" in card and 'load("me/cats").sample(5)' in card
         (tmp_path / "hub" / "me" / "cats" / "evil.py").write_text("raise SystemExit('executed')")
         command = [ROOT / "predict.py", "--checkpoint", "me/cats", "--num_samples", 3]
         sampled = run(address, tmp_path / "home", *command, token="")
         assert sampled.returncode == 0 and sampled.stdout.splitlines() == TextModel.load(folder).sample(3, seed=0)
         assert not hub.sent["evil.py"] and hub.sent["model.safetensors"] == 1
+        pinned = run(address, tmp_path / "home", *command[:2], "me/cats@v1", "--num_samples", 3, token="")
+        assert pinned.stdout == sampled.stdout and any("revision/v1" in path for path in hub.asked)
         missing = run(address, tmp_path / "home", ROOT / "predict.py", "--checkpoint", "me/dogs")
         assert missing.returncode == 2 and missing.stderr.count("\n") == 1
         assert "checkpoint me/dogs: no such folder, and not on the hub" in missing.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("token", "message"),
-    [("hf_wrong", "the hub refuses me/cats"), ("", "there is no token for the hub; set HF_TOKEN")],
-)
-def test_without_the_right_token_nothing_is_sent(trained: Path, tmp_path: Path, token: str, message: str) -> None:
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MiniHub]:
+    """Serve an empty hub that this process reaches."""
     hub = MiniHub({})
     hub.token, hub.room = TOKEN, tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(push.hub, "check_hub", lambda: "")
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    close_session()
     with running(hub) as address:
-        done = run(address, tmp_path, "-m", "checkpoint.push", trained, "me/cats", token=token)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr
-    assert "HF_TOKEN" in done.stderr and not hub.commits and not hub.repositories
+        monkeypatch.setattr(push, "HfApi", lambda: HfApi(endpoint=address))
+        yield hub
+    close_session()
+
+
+def send(tmp_path: Path, *names: str, **flags: object) -> str:
+    """Publish a folder with files of these names; each contains its name."""
+    folder = tmp_path / "-".join(names).replace("/", "_")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps({"name": name}))
+    return push.send(PushArgs(str(folder), "me/cats", **flags), folder, files_to_send(folder), f"card of {names}")
+
+
+def published(tmp_path: Path) -> set[str]:
+    folder = tmp_path / "hub" / "me" / "cats"
+    return {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+
+
+ADAPTER, SHARD = "adapter/adapter_model.safetensors", "model-00001-of-00002.safetensors"
+
+
+def test_a_checkpoint_takes_the_place_of_the_one_before(here: MiniHub, tmp_path: Path) -> None:
+    """Otherwise an old adapter or an old part would be read with the new network."""
+    assert send(tmp_path, "process.json", ADAPTER, SHARD, "vocab.txt").endswith("/me/cats")
+    (tmp_path / "hub" / "me" / "cats" / "notes.md").write_text("the owner's")
+    send(tmp_path, "process.json", "model.safetensors")
+    assert published(tmp_path) == {"process.json", "model.safetensors", "README.md", "notes.md"}
+    assert len(here.commits) == 2
+
+
+def test_a_repository_of_something_else_is_left_alone(here: MiniHub, tmp_path: Path) -> None:
+    (tmp_path / "hub" / "me" / "cats").mkdir(parents=True)
+    (tmp_path / "hub" / "me" / "cats" / "pytorch_model.bin").write_text("other")
+    here.repositories["me/cats"] = tmp_path / "hub" / "me" / "cats"
+    with pytest.raises(UserError, match="me/cats exists and holds no checkpoint .process.json is not there.; give ano"):
+        send(tmp_path, "process.json")
+    assert not here.commits
+
+
+def test_private_is_never_public(here: MiniHub, tmp_path: Path) -> None:
+    send(tmp_path, "process.json")
+    with pytest.raises(UserError, match="private=true, but me/cats exists and is public; make it private on the hub"):
+        send(tmp_path, "process.json", private=True)
+    assert len(here.commits) == 1 and not here.private
+    here.repositories.clear()
+    send(tmp_path, "process.json", private=True)
+    send(tmp_path, "process.json", private=True)
+    assert here.private == {"me/cats"} and len(here.commits) == 3
+
+
+@pytest.mark.parametrize(("dropped", "created"), [("whoami", False), ("create", False), ("commit", True)])
+def test_a_broken_connection_is_one_line(here: MiniHub, tmp_path: Path, dropped: str, created: bool) -> None:
+    here.drops = dropped
+    with pytest.raises(UserError, match=r"me/cats could not be sent \(.+\).*; repeat the command$") as error:
+        send(tmp_path, "process.json")
+    assert "\n" not in str(error.value) and created == ("me/cats was created and is empty" in str(error.value))
+    here.drops = ""
+    send(tmp_path, "process.json")
+    assert published(tmp_path) == {"process.json", "README.md"}
+
+
+@pytest.mark.parametrize(
+    ("token", "message"),
+    [("hf_wrong", "me/cats could not be sent .*; set HF_TOKEN"), ("", "there is no token for the hub; set HF_TOKEN")],
+)
+def test_without_the_right_token_nothing_is_sent(
+    here: MiniHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, token: str, message: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(UserError, match=message):
+        send(tmp_path, "process.json")
+    assert not here.commits and not here.repositories
 
 
 def test_a_dry_run_prints_files_and_card(trained: Path, monkeypatch, capsys) -> None:
@@ -83,7 +159,8 @@ def test_a_dry_run_prints_files_and_card(trained: Path, monkeypatch, capsys) -> 
     [
         (["no_such_folder", "me/cats"], "no such folder"),
         (["TRAINED", "cats"], "name='cats' must be USER/NAME"),
-        (["TRAINED", "me/cats", "--license", "my own"], "license one word"),
+        *[(["TRAINED", "me/cats", "--license", word], "must be one word of lower case") for word in ("my own", "[mit")],
+        (["TRAINED", "me/cats", "--data", "two\nlines"], "must be one line of text"),
         (["TRAINED"], "required: --name"),
         (["TRAINED", "me/cats", "extra"], "unexpected argument 'extra'"),
     ],
@@ -95,20 +172,32 @@ def test_bad_arguments_are_refused(trained: Path, monkeypatch, capsys, arguments
 
 
 def test_arguments_without_a_flag_are_checkpoint_and_name() -> None:
+    assert with_flags(["--checkpoint", "a", "b/c"]) == ["--checkpoint", "a", "--name", "b/c"]
+    assert with_flags(["a", "--name=b/c"]) == ["--checkpoint", "a", "--name=b/c"]
     expected = ["--checkpoint", "a", "--data", "x", "--name", "b/c", "--private=true"]
     assert with_flags(["a", "--data", "x", "b/c", "--private=true"]) == expected
 
 
-def test_folders_of_this_machine_are_not_published(tmp_path: Path) -> None:
-    origin = "5 of 5 tensors from /home/alice/my models/bert; 2 of the head are new"
-    assert without_folders("5 of 5 tensors from /home/alice/bert; 2 are new") == "5 of 5 tensors from bert; 2 are new"
-    assert without_folders("5 of 5 tensors from google/bert") == "5 of 5 tensors from google/bert"
-    assert "/home/alice" not in without_folders(origin)
-    (tmp_path / "process.json").write_text(json.dumps({"format": 1, "facts": {"began_with": "from /a/b/c", "step": 3}}))
-    assert json.loads(content_of(tmp_path / "process.json"))["facts"] == {"began_with": "from c", "step": 3}
-    (tmp_path / "config.json").write_text(json.dumps({"initialized_from": "all from /a/b"}))
-    assert json.loads(content_of(tmp_path / "config.json")) == {"initialized_from": "all from b"}
+@pytest.mark.parametrize(
+    "path", ["/home/alice/bert", "/home/alice/my models/bert/", "../alice/x/bert", "C:\\alice x\\bert", "//alice/bert"]
+)
+@pytest.mark.parametrize(
+    "rest", ["", "; 2 of the head are new and random (e.g. cls/x; y)", "; 3 tensors of the file are unused"]
+)
+def test_folders_of_this_machine_are_not_published(tmp_path: Path, path: str, rest: str) -> None:
+    """Origins of older checkpoints have the path."""
+    before, after = (f"5 of 5 tensors from {name}{rest}" for name in (path, "bert"))
+    assert without_folders(before) == after
+    assert without_folders(f"5 of 5 tensors from google/bert{rest}") == f"5 of 5 tensors from google/bert{rest}"
+    (tmp_path / "process.json").write_text(json.dumps({"format": 1, "facts": {"began_with": before, "step": 3}}))
+    assert json.loads(content_of(tmp_path / "process.json"))["facts"] == {"began_with": after, "step": 3}
+    (tmp_path / "config.json").write_text(json.dumps({"initialized_from": before}))
+    assert json.loads(content_of(tmp_path / "config.json")) == {"initialized_from": after}
     assert content_of(tmp_path / "word_freq.json") == str(tmp_path / "word_freq.json")
+
+
+def test_a_prompt_stays_in_its_cell() -> None:
+    assert in_cell("a | {src}\n{trg}") == "a \\| {src} {trg}"
 
 
 def test_adapters_of_a_local_network_are_refused(trained: Path) -> None:

@@ -32,5 +32,16 @@ def test_an_object_without_end_is_refused_before_it_fills_the_memory(
     monkeypatch.setattr(module, "MOST_LINE", 1000)
     monkeypatch.setattr(module, "PART", 100)
     (tmp_path / "a.json").write_text('[{"text": "' + "x" * 100_000)
-    with pytest.raises(UserError, match="object 1 is longer than 1,000 characters, or not JSON"):
+    with pytest.raises(UserError, match="object 1 has more than 1,000 characters; split it"):
+        list(json_objects(tmp_path / "a.json"))
+
+
+@pytest.mark.parametrize("part", [1, 2**20])
+def test_a_damaged_object_is_refused_with_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    monkeypatch.setattr(module, "PART", part)
+    monkeypatch.setattr(module, "MOST_LINE", 10_000)
+    damaged = json.dumps(OBJECTS, indent=1).replace('"object 1 ', '"object 1" ', 1)
+    (tmp_path / "a.json").write_text(damaged)
+    line = damaged[: damaged.index('"object 1"')].count("\n") + 1
+    with pytest.raises(UserError, match=rf"a.json:{line}: object 2 is not JSON \(Expecting ',' delimiter\)"):
         list(json_objects(tmp_path / "a.json"))

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.separated import separated_rows
+from utils.errors import UserError
 
 CELL = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r\ufeff"), max_size=12)
 
@@ -30,6 +31,34 @@ def test_what_the_csv_module_writes_is_read_back(tmp_path_factory: pytest.TempPa
 def test_semicolons_separate_cells_if_the_header_has_more_of_them(tmp_path: Path) -> None:
     (tmp_path / "x.csv").write_text("id;text;a,b\n1;so, ja;3\n")
     assert rows(tmp_path / "x.csv") == [{"id": "1", "text": "so, ja", "a,b": "3"}]
+
+
+@pytest.mark.parametrize("begin", ["", "\r\n", "sep={}\r\n", "\ufeffsep={}\n"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_the_separator_of_a_csv_is_that_of_its_header_or_declared(tmp_path: Path, begin: str, separator: str) -> None:
+    header = separator.join(["id", '"a;b,c;d,e"', "text"])
+    row = separator.join(["1", '"x, y"', '"first; line\nsecond"'])
+    (tmp_path / "x.csv").write_text(f"{begin.format(separator)}{header}\n{row}\n", encoding="utf-8")
+    assert rows(tmp_path / "x.csv") == [{"id": "1", "a;b,c;d,e": "x, y", "text": "first; line\nsecond"}]
+
+
+def test_an_endless_cell_is_refused_with_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.separated.MOST_TEXT", 100)
+    (tmp_path / "x.csv").write_text('text\n"' + "a line\n" * 100)
+    with pytest.raises(UserError, match=r"x.csv:2: the row that begins here has a cell of more than 400 characters"):
+        rows(tmp_path / "x.csv")
+
+
+def test_a_line_break_in_a_cell_of_tsv_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    (tmp_path / "x.tsv").write_text('text\nplain\n"first line\n\nsecond line"\n"whole"\n"he said.\n')
+    assert [row["text"] for row in rows(tmp_path / "x.tsv")] == [
+        "plain",
+        '"first line',
+        'second line"',
+        "whole",
+        '"he said.',
+    ]
+    assert capsys.readouterr().err.count("x.tsv:3: a cell opens with a quotation mark that line 5 closes") == 1
 
 
 def test_a_spreadsheets_export_is_read(tmp_path: Path) -> None:
