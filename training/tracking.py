@@ -81,7 +81,7 @@ class Tracker:
     def _safely(self, what: str, call: Callable[[], object]) -> None:
         try:
             call()
-        except Exception as error:  # no failure of a tracker may stop the run
+        except (Exception, SystemExit) as error:  # no failure of a tracker may stop the run
             failed = self.records.pop(what, None)
             try:
                 if failed:

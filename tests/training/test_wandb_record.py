@@ -21,6 +21,7 @@ class Recorder(types.ModuleType):
         super().__init__("wandb")
         self.key, self.begun, self.lines, self.summary, self.ended = key, {}, [], {}, 0
         self.id = ""
+        self.url = "https://wandb.example/run" if key else None
 
     def login(self, *, prompt: bool) -> bool:
         assert not prompt
@@ -81,6 +82,46 @@ def test_a_key_or_a_mode_of_the_environment_decides(tmp_path: Path, monkeypatch:
     assert run(monkeypatch, tmp_path / "b", range(1, 2), key=True).begun["mode"] == "disabled"
 
 
+def test_a_mode_that_needs_a_key_is_not_asked_for_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for mode in ("online", "shared", "run"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert run(monkeypatch, tmp_path / mode, range(1, 2)).begun["mode"] == "offline"
+        assert f"wandb: WANDB_MODE={mode}, but there is no key" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("first", "second"), [("offline", "online"), ("disabled", "online"), ("online", "offline")])
+def test_another_mode_gets_a_record_of_its_own_with_all_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
+) -> None:
+    """What one process sent is not sent again, and what it did not send is not lost."""
+    monkeypatch.setenv("WANDB_MODE", first)
+    before = run(monkeypatch, tmp_path / "run", range(1, 3), key=True)
+    kept = tmp_path / "run" / "wandb" / f"{'run' if first == 'online' else 'offline-run'}-1"
+    kept.mkdir()
+    monkeypatch.setenv("WANDB_MODE", second)
+    after = run(monkeypatch, tmp_path / "run", range(3, 4), key=True)
+    assert after.id != before.id and after.begun["resume"] is None and kept.is_dir()
+    assert [line["step"] for line in after.lines if "train/bits_per_token" in line] == [1, 2, 3]
+
+
+def test_each_run_of_a_process_has_its_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wandb_record, "_staged", {})
+    for name in ("a", "b"):
+        run(monkeypatch, tmp_path / name, range(1, 2))
+        assert Path(wandb_record.os.environ["WANDB_DATA_DIR"]).is_relative_to(tmp_path / name)
+    monkeypatch.setenv("WANDB_CACHE_DIR", "mine")
+    run(monkeypatch, tmp_path / "c", range(1, 2))
+    assert wandb_record.os.environ["WANDB_CACHE_DIR"] == "mine"
+
+
+def test_the_address_of_a_run_that_is_sent_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run(monkeypatch, tmp_path / "run", range(1, 2), key=True)
+    assert command(tmp_path / "run") == "https://wandb.example/run"
+    assert command(tmp_path / "none") == ""
+
+
 @pytest.mark.parametrize("key", [False, True])
 def test_a_resumed_run_keeps_its_identity_and_holds_no_step_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: bool
@@ -117,3 +158,4 @@ def test_the_real_program_keeps_a_run_that_can_be_sent(
     assert b"train/bits_per_token" in content and b"valid/ppl_word" in content
     assert b"table-file" in content or list(file.parent.rglob("*.table.json"))
     assert command(tmp_path / "run") == f"wandb sync {file.parent}"
+    assert not list(tmp_path.rglob("requirements.txt")) and not list((tmp_path / "home").iterdir())
