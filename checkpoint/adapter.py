@@ -2,6 +2,8 @@
 
 adapter_config.json, adapter_model.safetensors   the adapters, as peft writes them; peft can load the folder
 base.json                                        name of the pretrained network, and a hash of its weights
+
+The config.json beside the folder is that of the pretrained network, which must not change either.
 """
 
 import hashlib
@@ -16,16 +18,25 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from models.lora import adapter_weights, base_weights, inject
-from models.networks import load_network
-from models.pretrained import require_finite_weights
+from models.networks import MOST_RANK, load_network
+from models.pretrained import read_config, require_finite_weights
 from utils.errors import UserError, shown
 from utils.files import local_path, open_regular, read_text
+from utils.hub import first_line
+from utils.network_config import used_entries
 
 FOLDER = "adapter"
 WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
 FILES = (WEIGHTS, CONFIG, BASE)
 SETTINGS = ("r", "lora_alpha", "target_modules")
-"""Entries of adapter_config.json that are read; other ones are left alone."""
+"""Entries of adapter_config.json that are read."""
+UNUSED = (
+    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "init_lora_weights", "lora_dropout", "megatron_core", "qalora_group_size",
+)  # fmt: skip
+"""Entries without effect on the output of such adapters. Any other one must be empty."""
+MOST_ALPHA = 1e6
+MERGE = "merge them where it is, with python -m checkpoint.merge CHECKPOINT NEW_FOLDER"
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Base:
 
     name: str
     """Absolute path of a folder, a name on the hub or one in `utils.packaged.PACKAGED`."""
-    weights: str
+    sha256: str
     """`fingerprint` of its weights."""
     initialized_from: str
     """Source of its weights, in words."""
@@ -66,9 +77,8 @@ def load_adapter(checkpoint: Path, *, causal: bool = False) -> tuple[PreTrainedM
     """
     folder = checkpoint / FOLDER
     try:
-        config = json.loads(read_text(folder / CONFIG))
+        settings = checked_settings(json.loads(read_text(folder / CONFIG)))
         base = Base(**{key: str(value) for key, value in json.loads(read_text(folder / BASE)).items()})
-        settings = {entry: config[entry] for entry in SETTINGS}
         open_regular(folder / WEIGHTS).close()
         weights = load_file(folder / WEIGHTS)
     except UserError:
@@ -77,20 +87,59 @@ def load_adapter(checkpoint: Path, *, causal: bool = False) -> tuple[PreTrainedM
         raise UserError(f"checkpoint {checkpoint}: its folder {FOLDER} is damaged ({shown(str(error))})") from error
     try:
         network = load_network(base.name, causal=causal)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: a name that no file can have
         raise UserError(
-            f"checkpoint {checkpoint}: it holds adapters of the network {base.name}, which cannot be loaded ({error}); "
-            "bring it back, or train with --merge_lora true"
+            f"checkpoint {checkpoint}: it holds adapters of the network {shown(base.name)[1:-1]}, which cannot be loaded "
+            f"({first_line(error)}); bring it back, or {MERGE}"
         ) from error
-    if fingerprint(network) != base.weights:
-        raise UserError(
-            f"checkpoint {checkpoint}: the weights of {base.name} are not those that its adapters were trained on; "
-            "bring these back, or train with --merge_lora true"
-        )
+    _require_base(network, base, checkpoint)
+    linear = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    if unknown := sorted(set(settings["target_modules"]) - linear):
+        raise UserError(f"checkpoint {checkpoint}: {base.name} has no linear map {shown(unknown[0])} for its {FOLDER}")
     network.config.initialized_from = base.initialized_from
     inject(network, settings)
     _fill(network, weights, checkpoint)
     return network, base
+
+
+def checked_settings(config: dict) -> dict:
+    """Return the `SETTINGS` of adapter_config.json.
+
+    Raises:
+        ValueError: if one is out of bounds, or the file describes other adapters than LoRA's plain ones.
+    """
+    rank, alpha, targets = (config[name] for name in SETTINGS)
+    if type(rank) is not int or not 1 <= rank <= MOST_RANK:
+        raise ValueError(f"r={shown(rank)} must lie in 1..{MOST_RANK}")
+    if type(alpha) not in (int, float) or not 0 < alpha <= MOST_ALPHA:
+        raise ValueError(f"lora_alpha={shown(alpha)} must be above 0, at most {MOST_ALPHA:g}")
+    if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
+        raise ValueError("target_modules must be a list of names")
+    plain = {"bias": "none", "peft_type": "LORA"}
+    for name, value in config.items():
+        if name in plain and value != plain[name] or name not in (*SETTINGS, *UNUSED, *plain) and value:
+            raise ValueError(f"{shown(name)} is {shown(value)}, which is not supported")
+    return {"r": rank, "lora_alpha": alpha, "target_modules": targets}
+
+
+def _require_base(network: PreTrainedModel, base: Base, checkpoint: Path) -> None:
+    """Require that a network is the one below a checkpoint's adapters, in weights and configuration.
+
+    Raises:
+        UserError: if it has changed.
+    """
+    if fingerprint(network) != base.sha256:
+        raise UserError(
+            f"checkpoint {checkpoint}: the weights of {base.name} are not those that its adapters were trained on; "
+            f"bring these back, or {MERGE}"
+        )
+    own, found = (used_entries(config.to_dict()) for config in (read_config(str(checkpoint)), network.config))
+    for key in sorted({*own, *found}):
+        if own.get(key) != found.get(key) and "drop" not in key:  # --dropout, which is for training
+            raise UserError(
+                f"checkpoint {checkpoint}: its adapters were trained with {key}={shown(own.get(key))} in the "
+                f"config.json of {base.name}, which now has {shown(found.get(key))}; bring that back"
+            )
 
 
 @torch.no_grad()

@@ -23,10 +23,12 @@ from checkpoint.folder import FILES, find_checkpoint, load_checkpoint
 from checkpoint.model_card import Publication, model_card, shown_facts, without_folders
 from checkpoint.model_parts import ModelParts
 from utils import hub
-from utils.command_line import parse, run_script
+from utils.command_line import parse, run_script, with_flags
 from utils.errors import UserError, shown
 from utils.files import read_text
 
+NAMES = ("checkpoint", "name")
+"""Flags whose names may be left out."""
 LICENCE = re.compile("[a-z0-9][a-z0-9.+-]*")
 LOGIN = "set HF_TOKEN to a token with write access, or run `hf auth login`"
 
@@ -57,7 +59,7 @@ class PushArgs:
 
 def main() -> None:
     """Check the checkpoint by loading it, then send it; print its address."""
-    (args,) = parse([PushArgs], __doc__, most_used=("checkpoint", "name"), argv=with_flags(sys.argv[1:]))
+    (args,) = parse([PushArgs], __doc__, most_used=NAMES, argv=with_flags(sys.argv[1:], NAMES))
     hub.quiet_libraries()
     folder = find_checkpoint(args.checkpoint)
     model = load_checkpoint(folder, torch.device("cpu"))
@@ -71,18 +73,6 @@ def main() -> None:
     print(f"sent to {send(args, folder, files, card)}\nnext: python predict.py --checkpoint {args.name}")
 
 
-def with_flags(argv: list[str]) -> list[str]:
-    """Return the arguments with the first that are not flags named --checkpoint and --name, unless flags give these."""
-    given = {argument.partition("=")[0] for argument in argv}
-    found, names = [], iter([name for name in ("--checkpoint", "--name") if name not in given])
-    for i, argument in enumerate(argv):
-        before = argv[i - 1] if i else ""
-        is_value = before.startswith("-") and "=" not in before
-        name = None if argument.startswith("-") or is_value else next(names, None)
-        found += [argument] if name is None else [name, argument]
-    return found
-
-
 def require_public_base(model: ModelParts) -> None:
     """Refuse adapters of a network that lies in a folder of this machine only.
 
@@ -92,7 +82,7 @@ def require_public_base(model: ModelParts) -> None:
     if model.adapter_base and Path(model.adapter_base.name).is_absolute():
         raise UserError(
             f"the checkpoint holds adapters of the network in {model.adapter_base.name}, which others do not have; "
-            "train with --merge_lora true, or from a network of the hub"
+            "merge them: python -m checkpoint.merge CHECKPOINT NEW_FOLDER"
         )
 
 

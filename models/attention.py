@@ -83,9 +83,9 @@ def trial_hidden_states(denoiser: NetworkDenoiser) -> Tensor:
             hidden = denoiser.encode(xt, torch.ones(2, dtype=torch.long, device=device), attended)
             hidden = hidden[attended.to(hidden.device)].float()
             weights = (denoiser.network.get_input_embeddings().weight, *denoiser.body.parameters())
-            torch.autograd.grad(
-                hidden.sum(), next(w for w in weights if w.requires_grad)
-            )  # those below LoRA are frozen
+            trained = next((weight for weight in weights if weight.requires_grad), None)  # LoRA freezes most or all
+            if trained is not None:
+                torch.autograd.grad(hidden.sum(), trained)
         return hidden.detach()
     finally:
         denoiser.train(training)

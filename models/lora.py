@@ -60,10 +60,9 @@ def inject(network: PreTrainedModel, settings: dict) -> None:
     Raises:
         UserError: if peft is not installed, or refuses the settings.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise UserError(f"LoRA adapters need the package peft ({error}); {INSTALL}") from error
+    require_peft()
+    from peft import LoraConfig, inject_adapter_in_model
+
     network.requires_grad_(False)
     try:
         inject_adapter_in_model(LoraConfig(**settings), network, adapter_name=ADAPTER)
@@ -71,6 +70,18 @@ def inject(network: PreTrainedModel, settings: dict) -> None:
         raise UserError(f"LoRA adapters do not fit {type(network).__name__}: {first_line(error)}") from error
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(".lora_" in name)
+
+
+def require_peft() -> None:
+    """Require the package peft.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        import peft  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"LoRA adapters need the package peft ({error}); {INSTALL}") from error
 
 
 def has_lora(network: nn.Module) -> bool:

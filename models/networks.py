@@ -26,6 +26,8 @@ from utils.errors import UserError
 from utils.hub import CONFIG_FILES, NETWORK_FILES, download_error, fetch, first_line
 from utils.packaged import PACKAGED
 
+MOST_RANK = 4096
+"""Largest rank of LoRA adapters."""
 PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
     "bert-base": (BertConfig, {}),
     "bert-small": (
@@ -121,8 +123,8 @@ class NetworkArgs:
     def __post_init__(self) -> None:
         if self.dropout != -1 and not 0 <= self.dropout < 1:
             raise UserError(f"dropout={self.dropout} must lie in [0, 1); -1: the network's own")
-        if not 0 <= self.lora_rank <= 4096:
-            raise UserError(f"lora_rank={self.lora_rank} must lie in 0..4096; 0: no adapters")
+        if not 0 <= self.lora_rank <= MOST_RANK:
+            raise UserError(f"lora_rank={self.lora_rank} must lie in 0..{MOST_RANK}; 0: no adapters")
         if not self.lora_rank and (self.merge_lora or self.lora_targets != "auto"):
             raise UserError("lora_targets and merge_lora are for lora_rank above 0; leave them out")
         if self.lora_rank and (self.from_scratch or self.first_layers):
@@ -217,6 +219,8 @@ def for_embeddings(args: NetworkArgs) -> NetworkArgs:
     """Replace the default network by a fresh network over embeddings, since no pretrained one exists."""
     if args.model_name_or_path != NetworkArgs.model_name_or_path:
         return args
+    if args.lora_rank:
+        raise UserError(f"lora_rank={args.lora_rank}: process=score has no pretrained network; give model_name_or_path")
     return replace(args, model_name_or_path=DEFAULT_SCORE_NETWORK, from_scratch=True)
 
 
@@ -366,6 +370,11 @@ def _parse_overrides(text: str) -> dict[str, int | float | bool | str]:
 
 def _not_loaded(name: str, error: Exception) -> str:
     """Compose the error message for a network that could not be loaded."""
+    if (Path(name) / "adapter" / "adapter_config.json").exists():
+        return (
+            f"cannot read the network in {name}: it holds LoRA adapters of another network; merge them first: "
+            f"python -m checkpoint.merge {name} NEW_FOLDER"
+        )
     if Path(name).exists():
         pickles = [path.name for path in Path(name).glob("*.bin")] if Path(name).is_dir() else []
         if pickles and not list(Path(name).glob("model*.safetensors")):

@@ -133,11 +133,17 @@ def require_finite_weights(network: torch.nn.Module, origin: str) -> None:
 def check_weights_files(folder: Path) -> None:
     """Require that all weights are safetensors files inside the folder.
 
-    transformers reads any file an index names: a pickle by torch.load, or a file outside the folder.
+    transformers reads any file an index names: a pickle by torch.load, or a file outside the folder. If peft is
+    installed, it also adds any adapters that it finds beside the weights, without a word.
 
     Raises:
         UserError: naming the first other file.
     """
+    if (folder / "adapter_config.json").exists():
+        raise UserError(
+            f"cannot read the network in {folder}: adapter_config.json describes adapters beside the weights; merge "
+            "them (peft: merge_and_unload, save_pretrained), or move the file away"
+        )
     index = folder / INDEX
     if index.exists():
         named = json.loads(read_text(index, MOST_JSON))

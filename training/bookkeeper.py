@@ -19,7 +19,7 @@ from models.lora import trained_share
 from training.config import TrainConfig
 from training.log_samples import SampleLog, shown_samples
 from training.outcome import Figures, closing_message
-from training.output_folder import TOKENIZER, claim
+from training.output_folder import TOKENIZER, claim, require_outside
 from training.pace import WarmUp
 from training.plan import Plan
 from training.saved_state import folder_of, save_state
@@ -63,6 +63,8 @@ class Bookkeeper:
         self.output, self.is_leader = Path(self.args.output_dir), distributed.rank() == 0
         self.figures = Figures.of(plan.start.facts.get("figures", {}))
         settings, step = {**config.by_name(), **plan.start.kept}, plan.start.step
+        if model.adapter_base:
+            require_outside(self.output, model.adapter_base.name)
         if self.is_leader:
             claim(self.output, settings, step)
             if not step:

@@ -10,6 +10,7 @@ from data.pairs import PairArgs
 from data.row_formats import TextFormat
 from data.splits import DataArgs
 from diffusion.options import ProcessArgs
+from models.lora import require_peft
 from models.networks import NetworkArgs
 from training.arguments import TrainArgs
 from training.optim import OptimArgs
@@ -78,10 +79,13 @@ class TrainConfig:
         self.text.check(packing=self.data.packing, streaming=self.data.streaming)
         for setting, chosen in (
             ("trim_vocabulary", self.data.trim_vocabulary),
-            ("head_first", self.optim.separate_head),
+            ("head_learning_rate", self.optim.head_learning_rate),
+            ("head_first", self.optim.head_first),
         ):
             if chosen and self.network.lora_rank:
-                raise UserError(f"lora_rank={self.network.lora_rank} freezes the network's head; leave {setting} out")
+                raise UserError(f"lora_rank={self.network.lora_rank} keeps the network's own head; leave {setting} out")
+        if self.network.lora_rank:
+            require_peft()
         sharded = self.run.strategy == "fsdp" and distributed.world_size() > 1
         for setting, chosen in (
             ("fp16", self.precision(device) == "fp16"),

@@ -10,6 +10,7 @@ from training.records import remove_records
 from training.run_log import cut_log
 from training.saved_state import write_settings
 from utils import distributed, files
+from utils.errors import UserError
 
 TOKENIZER = "tokenizer"
 RECORDS = ("fitlog", "tensorboard", "wandb")
@@ -35,6 +36,20 @@ def exclusive_access(args: TrainArgs) -> Iterator[None]:
         lock = files.held_alone(output / "run.lock", refusal, keep=began)
         distributed.call_on_leader(lambda: held.enter_context(lock))
         yield
+
+
+def require_outside(output: Path, base: str) -> None:
+    """Refuse adapters of a network that lies among the results of the run, which replace it.
+
+    Raises:
+        UserError: naming the network's folder.
+    """
+    inside = [(output / name).resolve() for name in OUTPUTS]
+    if Path(base).is_absolute() and any(Path(base).resolve().is_relative_to(folder) for folder in inside):
+        raise UserError(
+            f"output_dir={output}: this run would replace {base}, the network that its adapters need; give another "
+            "folder, or --merge_lora true"
+        )
 
 
 def claim(output: Path, settings: dict, step: int) -> None:

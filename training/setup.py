@@ -36,16 +36,8 @@ from training.resume import Start
 from utils import distributed
 from utils.errors import UserError
 from utils.messages import warn
+from utils.network_config import used_entries
 
-UNUSED_CONFIG_KEYS = {
-    "_name_or_path",
-    "initialized_from",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "architectures",
-}
-"""Entries of a network configuration that do not affect its output."""
 MOST_OTHER = 0.05
 """Share of a tokenizer's tokens that may differ from those of a pretrained network without a warning."""
 DEFAULT_VOCAB_SIZE = 8192
@@ -240,8 +232,7 @@ def open_batches(
 def identities(model: ModelParts, train_text: Text, valid_text: Text) -> dict[str, str]:
     """Return digests of the texts, word counts and network, which a resumed run must not change."""
     counts = hashlib.blake2b(model.token_counts.numpy().tobytes(), digest_size=12).hexdigest()
-    entries = model.denoiser.network.config.to_dict()
-    kept = {key: value for key, value in entries.items() if key not in UNUSED_CONFIG_KEYS and "attn" not in key}
+    kept = used_entries(model.denoiser.network.config.to_dict())
     if has_lora(model.denoiser.network):
         kept["adapters_of"] = fingerprint(model.denoiser.network)
     network = hashlib.blake2b(json.dumps(kept, sort_keys=True, default=str).encode(), digest_size=12).hexdigest()

@@ -9,7 +9,7 @@ import difflib
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,6 +26,7 @@ _MODERNISED = {
 }
 """Published flags and values, and their present form."""
 
+BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 WITHOUT_EFFECT = {
     "--local_rank": "torchrun tells each process its rank",
     "--load_step": "a checkpoint is named by its folder",
@@ -115,6 +116,23 @@ def parse(
     return tuple(parsed)
 
 
+def with_flags(argv: list[str], names: Sequence[str]) -> list[str]:
+    """Return arguments in which the first that are not flags are named by flags, unless these flags are given.
+
+    Args:
+        argv: the arguments.
+        names: flags whose names may be left out, in their order.
+    """
+    given = {argument.partition("=")[0] for argument in argv}
+    found, left = [], iter([f"--{name}" for name in names if f"--{name}" not in given])
+    for i, argument in enumerate(argv):
+        before = argv[i - 1] if i else ""
+        is_value = before.startswith("-") and "=" not in before
+        flag = None if argument.startswith("-") or is_value else next(left, None)
+        found += [argument] if flag is None else [flag, argument]
+    return found
+
+
 def _unknown(argument: str, known: set[str], elsewhere: dict[str, str]) -> str:
     """Return the error message for an argument that no setting takes."""
     if not argument.startswith("-"):
@@ -130,7 +148,7 @@ def _unknown(argument: str, known: set[str], elsewhere: dict[str, str]) -> str:
 def _modernise(argv: list[str], without_effect: dict[str, str]) -> list[str]:
     """Rewrite published flags and values in their present form; drop flags without effect, with a note."""
     arguments: list[str] = []
-    rest = iter(_with_tracker(_split_equals(argv)))
+    rest = iter(_modernise_fitlog(_split_equals(argv)))
     for argument in rest:
         if argument in without_effect:
             next(rest, None)
@@ -148,17 +166,17 @@ def _modernise(argv: list[str], without_effect: dict[str, str]) -> list[str]:
     return arguments
 
 
-def _with_tracker(argv: list[str]) -> list[str]:
+def _modernise_fitlog(argv: list[str]) -> list[str]:
     """Rewrite --fitlog, with or without a value, and --no_fitlog as --tracker fitlog or none."""
-    arguments: list[str] = []
-    for argument in argv:
-        before = arguments[-2:]
-        if argument.replace("-", "_") in ("__fitlog", "__no_fitlog"):
-            arguments += ["--tracker", "fitlog" if argument == "--fitlog" else "none"]
-        elif before == ["--tracker", "fitlog"] and argument.lower() in ("true", "false", "1", "0", "yes", "no"):
-            arguments[-1] = "fitlog" if argument.lower() in ("true", "1", "yes") else "none"
-        else:
+    arguments, rest = [], list(argv)
+    while rest:
+        argument = rest.pop(0)
+        if argument.replace("-", "_") not in ("__fitlog", "__no_fitlog"):
             arguments.append(argument)
+            continue
+        given = rest.pop(0).lower() if rest and rest[0].lower() in BOOLEANS else "true"
+        wanted = BOOLEANS[given] == (argument == "--fitlog")
+        arguments += ["--tracker", "fitlog" if wanted else "none"]
     return arguments
 
 

@@ -18,6 +18,20 @@ LARGEST = 2**26
 """Largest whole number in a config.json; vocabularies, widths and positions are far below it."""
 LARGE_BY_NATURE = ("theta", "seed", "token", "_id", "dtype", "version")
 """Parts of the names of settings that are not sizes."""
+UNUSED_KEYS = {
+    "_name_or_path",
+    "initialized_from",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+}
+"""Entries that do not affect a network's output."""
+
+
+def used_entries(settings: dict) -> dict:
+    """Return the entries of a configuration that affect the network's output, beyond the rounding of its attention."""
+    return {key: value for key, value in settings.items() if key not in UNUSED_KEYS and "attn" not in key}
 
 
 @contextlib.contextmanager

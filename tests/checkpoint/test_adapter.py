@@ -147,6 +147,7 @@ def test_other_weights_below_the_adapters_are_refused(
         ["--gradient_checkpointing", "true"],
         ["--fused_loss", "true", "--accumulation_steps", 2],
         ["--time_conditioning", "layerwise"],
+        ["--lora_targets", "decoder", "--precision", "bf16"],
         ["--lora_targets", "query,value", "--packing", "true", "--max_length", 32, "--batch_size", 8],
         ["--process", "mdlm"],
     ],
@@ -157,7 +158,9 @@ def test_adapters_train_with_every_setting(
     start = [*flags] if "mdlm" not in flags else [*flags, "--eval_step_size", 8]
     monkeypatch.setattr("tests.checkpoint.test_adapter.FLAGS", without_steps(FLAGS) if "mdlm" in flags else FLAGS)
     folder = train(monkeypatch, base, corpus, *start)
-    assert all(tensor.isfinite().all() for tensor in weights(folder).values())
+    found = weights(folder)
+    assert all(tensor.isfinite().all() for tensor in found.values())
+    assert all(tensor.any() for name, tensor in found.items() if "lora_B" in name)  # each was trained
     assert TextModel.load(folder).sample(1, num_steps=8)
 
 
@@ -165,6 +168,69 @@ def without_steps(flags: list) -> list:
     """Leave out the number of diffusion steps, which a process in continuous time has not."""
     at = flags.index("--num_steps")
     return [*flags[:at], *flags[at + 2 :]]
+
+
+def test_a_changed_configuration_below_the_adapters_is_refused(
+    monkeypatch: pytest.MonkeyPatch, base: Path, corpus: Path
+) -> None:
+    """The weights are the same, and what they compute is not."""
+    folder = train(monkeypatch, base, corpus, "--max_steps", 5, "--dropout", 0.3)
+    TextModel.load(folder)
+    whole = json.loads((base / "config.json").read_text())
+    for key, value in (("layer_norm_eps", 0.5), ("num_attention_heads", 4), ("hidden_act", "relu")):
+        (base / "config.json").write_text(json.dumps({**whole, key: value}))
+        message = f"were trained with {key}='?{whole[key]}'? in the config.json of .*, which now has '?{value}'?; bring"
+        with pytest.raises(UserError, match=message):
+            TextModel.load(folder)
+
+
+def test_a_network_that_the_run_would_replace_is_refused(
+    monkeypatch: pytest.MonkeyPatch, base: Path, corpus: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = train(monkeypatch, base, corpus, "--max_steps", 5, "--merge_lora", "true")
+    files = sorted(folder.rglob("*"))
+    where = ["--train_data", corpus, "--output_dir", folder, "--cache_dir", corpus.parent / "cache"]
+    again = ["--model_name_or_path", folder / "checkpoint", *where, *FLAGS, "--overwrite", "true"]
+    assert call(main.main, monkeypatch, *again) == 2
+    assert "this run would replace" in capsys.readouterr().err and sorted(folder.rglob("*")) == files
+
+
+DAMAGED = [
+    ({"r": 10**7}, "r=10000000 must lie in 1..4096"),
+    ({"lora_alpha": 10**400}, "lora_alpha=.* must be above 0"),
+    ({"target_modules": [1, 2]}, "target_modules must be a list of names"),
+    ({"target_modules": "(.*)*x"}, "target_modules must be a list of names"),
+    ({"target_modules": ["bert.encoder"]}, "has no linear map 'bert.encoder'"),
+    ({"use_rslora": True}, "'use_rslora' is True, which is not supported"),
+    ({"alpha_pattern": {"query": 9}}, "'alpha_pattern' is .* not supported"),
+    ({"r": 8}, "do not fit the network"),
+]
+
+
+def test_settings_that_would_be_ignored_or_fill_the_memory_are_refused(
+    monkeypatch: pytest.MonkeyPatch, base: Path, corpus: Path
+) -> None:
+    folder = train(monkeypatch, base, corpus, "--max_steps", 2, "--eval_steps", 2)
+    file = folder / "checkpoint" / "adapter" / "adapter_config.json"
+    whole = json.loads(file.read_text())
+    for change, message in DAMAGED:
+        file.write_text(json.dumps({**whole, **change}))
+        with pytest.raises(UserError, match=message):
+            TextModel.load(folder)
+    file.write_text(json.dumps(whole))
+    name = {**json.loads((file.parent / "base.json").read_text()), "name": "x" * 5000}
+    (file.parent / "base.json").write_text(json.dumps(name))
+    with pytest.raises(UserError, match="which cannot be loaded"):
+        TextModel.load(folder)
+
+
+def test_an_adapter_alone_is_no_network_to_start_from(
+    monkeypatch: pytest.MonkeyPatch, base: Path, corpus: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = train(monkeypatch, base, corpus, "--max_steps", 2, "--eval_steps", 2)
+    where = ["--train_data", corpus, "--output_dir", corpus.parent / "next", "--cache_dir", corpus.parent / "cache"]
+    assert call(main.main, monkeypatch, "--model_name_or_path", folder / "checkpoint", *where, *FLAGS) == 2
+    assert "it holds LoRA adapters of another network; merge them first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("file", ["adapter_config.json", "base.json", "adapter_model.safetensors"])
@@ -177,7 +243,7 @@ def test_a_damaged_adapter_is_refused(monkeypatch: pytest.MonkeyPatch, base: Pat
             TextModel.load(folder.parent)
     if file.endswith(".json"):
         entries = json.loads(whole)
-        entries.pop("r", entries.pop("weights", None))
+        entries.pop("r", entries.pop("sha256", None))
         (folder / file).write_text(json.dumps(entries))
         with pytest.raises(UserError, match="its folder adapter is damaged"):
             TextModel.load(folder.parent)

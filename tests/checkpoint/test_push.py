@@ -14,7 +14,7 @@ from huggingface_hub import HfApi, close_session, constants
 from checkpoint import TextModel, push
 from checkpoint.folder import load_checkpoint
 from checkpoint.model_card import Publication, in_cell, model_card, without_folders
-from checkpoint.push import PushArgs, content_of, files_to_send, require_public_base, with_flags
+from checkpoint.push import PushArgs, content_of, files_to_send, require_public_base
 from tests.conftest import ROOT, call
 from tests.mini_hub import MiniHub, running
 from utils.errors import UserError
@@ -169,13 +169,6 @@ def test_bad_arguments_are_refused(trained: Path, monkeypatch, capsys, arguments
     given = [trained if word == "TRAINED" else word for word in arguments]
     assert call(push.main, monkeypatch, *given) == 2
     assert message in capsys.readouterr().err
-
-
-def test_arguments_without_a_flag_are_checkpoint_and_name() -> None:
-    assert with_flags(["--checkpoint", "a", "b/c"]) == ["--checkpoint", "a", "--name", "b/c"]
-    assert with_flags(["a", "--name=b/c"]) == ["--checkpoint", "a", "--name=b/c"]
-    expected = ["--checkpoint", "a", "--data", "x", "--name", "b/c", "--private=true"]
-    assert with_flags(["a", "--data", "x", "b/c", "--private=true"]) == expected
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from predict import PredictArgs
 from tests.conftest import ROOT, call
 from training.arguments import TrainArgs
 from training.optim import OptimArgs
-from utils.command_line import parse, run_script
+from utils.command_line import parse, run_script, with_flags
 from utils.errors import UserError
 
 TRAIN = [TrainArgs, DataArgs, NetworkArgs, WordFreqArgs, OptimArgs]
@@ -197,3 +197,12 @@ def test_known_errors_of_libraries_are_one_line_and_exit_code_2(
     assert ended.value.code == 2 and message in stderr and stderr.count("\n") == 1
     with pytest.raises(RuntimeError, match="something else"):
         run_script(lambda: (_ for _ in ()).throw(RuntimeError("something else")))
+
+
+def test_the_first_arguments_without_a_flag_are_named_by_flags() -> None:
+    names = ("checkpoint", "name")
+    expected = ["--checkpoint", "a", "--data", "x", "--name", "b/c", "--private=true"]
+    assert with_flags(["a", "--data", "x", "b/c", "--private=true"], names) == expected
+    assert with_flags(["--checkpoint", "a", "b/c"], names) == ["--checkpoint", "a", "--name", "b/c"]
+    assert with_flags(["a", "--name=b/c"], names) == ["--checkpoint", "a", "--name=b/c"]
+    assert with_flags(["a", "b", "c"], names) == ["--checkpoint", "a", "--name", "b", "c"]

@@ -1,0 +1,58 @@
+"""Merge the LoRA adapters of a checkpoint into its network, so that it needs no other.
+
+python -m checkpoint.merge out/lora/checkpoint out/merged
+
+The new folder holds W + (alpha / r) B A as an ordinary checkpoint, as after a training with --merge_lora true.
+"""
+
+import shlex
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+
+from checkpoint.folder import load_checkpoint, save_checkpoint
+from utils import hub
+from utils.command_line import parse, run_script, with_flags
+from utils.errors import UserError
+from utils.files import local_path
+
+
+@dataclass(frozen=True)
+class MergeArgs:
+    """A checkpoint with adapters, and the folder of the one without."""
+
+    group: ClassVar[str] = "folders"
+
+    checkpoint: str = field(metadata={"help": "folder with adapters, given first or as a flag"})
+    output: str = field(metadata={"metavar": "DIR", "help": "new folder, given second or as a flag"})
+
+
+def main() -> None:
+    """Merge and print what to type next."""
+    names = ("checkpoint", "output")
+    (args,) = parse([MergeArgs], __doc__, most_used=names, argv=with_flags(sys.argv[1:], names))
+    hub.quiet_libraries()
+    folder = merge(args.checkpoint, local_path(args.output))
+    print(f"written to {folder}\nnext: python predict.py --checkpoint {shlex.quote(str(folder))}")
+
+
+def merge(name: str | Path, output: Path) -> Path:
+    """Write the merged checkpoint and return its folder.
+
+    Raises:
+        UserError: if the checkpoint has no adapters, or the folder exists.
+    """
+    if output.exists():
+        raise UserError(f"output={output}: it exists; give a new folder")
+    model = load_checkpoint(name, torch.device("cpu"))
+    if not model.adapter_base:
+        raise UserError(f"checkpoint {name}: it holds no adapters, so there is nothing to merge")
+    save_checkpoint(output, replace(model, adapter_base=None))
+    return output
+
+
+if __name__ == "__main__":
+    run_script(main)
