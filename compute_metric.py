@@ -86,7 +86,7 @@ class MetricArgs(ColumnNames):
     json: bool = field(default=False, metadata={"help": "JSON output: one object and nothing else on stdout"})
     seed: int = field(default=0, metadata={"help": "seed of random training targets and of MAUVE's clusters"})
     threads: int = field(default=0, metadata={"help": "number of CPU threads; 0: torch's default"})
-    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda, cuda:N"})
+    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda, cuda:N or mps"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

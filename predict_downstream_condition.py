@@ -73,7 +73,7 @@ class DownstreamArgs(ColumnNames):
     )
     show: int = field(default=3, metadata={"help": "number of sources to print with their candidates"})
     threads: int = field(default=0, metadata={"help": "number of CPU threads; 0: torch's default"})
-    device: str = field(default="auto", metadata={"help": "auto, cpu, cuda, cuda:N"})
+    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda, cuda:N or mps"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

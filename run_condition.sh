@@ -110,11 +110,13 @@ require_pairs() { # argument, the folder that it names
 }
 
 task() { # folder with pairs, folder for the results, flags...: train (unless done), predict the test set, evaluate
-    local data=$1 folder=$2 count
+    local data=$1 folder=$2 count columns pairs
     shift 2
     count=$(gpus)
+    columns_of "$@"
+    pairs=$(realpath -- "$data")${columns[*]:+ ${columns[*]}}
     # main.py refuses other pairs in this folder; the same pairs may have moved
-    if [ -e "$folder/trained_on" ] && [ "$(cat "$folder/trained_on")" = "$(realpath -- "$data")" ]; then
+    if [ -e "$folder/trained_on" ] && [ "$(cat "$folder/trained_on")" = "$pairs" ]; then
         echo "== train: done before ($folder; remove it to train again)"
     elif [ "$count" -eq 0 ]; then
         launch_small "$data" "$folder" "$@"
@@ -124,12 +126,13 @@ task() { # folder with pairs, folder for the results, flags...: train (unless do
         launch "$count" --train_data "$data" --output_dir "$folder" --model_name_or_path bert-base-uncased \
             --max_length 128 --num_steps 2000 --learning_rate 5e-5 --num_train_epochs 50 "${fitted[@]}" "$@"
     fi
-    realpath -- "$data" >"$folder/trained_on"
+    printf '%s\n' "$pairs" >"$folder/trained_on"
     echo "== predict"
     python predict_downstream_condition.py --checkpoint "$folder/checkpoint" --data "$data" --mbr_size 10 --top_k 15 \
-        --step_size 10 --precision auto --output "$folder/predictions.jsonl"
+        --step_size 10 --precision auto --output "$folder/predictions.jsonl" ${columns[@]+"${columns[@]}"}
     echo "== evaluate"
-    python compute_metric.py --predictions "$folder/predictions.jsonl" --train_data "$data" --tokenizer "$folder/checkpoint"
+    python compute_metric.py --predictions "$folder/predictions.jsonl" --train_data "$data" --tokenizer "$folder/checkpoint" \
+        ${columns[@]+"${columns[@]}"}
 }
 
 case ${1-} in

@@ -89,8 +89,8 @@ def load_adapter(checkpoint: Path, *, causal: bool = False) -> tuple[PreTrainedM
         network = load_network(base.name, causal=causal)
     except (UserError, OSError) as error:  # OSError: a name that no file can have
         raise UserError(
-            f"checkpoint {checkpoint}: it holds adapters of the network {shown(base.name)[1:-1]}, which cannot be loaded "
-            f"({first_line(error)}); bring it back, or {MERGE}"
+            f"checkpoint {checkpoint}: it holds adapters of the network {shown(base.name)[1:-1]}, which cannot be "
+            f"loaded ({first_line(error)}); bring it back, or {MERGE}"
         ) from error
     _require_base(network, base, checkpoint)
     linear = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}

@@ -13,6 +13,7 @@ from checkpoint.model_parts import ModelParts
 from data.pairs import Layout, source_ids, target_text
 from diffusion.draws import sentence_seed
 from diffusion.options import SampleArgs
+from diffusion.process import StepCallback
 from utils.errors import check_ranges
 
 BATCHES_PER_CALL = 64  # many, since the sampler refills its batch until its rows run out
@@ -76,10 +77,11 @@ def draw_windows(
     request: CandidateRequest,
     sampling: SampleArgs,
     finish: Callable[[int, list[Tensor]], None],
+    on_step: StepCallback | None = None,
 ) -> None:
     """Draw target windows, each int64 [window], for the `chosen` of the sources `ids`.
 
-    Call `finish(i, windows)` once source i has all of its own.
+    Call `finish(i, windows)` once source i has all of its own, and `on_step` after each forward pass.
 
     Candidate j of source i has its own random stream, seeded by (seed + j, i). So neither the batch size nor the other
     sources change it. The candidates of a source are adjacent rows and share their batches.
@@ -95,6 +97,8 @@ def draw_windows(
             drawn[i][j] = tokens[batch.target_mask[row]]
             if len(drawn[i]) == request.mbr_size:
                 finish(i, [drawn[i][j] for j in range(request.mbr_size)])
+        if on_step is not None:
+            on_step(finished, xt)
 
     model.process.sample(
         model.denoiser,

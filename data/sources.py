@@ -253,7 +253,10 @@ def _require_no_hidden_split(folder: Path, unnamed: list[Path]) -> None:
 def _find_in_folder(folder: Path, split: str) -> Source | None:
     if not (readable := _readable(folder)):
         card = "; its README.md names the files' origin" if (folder / "README.md").exists() else ""
-        raise UserError(f"{folder}: no text in this folder; it must contain a file like train.txt ({KINDS}){card}")
+        named = "; a .json needs a split in its name: train.json" if any(folder.glob("*.json*")) else ""
+        raise UserError(
+            f"{folder}: no text in this folder; it must contain a file like train.txt ({KINDS}){named}{card}"
+        )
     found = _splits_of(folder)[split]
     if len(found) > 1 and split != "train" and not _are_shards(found):
         raise UserError(f"{folder}: {split} is ambiguous: {_listed(found)}; keep one, or give one file")

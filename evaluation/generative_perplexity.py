@@ -109,7 +109,7 @@ def nats_of_text(language_model: LanguageModel, ids: list[int], device: torch.de
         row = torch.tensor([*language_model.begin, *ids[begin:end]], device=device)
         first = max(first_new, begin + 1 - given)  # the first token with a context
         if first < end:
-            nats[first:end] = language_model.nats(row)[first - begin - 1 + given :].double().cpu()
+            nats[first:end] = language_model.nats(row)[first - begin - 1 + given :].cpu().double()
     return nats[scored].sum().item(), int(scored.sum())
 
 
@@ -151,11 +151,12 @@ def _load_checkpoint(folder: str, device: torch.device) -> LanguageModel:
         found = "pairs" if model.pairs else f"process={model.process_name}, which only gives a bound"
         raise UserError(f"judge_model={folder} is a checkpoint of {found}; give one of text and process=ar")
     # no end_id: samples may be truncated, so their end is not scored
-    process = Autoregressive(model.process.args, model.process.vocabulary).to(device)
+    process = Autoregressive(model.process.args, model.process.vocabulary).to(model.device)
 
     def nats(row: Tensor) -> Tensor:
+        row = row.to(model.device)
         attended = torch.ones_like(row, dtype=torch.bool)[None]
-        targets = attended & (torch.arange(len(row), device=device) > 0)
+        targets = attended & (torch.arange(len(row), device=row.device) > 0)
         return process.cross_entropy(model.denoiser, Batch(row[None], attended, targets))[0, 1:]
 
     longest = min(model.max_length, model.denoiser.max_length) - 1

@@ -77,12 +77,18 @@ launch_small() { # data, output folder, flags...: train on a CPU, for an hour at
         --num_train_epochs 10 --max_minutes 60 "$@"
 }
 
-may_start_from_minilm() { # data, output folder, flags...: whether to start from the pretrained weights
-    local fit status=0 word folder columns=()
-    for word in --text_column --source_column --target_column; do # they decide which text is read
-        fit=$(flag_value "$word" "" "${@:3}")
-        [ -z "$fit" ] || columns+=("$word" "$fit")
+columns_of() { # flags... -> array `columns`: the flags that name columns, which decide what text is read
+    local name value
+    columns=()
+    for name in --text_column --source_column --target_column; do
+        value=$(flag_value "$name" "" "$@")
+        [ -z "$value" ] || columns+=("$name" "$value")
     done
+}
+
+may_start_from_minilm() { # data, output folder, flags...: whether to start from the pretrained weights
+    local fit status=0 word folder columns
+    columns_of "${@:3}"
     for word in "${@:3}"; do # settings of the network or the vocabulary from scratch
         case ${word//-/_} in
             __model_* | __from_scratch* | __config_overrides* | __tokenizer* | _spm* | __vocab_size* | __strip_accents*) return 1 ;;

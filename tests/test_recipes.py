@@ -182,6 +182,9 @@ PASSED_ON = [
     ("run_condition.sh", "pairs|--output-dir|p", "predict_downstream_condition.py", {"--checkpoint": "C/p/checkpoint"}),
     ("run_condition.sh", "pairs", "main.py", {"--train_data": "C/pairs", "--output_dir": "out/condition_pairs"}),
     ("run_condition.sh", "pairs|-mdir|p", "predict_downstream_condition.py", {"--checkpoint": "C/p/checkpoint"}),
+    *[("run_condition.sh", "pairs|--source-column=a b|--target_column|c", program,
+       {"--source_column": "a b", "--target_column": "c"})
+      for program in ("predict_downstream_condition.py", "compute_metric.py")],
     ("runs/equal_time.sh", "ünï {}.txt|a.v1.txt|x y|1.5", "main.py", {"--train_data": "C/ünï {}.txt"}),
     ("runs/family.sh", "my text.txt|ünï {}.txt", "compute_metric.py", {"--references": "C/ünï {}.txt"}),
     ("runs/lm1b_mdlm.sh", "mdlm|--train_data|lm1b", "compute_elbo.py", {"--data": "C/lm1b"}),
@@ -274,6 +277,9 @@ def test_scripts_run_from_any_folder_through_a_link_and_on_gpus(sandbox: Path, r
 
 def test_other_pairs_of_the_same_name_are_passed_to_main(sandbox: Path, recorded) -> None:
     first, again = (recorded("run_condition.sh", "pairs") for _ in range(2))
+    assert any("main.py" in call for call in first) and not any("main.py" in call for call in again)
+    columns = ["--source_column", "a", "--target_column", "b"]
+    first, again = (recorded("run_condition.sh", "pairs", *columns) for _ in range(2))  # they are other pairs
     assert any("main.py" in call for call in first) and not any("main.py" in call for call in again)
     shutil.copytree(sandbox / "the caller" / "pairs", sandbox / "home" / "pairs")
     assert any("main.py" in call for call in recorded("run_condition.sh", "~/pairs", cwd="home"))

@@ -130,7 +130,7 @@ class TrainArgs:
             raise UserError(f"save_minutes={self.save_minutes} must be above 0")
         check_choices(self)
         _ = self.trackers  # checks them
-        check_ranges(self, num_log_samples=(0, 1000), sample_steps=(0, 10**6))
+        check_ranges(self, num_log_samples=(0, 100), sample_steps=(0, 10**6))
         if self.overwrite and self.resume == "true":
             raise UserError("overwrite=true restarts and resume=true continues; give one of them")
         if not 0 <= self.warm_start <= 1:

@@ -4,7 +4,6 @@ They have their own random streams, so that a run trains the same with and witho
 """
 
 import json
-import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from data.pairs import target_text
 from data.tokenized_text import Text
 from data.tokenizers import text_of
 from diffusion.options import SampleArgs
+from diffusion.process import StepCallback
+from evaluation.likelihood import OutOfTimeError
 from training.arguments import TrainArgs
 from training.clock import Deadline
 from training.parallel import whole_weights
@@ -35,7 +36,7 @@ class SampleLog:
     ) -> None:
         """Keep what the samples need; `wrapped` is the training step's module, whose weights may be sharded."""
         self.args, self.model, self.valid_text, self.wrapped, self.deadline = args, model, valid_text, wrapped, deadline
-        self.number, self.seconds = args.num_log_samples, 0.0
+        self.failed = False
 
     def draw(self) -> list[str]:
         """Return samples of the present weights; none if the time limit leaves no time. A collective call.
@@ -44,22 +45,35 @@ class SampleLog:
         """
         if not self.args.num_log_samples:
             return []
+        texts: list[str] = []
         with whole_weights(self.wrapped):
-            if distributed.rank() or not self.number or not self.deadline.leaves(self.seconds):
-                return []
-            began = time.monotonic()
-            try:
-                return draw_samples(self.model, self.valid_text, self.number, self.args.sample_steps, self.args.seed)
-            except Exception as error:  # what is only looked at must not stop the run
-                self.number = 0
-                warn(f"samples: {type(error).__name__}: {error}; the run goes on without them")
-                return []
-            finally:
-                self.seconds = time.monotonic() - began
-                self.deadline.reset()
+            if distributed.rank() == 0 and not self.failed:
+                texts = self._draw_in_time()
+        texts = distributed.from_leader(texts)  # the others wait here, not within a step that they would measure
+        self.deadline.reset()
+        return texts
+
+    def _draw_in_time(self) -> list[str]:
+        fits = self.deadline.part_check()
+
+        def check(finished: Tensor, xt: Tensor) -> None:
+            if not fits():
+                raise OutOfTimeError
+
+        number, steps, seed = self.args.num_log_samples, self.args.sample_steps, self.args.seed
+        try:
+            return draw_samples(self.model, self.valid_text, number, steps, seed, check)
+        except OutOfTimeError:
+            return []
+        except Exception as error:  # what is only looked at must not stop the run
+            self.failed = True
+            warn(f"samples: {type(error).__name__}: {error}; the run goes on without them")
+            return []
 
 
-def draw_samples(model: ModelParts, valid_text: Text, number: int, num_steps: int, seed: int) -> list[str]:
+def draw_samples(
+    model: ModelParts, valid_text: Text, number: int, num_steps: int, seed: int, on_step: StepCallback
+) -> list[str]:
     """Return samples; of a model of pairs, "source -> target" for the first validation pairs.
 
     Args:
@@ -68,14 +82,11 @@ def draw_samples(model: ModelParts, valid_text: Text, number: int, num_steps: in
         number: number of samples.
         num_steps: reverse steps; 0: 128, or T if less.
         seed: equal seeds give the samples the same random streams at every evaluation.
+        on_step: called after each forward pass; there is no progress bar.
     """
     sampling = SampleArgs(num_steps=num_steps)
     if model.pairs is None:
-
-        def ignore(finished: Tensor, xt: Tensor) -> None:
-            """Take the place of the progress bar."""
-
-        rows = sample_rows(model, SampleRequest(number, seed=seed), sampling, ignore)
+        rows = sample_rows(model, SampleRequest(number, seed=seed), sampling, on_step)
         return [decode(model, row) for row in rows]
     ids = [valid_text.sources.sentence(i) for i in range(min(number, len(valid_text)))]
     targets = [""] * len(ids)
@@ -83,7 +94,7 @@ def draw_samples(model: ModelParts, valid_text: Text, number: int, num_steps: in
     def finish(i: int, windows: list[Tensor]) -> None:
         targets[i] = target_text(model.tokenizer, windows[0])
 
-    draw_windows(model, valid_text.layout, ids, range(len(ids)), CandidateRequest(1, seed), sampling, finish)
+    draw_windows(model, valid_text.layout, ids, range(len(ids)), CandidateRequest(1, seed), sampling, finish, on_step)
     return [f"{text_of(model.tokenizer, i.tolist())} -> {target}" for i, target in zip(ids, targets, strict=True)]
 
 

@@ -3,6 +3,7 @@
 Each program is optional. A record may raise any exception; `tracking.Tracker` handles it.
 """
 
+import contextlib
 import importlib
 import math
 import shlex
@@ -70,8 +71,12 @@ def open_record(name: str, output: Path, settings: dict, log: list[dict] | None)
 
 
 def view_commands(trackers: tuple[str, ...], output: Path) -> list[str]:
-    """Return the shell commands that show the records of a run."""
-    return [command for name in trackers if (command := _module(name).command(output))]
+    """Return the shell commands that show the records of a run; records that cannot be read have none."""
+    commands = []
+    for name in trackers:
+        with contextlib.suppress(OSError):
+            commands.append(_module(name).command(output))
+    return [command for command in commands if command]
 
 
 def remove_records(output: Path) -> None:

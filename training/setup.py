@@ -70,6 +70,7 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Mo
         denoiser.start_at_unigram(information(predicted))
     config.text.check_process(token_dependent=process.token_dependent)
     check_validation(config, process, denoiser)
+    check_samples(config, process)
     histogram = np.bincount(train_text.target_lengths).tolist()
     model = ModelParts(
         denoiser, process, tokenizer, counts, histogram, data.max_length, pairs=pairs, text_format=config.text
@@ -77,6 +78,21 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Mo
     if config.network.lora_rank and not config.network.merge_lora:
         model = replace(model, adapter_base=Base.of(denoiser.network, config.network.model_name_or_path))
     return model.to(device), train_text, valid_text
+
+
+def check_samples(config: TrainConfig, process: Process) -> None:
+    """Check that --sample_steps applies to the process.
+
+    Raises:
+        UserError: if it does not.
+    """
+    steps = config.run.sample_steps
+    if steps and config.run.process == "ar":
+        raise UserError(f"sample_steps={steps}: process=ar draws token by token; leave it out")
+    if steps > process.num_steps:
+        raise UserError(
+            f"sample_steps={steps} must lie in 1..{process.num_steps}, the T of this process; 0: the default"
+        )
 
 
 def check_validation(config: TrainConfig, process: Process, denoiser: NetworkDenoiser) -> None:

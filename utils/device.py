@@ -11,6 +11,8 @@ from utils.errors import UserError
 MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
 """Options of malloc.h: M_MMAP_MAX (no mapping per tensor), M_TRIM_THRESHOLD (no trimming), M_TOP_PAD (256 MiB)."""
 
+MOST_REASON = 200
+"""Characters of torch's reason, which may list all of its devices."""
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 CACHED_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
@@ -29,11 +31,13 @@ def pick_device(name: str = "auto") -> torch.device:
     """
     if name == "auto":
         name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device='mps' cannot be used here: torch finds no Apple GPU; use cpu, cuda, cuda:N or auto")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # .item() fails for device "meta"
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0][:MOST_REASON]
         raise UserError(
             f"device={name!r} cannot be used here ({reason}); use cpu, cuda, cuda:N, mps or auto"
         ) from error

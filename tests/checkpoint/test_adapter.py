@@ -83,13 +83,15 @@ def test_peft_loads_the_folder_and_gives_the_same_logits(
 
 
 def test_a_merged_checkpoint_computes_the_same_without_adapters(
-    monkeypatch: pytest.MonkeyPatch, base: Path, corpus: Path
+    monkeypatch: pytest.MonkeyPatch, base: Path, corpus: Path, capsys: pytest.CaptureFixture
 ) -> None:
     apart, merged = (
         train(monkeypatch, base, corpus, *flags, name=name)
         for name, flags in (("apart", []), ("merged", ["--merge_lora", "true"]))
     )
     assert not (merged / "checkpoint" / "adapter").exists()
+    train(monkeypatch, base, corpus, "--merge_lora", "true", name="apart")  # it is done
+    assert f"python -m checkpoint.merge {apart / 'checkpoint'} NEW_FOLDER" in capsys.readouterr().out
     models = [TextModel.load(folder / "checkpoint-last") for folder in (apart, merged)]
     bounds = [model.nll(SENTENCES[:5], num_steps=8).nats for model in models]
     assert bounds[0] == pytest.approx(bounds[1], rel=1e-4)

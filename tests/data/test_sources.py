@@ -75,6 +75,7 @@ def test_a_folder_is_split_by_its_file_names(tmp_path: Path, names: str, train: 
         ("Train.txt train.jsonl", "Train.txt, train.jsonl hold one text twice"),
         ("a.txt a.jsonl", "a.jsonl, a.txt hold one text twice"),
         ("valid.txt", "but no train.txt or train.jsonl"),
+        ("corpus.json", "a .json needs a split in its name: train.json"),
         ("train.doc", r"no text in this folder; it must contain a file like train.txt \(.txt, .jsonl, .csv"),
     ],
 )

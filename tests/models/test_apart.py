@@ -1,5 +1,6 @@
 """apart.py: a network on a device without float64, by a stand-in that refuses float64 as Apple's GPUs do."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,38 @@ from utils.errors import UserError
 CPU = torch.device("cpu")
 
 
-class NoFloat64(TorchFunctionMode):
-    """Raise for every tensor of float64, as a device without it would."""
+class ApartDevice(TorchFunctionMode):
+    """Raise for every tensor of float64, and for every tensor that was not moved to the device or made there."""
+
+    def __init__(self, denoiser) -> None:  # noqa: ANN001
+        super().__init__()
+        self.owned = {id(tensor) for tensor in (*denoiser.parameters(), *denoiser.buffers())}
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):  # noqa: ANN001, ANN204
         result = function(*arguments, **(keywords or {}))
-        for value in (*arguments, result):
-            if isinstance(value, torch.Tensor) and value.dtype == torch.float64:
+        for value in tensors_in((arguments, keywords or {}, result)):
+            if value.dtype == torch.float64:
                 raise TypeError(f"float64 in {function}")
+        for value in tensors_in((arguments, keywords or {})):
+            if value.dim() and id(value) not in self.owned and not hasattr(value, "is_there"):
+                raise TypeError(f"a tensor of the CPU in {function}")
+        mark(result)
         return result
+
+
+def tensors_in(value: object) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested lists, tuples and dictionaries."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from tensors_in(each)
+
+
+def mark(value: object) -> None:
+    """Mark tensors as being on the device."""
+    for tensor in tensors_in(value):
+        tensor.is_there = True
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -39,7 +63,8 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
             def watched(*arguments: object, name: str = name, inner=inner) -> object:
                 called.append(name)
-                with NoFloat64():
+                mark(arguments)  # models.apart has moved them
+                with ApartDevice(denoiser):
                     return inner(*arguments)
 
             setattr(denoiser, name, watched)
@@ -91,5 +116,12 @@ def test_the_score_based_model_is_refused(
 
 
 def test_a_device_that_is_not_here_is_refused_with_the_names_of_all() -> None:
-    with pytest.raises(UserError, match="device='mps' cannot be used here .*; use cpu, cuda, cuda:N, mps or auto"):
+    with pytest.raises(UserError, match="^device='mps' cannot be used here: torch finds no Apple GPU; use cpu, cuda"):
         pick_device("mps")
+    with pytest.raises(
+        UserError, match=r"^device='meta' cannot be used here \(.*\); use cpu, cuda, cuda:N, mps or auto"
+    ):
+        pick_device("meta")
+    with pytest.raises(UserError, match="^device='vulkan' cannot be used here") as error:
+        pick_device("vulkan")
+    assert len(str(error.value)) < 400

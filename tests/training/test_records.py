@@ -72,3 +72,12 @@ def test_a_program_that_is_not_installed_is_named_with_its_remedy(tmp_path: Path
     with pytest.raises(ImportError, match="pip install wandb"):
         open_record("wandb", tmp_path, {}, None)
     assert view_commands(("fitlog", "tensorboard", "wandb"), tmp_path / "run") == []
+
+
+def test_records_that_cannot_be_read_have_no_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(output: Path) -> str:
+        raise PermissionError(output)
+
+    monkeypatch.setattr("training.fitlog_record.command", fail)
+    monkeypatch.setattr("training.tensorboard_record.command", lambda output: "tensorboard ...")
+    assert view_commands(("fitlog", "tensorboard"), tmp_path) == ["tensorboard ..."]
