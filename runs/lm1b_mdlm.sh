@@ -31,7 +31,9 @@ launch "$count" --process "$process" ${own[@]+"${own[@]}"} --train_data lm1b --o
     --model_name_or_path ddit-small --from_scratch true --row_format padded --detokenizer lm1b --max_length 128 "${fitted[@]}" \
     --optimizer adamw --learning_rate 3e-4 --lr_schedule constant --warmup_steps 2500 --weight_decay 0 --max_grad_norm 1 \
     --ema_decay 0.9999 --max_steps 1000000 --eval_steps 10000 --logging_steps 1000 --valid_fraction 0.001 "$@"
+columns_of "$@"
 for row_format in padded unpadded; do
     echo "== $row_format"
-    python compute_elbo.py --checkpoint "$out/checkpoint-last" --data "$data" --row_format "$row_format"
+    python compute_elbo.py --checkpoint "$out/checkpoint-last" --data "$data" --row_format "$row_format" \
+        ${columns[@]+"${columns[@]}"}
 done

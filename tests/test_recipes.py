@@ -188,6 +188,7 @@ PASSED_ON = [
     ("runs/equal_time.sh", "ünï {}.txt|a.v1.txt|x y|1.5", "main.py", {"--train_data": "C/ünï {}.txt"}),
     ("runs/family.sh", "my text.txt|ünï {}.txt", "compute_metric.py", {"--references": "C/ünï {}.txt"}),
     ("runs/lm1b_mdlm.sh", "mdlm|--train_data|lm1b", "compute_elbo.py", {"--data": "C/lm1b"}),
+    ("runs/lm1b_mdlm.sh", "mdlm|--text_column|t", "compute_elbo.py", {"--text_column": "t"}),
     ("runs/lm1b_mdlm.sh", "mdlm|-d=my text.txt|-mdir|m", "compute_elbo.py", {"--checkpoint": "C/m/checkpoint-last"}),
     ("runs/lm1b_small.sh", "my text.txt|a.v1.txt|tok|--seed|3", "main.py", {"--tokenizer": "C/tok", "--seed": "3"}),
     (
