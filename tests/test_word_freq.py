@@ -103,7 +103,7 @@ def test_counts_of_detokenized_text_are_those_of_a_training_on_it(
     assert call(word_freq.main, monkeypatch, *base, *wikitext) == 0
     assert "--text_column body --detokenizer wikitext --output_dir DIR" in capsys.readouterr().out
     counted = json.loads(file.read_text())
-    assert counted.pop("[detokenizer]") == "wikitext" and counted == known
+    assert counted == known and counted["[detokenizer]"] == "wikitext"
     with_file = [*flags, "--overwrite", "true", "--word_freq_file", file]
     assert call(main.main, monkeypatch, *with_file, *wikitext) == 0
     assert json.loads((folder / "checkpoint" / "word_freq.json").read_text()) == known
