@@ -59,7 +59,7 @@ class Base:
 
 
 def save_adapter(checkpoint: Path, network: PreTrainedModel, base: Base) -> None:
-    """Write the folder `adapter` of a checkpoint; the network's weights are in float32."""
+    """Write the folder `adapter` of a checkpoint. The network's weights must be in float32, as the recorded hash is."""
     folder = checkpoint / FOLDER
     folder.mkdir()
     (config,) = network.peft_config.values()

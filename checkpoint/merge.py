@@ -1,4 +1,4 @@
-"""Merge the LoRA adapters of a checkpoint into its network, so that it needs no other.
+"""Merge the LoRA adapters of a checkpoint into its network, so that it loads without the pretrained one.
 
 python -m checkpoint.merge out/lora/checkpoint out/merged
 
@@ -14,6 +14,8 @@ from typing import ClassVar
 import torch
 
 from checkpoint.folder import load_checkpoint, save_checkpoint
+from checkpoint.model_card import sample_command
+from checkpoint.model_parts import ModelParts
 from utils import hub
 from utils.command_line import parse, run_script, with_flags
 from utils.errors import UserError
@@ -35,12 +37,12 @@ def main() -> None:
     names = ("checkpoint", "output")
     (args,) = parse([MergeArgs], __doc__, most_used=names, argv=with_flags(sys.argv[1:], names))
     hub.quiet_libraries()
-    folder = merge(args.checkpoint, local_path(args.output))
-    print(f"written to {folder}\nnext: python predict.py --checkpoint {shlex.quote(str(folder))}")
+    model = merge(args.checkpoint, output := local_path(args.output))
+    print(f"written to {output}\nnext: {sample_command(model, shlex.quote(str(output)))}")
 
 
-def merge(name: str | Path, output: Path) -> Path:
-    """Write the merged checkpoint and return its folder.
+def merge(name: str | Path, output: Path) -> ModelParts:
+    """Write the merged checkpoint and return the model.
 
     Raises:
         UserError: if the checkpoint has no adapters, or the folder exists.
@@ -51,7 +53,7 @@ def merge(name: str | Path, output: Path) -> Path:
     if not model.adapter_base:
         raise UserError(f"checkpoint {name}: it holds no adapters, so there is nothing to merge")
     save_checkpoint(output, replace(model, adapter_base=None))
-    return output
+    return model
 
 
 if __name__ == "__main__":

@@ -78,10 +78,15 @@ def without_folders(origin: str) -> str:
     return found[1] + re.split(r"[/\\]", found[2].rstrip("/\\"))[-1] + found[3]
 
 
+def sample_command(model: ModelParts, name: str) -> str:
+    """Return the command that samples from a checkpoint of this name."""
+    script, data = ("predict_downstream_condition.py", " --data FILE") if model.pairs else ("predict.py", "")
+    return f"python {script} --checkpoint {name}{data}"
+
+
 def _use(model: ModelParts, name: str) -> str:
     """Return the commands that use the checkpoint."""
-    script, data = ("predict_downstream_condition.py", " --data FILE") if model.pairs else ("predict.py", "")
-    sample = f"python {script} --checkpoint {name}{data}"
+    sample = sample_command(model, name)
     score = f"python compute_elbo.py --checkpoint {name} --data FILE"
     return f"Sample: `{sample}`. Score: `{score}`.\n{_network(model)}\n"
 

@@ -3,7 +3,7 @@
 python -m checkpoint.push out/mine/checkpoint USER/NAME --data "LM1B" --license apache-2.0
 
 The token is that of the environment (HF_TOKEN) or of `hf auth login`. Sent are the checkpoint's safetensors and JSON,
-its vocabulary, and the card, in one commit. `predict.py --checkpoint USER/NAME` loads it.
+its vocabulary, and the card, in one commit. Every script loads it by --checkpoint USER/NAME.
 """
 
 import fnmatch
@@ -20,7 +20,7 @@ from huggingface_hub.errors import LocalTokenNotFoundError
 
 from checkpoint.description import FILE
 from checkpoint.folder import FILES, find_checkpoint, load_checkpoint
-from checkpoint.model_card import Publication, model_card, shown_facts, without_folders
+from checkpoint.model_card import Publication, model_card, sample_command, shown_facts, without_folders
 from checkpoint.model_parts import ModelParts
 from utils import hub
 from utils.command_line import parse, run_script, with_flags
@@ -70,7 +70,7 @@ def main() -> None:
         sizes = (f"{file.stat().st_size / 1e6:10.2f} MB  {file.relative_to(folder)}" for file in files)
         print("\n".join([*sizes, f"{len(card.encode()) / 1e6:10.2f} MB  README.md", "", card]))
         return
-    print(f"sent to {send(args, folder, files, card)}\nnext: python predict.py --checkpoint {args.name}")
+    print(f"sent to {send(args, folder, files, card)}\nnext: {sample_command(model, args.name)}")
 
 
 def require_public_base(model: ModelParts) -> None:

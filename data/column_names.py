@@ -13,8 +13,12 @@ class ColumnNames:
     group: ClassVar[str] = "data"
 
     text_column: str = field(default="", metadata={"metavar": "NAME", "help": "column of the text; default: text"})
-    source_column: str = field(default="", metadata={"metavar": "NAME", "help": "column of a pair's source"})
-    target_column: str = field(default="", metadata={"metavar": "NAME", "help": "column of its target"})
+    source_column: str = field(
+        default="", metadata={"metavar": "NAME", "help": "column of a pair's source; default: src, source or input"}
+    )
+    target_column: str = field(
+        default="", metadata={"metavar": "NAME", "help": "column of its target; default: trg, tgt, target or output"}
+    )
 
     def __post_init__(self) -> None:
         if bool(self.source_column) != bool(self.target_column):

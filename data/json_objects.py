@@ -14,7 +14,8 @@ from utils.errors import UserError
 PART = 2**20
 """Bytes read at once."""
 LONGEST_ATOM = 32
-"""Characters from which a number, a word such as `false` or an escape is recognised as damaged rather than cut off."""
+"""An error at least so many characters before the end of the buffer is in the file; nearer the end, a number, a word
+such as `false` or an escape may only be cut off."""
 
 
 def json_objects(file: Path) -> Iterator[tuple[int, dict]]:

@@ -54,7 +54,7 @@ def _tab_separated(file: Path) -> Iterator[tuple[int, list[str]]]:
         if not line.strip():
             continue
         cells = line.rstrip("\r\n").split("\t")
-        if opened and cells[0].endswith('"') and cells[0].count('"') % 2:
+        if opened and any(_closes(cell) for cell in cells):
             say_once(
                 f"note: {file}:{opened}: a cell opens with a quotation mark that line {number + 1} closes; a line is a "
                 "row here, so these are several texts; a cell with line breaks needs a .csv file"
@@ -63,6 +63,11 @@ def _tab_separated(file: Path) -> Iterator[tuple[int, list[str]]]:
         if cells[-1].startswith('"') and cells[-1].count('"') % 2:
             opened = number + 1
         yield number, [_unquoted(cell) for cell in cells]
+
+
+def _closes(cell: str) -> bool:
+    """Return whether a cell ends with a quotation mark that it does not open."""
+    return cell == '"' or (cell.endswith('"') and not cell.startswith('"') and cell.count('"') % 2 == 1)
 
 
 def _unquoted(cell: str) -> str:

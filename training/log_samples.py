@@ -1,4 +1,4 @@
-"""Samples drawn at each evaluation of a run, to look at: those of predict.py with the run's seed and precision.
+"""Samples for the reader, drawn at each evaluation of a run: those of predict.py with the run's seed and precision.
 
 They have their own random streams, so that a run trains the same with and without them.
 """

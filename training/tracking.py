@@ -16,7 +16,7 @@ from utils.messages import warn
 
 
 class Tracker:
-    """Write `log.jsonl` and the trackers' records of a run; an inactive tracker writes nothing."""
+    """Write `log.jsonl` and the trackers' records of a run; all processes but the first have an inactive one."""
 
     def __init__(
         self, folder: Path, settings: dict, *, active: bool = True, trackers: tuple[str, ...] = (), began: float = 0.0

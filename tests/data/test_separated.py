@@ -61,6 +61,14 @@ def test_a_line_break_in_a_cell_of_tsv_is_told(tmp_path: Path, capsys: pytest.Ca
     assert capsys.readouterr().err.count("x.tsv:3: a cell opens with a quotation mark that line 5 closes") == 1
 
 
+def test_a_line_break_that_leaves_the_number_of_cells_is_told_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    (tmp_path / "y.tsv").write_text('id\ttext\n1\t"one\n2\ttwo"\n')
+    assert len(rows(tmp_path / "y.tsv")) == 2
+    assert "y.tsv:2: a cell opens with a quotation mark that line 3 closes" in capsys.readouterr().err
+
+
 def test_a_spreadsheets_export_is_read(tmp_path: Path) -> None:
     """With a byte order mark, semicolons, the line ends of Windows and blank columns."""
     (tmp_path / "x.csv").write_bytes("\ufefftext;label;;\r\nso; es;1;;\r\n".replace("so; es", '"so; es"').encode())
