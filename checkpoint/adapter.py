@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from models.lora import adapter_weights, base_weights, inject
+from models.lora import adapter_weights, base_weights, default_settings, inject
 from models.networks import MOST_RANK, load_network
 from models.pretrained import read_config, require_finite_weights
 from utils.errors import UserError, shown
@@ -31,10 +31,12 @@ FILES = (WEIGHTS, CONFIG, BASE)
 SETTINGS = ("r", "lora_alpha", "target_modules")
 """Entries of adapter_config.json that are read."""
 UNUSED = (
-    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "init_lora_weights", "lora_dropout", "megatron_core", "qalora_group_size",
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+    "lora_dropout", "init_lora_weights",
 )  # fmt: skip
-"""Entries without effect on the output of such adapters. Any other one must be empty."""
+"""Entries without effect on the output of plain adapters. Any other one must be empty or peft's default."""
+PLAIN_STARTS = (True, False, "gaussian")
+"""Values of init_lora_weights that leave the network below as it is."""
 MOST_ALPHA = 1e6
 MERGE = "merge them where it is, with python -m checkpoint.merge CHECKPOINT NEW_FOLDER"
 
@@ -84,7 +86,7 @@ def load_adapter(checkpoint: Path, *, causal: bool = False) -> tuple[PreTrainedM
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise UserError(f"checkpoint {checkpoint}: its folder {FOLDER} is damaged ({shown(str(error))})") from error
+        raise UserError(f"checkpoint {checkpoint}: its folder {FOLDER} cannot be used ({shown(str(error))})") from error
     try:
         network = load_network(base.name, causal=causal)
     except (UserError, OSError) as error:  # OSError: a name that no file can have
@@ -115,10 +117,12 @@ def checked_settings(config: dict) -> dict:
         raise ValueError(f"lora_alpha={shown(alpha)} must be above 0, at most {MOST_ALPHA:g}")
     if not isinstance(targets, list) or not targets or not all(isinstance(name, str) for name in targets):
         raise ValueError("target_modules must be a list of names")
-    plain = {"bias": "none", "peft_type": "LORA"}
+    defaults = default_settings()
     for name, value in config.items():
-        if name in plain and value != plain[name] or name not in (*SETTINGS, *UNUSED, *plain) and value:
+        if name not in (*SETTINGS, *UNUSED) and value and value != defaults.get(name):
             raise ValueError(f"{shown(name)} is {shown(value)}, which is not supported")
+    if config.get("init_lora_weights", True) not in PLAIN_STARTS:
+        raise ValueError(f"init_lora_weights is {shown(config['init_lora_weights'])}, which is not supported")
     return {"r": rank, "lora_alpha": alpha, "target_modules": targets}
 
 

@@ -16,7 +16,7 @@ import torch
 from checkpoint.folder import load_checkpoint, save_checkpoint
 from checkpoint.model_card import sample_command
 from checkpoint.model_parts import ModelParts
-from utils import hub
+from utils import distributed, hub
 from utils.command_line import parse, run_script, with_flags
 from utils.errors import UserError
 from utils.files import local_path
@@ -36,6 +36,7 @@ def main() -> None:
     """Merge and print what to type next."""
     names = ("checkpoint", "output")
     (args,) = parse([MergeArgs], __doc__, most_used=names, argv=with_flags(sys.argv[1:], names))
+    distributed.require_single("checkpoint.merge")
     hub.quiet_libraries()
     model = merge(args.checkpoint, output := local_path(args.output))
     print(f"written to {output}\nnext: {sample_command(model, shlex.quote(str(output)))}")

@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import asdict, dataclass
+from pathlib import PurePath
 
 from checkpoint.model_parts import ModelParts
 from utils.figures import number
+from utils.files import label_of
 from utils.hub import REPOSITORY
 
 HEADER = """---
@@ -75,7 +77,7 @@ def without_folders(origin: str) -> str:
     found = ORIGIN.fullmatch(origin)
     if not found or REPOSITORY.fullmatch(found[2]):
         return origin
-    return found[1] + re.split(r"[/\\]", found[2].rstrip("/\\"))[-1] + found[3]
+    return found[1] + label_of(PurePath(found[2].replace("\\", "/"))) + found[3]
 
 
 def sample_command(model: ModelParts, name: str) -> str:

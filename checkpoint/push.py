@@ -10,19 +10,21 @@ import fnmatch
 import json
 import re
 import sys
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import LocalTokenNotFoundError
+from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+from huggingface_hub.utils import validate_repo_id
 
 from checkpoint.description import FILE
 from checkpoint.folder import FILES, find_checkpoint, load_checkpoint
 from checkpoint.model_card import Publication, model_card, sample_command, shown_facts, without_folders
 from checkpoint.model_parts import ModelParts
-from utils import hub
+from utils import distributed, hub
 from utils.command_line import parse, run_script, with_flags
 from utils.errors import UserError, shown
 from utils.files import read_text
@@ -51,7 +53,11 @@ class PushArgs:
     def __post_init__(self) -> None:
         if not hub.REPOSITORY.fullmatch(self.name):
             raise UserError(f"name={shown(self.name)} must be USER/NAME of a repository on the hub")
-        if not self.data.isprintable():
+        try:
+            validate_repo_id(self.name)
+        except HFValidationError as error:
+            raise UserError(f"name={shown(self.name)}: {hub.first_line(error)}") from error
+        if any(unicodedata.category(character) == "Cc" for character in self.data):
             raise UserError(f"data={shown(self.data)} must be one line of text")
         if self.license and not LICENCE.fullmatch(self.license):
             raise UserError(f"license={shown(self.license)} must be one word of lower case, such as apache-2.0")
@@ -60,6 +66,7 @@ class PushArgs:
 def main() -> None:
     """Check the checkpoint by loading it, then send it; print its address."""
     (args,) = parse([PushArgs], __doc__, most_used=NAMES, argv=with_flags(sys.argv[1:], NAMES))
+    distributed.require_single("checkpoint.push")
     hub.quiet_libraries()
     folder = find_checkpoint(args.checkpoint)
     model = load_checkpoint(folder, torch.device("cpu"))
@@ -112,10 +119,10 @@ def send(args: PushArgs, folder: Path, files: list[Path], card: str) -> str:
     api, created = HfApi(), False
     if silence := hub.check_hub():
         raise UserError(f"nothing was sent: {silence}; check the network, or look at the files with --dry_run true")
+    operations = [CommitOperationAdd(str(file.relative_to(folder)), content_of(file)) for file in files]
+    operations.append(CommitOperationAdd("README.md", card.encode()))
     try:
         api.whoami()
-        operations = [CommitOperationAdd(str(file.relative_to(folder)), content_of(file)) for file in files]
-        operations.append(CommitOperationAdd("README.md", card.encode()))
         if api.repo_exists(args.name):
             sent = {operation.path_in_repo for operation in operations}
             operations += [CommitOperationDelete(name) for name in superseded(api, args, sent)]
@@ -146,8 +153,9 @@ def superseded(api: HfApi, args: PushArgs, sent: set[str]) -> list[str]:
     names = [file.rfilename for file in found.siblings or ()]
     if args.private and not found.private:
         raise UserError(f"private=true, but {args.name} exists and is public; make it private on the hub first")
-    if FILE not in names and set(names) - {".gitattributes", "README.md"}:
-        raise UserError(f"{args.name} exists and holds no checkpoint ({FILE} is not there); give another name")
+    others = [name for name in names if name not in (".gitattributes", "README.md") and not name.startswith("LICENSE")]
+    if FILE not in names and others:
+        raise UserError(f"{args.name} holds {shown(others[0])} and no checkpoint ({FILE}); give another name")
     return [name for name in names if name not in sent and any(fnmatch.fnmatchcase(name, p) for p in FILES)]
 
 

@@ -14,6 +14,9 @@ from data.records import MOST_TEXT, decoded_whole, read_lines
 from data.sources import form, say_once
 from utils.errors import UserError, shown
 
+MOST_LINES = 20
+"""Lines after an opening quotation mark within which a closing one is noticed."""
+
 
 def separated_rows(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield each row after the header, by column, with the number of its first line from 0; blank lines are left out.
@@ -49,20 +52,32 @@ def _lines(file: Path) -> Iterator[str]:
 
 
 def _tab_separated(file: Path) -> Iterator[tuple[int, list[str]]]:
-    opened = 0  # number from 1 of a line whose last cell begins with a quotation mark that it does not close
-    for number, line in enumerate(_lines(file)):
-        if not line.strip():
-            continue
-        cells = line.rstrip("\r\n").split("\t")
-        if opened and any(_closes(cell) for cell in cells):
+    quotation = _Quotation(file)
+    for number, line in enumerate(_lines(file), start=1):
+        if line.strip():
+            cells = line.rstrip("\r\n").split("\t")
+            quotation.follow(number, cells)
+            yield number - 1, [_unquoted(cell) for cell in cells]
+
+
+class _Quotation:
+    """Quotation mark that a cell of a .tsv file opens and a later line closes; the first such place is told."""
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.line, self.told = file, 0, False
+
+    def follow(self, number: int, cells: list[str]) -> None:
+        """Look at the cells of the line with this number."""
+        if self.told:
+            return
+        if self.line and number <= self.line + MOST_LINES and any(_closes(cell) for cell in cells):
             say_once(
-                f"note: {file}:{opened}: a cell opens with a quotation mark that line {number + 1} closes; a line is a "
-                "row here, so these are several texts; a cell with line breaks needs a .csv file"
+                f"note: {self.file}:{self.line}: a quotation mark opens a cell, and line {number} closes it; if that "
+                "is one cell with line breaks, write a .csv, since every line of a .tsv is a row"
             )
-            opened = 0
+            self.told = True
         if cells[-1].startswith('"') and cells[-1].count('"') % 2:
-            opened = number + 1
-        yield number, [_unquoted(cell) for cell in cells]
+            self.line = number
 
 
 def _closes(cell: str) -> bool:
@@ -101,4 +116,4 @@ def _comma_separated(file: Path) -> Iterator[tuple[int, list[str]]]:
             return
         if cells and not skip:
             yield number, cells
-        skip = skip and not cells
+        skip = skip and not any(cell.strip() for cell in cells)

@@ -84,6 +84,18 @@ def require_peft() -> None:
         raise UserError(f"LoRA adapters need the package peft ({error}); {INSTALL}") from error
 
 
+def default_settings() -> dict:
+    """Return the settings of a `peft.LoraConfig` by default, by name.
+
+    Raises:
+        UserError: if peft is not installed.
+    """
+    require_peft()
+    from peft import LoraConfig
+
+    return LoraConfig().to_dict()
+
+
 def has_lora(network: nn.Module) -> bool:
     """Return whether a network has adapters."""
     return ADAPTER in getattr(network, "peft_config", {})

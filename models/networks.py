@@ -23,6 +23,7 @@ from models.dit import DitConfig
 from models.pretrained import Loading, make_network, read_config, read_network
 from models.score_lm import ScoreLmConfig
 from utils.errors import UserError
+from utils.files import label_of
 from utils.hub import CONFIG_FILES, NETWORK_FILES, download_error, fetch, first_line
 from utils.packaged import PACKAGED
 
@@ -211,7 +212,7 @@ def _origin(network: PreTrainedModel, loading: Loading, name: str) -> str:
     tied = ", tied to the embeddings" if output is not None and output.weight is table.weight else ""
     new = f"; {count} of the head are new and random (e.g. {loading.missing[0]}){tied}" if count else ""
     unused = f"; {loading.unused} tensors of the file are unused" if loading.unused else ""
-    shown = Path(name).resolve().name if Path(name).exists() else name  # a checkpoint may be published
+    shown = label_of(Path(name).resolve()) if Path(name).exists() else name  # a checkpoint may be published
     return f"{loading.total - count} of {loading.total} tensors from {shown}{new}{unused}"
 
 

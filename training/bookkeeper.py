@@ -63,8 +63,8 @@ class Bookkeeper:
         self.output, self.is_leader = Path(self.args.output_dir), distributed.rank() == 0
         self.figures = Figures.of(plan.start.facts.get("figures", {}))
         settings, step = {**config.by_name(), **plan.start.kept}, plan.start.step
-        if model.adapter_base:
-            require_outside(self.output, model.adapter_base.name)
+        if config.network.lora_rank:
+            require_outside(self.output, config.network.model_name_or_path)
         if self.is_leader:
             claim(self.output, settings, step)
             if not step:

@@ -4,6 +4,7 @@ They have their own random streams, so that a run trains the same with and witho
 """
 
 import json
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from training.parallel import whole_weights
 from utils import distributed
 from utils.messages import warn
 
+MOST_SECONDS = 600
+"""Longest time for the samples of an evaluation; other processes wait for them, and give up after half an hour."""
 MOST_SHOWN = 160
 """Characters of a sample on the screen; the log has all of them."""
 
@@ -39,7 +42,7 @@ class SampleLog:
         self.failed = False
 
     def draw(self) -> list[str]:
-        """Return samples of the present weights; none if the time limit leaves no time. A collective call.
+        """Return samples of the present weights; none if there is not enough time. A collective call.
 
         A failure costs one warning, and no samples are drawn from then on.
         """
@@ -54,10 +57,10 @@ class SampleLog:
         return texts
 
     def _draw_in_time(self) -> list[str]:
-        fits = self.deadline.part_check()
+        fits, end = self.deadline.part_check(), time.monotonic() + MOST_SECONDS
 
         def check(finished: Tensor, xt: Tensor) -> None:
-            if not fits():
+            if not fits() or time.monotonic() > end:
                 raise OutOfTimeError
 
         number, steps, seed = self.args.num_log_samples, self.args.sample_steps, self.args.seed

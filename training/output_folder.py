@@ -41,14 +41,16 @@ def exclusive_access(args: TrainArgs) -> Iterator[None]:
 def require_outside(output: Path, base: str) -> None:
     """Refuse adapters of a network that lies among the results of the run, which replace it.
 
+    Resuming needs the network, since saved states hold the adapters only.
+
     Raises:
         UserError: naming the network's folder.
     """
-    inside = [(output / name).resolve() for name in OUTPUTS]
-    if Path(base).is_absolute() and any(Path(base).resolve().is_relative_to(folder) for folder in inside):
+    folder = files.local_path(base)
+    if folder.exists() and any(folder.resolve().is_relative_to((output / name).resolve()) for name in OUTPUTS):
         raise UserError(
             f"output_dir={output}: this run would replace {base}, the network that its adapters need; give another "
-            "folder, or --merge_lora true"
+            "folder"
         )
 
 

@@ -55,10 +55,13 @@ class Pace:
             start_seconds: training time at the start.
 
         Returns:
-            None if nothing was done since the start.
+            None if no step was done since the start.
         """
-        before, now = self.progress(start_step + 1, start_seconds), self.progress(step + 1, seconds)
-        return (1 - now) * (seconds - start_seconds) / (now - before) if now > before else None
+        if step <= start_step:
+            return None
+        by_steps = (self.total_steps - step) * (seconds - start_seconds) / (step - start_step)
+        by_time = 60 * self.max_minutes - seconds if self.max_minutes else math.inf
+        return max(0.0, min(by_steps, by_time))
 
     def rate(self, optim: OptimArgs, step: int, seconds: float, warm_up: WarmUp) -> float:
         """Return the learning rate of a step; record the end of the warm-up in `warm_up`.

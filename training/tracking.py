@@ -86,6 +86,6 @@ class Tracker:
             try:
                 if failed:
                     failed.close()
-            except Exception:  # noqa: S110 (it has failed already)
+            except (Exception, SystemExit):  # noqa: S110 (it has failed already)
                 pass
             warn(f"{what}: {type(error).__name__}: {error}; the run goes on without it")

@@ -6,6 +6,7 @@ recorded.
 """
 
 import contextlib
+import glob
 import os
 import secrets
 import warnings
@@ -40,7 +41,7 @@ class WandbRecord:
         if before != mode:  # what was kept may be sent some day, and what was sent must not be sent again
             identity = ""
         elif mode == "offline":
-            for kept in folder.glob("offline-run-*"):
+            for kept in kept_records(folder, identity):
                 remove_folder(kept)
         continues = bool(identity) and mode == "online"
         with warnings.catch_warnings():
@@ -55,8 +56,9 @@ class WandbRecord:
                 config={name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
                 settings=quiet(wandb),
             )
-        with written_whole(folder / IDENTITY) as file:
-            file.write(f"{self.run.id} {mode} {self.run.url or ''}\n")
+        if mode != "disabled":
+            with written_whole(folder / IDENTITY) as file:
+                file.write(f"{self.run.id} {mode} {self.run.url or ''}\n")
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
         if log and not continues:  # the server has the steps of a run that it knows
@@ -133,11 +135,16 @@ def quiet(wandb) -> object:  # noqa: ANN001 (an optional module)
 
 def command(output: Path) -> str:
     """Return the address of a record that is sent, or the shell command that sends one that was kept; "" if none is."""
-    _, mode, *address = [*_read_identity(output / FOLDER), "", ""]
+    identity, mode, *address = [*_read_identity(output / FOLDER), "", "", ""]
     if mode == "online":
         return address[0]
-    kept = sorted((output / FOLDER).glob("offline-run-*"))
+    kept = kept_records(output / FOLDER, identity) if identity else []
     return f"wandb sync {from_here(kept[-1])}" if kept else ""
+
+
+def kept_records(folder: Path, identity: str) -> list[Path]:
+    """Return the folders of a record that was kept, the newest last."""
+    return sorted(folder.glob(f"offline-run-*-{glob.escape(identity)}"))
 
 
 def _stage_in(folder: Path) -> None:

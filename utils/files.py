@@ -11,7 +11,7 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, BinaryIO
 
 from safetensors import SafetensorError
@@ -32,6 +32,12 @@ AT_FDCWD = -100
 def local_path(name: str) -> Path:
     """Return a path with ~ and ~user expanded; an unknown ~user stays."""
     return Path(os.path.expanduser(name))
+
+
+def label_of(folder: PurePath) -> str:
+    """Return the name of a folder for readers elsewhere; of a run's checkpoint, with the name of the run."""
+    is_of_run = folder.name in ("checkpoint", "checkpoint-last") and folder.parent.name
+    return f"{folder.parent.name}/{folder.name}" if is_of_run else folder.name
 
 
 def require_writable(option: str, path: Path, *, folder: bool = False) -> None:

@@ -30,7 +30,10 @@ UNUSED_KEYS = {
 
 
 def used_entries(settings: dict) -> dict:
-    """Return the entries of a configuration that affect the network's output, beyond the rounding of its attention."""
+    """Return the entries of a configuration without `UNUSED_KEYS` and those with "attn" in their names.
+
+    In the networks that are supported, the latter choose a kernel, which changes the output by rounding.
+    """
     return {key: value for key, value in settings.items() if key not in UNUSED_KEYS and "attn" not in key}
 
 

@@ -193,8 +193,9 @@ def test_a_network_that_the_run_would_replace_is_refused(
     files = sorted(folder.rglob("*"))
     where = ["--train_data", corpus, "--output_dir", folder, "--cache_dir", corpus.parent / "cache"]
     again = ["--model_name_or_path", folder / "checkpoint", *where, *FLAGS, "--overwrite", "true"]
-    assert call(main.main, monkeypatch, *again) == 2
-    assert "this run would replace" in capsys.readouterr().err and sorted(folder.rglob("*")) == files
+    for merge in ("true", "false"):
+        assert call(main.main, monkeypatch, *again, "--merge_lora", merge) == 2
+        assert "this run would replace" in capsys.readouterr().err and sorted(folder.rglob("*")) == files
 
 
 DAMAGED = [
@@ -205,6 +206,8 @@ DAMAGED = [
     ({"target_modules": ["bert.encoder"]}, "has no linear map 'bert.encoder'"),
     ({"use_rslora": True}, "'use_rslora' is True, which is not supported"),
     ({"alpha_pattern": {"query": 9}}, "'alpha_pattern' is .* not supported"),
+    ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa', which is not supported"),
+    ({"bias": "all"}, "'bias' is 'all', which is not supported"),
     ({"r": 8}, "do not fit the network"),
 ]
 
@@ -247,5 +250,5 @@ def test_a_damaged_adapter_is_refused(monkeypatch: pytest.MonkeyPatch, base: Pat
         entries = json.loads(whole)
         entries.pop("r", entries.pop("sha256", None))
         (folder / file).write_text(json.dumps(entries))
-        with pytest.raises(UserError, match="its folder adapter is damaged"):
+        with pytest.raises(UserError, match="its folder adapter cannot be used"):
             TextModel.load(folder.parent)

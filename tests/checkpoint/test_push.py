@@ -107,7 +107,9 @@ def test_a_repository_of_something_else_is_left_alone(here: MiniHub, tmp_path: P
     (tmp_path / "hub" / "me" / "cats").mkdir(parents=True)
     (tmp_path / "hub" / "me" / "cats" / "pytorch_model.bin").write_text("other")
     here.repositories["me/cats"] = tmp_path / "hub" / "me" / "cats"
-    with pytest.raises(UserError, match="me/cats exists and holds no checkpoint .process.json is not there.; give ano"):
+    with pytest.raises(
+        UserError, match="me/cats holds 'pytorch_model.bin' and no checkpoint .process.json.; give another"
+    ):
         send(tmp_path, "process.json")
     assert not here.commits
 
@@ -161,6 +163,7 @@ def test_a_dry_run_prints_files_and_card(trained: Path, monkeypatch, capsys) -> 
         (["TRAINED", "cats"], "name='cats' must be USER/NAME"),
         *[(["TRAINED", "me/cats", "--license", word], "must be one word of lower case") for word in ("my own", "[mit")],
         (["TRAINED", "me/cats", "--data", "two\nlines"], "must be one line of text"),
+        (["TRAINED", "me/c..ats"], "name='me/c..ats': "),
         (["TRAINED"], "required: --name"),
         (["TRAINED", "me/cats", "extra"], "unexpected argument 'extra'"),
     ],

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def test_semicolons_separate_cells_if_the_header_has_more_of_them(tmp_path: Path
     assert rows(tmp_path / "x.csv") == [{"id": "1", "text": "so, ja", "a,b": "3"}]
 
 
-@pytest.mark.parametrize("begin", ["", "\r\n", "sep={}\r\n", "\ufeffsep={}\n"])
+@pytest.mark.parametrize("begin", ["", "\r\n", "sep={}\r\n", "\ufeffsep={}\n", "  \nsep={}\n"])
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_the_separator_of_a_csv_is_that_of_its_header_or_declared(tmp_path: Path, begin: str, separator: str) -> None:
     header = separator.join(["id", '"a;b,c;d,e"', "text"])
@@ -49,24 +50,26 @@ def test_an_endless_cell_is_refused_with_its_limit(tmp_path: Path, monkeypatch: 
         rows(tmp_path / "x.csv")
 
 
-def test_a_line_break_in_a_cell_of_tsv_is_told(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    (tmp_path / "x.tsv").write_text('text\nplain\n"first line\n\nsecond line"\n"whole"\n"he said.\n')
-    assert [row["text"] for row in rows(tmp_path / "x.tsv")] == [
-        "plain",
-        '"first line',
-        'second line"',
-        "whole",
-        '"he said.',
-    ]
-    assert capsys.readouterr().err.count("x.tsv:3: a cell opens with a quotation mark that line 5 closes") == 1
-
-
-def test_a_line_break_that_leaves_the_number_of_cells_is_told_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (
+            ["text", "plain", '"first line', "", 'second line"', '"whole"', '"he said.', 'yes"'],
+            "3: a quotation .*line 5",
+        ),
+        (["id\ttext", '1\t"one', '2\ttwo"'], "2: a quotation .*line 3"),  # the number of cells is right by chance
+        (["text", '"he said.', *["a line"] * 20, 'a TV of 12"'], ""),
+        (["text", '"whole"', 'a TV of 12"', '"a" or "b"'], ""),
+    ],
+)
+def test_the_first_line_break_in_a_cell_of_tsv_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture, lines: list, told: str
 ) -> None:
-    (tmp_path / "y.tsv").write_text('id\ttext\n1\t"one\n2\ttwo"\n')
-    assert len(rows(tmp_path / "y.tsv")) == 2
-    assert "y.tsv:2: a cell opens with a quotation mark that line 3 closes" in capsys.readouterr().err
+    (tmp_path / "x.tsv").write_text("\n".join(lines) + "\n")
+    expected = [line.split("\t")[-1] for line in lines[1:] if line]
+    assert [row["text"] for row in rows(tmp_path / "x.tsv")] == [t[1:-1] if t == '"whole"' else t for t in expected]
+    error = capsys.readouterr().err
+    assert re.search(told, error) and error.count("note:") == bool(told)
 
 
 def test_a_spreadsheets_export_is_read(tmp_path: Path) -> None:

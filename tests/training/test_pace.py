@@ -41,6 +41,9 @@ def test_the_time_left_of_a_resumed_run_follows_its_own_speed() -> None:
     assert pace.seconds_left(70, 160.0, 60, 60.0) == pytest.approx(200.0)
     assert pace.seconds_left(90, 360.0, 60, 60.0) == 0.0
     assert pace.seconds_left(60, 60.0, 60, 60.0) is None
+    pace = Pace.of(TrainArgs("-", max_minutes=60), OptimArgs(), 1000)
+    assert pace.seconds_left(510, 2400.0, 500, 600.0) == 1200.0  # the hour ends before the steps
+    assert pace.seconds_left(510, 3700.0, 500, 600.0) == 0.0
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

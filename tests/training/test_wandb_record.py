@@ -91,7 +91,7 @@ def test_a_mode_that_needs_a_key_is_not_asked_for_one(
         assert f"wandb: WANDB_MODE={mode}, but there is no key" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("first", "second"), [("offline", "online"), ("disabled", "online"), ("online", "offline")])
+@pytest.mark.parametrize(("first", "second"), [("offline", "online"), ("online", "offline")])
 def test_another_mode_gets_a_record_of_its_own_with_all_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: str, second: str
 ) -> None:
@@ -104,6 +104,19 @@ def test_another_mode_gets_a_record_of_its_own_with_all_steps(
     after = run(monkeypatch, tmp_path / "run", range(3, 4), key=True)
     assert after.id != before.id and after.begun["resume"] is None and kept.is_dir()
     assert [line["step"] for line in after.lines if "train/bits_per_token" in line] == [1, 2, 3]
+
+
+def test_a_process_without_a_record_leaves_that_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = []
+    for mode, step in (("offline", 1), ("disabled", 2), ("offline", 3)):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        wandb = run(monkeypatch, tmp_path / "run", range(step, step + 1))
+        ids.append(wandb.id)
+        (tmp_path / "run" / "wandb" / f"offline-run-{step}-{wandb.id}").mkdir()
+    assert ids[0] == ids[2] and [line["step"] for line in wandb.lines if "train/bits_per_token" in line] == [1, 2, 3]
+    kept = sorted(path.name for path in (tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert kept == [f"offline-run-2-{ids[1]}", f"offline-run-3-{ids[0]}"]
+    assert command(tmp_path / "run").endswith(f"offline-run-3-{ids[0]}")
 
 
 def test_each_run_of_a_process_has_its_own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -184,3 +184,12 @@ def test_a_pipe_in_place_of_a_lock_or_a_saved_file_does_not_block(pipe: Path, tm
     (tmp_path / "state" / "weights").unlink()
     os.mkfifo(tmp_path / "state" / "weights")
     assert "not a regular file" in files.manifest_error(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("folder", "label"),
+    [("/a/b c/bert", "bert"), ("/a/run/checkpoint", "run/checkpoint"), ("x/checkpoint-last", "x/checkpoint-last")],
+)
+def test_a_label_names_the_folder_and_not_where_it_is(folder: str, label: str) -> None:
+    assert files.label_of(PurePath(folder)) == label
+    assert files.label_of(PurePath("checkpoint")) == "checkpoint"
