@@ -77,6 +77,7 @@ def draw_windows(
     request: CandidateRequest,
     sampling: SampleArgs,
     finish: Callable[[int, list[Tensor]], None],
+    *,
     on_step: StepCallback | None = None,
 ) -> None:
     """Draw target windows, each int64 [window], for the `chosen` of the sources `ids`.

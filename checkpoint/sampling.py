@@ -1,7 +1,8 @@
 """Samples of a model of text: blank rows with lengths of the training text or a text with gaps, and their tokens."""
 
+import contextlib
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,34 +70,45 @@ def sample_rows(
     blanks = [blank(model, request, stream) for stream in streams]
     order = sorted(range(len(blanks)), key=lambda i: -len(blanks[i][0]))
     batch = stack([blanks[i] for i in order], model.tokenizer.pad_token_id).to(model.device)
-    windows = semi_ar.num_strides + 1 if semi_ar and semi_ar.semi_ar else 1
-    denoiser, hidden = denoiser_of(model, request, batch.input_ids.shape[1]), None if on_step is None else True
-    with (
-        tqdm(total=len(order) * windows, desc="sampling", unit="sentence", leave=False, disable=hidden) as bar,
-        torch.no_grad(),
-    ):
+    sampler = functools.partial(
+        model.process.sample,
+        denoiser_of(model, request, batch.input_ids.shape[1]),
+        args=sampling,
+        rows_at_once=request.batch_size,
+        generator=[streams[i] for i in order],
+    )
+    if semi_ar and semi_ar.semi_ar:
+        return list(_in_strides(sampler, batch, semi_ar, on_step))
+    with _counted(len(order), on_step) as count:
+        tokens = sampler(batch, on_step=count).cpu()
+    drawn: list[Tensor] = [torch.empty(0)] * len(blanks)
+    for i, row in zip(order, tokens, strict=True):
+        drawn[i] = row[: len(blanks[i][0])]
+    return drawn
+
+
+def _in_strides(
+    sampler: Callable[..., Tensor], batch: Batch, semi_ar: SemiArArgs, on_step: StepCallback | None
+) -> Tensor:
+    """Return texts longer than one window, int64 [B, L]; all have one length."""
+    stride = semi_ar.stride(int(batch.target_mask[0].sum()))
+    with _counted(len(batch.input_ids) * (semi_ar.num_strides + 1), on_step) as count:
+        of_batch = functools.partial(sampler, on_step=count)
+        return semi_autoregressive.write(batch, of_batch, stride, semi_ar.num_strides).cpu()
+
+
+@contextlib.contextmanager
+def _counted(total: int, on_step: StepCallback | None) -> Iterator[StepCallback]:
+    """Yield a callback that counts finished sentences in a bar; with `on_step` it calls that, without a bar."""
+    hidden = None if on_step is None else True
+    with tqdm(total=total, desc="sampling", unit="sentence", leave=False, disable=hidden) as bar, torch.no_grad():
 
         def count(finished: Tensor, xt: Tensor) -> None:
             bar.update(len(finished))
             if on_step is not None:
                 on_step(finished, xt)
 
-        of_batch = functools.partial(
-            model.process.sample,
-            denoiser,
-            args=sampling,
-            rows_at_once=request.batch_size,
-            generator=[streams[i] for i in order],
-            on_step=count,
-        )
-        if windows > 1:
-            stride = semi_ar.stride(int(batch.target_mask[0].sum()))
-            return list(semi_autoregressive.write(batch, of_batch, stride, semi_ar.num_strides).cpu())
-        tokens = of_batch(batch).cpu()
-    drawn: list[Tensor] = [torch.empty(0)] * len(blanks)
-    for i, row in zip(order, tokens, strict=True):
-        drawn[i] = row[: len(blanks[i][0])]
-    return drawn
+        yield count
 
 
 def stream_of(request: SampleRequest, number: int) -> Generator:

@@ -97,7 +97,8 @@ def draw_samples(
     def finish(i: int, windows: list[Tensor]) -> None:
         targets[i] = target_text(model.tokenizer, windows[0])
 
-    draw_windows(model, valid_text.layout, ids, range(len(ids)), CandidateRequest(1, seed), sampling, finish, on_step)
+    request = CandidateRequest(1, seed)
+    draw_windows(model, valid_text.layout, ids, range(len(ids)), request, sampling, finish, on_step=on_step)
     return [f"{text_of(model.tokenizer, i.tolist())} -> {target}" for i, target in zip(ids, targets, strict=True)]
 
 
