@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "checkpoint": {"utils", "data", "models", "diffusion"},
     "evaluation": {"utils", "data", "models", "diffusion", "checkpoint"},
     "training": {"utils", "data", "models", "diffusion", "checkpoint", "evaluation"},
+    "modular_prompts": {"utils", "data", "models", "diffusion", "checkpoint", "evaluation", "training"},
 }
 """By folder, the folders it may import from. Scripts may import from all of them; no module imports a script."""
 FOLDER_OF = (

@@ -1,0 +1,105 @@
+"""A new task from few examples: first the router alone, K numbers, then the prompt that it mixes.
+
+The network and the pool stay as they are. Gates are not drawn here, so that tuning minimises what is evaluated.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Generator, Tensor, nn
+
+from modular_prompts.pool import PromptPool, normalised
+
+Scores = Callable[[Tensor, Tensor], Tensor]
+"""Map numbers of rows, int64 [n], and prompts, [1 or n, layers, P, D], to scores of their options, [n, options]."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of a task with their right options."""
+
+    scores: Scores
+    labels: Tensor
+    """int64 [rows]."""
+
+    def loss(self, prompts: Tensor, rows: Tensor) -> Tensor:
+        """Return the mean cross-entropy of the right options; rows without an option have -inf there."""
+        return nn.functional.cross_entropy(self.scores(rows, prompts), self.labels[rows])
+
+    @torch.no_grad()
+    def choices(self, prompts: Tensor, rows_at_once: int = 256) -> Tensor:
+        """Return the best option of each row, int64 [rows]."""
+        rows = torch.arange(len(self.labels)).split(rows_at_once)
+        return torch.cat([self.scores(part, prompts).argmax(-1) for part in rows])
+
+    def accuracy(self, prompts: Tensor) -> float:
+        """Return the share of rows whose best option is right."""
+        return float((self.choices(prompts) == self.labels).double().mean())
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Length and rate of a stage of tuning."""
+
+    steps: int
+    learning_rate: float
+    """At the first step; it falls linearly to 0."""
+    batch_size: int = 0
+    """Rows per step, drawn anew for each; 0: all."""
+    check_every: int = 0
+    """Steps between looks at the development rows, the best of which is kept; 0: the last step is kept."""
+
+
+def tune_router(pool: PromptPool, train: Examples, stage: Stage, generator: Generator, **choice: Examples) -> Tensor:
+    """Return router logits of a new task, [1, K], from uniform weights.
+
+    Args:
+        pool: the modules; unchanged.
+        train: its examples.
+        stage: settings.
+        generator: draws the rows.
+        choice: `develop`, examples by which the best step is chosen.
+    """
+    start = torch.zeros(1, pool.shape.num_modules)
+    return _fit(start, lambda logits: prompt_of(pool, logits), train, stage, generator, **choice)
+
+
+def tune_prompt(start: Tensor, train: Examples, stage: Stage, generator: Generator, **choice: Examples) -> Tensor:
+    """Return a prompt, [1, layers, P, D], tuned from a start; arguments are those of `tune_router`."""
+    return _fit(start, lambda prompt: prompt, train, stage, generator, **choice)
+
+
+def prompt_of(pool: PromptPool, logits: Tensor) -> Tensor:
+    """Return the prompt, [1, layers, P, D], of router logits [1 or layers, K]."""
+    return pool(normalised(torch.sigmoid(logits))[None])
+
+
+def _fit(
+    start: Tensor,
+    to_prompt: Callable[[Tensor], Tensor],
+    train: Examples,
+    stage: Stage,
+    generator: Generator,
+    develop: Examples | None = None,
+) -> Tensor:
+    """Minimise the loss over one tensor by Adam without weight decay."""
+    values = start.detach().clone().requires_grad_()
+    optimizer = torch.optim.Adam([values], stage.learning_rate)
+    number, best, kept = len(train.labels), -1.0, start
+    for step in range(stage.steps):
+        if develop and stage.check_every and step % stage.check_every == 0:
+            best, kept = _better(best, kept, values, develop.accuracy(to_prompt(values.detach())))
+        optimizer.param_groups[0]["lr"] = stage.learning_rate * (1 - step / stage.steps)
+        rows = torch.randperm(number, generator=generator)[: stage.batch_size or number]
+        (values.grad,) = torch.autograd.grad(train.loss(to_prompt(values), rows), [values])
+        optimizer.step()
+    values = values.detach()
+    if develop and stage.check_every:
+        return _better(best, kept, values, develop.accuracy(to_prompt(values)))[1]
+    return values
+
+
+def _better(best: float, kept: Tensor, values: Tensor, accuracy: float) -> tuple[float, Tensor]:
+    """Return the values of higher accuracy; the later ones if equal."""
+    return (accuracy, values.detach().clone()) if accuracy >= best else (best, kept)
