@@ -1,0 +1,188 @@
+"""Tasks: a folder with a card (card.json), train.jsonl and test.jsonl, and examples drawn from it by a seed.
+
+The card is an object with "type", "labels" and, if wanted, "question" and "language". By type, a line is
+
+    classification     {"text", "label"}, the label being one of the card's
+    pair               {"text_a", "text_b", "label"}
+    multiple-choice    {"text", "options", "label"}, the label being the number of the right option, from 0
+
+Empty options at the end of a list are no options: data sets fill lists of unequal length with them.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.records import MOST_TEXT, parse_object, read_lines
+from utils.errors import UserError, shown
+from utils.files import local_path, read_text
+
+FIELDS = {"classification": ("text",), "pair": ("text_a", "text_b"), "multiple-choice": ("text",)}
+"""Fields of a line that hold its texts, by the type of the task."""
+MOST_OPTIONS = 1000
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a task."""
+
+    texts: tuple[str, ...]
+    """One text, or two of a pair."""
+    options: tuple[str, ...]
+    """Possible answers."""
+    label: int
+    """Number of the right one."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a task asks."""
+
+    name: str
+    kind: str
+    """A key of `FIELDS`."""
+    labels: tuple[str, ...]
+    """Answers of all rows; empty for multiple choice."""
+    question: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with its rows."""
+
+    card: Card
+    train: list[Row]
+    test: list[Row]
+
+
+def load_task(folder: str | Path) -> Task:
+    """Read a task's folder.
+
+    Raises:
+        UserError: with file and line, if something is missing or does not fit the card.
+    """
+    path = local_path(folder)
+    if not path.is_dir():
+        raise UserError(f"task {path}: no such folder; it must contain card.json, train.jsonl and test.jsonl")
+    card = read_card(path)
+    return Task(card, *(_read_rows(path / f"{split}.jsonl", card) for split in ("train", "test")))
+
+
+def read_card(folder: Path) -> Card:
+    """Read card.json of a task.
+
+    Raises:
+        UserError: naming the file, if it is missing or wrong.
+    """
+    file = folder / "card.json"
+    try:
+        entries = json.loads(read_text(file))
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; it names the type, the labels and the question of a task") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not JSON ({error}); correct it") from error
+    if not isinstance(entries, dict):
+        raise UserError(f"{file}: must hold an object; it holds {shown(entries)}")
+    kind, labels, question = entries.get("type"), entries.get("labels") or [], entries.get("question", "")
+    if kind not in FIELDS:
+        raise UserError(f"{file}: type={shown(kind)} must be one of {', '.join(FIELDS)}")
+    if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
+        raise UserError(f"{file}: labels={shown(labels)} must be a list of words")
+    if not isinstance(question, str):
+        raise UserError(f"{file}: question={shown(question)} must be a text")
+    has_labels = kind != "multiple-choice"
+    if has_labels and not 2 <= len(set(labels)) == len(labels) <= MOST_OPTIONS:
+        raise UserError(f"{file}: labels={shown(labels)}: a task of this type needs 2 to {MOST_OPTIONS} different ones")
+    return Card(folder.resolve().name, kind, tuple(labels) if has_labels else (), question)
+
+
+def _read_rows(file: Path, card: Card) -> list[Row]:
+    lines = enumerate(read_lines(file), start=1)
+    rows = [_row(parse_object(line, file, i), card, f"{file}:{i}") for i, (line, _) in lines if line.strip()]
+    if not rows:
+        raise UserError(f"{file}: empty; a task needs rows")
+    return rows
+
+
+def _row(entries: dict, card: Card, location: str) -> Row:
+    texts = tuple(entries.get(name) for name in FIELDS[card.kind])
+    if not all(isinstance(text, str) and text.strip() and len(text) <= MOST_TEXT for text in texts):
+        names = " and ".join(FIELDS[card.kind])
+        raise UserError(f"{location}: a row of this task needs {names} with at most {MOST_TEXT:,} characters")
+    label = entries.get("label")
+    if card.labels:
+        if label not in card.labels:
+            raise UserError(
+                f"{location}: label={shown(label)} is not in the card; it has {', '.join(card.labels[:20])}"
+            )
+        return Row(texts, card.labels, card.labels.index(label))
+    options = entries.get("options")
+    while isinstance(options, list) and options and options[-1] == "":
+        options = options[:-1]
+    if not isinstance(options, list) or not 2 <= len(options) <= MOST_OPTIONS:
+        raise UserError(f"{location}: options={shown(options)} must be a list of 2 to {MOST_OPTIONS} texts")
+    if not all(isinstance(option, str) and option.strip() for option in options):
+        raise UserError(f"{location}: options={shown(options)}: each must be a text that is not empty")
+    if type(label) is not int or not 0 <= label < len(options):
+        raise UserError(f"{location}: label={shown(label)} must be the number of an option, 0..{len(options) - 1}")
+    return Row(texts, tuple(options), label)
+
+
+# ---- few examples ----------------------------------------------------------------------------------------------------
+
+
+def few_shots(task: Task, shots: int, seed: int) -> tuple[list[Row], list[Row]]:
+    """Return training and development rows, drawn from the training file by a seed.
+
+    The file is shuffled. The first `shots` rows of each label are for training, and the next ones, `shots` at most, for
+    development. For multiple choice, where labels have no meaning, they are the first and the next 2 * `shots` rows.
+
+    Raises:
+        UserError: if a label has fewer rows, or none is left for development.
+    """
+    order = np.random.default_rng(seed).permutation(len(task.train))
+    rows = [task.train[i] for i in order]
+    kinds = [row.label if task.card.labels else 0 for row in rows]
+    wanted = shots if task.card.labels else 2 * shots
+    groups = [
+        [row for row, kind in zip(rows, kinds, strict=True) if kind == k] for k in range(max(1, len(task.card.labels)))
+    ]
+    for number, group in enumerate(groups):
+        if len(group) <= wanted:
+            what = f"label {task.card.labels[number]!r}" if task.card.labels else "the task"
+            raise UserError(
+                f"shots={shots}: {what} of {task.card.name} has {len(group)} training rows; more than {wanted} are "
+                "needed, since some are for development; lower the number of shots"
+            )
+    train, develop = (
+        [row for group in groups for row in group[part]] for part in (slice(wanted), slice(wanted, 2 * wanted))
+    )
+    return train, develop
+
+
+def majority(rows: Sequence[Row]) -> float:
+    """Return the share of the most frequent label."""
+    return Counter(row.label for row in rows).most_common(1)[0][1] / len(rows)
+
+
+def macro_f1(choices: Sequence[int], labels: Sequence[int]) -> float:
+    """Return the mean over the labels that occur of F1 = 2 TP / (2 TP + FP + FN)."""
+    scores = []
+    for label in sorted(set(labels)):
+        hits = sum(c == label == t for c, t in zip(choices, labels, strict=True))
+        wrong = sum((c == label) != (t == label) for c, t in zip(choices, labels, strict=True))
+        scores.append(2 * hits / (2 * hits + wrong))
+    return sum(scores) / len(scores)
+
+
+def overlap(tasks: Sequence[Task], other: Task) -> set[str]:
+    """Return the texts of a task that other tasks contain too, case folded: what is new must not have been seen."""
+
+    def texts(task: Task) -> set[str]:
+        return {" ".join(row.texts).casefold().strip() for row in (*task.train, *task.test)}
+
+    return texts(other) & set().union(*map(texts, tasks))

@@ -1,0 +1,117 @@
+"""tasks.py: cards and rows are read or refused in one line; few examples are drawn by a seed, apart from each other."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from modular_prompts.tasks import Row, Task, few_shots, load_task, macro_f1, majority, overlap
+from tests.conftest import write_jsonl
+from utils.errors import UserError
+
+CARD = {"type": "classification", "labels": ["good", "bad"], "question": "How was it?", "language": "en"}
+ROWS = [{"text": f"text {i}", "label": ("good", "bad")[i % 3 == 0]} for i in range(60)]
+PAIR = {"text_a": "a", "text_b": "b", "label": "bad"}
+CHOICE = {"text": "which?", "options": ["x", "y z"], "label": 1}
+
+
+def folder_of(tmp_path: Path, card: object = CARD, train: list = ROWS, test: list = ROWS) -> Path:
+    folder = tmp_path / "my task"
+    folder.mkdir()
+    (folder / "card.json").write_text(card if isinstance(card, str) else json.dumps(card))
+    for name, rows in (("train", train), ("test", test)):
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "expected"),
+    [
+        ("classification", {"text": "a", "label": "bad"}, Row(("a",), ("good", "bad"), 1)),
+        ("pair", PAIR, Row(("a", "b"), ("good", "bad"), 1)),
+        ("multiple-choice", CHOICE, Row(("which?",), ("x", "y z"), 1)),
+    ],
+)
+def test_rows_are_read_by_the_type_of_the_task(tmp_path: Path, kind: str, row: dict, expected: Row) -> None:
+    labels = [] if kind == "multiple-choice" else CARD["labels"]
+    task = load_task(folder_of(tmp_path, {**CARD, "type": kind, "labels": labels}, [row], [row, row]))
+    assert task.train == [expected] and len(task.test) == 2
+    assert (task.card.name, task.card.question) == ("my task", "How was it?")
+
+
+@pytest.mark.parametrize(
+    ("card", "row", "message"),
+    [
+        ("{", {}, "card.json: not JSON"),
+        ([], {}, "card.json: must hold an object"),
+        ({**CARD, "type": "essay"}, {}, "card.json: type='essay' must be one of classification, pair, multiple-choice"),
+        ({**CARD, "labels": []}, {}, r"card.json: labels=\[\]: a task of this type needs 2 to 1000 different ones"),
+        ({**CARD, "labels": ["a", "a"]}, {}, "different ones"),
+        ({**CARD, "labels": ["a", ""]}, {}, "must be a list of words"),
+        ({**CARD, "question": 3}, {}, "question=3 must be a text"),
+        (CARD, {"text": "a", "label": "fair"}, "train.jsonl:2: label='fair' is not in the card; it has good, bad"),
+        (CARD, {"text": " ", "label": "bad"}, "train.jsonl:2: a row of this task needs text with at most"),
+        ({**CARD, "type": "pair"}, {"text_a": "a", "label": "bad"}, "needs text_a and text_b"),
+        ({**CARD, "type": "multiple-choice"}, {**CHOICE, "label": 2}, "label=2 must be the number of an option, 0..1"),
+        (
+            {**CARD, "type": "multiple-choice"},
+            {**CHOICE, "options": ["x", " "]},
+            "each must be a text that is not empty",
+        ),
+        ({**CARD, "type": "multiple-choice"}, {**CHOICE, "options": ["x"]}, "must be a list of 2 to 1000 texts"),
+    ],
+)
+def test_what_does_not_fit_the_card_is_refused_with_its_place(
+    tmp_path: Path, card: object, row: dict, message: str
+) -> None:
+    kind = card.get("type") if isinstance(card, dict) else ""
+    first = {"pair": PAIR, "multiple-choice": CHOICE}.get(kind, {"text": "a", "label": "bad"})
+    with pytest.raises(UserError, match=message):
+        load_task(folder_of(tmp_path, card, [first, row]))
+
+
+def test_a_missing_folder_file_or_row_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such folder; it must contain card.json, train.jsonl and test.jsonl"):
+        load_task(tmp_path / "none")
+    folder = folder_of(tmp_path)
+    (folder / "test.jsonl").write_text("\n")
+    with pytest.raises(UserError, match=r"test.jsonl: empty; a task needs rows"):
+        load_task(folder)
+    (folder / "card.json").unlink()
+    with pytest.raises(UserError, match=r"card.json: no such file"):
+        load_task(folder)
+
+
+def test_few_shots_have_k_rows_a_label_apart_from_those_of_development(tmp_path: Path) -> None:
+    task = load_task(folder_of(tmp_path))
+    train, develop = few_shots(task, 8, seed=13)
+    assert Counter(row.label for row in train) == {0: 8, 1: 8} == Counter(row.label for row in develop)
+    assert not {row.texts for row in train} & {row.texts for row in develop}
+    assert few_shots(task, 8, seed=13) == (train, develop) != few_shots(task, 8, seed=21)
+    fewer = few_shots(task, 16, seed=13)[1]  # 20 rows of the rare label
+    assert Counter(row.label for row in fewer) == {0: 16, 1: 4}
+    with pytest.raises(
+        UserError, match="shots=20: label 'bad' of my task has 20 training rows; more than 20 are needed"
+    ):
+        few_shots(task, 20, seed=13)
+
+
+def test_multiple_choice_takes_twice_as_many_rows_in_all(tmp_path: Path) -> None:
+    rows = [{**CHOICE, "text": f"which {i}?", "label": 0} for i in range(50)]
+    task = load_task(folder_of(tmp_path, {"type": "multiple-choice"}, rows, rows))
+    train, develop = few_shots(task, 16, seed=1)
+    assert len(train) == 32 and len(develop) == 18
+
+
+def test_majority_and_macro_f1_are_those_of_the_definitions() -> None:
+    rows = [Row(("a",), ("x", "y", "z"), label) for label in (0, 0, 0, 1)]
+    assert majority(rows) == 0.75
+    assert macro_f1([0, 0, 1, 1], [0, 0, 0, 1]) == pytest.approx((0.8 + 2 / 3) / 2)
+    assert macro_f1([2, 2], [0, 1]) == 0.0
+
+
+def test_texts_that_were_seen_are_found(tmp_path: Path) -> None:
+    first = load_task(folder_of(tmp_path))
+    other = Task(first.card, [Row(("TEXT 3 ",), ("x", "y"), 0), Row(("new",), ("x", "y"), 0)], [])
+    assert overlap([first], other) == {"text 3"}
