@@ -30,6 +30,7 @@ def folder_of(tmp_path: Path, card: object = CARD, train: list = ROWS, test: lis
     [
         ("classification", {"text": "a", "label": "bad"}, Row(("a",), ("good", "bad"), 1)),
         ("pair", PAIR, Row(("a", "b"), ("good", "bad"), 1)),
+        ("multiple-choice", {**CHOICE, "options": ["x", "y z", "", ""]}, Row(("which?",), ("x", "y z"), 1)),
         ("multiple-choice", CHOICE, Row(("which?",), ("x", "y z"), 1)),
     ],
 )
@@ -56,10 +57,10 @@ def test_rows_are_read_by_the_type_of_the_task(tmp_path: Path, kind: str, row: d
         ({**CARD, "type": "multiple-choice"}, {**CHOICE, "label": 2}, "label=2 must be the number of an option, 0..1"),
         (
             {**CARD, "type": "multiple-choice"},
-            {**CHOICE, "options": ["x", " "]},
+            {**CHOICE, "options": ["x", "", "y"]},
             "each must be a text that is not empty",
         ),
-        ({**CARD, "type": "multiple-choice"}, {**CHOICE, "options": ["x"]}, "must be a list of 2 to 1000 texts"),
+        ({**CARD, "type": "multiple-choice"}, {**CHOICE, "options": ["x", ""]}, "must be a list of 2 to 1000 texts"),
     ],
 )
 def test_what_does_not_fit_the_card_is_refused_with_its_place(
