@@ -48,6 +48,7 @@ class Card:
     labels: tuple[str, ...]
     """Answers of all rows; empty for multiple choice."""
     question: str = ""
+    language: str = "en"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ def read_card(folder: Path) -> Card:
     has_labels = kind != "multiple-choice"
     if has_labels and not 2 <= len(set(labels)) == len(labels) <= MOST_OPTIONS:
         raise UserError(f"{file}: labels={shown(labels)}: a task of this type needs 2 to {MOST_OPTIONS} different ones")
-    return Card(folder.resolve().name, kind, tuple(labels) if has_labels else (), question)
+    language = str(entries.get("language", "en"))
+    return Card(folder.resolve().name, kind, tuple(labels) if has_labels else (), question, language)
 
 
 def _read_rows(file: Path, card: Card) -> list[Row]:
