@@ -106,9 +106,7 @@ def test_what_cannot_be_written_is_refused(tokenizer: PreTrainedTokenizerBase) -
         UserError, match="a prompt of 30 tokens and the question leave no room for a text in max_length=40"
     ):
         readout(Verbaliser, tokenizer, 30).examples(CARD, ROWS)
-    with pytest.raises(
-        UserError, match="the tokenizer has no token for the option '\\\\u200b'|no token for the option"
-    ):
+    with pytest.raises(UserError, match="my task: the tokenizer has no token for the option"):
         readout(Cosine, tokenizer).examples(CARD, [Row(("a",), ("\u200b", "cat"), 0)])
     with pytest.raises(UserError, match="max_length=1000 must be at most 512, the network's positions"):
         readout(Cosine, tokenizer, max_length=1000)
