@@ -21,6 +21,7 @@ from utils.errors import UserError, shown
 
 ANSWER = {"zh": "答案："}
 """Word before the masks, by language; in others `answer:`."""
+OPTIONS_AT_ONCE = 64
 SCALE = 20.0
 """Factor of a cosine, so that a softmax over options can be sharp; sentence encoders are trained with it."""
 
@@ -56,19 +57,23 @@ class Readout(ABC):
             UserError: if a question leaves no room for the text, or an option has no token.
         """
 
-    def row_ids(self, card: Card, row: Row, tail: Sequence[int] = ()) -> Tensor:
-        """Return the ids of a row, int64 [L] with L <= max_length."""
+    def written(self, card: Card, rows: Sequence[Row], tail: Sequence[int] = ()) -> list[Tensor]:
+        """Return the ids of rows, each int64 [L] with L <= max_length; `tail` follows the texts.
+
+        Raises:
+            UserError: if the question leaves no room for a text.
+        """
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        question, *texts = self.tokens([card.question, *row.texts])
-        head = [cls, *self.placeholders, *question, *([sep] if question else [])]
-        room = self.max_length - len(head) - len(texts) - len(tail)
-        if room < len(texts):
+        question, *texts = self.tokens([card.question, *(text for row in rows for text in row.texts)])
+        head, each = [cls, *self.placeholders, *question, *([sep] if question else [])], len(rows[0].texts)
+        room = self.max_length - len(head) - each - len(tail)
+        if room < each:
             raise UserError(
                 f"{card.name}: a prompt of {self.prompt_length} tokens and the question leave no room for a text in "
                 f"max_length={self.max_length}; raise it, or shorten the prompt"
             )
-        texts = fitted(texts, room)
-        return torch.tensor([*head, *(id_ for text in texts for id_ in (*text, sep)), *tail])
+        bodies = (fitted(texts[i : i + each], room) for i in range(0, len(texts), each))
+        return [torch.tensor([*head, *(id_ for text in body for id_ in (*text, sep)), *tail]) for body in bodies]
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts, without special tokens."""
@@ -107,7 +112,7 @@ class Verbaliser(Readout):
         tokens, word = self.option_tokens(card, rows), self.tokens([ANSWER.get(card.language, "answer:")])[0]
         mask, sep = self.tokenizer.mask_token_id, self.tokenizer.sep_token_id
         sizes = sorted({len(tokens[option]) for row in rows for option in row.options})
-        written = {n: [self.row_ids(card, row, [*word, *[mask] * n, sep]) for row in rows] for n in sizes}
+        written = {n: self.written(card, rows, [*word, *[mask] * n, sep]) for n in sizes}
         most = max(len(row.options) for row in rows)
 
         def scores(chosen: Tensor, prompts: Tensor) -> Tensor:
@@ -147,7 +152,7 @@ class Cosine(Readout):
         """See `Readout`."""
         tokens, most = self.option_tokens(card, rows), max(len(row.options) for row in rows)
         vectors = self._option_vectors(tokens)
-        written = [self.row_ids(card, row) for row in rows]
+        written = self.written(card, rows)
         empty = torch.zeros(next(iter(vectors.values())).shape)
         options = torch.stack(
             [torch.stack([*(vectors[o] for o in row.options), *[empty] * (most - len(row.options))]) for row in rows]
@@ -168,9 +173,11 @@ class Cosine(Readout):
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
         vectors = {}
         nothing = torch.zeros(1, 1, 0, self.denoiser.network.config.hidden_size)
-        for option, ids in tokens.items():
-            row = torch.tensor([cls, *ids[: self.max_length - 2], sep])
-            vectors[option] = mean_of(*self.hidden([row], nothing))[0].cpu()
+        options = sorted(tokens, key=lambda option: len(tokens[option]))
+        for begin in range(0, len(options), OPTIONS_AT_ONCE):
+            part = options[begin : begin + OPTIONS_AT_ONCE]
+            rows = [torch.tensor([cls, *tokens[option][: self.max_length - 2], sep]) for option in part]
+            vectors |= zip(part, mean_of(*self.hidden(rows, nothing)).cpu(), strict=True)
         return vectors
 
 

@@ -38,7 +38,7 @@ def test_the_verbalisers_score_is_the_mean_log_probability_at_the_masks(tokenize
         ids = tokenizer(option, add_special_tokens=False)["input_ids"]
         answer = tokenizer("answer:", add_special_tokens=False)["input_ids"]
         tail = [*answer, *[tokenizer.mask_token_id] * len(ids), tokenizer.sep_token_id]
-        row = reader.row_ids(CARD, ROWS[0], tail)
+        (row,) = reader.written(CARD, ROWS[:1], tail)
         log_p = reader.denoiser.network(input_ids=row[None]).logits[0].log_softmax(-1)
         expected = sum(log_p[len(row) - 1 - len(ids) + i, token] for i, token in enumerate(ids)) / len(ids)
         assert scores[0, j].item() == pytest.approx(expected.item(), abs=1e-4)
@@ -48,7 +48,7 @@ def test_the_cosine_is_that_of_the_means(tokenizer: PreTrainedTokenizerBase) -> 
     reader = readout(Cosine, tokenizer)
     scores = reader.examples(CARD, ROWS).scores(torch.tensor([0]), ZERO)
     body = reader.denoiser.network.bert
-    row = body(input_ids=reader.row_ids(CARD, ROWS[0])[None]).last_hidden_state[0]
+    row = body(input_ids=reader.written(CARD, ROWS)[0][None]).last_hidden_state[0]
     pooled = torch.cat([row[:1], row[1 + P :]]).mean(0)
     for j, option in enumerate(ROWS[0].options):
         ids = tokenizer(option, return_tensors="pt")["input_ids"]  # [CLS] option [SEP]
@@ -96,7 +96,7 @@ def test_tuning_leaves_the_network_as_it_was(kind: type, tokenizer: PreTrainedTo
 
 def test_a_long_text_is_cut_and_the_question_stays(tokenizer: PreTrainedTokenizerBase) -> None:
     reader = readout(Cosine, tokenizer)
-    ids, question = reader.row_ids(CARD, ROWS[2]).tolist(), reader.tokens([CARD.question, "the cat."])
+    ids, question = reader.written(CARD, ROWS)[2].tolist(), reader.tokens([CARD.question, "the cat."])
     assert len(ids) == 40 and ids[1 + P : 1 + P + len(question[0])] == question[0]
     assert ids[1 : 1 + P] == reader.placeholders and ids[-1 - len(question[1]) : -1] == question[1]
 
