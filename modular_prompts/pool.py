@@ -6,7 +6,7 @@ where g_k = sigmoid(l_k). In training g is drawn from the relaxed Bernoulli dist
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -74,7 +74,7 @@ class PromptPool(nn.Module):
     @torch.no_grad()
     def freed(self) -> "PromptPool":
         """Return a pool of the same modules, each of them free."""
-        pool = PromptPool(PoolShape(**{**self.shape.__dict__, "intrinsic_size": 0}))
+        pool = PromptPool(replace(self.shape, intrinsic_size=0))
         pool.free.copy_(self.codes @ self.projection if self.shape.intrinsic_size else self.free)
         return pool
 

@@ -51,7 +51,9 @@ class Stage:
     """Steps between looks at the development rows, the best of which is kept; 0: the last step is kept."""
 
 
-def tune_router(pool: PromptPool, train: Examples, stage: Stage, generator: Generator, **choice: Examples) -> Tensor:
+def tune_router(
+    pool: PromptPool, train: Examples, stage: Stage, generator: Generator, develop: Examples | None = None
+) -> Tensor:
     """Return router logits of a new task, [1, K], from uniform weights.
 
     Args:
@@ -59,15 +61,17 @@ def tune_router(pool: PromptPool, train: Examples, stage: Stage, generator: Gene
         train: its examples.
         stage: settings.
         generator: draws the rows.
-        choice: `develop`, examples by which the best step is chosen.
+        develop: examples by which the best step is chosen.
     """
     start = torch.zeros(1, pool.shape.num_modules)
-    return _fit(start, lambda logits: prompt_of(pool, logits), train, stage, generator, **choice)
+    return _fit(start, lambda logits: prompt_of(pool, logits), train, stage, generator, develop)
 
 
-def tune_prompt(start: Tensor, train: Examples, stage: Stage, generator: Generator, **choice: Examples) -> Tensor:
+def tune_prompt(
+    start: Tensor, train: Examples, stage: Stage, generator: Generator, develop: Examples | None = None
+) -> Tensor:
     """Return a prompt, [1, layers, P, D], tuned from a start; arguments are those of `tune_router`."""
-    return _fit(start, lambda prompt: prompt, train, stage, generator, **choice)
+    return _fit(start, lambda prompt: prompt, train, stage, generator, develop)
 
 
 def prompt_of(pool: PromptPool, logits: Tensor) -> Tensor:
@@ -81,7 +85,7 @@ def _fit(
     train: Examples,
     stage: Stage,
     generator: Generator,
-    develop: Examples | None = None,
+    develop: Examples | None,
 ) -> Tensor:
     """Minimise the loss over one tensor by Adam without weight decay."""
     values = start.detach().clone().requires_grad_()
