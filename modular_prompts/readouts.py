@@ -126,8 +126,9 @@ class Verbaliser(Readout):
                 used = sorted(set(first))
                 own = prompts if len(prompts) == 1 else prompts[used]
                 log_p = self._at_masks([written[n][chosen[i]] for i in used], own, n)  # [used, n, V]
-                where = torch.tensor([used.index(i) for i in first])
-                each = log_p[where].gather(-1, torch.tensor(ids)[..., None].to(log_p.device))[..., 0].mean(-1)
+                place = {i: number for number, i in enumerate(used)}
+                where = torch.tensor([place[i] for i in first])[:, None]
+                each = log_p[where, torch.arange(n), torch.tensor(ids)].mean(-1)
                 found = found.index_put((torch.tensor(first), torch.tensor(second)), each.cpu())
             return found
 
