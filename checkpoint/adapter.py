@@ -29,7 +29,7 @@ FOLDER = "adapter"
 WEIGHTS, CONFIG, BASE = "adapter_model.safetensors", "adapter_config.json", "base.json"
 FILES = (WEIGHTS, CONFIG, BASE)
 SETTINGS = ("r", "lora_alpha", "target_modules")
-"""Entries of adapter_config.json that are read."""
+"""Entries of adapter_config.json that are read. Targets are ends of names: peft shortens a list of twenty or more."""
 UNUSED = (
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "lora_dropout", "init_lora_weights",
@@ -95,9 +95,10 @@ def load_adapter(checkpoint: Path, *, causal: bool = False) -> tuple[PreTrainedM
             f"loaded ({first_line(error)}); bring it back, or {MERGE}"
         ) from error
     _require_base(network, base, checkpoint)
-    linear = {name for name, module in network.named_modules() if isinstance(module, nn.Linear)}
-    if unknown := sorted(set(settings["target_modules"]) - linear):
-        raise UserError(f"checkpoint {checkpoint}: {base.name} has no linear map {shown(unknown[0])} for its {FOLDER}")
+    for target in settings["target_modules"]:
+        named = [m for name, m in network.named_modules() if name == target or name.endswith(f".{target}")]
+        if not named or not all(isinstance(module, nn.Linear) for module in named):
+            raise UserError(f"checkpoint {checkpoint}: {base.name} has no linear map {shown(target)} for its {FOLDER}")
     network.config.initialized_from = base.initialized_from
     inject(network, settings)
     _fill(network, weights, checkpoint)

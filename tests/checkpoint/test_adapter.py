@@ -82,6 +82,21 @@ def test_peft_loads_the_folder_and_gives_the_same_logits(
         assert not torch.allclose(plain, expected, atol=1e-3)
 
 
+def test_the_many_maps_of_a_deep_network_are_found_again(
+    monkeypatch: pytest.MonkeyPatch, base: Path, corpus: Path, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """peft shortens the names of twenty maps or more to their common ends."""
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **SHAPE | {"num_hidden_layers": 5})).save_pretrained(base)
+    folder = train(monkeypatch, base, corpus)
+    saved = json.loads((folder / "checkpoint" / "adapter" / "adapter_config.json").read_text())
+    assert len(saved["target_modules"]) < 20  # of 30
+    apart = TextModel.load(folder / "checkpoint-last")
+    assert sum("lora_A" in name for name in weights(folder)) == 30
+    merged = train(monkeypatch, base, corpus, "--merge_lora", "true", name="merged")
+    bounds = [m.nll(SENTENCES[:3], num_steps=8).nats for m in (apart, TextModel.load(merged / "checkpoint-last"))]
+    assert bounds[0] == pytest.approx(bounds[1], rel=1e-4)
+
+
 def test_a_merged_checkpoint_computes_the_same_without_adapters(
     monkeypatch: pytest.MonkeyPatch, base: Path, corpus: Path, capsys: pytest.CaptureFixture
 ) -> None:

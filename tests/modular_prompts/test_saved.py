@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Generator
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -25,7 +26,8 @@ def folder(request, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     (tmp_path / "nobody's" / "bert").mkdir(parents=True)
     saved = SavedPrompts(pool, routers, "verbaliser", reader.placeholders, 40)
     save_prompts(tmp_path / "my prompts", saved, reader.denoiser, str(tmp_path / "nobody's" / "bert"))
-    torch.save(reader.examples(CARD, ROWS).scores(torch.arange(3), prompt_of(pool, routers["zh_ü"])), tmp_path / "s")
+    scores = reader.examples(CARD, ROWS).scores(torch.arange(3), prompt_of(pool, routers["zh_ü"])).detach()
+    save_file({"scores": scores}, tmp_path / "scores.safetensors")
     return tmp_path / "my prompts"
 
 
@@ -34,7 +36,7 @@ def test_prompts_give_the_same_scores_in_a_fresh_wrapper(folder: Path, tokenizer
     prompts = load_prompts(folder, reader.denoiser)
     assert sorted(prompts.routers) == ["my task", "zh_ü"] and prompts.placeholders == reader.placeholders
     scores = reader.examples(CARD, ROWS).scores(torch.arange(3), prompt_of(prompts.pool, prompts.routers["zh_ü"]))
-    assert torch.equal(scores, torch.load(folder.parent / "s", weights_only=True))
+    assert torch.equal(scores, load_file(folder.parent / "scores.safetensors")["scores"])
     assert sorted(file.name for file in folder.iterdir()) == ["prompts.json", "prompts.safetensors"]
     assert str(folder.parent) not in (folder / "prompts.json").read_text()
 
