@@ -8,6 +8,7 @@ The config.json beside the folder is that of the pretrained network, which must 
 
 import hashlib
 import json
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -157,10 +158,12 @@ def _fill(network: PreTrainedModel, weights: dict, checkpoint: Path) -> None:
     require_finite_weights(network, f"{checkpoint}/{FOLDER}")
 
 
-def fingerprint(network: nn.Module) -> str:
-    """Return a SHA-256 of the frozen weights by name, in float32."""
+def fingerprint(network: nn.Module, without: Collection[str] = ()) -> str:
+    """Return a SHA-256 of the frozen weights by name, in float32; `without` names tensors to leave out."""
     digest = hashlib.sha256()
     for name, tensor in sorted(base_weights(network).items()):
+        if name in without:
+            continue
         digest.update(f"{name}:{list(tensor.shape)}:".encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -4,8 +4,10 @@ A row is `[CLS] placeholders question [SEP] text [SEP]`, of a pair with a second
 with `answer: [MASK] .. [SEP]`. A text that is too long loses its end, so that the question always stays.
 """
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,14 +18,27 @@ from data.tokenizers import encode
 from models.denoiser import NetworkDenoiser
 from modular_prompts.insertion import prompts_in
 from modular_prompts.tasks import Card, Row
-from modular_prompts.tuning import Examples
+from modular_prompts.tuning import Examples, Scores
 from utils.errors import UserError, shown
 
+Part = tuple[Card, Sequence[Row]]
+"""A task's card and some of its rows."""
 ANSWER = {"zh": "答案："}
 """Word before the masks, by language; in others `answer:`."""
 OPTIONS_AT_ONCE = 64
+LEAST_FILLED = 0.6
+"""Length of the shortest row of a forward pass, relative to the longest."""
 SCALE = 20.0
 """Factor of a cosine, so that a softmax over options can be sharp; sentence encoders are trained with it."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Tokens of a row, before it is cut to its length."""
+
+    head: list[int]
+    """[CLS], placeholders and the question with its [SEP]."""
+    texts: list[list[int]]
 
 
 class Readout(ABC):
@@ -50,47 +65,57 @@ class Readout(ABC):
         self.placeholders = placeholders(tokenizer, prompt_length)
 
     @abstractmethod
-    def examples(self, card: Card, rows: Sequence[Row]) -> Examples:
-        """Return rows of a task as examples for tuning.
+    def examples(self, *parts: Part) -> Examples:
+        """Return rows of tasks as examples for tuning, those of the first task first.
 
         Raises:
             UserError: if a question leaves no room for the text, or an option has no token.
         """
 
-    def written(self, card: Card, rows: Sequence[Row], tail: Sequence[int] = ()) -> list[Tensor]:
-        """Return the ids of rows, each int64 [L] with L <= max_length; `tail` follows the texts.
+    def pieces(self, parts: Sequence[Part], longest_tail: int = 0) -> list[Pieces]:
+        """Return the tokens of rows; `longest_tail` is the most tokens that `written` will add.
 
         Raises:
-            UserError: if the question leaves no room for a text.
+            UserError: if a question leaves no room for a text.
         """
         cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        question, *texts = self.tokens([card.question, *(text for row in rows for text in row.texts)])
-        head, each = [cls, *self.placeholders, *question, *([sep] if question else [])], len(rows[0].texts)
-        room = self.max_length - len(head) - each - len(tail)
-        if room < each:
-            raise UserError(
-                f"{card.name}: a prompt of {self.prompt_length} tokens and the question leave no room for a text in "
-                f"max_length={self.max_length}; raise it, or shorten the prompt"
-            )
-        bodies = (fitted(texts[i : i + each], room) for i in range(0, len(texts), each))
-        return [torch.tensor([*head, *(id_ for text in body for id_ in (*text, sep)), *tail]) for body in bodies]
+        found = []
+        for card, rows in parts:
+            question, *texts = self.tokens([card.question, *(text for row in rows for text in row.texts)])
+            head, each = [cls, *self.placeholders, *question, *([sep] if question else [])], len(rows[0].texts)
+            if self.max_length - len(head) - longest_tail < 2 * each:
+                raise UserError(
+                    f"{card.name}: a prompt of {self.prompt_length} tokens and the question leave no room for a text "
+                    f"in max_length={self.max_length}; raise it, or shorten the prompt"
+                )
+            found += [Pieces(head, texts[i : i + each]) for i in range(0, len(texts), each)]
+        return found
+
+    def written(self, row: Pieces, tail: Sequence[int] = ()) -> Tensor:
+        """Return the ids of a row with a tail, int64 [L], L <= max_length."""
+        room = self.max_length - len(row.head) - len(row.texts) - len(tail)
+        sep = self.tokenizer.sep_token_id
+        return torch.tensor([*row.head, *(i for text in fitted(row.texts, room) for i in (*text, sep)), *tail])
+
+    def lengths(self, rows: Sequence[Pieces]) -> Tensor:
+        """Return the lengths of rows without a tail, int64 [rows]."""
+        return torch.tensor([min(self.max_length, len(r.head) + sum(map(len, r.texts)) + len(r.texts)) for r in rows])
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts, without special tokens."""
         return [list(ids) for ids in encode(self.tokenizer, list(texts))["input_ids"]]
 
-    def option_tokens(self, card: Card, rows: Sequence[Row]) -> dict[str, list[int]]:
+    def option_tokens(self, parts: Sequence[Part]) -> dict[str, list[int]]:
         """Return the ids of every option.
 
         Raises:
             UserError: if one has no token.
         """
-        options = sorted({option for row in rows for option in row.options})
+        options = sorted({option for _, rows in parts for row in rows for option in row.options})
         found = dict(zip(options, self.tokens(options), strict=True))
         if empty := next((option for option, ids in found.items() if not ids), None):
-            raise UserError(
-                f"{card.name}: the tokenizer has no token for the option {shown(empty)}; write it otherwise"
-            )
+            name = next(card.name for card, rows in parts if any(empty in row.options for row in rows))
+            raise UserError(f"{name}: the tokenizer has no token for the option {shown(empty)}; write it otherwise")
         return found
 
     def hidden(self, rows: Sequence[Tensor], prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,36 +128,66 @@ class Readout(ABC):
         with prompts_in(self.denoiser.layers, prompts.to(device)):
             return self.denoiser.encode(ids, torch.ones(len(ids), dtype=torch.long, device=device), attended), attended
 
+    def pooled(self, rows: Sequence[Pieces], prompts: Tensor) -> Tensor:
+        """Return the mean hidden states of rows, placeholders left out, float32 [n, D]."""
+        hidden, attended = self.hidden([self.written(row) for row in rows], prompts)
+        attended[:, 1 : 1 + self.prompt_length] = False
+        return mean_of(hidden, attended).cpu()
+
+    @torch.no_grad()
+    def option_vectors(self, tokens: dict[str, list[int]]) -> Tensor:
+        """Return the mean hidden state of every option, alone and without a prompt, [options, D]."""
+        cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
+        each = list(tokens.values())
+        vectors = torch.zeros(len(each), self.denoiser.network.config.hidden_size)
+        order = sorted(range(len(each)), key=lambda i: len(each[i]))
+        for begin in range(0, len(order), OPTIONS_AT_ONCE):
+            part = order[begin : begin + OPTIONS_AT_ONCE]
+            rows = [torch.tensor([cls, *each[i][: self.max_length - 2], sep]) for i in part]
+            vectors[part] = mean_of(*self.hidden(rows, self.nothing)).cpu()
+        return vectors
+
+    @property
+    def nothing(self) -> Tensor:
+        """A prompt without tokens, [1, 1, 0, D]."""
+        return torch.zeros(1, 1, 0, self.denoiser.network.config.hidden_size)
+
+    def plain(self) -> "Readout":
+        """Return this read-out of the same network without placeholders."""
+        other = copy.copy(self)
+        other.prompt_length, other.placeholders = 0, []
+        return other
+
 
 class Verbaliser(Readout):
     """Mean over an option's tokens of log p(token | the row with that many masks), by the masked-LM head."""
 
-    def examples(self, card: Card, rows: Sequence[Row]) -> Examples:
+    def examples(self, *parts: Part) -> Examples:
         """See `Readout`."""
-        tokens, word = self.option_tokens(card, rows), self.tokens([ANSWER.get(card.language, "answer:")])[0]
-        mask, sep = self.tokenizer.mask_token_id, self.tokenizer.sep_token_id
-        sizes = sorted({len(tokens[option]) for row in rows for option in row.options})
-        written = {n: self.written(card, rows, [*word, *[mask] * n, sep]) for n in sizes}
-        most = max(len(row.options) for row in rows)
+        tokens = self.option_tokens(parts)
+        words = [self.tokens([ANSWER.get(card.language, "answer:")])[0] for card, _ in parts]
+        tail = max(map(len, words)) + max(map(len, tokens.values())) + 1
+        pieces, options = self.pieces(parts, tail), numbered(parts, tokens)
+        before = [word for word, (_, rows) in zip(words, parts, strict=True) for _ in rows]
+        ids_of, mask, sep = list(tokens.values()), self.tokenizer.mask_token_id, self.tokenizer.sep_token_id
 
         def scores(chosen: Tensor, prompts: Tensor) -> Tensor:
-            found = torch.full((len(chosen), most), -torch.inf)
-            for n in sizes:
-                options = [(i, j, tokens[option]) for i, row in enumerate(chosen.tolist())
-                           for j, option in enumerate(rows[row].options) if len(tokens[option]) == n]  # fmt: skip
-                if not options:
-                    continue
-                first, second, ids = (list(column) for column in zip(*options, strict=True))
-                used = sorted(set(first))
-                own = prompts if len(prompts) == 1 else prompts[used]
-                log_p = self._at_masks([written[n][chosen[i]] for i in used], own, n)  # [used, n, V]
-                place = {i: number for number, i in enumerate(used)}
-                where = torch.tensor([place[i] for i in first])[:, None]
-                each = log_p[where, torch.arange(n), torch.tensor(ids)].mean(-1)
-                found = found.index_put((torch.tensor(first), torch.tensor(second)), each.cpu())
+            own = options[chosen]
+            by_size: dict[int, list[tuple[int, int]]] = {}
+            for i, j in own.ge(0).nonzero().tolist():
+                by_size.setdefault(len(ids_of[own[i, j]]), []).append((i, j))
+            found = torch.full(own.shape, -torch.inf)
+            for n, places in by_size.items():
+                first, second = (torch.tensor(column) for column in zip(*places, strict=True))
+                used, where = first.unique(return_inverse=True)
+                rows = [self.written(pieces[i], [*before[i], *[mask] * n, sep]) for i in chosen[used].tolist()]
+                log_p = self._at_masks(rows, prompts if len(prompts) == 1 else prompts[used], n)  # [used, n, V]
+                ids = torch.tensor([ids_of[number] for number in own[first, second].tolist()])
+                each = log_p[where[:, None], torch.arange(n), ids].mean(-1)
+                found = found.index_put((first, second), each.cpu())
             return found
 
-        return Examples(scores, torch.tensor([row.label for row in rows]))
+        return Examples(by_length(scores, self.lengths(pieces)), *answers(parts))
 
     def _at_masks(self, rows: Sequence[Tensor], prompts: Tensor, number: int) -> Tensor:
         """Return log p at the last `number` masks of each row, [n, number, V]; a [SEP] follows them."""
@@ -149,37 +204,50 @@ class Cosine(Readout):
     For encoders without a trained masked-LM head.
     """
 
-    def examples(self, card: Card, rows: Sequence[Row]) -> Examples:
+    def examples(self, *parts: Part) -> Examples:
         """See `Readout`."""
-        tokens, most = self.option_tokens(card, rows), max(len(row.options) for row in rows)
-        vectors = self._option_vectors(tokens)
-        written = self.written(card, rows)
-        empty = torch.zeros(next(iter(vectors.values())).shape)
-        options = torch.stack(
-            [torch.stack([*(vectors[o] for o in row.options), *[empty] * (most - len(row.options))]) for row in rows]
-        )  # [rows, most, D]
-        missing = torch.tensor([[j >= len(row.options) for j in range(most)] for row in rows])
+        tokens = self.option_tokens(parts)
+        vectors, options, pieces = self.option_vectors(tokens), numbered(parts, tokens), self.pieces(parts)
 
         def scores(chosen: Tensor, prompts: Tensor) -> Tensor:
-            hidden, attended = self.hidden([written[i] for i in chosen], prompts)
-            attended[:, 1 : 1 + self.prompt_length] = False
-            pooled = mean_of(hidden, attended).cpu()
-            cosines = torch.nn.functional.cosine_similarity(pooled[:, None], options[chosen], dim=-1)
-            return (SCALE * cosines).masked_fill(missing[chosen], -torch.inf)
+            own, pooled = options[chosen], self.pooled([pieces[i] for i in chosen.tolist()], prompts)
+            cosines = torch.nn.functional.cosine_similarity(pooled[:, None], vectors[own], dim=-1)
+            return (SCALE * cosines).masked_fill(own < 0, -torch.inf)
 
-        return Examples(scores, torch.tensor([row.label for row in rows]))
+        return Examples(by_length(scores, self.lengths(pieces)), *answers(parts))
 
-    @torch.no_grad()
-    def _option_vectors(self, tokens: dict[str, list[int]]) -> dict[str, Tensor]:
-        cls, sep = self.tokenizer.cls_token_id, self.tokenizer.sep_token_id
-        vectors = {}
-        nothing = torch.zeros(1, 1, 0, self.denoiser.network.config.hidden_size)
-        options = sorted(tokens, key=lambda option: len(tokens[option]))
-        for begin in range(0, len(options), OPTIONS_AT_ONCE):
-            part = options[begin : begin + OPTIONS_AT_ONCE]
-            rows = [torch.tensor([cls, *tokens[option][: self.max_length - 2], sep]) for option in part]
-            vectors |= zip(part, mean_of(*self.hidden(rows, nothing)).cpu(), strict=True)
-        return vectors
+
+def by_length(scores: Scores, lengths: Tensor) -> Scores:
+    """Return the same scores from several forward passes over rows of similar length, which need less padding.
+
+    Args:
+        scores: scores of any rows in one pass; those of a row depend on its own tokens only.
+        lengths: tokens of each row, int64 [rows].
+    """
+
+    def grouped(rows: Tensor, prompts: Tensor) -> Tensor:
+        order, found = lengths[rows].argsort(descending=True, stable=True), []
+        while len(order):
+            own = lengths[rows[order]]
+            number = int((own > LEAST_FILLED * own[0]).sum())
+            group, order = order[:number], order[number:]
+            found.append((group, scores(rows[group], prompts if len(prompts) == 1 else prompts[group])))
+        groups, parts = zip(*found, strict=True)
+        return torch.cat(parts)[torch.cat(groups).argsort()]
+
+    return grouped
+
+
+def numbered(parts: Sequence[Part], options: Iterable[str]) -> Tensor:
+    """Return the numbers of the options of each row, int64 [rows, most options]; -1 where a row has fewer."""
+    number = {option: i for i, option in enumerate(options)}
+    rows = [torch.tensor([number[option] for option in row.options]) for _, own in parts for row in own]
+    return pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
+def answers(parts: Sequence[Part]) -> tuple[Tensor, tuple[int, ...]]:
+    """Return the right options, int64 [rows], and the number of rows of each task."""
+    return torch.tensor([row.label for _, rows in parts for row in rows]), tuple(len(rows) for _, rows in parts)
 
 
 def mean_of(hidden: Tensor, attended: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
 """Prompts on disk: a folder that says what it holds and to which network it belongs.
 
-prompts.safetensors   the pool's tensors, and one router [1 or layers, K] for each task
-prompts.json          sizes, read-out, placeholders, names of the tasks, name and SHA-256 of the network
+prompts.safetensors   the pool's tensors; for each task its router [1 or layers, K], and if it was tuned its own prompt
+prompts.json          sizes, read-out, placeholders, cards of the tasks, name and SHA-256 of the network
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -16,27 +15,39 @@ from torch import Tensor
 from checkpoint.adapter import fingerprint
 from models.denoiser import NetworkDenoiser
 from modular_prompts.pool import PoolShape, PromptPool
+from modular_prompts.tasks import Card, checked_card
+from modular_prompts.tuning import prompt_of
 from utils.errors import UserError, shown
 from utils.files import folder_written_whole, label_of, local_path, open_regular, read_text
 
 WEIGHTS, DESCRIPTION = "prompts.safetensors", "prompts.json"
 FORMAT = 1
-ROUTER = "router."
-"""Prefix of a router's tensor; the task's name follows."""
+ROUTER, PROMPT, HEAD = "router.", "prompt.", "head"
+"""Prefixes of a task's tensors, which its name follows, and the name of the span head."""
 
 
 @dataclass(frozen=True)
 class SavedPrompts:
-    """Pool and routers of a frozen network."""
+    """Pool, routers and tuned prompts of a frozen network."""
 
     pool: PromptPool
     routers: dict[str, Tensor]
     """Router logits, [1 or layers, K], by the name of the task."""
     readout: str
-    """Name of the read-out: verbaliser or cosine."""
+    """Name of the read-out."""
     placeholders: list[int]
     """Ids at the positions of the prompt."""
     max_length: int
+    cards: dict[str, Card] = field(default_factory=dict)
+    """Cards of the tasks that have a router."""
+    prompts: dict[str, Tensor] = field(default_factory=dict)
+    """Tuned prompts, [layers, P, D], by the name of the task; the others are mixtures of the pool."""
+    head: Tensor | None = None
+    """Weights of the span head, [2, D], for the read-out spans."""
+
+    def prompt(self, task: str) -> Tensor:
+        """Return the prompt of a task, [1, layers, P, D]."""
+        return self.prompts[task][None] if task in self.prompts else prompt_of(self.pool, self.routers[task])
 
 
 def save_prompts(folder: Path, prompts: SavedPrompts, denoiser: NetworkDenoiser, network: str) -> None:
@@ -52,18 +63,43 @@ def save_prompts(folder: Path, prompts: SavedPrompts, denoiser: NetworkDenoiser,
     description = {
         "format": FORMAT,
         "network": name,
-        "network_sha256": fingerprint(denoiser.network),
+        "network_sha256": network_digest(denoiser),
         "shape": asdict(prompts.pool.shape),
-        "tasks": sorted(prompts.routers),
+        "tasks": {task: prompts.cards[task].entries() for task in sorted(prompts.routers)},
         "readout": prompts.readout,
         "placeholders": prompts.placeholders,
         "max_length": prompts.max_length,
     }
     tensors = {f"pool.{key}": value for key, value in prompts.pool.state_dict().items()}
     tensors |= {f"{ROUTER}{task}": logits for task, logits in prompts.routers.items()}
+    tensors |= {f"{PROMPT}{task}": prompt for task, prompt in prompts.prompts.items()}
+    tensors |= {HEAD: prompts.head} if prompts.head is not None else {}
     with folder_written_whole(folder) as temporary:
         save_file({key: value.detach().contiguous().cpu() for key, value in tensors.items()}, temporary / WEIGHTS)
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def network_digest(denoiser: NetworkDenoiser) -> str:
+    """Return the SHA-256 of a network's weights, without those of a head that is new and random at each loading."""
+    return fingerprint(denoiser.network, getattr(denoiser.network, "new_tensors", ()))
+
+
+def described(folder: str | Path) -> dict:
+    """Return the entries of prompts.json, unchecked but for its being an object: before the network is known.
+
+    Raises:
+        UserError: if there are no prompts.
+    """
+    path = local_path(folder)
+    if not (path / DESCRIPTION).exists():
+        raise UserError(f"prompts {path}: no {DESCRIPTION} there; give a folder written by python -m modular_prompts")
+    try:
+        about = json.loads(read_text(path / DESCRIPTION))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"prompts {path}: damaged ({shown(str(error))}); give another folder") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise UserError(f"prompts {path}: {DESCRIPTION} is damaged, or not of format {FORMAT}; give another folder")
+    return about
 
 
 def load_prompts(folder: str | Path, denoiser: NetworkDenoiser) -> SavedPrompts:
@@ -72,50 +108,53 @@ def load_prompts(folder: str | Path, denoiser: NetworkDenoiser) -> SavedPrompts:
     Raises:
         UserError: if there are none, they are damaged, or they belong to another network.
     """
-    path = local_path(folder)
-    if not (path / DESCRIPTION).exists():
-        raise UserError(f"prompts {path}: no {DESCRIPTION} there; give a folder written by python -m modular_prompts")
+    path, about = local_path(folder), described(folder)
     try:
-        about = json.loads(read_text(path / DESCRIPTION))
         shape = PoolShape(**about["shape"])
         name, sha256 = str(about["network"]), str(about["network_sha256"])
         readout, max_length = str(about["readout"]), int(about["max_length"])
-        placeholders, tasks = [int(i) for i in about["placeholders"]], [str(task) for task in about["tasks"]]
+        placeholders = [int(i) for i in about["placeholders"]]
+        cards = {task: checked_card(card, task, f"task {shown(task)}") for task, card in about["tasks"].items()}
         open_regular(path / WEIGHTS).close()
         tensors = load_file(path / WEIGHTS)
     except UserError as error:
         raise UserError(f"prompts {path}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise UserError(f"prompts {path}: damaged ({shown(str(error))}); give another folder") from error
-    if fingerprint(denoiser.network) != sha256:
+    if network_digest(denoiser) != sha256:
         raise UserError(
             f"prompts {path}: they belong to the network {name} (SHA-256 {sha256[:12]}...), and this one has other "
             "weights; give that network, or train prompts for this one"
         )
-    return SavedPrompts(*_filled(path, shape, tasks, tensors), readout, placeholders, max_length)
-
-
-def _filled(
-    path: Path, shape: PoolShape, tasks: list[str], tensors: dict[str, Tensor]
-) -> tuple[PromptPool, dict[str, Tensor]]:
-    """Return pool and routers with tensors of exactly the described sizes; these are compared before a pool is made."""
-    size = shape.length * shape.hidden_size
-    sizes = {"pool.free": (shape.num_layers, shape.num_modules, size)}
-    if shape.intrinsic_size:
-        sizes = {
-            "pool.codes": (shape.num_layers, shape.num_modules, shape.intrinsic_size),
-            "pool.projection": (shape.num_layers, shape.intrinsic_size, size),
-        }
-    names = {*sizes, *(f"{ROUTER}{task}" for task in tasks)}
-    routers = {task: tensors.get(f"{ROUTER}{task}", torch.empty(0)) for task in tasks}
-    fits = tensors.keys() == names and all(tuple(tensors[name].shape) == wanted for name, wanted in sizes.items())
-    fits = fits and all(
-        tuple(r.shape) in {(n, shape.num_modules) for n in (1, shape.num_layers)} for r in routers.values()
+    _require_sizes(path, shape, list(cards), tensors)
+    pool = PromptPool(shape)
+    pool.load_state_dict({key.removeprefix("pool."): tensors[key] for key in tensors if key.startswith("pool.")})
+    routers, prompts = (
+        {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
+        for start in (ROUTER, PROMPT)
     )
+    return SavedPrompts(pool, routers, readout, placeholders, max_length, cards, prompts, tensors.get(HEAD))
+
+
+def _require_sizes(path: Path, shape: PoolShape, tasks: list[str], tensors: dict[str, Tensor]) -> None:
+    """Require tensors of exactly the described sizes; these are compared before a pool is made.
+
+    Raises:
+        UserError: if one is missing, of another size, or not finite.
+    """
+    layers, number, size = shape.num_layers, shape.num_modules, shape.length * shape.hidden_size
+    fitting = {"pool.free": [(layers, number, size)]}
+    if shape.intrinsic_size:
+        codes, projection = (layers, number, shape.intrinsic_size), (layers, shape.intrinsic_size, size)
+        fitting = {"pool.codes": [codes], "pool.projection": [projection]}
+    needed = {*fitting, *(f"{ROUTER}{task}" for task in tasks)}
+    for task in tasks:
+        fitting[f"{ROUTER}{task}"] = [(1, number), (layers, number)]
+        fitting[f"{PROMPT}{task}"] = [(layers, shape.length, shape.hidden_size)]
+    fitting[HEAD] = [(2, shape.hidden_size)]
+    fits = needed <= tensors.keys() <= fitting.keys()
+    fits = fits and all(tuple(tensor.shape) in fitting[name] for name, tensor in tensors.items())
     if not fits or not all(tensor.isfinite().all() for tensor in tensors.values()):
         raise UserError(
             f"prompts {path}: the tensors of {WEIGHTS} are not those that {DESCRIPTION} describes, or not finite"
         )
-    pool = PromptPool(shape)
-    pool.load_state_dict({name.removeprefix("pool."): tensors[name] for name in sizes})
-    return pool, routers

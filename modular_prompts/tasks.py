@@ -5,8 +5,11 @@ The card is an object with "type", "labels" and, if wanted, "question" and "lang
     classification     {"text", "label"}, the label being one of the card's
     pair               {"text_a", "text_b", "label"}
     multiple-choice    {"text", "options", "label"}, the label being the number of the right option, from 0
+    extraction         {"question", "text", "answer"}, the answer being a part of the text
+    generation         {"src", "trg"}
 
-Empty options at the end of a list are no options: data sets fill lists of unequal length with them.
+Without a card, a folder whose lines are pairs is a generation task. Without test.jsonl, valid.jsonl is read. Empty
+options at the end of a list are no options: data sets fill lists of unequal length with them.
 """
 
 import json
@@ -21,9 +24,21 @@ from data.records import MOST_TEXT, parse_object, read_lines
 from utils.errors import UserError, shown
 from utils.files import local_path, read_text
 
-FIELDS = {"classification": ("text",), "pair": ("text_a", "text_b"), "multiple-choice": ("text",)}
+FIELDS = {
+    "classification": ("text",),
+    "pair": ("text_a", "text_b"),
+    "multiple-choice": ("text",),
+    "extraction": ("question", "text"),
+    "generation": ("src",),
+}
 """Fields of a line that hold its texts, by the type of the task."""
+WRITTEN = {"extraction": "answer", "generation": "trg"}
+"""Field that holds the answer, of tasks whose answer is a text of its own."""
+LABELLED = ("classification", "pair")
+"""Types whose card has the labels."""
 MOST_OPTIONS = 1000
+UNEVEN = 1.2
+"""Frequency of a label, relative to the mean, above which labels are uneven."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +50,14 @@ class Row:
     options: tuple[str, ...]
     """Possible answers."""
     label: int
-    """Number of the right one."""
+    """Number of the right one; -1 if the answer is a text."""
+    answer: str = ""
+    """The right answer, where it is a text of its own."""
+
+    @property
+    def target(self) -> str:
+        """The right answer as a text."""
+        return self.answer or self.options[self.label]
 
 
 @dataclass(frozen=True)
@@ -46,9 +68,14 @@ class Card:
     kind: str
     """A key of `FIELDS`."""
     labels: tuple[str, ...]
-    """Answers of all rows; empty for multiple choice."""
+    """Answers of all rows; empty if these differ by row."""
     question: str = ""
     language: str = "en"
+
+    def entries(self) -> dict:
+        """Return the content of card.json."""
+        known = {"labels": list(self.labels)} if self.labels else {}
+        return {"type": self.kind, **known, "question": self.question, "language": self.language}
 
 
 @dataclass(frozen=True)
@@ -58,6 +85,11 @@ class Task:
     card: Card
     train: list[Row]
     test: list[Row]
+
+    @property
+    def has_options(self) -> bool:
+        """Whether an answer is one of several options."""
+        return self.card.kind not in WRITTEN
 
 
 def load_task(folder: str | Path) -> Task:
@@ -70,7 +102,43 @@ def load_task(folder: str | Path) -> Task:
     if not path.is_dir():
         raise UserError(f"task {path}: no such folder; it must contain card.json, train.jsonl and test.jsonl")
     card = read_card(path)
-    return Task(card, *(_read_rows(path / f"{split}.jsonl", card) for split in ("train", "test")))
+    test = path / ("test.jsonl" if (path / "test.jsonl").exists() else "valid.jsonl")
+    return Task(card, _read_rows(path / "train.jsonl", card), _read_rows(test, card))
+
+
+def find_tasks(names: str, split: str = "", language: str = "") -> list[Path]:
+    """Return folders of tasks.
+
+    Args:
+        names: folders by comma; one without train.jsonl stands for the folders of tasks in it.
+        split, language: keep the tasks whose card has these entries; "": all.
+
+    Raises:
+        UserError: if a folder holds no task, two tasks have one name, or none is left.
+    """
+    found: list[Path] = []
+    for name in filter(None, map(str.strip, names.split(","))):
+        folder = local_path(name)
+        inside = [folder] if (folder / "train.jsonl").exists() else sorted(folder.glob("*/train.jsonl"))
+        if not inside:
+            raise UserError(f"tasks={name}: no task there; give folders with card.json, train.jsonl and test.jsonl")
+        found += [path if path == folder else path.parent for path in inside]
+    kept = [path for path in found if _is_wanted(path, {"split": split, "language": language})]
+    if not kept:
+        raise UserError(f"tasks={names}: none is left with split={split!r}, language={language!r}; give other values")
+    twice = [path for i, path in enumerate(kept) if path.resolve().name in {other.resolve().name for other in kept[:i]}]
+    if twice:
+        raise UserError(f"tasks={names}: two have the name {twice[0].resolve().name}; rename a folder")
+    return kept
+
+
+def _is_wanted(folder: Path, wanted: dict[str, str]) -> bool:
+    wanted = {name: value for name, value in wanted.items() if value}
+    if not wanted:
+        return True
+    read_card(folder)  # checks it
+    entries = json.loads(read_text(folder / "card.json")) if (folder / "card.json").exists() else {}
+    return all(str(entries.get(name, "en" if name == "language" else "")) == value for name, value in wanted.items())
 
 
 def read_card(folder: Path) -> Card:
@@ -79,27 +147,50 @@ def read_card(folder: Path) -> Card:
     Raises:
         UserError: naming the file, if it is missing or wrong.
     """
-    file = folder / "card.json"
+    file, name = folder / "card.json", folder.resolve().name
     try:
-        entries = json.loads(read_text(file))
+        return checked_card(json.loads(read_text(file)), name, str(file))
     except FileNotFoundError as error:
+        if _holds_pairs(folder / "train.jsonl"):
+            return Card(name, "generation", ())
         raise UserError(f"{file}: no such file; it names the type, the labels and the question of a task") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file}: not JSON ({error}); correct it") from error
+
+
+def _holds_pairs(file: Path) -> bool:
+    if not file.is_file():
+        return False
+    line = next((line for line, _ in read_lines(file) if line.strip()), "{}")
+    return {"src", "trg"} <= parse_object(line, file, 1).keys()
+
+
+def checked_card(entries: object, name: str, location: str) -> Card:
+    """Return a task's card.
+
+    Args:
+        entries: its content.
+        name: the task's name.
+        location: for messages.
+
+    Raises:
+        UserError: if an entry is wrong.
+    """
     if not isinstance(entries, dict):
-        raise UserError(f"{file}: must hold an object; it holds {shown(entries)}")
+        raise UserError(f"{location}: must hold an object; it holds {shown(entries)}")
     kind, labels, question = entries.get("type"), entries.get("labels") or [], entries.get("question", "")
     if kind not in FIELDS:
-        raise UserError(f"{file}: type={shown(kind)} must be one of {', '.join(FIELDS)}")
+        raise UserError(f"{location}: type={shown(kind)} must be one of {', '.join(FIELDS)}")
     if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
-        raise UserError(f"{file}: labels={shown(labels)} must be a list of words")
+        raise UserError(f"{location}: labels={shown(labels)} must be a list of words")
     if not isinstance(question, str):
-        raise UserError(f"{file}: question={shown(question)} must be a text")
-    has_labels = kind != "multiple-choice"
-    if has_labels and not 2 <= len(set(labels)) == len(labels) <= MOST_OPTIONS:
-        raise UserError(f"{file}: labels={shown(labels)}: a task of this type needs 2 to {MOST_OPTIONS} different ones")
+        raise UserError(f"{location}: question={shown(question)} must be a text")
+    if kind in LABELLED and not 2 <= len(set(labels)) == len(labels) <= MOST_OPTIONS:
+        raise UserError(
+            f"{location}: labels={shown(labels)}: a task of this type needs 2 to {MOST_OPTIONS} different ones"
+        )
     language = str(entries.get("language", "en"))
-    return Card(folder.resolve().name, kind, tuple(labels) if has_labels else (), question, language)
+    return Card(name, kind, tuple(labels) if kind in LABELLED else (), question, language)
 
 
 def _read_rows(file: Path, card: Card) -> list[Row]:
@@ -115,6 +206,8 @@ def _row(entries: dict, card: Card, location: str) -> Row:
     if not all(isinstance(text, str) and text.strip() and len(text) <= MOST_TEXT for text in texts):
         names = " and ".join(FIELDS[card.kind])
         raise UserError(f"{location}: a row of this task needs {names} with at most {MOST_TEXT:,} characters")
+    if card.kind in WRITTEN:
+        return _written_row(texts, entries.get(WRITTEN[card.kind]), card, location)
     label = entries.get("label")
     if card.labels:
         if label not in card.labels:
@@ -134,6 +227,15 @@ def _row(entries: dict, card: Card, location: str) -> Row:
     return Row(texts, tuple(options), label)
 
 
+def _written_row(texts: tuple[str, ...], answer: object, card: Card, location: str) -> Row:
+    name = WRITTEN[card.kind]
+    if not isinstance(answer, str) or not answer.strip() or len(answer) > MOST_TEXT:
+        raise UserError(f"{location}: {name}={shown(answer)} must be a text of at most {MOST_TEXT:,} characters")
+    if card.kind == "extraction" and answer not in texts[-1]:
+        raise UserError(f"{location}: answer={shown(answer)} does not occur in the text; it must be a part of it")
+    return Row(texts, (), -1, answer)
+
+
 # ---- few examples ----------------------------------------------------------------------------------------------------
 
 
@@ -141,7 +243,7 @@ def few_shots(task: Task, shots: int, seed: int) -> tuple[list[Row], list[Row]]:
     """Return training and development rows, drawn from the training file by a seed.
 
     The file is shuffled. The first `shots` rows of each label are for training, and the next ones, `shots` at most, for
-    development. For multiple choice, where labels have no meaning, they are the first and the next 2 * `shots` rows.
+    development. Where the card has no labels, they are the first and the next 2 * `shots` rows.
 
     Raises:
         UserError: if a label has fewer rows, or none is left for development.
@@ -169,6 +271,11 @@ def few_shots(task: Task, shots: int, seed: int) -> tuple[list[Row], list[Row]]:
 def majority(rows: Sequence[Row]) -> float:
     """Return the share of the most frequent label."""
     return Counter(row.label for row in rows).most_common(1)[0][1] / len(rows)
+
+
+def is_uneven(card: Card, labels: Sequence[int]) -> bool:
+    """Return whether the most frequent label is far more frequent than the mean, so that accuracy says little."""
+    return bool(card.labels) and Counter(labels).most_common(1)[0][1] / len(labels) > UNEVEN / len(card.labels)
 
 
 def macro_f1(choices: Sequence[int], labels: Sequence[int]) -> float:

@@ -4,7 +4,7 @@ The network and the pool stay as they are. Gates are not drawn here, so that tun
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor, nn
@@ -17,11 +17,13 @@ Scores = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Examples:
-    """Rows of a task with their right options."""
+    """Rows of one or more tasks with their right options."""
 
     scores: Scores
     labels: Tensor
     """int64 [rows]."""
+    sizes: tuple[int, ...] = ()
+    """Rows of each task, in order; empty: all rows are of one."""
 
     def loss(self, prompts: Tensor, rows: Tensor) -> Tensor:
         """Return the mean cross-entropy of the right options; rows without an option have -inf there."""
@@ -32,6 +34,10 @@ class Examples:
         """Return the best option of each row, int64 [rows]."""
         rows = torch.arange(len(self.labels)).split(rows_at_once)
         return torch.cat([self.scores(part, prompts).argmax(-1) for part in rows])
+
+    def score(self, prompts: Tensor) -> float:
+        """Return a figure to maximise: here the accuracy."""
+        return self.accuracy(prompts)
 
     def accuracy(self, prompts: Tensor) -> float:
         """Return the share of rows whose best option is right."""
@@ -49,6 +55,10 @@ class Stage:
     """Rows per step, drawn anew for each; 0: all."""
     check_every: int = 0
     """Steps between looks at the development rows, the best of which is kept; 0: the last step is kept."""
+
+    def longer(self, steps: int) -> "Stage":
+        """Return this stage with further steps."""
+        return replace(self, steps=self.steps + steps)
 
 
 def tune_router(
@@ -93,14 +103,14 @@ def _fit(
     number, best, kept = len(train.labels), -1.0, start
     for step in range(stage.steps):
         if develop and stage.check_every and step % stage.check_every == 0:
-            best, kept = _better(best, kept, values, develop.accuracy(to_prompt(values.detach())))
+            best, kept = _better(best, kept, values, develop.score(to_prompt(values.detach())))
         optimizer.param_groups[0]["lr"] = stage.learning_rate * (1 - step / stage.steps)
         rows = torch.randperm(number, generator=generator)[: stage.batch_size or number]
         (values.grad,) = torch.autograd.grad(train.loss(to_prompt(values), rows), [values])
         optimizer.step()
     values = values.detach()
     if develop and stage.check_every:
-        return _better(best, kept, values, develop.accuracy(to_prompt(values)))[1]
+        return _better(best, kept, values, develop.score(to_prompt(values)))[1]
     return values
 
 

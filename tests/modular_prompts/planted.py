@@ -5,10 +5,11 @@ mixture of them, and its labels are what the network then says. A learner that i
 alone.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 from transformers import BertConfig, BertModel
 
 from modular_prompts.insertion import prompts_in
@@ -79,3 +80,21 @@ class PlantedWorld:
             return Examples(lambda rows, prompts: SHARPNESS * (self.logits(ids[rows], prompts) - mean), labels)
 
         return Task(examples(self.rows(number)), examples(self.rows(500)))
+
+
+def joined(tasks: Sequence[Examples]) -> Examples:
+    """Return tasks as one, scored one after the other."""
+    sizes = [len(task.labels) for task in tasks]
+    ends = torch.tensor(sizes).cumsum(0)
+
+    def scores(rows: Tensor, prompts: Tensor) -> Tensor:
+        owners = torch.searchsorted(ends, rows, right=True)
+        parts = []
+        for owner in owners.unique_consecutive().tolist():
+            own = owners == owner
+            first = ends[owner] - sizes[owner]
+            parts.append(tasks[owner].scores(rows[own] - first, prompts if len(prompts) == 1 else prompts[own]))
+        most = max(part.shape[1] for part in parts)
+        return torch.cat([nn.functional.pad(p, (0, most - p.shape[1]), value=-torch.inf) for p in parts])
+
+    return Examples(scores, torch.cat([task.labels for task in tasks]), tuple(sizes))

@@ -7,9 +7,9 @@ import torch
 from torch import Generator, Tensor
 
 from modular_prompts.pool import PoolShape, PromptPool, Router
-from modular_prompts.pretraining import PretrainArgs, pretrain
+from modular_prompts.pretraining import PretrainArgs, Pretraining
 from modular_prompts.tuning import Examples, prompt_of, tune_prompt, tune_router
-from tests.modular_prompts.planted import LENGTH, WIDTH, PlantedWorld
+from tests.modular_prompts.planted import LENGTH, WIDTH, PlantedWorld, joined
 from tests.modular_prompts.test_tuning import FEW, PROMPT
 
 
@@ -23,11 +23,18 @@ def counted(number: int, rows: int, seen: list[int]) -> Examples:
     return Examples(scores, torch.zeros(rows, dtype=torch.long))
 
 
+def train(pool: PromptPool, router: Router, tasks: list[Examples], args: PretrainArgs) -> None:
+    """Take all steps."""
+    training = Pretraining(pool, router, joined(tasks), args)
+    for step in range(1, args.max_steps + 1):
+        training.step(step)
+
+
 def test_tasks_are_drawn_uniformly_whatever_their_size_and_differ_within_a_step() -> None:
     seen: list[int] = []
     tasks = [counted(i, rows, seen) for i, rows in enumerate((1000, 10, 3, 1))]
     pool, router = PromptPool(PoolShape(2, 1, 3)), Router(4, 2)
-    pretrain(pool, router, tasks, PretrainArgs(400, tasks_per_step=2), Generator().manual_seed(0))
+    train(pool, router, tasks, PretrainArgs(400, tasks_per_step=2))
     assert all(first != second for first, second in zip(seen[::2], seen[1::2], strict=True))
     counts = torch.bincount(torch.tensor(seen))
     assert ((counts - 200).abs() < 4 * (800 * 3 / 16) ** 0.5).all()
@@ -38,7 +45,7 @@ def test_equal_seeds_give_equal_modules_and_routers() -> None:
     for seed in (0, 0, 1):
         generator, seen = Generator().manual_seed(seed), []
         pool, router = PromptPool(PoolShape(2, 1, 3), generator), Router(2, 2, generator=generator)
-        pretrain(pool, router, [counted(i, 9, seen) for i in range(2)], PretrainArgs(5), generator)
+        train(pool, router, [counted(i, 9, seen) for i in range(2)], PretrainArgs(5, seed=seed))
         found.append((pool.free.detach(), router.logits.detach()))
     assert all(torch.equal(a, b) for a, b in zip(found[0], found[1], strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(found[0], found[2], strict=True))
@@ -50,8 +57,8 @@ def test_learned_modules_serve_a_new_task_by_the_router_alone() -> None:
     world = PlantedWorld(0)
     seen, new = [world.task(400) for _ in range(16)], [world.task(1000, shots=16) for _ in range(4)]
     pool, router = PromptPool(PoolShape(8, LENGTH, WIDTH, 2), world.generator), Router(16, 8, generator=world.generator)
-    args = PretrainArgs(500, tasks_per_step=8, prompt_rate=2e-2)
-    pretrain(pool, router, [task.train for task in seen], args, world.generator)
+    args = PretrainArgs(500, tasks_per_step=8, rows_per_task=8, prompt_rate=2e-2)
+    train(pool, router, [task.train for task in seen], args)
     uniform = torch.zeros(1, 8)
 
     def mean(tasks: list, logits: list) -> float:

@@ -33,12 +33,12 @@ def readout(kind: type, tokenizer: PreTrainedTokenizerBase, prompt_length: int =
 
 def test_the_verbalisers_score_is_the_mean_log_probability_at_the_masks(tokenizer: PreTrainedTokenizerBase) -> None:
     reader = readout(Verbaliser, tokenizer)
-    scores = reader.examples(CARD, ROWS).scores(torch.tensor([0]), ZERO)
+    scores = reader.examples((CARD, ROWS)).scores(torch.tensor([0]), ZERO)
     for j, option in enumerate(ROWS[0].options):
         ids = tokenizer(option, add_special_tokens=False)["input_ids"]
         answer = tokenizer("answer:", add_special_tokens=False)["input_ids"]
         tail = [*answer, *[tokenizer.mask_token_id] * len(ids), tokenizer.sep_token_id]
-        (row,) = reader.written(CARD, ROWS[:1], tail)
+        row = reader.written(reader.pieces([(CARD, ROWS[:1])])[0], tail)
         log_p = reader.denoiser.network(input_ids=row[None]).logits[0].log_softmax(-1)
         expected = sum(log_p[len(row) - 1 - len(ids) + i, token] for i, token in enumerate(ids)) / len(ids)
         assert scores[0, j].item() == pytest.approx(expected.item(), abs=1e-4)
@@ -46,9 +46,9 @@ def test_the_verbalisers_score_is_the_mean_log_probability_at_the_masks(tokenize
 
 def test_the_cosine_is_that_of_the_means(tokenizer: PreTrainedTokenizerBase) -> None:
     reader = readout(Cosine, tokenizer)
-    scores = reader.examples(CARD, ROWS).scores(torch.tensor([0]), ZERO)
+    scores = reader.examples((CARD, ROWS)).scores(torch.tensor([0]), ZERO)
     body = reader.denoiser.network.bert
-    row = body(input_ids=reader.written(CARD, ROWS)[0][None]).last_hidden_state[0]
+    row = body(input_ids=reader.written(reader.pieces([(CARD, ROWS)])[0])[None]).last_hidden_state[0]
     pooled = torch.cat([row[:1], row[1 + P :]]).mean(0)
     for j, option in enumerate(ROWS[0].options):
         ids = tokenizer(option, return_tensors="pt")["input_ids"]  # [CLS] option [SEP]
@@ -59,7 +59,7 @@ def test_the_cosine_is_that_of_the_means(tokenizer: PreTrainedTokenizerBase) -> 
 
 @pytest.mark.parametrize("kind", [Verbaliser, Cosine])
 def test_neither_padding_nor_other_rows_and_tasks_change_a_score(kind: type, tokenizer) -> None:
-    examples = readout(kind, tokenizer).examples(CARD, ROWS)
+    examples = readout(kind, tokenizer).examples((CARD, ROWS))
     prompts = torch.randn(3, 2, P, 32)
     together = examples.scores(torch.tensor([2, 0, 1]), prompts)
     for place, row in enumerate((2, 0, 1)):
@@ -73,7 +73,7 @@ def test_neither_padding_nor_other_rows_and_tasks_change_a_score(kind: type, tok
 def test_the_order_of_options_does_not_matter(kind: type, tokenizer: PreTrainedTokenizerBase) -> None:
     reader, order = readout(kind, tokenizer), [2, 0, 1]
     moved = Row(ROWS[0].texts, tuple(ROWS[0].options[i] for i in order), 1)
-    first, second = (reader.examples(CARD, [row]).scores(torch.tensor([0]), ZERO)[0] for row in (ROWS[0], moved))
+    first, second = (reader.examples((CARD, [row])).scores(torch.tensor([0]), ZERO)[0] for row in (ROWS[0], moved))
     assert torch.allclose(first[order], second, atol=1e-5)
 
 
@@ -81,7 +81,7 @@ def test_the_order_of_options_does_not_matter(kind: type, tokenizer: PreTrainedT
 def test_tuning_leaves_the_network_as_it_was(kind: type, tokenizer: PreTrainedTokenizerBase) -> None:
     reader = readout(kind, tokenizer)
     before = {name: value.clone() for name, value in reader.denoiser.state_dict().items()}
-    examples, generator = reader.examples(CARD, ROWS), Generator().manual_seed(0)
+    examples, generator = reader.examples((CARD, ROWS)), Generator().manual_seed(0)
     pool = PromptPool(PoolShape(4, P, 32, 2), generator)
     rows, everything = torch.arange(3), torch.zeros(1, 4)
     losses = [examples.loss(prompt_of(pool, everything), rows).item()]
@@ -96,7 +96,10 @@ def test_tuning_leaves_the_network_as_it_was(kind: type, tokenizer: PreTrainedTo
 
 def test_a_long_text_is_cut_and_the_question_stays(tokenizer: PreTrainedTokenizerBase) -> None:
     reader = readout(Cosine, tokenizer)
-    ids, question = reader.written(CARD, ROWS)[2].tolist(), reader.tokens([CARD.question, "the cat."])
+    ids, question = (
+        reader.written(reader.pieces([(CARD, ROWS)])[2]).tolist(),
+        reader.tokens([CARD.question, "the cat."]),
+    )
     assert len(ids) == 40 and ids[1 + P : 1 + P + len(question[0])] == question[0]
     assert ids[1 : 1 + P] == reader.placeholders and ids[-1 - len(question[1]) : -1] == question[1]
 
@@ -105,9 +108,9 @@ def test_what_cannot_be_written_is_refused(tokenizer: PreTrainedTokenizerBase) -
     with pytest.raises(
         UserError, match="a prompt of 30 tokens and the question leave no room for a text in max_length=40"
     ):
-        readout(Verbaliser, tokenizer, 30).examples(CARD, ROWS)
+        readout(Verbaliser, tokenizer, 30).examples((CARD, ROWS))
     with pytest.raises(UserError, match="my task: the tokenizer has no token for the option"):
-        readout(Cosine, tokenizer).examples(CARD, [Row(("a",), ("\u200b", "cat"), 0)])
+        readout(Cosine, tokenizer).examples((CARD, [Row(("a",), ("\u200b", "cat"), 0)]))
     with pytest.raises(UserError, match="max_length=1000 must be at most 512, the network's positions"):
         readout(Cosine, tokenizer, max_length=1000)
 

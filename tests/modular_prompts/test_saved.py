@@ -12,6 +12,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 from modular_prompts.pool import PoolShape, PromptPool
 from modular_prompts.readouts import Verbaliser
 from modular_prompts.saved import SavedPrompts, load_prompts, save_prompts
+from modular_prompts.tasks import Card
 from modular_prompts.tuning import prompt_of
 from tests.modular_prompts.test_readouts import CARD, ROWS, P, readout
 from utils.errors import UserError
@@ -24,9 +25,11 @@ def folder(request, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     pool = PromptPool(PoolShape(4, P, 32, 2, request.param), generator)
     routers = {"my task": torch.randn(1, 4, generator=generator), "zh_ü": torch.randn(2, 4, generator=generator)}
     (tmp_path / "nobody's" / "bert").mkdir(parents=True)
-    saved = SavedPrompts(pool, routers, "verbaliser", reader.placeholders, 40)
+    saved = SavedPrompts(
+        pool, routers, "verbaliser", reader.placeholders, 40, dict.fromkeys(routers, Card("", "multiple-choice", ()))
+    )
     save_prompts(tmp_path / "my prompts", saved, reader.denoiser, str(tmp_path / "nobody's" / "bert"))
-    scores = reader.examples(CARD, ROWS).scores(torch.arange(3), prompt_of(pool, routers["zh_ü"])).detach()
+    scores = reader.examples((CARD, ROWS)).scores(torch.arange(3), prompt_of(pool, routers["zh_ü"])).detach()
     save_file({"scores": scores}, tmp_path / "scores.safetensors")
     return tmp_path / "my prompts"
 
@@ -35,7 +38,7 @@ def test_prompts_give_the_same_scores_in_a_fresh_wrapper(folder: Path, tokenizer
     reader = readout(Verbaliser, tokenizer)
     prompts = load_prompts(folder, reader.denoiser)
     assert sorted(prompts.routers) == ["my task", "zh_ü"] and prompts.placeholders == reader.placeholders
-    scores = reader.examples(CARD, ROWS).scores(torch.arange(3), prompt_of(prompts.pool, prompts.routers["zh_ü"]))
+    scores = reader.examples((CARD, ROWS)).scores(torch.arange(3), prompt_of(prompts.pool, prompts.routers["zh_ü"]))
     assert torch.equal(scores, load_file(folder.parent / "scores.safetensors")["scores"])
     assert sorted(file.name for file in folder.iterdir()) == ["prompts.json", "prompts.safetensors"]
     assert str(folder.parent) not in (folder / "prompts.json").read_text()

@@ -6,13 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from modular_prompts.tasks import Row, Task, few_shots, load_task, macro_f1, majority, overlap
+from modular_prompts.tasks import (
+    LABELLED,
+    Row,
+    Task,
+    few_shots,
+    find_tasks,
+    load_task,
+    macro_f1,
+    majority,
+    overlap,
+)
 from tests.conftest import write_jsonl
 from utils.errors import UserError
 
 CARD = {"type": "classification", "labels": ["good", "bad"], "question": "How was it?", "language": "en"}
 ROWS = [{"text": f"text {i}", "label": ("good", "bad")[i % 3 == 0]} for i in range(60)]
 PAIR = {"text_a": "a", "text_b": "b", "label": "bad"}
+SPAN = {"question": "who?", "text": "a b c", "answer": "b c"}
 CHOICE = {"text": "which?", "options": ["x", "y z"], "label": 1}
 
 
@@ -32,10 +43,12 @@ def folder_of(tmp_path: Path, card: object = CARD, train: list = ROWS, test: lis
         ("pair", PAIR, Row(("a", "b"), ("good", "bad"), 1)),
         ("multiple-choice", {**CHOICE, "options": ["x", "y z", "", ""]}, Row(("which?",), ("x", "y z"), 1)),
         ("multiple-choice", CHOICE, Row(("which?",), ("x", "y z"), 1)),
+        ("extraction", SPAN, Row(("who?", "a b c"), (), -1, "b c")),
+        ("generation", {"src": "a", "trg": "b"}, Row(("a",), (), -1, "b")),
     ],
 )
 def test_rows_are_read_by_the_type_of_the_task(tmp_path: Path, kind: str, row: dict, expected: Row) -> None:
-    labels = [] if kind == "multiple-choice" else CARD["labels"]
+    labels = CARD["labels"] if kind in LABELLED else []
     task = load_task(folder_of(tmp_path, {**CARD, "type": kind, "labels": labels}, [row], [row, row]))
     assert task.train == [expected] and len(task.test) == 2
     assert (task.card.name, task.card.question) == ("my task", "How was it?")
@@ -61,13 +74,17 @@ def test_rows_are_read_by_the_type_of_the_task(tmp_path: Path, kind: str, row: d
             "each must be a text that is not empty",
         ),
         ({**CARD, "type": "multiple-choice"}, {**CHOICE, "options": ["x", ""]}, "must be a list of 2 to 1000 texts"),
+        ({"type": "extraction"}, {**SPAN, "answer": "d"}, "answer='d' does not occur in the text"),
+        ({"type": "generation"}, {"src": "a", "trg": " "}, "trg=' ' must be a text of at most"),
     ],
 )
 def test_what_does_not_fit_the_card_is_refused_with_its_place(
     tmp_path: Path, card: object, row: dict, message: str
 ) -> None:
     kind = card.get("type") if isinstance(card, dict) else ""
-    first = {"pair": PAIR, "multiple-choice": CHOICE}.get(kind, {"text": "a", "label": "bad"})
+    first = {"pair": PAIR, "multiple-choice": CHOICE, "extraction": SPAN, "generation": {"src": "a", "trg": "b"}}.get(
+        kind, {"text": "a", "label": "bad"}
+    )
     with pytest.raises(UserError, match=message):
         load_task(folder_of(tmp_path, card, [first, row]))
 
@@ -116,3 +133,30 @@ def test_texts_that_were_seen_are_found(tmp_path: Path) -> None:
     first = load_task(folder_of(tmp_path))
     other = Task(first.card, [Row(("TEXT 3 ",), ("x", "y"), 0), Row(("new",), ("x", "y"), 0)], [])
     assert overlap([first], other) == {"text 3"}
+
+
+def test_a_folder_of_pairs_needs_no_card(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        write_jsonl(tmp_path / f"{name}.jsonl", [{"src": "a", "trg": "b"}])
+    task = load_task(tmp_path)
+    assert task.card.kind == "generation" and task.test == [Row(("a",), (), -1, "b")] and task.test[0].target == "b"
+
+
+def test_tasks_are_found_by_folder_split_and_language(tmp_path: Path) -> None:
+    for name, split, language in (("a", "pretrain", "en"), ("b", "pretrain", "zh"), ("c d", "heldout", "en")):
+        (tmp_path / "all").mkdir(exist_ok=True)
+        folder_of(tmp_path, {**CARD, "split": split, "language": language}).rename(tmp_path / "all" / name)
+
+    def names(*wanted: str) -> list[str]:
+        return [path.name for path in find_tasks(*wanted)]
+
+    assert names(str(tmp_path / "all")) == ["a", "b", "c d"]
+    assert names(str(tmp_path / "all"), "pretrain") == ["a", "b"]
+    assert names(str(tmp_path / "all"), "pretrain", "zh") == ["b"]
+    assert names(f"{tmp_path}/all/c d, {tmp_path}/all/a") == ["c d", "a"]
+    with pytest.raises(UserError, match="none is left with split='test'"):
+        find_tasks(str(tmp_path / "all"), "test")
+    with pytest.raises(UserError, match="two have the name a; rename a folder"):
+        find_tasks(f"{tmp_path}/all,{tmp_path}/all/a")
+    with pytest.raises(UserError, match="no task there; give folders with card.json, train.jsonl and test.jsonl"):
+        find_tasks(str(tmp_path / "all" / "a" / "none"))

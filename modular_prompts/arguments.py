@@ -1,0 +1,252 @@
+"""Settings of the commands, each declared once."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from modular_prompts.black_box import Search
+from modular_prompts.few_shot import Stages
+from modular_prompts.frozen import LONGEST, READOUTS
+from modular_prompts.pool import PoolShape
+from modular_prompts.tasks import Task, find_tasks, load_task
+from modular_prompts.tuning import Stage
+from utils.device import PRECISIONS
+from utils.errors import UserError, check_choices, check_ranges
+
+EVALUATIONS = 10
+"""Evaluations of a pre-training without --eval_steps."""
+TUNING = "none", "uniform", "router", "router-then-prompts", "prompts", "random-prompt", "linear-probe", "full", "lora"
+"""Methods of tune."""
+SEARCHES = "none", "uniform", "router", "router-then-code"
+"""Methods of blackbox, which use the scores of the network only."""
+
+
+# ---- shared ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FrozenArgs:
+    """Network that stays as it is, and its read-out."""
+
+    group: ClassVar[str] = "frozen network"
+
+    model_name_or_path: str = field(
+        metadata={"help": "network: a folder, a name on the hub, minilm, or a checkpoint of main.py"}
+    )
+    readout: str = field(
+        default="auto",
+        metadata={
+            "choices": ["auto", *READOUTS],
+            "help": "read-out; auto: cosine if the network's masked-LM head is new, else verbaliser",
+        },
+    )
+    max_length: int = field(default=0, metadata={"help": f"tokens of a row, prompt included; 0: up to {LONGEST}"})
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_ranges(self, max_length=(0, 10**6))
+        if not self.model_name_or_path.strip():
+            raise UserError("model_name_or_path is empty; give a folder, a name on the hub, or minilm")
+
+
+@dataclass(frozen=True)
+class MachineArgs:
+    """Number format and device."""
+
+    group: ClassVar[str] = "machine"
+
+    precision: str = field(
+        default="auto", metadata={"choices": list(PRECISIONS), "help": "number format of the network"}
+    )
+    threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch's default"})
+    device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda, cuda:N or mps"})
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+
+
+@dataclass(frozen=True)
+class TaskArgs:
+    """Tasks."""
+
+    group: ClassVar[str] = "tasks"
+
+    tasks: str = field(metadata={"help": "folders of tasks by comma, or folders that contain such folders"})
+    split: str = field(
+        default="", metadata={"help": 'value of "split" in the cards of the tasks to take; default: all'}
+    )
+    language: str = field(default="", metadata={"help": 'value of "language" in these cards; default: all'})
+
+    def load(self) -> list[Task]:
+        """Read the tasks."""
+        return [load_task(folder) for folder in find_tasks(self.tasks, self.split, self.language)]
+
+
+# ---- pretrain --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class PoolArgs:
+    """Modules."""
+
+    group: ClassVar[str] = "prompts"
+
+    num_modules: int = field(default=8, metadata={"help": "modules K; 1: one prompt for all tasks"})
+    prompt_length: int = field(default=10, metadata={"help": "tokens of a prompt, P"})
+    num_layers: int = field(default=0, metadata={"help": "layers with prompts, from the first; 0: all; 1: shallow"})
+    intrinsic_size: int = field(default=0, metadata={"help": "numbers of a module's code, d; 0: free modules"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, num_modules=(1, 10**4), prompt_length=(1, 10**4), num_layers=(0, 10**4))
+        check_ranges(self, intrinsic_size=(0, 10**5))
+
+    def shape(self, layers: int, hidden_size: int) -> PoolShape:
+        """Return the sizes of the pool for a network with so many layers.
+
+        Raises:
+            UserError: if the network has fewer layers.
+        """
+        if self.num_layers > layers:
+            raise UserError(f"num_layers={self.num_layers}: the network has {layers}; give at most these, or 0 for all")
+        return PoolShape(
+            self.num_modules, self.prompt_length, hidden_size, self.num_layers or layers, self.intrinsic_size
+        )
+
+
+@dataclass(frozen=True)
+class RunArgs:
+    """Output folder, evaluations and saved states."""
+
+    group: ClassVar[str] = "run"
+
+    output_dir: str = field(metadata={"help": "folder for prompts, states and log"})
+    eval_steps: int = field(default=0, metadata={"help": f"steps between evaluations; 0: {EVALUATIONS} in all"})
+    valid_rows: int = field(default=64, metadata={"help": "rows of a task for validation, a fifth of it at most"})
+    save_minutes: float = field(default=5.0, metadata={"help": "minutes between saved states"})
+    keep_last: int = field(default=2, metadata={"help": "number of saved states to keep"})
+    time_limit: float = field(default=0.0, metadata={"help": "minutes until the process saves and ends; 0: none"})
+    resume: str = field(
+        default="auto",
+        metadata={"choices": ["auto", "true", "false"], "help": "continuation of the run in output_dir"},
+    )
+    overwrite: bool = field(default=False, metadata={"help": "replacement of the run in output_dir"})
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_ranges(self, eval_steps=(0, 10**9), valid_rows=(1, 10**6), keep_last=(1, 10**6))
+        check_ranges(self, save_minutes=(1e-3, 1e6), time_limit=(0, 1e6))
+        if not self.output_dir.strip():
+            raise UserError("output_dir is empty; give a folder for the run")
+
+
+# ---- tune and blackbox -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FewShotArgs:
+    """Prompts, examples and output."""
+
+    group: ClassVar[str] = "few examples"
+
+    prompts: str = field(metadata={"help": "folder of prompts written by pretrain"})
+    output_dir: str = field(metadata={"help": "folder for results and prompts"})
+    model_name_or_path: str = field(default="", metadata={"help": "frozen network; default: as the prompts say"})
+    shots: int = field(default=16, metadata={"help": "training rows a label; twice as many in all without labels"})
+    seeds: str = field(default="8,13,21,42,100", metadata={"help": "seeds of the examples, by comma"})
+    test_rows: int = field(default=0, metadata={"help": "first rows of the test file to answer; 0: all"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, shots=(1, 10**6), test_rows=(0, 10**9))
+        _ = self.each_seed
+        if not self.output_dir.strip():
+            raise UserError("output_dir is empty; give a folder")
+
+    @property
+    def each_seed(self) -> list[int]:
+        """The seeds."""
+        try:
+            found = [int(seed) for seed in self.seeds.split(",")]
+        except ValueError as error:
+            raise UserError(f"seeds={self.seeds}: must be whole numbers by comma") from error
+        if len(set(found)) < len(found) or not all(0 <= seed < 2**31 for seed in found):
+            raise UserError(f"seeds={self.seeds}: must be different, and lie in 0..{2**31 - 1}")
+        return found
+
+
+@dataclass(frozen=True)
+class TuneArgs:
+    """Methods by gradient."""
+
+    group: ClassVar[str] = "tuning"
+
+    methods: str = field(
+        default="none,uniform,router,router-then-prompts",
+        metadata={"help": f"methods by comma, of {', '.join(TUNING)}"},
+    )
+    router_steps: int = field(default=60, metadata={"help": "steps of the router"})
+    router_rate: float = field(default=0.2, metadata={"help": "its learning rate; all rates fall linearly to 0"})
+    prompt_steps: int = field(default=40, metadata={"help": "steps of the prompt; random-prompt has both stages'"})
+    prompt_rate: float = field(default=5e-3, metadata={"help": "its learning rate"})
+    network_steps: int = field(default=100, metadata={"help": "steps of full and lora"})
+    network_rate: float = field(default=3e-5, metadata={"help": "learning rate of full"})
+    lora_rate: float = field(default=1e-3, metadata={"help": "learning rate of lora"})
+    lora_rank: int = field(default=8, metadata={"help": "rank of lora"})
+    batch_size: int = field(default=32, metadata={"help": "rows per step; 0: all"})
+    check_every: int = field(
+        default=10, metadata={"help": "steps between looks at the development rows, which choose the step; 0: the last"}
+    )
+
+    def __post_init__(self) -> None:
+        names = ("router_steps", "prompt_steps", "network_steps", "batch_size", "check_every")
+        check_ranges(self, **dict.fromkeys(names, (0, 10**9)), lora_rank=(1, 4096))
+        for name in ("router_rate", "prompt_rate", "network_rate", "lora_rate"):
+            if not 0 < getattr(self, name) <= 1e3:
+                raise UserError(f"{name}={getattr(self, name)} must be above 0, and at most 1000")
+
+    @property
+    def stages(self) -> Stages:
+        """The stages."""
+        each = {"router": "router", "prompt": "prompt", "network": "network", "adapter": "lora"}
+        return Stages(
+            **{
+                stage: Stage(
+                    self.network_steps if name == "lora" else getattr(self, f"{name}_steps"),
+                    getattr(self, f"{name}_rate"),
+                    self.batch_size,
+                    self.check_every,
+                )
+                for stage, name in each.items()
+            },
+            rank=self.lora_rank,
+        )
+
+
+@dataclass(frozen=True)
+class BlackBoxArgs:
+    """Methods by scores alone. A call scores all training rows once."""
+
+    group: ClassVar[str] = "search"
+
+    methods: str = field(
+        default="none,uniform,router", metadata={"help": f"methods by comma, of {', '.join(SEARCHES)}"}
+    )
+    calls: int = field(default=200, metadata={"help": "calls of the search of the router"})
+    code_calls: int = field(default=500, metadata={"help": "calls of the search of the code"})
+    population: int = field(default=10, metadata={"help": "calls per generation of CMA-ES"})
+    sigma: float = field(default=1.0, metadata={"help": "standard deviation of the router's first generation"})
+    code_sigma: float = field(default=0.1, metadata={"help": "standard deviation of the code's first generation"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, calls=(3, 10**7), code_calls=(3, 10**7), population=(2, 10**6))
+        check_ranges(self, sigma=(1e-6, 5), code_sigma=(1e-6, 1e3))
+        if self.population >= min(self.calls, self.code_calls):
+            raise UserError(
+                f"population={self.population} must be below calls={self.calls} and code_calls={self.code_calls}"
+            )
+
+    @property
+    def stages(self) -> Stages:
+        """The searches."""
+        return Stages(
+            search_router=Search(self.calls, self.population, self.sigma),
+            search_code=Search(self.code_calls, self.population, self.code_sigma),
+        )

@@ -1,0 +1,122 @@
+"""What modular prompts are compared with: the network alone, a linear probe, and training of the network's weights.
+
+None of them has placeholders in its rows.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from models.denoiser import NetworkDenoiser
+from models.lora import ALPHA, inject, linear_maps
+from modular_prompts.few_shot import Outcome, Problem
+from modular_prompts.readouts import Part, Readout, numbered
+from modular_prompts.tuning import Stage
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+"""Weights of the probe's squared norm, of which the development rows choose one."""
+ITERATIONS = 100
+ROWS_AT_ONCE = 64
+
+
+def no_prompt(problem: Problem) -> Outcome:
+    """Leave the frozen network alone: zero-shot."""
+    reader = problem.readout.plain()
+    return Outcome(0, choices=reader.examples(problem.test).choices(reader.nothing))
+
+
+def linear_probe(problem: Problem) -> Outcome:
+    """Fit a linear map of the frozen network's mean hidden state to the labels, by L-BFGS.
+
+    Where the options differ by row, one vector weighs the products of the entries of row and option.
+    """
+    reader, card = problem.readout.plain(), problem.few[0]
+    parts = (problem.few, problem.develop, problem.test)
+    few, develop, test = (_features(reader, part) for part in parts)
+    labels = [torch.tensor([row.label for row in rows]) for _, rows in parts]
+    mean, deviation = few.mean((0, 1)), few.std((0, 1)) + 1e-6
+    few, develop, test = ((part - mean) / deviation for part in (few, develop, test))
+    weights, best, chosen = torch.zeros(len(card.labels) or 1, few.shape[-1]), -1.0, None
+    for penalty in PENALTIES:
+        fitted = _fit_probe(weights, few, labels[0], penalty)
+        score = float((_probe(fitted, develop).argmax(-1) == labels[1]).double().mean())
+        if score > best:
+            best, chosen = score, _probe(fitted, test).argmax(-1)
+    return Outcome(weights.numel(), choices=chosen)
+
+
+@torch.no_grad()
+def _features(reader: Readout, part: Part) -> Tensor:
+    """Return [n, 1, D] hidden states of rows, or their products with those of the options, [n, options, D]."""
+    pieces = reader.pieces([part])
+    rows = [reader.pooled(pieces[i : i + ROWS_AT_ONCE], reader.nothing) for i in range(0, len(pieces), ROWS_AT_ONCE)]
+    pooled = torch.cat(rows)[:, None]
+    if part[0].labels:
+        return pooled
+    tokens = reader.option_tokens([part])
+    options = numbered([part], tokens)
+    return (pooled * reader.option_vectors(tokens)[options]).masked_fill((options < 0)[..., None], -1e4)
+
+
+def _probe(weights: Tensor, features: Tensor) -> Tensor:
+    """Return scores [n, options] of features [n, 1 or options, D] by weights [labels or 1, D]."""
+    return (features * weights).sum(-1)
+
+
+def _fit_probe(start: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Tensor:
+    weights = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS([weights], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(_probe(weights, features), labels) + penalty * weights.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weights.detach()
+
+
+def full_tuning(problem: Problem) -> Outcome:
+    """Train all weights of a copy of the network, through the same read-out."""
+    return _train_weights(problem, problem.stages.network, lambda denoiser: denoiser.requires_grad_(True))
+
+
+def lora(problem: Problem) -> Outcome:
+    """Train LoRA adapters on a copy of the network, through the same read-out."""
+
+    def change(denoiser: NetworkDenoiser) -> None:
+        rank = problem.stages.rank
+        inject(denoiser.network, {"r": rank, "lora_alpha": ALPHA * rank, "target_modules": linear_maps(denoiser)})
+
+    return _train_weights(problem, problem.stages.adapter, change)
+
+
+def _train_weights(problem: Problem, stage: Stage, change: Callable[[NetworkDenoiser], object]) -> Outcome:
+    """Train what `change` makes trainable by AdamW without weight decay; the development rows choose the step."""
+    reader, generator = problem.readout.plain(), problem.generator
+    reader.denoiser = copy.deepcopy(reader.denoiser)
+    train, develop, test = (reader.examples(part) for part in (problem.few, problem.develop, problem.test))
+    torch.manual_seed(problem.seed)  # adapters start at random
+    change(reader.denoiser)
+    weights = [p for p in reader.denoiser.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, stage.learning_rate, weight_decay=0)
+    best, kept = -1.0, weights
+    for step in range(stage.steps + 1):
+        if step == stage.steps or (stage.check_every and step % stage.check_every == 0):
+            score = develop.score(reader.nothing)
+            if score >= best or not stage.check_every:
+                best, kept = score, [p.detach().clone() for p in weights]
+        if step < stage.steps:
+            optimizer.param_groups[0]["lr"] = stage.learning_rate * (1 - step / stage.steps)
+            rows = torch.randperm(len(train.labels), generator=generator)[: stage.batch_size or len(train.labels)]
+            optimizer.zero_grad()
+            train.loss(reader.nothing, rows).backward()
+            optimizer.step()
+    with torch.no_grad():
+        for parameter, value in zip(weights, kept, strict=True):
+            parameter.copy_(value)
+    used = sum(p.numel() for p in weights)
+    return Outcome(used, choices=test.choices(reader.nothing))

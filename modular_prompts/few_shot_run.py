@@ -1,0 +1,153 @@
+"""The commands tune and blackbox: new tasks from few examples, by several methods and seeds, in one table.
+
+python -m modular_prompts tune --prompts out/prompts/checkpoint --tasks my_task --output_dir out/my_task
+python -m modular_prompts blackbox --prompts out/prompts/checkpoint --tasks my_task --output_dir out/my_task
+
+    results.jsonl    a line for each task, method and seed; the same command adds what is missing
+    checkpoint/      the prompts with the new tasks, each of the first seed and the last method that makes a prompt
+"""
+
+import shlex
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from modular_prompts import baselines, few_shot
+from modular_prompts.arguments import SEARCHES, TUNING, BlackBoxArgs, FewShotArgs, MachineArgs, TaskArgs, TuneArgs
+from modular_prompts.few_shot import Method, Outcome, Problem, Stages
+from modular_prompts.frozen import open_prompts
+from modular_prompts.readouts import Readout
+from modular_prompts.results import Results, table
+from modular_prompts.saved import DESCRIPTION, SavedPrompts, described, load_prompts, save_prompts
+from modular_prompts.tasks import Task, few_shots, is_uneven, macro_f1
+from modular_prompts.tuning import Examples
+from utils import files, hub
+from utils.command_line import parse
+from utils.errors import UserError
+from utils.messages import speak
+
+BY_GRADIENT: dict[str, Method] = {
+    "none": baselines.no_prompt,
+    "uniform": few_shot.uniform,
+    "router": few_shot.router,
+    "router-then-prompts": few_shot.router_then_prompts,
+    "prompts": few_shot.prompts,
+    "random-prompt": few_shot.random_prompt,
+    "linear-probe": baselines.linear_probe,
+    "full": baselines.full_tuning,
+    "lora": baselines.lora,
+}
+BY_SCORES: dict[str, Method] = {
+    "none": baselines.no_prompt,
+    "uniform": few_shot.uniform,
+    "router": few_shot.searched_router,
+    "router-then-code": few_shot.searched_router_then_code,
+}
+MOST_USED = ("prompts", "tasks", "output_dir", "methods", "shots", "seeds")
+
+
+def _command(kind: type, methods: dict[str, Method], argv: list[str]) -> None:
+    """Read the settings, load prompts and network, and answer all tasks by all methods."""
+    parts = parse([FewShotArgs, TaskArgs, kind, MachineArgs], __doc__, most_used=MOST_USED, argv=argv)
+    args, tasks, how, machine = parts
+    chosen = chosen_methods(how.methods, methods)
+    hub.quiet_libraries()
+    output = Path(args.output_dir)
+    files.require_writable("output_dir", output, folder=True)
+    loaded = tasks.load()
+    readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
+    settings = {key: value for part in parts for key, value in asdict(part).items()}
+    with Results.opened(output, settings) as results:
+        comparison = Comparison(args, readout, saved, how.stages, results)
+        for task in tqdm(loaded, desc=chosen_name(kind), unit="task", disable=None):
+            comparison.answer(task, chosen)
+        speak(table(results.records, [task.card.name for task in loaded], list(chosen)))
+    speak(f"results of {len(results.records)} runs in {results.path}")
+    if (output / "checkpoint" / DESCRIPTION).exists():
+        prompts, name = shlex.quote(str(output / "checkpoint")), shlex.quote(loaded[0].card.name)
+        speak(f"next: python -m modular_prompts predict --prompts {prompts} --task {name} --data MY_ROWS.jsonl")
+
+
+tune = partial(_command, TuneArgs, BY_GRADIENT)
+blackbox = partial(_command, BlackBoxArgs, BY_SCORES)
+
+
+def chosen_name(kind: type) -> str:
+    """Return the name of the command with these settings, for the progress bar."""
+    return "tune" if kind is TuneArgs else "blackbox"
+
+
+def chosen_methods(names: str, methods: dict[str, Method]) -> dict[str, Method]:
+    """Return the named methods, in order.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted or [""]:
+        if name not in methods:
+            raise UserError(f"methods={names}: {name!r} is none of {', '.join(methods)}")
+    return {name: methods[name] for name in wanted}
+
+
+class Comparison:
+    """Methods on tasks; results and prompts are written after each of them."""
+
+    def __init__(
+        self, args: FewShotArgs, readout: Readout, saved: SavedPrompts, stages: Stages, results: Results
+    ) -> None:
+        """Start, or go on where an earlier process ended."""
+        self.args, self.readout, self.saved, self.stages, self.results = args, readout, saved, stages, results
+        self.folder = Path(args.output_dir) / "checkpoint"
+        self.network = args.model_name_or_path or described(args.prompts)["network"]
+        self.grown = load_prompts(self.folder, readout.denoiser) if (self.folder / DESCRIPTION).exists() else saved
+
+    def answer(self, task: Task, methods: dict[str, Method]) -> None:
+        """Answer the test rows of a task by every method and seed that has no result yet."""
+        name, seeds = task.card.name, self.args.each_seed
+        todo = [(m, seed) for seed in seeds for m in methods if not self.results.has(name, m, seed)]
+        if not todo:
+            return
+        rows = task.test[: self.args.test_rows or None]
+        test, last = self.readout.examples((task.card, rows)), None
+        for method, seed in todo:
+            few, develop = few_shots(task, self.args.shots, seed)
+            parts = ((task.card, part) for part in (few, develop, rows))
+            began, problem = time.monotonic(), Problem(self.readout, self.saved, *parts, self.stages, seed)
+            outcome = methods[method](problem)
+            seconds = round(time.monotonic() - began, 2)
+            self.results.add(
+                {"task": name, "method": method, "seed": seed, **figures(task, test, outcome), "seconds": seconds}
+            )
+            if seed == seeds[0] and outcome.router is not None:
+                last = outcome
+        if last is not None:
+            self._keep(task, last)
+
+    def _keep(self, task: Task, outcome: Outcome) -> None:
+        """Write the prompts with a new task."""
+        name, mixed = task.card.name, few_shot.mixture(self.saved.pool, outcome.router)
+        tuned = {} if mixed.equal(outcome.prompt) else {name: outcome.prompt[0]}
+        self.grown = replace(
+            self.grown,
+            routers={**self.grown.routers, name: outcome.router},
+            cards={**self.grown.cards, name: task.card},
+            prompts={**{key: value for key, value in self.grown.prompts.items() if key != name}, **tuned},
+        )
+        save_prompts(self.folder, self.grown, self.readout.denoiser, self.network)
+
+
+def figures(task: Task, test: Examples, outcome: Outcome) -> dict:
+    """Return a method's figures on the test rows."""
+    costs = {"trained": outcome.trained, **({"calls": outcome.calls} if outcome.calls else {})}
+    if not task.has_options:
+        return {"metric": test.metric, "score": test.score(outcome.prompt), **costs}
+    choices = test.choices(outcome.prompt) if outcome.choices is None else outcome.choices
+    accuracy = float((choices == test.labels).double().mean())
+    f1 = macro_f1(choices.tolist(), test.labels.tolist())
+    uneven = is_uneven(task.card, test.labels.tolist())
+    metric, score = ("macro F1", f1) if uneven else ("accuracy", accuracy)
+    return {"metric": metric, "score": score, "accuracy": accuracy, "macro_f1": f1, **costs}

@@ -1,0 +1,113 @@
+"""The frozen network of a command, and how its answers are read."""
+
+from typing import Protocol
+
+from checkpoint.description import FILE
+from checkpoint.folder import find_checkpoint, load_checkpoint
+from data.tokenizers import load_tokenizer
+from models.denoiser import NetworkDenoiser
+from models.factory import make_denoiser
+from models.networks import load_network
+from modular_prompts.readouts import Cosine, Readout, Verbaliser
+from modular_prompts.saved import SavedPrompts, described, load_prompts
+from utils.device import pick_device, pick_precision, set_up_cpu
+from utils.errors import UserError
+from utils.files import local_path
+
+READOUTS: dict[str, type[Readout]] = {"verbaliser": Verbaliser, "cosine": Cosine}
+"""Read-outs by the value of --readout."""
+LONGEST = 128
+"""Default of max_length, where the network allows it."""
+
+
+class Machine(Protocol):
+    """Number format and device; see `arguments.MachineArgs`."""
+
+    precision: str
+    threads: int
+    device: str
+
+
+def open_frozen(name: str, readout: str, max_length: int, prompt_length: int, machine: Machine) -> Readout:
+    """Load a network and freeze it.
+
+    Args:
+        name: a folder, a name on the hub, one in `utils.packaged.PACKAGED`, or a checkpoint of main.py.
+        readout: a key of `READOUTS`; auto: see `fitting`.
+        max_length: tokens of a row; 0: up to `LONGEST`.
+        prompt_length: P.
+        machine: number format and device.
+
+    Raises:
+        UserError: if it cannot be read, or the read-out does not fit it.
+    """
+    set_up_cpu(machine.threads)
+    device, path = pick_device(machine.device), local_path(name)
+    precision = pick_precision(machine.precision, device)
+    if (path / FILE).exists() or (path / "checkpoint" / FILE).exists():
+        model = load_checkpoint(find_checkpoint(name), device, precision=precision)
+        denoiser, tokenizer = model.denoiser, model.tokenizer
+    else:
+        denoiser, tokenizer = make_denoiser(load_network(name), "none", 1), load_tokenizer(name)
+        denoiser.use_precision(device, precision).to(device)
+    require_layers(denoiser, name)
+    kind = fitting(denoiser) if readout == "auto" else READOUTS[readout]
+    if kind is Verbaliser and (new := getattr(denoiser.network, "new_tensors", ())):
+        raise UserError(
+            f"readout=verbaliser: the masked-LM head of {name} is new and random (e.g. {new[0]}); use readout=cosine"
+        )
+    return kind(denoiser, tokenizer, prompt_length, max_length or min(LONGEST, denoiser.max_length))
+
+
+def open_prompts(folder: str, name: str, machine: Machine) -> tuple[Readout, SavedPrompts]:
+    """Load prompts and their network.
+
+    Args:
+        folder: where the prompts are.
+        name: the network; "": the name that is saved with the prompts.
+        machine: number format and device.
+
+    Raises:
+        UserError: if they are damaged, the network is not found, or it is another one.
+    """
+    about = described(folder)
+    shape, readout, most, known = (about.get(key) for key in ("shape", "readout", "max_length", "network"))
+    length = shape.get("length") if isinstance(shape, dict) else None
+    if readout not in READOUTS or type(length) is not int or type(most) is not int or not isinstance(known, str):
+        raise UserError(f"prompts {folder}: their description is damaged; give another folder")
+    try:
+        reader = open_frozen(name or known, readout, most, length, machine)
+    except UserError as error:
+        hint = "" if name else "; --model_name_or_path names the network"
+        raise UserError(f"prompts {folder}: {error}{hint}") from error
+    saved = load_prompts(folder, reader.denoiser)
+    if len(saved.placeholders) != length:
+        raise UserError(f"prompts {folder}: {len(saved.placeholders)} placeholders for prompts of {length} tokens")
+    reader.placeholders = saved.placeholders
+    return reader, saved
+
+
+def readout_name(readout: Readout) -> str:
+    """Return the name of a read-out, as in --readout."""
+    return next(name for name, kind in READOUTS.items() if type(readout) is kind)
+
+
+def fitting(denoiser: NetworkDenoiser) -> type[Readout]:
+    """Return the verbaliser, or the cosine if weights of the masked-LM head were missing and are random."""
+    return Cosine if getattr(denoiser.network, "new_tensors", ()) else Verbaliser
+
+
+def require_layers(denoiser: NetworkDenoiser, name: str) -> None:
+    """Require that prompts can be added before each layer.
+
+    Raises:
+        UserError: naming the network.
+    """
+    layers = denoiser.layers
+    if not layers or len(set(map(id, layers))) < len(layers):
+        raise UserError(
+            f"the network {name} ({type(denoiser.network).__name__}) has no list of layers, each its own, to which "
+            "prompts could be added; use BERT, RoBERTa, ModernBERT, DistilBERT or ELECTRA"
+        )
+    if denoiser.time_conditioned:
+        raise UserError(f"the network {name} has a time input; modular prompts need a time-agnostic one")

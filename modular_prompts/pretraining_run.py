@@ -1,0 +1,239 @@
+"""The command pretrain: modules and routers of many tasks, validated, saved and resumed like any training run.
+
+python -m modular_prompts pretrain --model_name_or_path minilm --tasks fewshot --split pretrain --output_dir out/prompts
+
+    checkpoint/    prompts of the best evaluation
+    log.jsonl      losses, and the accuracy of each task at each evaluation
+    state/         saved states, from which the same command resumes
+"""
+
+import hashlib
+import json
+import shlex
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Generator
+from tqdm import tqdm
+
+from modular_prompts.arguments import EVALUATIONS, FrozenArgs, MachineArgs, PoolArgs, RunArgs, TaskArgs
+from modular_prompts.frozen import open_frozen, readout_name
+from modular_prompts.pool import PoolShape, PromptPool, Router
+from modular_prompts.pretraining import PretrainArgs, Pretraining
+from modular_prompts.readouts import Readout
+from modular_prompts.saved import SavedPrompts, network_digest, save_prompts
+from modular_prompts.tasks import Card, Task, majority
+from modular_prompts.tuning import Examples, prompt_of
+from training.clock import Deadline, StopRequest
+from training.optim import AveragedWeights
+from training.output_folder import claim, exclusive_access
+from training.resume import Start, find_start, note_versions, require_same_text
+from training.run_log import Log
+from training.saved_state import Learner, folder_of, save_state
+from utils import files, hub
+from utils.command_line import parse
+from utils.errors import UserError
+from utils.messages import say, speak
+
+MOST_USED = ("model_name_or_path", "tasks", "split", "output_dir", "max_steps", "num_modules", "prompt_length")
+
+Config = tuple[FrozenArgs, TaskArgs, PoolArgs, PretrainArgs, RunArgs, MachineArgs]
+
+
+def main(argv: list[str]) -> None:
+    """Read the settings, find the state of the run, and train."""
+    config: Config = parse(list(Config.__args__), __doc__, most_used=MOST_USED, argv=argv)
+    frozen, tasks, pool, training, run, machine = config
+    hub.quiet_libraries()
+    settings = {"world_size": 1, **{key: value for part in config for key, value in asdict(part).items()}}
+    files.require_writable("output_dir", Path(run.output_dir), folder=True)
+    with exclusive_access(run):
+        start = find_start(run, settings, say)
+        if start.finished:
+            return speak(_done(run, start.step, start.facts["figures"]))
+        if note := note_versions(start):
+            say(note)
+        readout = open_frozen(frozen.model_name_or_path, frozen.readout, frozen.max_length, pool.prompt_length, machine)
+        world = World.of(readout, tasks.load(), run.valid_rows)
+        shape = pool.shape(len(readout.denoiser.layers), readout.denoiser.network.config.hidden_size)
+        found = {"data": world.identity, "valid_data": "", "word_freq": "", "network": network_digest(readout.denoiser)}
+        require_same_text(start, found, run)
+        facts = {**found, "torch": torch.__version__, "of_pairs": False, "parts": 1, "position": [0, 0]}
+        return Run(config, world, shape, start, settings, facts).train()
+
+
+@dataclass(frozen=True)
+class World:
+    """Read-out and tasks, of whose training files a part is for validation."""
+
+    readout: Readout
+    cards: list[Card]
+    train: Examples
+    valid: list[Examples]
+    majorities: list[float]
+    """Share of the most frequent label in each task's validation rows; 0 where answers have no labels."""
+    identity: str
+    """Hash of all cards and rows."""
+
+    @classmethod
+    def of(cls, readout: Readout, tasks: list[Task], valid_rows: int) -> "World":
+        """Divide the training rows of each task: the last ones are for validation."""
+        cards, parts, valid = [task.card for task in tasks], [], []
+        digest = hashlib.blake2b(digest_size=16)
+        for task in tasks:
+            held = min(valid_rows, len(task.train) // 5)
+            if not held:
+                raise UserError(f"task {task.card.name}: {len(task.train)} training rows; at least 5 are needed")
+            parts.append((task.card, task.train[:-held]))
+            valid.append((task.card, task.train[-held:]))
+            digest.update(json.dumps([task.card.entries(), [asdict(row) for row in task.train]]).encode())
+        return cls(
+            readout,
+            cards,
+            readout.examples(*parts),
+            [readout.examples(part) for part in valid],
+            [majority(rows) if card.kind in ("classification", "pair") else 0.0 for card, rows in valid],
+            digest.hexdigest(),
+        )
+
+
+class Run:
+    """A pre-training run with its log, evaluations and saved states."""
+
+    def __init__(
+        self, config: Config, world: World, shape: PoolShape, start: Start, settings: dict, facts: dict
+    ) -> None:
+        """Make the modules, or restore them, and claim the output folder."""
+        self.frozen, _, _, self.args, self.run, _ = config
+        self.world, self.facts, self.output = world, facts, Path(self.run.output_dir)
+        generator = Generator().manual_seed(self.args.seed)
+        self.pool = PromptPool(shape, generator)
+        self.router = Router(len(world.cards), shape.num_modules, generator=generator)
+        self.training = Pretraining(self.pool, self.router, world.train, self.args)
+        model = self.training.model
+        average, scaler = AveragedWeights(model, 0.0), torch.amp.GradScaler(enabled=False)
+        self.learner = Learner(model, average, [self.training.optimizer], scaler)
+        self.step, self.figures = start.step, {"seconds": 0.0, **start.facts.get("figures", {})}
+        if start.path:
+            self.learner.restore(start.path, start.facts)
+        claim(self.output, settings, start.step)
+        self.log = Log(self.output / "log.jsonl")
+        self.deadline, self.saved_at = Deadline(self.run.time_limit), time.monotonic()
+        self.began, self.seconds_before = time.monotonic(), self.figures["seconds"]
+
+    def train(self) -> None:
+        """Train until the last step, the time limit or a stop signal."""
+        total, every = self.args.max_steps, self.run.eval_steps or max(1, self.args.max_steps // EVALUATIONS)
+        rows, sizes = self.world.train.sizes, self.pool.shape
+        speak(
+            f"{len(rows)} tasks, {sum(rows):,} training rows; {sum(p.numel() for p in self.pool.parameters()):,} "
+            f"numbers in {sizes.num_modules} modules of {sizes.length} tokens in {sizes.num_layers} layers, "
+            f"{sizes.num_modules} in each router; read-out {readout_name(self.world.readout)}, {total:,} steps"
+            + (f"\nresumed after step {self.step:,}" if self.step else "")
+        )
+        if not self.step:
+            self._evaluate_without()
+        losses: list[float] = []
+        bar = tqdm(total=total, initial=self.step, desc="pre-training", unit="step", disable=None)
+        with StopRequest().listening() as stop, bar:
+            while self.step < total:
+                self.step += 1
+                losses.append(self.training.step(self.step))
+                bar.update()
+                if self.step % every == 0 or self.step == total:
+                    self._evaluate(sum(losses) / len(losses))
+                    losses = []
+                    self._save(finished=self.step == total)
+                elif stop.signal_name or self.deadline.is_near():
+                    self._save()
+                    return speak(
+                        f"stopped after step {self.step:,}, and saved {folder_of(self.output, self.step)}\n"
+                        "next: run the same command again to resume from there"
+                    )
+                elif time.monotonic() - self.saved_at > 60 * self.run.save_minutes:
+                    self._save()
+        self.log.close()
+        return speak(self._table() + "\n" + _done(self.run, self.step, self.figures))
+
+    def _evaluate_without(self) -> None:
+        """Log the scores of the frozen network alone: prompts of zeros."""
+        shape = self.pool.shape
+        nothing = torch.zeros(1, shape.num_layers, shape.length, shape.hidden_size)
+        scores = self._scores([nothing] * len(self.world.cards))
+        self.figures |= {f"none {card.name}": score for card, score in zip(self.world.cards, scores, strict=True)}
+        self._write({"kind": "none", "step": 0, **self._summary(scores)})
+        speak(f"without prompts: mean score {sum(scores) / len(scores):.3f}")
+
+    @torch.no_grad()
+    def _evaluate(self, loss: float) -> None:
+        """Validate every task with its own router; save the prompts if the mean is the best so far."""
+        prompts = [prompt_of(self.pool, logits) for logits in self.router.logits]
+        scores = self._scores(prompts)
+        mean = sum(scores) / len(scores)
+        is_best = mean > self.figures.get("best", -1.0)
+        if is_best:
+            self.figures |= {"best": mean, "best_step": self.step}
+            self.figures |= {f"own {card.name}": score for card, score in zip(self.world.cards, scores, strict=True)}
+            self._save_prompts()
+        self._write({"kind": "valid", "step": self.step, "loss": loss, **self._summary(scores)})
+        speak(
+            f"step {self.step:,}: training loss {loss:.3f}, mean validation score {mean:.3f}"
+            f"{' (best)' if is_best else ''}, {self._seconds() / 60:.1f} minutes"
+        )
+
+    def _scores(self, prompts: list[torch.Tensor]) -> list[float]:
+        return [own.score(prompt) for own, prompt in zip(self.world.valid, prompts, strict=True)]
+
+    def _summary(self, scores: list[float]) -> dict:
+        names = [card.name for card in self.world.cards]
+        return {"mean": sum(scores) / len(scores), "tasks": dict(zip(names, scores, strict=True))}
+
+    def _save_prompts(self) -> None:
+        names = [card.name for card in self.world.cards]
+        readout = self.world.readout
+        saved = SavedPrompts(
+            self.pool,
+            {name: logits.detach() for name, logits in zip(names, self.router.logits, strict=True)},
+            readout_name(readout),
+            readout.placeholders,
+            readout.max_length,
+            dict(zip(names, self.world.cards, strict=True)),
+        )
+        save_prompts(self.output / "checkpoint", saved, readout.denoiser, self.frozen.model_name_or_path)
+
+    def _save(self, *, finished: bool = False) -> None:
+        self.figures["seconds"] = self._seconds()
+        facts = {"step": self.step, "figures": self.figures, "finished": finished, **self.facts}
+        save_state(self.output, self.learner, facts, keep_last=self.run.keep_last)
+        self.saved_at = time.monotonic()
+        self.deadline.reset()
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.began
+
+    def _write(self, record: dict) -> None:
+        self.log.write(json.dumps(record) + "\n")
+
+    def _table(self) -> str:
+        """Return the scores of every task beside majority and the network without prompts."""
+        names = [card.name for card in self.world.cards]
+        width = max(4, *map(len, names))
+        lines = [
+            f"{'task':{width}}  majority  no prompt  own router   (validation rows, step {self.figures['best_step']:,})"
+        ]
+        for name, share in zip(names, self.world.majorities, strict=True):
+            most = f"{share:.3f}" if share else "-"
+            none, own = self.figures[f"none {name}"], self.figures[f"own {name}"]
+            lines.append(f"{name:{width}}  {most:>8}  {none:9.3f}  {own:10.3f}")
+        return "\n".join(lines)
+
+
+def _done(run: RunArgs, step: int, figures: dict) -> str:
+    prompts = shlex.quote(str(Path(run.output_dir) / "checkpoint"))
+    return (
+        f"pre-trained {step:,} steps in {figures['seconds'] / 60:.1f} minutes; best mean validation score "
+        f"{figures['best']:.3f} at step {figures['best_step']:,}; prompts in {prompts}\n"
+        f"next: python -m modular_prompts tune --prompts {prompts} --tasks MY_TASK --output_dir out/my_task"
+    )
