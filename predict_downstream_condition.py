@@ -22,6 +22,7 @@ from data.corpus import announce, holds_pairs, read_sentences, scored_source, tr
 from data.tokenizers import respell
 from diffusion.options import SampleArgs, reverse_steps
 from evaluation.predictions import Journal, fingerprint_of, lock_output, write_diffuseq, write_predictions
+from modular_prompts.target_window import with_saved_prompt
 from utils import distributed, files, hub
 from utils.command_line import FROM_CHECKPOINT, parse, run_script
 from utils.device import pick_device, set_up_cpu
@@ -46,6 +47,10 @@ class DownstreamArgs(ColumnNames):
             "help": "pairs: a .jsonl file, or a folder or hub data set (its test split)",
         }
     )
+    prompts: str = field(
+        default="", metadata={"help": "folder of modular prompts for this checkpoint (python -m modular_prompts)"}
+    )
+    prompts_task: str = field(default="", metadata={"help": "task among them; default: the one that was tuned"})
     output: str = field(
         default="generation_results/predictions.jsonl",
         metadata={"aliases": ["--output_file"], "help": "output file, .jsonl, one source per line"},
@@ -79,6 +84,8 @@ class DownstreamArgs(ColumnNames):
         super().__post_init__()
         _ = self.request  # checks it
         check_ranges(self, step_size=(0, 10**6), limit=(0, 10**12), show=(0, 10**6))
+        if self.prompts_task and not self.prompts:
+            raise UserError(f"prompts_task={self.prompts_task}: names a task among --prompts; give these")
         if not self.output.endswith(".jsonl"):
             raise UserError(f"output={self.output}: must end in .jsonl")
 
@@ -115,6 +122,8 @@ def main() -> None:
     model = load_checkpoint(args.checkpoint, pick_device(args.device), precision=args.precision)
     if model.pairs is None:
         raise UserError(f"checkpoint {args.checkpoint} was trained on text, without pairs; use predict.py")
+    if args.prompts:
+        model = with_saved_prompt(model, args.prompts, args.prompts_task)
     sampling = replace(sampling, num_steps=steps(args, sampling, model.process.num_steps))
     model.process.check_sampling(sampling)  # before the journal of an interrupted run is opened
     sources, references = read_pairs(args)
@@ -158,9 +167,12 @@ def steps(args: DownstreamArgs, sampling: SampleArgs, total: int) -> float:
 
 def candidate_settings(args: DownstreamArgs, sampling: SampleArgs) -> dict:
     """Return the settings that determine the candidates; a journal with other settings is not continued."""
+    folder = files.local_path(args.prompts)
+    prompted = {"prompts": files.checksums(folder), "prompts_task": args.prompts_task} if args.prompts else {}
     return {
         **asdict(sampling),
         **{name: getattr(args, name) for name in ("mbr_size", "seed", "precision")},
+        **prompted,
     }
 
 

@@ -13,6 +13,8 @@ COMMANDS = {
     "pretrain": ("pretraining_run", "main", "train modules and the routers of many tasks together"),
     "tune": ("few_shot_run", "tune", "learn new tasks from few examples, by gradient"),
     "blackbox": ("few_shot_run", "blackbox", "learn new tasks from the scores of the network alone"),
+    "evaluate": ("answers_run", "evaluate", "score the tasks of a folder of prompts on their test files"),
+    "predict": ("answers_run", "predict", "answer rows of a task"),
 }
 """Module of each command, its function, which takes the arguments, and what it does."""
 
@@ -32,4 +34,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    sys.argv[0] = "modular_prompts"  # begins an error line
     run_script(main)

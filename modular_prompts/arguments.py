@@ -36,7 +36,7 @@ class FrozenArgs:
         default="auto",
         metadata={
             "choices": ["auto", *READOUTS],
-            "help": "read-out; auto: cosine if the network's masked-LM head is new, else verbaliser",
+            "help": "read-out; auto: window for a checkpoint of pairs, else verbaliser, or cosine if the head is new",
         },
     )
     max_length: int = field(default=0, metadata={"help": f"tokens of a row, prompt included; 0: up to {LONGEST}"})
@@ -250,3 +250,40 @@ class BlackBoxArgs:
             search_router=Search(self.calls, self.population, self.sigma),
             search_code=Search(self.code_calls, self.population, self.code_sigma),
         )
+
+
+# ---- evaluate and predict --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class EvaluateArgs:
+    """Prompts whose tasks are evaluated."""
+
+    group: ClassVar[str] = "evaluation"
+
+    prompts: str = field(metadata={"help": "folder of prompts"})
+    model_name_or_path: str = field(default="", metadata={"help": "frozen network; default: as the prompts say"})
+    test_rows: int = field(default=0, metadata={"help": "first rows of each test file to answer; 0: all"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, test_rows=(0, 10**9))
+
+
+@dataclass(frozen=True)
+class PredictArgs:
+    """Task, rows and answers."""
+
+    group: ClassVar[str] = "prediction"
+
+    prompts: str = field(metadata={"help": "folder of prompts"})
+    task: str = field(metadata={"help": "name of one of its tasks"})
+    data: str = field(metadata={"help": "rows without answers: .jsonl, or a file with a text on each line"})
+    output: str = field(default="", metadata={"help": "file for the answers, .jsonl; default: standard output"})
+    model_name_or_path: str = field(default="", metadata={"help": "frozen network; default: as the prompts say"})
+    batch_size: int = field(default=64, metadata={"help": "rows per batch; does not change the answers"})
+    seed: int = field(default=0, metadata={"help": "random seed of answers that are drawn"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, batch_size=(1, 10**6), seed=(0, 2**63 - 1))
+        if self.output and not self.output.endswith(".jsonl"):
+            raise UserError(f"output={self.output}: must end in .jsonl")

@@ -14,6 +14,7 @@ from models.lora import ALPHA, inject, linear_maps
 from modular_prompts.few_shot import Outcome, Problem
 from modular_prompts.readouts import Part, Readout, numbered
 from modular_prompts.tuning import Stage
+from utils.errors import UserError
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
 """Weights of the probe's squared norm, of which the development rows choose one."""
@@ -24,14 +25,19 @@ ROWS_AT_ONCE = 64
 def no_prompt(problem: Problem) -> Outcome:
     """Leave the frozen network alone: zero-shot."""
     reader = problem.readout.plain()
-    return Outcome(0, choices=reader.examples(problem.test).choices(reader.nothing))
+    return Outcome(0, reader.nothing, test=reader.examples(problem.test))
 
 
 def linear_probe(problem: Problem) -> Outcome:
     """Fit a linear map of the frozen network's mean hidden state to the labels, by L-BFGS.
 
     Where the options differ by row, one vector weighs the products of the entries of row and option.
+
+    Raises:
+        UserError: for a task without options.
     """
+    if not problem.few[1][0].options:
+        raise UserError(f"methods=linear-probe: {problem.few[0].name} has no options; leave that method out")
     reader, card = problem.readout.plain(), problem.few[0]
     parts = (problem.few, problem.develop, problem.test)
     few, develop, test = (_features(reader, part) for part in parts)
@@ -113,10 +119,10 @@ def _train_weights(problem: Problem, stage: Stage, change: Callable[[NetworkDeno
             optimizer.param_groups[0]["lr"] = stage.learning_rate * (1 - step / stage.steps)
             rows = torch.randperm(len(train.labels), generator=generator)[: stage.batch_size or len(train.labels)]
             optimizer.zero_grad()
-            train.loss(reader.nothing, rows).backward()
+            train.loss(reader.nothing, rows, generator).backward()
             optimizer.step()
     with torch.no_grad():
         for parameter, value in zip(weights, kept, strict=True):
             parameter.copy_(value)
     used = sum(p.numel() for p in weights)
-    return Outcome(used, choices=test.choices(reader.nothing))
+    return Outcome(used, reader.nothing, test=test)

@@ -57,7 +57,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A prompt for the task, or for methods without one the choices on the test rows."""
+    """What a method learned, and how it answers."""
 
     trained: int
     """Numbers that were trained."""
@@ -65,8 +65,10 @@ class Outcome:
     """[1, layers, P, D]."""
     router: Tensor | None = None
     """Router logits, [1, K], that the prompt follows or started from."""
+    test: Examples | None = None
+    """Test rows of another network; None: those of the frozen one."""
     choices: Tensor | None = None
-    """int64 [rows]."""
+    """int64 [rows], for a method without a prompt."""
     calls: int = 0
     """Passes over the training rows of a black-box search."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from modular_prompts import baselines, few_shot
-from modular_prompts.arguments import SEARCHES, TUNING, BlackBoxArgs, FewShotArgs, MachineArgs, TaskArgs, TuneArgs
+from modular_prompts.arguments import BlackBoxArgs, FewShotArgs, MachineArgs, TaskArgs, TuneArgs
 from modular_prompts.few_shot import Method, Outcome, Problem, Stages
 from modular_prompts.frozen import open_prompts
 from modular_prompts.readouts import Readout
@@ -142,6 +142,7 @@ class Comparison:
 
 def figures(task: Task, test: Examples, outcome: Outcome) -> dict:
     """Return a method's figures on the test rows."""
+    test = outcome.test or test
     costs = {"trained": outcome.trained, **({"calls": outcome.calls} if outcome.calls else {})}
     if not task.has_options:
         return {"metric": test.metric, "score": test.score(outcome.prompt), **costs}

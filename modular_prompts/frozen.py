@@ -2,6 +2,8 @@
 
 from typing import Protocol
 
+from torch import nn
+
 from checkpoint.description import FILE
 from checkpoint.folder import find_checkpoint, load_checkpoint
 from data.tokenizers import load_tokenizer
@@ -10,11 +12,18 @@ from models.factory import make_denoiser
 from models.networks import load_network
 from modular_prompts.readouts import Cosine, Readout, Verbaliser
 from modular_prompts.saved import SavedPrompts, described, load_prompts
+from modular_prompts.spans import Spans
+from modular_prompts.target_window import TargetWindow
 from utils.device import pick_device, pick_precision, set_up_cpu
 from utils.errors import UserError
 from utils.files import local_path
 
-READOUTS: dict[str, type[Readout]] = {"verbaliser": Verbaliser, "cosine": Cosine}
+READOUTS: dict[str, type[Readout]] = {
+    "verbaliser": Verbaliser,
+    "cosine": Cosine,
+    "spans": Spans,
+    "window": TargetWindow,
+}
 """Read-outs by the value of --readout."""
 LONGEST = 128
 """Default of max_length, where the network allows it."""
@@ -33,7 +42,7 @@ def open_frozen(name: str, readout: str, max_length: int, prompt_length: int, ma
 
     Args:
         name: a folder, a name on the hub, one in `utils.packaged.PACKAGED`, or a checkpoint of main.py.
-        readout: a key of `READOUTS`; auto: see `fitting`.
+        readout: a key of `READOUTS`; auto: window for a checkpoint of pairs, else see `fitting`.
         max_length: tokens of a row; 0: up to `LONGEST`.
         prompt_length: P.
         machine: number format and device.
@@ -47,10 +56,15 @@ def open_frozen(name: str, readout: str, max_length: int, prompt_length: int, ma
     if (path / FILE).exists() or (path / "checkpoint" / FILE).exists():
         model = load_checkpoint(find_checkpoint(name), device, precision=precision)
         denoiser, tokenizer = model.denoiser, model.tokenizer
+        if readout == "window" or (readout == "auto" and model.pairs):
+            require_layers(denoiser, name)
+            return TargetWindow(model, prompt_length)
     else:
         denoiser, tokenizer = make_denoiser(load_network(name), "none", 1), load_tokenizer(name)
         denoiser.use_precision(device, precision).to(device)
     require_layers(denoiser, name)
+    if readout == "window":
+        raise UserError(f"readout=window: {name} is no checkpoint of main.py; give one that was trained on pairs")
     kind = fitting(denoiser) if readout == "auto" else READOUTS[readout]
     if kind is Verbaliser and (new := getattr(denoiser.network, "new_tensors", ())):
         raise UserError(
@@ -84,6 +98,10 @@ def open_prompts(folder: str, name: str, machine: Machine) -> tuple[Readout, Sav
     if len(saved.placeholders) != length:
         raise UserError(f"prompts {folder}: {len(saved.placeholders)} placeholders for prompts of {length} tokens")
     reader.placeholders = saved.placeholders
+    if (saved.head is None) != (reader.head is None):
+        raise UserError(f"prompts {folder}: the head of the read-out {readout} is missing, or one too many")
+    if saved.head is not None:
+        reader.head.weight = nn.Parameter(saved.head, requires_grad=False)
     return reader, saved
 
 

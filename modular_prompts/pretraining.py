@@ -44,17 +44,21 @@ class Pretraining:
     weights. The draws of a step follow from the seed and its number, so a run resumes exactly.
     """
 
-    def __init__(self, pool: PromptPool, router: Router, tasks: Examples, args: PretrainArgs) -> None:
+    def __init__(
+        self, pool: PromptPool, router: Router, tasks: Examples, args: PretrainArgs, head: nn.Module | None = None
+    ) -> None:
         """Start with step 1.
 
         Args:
             pool, router: trained in place.
             tasks: rows of all tasks; `sizes` has those of each.
             args: settings.
+            head: head of the read-out, which is trained at the rate of the modules.
         """
         self.pool, self.router, self.tasks, self.args = pool, router, tasks, args
-        self.model = nn.ModuleDict({"pool": pool, "router": router})
-        groups = [{"params": pool.parameters()}, {"params": router.parameters()}]
+        self.model = nn.ModuleDict({"pool": pool, "router": router, **({"head": head} if head else {})})
+        modules = [*pool.parameters(), *(head.parameters() if head else ())]
+        groups = [{"params": modules}, {"params": router.parameters()}]
         self.optimizer = torch.optim.Adam(groups)
         self.ends = torch.tensor(tasks.sizes).cumsum(0)
 
@@ -66,7 +70,7 @@ class Pretraining:
         generator = Generator().manual_seed(sentence_seed(args.seed, number))
         rows, tasks = self.draw(generator)
         prompts = self.pool(self.router(tasks, self.router.draw(generator), args.temperature))
-        loss = self.tasks.loss(prompts, rows)
+        loss = self.tasks.loss(prompts, rows, generator)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

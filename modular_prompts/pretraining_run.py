@@ -111,7 +111,7 @@ class Run:
         generator = Generator().manual_seed(self.args.seed)
         self.pool = PromptPool(shape, generator)
         self.router = Router(len(world.cards), shape.num_modules, generator=generator)
-        self.training = Pretraining(self.pool, self.router, world.train, self.args)
+        self.training = Pretraining(self.pool, self.router, world.train, self.args, world.readout.head)
         model = self.training.model
         average, scaler = AveragedWeights(model, 0.0), torch.amp.GradScaler(enabled=False)
         self.learner = Learner(model, average, [self.training.optimizer], scaler)
@@ -200,6 +200,7 @@ class Run:
             readout.placeholders,
             readout.max_length,
             dict(zip(names, self.world.cards, strict=True)),
+            head=readout.head.weight if readout.head else None,
         )
         save_prompts(self.output / "checkpoint", saved, readout.denoiser, self.frozen.model_name_or_path)
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
@@ -43,6 +43,9 @@ class Pieces:
 
 class Readout(ABC):
     """Scores of options. The network is frozen, and its dropout is off."""
+
+    head: nn.Module | None = None
+    """Parameters of the read-out itself, which are trained with the modules; most read-outs have none."""
 
     def __init__(
         self, denoiser: NetworkDenoiser, tokenizer: PreTrainedTokenizerBase, prompt_length: int, max_length: int = 128
@@ -241,7 +244,7 @@ def by_length(scores: Scores, lengths: Tensor) -> Scores:
 def numbered(parts: Sequence[Part], options: Iterable[str]) -> Tensor:
     """Return the numbers of the options of each row, int64 [rows, most options]; -1 where a row has fewer."""
     number = {option: i for i, option in enumerate(options)}
-    rows = [torch.tensor([number[option] for option in row.options]) for _, own in parts for row in own]
+    rows = [torch.tensor([number[o] for o in row.options], dtype=torch.long) for _, own in parts for row in own]
     return pad_sequence(rows, batch_first=True, padding_value=-1)
 
 

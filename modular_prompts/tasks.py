@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.records import MOST_TEXT, parse_object, read_lines
+from data.records import HALF, MOST_TEXT, decoded, parse_object, read_lines
 from utils.errors import UserError, shown
 from utils.files import local_path, read_text
 
@@ -71,6 +71,11 @@ class Card:
     """Answers of all rows; empty if these differ by row."""
     question: str = ""
     language: str = "en"
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Fields of a line that hold its texts."""
+        return FIELDS[self.kind]
 
     def entries(self) -> dict:
         """Return the content of card.json."""
@@ -201,11 +206,28 @@ def _read_rows(file: Path, card: Card) -> list[Row]:
     return rows
 
 
+def read_inputs(file: Path, card: Card) -> list[Row]:
+    """Read rows whose answer is to be predicted: lines of a .jsonl file without label, or of any other file, texts.
+
+    Raises:
+        UserError: with file and line, if a row does not fit the card.
+    """
+    rows, as_json = [], ".jsonl" in file.suffixes
+    for i, (line, _) in enumerate(read_lines(file), start=1):
+        if not line.strip():
+            continue
+        if not as_json and (len(card.fields) > 1 or card.kind == "multiple-choice"):
+            raise UserError(f"{file}: a row of {card.name} needs {' and '.join(card.fields)}; give a .jsonl file")
+        entries = parse_object(line, file, i) if as_json else {card.fields[0]: decoded(line, file, i)}
+        texts = _texts(entries, card, f"{file}:{i}")
+        rows.append(Row(texts, card.labels or _options(entries, card, f"{file}:{i}"), -1))
+    if not rows:
+        raise UserError(f"{file}: empty; give rows")
+    return rows
+
+
 def _row(entries: dict, card: Card, location: str) -> Row:
-    texts = tuple(entries.get(name) for name in FIELDS[card.kind])
-    if not all(isinstance(text, str) and text.strip() and len(text) <= MOST_TEXT for text in texts):
-        names = " and ".join(FIELDS[card.kind])
-        raise UserError(f"{location}: a row of this task needs {names} with at most {MOST_TEXT:,} characters")
+    texts = _texts(entries, card, location)
     if card.kind in WRITTEN:
         return _written_row(texts, entries.get(WRITTEN[card.kind]), card, location)
     label = entries.get("label")
@@ -215,6 +237,26 @@ def _row(entries: dict, card: Card, location: str) -> Row:
                 f"{location}: label={shown(label)} is not in the card; it has {', '.join(card.labels[:20])}"
             )
         return Row(texts, card.labels, card.labels.index(label))
+    options = _options(entries, card, location)
+    if type(label) is not int or not 0 <= label < len(options):
+        raise UserError(f"{location}: label={shown(label)} must be the number of an option, 0..{len(options) - 1}")
+    return Row(texts, options, label)
+
+
+def _texts(entries: dict, card: Card, location: str) -> tuple[str, ...]:
+    texts = tuple(entries.get(name) for name in FIELDS[card.kind])
+    if not all(isinstance(text, str) and text.strip() and len(text) <= MOST_TEXT for text in texts):
+        names = " and ".join(FIELDS[card.kind])
+        raise UserError(f"{location}: a row of this task needs {names} with at most {MOST_TEXT:,} characters")
+    if half := next((text for text in texts if HALF.search(text)), ""):
+        raise UserError(f"{location}: {shown(half)} has half of a surrogate pair, which is no character; remove it")
+    return texts
+
+
+def _options(entries: dict, card: Card, location: str) -> tuple[str, ...]:
+    """Return the options of a row of multiple choice; none for types whose answers are texts."""
+    if card.kind in WRITTEN:
+        return ()
     options = entries.get("options")
     while isinstance(options, list) and options and options[-1] == "":
         options = options[:-1]
@@ -222,9 +264,7 @@ def _row(entries: dict, card: Card, location: str) -> Row:
         raise UserError(f"{location}: options={shown(options)} must be a list of 2 to {MOST_OPTIONS} texts")
     if not all(isinstance(option, str) and option.strip() for option in options):
         raise UserError(f"{location}: options={shown(options)}: each must be a text that is not empty")
-    if type(label) is not int or not 0 <= label < len(options):
-        raise UserError(f"{location}: label={shown(label)} must be the number of an option, 0..{len(options) - 1}")
-    return Row(texts, tuple(options), label)
+    return tuple(options)
 
 
 def _written_row(texts: tuple[str, ...], answer: object, card: Card, location: str) -> Row:

@@ -25,8 +25,17 @@ class Examples:
     sizes: tuple[int, ...] = ()
     """Rows of each task, in order; empty: all rows are of one."""
 
-    def loss(self, prompts: Tensor, rows: Tensor) -> Tensor:
-        """Return the mean cross-entropy of the right options; rows without an option have -inf there."""
+    metric = "accuracy"
+    """Name of the score."""
+
+    def loss(self, prompts: Tensor, rows: Tensor, generator: Generator | None = None) -> Tensor:
+        """Return the mean cross-entropy of the right options; rows without an option have -inf there.
+
+        Args:
+            prompts: [1 or n, layers, P, D].
+            rows: int64 [n].
+            generator: source of the loss's draws, where it has any.
+        """
         return nn.functional.cross_entropy(self.scores(rows, prompts), self.labels[rows])
 
     @torch.no_grad()
@@ -106,7 +115,7 @@ def _fit(
             best, kept = _better(best, kept, values, develop.score(to_prompt(values.detach())))
         optimizer.param_groups[0]["lr"] = stage.learning_rate * (1 - step / stage.steps)
         rows = torch.randperm(number, generator=generator)[: stage.batch_size or number]
-        (values.grad,) = torch.autograd.grad(train.loss(to_prompt(values), rows), [values])
+        (values.grad,) = torch.autograd.grad(train.loss(to_prompt(values), rows, generator), [values])
         optimizer.step()
     values = values.detach()
     if develop and stage.check_every:

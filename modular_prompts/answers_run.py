@@ -1,0 +1,135 @@
+"""The commands evaluate and predict: what a folder of prompts answers.
+
+python -m modular_prompts evaluate --prompts out/my_task/checkpoint --tasks my_task
+python -m modular_prompts predict --prompts out/my_task/checkpoint --task my_task --data rows.jsonl
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion.options import SampleArgs
+from modular_prompts.arguments import EvaluateArgs, MachineArgs, PredictArgs, TaskArgs
+from modular_prompts.few_shot import Outcome
+from modular_prompts.few_shot_run import figures
+from modular_prompts.frozen import open_prompts
+from modular_prompts.readouts import Readout
+from modular_prompts.saved import SavedPrompts
+from modular_prompts.span_head import answer_f1
+from modular_prompts.spans import Spans
+from modular_prompts.target_window import TargetWindow
+from modular_prompts.tasks import Card, Row, Task, majority, read_inputs
+from utils import files, hub
+from utils.command_line import parse
+from utils.errors import UserError, shown
+from utils.messages import speak
+
+SAMPLING = SampleArgs(top_k=1)
+"""Sampler of drawn answers by default: the likeliest token at each position."""
+
+
+def evaluate(argv: list[str]) -> None:
+    """Score the test rows of tasks that have a prompt."""
+    args, tasks, machine = parse(
+        [EvaluateArgs, TaskArgs, MachineArgs], __doc__, most_used=("prompts", "tasks"), argv=argv
+    )
+    hub.quiet_libraries()
+    loaded = tasks.load()
+    readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
+    for task in loaded:
+        require_task(saved, task.card.name, args.prompts)
+    width = max(4, *(len(task.card.name) for task in loaded))
+    speak(f"{'task':{width}}    rows  majority  no prompt   prompt  metric")
+    for task in loaded:
+        rows = task.test[: args.test_rows or None]
+        most = f"{majority(rows):.3f}" if task.has_options else "-"
+        none, own = scores_of(task, rows, readout, saved)
+        accuracy = f" (accuracy {own['accuracy']:.3f})" if own["metric"] == "macro F1" else ""
+        figures_of_both = f"{none['score']:9.3f}  {own['score']:7.3f}  {own['metric']}{accuracy}"
+        speak(f"{task.card.name:{width}}  {len(rows):6,}  {most:>8}  {figures_of_both}")
+
+
+def scores_of(task: Task, rows: list[Row], readout: Readout, saved: SavedPrompts) -> tuple[dict, dict]:
+    """Return the figures of the network alone and with the task's prompt; of extraction, F1 of the answers."""
+    plain, prompt = readout.plain(), saved.prompt(task.card.name)
+    if task.card.kind == "extraction" and isinstance(readout, TargetWindow):
+        pairs = ((plain, plain.nothing), (readout, prompt))
+        return tuple(f1_of(reader.answers(task.card, rows, own, SAMPLING), rows) for reader, own in pairs)
+    alone = figures(task, plain.examples((task.card, rows)), Outcome(0, plain.nothing))
+    return alone, figures(task, readout.examples((task.card, rows)), Outcome(0, prompt))
+
+
+def f1_of(found: list[str], rows: list[Row]) -> dict:
+    """Return the mean F1 of answers."""
+    scores = [answer_f1(text, row.answer) for text, row in zip(found, rows, strict=True)]
+    return {"metric": "F1", "score": sum(scores) / len(scores)}
+
+
+def require_task(saved: SavedPrompts, name: str, folder: str) -> None:
+    """Require that prompts have a task.
+
+    Raises:
+        UserError: naming some that they have.
+    """
+    if name not in saved.routers:
+        known = ", ".join(list(saved.routers)[:20])
+        raise UserError(f"prompts {folder}: no task {shown(name)}; they have {known}; tune learns a new one")
+
+
+def predict(argv: list[str]) -> None:
+    """Answer rows, and write them with their answers."""
+    args, sampling, machine = parse(
+        [PredictArgs, SampleArgs, MachineArgs], __doc__, most_used=("prompts", "task", "data", "output"), argv=argv
+    )
+    hub.quiet_libraries()
+    if args.output:
+        files.require_writable("output", Path(args.output))
+    readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
+    require_task(saved, args.task, args.prompts)
+    card = saved.cards[args.task]
+    rows = read_inputs(files.local_path(args.data), card)
+    found = predictions(card, rows, readout, saved.prompt(args.task), args, sampling)
+    records = ({**inputs_of(row, card), **answer} for row, answer in zip(rows, found, strict=True))
+    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    if not args.output:
+        sys.stdout.writelines(lines)
+        return
+    with files.written_whole(Path(args.output)) as file:
+        file.writelines(lines)
+    speak(f"{len(rows):,} answers in {args.output}")
+
+
+def inputs_of(row: Row, card: Card) -> dict:
+    """Return the texts of a row by the names of its fields."""
+    return dict(zip(card.fields, row.texts, strict=True))
+
+
+@torch.no_grad()
+def predictions(
+    card: Card, rows: list[Row], readout: Readout, prompt: Tensor, args: PredictArgs, sampling: SampleArgs
+) -> Iterator[dict]:
+    """Yield the answer of each row; where there are options, with the softmax of their scores."""
+    bar = tqdm(total=len(rows), desc="answering", unit="row", disable=None)
+    for begin in range(0, len(rows), args.batch_size):
+        part = rows[begin : begin + args.batch_size]
+        if rows[0].options:
+            scores = readout.examples((card, part)).scores(torch.arange(len(part)), prompt).softmax(-1)
+            for row, each in zip(part, scores.tolist(), strict=True):
+                best = max(range(len(row.options)), key=each.__getitem__)
+                yield {
+                    "prediction": row.options[best],
+                    "scores": [round(score, 4) for score in each[: len(row.options)]],
+                }
+        elif isinstance(readout, TargetWindow):
+            for text in readout.answers(card, part, prompt, sampling, args.seed + begin):
+                yield {"prediction": text}
+        elif isinstance(readout, Spans):
+            for text in readout.answers(part, readout.rows(card, part), prompt):
+                yield {"prediction": text}
+        bar.update(len(part))
+    bar.close()
