@@ -1,6 +1,6 @@
 """Modular prompts: one frozen network, many tasks, a small file of prompts for each.
 
-python -m modular_prompts pretrain|tune|blackbox|evaluate|predict [--help]
+python -m modular_prompts pretrain|tune|blackbox|evaluate|predict|routers [--help]
 """
 
 import sys
@@ -14,6 +14,7 @@ COMMANDS = {
     "tune": ("few_shot_run", "tune", "learn new tasks from few examples, by gradient"),
     "blackbox": ("few_shot_run", "blackbox", "learn new tasks from the scores of the network alone"),
     "evaluate": ("answers_run", "evaluate", "score the tasks of a folder of prompts on their test files"),
+    "routers": ("router_map", "routers", "show which modules each task uses"),
     "predict": ("answers_run", "predict", "answer rows of a task"),
 }
 """Module of each command, its function, which takes the arguments, and what it does."""

@@ -287,3 +287,17 @@ class PredictArgs:
         check_ranges(self, batch_size=(1, 10**6), seed=(0, 2**63 - 1))
         if self.output and not self.output.endswith(".jsonl"):
             raise UserError(f"output={self.output}: must end in .jsonl")
+
+
+@dataclass(frozen=True)
+class RoutersArgs:
+    """Prompts whose routers are shown."""
+
+    group: ClassVar[str] = "routers"
+
+    prompts: str = field(metadata={"help": "folder of prompts"})
+    picture: str = field(default="", metadata={"help": "file for a heat map, .png; default: none"})
+
+    def __post_init__(self) -> None:
+        if self.picture and not self.picture.endswith(".png"):
+            raise UserError(f"picture={self.picture}: must end in .png")

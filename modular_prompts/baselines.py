@@ -40,10 +40,14 @@ def linear_probe(problem: Problem) -> Outcome:
         raise UserError(f"methods=linear-probe: {problem.few[0].name} has no options; leave that method out")
     reader, card = problem.readout.plain(), problem.few[0]
     parts = (problem.few, problem.develop, problem.test)
-    few, develop, test = (_features(reader, part) for part in parts)
+    pooled = [_pooled(reader, part) for part in parts]
+    few, develop, test = (_standardised(part, pooled[0]) for part in pooled)
+    if not card.labels:
+        few, develop, test = (
+            rows[:, None] * _options(reader, part) for rows, part in zip((few, develop, test), parts, strict=True)
+        )
+    few, develop, test = (nn.functional.pad(part, (0, 1), value=1.0) for part in (few, develop, test))
     labels = [torch.tensor([row.label for row in rows]) for _, rows in parts]
-    mean, deviation = few.mean((0, 1)), few.std((0, 1)) + 1e-6
-    few, develop, test = ((part - mean) / deviation for part in (few, develop, test))
     weights, best, chosen = torch.zeros(len(card.labels) or 1, few.shape[-1]), -1.0, None
     for penalty in PENALTIES:
         fitted = _fit_probe(weights, few, labels[0], penalty)
@@ -54,21 +58,29 @@ def linear_probe(problem: Problem) -> Outcome:
 
 
 @torch.no_grad()
-def _features(reader: Readout, part: Part) -> Tensor:
-    """Return [n, 1, D] hidden states of rows, or their products with those of the options, [n, options, D]."""
+def _pooled(reader: Readout, part: Part) -> Tensor:
+    """Return mean hidden states of rows, [n, D]."""
     pieces = reader.pieces([part])
     rows = [reader.pooled(pieces[i : i + ROWS_AT_ONCE], reader.nothing) for i in range(0, len(pieces), ROWS_AT_ONCE)]
-    pooled = torch.cat(rows)[:, None]
-    if part[0].labels:
-        return pooled
+    return torch.cat(rows)
+
+
+def _options(reader: Readout, part: Part) -> Tensor:
+    """Return hidden states of the options of rows, [n, options, D]; NaN where a row has fewer."""
     tokens = reader.option_tokens([part])
-    options = numbered([part], tokens)
-    return (pooled * reader.option_vectors(tokens)[options]).masked_fill((options < 0)[..., None], -1e4)
+    vectors, options = reader.option_vectors(tokens), numbered([part], tokens)
+    return _standardised(vectors, vectors)[options].masked_fill((options < 0)[..., None], torch.nan)
+
+
+def _standardised(values: Tensor, known: Tensor) -> Tensor:
+    """Return values [n, D] less the mean and over the deviation of known ones."""
+    return (values - known.mean(0)) / (known.std(0) + 1e-6)
 
 
 def _probe(weights: Tensor, features: Tensor) -> Tensor:
-    """Return scores [n, options] of features [n, 1 or options, D] by weights [labels or 1, D]."""
-    return (features * weights).sum(-1)
+    """Return scores: of features [n, D] by weights [labels, D], or of [n, options, D] by [1, D]; -inf for NaN."""
+    scores = features.nan_to_num() @ weights.T
+    return scores if features.ndim == 2 else scores[..., 0].masked_fill(features[..., 0].isnan(), -torch.inf)
 
 
 def _fit_probe(start: Tensor, features: Tensor, labels: Tensor, penalty: float) -> Tensor:

@@ -72,6 +72,8 @@ class World:
     cards: list[Card]
     train: Examples
     valid: list[Examples]
+    alone: list[Examples]
+    """The validation rows without placeholders."""
     majorities: list[float]
     """Share of the most frequent label in each task's validation rows; 0 where answers have no labels."""
     identity: str
@@ -94,6 +96,7 @@ class World:
             cards,
             readout.examples(*parts),
             [readout.examples(part) for part in valid],
+            [readout.plain().examples(part) for part in valid],
             [majority(rows) if card.kind in ("classification", "pair") else 0.0 for card, rows in valid],
             digest.hexdigest(),
         )
@@ -158,10 +161,8 @@ class Run:
         return speak(self._table() + "\n" + _done(self.run, self.step, self.figures))
 
     def _evaluate_without(self) -> None:
-        """Log the scores of the frozen network alone: prompts of zeros."""
-        shape = self.pool.shape
-        nothing = torch.zeros(1, shape.num_layers, shape.length, shape.hidden_size)
-        scores = self._scores([nothing] * len(self.world.cards))
+        """Log the scores of the frozen network alone."""
+        scores = [own.score(self.world.readout.nothing) for own in self.world.alone]
         self.figures |= {f"none {card.name}": score for card, score in zip(self.world.cards, scores, strict=True)}
         self._write({"kind": "none", "step": 0, **self._summary(scores)})
         speak(f"without prompts: mean score {sum(scores) / len(scores):.3f}")
@@ -169,8 +170,8 @@ class Run:
     @torch.no_grad()
     def _evaluate(self, loss: float) -> None:
         """Validate every task with its own router; save the prompts if the mean is the best so far."""
-        prompts = [prompt_of(self.pool, logits) for logits in self.router.logits]
-        scores = self._scores(prompts)
+        routers = zip(self.world.valid, self.router.logits, strict=True)
+        scores = [own.score(prompt_of(self.pool, logits)) for own, logits in routers]
         mean = sum(scores) / len(scores)
         is_best = mean > self.figures.get("best", -1.0)
         if is_best:
@@ -182,9 +183,6 @@ class Run:
             f"step {self.step:,}: training loss {loss:.3f}, mean validation score {mean:.3f}"
             f"{' (best)' if is_best else ''}, {self._seconds() / 60:.1f} minutes"
         )
-
-    def _scores(self, prompts: list[torch.Tensor]) -> list[float]:
-        return [own.score(prompt) for own, prompt in zip(self.world.valid, prompts, strict=True)]
 
     def _summary(self, scores: list[float]) -> dict:
         names = [card.name for card in self.world.cards]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from training.run_log import Log, read_log
 from utils.errors import UserError, shown
+from utils.figures import spread
 from utils.files import held_alone, read_text, written_whole
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
@@ -71,7 +72,7 @@ def table(records: Sequence[dict], tasks: Sequence[str], methods: Sequence[str])
     ± is the standard error of that mean over the seeds. The score is macro F1 for tasks marked by *, whose labels are
     uneven, and accuracy for others.
     """
-    width, columns = max(6, *(len(task) + 1 for task in tasks)), [max(13, len(method)) for method in methods]
+    width, columns = max(6, *(len(task) + 1 for task in tasks)), [max(14, len(method)) for method in methods]
     head = [f"{method:>{column}}" for method, column in zip(methods, columns, strict=True)]
     lines = ["  ".join([f"{'task':{width}}", *head])]
     for task in tasks:
@@ -91,7 +92,4 @@ def _means_over_tasks(records: Sequence[dict], tasks: Sequence[str], method: str
 
 
 def _cell(values: Sequence[float], width: int) -> str:
-    if not values:
-        return f"{'-':>{width}}"
-    error = f" ± {statistics.stdev(values) / len(values) ** 0.5:.3f}" if len(values) > 1 else ""
-    return f"{f'{statistics.mean(values):.3f}{error}':>{width}}"
+    return f"{spread(values, 3) if values else '-':>{width}}"

@@ -108,32 +108,52 @@ def load_prompts(folder: str | Path, denoiser: NetworkDenoiser) -> SavedPrompts:
     Raises:
         UserError: if there are none, they are damaged, or they belong to another network.
     """
-    path, about = local_path(folder), described(folder)
+    about, routers, prompts, tensors = read_tensors(folder)
+    path = local_path(folder)
     try:
-        shape = PoolShape(**about["shape"])
         name, sha256 = str(about["network"]), str(about["network_sha256"])
         readout, max_length = str(about["readout"]), int(about["max_length"])
         placeholders = [int(i) for i in about["placeholders"]]
-        cards = {task: checked_card(card, task, f"task {shown(task)}") for task, card in about["tasks"].items()}
-        open_regular(path / WEIGHTS).close()
-        tensors = load_file(path / WEIGHTS)
-    except UserError as error:
-        raise UserError(f"prompts {path}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise UserError(f"prompts {path}: damaged ({shown(str(error))}); give another folder") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, error) from error
     if network_digest(denoiser) != sha256:
         raise UserError(
             f"prompts {path}: they belong to the network {name} (SHA-256 {sha256[:12]}...), and this one has other "
             "weights; give that network, or train prompts for this one"
         )
-    _require_sizes(path, shape, list(cards), tensors)
-    pool = PromptPool(shape)
+    pool = PromptPool(PoolShape(**about["shape"]))
     pool.load_state_dict({key.removeprefix("pool."): tensors[key] for key in tensors if key.startswith("pool.")})
+    cards = {task: checked_card(card, task, "card") for task, card in about["tasks"].items()}
+    return SavedPrompts(pool, routers, readout, placeholders, max_length, cards, prompts, tensors.get(HEAD))
+
+
+def read_tensors(folder: str | Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """Return description, routers and tuned prompts by task, and all tensors, of whatever network.
+
+    Raises:
+        UserError: if there are none, or they are damaged.
+    """
+    path, about = local_path(folder), described(folder)
+    try:
+        shape = PoolShape(**about["shape"])
+        for task, card in about["tasks"].items():
+            checked_card(card, task, f"task {shown(task)}")
+        open_regular(path / WEIGHTS).close()
+        tensors = load_file(path / WEIGHTS)
+    except UserError as error:
+        raise UserError(f"prompts {path}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
+        raise _damaged(path, error) from error
+    _require_sizes(path, shape, list(about["tasks"]), tensors)
     routers, prompts = (
         {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
         for start in (ROUTER, PROMPT)
     )
-    return SavedPrompts(pool, routers, readout, placeholders, max_length, cards, prompts, tensors.get(HEAD))
+    return about, routers, prompts, tensors
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"prompts {path}: damaged ({shown(str(error))}); give another folder")
 
 
 def _require_sizes(path: Path, shape: PoolShape, tasks: list[str], tensors: dict[str, Tensor]) -> None:

@@ -1,0 +1,63 @@
+"""The command routers: which modules each task uses, as a table, and as a picture.
+
+python -m modular_prompts routers --prompts out/prompts/checkpoint --picture routers.png
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from modular_prompts.arguments import RoutersArgs
+from modular_prompts.pool import normalised
+from modular_prompts.saved import read_tensors
+from utils import files
+from utils.command_line import parse
+from utils.messages import speak
+
+
+def routers(argv: list[str]) -> None:
+    """Print the weights of the modules for each task; draw them."""
+    (args,) = parse([RoutersArgs], __doc__, most_used=("prompts", "picture"), argv=argv)
+    if args.picture:
+        files.require_writable("picture", Path(args.picture))
+    found = ordered(read_tensors(args.prompts)[1])
+    width = max(4, *map(len, found))
+    modules = len(next(iter(found.values())))
+    speak(f"{'task':{width}}  " + "".join(f"  m{k + 1:<4}" for k in range(modules)))
+    for task, weights in found.items():
+        speak(f"{task:{width}}  " + "".join(f"  {weight:.3f}" for weight in weights.tolist()))
+    if args.picture:
+        draw(found, Path(args.picture))
+        speak(f"written to {args.picture}")
+
+
+def weights_of(logits: Tensor) -> Tensor:
+    """Return the weights of the modules, [K], of router logits [1 or layers, K]; their mean over the layers."""
+    return normalised(torch.sigmoid(logits)).mean(0)
+
+
+def ordered(logits: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of each task, tasks with the same heaviest module beside each other."""
+    found = {task: weights_of(own) for task, own in logits.items()}
+    return dict(sorted(found.items(), key=lambda entry: (int(entry[1].argmax()), -float(entry[1].max()), entry[0])))
+
+
+def draw(weights: dict[str, Tensor], picture: Path) -> None:
+    """Write a heat map of weights, one row a task, as PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    values = torch.stack(list(weights.values())).numpy()
+    figure, axis = pyplot.subplots(figsize=(1.5 + 0.5 * values.shape[1] + 1.5, 1.2 + 0.22 * len(values)), dpi=120)
+    image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=0)
+    axis.set_yticks(range(len(values)), list(weights), fontsize=8)
+    axis.set_xticks(range(values.shape[1]), [str(k + 1) for k in range(values.shape[1])])
+    axis.set(xlabel="module", title="weights of the modules")
+    figure.colorbar(image, ax=axis, fraction=0.05)
+    figure.tight_layout()
+    with files.written_whole(picture, binary=True) as file:
+        figure.savefig(file, format="png")
+    pyplot.close(figure)

@@ -1,0 +1,68 @@
+"""few_shot.py: each method trains what it says, from the same rows at the same seed."""
+
+import pytest
+import torch
+
+from modular_prompts import few_shot
+from modular_prompts.black_box import Search
+from modular_prompts.few_shot import Problem, Stages, mixture
+from modular_prompts.tuning import Stage
+from tests.modular_prompts.test_baselines import accuracy, problem_of
+
+METHODS = [few_shot.uniform, few_shot.router, few_shot.router_then_prompts, few_shot.prompts, few_shot.random_prompt]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_network_and_modules_stay_and_equal_seeds_give_equal_prompts(method, tokenizer) -> None:  # noqa: ANN001
+    problem = problem_of(tokenizer)
+    before = [value.clone() for value in problem.readout.denoiser.state_dict().values()]
+    modules = problem.saved.pool.free.detach().clone()
+    first, second = method(problem), method(problem)
+    assert torch.equal(first.prompt, second.prompt) and first.prompt.shape == (1, 2, 3, 32)
+    assert all(map(torch.equal, before, problem.readout.denoiser.state_dict().values()))
+    assert torch.equal(modules, problem.saved.pool.free)
+
+
+def test_the_router_is_k_numbers_and_its_prompt_the_mixture(tokenizer) -> None:  # noqa: ANN001
+    problem = problem_of(tokenizer)
+    outcome = few_shot.router(problem)
+    assert outcome.trained == 4 and torch.equal(outcome.prompt, mixture(problem.saved.pool, outcome.router))
+    train = problem.readout.examples(problem.few)
+    rows = torch.arange(len(train.labels))
+    assert train.loss(outcome.prompt, rows) <= train.loss(few_shot.uniform(problem).prompt, rows)
+
+
+def test_the_second_stage_starts_at_the_mixture_and_is_kept_only_if_development_agrees(tokenizer) -> None:  # noqa: ANN001
+    problem = problem_of(tokenizer)
+    stages = Stages(problem.stages.router, Stage(0, 1e-2, 16, 5))
+    problem = Problem(problem.readout, problem.saved, problem.few, problem.develop, problem.test, stages, 0)
+    assert torch.equal(few_shot.router_then_prompts(problem).prompt, few_shot.router(problem).prompt)
+    wild = Stages(problem.stages.router, Stage(5, 1e3, 16, 5))
+    wild = Problem(problem.readout, problem.saved, problem.few, problem.develop, problem.test, wild, 0)
+    develop = problem.readout.examples(problem.develop)
+    kept, start = few_shot.router_then_prompts(wild).prompt, few_shot.router(problem).prompt
+    assert develop.score(kept) >= develop.score(start)
+
+
+def test_a_random_prompt_has_the_steps_of_both_stages(tokenizer, monkeypatch) -> None:  # noqa: ANN001
+    steps: list[int] = []
+
+    def noted(start, train, stage, *_):  # noqa: ANN001, ANN202
+        steps.append(stage.steps)
+        return start
+
+    monkeypatch.setattr(few_shot, "tune_prompt", noted)
+    problem = problem_of(tokenizer)
+    few_shot.random_prompt(problem), few_shot.router_then_prompts(problem)
+    assert steps == [30, 10]
+
+
+def test_searches_count_their_calls(tokenizer) -> None:  # noqa: ANN001
+    pytest.importorskip("cma")
+    problem = problem_of(tokenizer, intrinsic_size=3)
+    stages = Stages(search_router=Search(31, 5), search_code=Search(21, 5, 0.1))
+    problem = Problem(problem.readout, problem.saved, problem.few, problem.develop, problem.test, stages, 0)
+    first, second = few_shot.searched_router(problem), few_shot.searched_router_then_code(problem)
+    assert (first.trained, first.calls) == (4, 31) and (second.trained, second.calls) == (4 + 2 * 3, 52)
+    assert torch.equal(first.router, second.router)
+    assert 0 <= accuracy(second, problem) <= 1

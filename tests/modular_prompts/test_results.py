@@ -1,0 +1,40 @@
+"""results.py: means and errors are those of the definitions; lines are kept, and settings may not change."""
+
+from pathlib import Path
+
+import pytest
+
+from modular_prompts.results import Results, table
+from utils.errors import UserError
+
+
+def line(task: str, method: str, seed: int, score: float, metric: str = "accuracy") -> dict:
+    return {"task": task, "method": method, "seed": seed, "score": score, "metric": metric}
+
+
+def test_the_last_line_is_the_mean_over_tasks_with_its_error_over_seeds() -> None:
+    records = [
+        line("a", "x", 0, 0.5), line("a", "x", 1, 0.7), line("b", "x", 0, 0.1, "macro F1"), line("b", "x", 1, 0.5),
+        line("a", "y", 0, 0.25),
+    ]  # fmt: skip
+    head, first, second, last = (row.split() for row in table(records, ["a", "b"], ["x", "y"]).splitlines())
+    assert head == ["task", "x", "y"]
+    assert first == ["a", "0.600", "±", "0.100", "0.250"]
+    assert second == ["b*", "0.300", "±", "0.200", "-"]
+    assert last == ["mean", "0.450", "±", "0.150", "-"]  # seeds 0.3 and 0.6; y lacks a task
+
+
+def test_lines_are_found_again(tmp_path: Path) -> None:
+    with Results.opened(tmp_path / "new", {"shots": 4, "seeds": "1"}) as results:
+        results.add(line("a", "x", 0, 0.5))
+    with Results.opened(tmp_path / "new", {"shots": 4, "seeds": "1,2"}) as results:
+        assert results.has("a", "x", 0) and not results.has("a", "x", 1) and len(results.records) == 1
+
+
+def test_other_settings_and_another_process_are_refused(tmp_path: Path) -> None:
+    again = pytest.raises(UserError, match="another process writes there; wait for it")
+    with Results.opened(tmp_path, {"shots": 4}), again, Results.opened(tmp_path, {"shots": 4}):
+        pass
+    other = pytest.raises(UserError, match="made with shots=4, not 8; give another folder")
+    with other, Results.opened(tmp_path, {"shots": 8}):
+        pass
