@@ -9,6 +9,7 @@ from importlib import import_module
 from utils.command_line import run_script
 from utils.errors import UserError
 
+PROGRAM = "python -m modular_prompts"
 COMMANDS = {
     "pretrain": ("pretraining_run", "main", "train modules and the routers of many tasks together"),
     "tune": ("few_shot_run", "tune", "learn new tasks from few examples, by gradient"),
@@ -31,9 +32,10 @@ def main() -> None:
         raise UserError(f"{name}: no such command; give {', '.join(COMMANDS)}")
     else:
         module, function, _ = COMMANDS[name]
+        sys.argv[0] = f"{PROGRAM} {name}"  # begins the usage and an error line
         getattr(import_module(f"modular_prompts.{module}"), function)(arguments)
 
 
 if __name__ == "__main__":
-    sys.argv[0] = "modular_prompts"  # begins an error line
+    sys.argv[0] = PROGRAM
     run_script(main)

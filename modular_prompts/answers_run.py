@@ -36,7 +36,10 @@ SAMPLING = SampleArgs(top_k=1)
 def evaluate(argv: list[str]) -> None:
     """Score the test rows of tasks that have a prompt."""
     args, tasks, machine = parse(
-        [EvaluateArgs, TaskArgs, MachineArgs], __doc__, most_used=("prompts", "tasks"), argv=argv
+        [EvaluateArgs, TaskArgs, MachineArgs],
+        "Score the tasks of a folder of prompts on their test files.",
+        most_used=("prompts", "tasks"),
+        argv=argv,
     )
     hub.quiet_libraries()
     loaded = tasks.load()
@@ -84,7 +87,10 @@ def require_task(saved: SavedPrompts, name: str, folder: str) -> None:
 def predict(argv: list[str]) -> None:
     """Answer rows, and write them with their answers."""
     args, sampling, machine = parse(
-        [PredictArgs, SampleArgs, MachineArgs], __doc__, most_used=("prompts", "task", "data", "output"), argv=argv
+        [PredictArgs, SampleArgs, MachineArgs],
+        "Answer rows of a task.",
+        most_used=("prompts", "task", "data", "output"),
+        argv=argv,
     )
     hub.quiet_libraries()
     if args.output:

@@ -49,9 +49,9 @@ BY_SCORES: dict[str, Method] = {
 MOST_USED = ("prompts", "tasks", "output_dir", "methods", "shots", "seeds")
 
 
-def _command(kind: type, methods: dict[str, Method], argv: list[str]) -> None:
+def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[str]) -> None:
     """Read the settings, load prompts and network, and answer all tasks by all methods."""
-    parts = parse([FewShotArgs, TaskArgs, kind, MachineArgs], __doc__, most_used=MOST_USED, argv=argv)
+    parts = parse([FewShotArgs, TaskArgs, kind, MachineArgs], purpose, most_used=MOST_USED, argv=argv)
     args, tasks, how, machine = parts
     chosen = chosen_methods(how.methods, methods)
     hub.quiet_libraries()
@@ -62,7 +62,7 @@ def _command(kind: type, methods: dict[str, Method], argv: list[str]) -> None:
     settings = {key: value for part in parts for key, value in asdict(part).items()}
     with Results.opened(output, settings) as results:
         comparison = Comparison(args, readout, saved, how.stages, results)
-        for task in tqdm(loaded, desc=chosen_name(kind), unit="task", disable=None):
+        for task in tqdm(loaded, desc="learning", unit="task", disable=None):
             comparison.answer(task, chosen)
         speak(table(results.records, [task.card.name for task in loaded], list(chosen)))
     speak(f"results of {len(results.records)} runs in {results.path}")
@@ -71,13 +71,8 @@ def _command(kind: type, methods: dict[str, Method], argv: list[str]) -> None:
         speak(f"next: python -m modular_prompts predict --prompts {prompts} --task {name} --data MY_ROWS.jsonl")
 
 
-tune = partial(_command, TuneArgs, BY_GRADIENT)
-blackbox = partial(_command, BlackBoxArgs, BY_SCORES)
-
-
-def chosen_name(kind: type) -> str:
-    """Return the name of the command with these settings, for the progress bar."""
-    return "tune" if kind is TuneArgs else "blackbox"
+tune = partial(_command, "Learn new tasks from few examples, by gradient.", TuneArgs, BY_GRADIENT)
+blackbox = partial(_command, "Learn new tasks from the scores of the network alone.", BlackBoxArgs, BY_SCORES)
 
 
 def chosen_methods(names: str, methods: dict[str, Method]) -> dict[str, Method]:

@@ -44,7 +44,9 @@ Config = tuple[FrozenArgs, TaskArgs, PoolArgs, PretrainArgs, RunArgs, MachineArg
 
 def main(argv: list[str]) -> None:
     """Read the settings, find the state of the run, and train."""
-    config: Config = parse(list(Config.__args__), __doc__, most_used=MOST_USED, argv=argv)
+    config: Config = parse(
+        list(Config.__args__), "Train modules and the routers of many tasks together.", most_used=MOST_USED, argv=argv
+    )
     frozen, tasks, pool, training, run, machine = config
     hub.quiet_libraries()
     settings = {"world_size": 1, **{key: value for part in config for key, value in asdict(part).items()}}

@@ -270,7 +270,10 @@ def fitted(texts: Sequence[list[int]], room: int) -> list[list[int]]:
 
 
 def placeholders(tokenizer: PreTrainedTokenizerBase, number: int) -> list[int]:
-    """Return the ids at a prompt's positions: unused tokens of the vocabulary, or [MASK] where these are too few."""
+    """Return the ids at a prompt's positions: unused tokens of the vocabulary, or [CLS] where these are too few.
+
+    [CLS] disturbs a network least: [MASK], [PAD], [SEP] and [UNK] mean something where a target may stand.
+    """
     known = tokenizer.get_vocab()
     unused = [known[name] for name in (f"[unused{i}]" for i in range(2 * number)) if name in known]
-    return unused[:number] if len(unused) >= number else [tokenizer.mask_token_id] * number
+    return unused[:number] if len(unused) >= number else [tokenizer.cls_token_id] * number

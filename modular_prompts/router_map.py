@@ -13,15 +13,18 @@ from modular_prompts.pool import normalised
 from modular_prompts.saved import read_tensors
 from utils import files
 from utils.command_line import parse
+from utils.errors import UserError
 from utils.messages import speak
 
 
 def routers(argv: list[str]) -> None:
     """Print the weights of the modules for each task; draw them."""
-    (args,) = parse([RoutersArgs], __doc__, most_used=("prompts", "picture"), argv=argv)
+    (args,) = parse([RoutersArgs], "Show which modules each task uses.", most_used=("prompts", "picture"), argv=argv)
     if args.picture:
         files.require_writable("picture", Path(args.picture))
     found = ordered(read_tensors(args.prompts)[1])
+    if not found:
+        raise UserError(f"prompts {args.prompts}: no task; pre-train some")
     width = max(4, *map(len, found))
     modules = len(next(iter(found.values())))
     speak(f"{'task':{width}}  " + "".join(f"  m{k + 1:<4}" for k in range(modules)))

@@ -1,0 +1,106 @@
+"""few_shot_run.py: tune and blackbox write results and prompts, go on where they ended, and refuse what cannot be."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from modular_prompts.frozen import open_prompts
+from modular_prompts.tasks import load_task
+from tests.modular_prompts.test_frozen import Machine
+from tests.modular_prompts.toy_tasks import TINY, WORDS, command, make_network, make_task
+
+QUICK = ("--router_steps", 10, "--prompt_steps", 10, "--network_steps", 5)
+
+
+@pytest.fixture
+def world(tmp_path: Path, tokenizer, monkeypatch, capsys):  # noqa: ANN001, ANN201
+    """Return a function that runs a command on a new task; it returns exit code, standard output and error."""
+    network = make_network(tmp_path / "net", tokenizer)
+    make_task(tmp_path / "animal", WORDS["animal"])
+    make_task(tmp_path / "verb", WORDS["verb"])
+    base = ["--model_name_or_path", network, *TINY]
+    flags = ["--num_modules", 3, "--prompt_length", 2, "--max_steps", 4, "--eval_steps", 4, "--max_length", 40]
+    flags += ["--tasks", tmp_path / "animal", "--output_dir", tmp_path / "pre", "--intrinsic_size", 4]
+    assert command(monkeypatch, "pretrain", *base, *flags) == 0
+
+    def run(name: str, output: str, *flags: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        where = ["--prompts", tmp_path / "pre" / "checkpoint", "--tasks", tmp_path / "verb"]
+        more = ["--shots", 8, "--output_dir", tmp_path / output, *(QUICK if name == "tune" else ())]
+        code = command(monkeypatch, name, *base, *where, *more, *flags)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+def test_every_method_has_a_line_a_seed_and_a_column(world, tmp_path: Path) -> None:  # noqa: ANN001
+    methods = "none,uniform,router,router-then-prompts,prompts,random-prompt,linear-probe,full,lora"
+    code, out, _ = world("tune", "t", "--methods", methods, "--seeds", "3,5")
+    lines = lines_of(tmp_path / "t")
+    assert code == 0 and [(line["seed"], line["method"]) for line in lines] == [
+        (seed, method) for seed in (3, 5) for method in methods.split(",")
+    ]
+    head, row, mean = out.splitlines()[:3]
+    assert head.split() == ["task", *methods.split(",")] and row.split()[0] == "verb" and mean.split()[0] == "mean"
+    expected = sum(line["score"] for line in lines if line["method"] == "router") / 2
+    assert float(row.split()[1 + 3 * 2]) == pytest.approx(expected, abs=6e-4)
+    trained = {line["method"]: line["trained"] for line in lines}
+    assert (trained["none"], trained["uniform"], trained["router"], trained["prompts"]) == (0, 0, 3, 2 * 2 * 32)
+    assert trained["router-then-prompts"] == 3 + trained["random-prompt"]
+
+
+def test_the_prompts_of_the_first_seed_are_saved_and_give_its_score(world, tmp_path: Path) -> None:  # noqa: ANN001
+    code, out, _ = world("tune", "t", "--seeds", "3,5")
+    line = next(
+        line for line in lines_of(tmp_path / "t") if (line["method"], line["seed"]) == ("router-then-prompts", 3)
+    )
+    reader, saved = open_prompts(str(tmp_path / "t" / "checkpoint"), str(tmp_path / "net"), Machine)
+    task = load_task(tmp_path / "verb")
+    examples = reader.examples((task.card, task.test))
+    assert examples.accuracy(saved.prompt("verb")) == line["accuracy"]
+    assert sorted(saved.routers) == ["animal", "verb"] and saved.cards["verb"] == task.card
+    assert code == 0 and "predict --prompts" in out and "--task verb --data MY_ROWS.jsonl" in out
+
+
+def test_a_second_call_adds_what_is_missing(world, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    assert world("tune", "t", "--methods", "uniform,router", "--seeds", "3")[0] == 0
+    first = (tmp_path / "t" / "results.jsonl").read_text()
+    assert world("tune", "t", "--methods", "router,prompts", "--seeds", "3,5")[0] == 0
+    text = (tmp_path / "t" / "results.jsonl").read_text()
+    assert text.startswith(first) and [(line["method"], line["seed"]) for line in lines_of(tmp_path / "t")[2:]] == [
+        ("prompts", 3), ("router", 5), ("prompts", 5)
+    ]  # fmt: skip
+    code, _, err = world("tune", "t", "--shots", 4)
+    assert code == 2 and "results were made with shots=8, not 4; give another folder" in err
+
+
+def test_a_black_box_search_reports_its_calls(world, tmp_path: Path) -> None:  # noqa: ANN001
+    pytest.importorskip("cma")
+    flags = ["--calls", 21, "--code_calls", 11, "--population", 5, "--seeds", 3]
+    code, out, _ = world("blackbox", "b", *flags, "--methods", "uniform,router,router-then-code")
+    calls = {line["method"]: line.get("calls") for line in lines_of(tmp_path / "b")}
+    assert code == 0 and calls == {"uniform": None, "router": 21, "router-then-code": 32}
+    _, saved = open_prompts(str(tmp_path / "b" / "checkpoint"), str(tmp_path / "net"), Machine)
+    assert not torch.equal(saved.prompts["verb"], torch.zeros(2, 2, 32))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods", "magic"], "methods=magic: 'magic' is none of none, uniform"),
+        (["--methods", ","], "methods=,: '' is none of none, uniform"),
+        (["--shots", 100], "label 'likes' of verb has"),
+        (["--prompts", "nowhere"], "prompts nowhere: no prompts.json there"),
+        (["--tasks", "nowhere"], "tasks=nowhere: no task there"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(world, tmp_path: Path, flags: list, message: str) -> None:  # noqa: ANN001
+    code, out, err = world("tune", "t", *flags)
+    assert code == 2 and message in err and len(err.splitlines()) == 1
+    assert not (tmp_path / "t" / "checkpoint").exists()

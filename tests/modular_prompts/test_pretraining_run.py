@@ -1,0 +1,107 @@
+"""pretraining_run.py: a run is validated, saved, interrupted and resumed to the same bytes."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from modular_prompts.pretraining import Pretraining
+from tests.modular_prompts.toy_tasks import TINY, command, make_network, make_tasks
+
+
+@pytest.fixture
+def pretrain(tmp_path: Path, tokenizer, monkeypatch, capsys):  # noqa: ANN001, ANN201
+    """Return a function that runs the command in a folder; it returns exit code, standard output and error."""
+    network, tasks = make_network(tmp_path / "my network", tokenizer), make_tasks(tmp_path / "tasks")
+
+    def run(output: str, *flags: object) -> tuple[int, str, str]:
+        base = ["--model_name_or_path", network, "--tasks", tasks, "--output_dir", tmp_path / output, *TINY]
+        base += ["--num_modules", 3, "--prompt_length", 2, "--max_steps", 12, "--eval_steps", 4, "--valid_rows", 16]
+        code = command(monkeypatch, "pretrain", *base, "--max_length", 40, *flags)
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_run_is_validated_beside_majority_and_the_network_alone(pretrain, tmp_path: Path) -> None:  # noqa: ANN001
+    flags = ["--max_steps", 150, "--eval_steps", 50, "--rows_per_task", 16, "--prompt_rate", 0.05]
+    code, out, _ = pretrain("run", *flags)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert code == 0 and [line["step"] for line in lines] == [0, 50, 100, 150]
+    means = {line["step"]: line["mean"] for line in lines}
+    assert set(lines[1]["tasks"]) == {"animal", "verb"}
+    assert means[0] == pytest.approx(sum(lines[0]["tasks"].values()) / 2)
+    table = out.split("task ")[1].splitlines()
+    assert table[0].split()[:6] == ["majority", "no", "prompt", "own", "router", "(validation"]
+    best = max(lines[1:], key=lambda line: line["mean"])
+    assert [float(row.split()[-1]) for row in table[1:3]] == [round(best["tasks"][t], 3) for t in ("animal", "verb")]
+    assert (
+        lines[-1]["loss"] < 0.8 * lines[1]["loss"] and f"best mean validation score {best['mean']:.3f} at step" in out
+    )
+    assert "next: python -m modular_prompts tune --prompts" in out
+    about = json.loads((tmp_path / "run" / "checkpoint" / "prompts.json").read_text())
+    assert about["network"] == "my network" and about["tasks"]["animal"]["labels"] == ["cat", "dog"]
+    code, out, _ = pretrain("run", *flags)
+    assert code == 0 and out.startswith("pre-trained 150 steps")
+
+
+@pytest.mark.parametrize("stopped_at", [3, 4, 7])
+def test_an_interrupted_run_resumes_to_the_same_bytes(pretrain, tmp_path: Path, monkeypatch, stopped_at: int) -> None:  # noqa: ANN001
+    assert pretrain("whole")[0] == 0
+    step = Pretraining.step
+
+    def interrupted(self: Pretraining, number: int) -> float:
+        if number == stopped_at + 1:
+            raise KeyboardInterrupt
+        return step(self, number)
+
+    monkeypatch.setattr(Pretraining, "step", interrupted)
+    assert pretrain("parts", "--save_minutes", 0.001)[0] == 130
+    monkeypatch.setattr(Pretraining, "step", step)
+    code, out, _ = pretrain("parts", "--save_minutes", 0.001)
+    assert code == 0
+    assert bytes_of(tmp_path / "whole" / "checkpoint") == bytes_of(tmp_path / "parts" / "checkpoint")
+    last = [bytes_of(tmp_path / run / "state" / "step-000000000012") for run in ("whole", "parts")]
+    assert all(last[0][name] == last[1][name] for name in ("weights.safetensors", "optimizer.safetensors"))
+    logs = [(tmp_path / run / "log.jsonl").read_text() for run in ("whole", "parts")]
+    means = [[(json.loads(line)["step"], json.loads(line)["mean"]) for line in log.splitlines()] for log in logs]
+    assert means[0] == means[1]
+
+
+def test_a_time_limit_ends_the_process_and_says_how_to_go_on(pretrain, tmp_path: Path) -> None:  # noqa: ANN001
+    code, out, _ = pretrain("run", "--time_limit", 0.0001)
+    assert code == 0 and "stopped after step 1, and saved" in out and "run the same command again" in out
+    code, out, _ = pretrain("run")
+    assert code == 0 and "resumed after step 1" in out and "pre-trained 12 steps" in out
+
+
+def test_another_run_in_the_folder_is_refused(pretrain, tmp_path: Path) -> None:  # noqa: ANN001
+    assert pretrain("run")[0] == 0
+    code, _, err = pretrain("run", "--num_modules", 4)
+    assert code == 2 and "holds a run with other settings (num_modules=3)" in err and err.count("\n") == 1
+    with (tmp_path / "tasks" / "animal" / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "the cat is new", "label": "cat"}) + "\n")
+    (tmp_path / "run" / "state").rename(tmp_path / "elsewhere")
+    code, _, err = pretrain("run", "--max_steps", 20, "--resume", "true")
+    assert code == 2 and "saved states (state/) were removed" in err
+    (tmp_path / "elsewhere").rename(tmp_path / "run" / "state")
+    code, _, err = pretrain("run", "--max_steps", 20, "--resume", "true")
+    assert code == 2 and "holds a run on other text" in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--prompt_length", 30], "a prompt of 30 tokens and the question leave no room for a text in max_length=40"),
+        (["--num_layers", 3], "num_layers=3: the network has 2"),
+        (["--split", "test"], "none is left with split='test'"),
+        (["--num_module", 3], "unknown flag --num_module; did you mean --num_modules?"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(pretrain, tmp_path: Path, flags: list, message: str) -> None:  # noqa: ANN001
+    code, _, err = pretrain("run", *flags)
+    assert code == 2 and message in err and len(err.splitlines()) == 1 and not (tmp_path / "run" / "state").exists()

@@ -1,0 +1,33 @@
+"""router_map.py: the weights are those of the pool, tasks of one module stand together, the picture is written."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from modular_prompts.router_map import ordered, weights_of
+from tests.modular_prompts.test_frozen import saved
+from tests.modular_prompts.toy_tasks import command, make_network
+
+
+def test_weights_are_the_normalised_gates_and_their_mean_over_layers() -> None:
+    assert weights_of(torch.tensor([[0.0, 0.0]])).tolist() == pytest.approx([0.5, 0.5])
+    logits = torch.tensor([[30.0, -30.0], [0.0, 0.0]])
+    assert weights_of(logits).tolist() == pytest.approx([0.75, 0.25])
+
+
+def test_tasks_with_one_heaviest_module_stand_together() -> None:
+    logits = {"a": [[0.0, 9.0]], "b": [[9.0, 0.0]], "c": [[0.0, 30.0]], "d": [[30.0, -30.0]]}
+    assert list(ordered({name: torch.tensor(own) for name, own in logits.items()})) == ["d", "b", "c", "a"]
+
+
+def test_a_line_a_task_is_printed_and_a_picture_written(tokenizer, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: ANN001
+    network = make_network(tmp_path / "net", tokenizer)
+    folder, picture = saved(network, tmp_path / "p", tasks=("one", "another")), tmp_path / "new" / "map.png"
+    capsys.readouterr()
+    assert command(monkeypatch, "routers", "--prompts", folder, "--picture", picture) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["task", "m1", "m2"] and [line[0] for line in lines[1:3]] == ["another", "one"]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert command(monkeypatch, "routers", "--prompts", saved(network, tmp_path / "q")) == 2
+    assert "no task; pre-train some" in capsys.readouterr().err
