@@ -35,12 +35,11 @@ SAMPLING = SampleArgs(top_k=1)
 
 def evaluate(argv: list[str]) -> None:
     """Score the test rows of tasks that have a prompt."""
-    args, tasks, machine = parse(
+    kinds, purpose = (
         [EvaluateArgs, TaskArgs, MachineArgs],
         "Score the tasks of a folder of prompts on their test files.",
-        most_used=("prompts", "tasks"),
-        argv=argv,
     )
+    args, tasks, machine = parse(kinds, purpose, most_used=("prompts", "tasks"), argv=argv)
     hub.quiet_libraries()
     loaded = tasks.load()
     readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
@@ -86,12 +85,9 @@ def require_task(saved: SavedPrompts, name: str, folder: str) -> None:
 
 def predict(argv: list[str]) -> None:
     """Answer rows, and write them with their answers."""
-    args, sampling, machine = parse(
-        [PredictArgs, SampleArgs, MachineArgs],
-        "Answer rows of a task.",
-        most_used=("prompts", "task", "data", "output"),
-        argv=argv,
-    )
+    most_used = ("prompts", "task", "data", "output")
+    kinds = [PredictArgs, SampleArgs, MachineArgs]
+    args, sampling, machine = parse(kinds, "Answer rows of a task.", most_used=most_used, argv=argv)
     hub.quiet_libraries()
     if args.output:
         files.require_writable("output", Path(args.output))

@@ -9,6 +9,7 @@ python -m modular_prompts pretrain --model_name_or_path minilm --tasks fewshot -
 
 import hashlib
 import json
+import math
 import shlex
 import time
 from dataclasses import asdict, dataclass
@@ -39,14 +40,16 @@ from utils.messages import say, speak
 
 MOST_USED = ("model_name_or_path", "tasks", "split", "output_dir", "max_steps", "num_modules", "prompt_length")
 
+FIGURES = {"seconds": 0.0, "loss_sum": 0.0, "loss_steps": 0}
+"""Figures of a run before its first step; loss_sum is over loss_steps steps since the last evaluation."""
+
 Config = tuple[FrozenArgs, TaskArgs, PoolArgs, PretrainArgs, RunArgs, MachineArgs]
 
 
 def main(argv: list[str]) -> None:
     """Read the settings, find the state of the run, and train."""
-    config: Config = parse(
-        list(Config.__args__), "Train modules and the routers of many tasks together.", most_used=MOST_USED, argv=argv
-    )
+    purpose = "Train modules and the routers of many tasks together."
+    config: Config = parse(list(Config.__args__), purpose, most_used=MOST_USED, argv=argv)
     frozen, tasks, pool, training, run, machine = config
     hub.quiet_libraries()
     settings = {"world_size": 1, **{key: value for part in config for key, value in asdict(part).items()}}
@@ -120,7 +123,7 @@ class Run:
         model = self.training.model
         average, scaler = AveragedWeights(model, 0.0), torch.amp.GradScaler(enabled=False)
         self.learner = Learner(model, average, [self.training.optimizer], scaler)
-        self.step, self.figures = start.step, {"seconds": 0.0, **start.facts.get("figures", {})}
+        self.step, self.figures = start.step, {**FIGURES, **start.facts.get("figures", {})}
         if start.path:
             self.learner.restore(start.path, start.facts)
         claim(self.output, settings, start.step)
@@ -140,16 +143,14 @@ class Run:
         )
         if not self.step:
             self._evaluate_without()
-        losses: list[float] = []
         bar = tqdm(total=total, initial=self.step, desc="pre-training", unit="step", disable=None)
         with StopRequest().listening() as stop, bar:
             while self.step < total:
                 self.step += 1
-                losses.append(self.training.step(self.step))
+                self._add(self.training.step(self.step))
                 bar.update()
                 if self.step % every == 0 or self.step == total:
-                    self._evaluate(sum(losses) / len(losses))
-                    losses = []
+                    self._evaluate()
                     self._save(finished=self.step == total)
                 elif stop.signal_name or self.deadline.is_near():
                     self._save()
@@ -162,6 +163,17 @@ class Run:
         self.log.close()
         return speak(self._table() + "\n" + _done(self.run, self.step, self.figures))
 
+    def _add(self, loss: float) -> None:
+        """Add a step's loss to the figures.
+
+        Raises:
+            UserError: if it is not finite.
+        """
+        if not math.isfinite(loss):
+            raise UserError(f"the loss of step {self.step} is not finite; lower --prompt_rate or --router_rate")
+        self.figures["loss_sum"] += loss
+        self.figures["loss_steps"] += 1
+
     def _evaluate_without(self) -> None:
         """Log the scores of the frozen network alone."""
         scores = [own.score(self.world.readout.nothing) for own in self.world.alone]
@@ -170,12 +182,13 @@ class Run:
         speak(f"without prompts: mean score {sum(scores) / len(scores):.3f}")
 
     @torch.no_grad()
-    def _evaluate(self, loss: float) -> None:
+    def _evaluate(self) -> None:
         """Validate every task with its own router; save the prompts if the mean is the best so far."""
         routers = zip(self.world.valid, self.router.logits, strict=True)
         scores = [own.score(prompt_of(self.pool, logits)) for own, logits in routers]
-        mean = sum(scores) / len(scores)
-        is_best = mean > self.figures.get("best", -1.0)
+        mean, loss = sum(scores) / len(scores), self.figures["loss_sum"] / self.figures["loss_steps"]
+        self.figures |= {"loss_sum": 0.0, "loss_steps": 0}
+        is_best = mean > self.figures.get("best", -math.inf)
         if is_best:
             self.figures |= {"best": mean, "best_step": self.step}
             self.figures |= {f"own {card.name}": score for card, score in zip(self.world.cards, scores, strict=True)}
