@@ -25,7 +25,7 @@ from modular_prompts.pool import PoolShape, PromptPool, Router
 from modular_prompts.pretraining import PretrainArgs, Pretraining
 from modular_prompts.readouts import Readout
 from modular_prompts.saved import SavedPrompts, network_digest, save_prompts
-from modular_prompts.tasks import Card, Task, majority
+from modular_prompts.tasks import Card, Task, find_tasks, load_task, majority, without_texts_of
 from modular_prompts.tuning import Examples, prompt_of
 from training.clock import Deadline, StopRequest
 from training.optim import AveragedWeights
@@ -61,12 +61,21 @@ def main(argv: list[str]) -> None:
         if note := note_versions(start):
             say(note)
         readout = open_frozen(frozen.model_name_or_path, frozen.readout, frozen.max_length, pool.prompt_length, machine)
-        world = World.of(readout, tasks.load(), run.valid_rows)
+        world = World.of(readout, _load(tasks, run.unseen), run.valid_rows)
         shape = pool.shape(len(readout.denoiser.layers), readout.denoiser.network.config.hidden_size)
         found = {"data": world.identity, "valid_data": "", "word_freq": "", "network": network_digest(readout.denoiser)}
         require_same_text(start, found, run)
         facts = {**found, "torch": torch.__version__, "of_pairs": False, "parts": 1, "position": [0, 0]}
         return Run(config, world, shape, start, settings, facts).train()
+
+
+def _load(tasks: TaskArgs, unseen: str) -> list[Task]:
+    """Read the tasks, without rows that occur in unseen tasks."""
+    loaded = tasks.load()
+    if unseen:
+        loaded, removed = without_texts_of(loaded, [load_task(folder) for folder in find_tasks(unseen)])
+        say(f"{removed:,} training rows left out, whose text occurs in an unseen task")
+    return loaded
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ python -m modular_prompts routers --prompts out/prompts/checkpoint --picture rou
 from pathlib import Path
 
 import torch
+from scipy.cluster.hierarchy import leaves_list, linkage
 from torch import Tensor
 
 from modular_prompts.arguments import RoutersArgs
@@ -41,9 +42,13 @@ def weights_of(logits: Tensor) -> Tensor:
 
 
 def ordered(logits: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights of each task, tasks with the same heaviest module beside each other."""
-    found = {task: weights_of(own) for task, own in logits.items()}
-    return dict(sorted(found.items(), key=lambda entry: (int(entry[1].argmax()), -float(entry[1].max()), entry[0])))
+    """Return the weights of each task; similar tasks are neighbours, as in a clustering by average linkage."""
+    found = {task: weights_of(logits[task]) for task in sorted(logits)}
+    if len(found) < 3:
+        return found
+    leaves = leaves_list(linkage(torch.stack(list(found.values())).double().numpy(), "average"))
+    tasks = list(found)
+    return {tasks[i]: found[tasks[i]] for i in leaves}
 
 
 def draw(weights: dict[str, Tensor], picture: Path) -> None:

@@ -15,7 +15,7 @@ options at the end of a list are no options: data sets fill lists of unequal len
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -328,10 +328,12 @@ def macro_f1(choices: Sequence[int], labels: Sequence[int]) -> float:
     return sum(scores) / len(scores)
 
 
-def overlap(tasks: Sequence[Task], other: Task) -> set[str]:
-    """Return the texts of a task that other tasks contain too, case folded: what is new must not have been seen."""
+def without_texts_of(tasks: Sequence[Task], unseen: Sequence[Task]) -> tuple[list[Task], int]:
+    """Remove training rows whose text occurs in unseen tasks, case folded; return the tasks and how many rows."""
+    known = {_folded(row) for task in unseen for row in (*task.train, *task.test)}
+    kept = [replace(task, train=[row for row in task.train if _folded(row) not in known]) for task in tasks]
+    return kept, sum(len(task.train) for task in tasks) - sum(len(task.train) for task in kept)
 
-    def texts(task: Task) -> set[str]:
-        return {" ".join(row.texts).casefold().strip() for row in (*task.train, *task.test)}
 
-    return texts(other) & set().union(*map(texts, tasks))
+def _folded(row: Row) -> str:
+    return " ".join(" ".join(row.texts).casefold().split())

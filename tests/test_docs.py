@@ -21,6 +21,7 @@ import pytest
 
 import training.config
 from benchmarks import grammar
+from modular_prompts.__main__ import COMMANDS
 from tests.conftest import ROOT
 
 README = ROOT / "README.md"
@@ -134,7 +135,9 @@ def parse_as(script: str, arguments: list[str]) -> None:
     if script == "benchmarks/grammar.py":
         script, arguments = "main.py", [*MAIN[1:], *grammar.SETTINGS, *arguments[1:]]
     if script in WITHOUT_FLAGS:
-        return
+        return None
+    if script == "modular_prompts.py":
+        return parse_prompts(*arguments)
     module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.setattr(sys, "argv", [script, *arguments])
@@ -148,6 +151,17 @@ def parse_as(script: str, arguments: list[str]) -> None:
             pass
         except SystemExit as end:
             assert end.code == 0 and "--help" in arguments, f"{script} {shlex.join(arguments)}: exit code {end.code}"
+
+
+def parse_prompts(command: str = "--help", *arguments: str) -> None:
+    """Parse a command line of `python -m modular_prompts`."""
+    if command == "--help":
+        return
+    name, function, _ = COMMANDS[command]
+    module = importlib.import_module(f"modular_prompts.{name}")
+    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ParsedError):
+        patch.setattr(module, "parse", stop_after(module.parse))
+        getattr(module, function)(list(arguments))
 
 
 def check_recipe(script: str, arguments: list[str]) -> None:
@@ -185,7 +199,9 @@ def check_script(program: str, arguments: list[str]) -> None:
         assert program == "python", f"{program}: unknown program"
     if arguments[0] == "-m":
         arguments = [arguments[1].replace(".", "/") + ".py", *arguments[2:]]
-    if arguments[0] != "pytest.py":
+    if arguments[0] == "modular_prompts.py":
+        parse_as(*arguments[:1], arguments[1:])
+    elif arguments[0] != "pytest.py":
         assert (ROOT / arguments[0]).is_file(), f"{arguments[0]}: no such script"
         if not arguments[0].startswith("tests/"):
             parse_as(arguments[0], arguments[1:])
@@ -205,12 +221,14 @@ bash run.sh nothere
 bash run.sh a.txt --no_such_flag 3
 bash runs/nothere.sh
 python benchmarks/faults.py --no_such_flag
+python -m modular_prompts tune --no_such_flag
+python -m modular_prompts nothere
 rm -rf out"""
 
 
 @pytest.mark.parametrize("line", WRONG.splitlines())
 def test_a_wrong_command_fails_the_check(line: str, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises((AssertionError, ValueError, SystemExit)):
+    with pytest.raises((AssertionError, ValueError, KeyError, SystemExit)):
         for command in commands(f"```bash\n{line}\n```\n"):
             check_command(command)
 
@@ -234,7 +252,17 @@ def sources() -> str:
     return "\n".join(file.read_text() for file in files)
 
 
-FOLDERS = ("utils", "data", "models", "diffusion", "checkpoint", "evaluation", "training", "benchmarks")
+FOLDERS = (
+    "utils",
+    "data",
+    "models",
+    "diffusion",
+    "checkpoint",
+    "evaluation",
+    "training",
+    "modular_prompts",
+    "benchmarks",
+)
 
 
 @pytest.mark.parametrize("page", ALL_PAGES, ids=name_of)

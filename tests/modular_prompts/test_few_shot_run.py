@@ -8,6 +8,7 @@ import torch
 
 from modular_prompts.frozen import open_prompts
 from modular_prompts.tasks import load_task
+from tests.conftest import PAIRS, write_jsonl
 from tests.modular_prompts.test_frozen import Machine
 from tests.modular_prompts.toy_tasks import TINY, WORDS, command, make_network, make_task
 
@@ -104,3 +105,22 @@ def test_bad_settings_are_refused_in_one_line(world, tmp_path: Path, flags: list
     code, out, err = world("tune", "t", *flags)
     assert code == 2 and message in err and len(err.splitlines()) == 1
     assert not (tmp_path / "t" / "checkpoint").exists()
+
+
+def test_pairs_are_learned_on_a_checkpoint(trained_pairs: Path, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: ANN001
+    for name in ("seen", "new"):
+        rows = [{"src": pair["src"], "trg": pair["trg"] + " " + name} for pair in PAIRS[:100]]
+        write_jsonl(tmp_path / name / "train.jsonl", rows[:80])
+        write_jsonl(tmp_path / name / "valid.jsonl", rows[80:])
+    base = ["--model_name_or_path", trained_pairs, *TINY]
+    flags = ["--tasks", tmp_path / "seen", "--output_dir", tmp_path / "pre", "--prompt_length", 3, "--max_steps", 5]
+    assert command(monkeypatch, "pretrain", *base, *flags) == 0
+    methods = ["none", "uniform", "router", "router-then-prompts", "random-prompt", "full", "lora"]
+    flags = ["--prompts", tmp_path / "pre" / "checkpoint", "--tasks", tmp_path / "new", "--output_dir", tmp_path / "t"]
+    flags += ["--seeds", 1, "--shots", 16, *QUICK, "--methods", ",".join(methods)]
+    assert command(monkeypatch, "tune", *base, *flags) == 0
+    lines = {line["method"]: line for line in lines_of(tmp_path / "t")}
+    assert list(lines) == methods and all(line["metric"] == "1 - bound / log V" for line in lines.values())
+    assert lines["full"]["score"] > lines["none"]["score"]
+    assert command(monkeypatch, "tune", *base, *flags, "--methods", "linear-probe") == 2
+    assert "linear-probe: new has no options" in capsys.readouterr().err

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from data.wordpiece import train_wordpiece
 from modular_prompts.pretraining import Pretraining
-from tests.modular_prompts.toy_tasks import TINY, command, make_network, make_tasks
+from tests.conftest import write_jsonl
+from tests.modular_prompts.toy_tasks import TINY, WORDS, command, make_network, make_task, make_tasks
 
 
 @pytest.fixture
@@ -110,3 +112,36 @@ def test_a_loss_that_is_not_finite_ends_the_run(pretrain, monkeypatch) -> None: 
     monkeypatch.setattr(Pretraining, "step", lambda *_: float("nan"))
     code, _, err = pretrain("run")
     assert code == 2 and err.endswith("the loss of step 1 is not finite; lower --prompt_rate or --router_rate\n")
+
+
+def test_rows_of_unseen_tasks_are_left_out(pretrain, tmp_path: Path) -> None:  # noqa: ANN001
+    make_task(tmp_path / "later", WORDS["verb"])
+    code, out, _ = pretrain("run", "--tasks", tmp_path / "tasks" / "animal", "--unseen", tmp_path / "later")
+    texts = [{json.loads(line)["text"] for line in (folder / "train.jsonl").read_text().splitlines()}
+             | ({json.loads(line)["text"] for line in (folder / "test.jsonl").read_text().splitlines()} if i else set())
+             for i, folder in enumerate((tmp_path / "tasks" / "animal", tmp_path / "later"))]  # fmt: skip
+    assert code == 0 and out.startswith(f"{len(texts[0] & texts[1])} training rows left out")
+
+
+WHO, WHAT = ("小猫", "小狗", "老人", "孩子"), ("看见", "喜欢", "跟着", "找到")
+THINGS = ("一棵树", "那所房子", "红色的球", "一条鱼", "它", "他的姐妹")
+CHINESE = [f"{who}{what}{thing}。" for who in WHO for what in WHAT for thing in THINGS]
+
+
+def test_chinese_tasks_are_read_by_characters(tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: ANN001
+    """A stand-in for bert-base-chinese: a vocabulary of single characters, labels of several."""
+    tokenizer = train_wordpiece([*CHINESE, "哪一个？答案：，"], 200)
+    network = make_network(tmp_path / "net", tokenizer)
+    assert all(len(token) == 1 for token in tokenizer.tokenize(CHINESE[0]))
+    rows = [{"text": text, "label": text[:2]} for text in CHINESE if text[:2] in ("小猫", "老人")]
+    for name in ("train", "test"):
+        write_jsonl(tmp_path / "zh" / f"{name}.jsonl", rows)
+    card = {"type": "classification", "labels": ["小猫", "老人"], "question": "哪一个？", "language": "zh"}
+    (tmp_path / "zh" / "card.json").write_text(json.dumps(card), encoding="utf-8")
+    for readout in ("verbaliser", "spans"):
+        flags = ["--model_name_or_path", network, "--tasks", tmp_path / "zh", "--language", "zh", *TINY]
+        flags += ["--prompt_length", 2, "--max_steps", 60, "--rows_per_task", 16, "--prompt_rate", 0.05]
+        code = command(monkeypatch, "pretrain", *flags, "--readout", readout, "--output_dir", tmp_path / readout)
+        out = capsys.readouterr().out
+        assert code == 0 and f"read-out {readout}" in out
+        assert readout != "verbaliser" or "best mean validation score 1.000" in out

@@ -15,7 +15,7 @@ from modular_prompts.tasks import (
     load_task,
     macro_f1,
     majority,
-    overlap,
+    without_texts_of,
 )
 from tests.conftest import write_jsonl
 from utils.errors import UserError
@@ -129,10 +129,12 @@ def test_majority_and_macro_f1_are_those_of_the_definitions() -> None:
     assert macro_f1([2, 2], [0, 1]) == 0.0
 
 
-def test_texts_that_were_seen_are_found(tmp_path: Path) -> None:
+def test_rows_of_unseen_tasks_are_left_out(tmp_path: Path) -> None:
     first = load_task(folder_of(tmp_path))
-    other = Task(first.card, [Row(("TEXT 3 ",), ("x", "y"), 0), Row(("new",), ("x", "y"), 0)], [])
-    assert overlap([first], other) == {"text 3"}
+    other = Task(first.card, [Row(("TEXT  3 ",), ("x", "y"), 0)], [Row(("new",), ("x", "y"), 0)])
+    (kept,), removed = without_texts_of([first], [other])
+    assert removed == 1 and [row for row in first.train if row not in kept.train] == [first.train[3]]
+    assert kept.test == first.test
 
 
 def test_a_folder_of_pairs_needs_no_card(tmp_path: Path) -> None:
