@@ -50,7 +50,7 @@ class DownstreamArgs(ColumnNames):
     prompts: str = field(
         default="", metadata={"help": "folder of modular prompts for this checkpoint (python -m modular_prompts)"}
     )
-    prompts_task: str = field(default="", metadata={"help": "task among them; default: the one that was tuned"})
+    prompts_task: str = field(default="", metadata={"help": "task among them; default: the only one"})
     output: str = field(
         default="generation_results/predictions.jsonl",
         metadata={"aliases": ["--output_file"], "help": "output file, .jsonl, one source per line"},

@@ -6,7 +6,7 @@ python -m modular_prompts predict --prompts out/my_task/checkpoint --task my_tas
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -30,26 +30,24 @@ from utils.errors import UserError, shown
 from utils.messages import speak
 
 SAMPLING = SampleArgs(top_k=1)
-"""Sampler of drawn answers by default: the likeliest token at each position."""
+"""Sampler of the answers that evaluate compares: the likeliest token at each position."""
 
 
 def evaluate(argv: list[str]) -> None:
     """Score the test rows of tasks that have a prompt."""
-    kinds, purpose = (
-        [EvaluateArgs, TaskArgs, MachineArgs],
-        "Score the tasks of a folder of prompts on their test files.",
-    )
+    purpose = "Score the tasks of a folder of prompts on their test files."
+    kinds = [EvaluateArgs, TaskArgs, MachineArgs]
     args, tasks, machine = parse(kinds, purpose, most_used=("prompts", "tasks"), argv=argv)
     hub.quiet_libraries()
     loaded = tasks.load()
     readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
     for task in loaded:
-        require_task(saved, task.card.name, args.prompts)
+        require_task(saved, task.card.name, args.prompts, task.card)
     width = max(4, *(len(task.card.name) for task in loaded))
     speak(f"{'task':{width}}    rows  majority  no prompt   prompt  metric")
     for task in loaded:
         rows = task.test[: args.test_rows or None]
-        most = f"{majority(rows):.3f}" if task.has_options else "-"
+        most = f"{majority(rows):.3f}" if task.card.labels else "-"
         none, own = scores_of(task, rows, readout, saved)
         accuracy = f" (accuracy {own['accuracy']:.3f})" if own["metric"] == "macro F1" else ""
         figures_of_both = f"{none['score']:9.3f}  {own['score']:7.3f}  {own['metric']}{accuracy}"
@@ -61,7 +59,8 @@ def scores_of(task: Task, rows: list[Row], readout: Readout, saved: SavedPrompts
     plain, prompt = readout.plain(), saved.prompt(task.card.name)
     if task.card.kind == "extraction" and isinstance(readout, TargetWindow):
         pairs = ((plain, plain.nothing), (readout, prompt))
-        return tuple(f1_of(reader.answers(task.card, rows, own, SAMPLING), rows) for reader, own in pairs)
+        sources = readout.sources(task.card, rows)
+        return tuple(f1_of(reader.answers(sources, range(len(rows)), own, SAMPLING), rows) for reader, own in pairs)
     alone = figures(task, plain.examples((task.card, rows)), Outcome(0, plain.nothing))
     return alone, figures(task, readout.examples((task.card, rows)), Outcome(0, prompt))
 
@@ -72,15 +71,22 @@ def f1_of(found: list[str], rows: list[Row]) -> dict:
     return {"metric": "F1", "score": sum(scores) / len(scores)}
 
 
-def require_task(saved: SavedPrompts, name: str, folder: str) -> None:
-    """Require that prompts have a task.
+def require_task(saved: SavedPrompts, name: str, folder: str, card: Card | None = None) -> None:
+    """Require that prompts have a task, and if a card is given, with this card.
 
     Raises:
-        UserError: naming some that they have.
+        UserError: naming some tasks that they have, or what differs.
     """
     if name not in saved.routers:
         known = ", ".join(list(saved.routers)[:20])
         raise UserError(f"prompts {folder}: no task {shown(name)}; they have {known}; tune learns a new one")
+    if card and card != saved.cards[name]:
+        own, other = saved.cards[name].entries(), card.entries()
+        key = next(key for key in {**own, **other} if own.get(key) != other.get(key))
+        raise UserError(
+            f"prompts {folder}: their task {name} has {key}={shown(own.get(key))}, and the card in --tasks has "
+            f"{shown(other.get(key))}; it is another task, or its card changed"
+        )
 
 
 def predict(argv: list[str]) -> None:
@@ -91,6 +97,8 @@ def predict(argv: list[str]) -> None:
     hub.quiet_libraries()
     if args.output:
         files.require_writable("output", Path(args.output))
+        if Path(args.output).exists() and Path(args.output).samefile(files.local_path(args.data)):
+            raise UserError(f"output={args.output} is the data file itself; give another --output")
     readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
     require_task(saved, args.task, args.prompts)
     card = saved.cards[args.task]
@@ -107,31 +115,43 @@ def predict(argv: list[str]) -> None:
 
 
 def inputs_of(row: Row, card: Card) -> dict:
-    """Return the texts of a row by the names of its fields."""
-    return dict(zip(card.fields, row.texts, strict=True))
+    """Return the texts of a row by the names of its fields, and the options if these are its own."""
+    own = {} if card.labels or not row.options else {"options": row.options}
+    return {**dict(zip(card.fields, row.texts, strict=True)), **own}
 
 
 @torch.no_grad()
 def predictions(
     card: Card, rows: list[Row], readout: Readout, prompt: Tensor, args: PredictArgs, sampling: SampleArgs
 ) -> Iterator[dict]:
-    """Yield the answer of each row; where there are options, with the softmax of their scores."""
-    bar = tqdm(total=len(rows), desc="answering", unit="row", disable=None)
-    for begin in range(0, len(rows), args.batch_size):
-        part = rows[begin : begin + args.batch_size]
-        if rows[0].options:
-            scores = readout.examples((card, part)).scores(torch.arange(len(part)), prompt).softmax(-1)
-            for row, each in zip(part, scores.tolist(), strict=True):
-                best = max(range(len(row.options)), key=each.__getitem__)
-                yield {
-                    "prediction": row.options[best],
-                    "scores": [round(score, 4) for score in each[: len(row.options)]],
-                }
-        elif isinstance(readout, TargetWindow):
-            for text in readout.answers(card, part, prompt, sampling, args.seed + begin):
-                yield {"prediction": text}
-        elif isinstance(readout, Spans):
-            for text in readout.answers(part, readout.rows(card, part), prompt):
-                yield {"prediction": text}
-        bar.update(len(part))
-    bar.close()
+    """Yield the answer of each row, which depends on no other; with options, also the softmax of their scores."""
+    answered = _answering(card, rows, readout, prompt, args, sampling)
+    with tqdm(total=len(rows), desc="answering", unit="row", disable=None) as bar:
+        for part in torch.arange(len(rows)).split(args.batch_size):
+            yield from answered(part)
+            bar.update(len(part))
+
+
+def _answering(
+    card: Card, rows: list[Row], readout: Readout, prompt: Tensor, args: PredictArgs, sampling: SampleArgs
+) -> Callable[[Tensor], Iterator[dict]]:
+    """Return a function that answers some of the rows, by their numbers."""
+    if rows[0].options:
+        examples = readout.examples((card, rows))
+
+        def choices(part: Tensor) -> Iterator[dict]:
+            for i, scores in zip(part.tolist(), examples.scores(part, prompt).softmax(-1).tolist(), strict=True):
+                own = scores[: len(rows[i].options)]
+                yield {"prediction": rows[i].options[own.index(max(own))], "scores": [round(x, 4) for x in own]}
+
+        return choices
+    if isinstance(readout, Spans):
+        written = readout.rows(card, rows)
+        return lambda part: (
+            {"prediction": text}
+            for text in readout.answers([rows[i] for i in part], [written[i] for i in part], prompt)
+        )
+    sources = readout.sources(card, rows)
+    return lambda part: (
+        {"prediction": text} for text in readout.answers(sources, part.tolist(), prompt, sampling, args.seed)
+    )

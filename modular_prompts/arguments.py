@@ -121,7 +121,8 @@ class RunArgs:
     output_dir: str = field(metadata={"help": "folder for prompts, states and log"})
     eval_steps: int = field(default=0, metadata={"help": f"steps between evaluations; 0: {EVALUATIONS} in all"})
     unseen: str = field(
-        default="", metadata={"help": "tasks to meet later: rows with one of their texts are left out; as --tasks"}
+        default="",
+        metadata={"help": "tasks to meet later: rows with one of their texts are left out; folders as in --tasks"},
     )
     valid_rows: int = field(default=64, metadata={"help": "rows of a task for validation, a fifth of it at most"})
     save_minutes: float = field(default=5.0, metadata={"help": "minutes between saved states"})

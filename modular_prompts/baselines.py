@@ -4,7 +4,7 @@ None of them has placeholders in its rows.
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ def linear_probe(problem: Problem) -> Outcome:
     few, develop, test = (_standardised(part, pooled[0]) for part in pooled)
     if not card.labels:
         few, develop, test = (
-            rows[:, None] * _options(reader, part) for rows, part in zip((few, develop, test), parts, strict=True)
+            rows[:, None] * options for rows, options in zip((few, develop, test), _options(reader, parts), strict=True)
         )
     few, develop, test = (nn.functional.pad(part, (0, 1), value=1.0) for part in (few, develop, test))
     labels = [torch.tensor([row.label for row in rows]) for _, rows in parts]
@@ -65,11 +65,18 @@ def _pooled(reader: Readout, part: Part) -> Tensor:
     return torch.cat(rows)
 
 
-def _options(reader: Readout, part: Part) -> Tensor:
-    """Return hidden states of the options of rows, [n, options, D]; NaN where a row has fewer."""
-    tokens = reader.option_tokens([part])
-    vectors, options = reader.option_vectors(tokens), numbered([part], tokens)
-    return _standardised(vectors, vectors)[options].masked_fill((options < 0)[..., None], torch.nan)
+def _options(reader: Readout, parts: Sequence[Part]) -> list[Tensor]:
+    """Return hidden states of the options of rows, [n, options, D]; NaN where a row has fewer.
+
+    They are standardised by those of the first part, so that they do not depend on the test rows.
+    """
+    tokens = [reader.option_tokens([part]) for part in parts]
+    vectors = [reader.option_vectors(own) for own in tokens]
+    numbers = [numbered([part], own) for part, own in zip(parts, tokens, strict=True)]
+    return [
+        _standardised(own, vectors[0])[options].masked_fill((options < 0)[..., None], torch.nan)
+        for own, options in zip(vectors, numbers, strict=True)
+    ]
 
 
 def _standardised(values: Tensor, known: Tensor) -> Tensor:
@@ -113,7 +120,10 @@ def lora(problem: Problem) -> Outcome:
 
 
 def _train_weights(problem: Problem, stage: Stage, change: Callable[[NetworkDenoiser], object]) -> Outcome:
-    """Train what `change` makes trainable by AdamW without weight decay; the development rows choose the step."""
+    """Train what `change` makes trainable by AdamW without weight decay; the development rows choose the step.
+
+    Of the read-out cosine, the vectors of the options stay those of the frozen network.
+    """
     reader, generator = problem.readout.plain(), problem.generator
     reader.denoiser = copy.deepcopy(reader.denoiser)
     train, develop, test = (reader.examples(part) for part in (problem.few, problem.develop, problem.test))

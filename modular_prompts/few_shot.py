@@ -1,7 +1,7 @@
 """A new task from few examples, by every method: what each of them trains, and what it then answers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Generator, Tensor
@@ -115,14 +115,15 @@ def random_prompt(problem: Problem) -> Outcome:
 def searched_router(problem: Problem) -> Outcome:
     """Search the router by the scores alone."""
     train = problem.readout.examples(problem.few)
-    found = search_router(problem.saved.pool, train, problem.stages.search_router)
+    found = search_router(problem.saved.pool, train, replace(problem.stages.search_router, seed=problem.seed))
     return Outcome(found.values.numel(), mixture(problem.saved.pool, found.values), found.values, calls=found.calls)
 
 
 def searched_router_then_code(problem: Problem) -> Outcome:
     """Search the router, then the code of the prompt."""
     first, train = searched_router(problem), problem.readout.examples(problem.few)
-    found = search_code(problem.saved.pool, first.router, train, problem.stages.search_code)
+    search = replace(problem.stages.search_code, seed=problem.seed)
+    found = search_code(problem.saved.pool, first.router, train, search)
     prompt = prompt_of_code(problem.saved.pool, found.values)
     return Outcome(first.trained + found.values.numel(), prompt, first.router, calls=first.calls + found.calls)
 

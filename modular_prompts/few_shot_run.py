@@ -7,6 +7,8 @@ python -m modular_prompts blackbox --prompts out/prompts/checkpoint --tasks my_t
     checkpoint/      the prompts with the new tasks, each of the first seed and the last method that makes a prompt
 """
 
+import hashlib
+import json
 import shlex
 import time
 from dataclasses import asdict, replace
@@ -18,15 +20,16 @@ from tqdm import tqdm
 from modular_prompts import baselines, few_shot
 from modular_prompts.arguments import BlackBoxArgs, FewShotArgs, MachineArgs, TaskArgs, TuneArgs
 from modular_prompts.few_shot import Method, Outcome, Problem, Stages
-from modular_prompts.frozen import open_prompts
+from modular_prompts.frozen import hint_of, number_format, open_prompts
 from modular_prompts.readouts import Readout
 from modular_prompts.results import Results, table
-from modular_prompts.saved import DESCRIPTION, SavedPrompts, described, load_prompts, save_prompts
-from modular_prompts.tasks import Task, few_shots, is_uneven, macro_f1
+from modular_prompts.saved import DESCRIPTION, Description, SavedPrompts, load_prompts, save_prompts
+from modular_prompts.tasks import Row, Task, few_shots, identity, is_uneven, macro_f1
 from modular_prompts.tuning import Examples
 from utils import files, hub
 from utils.command_line import parse
 from utils.errors import UserError
+from utils.files import local_path
 from utils.messages import speak
 
 BY_GRADIENT: dict[str, Method] = {
@@ -46,6 +49,8 @@ BY_SCORES: dict[str, Method] = {
     "router": few_shot.searched_router,
     "router-then-code": few_shot.searched_router_then_code,
 }
+Shots = dict[tuple[str, int], tuple[list[Row], list[Row]]]
+"""Training and development rows by task and seed."""
 MOST_USED = ("prompts", "tasks", "output_dir", "methods", "shots", "seeds")
 
 
@@ -59,16 +64,21 @@ def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[st
     files.require_writable("output_dir", output, folder=True)
     loaded = tasks.load()
     readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
+    shots = {(task.card.name, seed): few_shots(task, args.shots, seed) for task in loaded for seed in args.each_seed}
     settings = {key: value for part in parts for key, value in asdict(part).items()}
+    settings |= {"prompts_sha256": checksums(args.prompts), "number_format": number_format(machine)}
     with Results.opened(output, settings) as results:
-        comparison = Comparison(args, readout, saved, how.stages, results)
+        comparison = Comparison(args, readout, saved, how.stages, results, shots)
         for task in tqdm(loaded, desc="learning", unit="task", disable=None):
             comparison.answer(task, chosen)
         speak(table(results.records, [task.card.name for task in loaded], list(chosen)))
     speak(f"results of {len(results.records)} runs in {results.path}")
     if (output / "checkpoint" / DESCRIPTION).exists():
         prompts, name = shlex.quote(str(output / "checkpoint")), shlex.quote(loaded[0].card.name)
-        speak(f"next: python -m modular_prompts predict --prompts {prompts} --task {name} --data MY_ROWS.jsonl")
+        network = hint_of(args.model_name_or_path)
+        speak(
+            f"next: python -m modular_prompts predict --prompts {prompts}{network} --task {name} --data MY_ROWS.jsonl"
+        )
 
 
 tune = partial(_command, "Learn new tasks from few examples, by gradient.", TuneArgs, BY_GRADIENT)
@@ -88,39 +98,44 @@ def chosen_methods(names: str, methods: dict[str, Method]) -> dict[str, Method]:
     return {name: methods[name] for name in wanted}
 
 
+def checksums(prompts: str) -> str:
+    """Return a hash of the files of a folder of prompts."""
+    found = files.checksums(local_path(prompts))
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
 class Comparison:
     """Methods on tasks; results and prompts are written after each of them."""
 
     def __init__(
-        self, args: FewShotArgs, readout: Readout, saved: SavedPrompts, stages: Stages, results: Results
+        self, args: FewShotArgs, readout: Readout, saved: SavedPrompts, stages: Stages, results: Results, shots: Shots
     ) -> None:
         """Start, or go on where an earlier process ended."""
-        self.args, self.readout, self.saved, self.stages, self.results = args, readout, saved, stages, results
-        self.folder = Path(args.output_dir) / "checkpoint"
-        self.network = args.model_name_or_path or described(args.prompts)["network"]
-        self.grown = load_prompts(self.folder, readout.denoiser) if (self.folder / DESCRIPTION).exists() else saved
+        self.args, self.readout, self.saved, self.stages = args, readout, saved, stages
+        self.results, self.shots = results, shots
+        self.folder, self.grown = Path(args.output_dir) / "checkpoint", saved
+        self.network = args.model_name_or_path or Description.read(local_path(args.prompts)).network
+        if results.records and (self.folder / DESCRIPTION).exists():
+            self.grown = load_prompts(self.folder, readout.denoiser, readout.tokenizer)
 
     def answer(self, task: Task, methods: dict[str, Method]) -> None:
         """Answer the test rows of a task by every method and seed that has no result yet."""
-        name, seeds = task.card.name, self.args.each_seed
-        todo = [(m, seed) for seed in seeds for m in methods if not self.results.has(name, m, seed)]
+        name, seeds, own = task.card.name, self.args.each_seed, identity(task)
+        todo = [(m, seed) for seed in seeds for m in methods if not self.results.has(name, own, m, seed)]
         if not todo:
             return
         rows = task.test[: self.args.test_rows or None]
-        test, last = self.readout.examples((task.card, rows)), None
+        test = self.readout.examples((task.card, rows))
         for method, seed in todo:
-            few, develop = few_shots(task, self.args.shots, seed)
+            few, develop = self.shots[name, seed]
             parts = ((task.card, part) for part in (few, develop, rows))
             began, problem = time.monotonic(), Problem(self.readout, self.saved, *parts, self.stages, seed)
             outcome = methods[method](problem)
             seconds = round(time.monotonic() - began, 2)
-            self.results.add(
-                {"task": name, "method": method, "seed": seed, **figures(task, test, outcome), "seconds": seconds}
-            )
             if seed == seeds[0] and outcome.router is not None:
-                last = outcome
-        if last is not None:
-            self._keep(task, last)
+                self._keep(task, outcome)  # before the line that says so
+            line = {"task": name, "rows": own, "method": method, "seed": seed, **figures(task, test, outcome)}
+            self.results.add({**line, "seconds": seconds})
 
     def _keep(self, task: Task, outcome: Outcome) -> None:
         """Write the prompts with a new task."""
@@ -132,7 +147,7 @@ class Comparison:
             cards={**self.grown.cards, name: task.card},
             prompts={**{key: value for key, value in self.grown.prompts.items() if key != name}, **tuned},
         )
-        save_prompts(self.folder, self.grown, self.readout.denoiser, self.network)
+        save_prompts(self.folder, self.grown, self.readout.denoiser, self.readout.tokenizer, self.network)
 
 
 def figures(task: Task, test: Examples, outcome: Outcome) -> dict:

@@ -1,5 +1,6 @@
 """The frozen network of a command, and how its answers are read."""
 
+import shlex
 from typing import Protocol
 
 from torch import nn
@@ -11,12 +12,13 @@ from models.denoiser import NetworkDenoiser
 from models.factory import make_denoiser
 from models.networks import load_network
 from modular_prompts.readouts import Cosine, Readout, Verbaliser
-from modular_prompts.saved import SavedPrompts, described, load_prompts
+from modular_prompts.saved import Description, SavedPrompts, load_prompts
 from modular_prompts.spans import Spans
 from modular_prompts.target_window import TargetWindow
 from utils.device import pick_device, pick_precision, set_up_cpu
 from utils.errors import UserError
 from utils.files import local_path
+from utils.packaged import PACKAGED
 
 READOUTS: dict[str, type[Readout]] = {
     "verbaliser": Verbaliser,
@@ -37,6 +39,11 @@ class Machine(Protocol):
     device: str
 
 
+def number_format(machine: Machine) -> str:
+    """Return the number format that a machine's settings give here: fp32, bf16 or fp16."""
+    return pick_precision(machine.precision, pick_device(machine.device))
+
+
 def open_frozen(name: str, readout: str, max_length: int, prompt_length: int, machine: Machine) -> Readout:
     """Load a network and freeze it.
 
@@ -52,7 +59,7 @@ def open_frozen(name: str, readout: str, max_length: int, prompt_length: int, ma
     """
     set_up_cpu(machine.threads)
     device, path = pick_device(machine.device), local_path(name)
-    precision = pick_precision(machine.precision, device)
+    precision = number_format(machine)
     if (path / FILE).exists() or (path / "checkpoint" / FILE).exists():
         model = load_checkpoint(find_checkpoint(name), device, precision=precision)
         denoiser, tokenizer = model.denoiser, model.tokenizer
@@ -84,22 +91,15 @@ def open_prompts(folder: str, name: str, machine: Machine) -> tuple[Readout, Sav
     Raises:
         UserError: if they are damaged, the network is not found, or it is another one.
     """
-    about = described(folder)
-    shape, readout, most, known = (about.get(key) for key in ("shape", "readout", "max_length", "network"))
-    length = shape.get("length") if isinstance(shape, dict) else None
-    if readout not in READOUTS or type(length) is not int or type(most) is not int or not isinstance(known, str):
-        raise UserError(f"prompts {folder}: their description is damaged; give another folder")
+    about = Description.read(local_path(folder))
     try:
-        reader = open_frozen(name or known, readout, most, length, machine)
+        reader = open_frozen(name or about.network, about.readout, about.max_length, about.shape.length, machine)
     except UserError as error:
-        hint = "" if name else "; --model_name_or_path names the network"
+        known = name or about.network in PACKAGED or local_path(about.network).exists()
+        hint = "" if known else "; --model_name_or_path names the network"
         raise UserError(f"prompts {folder}: {error}{hint}") from error
-    saved = load_prompts(folder, reader.denoiser)
-    if len(saved.placeholders) != length:
-        raise UserError(f"prompts {folder}: {len(saved.placeholders)} placeholders for prompts of {length} tokens")
+    saved = load_prompts(folder, reader.denoiser, reader.tokenizer)
     reader.placeholders = saved.placeholders
-    if (saved.head is None) != (reader.head is None):
-        raise UserError(f"prompts {folder}: the head of the read-out {readout} is missing, or one too many")
     if saved.head is not None:
         reader.head.weight = nn.Parameter(saved.head, requires_grad=False)
     return reader, saved
@@ -129,3 +129,8 @@ def require_layers(denoiser: NetworkDenoiser, name: str) -> None:
         )
     if denoiser.time_conditioned:
         raise UserError(f"the network {name} has a time input; modular prompts need a time-agnostic one")
+
+
+def hint_of(network: str) -> str:
+    """Return the flag that names a network in a command that is suggested; "" if prompts name it themselves."""
+    return f" --model_name_or_path {shlex.quote(network)}" if network and local_path(network).exists() else ""

@@ -33,6 +33,9 @@ class PoolShape:
     """d, numbers of a module's code; 0: free modules."""
 
     def __post_init__(self) -> None:
+        for name in ("num_modules", "length", "hidden_size", "num_layers", "intrinsic_size"):
+            if type(getattr(self, name)) is not int:
+                raise UserError(f"{name}={getattr(self, name)!r} must be a whole number")
         for name in ("num_modules", "length", "hidden_size", "num_layers"):
             if not 1 <= getattr(self, name) <= 10**5:
                 raise UserError(f"{name}={getattr(self, name)} must lie in 1..100000")

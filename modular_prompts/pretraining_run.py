@@ -7,7 +7,6 @@ python -m modular_prompts pretrain --model_name_or_path minilm --tasks fewshot -
     state/         saved states, from which the same command resumes
 """
 
-import hashlib
 import json
 import math
 import shlex
@@ -15,22 +14,25 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Generator
 from tqdm import tqdm
 
 from modular_prompts.arguments import EVALUATIONS, FrozenArgs, MachineArgs, PoolArgs, RunArgs, TaskArgs
-from modular_prompts.frozen import open_frozen, readout_name
+from modular_prompts.frozen import hint_of, open_frozen, readout_name
 from modular_prompts.pool import PoolShape, PromptPool, Router
 from modular_prompts.pretraining import PretrainArgs, Pretraining
 from modular_prompts.readouts import Readout
 from modular_prompts.saved import SavedPrompts, network_digest, save_prompts
-from modular_prompts.tasks import Card, Task, find_tasks, load_task, majority, without_texts_of
+from modular_prompts.span_head import SpanHead
+from modular_prompts.spans import Spans
+from modular_prompts.tasks import Card, Task, find_tasks, identity, load_task, majority, without_texts_of
 from modular_prompts.tuning import Examples, prompt_of
 from training.clock import Deadline, StopRequest
 from training.optim import AveragedWeights
 from training.output_folder import claim, exclusive_access
-from training.resume import Start, find_start, note_versions, require_same_text
+from training.resume import Start, find_start, note_versions, require_same_text, require_steps_left
 from training.run_log import Log
 from training.saved_state import Learner, folder_of, save_state
 from utils import files, hub
@@ -57,13 +59,19 @@ def main(argv: list[str]) -> None:
     with exclusive_access(run):
         start = find_start(run, settings, say)
         if start.finished:
-            return speak(_done(run, start.step, start.facts["figures"]))
+            return speak(_done(config, start.step, start.facts["figures"]))
+        require_steps_left(run, start, training.max_steps)
         if note := note_versions(start):
             say(note)
         readout = open_frozen(frozen.model_name_or_path, frozen.readout, frozen.max_length, pool.prompt_length, machine)
         world = World.of(readout, _load(tasks, run.unseen), run.valid_rows)
         shape = pool.shape(len(readout.denoiser.layers), readout.denoiser.network.config.hidden_size)
-        found = {"data": world.identity, "valid_data": "", "word_freq": "", "network": network_digest(readout.denoiser)}
+        found = {
+            "data": world.identity,
+            "valid_data": "",
+            "word_freq": "",
+            "network": network_digest(readout.denoiser, readout.tokenizer),
+        }
         require_same_text(start, found, run)
         facts = {**found, "torch": torch.__version__, "of_pairs": False, "parts": 1, "position": [0, 0]}
         return Run(config, world, shape, start, settings, facts).train()
@@ -73,7 +81,9 @@ def _load(tasks: TaskArgs, unseen: str) -> list[Task]:
     """Read the tasks, without rows that occur in unseen tasks."""
     loaded = tasks.load()
     if unseen:
-        loaded, removed = without_texts_of(loaded, [load_task(folder) for folder in find_tasks(unseen)])
+        own = {path.resolve() for path in find_tasks(tasks.tasks, tasks.split, tasks.language)}
+        others = [load_task(folder) for folder in find_tasks(unseen) if folder.resolve() not in own]
+        loaded, removed = without_texts_of(loaded, others)
         say(f"{removed:,} training rows left out, whose text occurs in an unseen task")
     return loaded
 
@@ -95,16 +105,16 @@ class World:
 
     @classmethod
     def of(cls, readout: Readout, tasks: list[Task], valid_rows: int) -> "World":
-        """Divide the training rows of each task: the last ones are for validation."""
+        """Divide the training rows of each task."""
         cards, parts, valid = [task.card for task in tasks], [], []
-        digest = hashlib.blake2b(digest_size=16)
         for task in tasks:
             held = min(valid_rows, len(task.train) // 5)
             if not held:
                 raise UserError(f"task {task.card.name}: {len(task.train)} training rows; at least 5 are needed")
-            parts.append((task.card, task.train[:-held]))
-            valid.append((task.card, task.train[-held:]))
-            digest.update(json.dumps([task.card.entries(), [asdict(row) for row in task.train]]).encode())
+            order = np.random.default_rng(0).permutation(len(task.train))  # a file may be sorted
+            rows = [task.train[i] for i in order]
+            parts.append((task.card, rows[held:]))
+            valid.append((task.card, rows[:held]))
         return cls(
             readout,
             cards,
@@ -112,7 +122,7 @@ class World:
             [readout.examples(part) for part in valid],
             [readout.plain().examples(part) for part in valid],
             [majority(rows) if card.kind in ("classification", "pair") else 0.0 for card, rows in valid],
-            digest.hexdigest(),
+            "".join(map(identity, tasks)),
         )
 
 
@@ -123,11 +133,13 @@ class Run:
         self, config: Config, world: World, shape: PoolShape, start: Start, settings: dict, facts: dict
     ) -> None:
         """Make the modules, or restore them, and claim the output folder."""
-        self.frozen, _, _, self.args, self.run, _ = config
+        self.config, (self.frozen, _, _, self.args, self.run, _) = config, config
         self.world, self.facts, self.output = world, facts, Path(self.run.output_dir)
         generator = Generator().manual_seed(self.args.seed)
         self.pool = PromptPool(shape, generator)
         self.router = Router(len(world.cards), shape.num_modules, generator=generator)
+        if isinstance(world.readout, Spans):
+            world.readout.head = SpanHead(shape.hidden_size, generator)
         self.training = Pretraining(self.pool, self.router, world.train, self.args, world.readout.head)
         model = self.training.model
         average, scaler = AveragedWeights(model, 0.0), torch.amp.GradScaler(enabled=False)
@@ -170,7 +182,7 @@ class Run:
                 elif time.monotonic() - self.saved_at > 60 * self.run.save_minutes:
                     self._save()
         self.log.close()
-        return speak(self._table() + "\n" + _done(self.run, self.step, self.figures))
+        return speak(self._table() + "\n" + _done(self.config, self.step, self.figures))
 
     def _add(self, loss: float) -> None:
         """Add a step's loss to the figures.
@@ -185,6 +197,8 @@ class Run:
 
     def _evaluate_without(self) -> None:
         """Log the scores of the frozen network alone."""
+        if self.world.readout.head:
+            return  # it is random yet
         scores = [own.score(self.world.readout.nothing) for own in self.world.alone]
         self.figures |= {f"none {card.name}": score for card, score in zip(self.world.cards, scores, strict=True)}
         self._write({"kind": "none", "step": 0, **self._summary(scores)})
@@ -224,7 +238,8 @@ class Run:
             dict(zip(names, self.world.cards, strict=True)),
             head=readout.head.weight if readout.head else None,
         )
-        save_prompts(self.output / "checkpoint", saved, readout.denoiser, self.frozen.model_name_or_path)
+        name = self.frozen.model_name_or_path
+        save_prompts(self.output / "checkpoint", saved, readout.denoiser, readout.tokenizer, name)
 
     def _save(self, *, finished: bool = False) -> None:
         self.figures["seconds"] = self._seconds()
@@ -248,15 +263,16 @@ class Run:
         ]
         for name, share in zip(names, self.world.majorities, strict=True):
             most = f"{share:.3f}" if share else "-"
-            none, own = self.figures[f"none {name}"], self.figures[f"own {name}"]
-            lines.append(f"{name:{width}}  {most:>8}  {none:9.3f}  {own:10.3f}")
+            none, own = self.figures.get(f"none {name}"), self.figures[f"own {name}"]
+            lines.append(f"{name:{width}}  {most:>8}  {'-' if none is None else f'{none:.3f}':>9}  {own:10.3f}")
         return "\n".join(lines)
 
 
-def _done(run: RunArgs, step: int, figures: dict) -> str:
-    prompts = shlex.quote(str(Path(run.output_dir) / "checkpoint"))
+def _done(config: Config, step: int, figures: dict) -> str:
+    prompts = shlex.quote(str(Path(config[4].output_dir) / "checkpoint"))
+    network = hint_of(config[0].model_name_or_path)
     return (
         f"pre-trained {step:,} steps in {figures['seconds'] / 60:.1f} minutes; best mean validation score "
         f"{figures['best']:.3f} at step {figures['best_step']:,}; prompts in {prompts}\n"
-        f"next: python -m modular_prompts tune --prompts {prompts} --tasks MY_TASK --output_dir out/my_task"
+        f"next: python -m modular_prompts tune --prompts {prompts}{network} --tasks MY_TASK --output_dir out/my_task"
     )

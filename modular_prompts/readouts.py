@@ -5,6 +5,7 @@ with `answer: [MASK] .. [SEP]`. A text that is too long loses its end, so that t
 """
 
 import copy
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ Part = tuple[Card, Sequence[Row]]
 """A task's card and some of its rows."""
 ANSWER = {"zh": "答案："}
 """Word before the masks, by language; in others `answer:`."""
+UNUSED = re.compile(r"\[unused\d+\]")
 OPTIONS_AT_ONCE = 64
+MOST_ALIKE = 0.1
+"""Share of rows in which two options may have the same tokens; the answer is then the first of them."""
 LEAST_FILLED = 0.6
 """Length of the shortest row of a forward pass, relative to the longest."""
 SCALE = 20.0
@@ -112,13 +116,18 @@ class Readout(ABC):
         """Return the ids of every option.
 
         Raises:
-            UserError: if one has no token.
+            UserError: if a task has no options, or the tokens do not tell them apart.
         """
+        for card, rows in parts:
+            if not rows[0].options:
+                raise UserError(
+                    f"{card.name}: a task of type {card.kind} has no options, which this read-out needs; use "
+                    "readout=spans for extraction, or a checkpoint of pairs"
+                )
         options = sorted({option for _, rows in parts for row in rows for option in row.options})
         found = dict(zip(options, self.tokens(options), strict=True))
-        if empty := next((option for option, ids in found.items() if not ids), None):
-            name = next(card.name for card, rows in parts if any(empty in row.options for row in rows))
-            raise UserError(f"{name}: the tokenizer has no token for the option {shown(empty)}; write it otherwise")
+        for card, rows in parts:
+            require_different(card, rows, found)
         return found
 
     def hidden(self, rows: Sequence[Tensor], prompts: Tensor) -> tuple[Tensor, Tensor]:
@@ -241,6 +250,29 @@ def by_length(scores: Scores, lengths: Tensor) -> Scores:
     return grouped
 
 
+def require_different(card: Card, rows: Sequence[Row], tokens: dict[str, list[int]]) -> None:
+    """Require that the tokens of the options of a row differ, in nearly all rows where the options differ by row.
+
+    Raises:
+        UserError: naming options without a token, or with the same tokens.
+    """
+    alike, example = 0, ()
+    for row in rows[:1] if card.labels else rows:
+        each = [tuple(tokens[option]) for option in row.options]
+        if () in each:
+            empty = row.options[each.index(())]
+            raise UserError(
+                f"{card.name}: the tokenizer has no token for the option {shown(empty)}; write it otherwise"
+            )
+        if len(set(each)) < len(each):
+            alike, example = alike + 1, row.options
+    if alike > MOST_ALIKE * len(rows) or (alike and card.labels):
+        raise UserError(
+            f"{card.name}: options such as {shown(', '.join(example))} have the same tokens; use a network whose "
+            "vocabulary has their words, or write them otherwise"
+        )
+
+
 def numbered(parts: Sequence[Part], options: Iterable[str]) -> Tensor:
     """Return the numbers of the options of each row, int64 [rows, most options]; -1 where a row has fewer."""
     number = {option: i for i, option in enumerate(options)}
@@ -275,5 +307,5 @@ def placeholders(tokenizer: PreTrainedTokenizerBase, number: int) -> list[int]:
     [CLS] disturbs a network least: [MASK], [PAD], [SEP] and [UNK] mean something where a target may stand.
     """
     known = tokenizer.get_vocab()
-    unused = [known[name] for name in (f"[unused{i}]" for i in range(2 * number)) if name in known]
-    return unused[:number] if len(unused) >= number else [tokenizer.cls_token_id] * number
+    unused = sorted((int(name[7:-1]), id_) for name, id_ in known.items() if UNUSED.fullmatch(name))
+    return [id_ for _, id_ in unused[:number]] if len(unused) >= number else [tokenizer.cls_token_id] * number

@@ -6,14 +6,19 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from training.run_log import Log, read_log
+from training.run_log import Log
 from utils.errors import UserError, shown
 from utils.figures import spread
-from utils.files import held_alone, read_text, written_whole
+from utils.files import held_alone, read_bytes, read_text, written_whole
 
 RESULTS, SETTINGS = "results.jsonl", "settings.json"
-WITHOUT_INFLUENCE = {"output_dir", "tasks", "split", "language", "methods", "seeds", "threads", "device"}
-"""Settings that the lines of one file may differ in."""
+WITHOUT_INFLUENCE = {
+    "output_dir", "prompts", "model_name_or_path", "tasks", "split", "language", "methods", "seeds", "threads",
+    "device", "precision",
+}  # fmt: skip
+"""Settings that the lines of one file may differ in. Of those that name files, the content is compared."""
+ENTRIES = {"task": str, "rows": str, "method": str, "seed": int, "score": float, "metric": str}
+"""Entries of a line, and their types."""
 
 
 class Results:
@@ -22,7 +27,7 @@ class Results:
     def __init__(self, folder: Path) -> None:
         """Read the lines that are there, and open the file for more."""
         self.path = folder / RESULTS
-        self.records = read_log(self.path) if self.path.exists() else []
+        self.records = _read(self.path)
         self.log = Log(self.path)
 
     @classmethod
@@ -36,8 +41,8 @@ class Results:
         known = {key: value for key, value in settings.items() if key not in WITHOUT_INFLUENCE}
         folder.mkdir(parents=True, exist_ok=True)
         with held_alone(folder / "run.lock", f"output_dir={folder}: another process writes there; wait for it"):
-            with contextlib.suppress(FileNotFoundError):
-                _require_same(json.loads(read_text(folder / SETTINGS)), known, folder)
+            if _read(folder / RESULTS):
+                _require_same(known, folder)
             with written_whole(folder / SETTINGS) as file:
                 json.dump(known, file, indent=1)
             results = cls(folder)
@@ -46,10 +51,18 @@ class Results:
             finally:
                 results.log.close()
 
-    def has(self, task: str, method: str, seed: int) -> bool:
-        """Return whether the line is there."""
-        key = (task, method, seed)
-        return any((line["task"], line["method"], line["seed"]) == key for line in self.records)
+    def has(self, task: str, rows: str, method: str, seed: int) -> bool:
+        """Return whether the line is there.
+
+        Raises:
+            UserError: if lines of a task with this name are those of other rows.
+        """
+        own = [line for line in self.records if line["task"] == task]
+        if any(line["rows"] != rows for line in own):
+            raise UserError(
+                f"{self.path}: holds results of another task {task}, or its files changed; give another folder"
+            )
+        return any((line["method"], line["seed"]) == (method, seed) for line in own)
 
     def add(self, record: dict) -> None:
         """Add a line."""
@@ -57,7 +70,43 @@ class Results:
         self.log.write(json.dumps(record) + "\n")
 
 
-def _require_same(known: dict, settings: dict, folder: Path) -> None:
+def _read(file: Path) -> list[dict]:
+    """Return the lines of a file; an incomplete last one, of an interrupted write, is removed.
+
+    Raises:
+        UserError: if another one is damaged.
+    """
+    if not file.exists():
+        return []
+    content = read_bytes(file)
+    whole, _, rest = content.rpartition(b"\n")
+    if rest:
+        with written_whole(file, binary=True) as stream:
+            stream.write(whole + b"\n" if whole else b"")
+    lines = []
+    for number, line in enumerate(whole.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if not all(type(record[name]) in (kind, int) for name, kind in ENTRIES.items()):
+                raise ValueError("an entry has another type")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise UserError(f"{file}:{number}: damaged ({shown(str(error))}); remove that line") from error
+        lines.append(record)
+    return lines
+
+
+def _require_same(settings: dict, folder: Path) -> None:
+    """Require the settings with which the lines of a folder were made.
+
+    Raises:
+        UserError: naming one that differs.
+    """
+    try:
+        known = json.loads(read_text(folder / SETTINGS))
+    except (OSError, ValueError, RecursionError):
+        known = None
+    if not isinstance(known, dict):
+        raise UserError(f"{folder / SETTINGS}: missing or damaged; give another folder")
     for name, value in settings.items():
         if known.get(name) != value:
             raise UserError(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modular_prompts.arguments import RoutersArgs
 from modular_prompts.pool import normalised
-from modular_prompts.saved import read_tensors
+from modular_prompts.saved import ROUTER, Description, by_task, read_tensors
 from utils import files
 from utils.command_line import parse
 from utils.errors import UserError
@@ -23,7 +23,8 @@ def routers(argv: list[str]) -> None:
     (args,) = parse([RoutersArgs], "Show which modules each task uses.", most_used=("prompts", "picture"), argv=argv)
     if args.picture:
         files.require_writable("picture", Path(args.picture))
-    found = ordered(read_tensors(args.prompts)[1])
+    path = files.local_path(args.prompts)
+    found = ordered(by_task(read_tensors(path, Description.read(path)), ROUTER))
     if not found:
         raise UserError(f"prompts {args.prompts}: no task; pre-train some")
     width = max(4, *map(len, found))
@@ -61,7 +62,7 @@ def draw(weights: dict[str, Tensor], picture: Path) -> None:
     values = torch.stack(list(weights.values())).numpy()
     figure, axis = pyplot.subplots(figsize=(1.5 + 0.5 * values.shape[1] + 1.5, 1.2 + 0.22 * len(values)), dpi=120)
     image = axis.imshow(values, aspect="auto", cmap="viridis", vmin=0)
-    axis.set_yticks(range(len(values)), list(weights), fontsize=8)
+    axis.set_yticks(range(len(values)), [task.replace("$", r"\$") for task in weights], fontsize=8)
     axis.set_xticks(range(values.shape[1]), [str(k + 1) for k in range(values.shape[1])])
     axis.set(xlabel="module", title="weights of the modules")
     figure.colorbar(image, ax=axis, fraction=0.05)

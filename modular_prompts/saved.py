@@ -4,26 +4,98 @@ prompts.safetensors   the pool's tensors; for each task its router [1 or layers,
 prompts.json          sizes, read-out, placeholders, cards of the tasks, name and SHA-256 of the network
 """
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from checkpoint.adapter import fingerprint
+from data.tokenizers import tokenizer_fingerprint
 from models.denoiser import NetworkDenoiser
+from models.lora import adapter_weights
 from modular_prompts.pool import PoolShape, PromptPool
-from modular_prompts.tasks import Card, checked_card
+from modular_prompts.tasks import LABELLED, WRITTEN, Card, checked_card
 from modular_prompts.tuning import prompt_of
 from utils.errors import UserError, shown
 from utils.files import folder_written_whole, label_of, local_path, open_regular, read_text
+from utils.network_config import used_entries
 
 WEIGHTS, DESCRIPTION = "prompts.safetensors", "prompts.json"
 FORMAT = 1
 ROUTER, PROMPT, HEAD = "router.", "prompt.", "head"
 """Prefixes of a task's tensors, which its name follows, and the name of the span head."""
+CHOICES = (*LABELLED, "multiple-choice")
+ANSWERED = {
+    "verbaliser": CHOICES,
+    "cosine": CHOICES,
+    "spans": (*CHOICES, "extraction"),
+    "window": (*CHOICES, *WRITTEN),
+}
+"""Types of tasks that each read-out can answer."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """Content of prompts.json."""
+
+    network: str
+    """Name on the hub, or the last part of a folder's path."""
+    network_sha256: str
+    """`network_digest` of the network."""
+    shape: PoolShape
+    readout: str
+    """A key of `ANSWERED`."""
+    placeholders: list[int]
+    """Ids at the positions of the prompt."""
+    max_length: int
+    cards: dict[str, Card]
+    """Cards of the tasks."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Description":
+        """Read and check the description in a folder.
+
+        Raises:
+            UserError: if there is none, or it is damaged.
+        """
+        file = folder / DESCRIPTION
+        if not file.exists():
+            raise UserError(f"prompts {folder}: no {DESCRIPTION} there; give a folder of python -m modular_prompts")
+        try:
+            about = json.loads(read_text(file))
+            if about["format"] != FORMAT:
+                raise ValueError(f"format {shown(about['format'])} instead of {FORMAT}")
+            found = cls(
+                str(about["network"]),
+                str(about["network_sha256"]),
+                PoolShape(**about["shape"]),
+                about["readout"],
+                list(about["placeholders"]),
+                about["max_length"],
+                {task: checked_card(card, task, f"task {shown(task)}") for task, card in about["tasks"].items()},
+            )
+            found._check()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:  # UserError is a ValueError
+            raise UserError(f"prompts {folder}: damaged ({shown(str(error))}); give another folder") from error
+        return found
+
+    def _check(self) -> None:
+        whole = [*self.placeholders, self.max_length]
+        if not all(type(number) is int and 0 <= number < 2**31 for number in whole):
+            raise ValueError("placeholders and max_length must be whole numbers")
+        if len(self.placeholders) != self.shape.length:
+            raise ValueError(f"{len(self.placeholders)} placeholders for prompts of {self.shape.length} tokens")
+        if self.readout not in ANSWERED:
+            raise ValueError(f"readout={shown(self.readout)} is none of {', '.join(ANSWERED)}")
+        for name, card in self.cards.items():
+            if card.kind not in ANSWERED[self.readout]:
+                raise ValueError(f"task {name} of type {card.kind} with readout={self.readout}")
 
 
 @dataclass(frozen=True)
@@ -50,20 +122,39 @@ class SavedPrompts:
         return self.prompts[task][None] if task in self.prompts else prompt_of(self.pool, self.routers[task])
 
 
-def save_prompts(folder: Path, prompts: SavedPrompts, denoiser: NetworkDenoiser, network: str) -> None:
+def network_digest(denoiser: NetworkDenoiser, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a SHA-256 of a network's weights, adapters, configuration and tokenizer.
+
+    The weights of a head that is missing in the network's files, and so random at each loading, are left out.
+    """
+    network = denoiser.network
+    digest = hashlib.sha256(fingerprint(network, getattr(network, "new_tensors", ())).encode())
+    for name, tensor in sorted(adapter_weights(network).items()):
+        digest.update(f"{name}:{list(tensor.shape)}:".encode())
+        digest.update(tensor.cpu().contiguous().float().numpy().tobytes())
+    entries = {key: value for key, value in used_entries(network.config.to_dict()).items() if "drop" not in key}
+    digest.update(json.dumps(entries, sort_keys=True, default=str).encode())
+    digest.update(tokenizer_fingerprint(tokenizer).encode())
+    return digest.hexdigest()
+
+
+def save_prompts(
+    folder: Path, prompts: SavedPrompts, denoiser: NetworkDenoiser, tokenizer: PreTrainedTokenizerBase, network: str
+) -> None:
     """Write prompts to a temporary folder and rename it, replacing earlier ones.
 
     Args:
         folder: where they go.
         prompts: what is saved.
         denoiser: the frozen network, in float32.
+        tokenizer: its tokenizer.
         network: its name on the hub, or its folder, of which the last part is kept.
     """
     name = label_of(local_path(network).resolve()) if local_path(network).exists() else network
     description = {
         "format": FORMAT,
         "network": name,
-        "network_sha256": network_digest(denoiser),
+        "network_sha256": network_digest(denoiser, tokenizer),
         "shape": asdict(prompts.pool.shape),
         "tasks": {task: prompts.cards[task].entries() for task in sorted(prompts.routers)},
         "readout": prompts.readout,
@@ -79,89 +170,45 @@ def save_prompts(folder: Path, prompts: SavedPrompts, denoiser: NetworkDenoiser,
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def network_digest(denoiser: NetworkDenoiser) -> str:
-    """Return the SHA-256 of a network's weights, without those of a head that is new and random at each loading."""
-    return fingerprint(denoiser.network, getattr(denoiser.network, "new_tensors", ()))
-
-
-def described(folder: str | Path) -> dict:
-    """Return the entries of prompts.json, unchecked but for its being an object: before the network is known.
-
-    Raises:
-        UserError: if there are no prompts.
-    """
-    path = local_path(folder)
-    if not (path / DESCRIPTION).exists():
-        raise UserError(f"prompts {path}: no {DESCRIPTION} there; give a folder written by python -m modular_prompts")
-    try:
-        about = json.loads(read_text(path / DESCRIPTION))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"prompts {path}: damaged ({shown(str(error))}); give another folder") from error
-    if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise UserError(f"prompts {path}: {DESCRIPTION} is damaged, or not of format {FORMAT}; give another folder")
-    return about
-
-
-def load_prompts(folder: str | Path, denoiser: NetworkDenoiser) -> SavedPrompts:
+def load_prompts(folder: str | Path, denoiser: NetworkDenoiser, tokenizer: PreTrainedTokenizerBase) -> SavedPrompts:
     """Read prompts for a network.
 
     Raises:
         UserError: if there are none, they are damaged, or they belong to another network.
     """
-    about, routers, prompts, tensors = read_tensors(folder)
     path = local_path(folder)
-    try:
-        name, sha256 = str(about["network"]), str(about["network_sha256"])
-        readout, max_length = str(about["readout"]), int(about["max_length"])
-        placeholders = [int(i) for i in about["placeholders"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, error) from error
-    if network_digest(denoiser) != sha256:
+    about = Description.read(path)
+    tensors = read_tensors(path, about)
+    if network_digest(denoiser, tokenizer) != about.network_sha256:
         raise UserError(
-            f"prompts {path}: they belong to the network {name} (SHA-256 {sha256[:12]}...), and this one has other "
-            "weights; give that network, or train prompts for this one"
+            f"prompts {path}: they belong to the network {about.network} (SHA-256 {about.network_sha256[:12]}...), and "
+            "this one has other weights, another configuration or another tokenizer; give that network, or train "
+            "prompts for this one"
         )
-    pool = PromptPool(PoolShape(**about["shape"]))
+    shape = about.shape
+    fits = shape.hidden_size == denoiser.network.config.hidden_size and shape.num_layers <= len(denoiser.layers)
+    if not fits or max(about.placeholders) >= denoiser.network.get_input_embeddings().weight.shape[0]:
+        raise UserError(f"prompts {path}: damaged (sizes that this network does not have); give another folder")
+    pool = PromptPool(shape)
     pool.load_state_dict({key.removeprefix("pool."): tensors[key] for key in tensors if key.startswith("pool.")})
-    cards = {task: checked_card(card, task, "card") for task, card in about["tasks"].items()}
-    return SavedPrompts(pool, routers, readout, placeholders, max_length, cards, prompts, tensors.get(HEAD))
-
-
-def read_tensors(folder: str | Path) -> tuple[dict, dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
-    """Return description, routers and tuned prompts by task, and all tensors, of whatever network.
-
-    Raises:
-        UserError: if there are none, or they are damaged.
-    """
-    path, about = local_path(folder), described(folder)
-    try:
-        shape = PoolShape(**about["shape"])
-        for task, card in about["tasks"].items():
-            checked_card(card, task, f"task {shown(task)}")
-        open_regular(path / WEIGHTS).close()
-        tensors = load_file(path / WEIGHTS)
-    except UserError as error:
-        raise UserError(f"prompts {path}: {error}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
-        raise _damaged(path, error) from error
-    _require_sizes(path, shape, list(about["tasks"]), tensors)
-    routers, prompts = (
-        {key.removeprefix(start): value for key, value in tensors.items() if key.startswith(start)}
-        for start in (ROUTER, PROMPT)
+    routers, prompts = by_task(tensors, ROUTER), by_task(tensors, PROMPT)
+    return SavedPrompts(
+        pool, routers, about.readout, about.placeholders, about.max_length, about.cards, prompts, tensors.get(HEAD)
     )
-    return about, routers, prompts, tensors
 
 
-def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"prompts {path}: damaged ({shown(str(error))}); give another folder")
+def by_task(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with a prefix, by the rest of their names."""
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
 
 
-def _require_sizes(path: Path, shape: PoolShape, tasks: list[str], tensors: dict[str, Tensor]) -> None:
-    """Require tensors of exactly the described sizes; these are compared before a pool is made.
+def read_tensors(path: Path, about: Description) -> dict[str, Tensor]:
+    """Read the tensors; their sizes are those of the description, and compared before a pool is made.
 
     Raises:
         UserError: if one is missing, of another size, or not finite.
     """
+    shape, tasks = about.shape, list(about.cards)
     layers, number, size = shape.num_layers, shape.num_modules, shape.length * shape.hidden_size
     fitting = {"pool.free": [(layers, number, size)]}
     if shape.intrinsic_size:
@@ -171,10 +218,18 @@ def _require_sizes(path: Path, shape: PoolShape, tasks: list[str], tensors: dict
     for task in tasks:
         fitting[f"{ROUTER}{task}"] = [(1, number), (layers, number)]
         fitting[f"{PROMPT}{task}"] = [(layers, shape.length, shape.hidden_size)]
-    fitting[HEAD] = [(2, shape.hidden_size)]
+    if about.readout == "spans":
+        fitting[HEAD] = [(2, shape.hidden_size)]
+        needed.add(HEAD)
+    try:
+        open_regular(path / WEIGHTS).close()
+        tensors = load_file(path / WEIGHTS)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise UserError(f"prompts {path}: damaged ({shown(str(error))}); give another folder") from error
     fits = needed <= tensors.keys() <= fitting.keys()
     fits = fits and all(tuple(tensor.shape) in fitting[name] for name, tensor in tensors.items())
-    if not fits or not all(tensor.isfinite().all() for tensor in tensors.values()):
+    if not fits or not all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values()):
         raise UserError(
             f"prompts {path}: the tensors of {WEIGHTS} are not those that {DESCRIPTION} describes, or not finite"
         )
+    return tensors

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 Span = tuple[int, int]
 """Positions of the tokens whose start and end logits score an option."""
@@ -18,9 +18,9 @@ Span = tuple[int, int]
 class SpanHead(nn.Module):
     """Linear map [D -> 2] to start and end logits; the bias stays 0."""
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, hidden_size: int, generator: Generator | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(2, hidden_size) / hidden_size**0.5)
+        self.weight = nn.Parameter(torch.randn(2, hidden_size, generator=generator) / hidden_size**0.5)
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return start and end logits, each [B, L], of hidden states [B, L, D]."""

@@ -66,10 +66,9 @@ class Spans(Readout):
         """
         if card.kind == "generation":
             raise UserError(f"{card.name}: readout=spans cannot generate a text; use a checkpoint of pairs")
-        (mark,) = self.tokens([SEPARATOR.get(card.language, ",")])
         if card.kind == "extraction":
             return self._extractions(card, rows)
-        found = []
+        found, (mark,) = [], self.tokens([SEPARATOR.get(card.language, ",")])
         tokens = self.option_tokens([(card, rows)])
         tails = [self._listed([tokens[option] for option in row.options], mark) for row in rows]
         for pieces, (tail, spans) in zip(
@@ -137,6 +136,8 @@ class SpanRow:
     def answer(self, start: Tensor, end: Tensor, text: str) -> str:
         """Return the span of the text with the largest sum of its logits [L]."""
         number = len(self.ends)
+        if not number:
+            return ""
         a, b = (logits[self.text_begins : self.text_begins + number] for logits in (start, end))
         sums = a[:, None] + b
         allowed = torch.ones(number, number, dtype=torch.bool).triu().tril(LONGEST_ANSWER - 1)

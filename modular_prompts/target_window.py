@@ -22,7 +22,7 @@ from diffusion.masked.process import MaskedProcess
 from diffusion.options import BoundArgs, SampleArgs
 from models.denoiser import NetworkDenoiser
 from modular_prompts.insertion import prompts_in
-from modular_prompts.readouts import Part, Readout, answers, fitted, numbered
+from modular_prompts.readouts import Part, Readout, answers, fitted, numbered, require_different
 from modular_prompts.saved import load_prompts
 from modular_prompts.tasks import Card, Row
 from modular_prompts.tuning import Examples
@@ -82,15 +82,15 @@ def with_saved_prompt(model: ModelParts, folder: str, task: str) -> ModelParts:
     Args:
         model: a checkpoint of pairs.
         folder: prompts for its network.
-        task: name of the task; "": the only one that was tuned, or else the only one.
+        task: name of the task; "": the only one.
 
     Raises:
         UserError: if the prompts belong to another network or another read-out, or the task is not among them.
     """
-    saved = load_prompts(folder, model.denoiser)
+    saved = load_prompts(folder, model.denoiser, model.tokenizer)
     if saved.readout != "window":
         raise UserError(f"prompts {folder}: their read-out is {saved.readout}; give prompts of a checkpoint of pairs")
-    names = [task] if task else list(saved.prompts) if len(saved.prompts) == 1 else list(saved.routers)
+    names = [task] if task else list(saved.routers)
     if len(names) != 1 or names[0] not in saved.routers:
         raise UserError(f"prompts_task={task!r}: must be one of {', '.join(list(saved.routers)[:20])}")
     return with_prompt(model, saved.placeholders, saved.prompt(names[0]))
@@ -122,14 +122,19 @@ class TargetWindow(Readout):
         lead = self.layout.target_lead
         targets = [np.asarray(ids) for ids in self.tokens([lead + row.target for row in rows])]
         options = sorted({option for row in rows for option in row.options})
-        ids_of = [np.asarray(ids) for ids in self.tokens([lead + option for option in options])] if options else []
-        known = numbered(parts, options)
+        cut = (
+            [ids[: self.layout.window] for ids in self.tokens([lead + option for option in options])] if options else []
+        )
+        for card, own in parts:
+            require_different(card, own if own[0].options else [], dict(zip(options, cut, strict=True)))
+        ids_of, known = [np.asarray(ids) for ids in cut], numbered(parts, options)
 
         def scores(chosen: Tensor, prompts: Tensor) -> Tensor:
             own = known[chosen]
             first, second = own.ge(0).nonzero(as_tuple=True)
             each = [ids_of[i] for i in own[first, second].tolist()]
-            bounds = self.bounds([sources[i] for i in chosen[first].tolist()], each, prompts, chosen[first].tolist())
+            numbers, prompt = chosen[first].tolist(), prompts if len(prompts) == 1 else prompts[first]
+            bounds = self.bounds([sources[i] for i in numbers], each, prompt, numbers)
             return torch.full(own.shape, -torch.inf).index_put((first, second), -bounds.float())
 
         right, sizes = answers(parts)
@@ -169,19 +174,18 @@ class TargetWindow(Readout):
         return self.layout.batch(list(sources), list(targets)).to(self.model.device)
 
     def answers(
-        self, card: Card, rows: Sequence[Row], prompt: Tensor, sampling: SampleArgs, seed: int = 0
+        self, sources: Sequence[np.ndarray], chosen: Sequence[int], prompt: Tensor, sampling: SampleArgs, seed: int = 0
     ) -> list[str]:
-        """Draw an answer for each row from the process."""
-        found, model = [""] * len(rows), self.prompted(prompt)
+        """Draw answers to the `chosen` of `sources` from the process; the others do not change them."""
+        found, model = {}, self.prompted(prompt)
         request = CandidateRequest(1, seed, ROWS_AT_ONCE)
 
         def finish(i: int, windows: list[Tensor]) -> None:
             found[i] = target_text(self.tokenizer, windows[0])
 
-        sources = self.sources(card, rows)
-        order = sorted(range(len(rows)), key=lambda i: len(sources[i]))
-        draw_windows(model, self.layout, sources, order, request, sampling, finish)
-        return found
+        order = sorted(chosen, key=lambda i: len(sources[i]))
+        draw_windows(model, self.layout, list(sources), order, request, sampling, finish)
+        return [found[i] for i in chosen]
 
     @torch.no_grad()
     def bounds(

@@ -12,6 +12,7 @@ Without a card, a folder whose lines are pairs is a generation task. Without tes
 options at the end of a list are no options: data sets fill lists of unequal length with them.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -37,6 +38,7 @@ WRITTEN = {"extraction": "answer", "generation": "trg"}
 LABELLED = ("classification", "pair")
 """Types whose card has the labels."""
 MOST_OPTIONS = 1000
+HALVED = "has half of a surrogate pair, which is no character; remove it"
 UNEVEN = 1.2
 """Frequency of a label, relative to the mean, above which labels are uneven."""
 
@@ -107,7 +109,8 @@ def load_task(folder: str | Path) -> Task:
     if not path.is_dir():
         raise UserError(f"task {path}: no such folder; it must contain card.json, train.jsonl and test.jsonl")
     card = read_card(path)
-    test = path / ("test.jsonl" if (path / "test.jsonl").exists() else "valid.jsonl")
+    test = path / ("valid.jsonl" if (path / "valid.jsonl").exists() else "test.jsonl")
+    test = path / "test.jsonl" if (path / "test.jsonl").exists() else test
     return Task(card, _read_rows(path / "train.jsonl", card), _read_rows(test, card))
 
 
@@ -128,6 +131,8 @@ def find_tasks(names: str, split: str = "", language: str = "") -> list[Path]:
         if not inside:
             raise UserError(f"tasks={name}: no task there; give folders with card.json, train.jsonl and test.jsonl")
         found += [path if path == folder else path.parent for path in inside]
+    for path in found:
+        _require_utf8(path.resolve().name)
     kept = [path for path in found if _is_wanted(path, {"split": split, "language": language})]
     if not kept:
         raise UserError(f"tasks={names}: none is left with split={split!r}, language={language!r}; give other values")
@@ -135,6 +140,13 @@ def find_tasks(names: str, split: str = "", language: str = "") -> list[Path]:
     if twice:
         raise UserError(f"tasks={names}: two have the name {twice[0].resolve().name}; rename a folder")
     return kept
+
+
+def _require_utf8(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"tasks: {name!r} is a path that is not UTF-8; rename it") from error
 
 
 def _is_wanted(folder: Path, wanted: dict[str, str]) -> bool:
@@ -155,6 +167,8 @@ def read_card(folder: Path) -> Card:
     file, name = folder / "card.json", folder.resolve().name
     try:
         return checked_card(json.loads(read_text(file)), name, str(file))
+    except UserError:
+        raise
     except FileNotFoundError as error:
         if _holds_pairs(folder / "train.jsonl"):
             return Card(name, "generation", ())
@@ -184,12 +198,14 @@ def checked_card(entries: object, name: str, location: str) -> Card:
     if not isinstance(entries, dict):
         raise UserError(f"{location}: must hold an object; it holds {shown(entries)}")
     kind, labels, question = entries.get("type"), entries.get("labels") or [], entries.get("question", "")
-    if kind not in FIELDS:
+    if not isinstance(kind, str) or kind not in FIELDS:
         raise UserError(f"{location}: type={shown(kind)} must be one of {', '.join(FIELDS)}")
     if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
         raise UserError(f"{location}: labels={shown(labels)} must be a list of words")
     if not isinstance(question, str):
         raise UserError(f"{location}: question={shown(question)} must be a text")
+    if half := next((text for text in (question, *labels) if HALF.search(text)), ""):
+        raise UserError(f"{location}: {shown(half)} {HALVED}")
     if kind in LABELLED and not 2 <= len(set(labels)) == len(labels) <= MOST_OPTIONS:
         raise UserError(
             f"{location}: labels={shown(labels)}: a task of this type needs 2 to {MOST_OPTIONS} different ones"
@@ -249,7 +265,7 @@ def _texts(entries: dict, card: Card, location: str) -> tuple[str, ...]:
         names = " and ".join(FIELDS[card.kind])
         raise UserError(f"{location}: a row of this task needs {names} with at most {MOST_TEXT:,} characters")
     if half := next((text for text in texts if HALF.search(text)), ""):
-        raise UserError(f"{location}: {shown(half)} has half of a surrogate pair, which is no character; remove it")
+        raise UserError(f"{location}: {shown(half)} {HALVED}")
     return texts
 
 
@@ -264,6 +280,8 @@ def _options(entries: dict, card: Card, location: str) -> tuple[str, ...]:
         raise UserError(f"{location}: options={shown(options)} must be a list of 2 to {MOST_OPTIONS} texts")
     if not all(isinstance(option, str) and option.strip() for option in options):
         raise UserError(f"{location}: options={shown(options)}: each must be a text that is not empty")
+    if half := next((option for option in options if HALF.search(option)), ""):
+        raise UserError(f"{location}: {shown(half)} {HALVED}")
     return tuple(options)
 
 
@@ -282,14 +300,19 @@ def _written_row(texts: tuple[str, ...], answer: object, card: Card, location: s
 def few_shots(task: Task, shots: int, seed: int) -> tuple[list[Row], list[Row]]:
     """Return training and development rows, drawn from the training file by a seed.
 
-    The file is shuffled. The first `shots` rows of each label are for training, and the next ones, `shots` at most, for
-    development. Where the card has no labels, they are the first and the next 2 * `shots` rows.
+    Rows whose texts occur in the test file or earlier in the training file are left out, and the others are shuffled.
+    The first `shots` rows of each label are for training, and the next ones, `shots` at most, for development. Where
+    the card has no labels, they are the first and the next 2 * `shots` rows.
 
     Raises:
         UserError: if a label has fewer rows, or none is left for development.
     """
-    order = np.random.default_rng(seed).permutation(len(task.train))
-    rows = [task.train[i] for i in order]
+    known, fresh = {folded(row) for row in task.test}, []
+    for row in task.train:
+        if (key := folded(row)) not in known:
+            known.add(key)
+            fresh.append(row)
+    rows = [fresh[i] for i in np.random.default_rng(seed).permutation(len(fresh))]
     kinds = [row.label if task.card.labels else 0 for row in rows]
     wanted = shots if task.card.labels else 2 * shots
     groups = [
@@ -329,11 +352,30 @@ def macro_f1(choices: Sequence[int], labels: Sequence[int]) -> float:
 
 
 def without_texts_of(tasks: Sequence[Task], unseen: Sequence[Task]) -> tuple[list[Task], int]:
-    """Remove training rows whose text occurs in unseen tasks, case folded; return the tasks and how many rows."""
-    known = {_folded(row) for task in unseen for row in (*task.train, *task.test)}
-    kept = [replace(task, train=[row for row in task.train if _folded(row) not in known]) for task in tasks]
+    """Remove training rows one of whose texts occurs in unseen tasks, case folded; return the tasks and how many rows.
+
+    A question may occur in several tasks: of extraction, the texts alone are compared.
+    """
+    known = {text for task in unseen for row in (*task.train, *task.test) for text in _compared(task.card, row)}
+    kept = [replace(task, train=[row for row in task.train if not known & _compared(task.card, row)]) for task in tasks]
     return kept, sum(len(task.train) for task in tasks) - sum(len(task.train) for task in kept)
 
 
-def _folded(row: Row) -> str:
-    return " ".join(" ".join(row.texts).casefold().split())
+def _compared(card: Card, row: Row) -> set[str]:
+    return {_spelt(text) for text in (row.texts[-1:] if card.kind == "extraction" else row.texts)}
+
+
+def folded(row: Row) -> tuple[str, ...]:
+    """Return the texts of a row, case folded and with single spaces."""
+    return tuple(map(_spelt, row.texts))
+
+
+def _spelt(text: str) -> str:
+    return " ".join(text.casefold().split())
+
+
+def identity(task: Task) -> str:
+    """Return a hash of a task's name, card and rows."""
+    rows = [[[row.texts, row.options, row.label, row.answer] for row in part] for part in (task.train, task.test)]
+    content = json.dumps([task.card.name, task.card.entries(), rows])
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

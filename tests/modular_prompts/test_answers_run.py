@@ -12,7 +12,7 @@ from modular_prompts.saved import SavedPrompts, save_prompts
 from modular_prompts.spans import Spans
 from modular_prompts.tasks import Card, load_task
 from modular_prompts.tuning import prompt_of
-from tests.conftest import write_jsonl
+from tests.conftest import PAIRS, write_jsonl
 from tests.modular_prompts.test_frozen import Machine, open_frozen
 from tests.modular_prompts.toy_tasks import TINY, WORDS, command, make_network, make_task
 
@@ -34,7 +34,7 @@ def run(tmp_path: Path, tokenizer, monkeypatch, capsys):  # noqa: ANN001, ANN201
         routers = {name: torch.zeros(1, 2) for name in cards}
         head = reader.head.weight if isinstance(reader, Spans) else None
         saved = SavedPrompts(pool, routers, readout, reader.placeholders, 40, cards, head=head)
-        save_prompts(tmp_path / readout, saved, reader.denoiser, str(network))
+        save_prompts(tmp_path / readout, saved, reader.denoiser, reader.tokenizer, str(network))
 
     def call_it(name: str, *flags: object, readout: str = "cosine") -> tuple[int, str, str]:
         base = ["--prompts", tmp_path / readout, "--model_name_or_path", network, *TINY]
@@ -56,7 +56,7 @@ def test_answers_are_the_options_of_the_largest_score(run, tmp_path: Path) -> No
     saved = load_task(tmp_path / "animal")
     from modular_prompts.saved import load_prompts
 
-    prompt = load_prompts(tmp_path / "cosine", reader.denoiser).prompt("animal")
+    prompt = load_prompts(tmp_path / "cosine", reader.denoiser, reader.tokenizer).prompt("animal")
     rows = [type(saved.test[0])((text,), WORDS["animal"], -1) for text in texts]
     scores = reader.examples((saved.card, rows)).scores(torch.arange(3), prompt).softmax(-1)
     for record, each in zip(found, scores.tolist(), strict=True):
@@ -88,10 +88,48 @@ def test_evaluate_prints_majority_the_network_alone_and_the_prompt(run, tmp_path
     reader = open_frozen(str(tmp_path / "net"), "cosine", 40, 3, Machine)
     from modular_prompts.saved import load_prompts
 
-    saved = load_prompts(tmp_path / "cosine", reader.denoiser)
+    saved = load_prompts(tmp_path / "cosine", reader.denoiser, reader.tokenizer)
     own = reader.examples((task.card, task.test)).accuracy(prompt_of(saved.pool, torch.zeros(1, 2)))
     assert row[0] == "animal" and int(row[1]) == len(task.test) and row[4] == f"{own:.3f}" and row[5] == "accuracy"
     assert isinstance(reader, Cosine)
+
+
+def test_another_card_and_the_data_file_as_output_are_refused(run, tmp_path: Path) -> None:  # noqa: ANN001
+    make_task(tmp_path / "other" / "animal", WORDS["verb"])
+    code, out, err = run("evaluate", "--tasks", tmp_path / "other" / "animal")
+    assert (
+        code == 2
+        and "their task animal has labels=['cat', 'dog'], and the card in --tasks has ['likes', 'sees']" in err
+    )
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": "a cat", "id": 7}])
+    before = (tmp_path / "rows.jsonl").read_text()
+    code, _, err = run(
+        "predict", "--task", "animal", "--data", tmp_path / "rows.jsonl", "--output", tmp_path / "rows.jsonl"
+    )
+    assert code == 2 and "is the data file itself; give another --output" in err
+    assert (tmp_path / "rows.jsonl").read_text() == before
+
+
+def test_drawn_answers_do_not_depend_on_the_batch_size(
+    trained_pairs: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:  # noqa: ANN001
+    reader = open_frozen(str(trained_pairs), "auto", 0, 3, Machine)
+    cards = {"turn": Card("turn", "generation", ()), "choice": CHOICE}
+    pool = PromptPool(PoolShape(2, 3, reader.denoiser.network.config.hidden_size, 2))
+    routers = {name: torch.zeros(1, 2) for name in cards}
+    saved = SavedPrompts(pool, routers, "window", reader.placeholders, reader.max_length, cards)
+    save_prompts(tmp_path / "p", saved, reader.denoiser, reader.tokenizer, str(trained_pairs))
+    write_jsonl(tmp_path / "turn.jsonl", [{"src": pair["src"]} for pair in PAIRS[:9]])
+    options = [pair["trg"] for pair in PAIRS[:30:10]]
+    write_jsonl(tmp_path / "choice.jsonl", [{"text": pair["src"], "options": options} for pair in PAIRS[:9]])
+    for task in cards:
+        found = []
+        for size in (1, 4, 64):
+            flags = ["--prompts", tmp_path / "p", "--model_name_or_path", trained_pairs, "--task", task, *TINY]
+            flags += ["--data", tmp_path / f"{task}.jsonl", "--batch_size", size, "--num_steps", 8]
+            assert command(monkeypatch, "predict", *flags) == 0
+            found.append(capsys.readouterr().out)
+        assert found[0] == found[1] == found[2] and len(set(found[0].splitlines())) == 9
 
 
 @pytest.mark.parametrize(

@@ -80,6 +80,21 @@ def test_the_probe_weighs_row_and_option_where_options_differ_by_row(tokenizer) 
     assert outcome.trained == 33 and float((outcome.choices == right).double().mean()) > 0.8
 
 
+def test_choices_of_the_probe_do_not_depend_on_other_test_rows(tokenizer) -> None:  # noqa: ANN001
+    problem = problem_of(tokenizer)
+    card = Card("choice", "multiple-choice", ())
+    more = [
+        Row(row.texts, (*row.options, f"the {row.options[i % 2]} it"), row.label)
+        for i, row in enumerate(problem.test[1])
+    ]
+    parts = [(card, problem.few[1]), (card, problem.develop[1])]
+    whole, first = (
+        baselines.linear_probe(Problem(problem.readout, problem.saved, *parts, (card, rows), QUICK, 0)).choices
+        for rows in ([*problem.test[1], *more], problem.test[1][:3])
+    )
+    assert torch.equal(whole[:3], first) and whole[:32].max() < 2  # where a row has fewer options
+
+
 def test_the_probe_refuses_a_task_without_options(tokenizer) -> None:  # noqa: ANN001
     problem = problem_of(tokenizer)
     part = (Card("paraphrase", "generation", ()), [Row(("a",), (), -1, "b")])

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from modular_prompts import few_shot_run
 from modular_prompts.frozen import open_prompts
 from modular_prompts.tasks import load_task
 from tests.conftest import PAIRS, write_jsonl
@@ -89,6 +91,43 @@ def test_a_black_box_search_reports_its_calls(world, tmp_path: Path) -> None:  #
     assert code == 0 and calls == {"uniform": None, "router": 21, "router-then-code": 32}
     _, saved = open_prompts(str(tmp_path / "b" / "checkpoint"), str(tmp_path / "net"), Machine)
     assert not torch.equal(saved.prompts["verb"], torch.zeros(2, 2, 32))
+
+
+def test_prompts_are_kept_as_soon_as_they_are_learned(world, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    original = few_shot_run.BY_GRADIENT["router"]
+
+    def interrupted(problem):  # noqa: ANN001, ANN202
+        if problem.seed == 5:
+            raise KeyboardInterrupt
+        return original(problem)
+
+    monkeypatch.setitem(few_shot_run.BY_GRADIENT, "router", interrupted)
+    assert world("tune", "t", "--seeds", "3,5", "--methods", "router")[0] == 130
+    about = json.loads((tmp_path / "t" / "checkpoint" / "prompts.json").read_text())
+    assert "verb" in about["tasks"] and len(lines_of(tmp_path / "t")) == 1
+    monkeypatch.setitem(few_shot_run.BY_GRADIENT, "router", original)
+    code, out, _ = world("tune", "t", "--seeds", "3,5", "--methods", "router")
+    assert code == 0 and len(lines_of(tmp_path / "t")) == 2 and "--task verb" in out
+
+
+def test_results_of_other_prompts_or_rows_are_not_reused(world, tmp_path: Path) -> None:  # noqa: ANN001
+    assert world("tune", "t", "--seeds", "3", "--methods", "uniform")[0] == 0
+    with (tmp_path / "verb" / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "the cat likes new things", "label": "likes"}) + "\n")
+    code, _, err = world("tune", "t", "--seeds", "3", "--methods", "uniform")
+    assert code == 2 and "holds results of another task verb, or its files changed" in err
+    tensors = load_file(tmp_path / "pre" / "checkpoint" / "prompts.safetensors")
+    save_file(
+        {**tensors, "pool.codes": tensors["pool.codes"] + 1}, tmp_path / "pre" / "checkpoint" / "prompts.safetensors"
+    )
+    code, _, err = world("tune", "t", "--seeds", "3", "--methods", "uniform")
+    assert code == 2 and "its results were made with prompts_sha256=" in err
+
+
+def test_too_many_shots_are_refused_at_once_and_leave_the_folder_free(world, tmp_path: Path) -> None:  # noqa: ANN001
+    code, _, err = world("tune", "t", "--shots", 1000)
+    assert code == 2 and "shots=1000: label 'likes' of verb has" in err
+    assert world("tune", "t", "--seeds", "3", "--methods", "none,uniform")[0] == 0
 
 
 @pytest.mark.parametrize(

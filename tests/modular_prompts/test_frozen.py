@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from transformers import AlbertConfig, AlbertForMaskedLM, BertModel
 
+from data.wordpiece import train_wordpiece
 from models.bert import BertDenoiser
+from models.lora import inject, linear_maps
 from modular_prompts.frozen import open_frozen, open_prompts, require_layers
 from modular_prompts.pool import PoolShape, PromptPool
 from modular_prompts.readouts import Cosine, Verbaliser
@@ -39,7 +41,9 @@ def test_the_read_out_is_the_verbaliser_or_without_a_trained_head_the_cosine(
     tokenizer.save_pretrained(encoder)
     first, second = (open_frozen(str(encoder), "auto", 60, 3, Machine) for _ in range(2))
     assert type(first) is Cosine and first.max_length == 60
-    assert network_digest(first.denoiser) == network_digest(second.denoiser)  # though their heads are random
+    assert network_digest(first.denoiser, tokenizer) == network_digest(
+        second.denoiser, tokenizer
+    )  # though their heads are random
     with pytest.raises(UserError, match="the masked-LM head of .* is new and random .*use readout=cosine"):
         open_frozen(str(encoder), "verbaliser", 0, 3, Machine)
 
@@ -61,9 +65,9 @@ def saved(network: Path, folder: Path, readout: str = "verbaliser", head=None, t
     """Save prompts for a network; return their folder."""
     reader = open_frozen(str(network), readout, 40, 3, Machine)
     pool = PromptPool(PoolShape(2, 3, 32, 2))
-    routers, cards = {task: torch.zeros(1, 2) for task in tasks}, dict.fromkeys(tasks, Card("", "generation", ()))
+    routers, cards = {task: torch.zeros(1, 2) for task in tasks}, dict.fromkeys(tasks, Card("", "multiple-choice", ()))
     prompts = SavedPrompts(pool, routers, readout, [7, 8, 9], 40, cards, head=head)
-    save_prompts(folder, prompts, reader.denoiser, str(network))
+    save_prompts(folder, prompts, reader.denoiser, reader.tokenizer, str(network))
     return folder
 
 
@@ -84,8 +88,23 @@ def test_prompts_without_their_network_or_head_are_refused(network: Path, tmp_pa
     other = make_network(tmp_path / "other", tokenizer, seed=1)
     with pytest.raises(UserError, match="they belong to the network my network .*this one has other weights"):
         open_prompts(str(folder), str(other), Machine)
-    with pytest.raises(UserError, match="the head of the read-out spans is missing, or one too many"):
+    with pytest.raises(UserError, match="the tensors of prompts.safetensors are not those"):
         open_prompts(str(saved(network, tmp_path / "s", "spans")), str(network), Machine)
     (folder / "prompts.json").write_text('{"format": 1, "shape": 3}')
-    with pytest.raises(UserError, match="their description is damaged"):
+    with pytest.raises(UserError, match=r"prompts .*: damaged"):
         open_prompts(str(folder), str(network), Machine)
+
+
+def test_the_digest_covers_weights_adapters_configuration_and_tokenizer(network: Path, tokenizer) -> None:  # noqa: ANN001
+    """Each of them changes scores."""
+    denoiser = open_frozen(str(network), "auto", 0, 3, Machine).denoiser
+    digests = [network_digest(denoiser, tokenizer), network_digest(denoiser, train_wordpiece(["a b c"], 100))]
+    denoiser.network.config.num_attention_heads = 4
+    digests.append(network_digest(denoiser, tokenizer))
+    denoiser.network.config.num_attention_heads = 2
+    inject(denoiser.network, {"r": 1, "lora_alpha": 2, "target_modules": linear_maps(denoiser)})
+    digests.append(network_digest(denoiser, tokenizer))
+    with torch.no_grad():
+        next(p for name, p in denoiser.named_parameters() if "lora_B" in name)[0, 0] += 1
+    digests.append(network_digest(denoiser, tokenizer))
+    assert len(set(digests)) == len(digests)

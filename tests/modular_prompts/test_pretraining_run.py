@@ -44,7 +44,8 @@ def test_a_run_is_validated_beside_majority_and_the_network_alone(pretrain, tmp_
     assert (
         lines[-1]["loss"] < 0.8 * lines[1]["loss"] and f"best mean validation score {best['mean']:.3f} at step" in out
     )
-    assert "next: python -m modular_prompts tune --prompts" in out
+    prompts, network = tmp_path / "run" / "checkpoint", tmp_path / "my network"
+    assert f"tune --prompts {prompts} --model_name_or_path '{network}' --tasks MY_TASK" in out
     about = json.loads((tmp_path / "run" / "checkpoint" / "prompts.json").read_text())
     assert about["network"] == "my network" and about["tasks"]["animal"]["labels"] == ["cat", "dog"]
     code, out, _ = pretrain("run", *flags)
@@ -112,6 +113,30 @@ def test_a_loss_that_is_not_finite_ends_the_run(pretrain, monkeypatch) -> None: 
     monkeypatch.setattr(Pretraining, "step", lambda *_: float("nan"))
     code, _, err = pretrain("run")
     assert code == 2 and err.endswith("the loss of step 1 is not finite; lower --prompt_rate or --router_rate\n")
+
+
+def test_the_same_seed_gives_the_same_head_of_spans(pretrain, tmp_path: Path) -> None:  # noqa: ANN001
+    out = [pretrain(name, "--readout", "spans")[1] for name in ("one", "two")]
+    assert bytes_of(tmp_path / "one" / "checkpoint") == bytes_of(tmp_path / "two" / "checkpoint")
+    assert [row.split()[2] for row in out[0].split("task ")[1].splitlines()[1:3]] == ["-", "-"]  # no head, no score
+
+
+def test_validation_rows_are_drawn_from_a_sorted_file(pretrain, tmp_path: Path) -> None:  # noqa: ANN001
+    file = tmp_path / "tasks" / "animal" / "train.jsonl"
+    file.write_text("".join(sorted(file.read_text().splitlines(keepends=True), key=lambda line: '"dog"' in line)))
+    code, out, _ = pretrain("run")
+    assert code == 0 and float(out.split("animal ")[1].split()[0]) < 0.8
+
+
+def test_a_changed_name_or_a_shorter_end_is_refused(pretrain, tmp_path: Path) -> None:  # noqa: ANN001
+    assert pretrain("run")[0] == 0
+    settings = (tmp_path / "run" / "run.json").read_bytes()
+    code, _, err = pretrain("run", "--max_steps", 6, "--resume", "true")
+    assert code == 2 and "this run has taken 12 steps, and would end at 6; give a larger --max_steps" in err
+    assert (tmp_path / "run" / "run.json").read_bytes() == settings
+    (tmp_path / "tasks" / "animal").rename(tmp_path / "tasks" / "none beast")
+    code, _, err = pretrain("run", "--max_steps", 20, "--resume", "true")
+    assert code == 2 and "holds a run on other text" in err
 
 
 def test_rows_of_unseen_tasks_are_left_out(pretrain, tmp_path: Path) -> None:  # noqa: ANN001

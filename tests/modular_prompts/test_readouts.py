@@ -8,7 +8,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from models.factory import make_denoiser
 from modular_prompts.pool import PoolShape, PromptPool
-from modular_prompts.readouts import SCALE, Cosine, Readout, Verbaliser, fitted
+from modular_prompts.readouts import SCALE, Cosine, Readout, Verbaliser, fitted, placeholders
 from modular_prompts.tasks import Card, Row
 from modular_prompts.tuning import Stage, prompt_of, tune_prompt, tune_router
 from utils.errors import UserError
@@ -111,6 +111,12 @@ def test_what_cannot_be_written_is_refused(tokenizer: PreTrainedTokenizerBase) -
         readout(Verbaliser, tokenizer, 30).examples((CARD, ROWS))
     with pytest.raises(UserError, match="my task: the tokenizer has no token for the option"):
         readout(Cosine, tokenizer).examples((CARD, [Row(("a",), ("\u200b", "cat"), 0)]))
+    with pytest.raises(UserError, match="a task of type extraction has no options, which this read-out needs"):
+        readout(Cosine, tokenizer).examples((Card("who", "extraction", ()), [Row(("a", "b"), (), -1, "b")]))
+    with pytest.raises(UserError, match="x: options such as 'cat, CAT' have the same tokens; use a network"):
+        readout(Verbaliser, tokenizer).examples(
+            (Card("x", "pair", ("cat", "CAT")), [Row(("a", "b"), ("cat", "CAT"), 0)])
+        )
     with pytest.raises(UserError, match="max_length=1000 must be at most 512, the network's positions"):
         readout(Cosine, tokenizer, max_length=1000)
 
@@ -122,3 +128,20 @@ def test_what_cannot_be_written_is_refused(tokenizer: PreTrainedTokenizerBase) -
 def test_the_longest_text_is_cut_first(lengths: tuple, room: int, expected: tuple) -> None:
     found = [len(text) for text in fitted([[7] * n for n in lengths], room)]
     assert sum(found) == min(room, sum(lengths)) and sorted(found) == sorted(expected)
+
+
+def test_placeholders_are_unused_tokens_or_else_the_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
+    assert placeholders(tokenizer, 3) == [tokenizer.cls_token_id] * 3
+
+    class Bert:
+        cls_token_id = 1
+
+        def get_vocab(self) -> dict[str, int]:
+            return {"[unused10]": 12, "[unused2]": 4, "[unused1]": 3, "[unused]": 9, "a": 20}
+
+    assert placeholders(Bert(), 3) == [3, 4, 12] and placeholders(Bert(), 4) == [1] * 4
+
+
+def test_a_few_rows_may_have_options_of_equal_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    card, rows = Card("x", "multiple-choice", ()), [Row(("a",), ("cat", "dog"), 0)] * 20
+    readout(Cosine, tokenizer).examples((card, [*rows, Row(("a",), ("it", "IT"), 1)]))

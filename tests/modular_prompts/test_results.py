@@ -9,7 +9,7 @@ from utils.errors import UserError
 
 
 def line(task: str, method: str, seed: int, score: float, metric: str = "accuracy") -> dict:
-    return {"task": task, "method": method, "seed": seed, "score": score, "metric": metric}
+    return {"task": task, "rows": "1", "method": method, "seed": seed, "score": score, "metric": metric}
 
 
 def test_the_last_line_is_the_mean_over_tasks_with_its_error_over_seeds() -> None:
@@ -28,13 +28,37 @@ def test_lines_are_found_again(tmp_path: Path) -> None:
     with Results.opened(tmp_path / "new", {"shots": 4, "seeds": "1"}) as results:
         results.add(line("a", "x", 0, 0.5))
     with Results.opened(tmp_path / "new", {"shots": 4, "seeds": "1,2"}) as results:
-        assert results.has("a", "x", 0) and not results.has("a", "x", 1) and len(results.records) == 1
+        assert results.has("a", "1", "x", 0) and not results.has("a", "1", "x", 1) and len(results.records) == 1
+        with pytest.raises(UserError, match="holds results of another task a, or its files changed"):
+            results.has("a", "2", "x", 0)
 
 
 def test_other_settings_and_another_process_are_refused(tmp_path: Path) -> None:
     again = pytest.raises(UserError, match="another process writes there; wait for it")
     with Results.opened(tmp_path, {"shots": 4}), again, Results.opened(tmp_path, {"shots": 4}):
         pass
-    other = pytest.raises(UserError, match="made with shots=4, not 8; give another folder")
-    with other, Results.opened(tmp_path, {"shots": 8}):
+    with Results.opened(tmp_path, {"shots": 8}) as results:  # no line binds the folder yet
+        results.add(line("a", "x", 0, 0.5))
+    other = pytest.raises(UserError, match="made with shots=8, not 4; give another folder")
+    with other, Results.opened(tmp_path, {"shots": 4}):
         pass
+    (tmp_path / "settings.json").write_text("[]")
+    damaged = pytest.raises(UserError, match=r"settings.json: missing or damaged; give another folder")
+    with damaged, Results.opened(tmp_path, {"shots": 8}):
+        pass
+
+
+def test_an_interrupted_line_is_removed_and_a_damaged_one_refused(tmp_path: Path) -> None:
+    with Results.opened(tmp_path, {}) as results:
+        results.add(line("a", "x", 0, 0.5))
+    file = tmp_path / "results.jsonl"
+    whole = file.read_text()
+    file.write_text(whole + whole[:20])
+    with Results.opened(tmp_path, {}) as results:
+        results.add(line("a", "x", 1, 0.5))
+    assert file.read_text().startswith(whole) and len(file.read_text().splitlines()) == 2
+    for content in ("{}", "[]", '{"task": 3', "\xff"):
+        file.write_text(f"{content}\n{whole}", encoding="latin-1")
+        damaged = pytest.raises(UserError, match=r"results.jsonl:1: damaged .*; remove that line")
+        with damaged, Results.opened(tmp_path, {}):
+            pass

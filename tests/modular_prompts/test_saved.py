@@ -28,7 +28,7 @@ def folder(request, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
     saved = SavedPrompts(
         pool, routers, "verbaliser", reader.placeholders, 40, dict.fromkeys(routers, Card("", "multiple-choice", ()))
     )
-    save_prompts(tmp_path / "my prompts", saved, reader.denoiser, str(tmp_path / "nobody's" / "bert"))
+    save_prompts(tmp_path / "my prompts", saved, reader.denoiser, reader.tokenizer, str(tmp_path / "nobody's" / "bert"))
     scores = reader.examples((CARD, ROWS)).scores(torch.arange(3), prompt_of(pool, routers["zh_ü"])).detach()
     save_file({"scores": scores}, tmp_path / "scores.safetensors")
     return tmp_path / "my prompts"
@@ -36,7 +36,7 @@ def folder(request, tmp_path: Path, tokenizer: PreTrainedTokenizerBase) -> Path:
 
 def test_prompts_give_the_same_scores_in_a_fresh_wrapper(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
     reader = readout(Verbaliser, tokenizer)
-    prompts = load_prompts(folder, reader.denoiser)
+    prompts = load_prompts(folder, reader.denoiser, reader.tokenizer)
     assert sorted(prompts.routers) == ["my task", "zh_ü"] and prompts.placeholders == reader.placeholders
     scores = reader.examples((CARD, ROWS)).scores(torch.arange(3), prompt_of(prompts.pool, prompts.routers["zh_ü"]))
     assert torch.equal(scores, load_file(folder.parent / "scores.safetensors")["scores"])
@@ -49,7 +49,7 @@ def test_another_network_is_refused(folder: Path, tokenizer: PreTrainedTokenizer
     with torch.no_grad():
         next(reader.denoiser.network.parameters())[0, 0] += 1e-3
     with pytest.raises(UserError, match=r"they belong to the network .*bert \(SHA-256 .*this one has other weights"):
-        load_prompts(folder, reader.denoiser)
+        load_prompts(folder, reader.denoiser, reader.tokenizer)
 
 
 @pytest.mark.parametrize(
@@ -57,19 +57,29 @@ def test_another_network_is_refused(folder: Path, tokenizer: PreTrainedTokenizer
     [
         {"shape": {"num_modules": 5, "length": 3, "hidden_size": 32, "num_layers": 2}},
         {"shape": {"num_modules": 10**5, "length": 10**5, "hidden_size": 10**5, "num_layers": 10**5}},
+        {"shape": {"num_modules": 10**9, "length": 10**9, "hidden_size": 32, "num_layers": 2}},
+        {"shape": {"num_modules": 4.0, "length": 3, "hidden_size": 32, "num_layers": 2}},
         {"shape": {"num_modules": 4}},
         {"shape": []},
-        {"tasks": ["my task"]},
+        {"tasks": {}},
         {"tasks": 3},
+        {"tasks": {"my task": {"type": "generation"}, "zh_ü": {"type": "multiple-choice"}}},
+        {"tasks": {"my task": {"type": ["pair"]}, "zh_ü": {"type": "multiple-choice"}}},
         {"max_length": "long"},
         {"network_sha256": None},
+        {"readout": []},
+        {"placeholders": "123"},
+        {"placeholders": [1, 2]},
+        {"placeholders": [1, 2, -3]},
+        {"placeholders": [1, 2, 10**6]},
+        {"format": 2},
     ],
 )
 def test_a_damaged_description_is_refused(folder: Path, tokenizer: PreTrainedTokenizerBase, change: dict) -> None:
     about = json.loads((folder / "prompts.json").read_text())
     (folder / "prompts.json").write_text(json.dumps({**about, **change}))
     with pytest.raises(UserError, match="prompts .*my prompts: "):
-        load_prompts(folder, readout(Verbaliser, tokenizer).denoiser)
+        load_prompts(folder, readout(Verbaliser, tokenizer).denoiser, tokenizer)
 
 
 def test_damaged_and_missing_files_are_refused(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -78,6 +88,6 @@ def test_damaged_and_missing_files_are_refused(folder: Path, tokenizer: PreTrain
     for content in (b"", whole[:-4], whole[:40]):
         (folder / "prompts.safetensors").write_bytes(content)
         with pytest.raises(UserError, match="damaged"):
-            load_prompts(folder, denoiser)
-    with pytest.raises(UserError, match="no prompts.json there; give a folder written by python -m modular_prompts"):
-        load_prompts(folder.parent, denoiser)
+            load_prompts(folder, denoiser, tokenizer)
+    with pytest.raises(UserError, match="no prompts.json there; give a folder of python -m modular_prompts"):
+        load_prompts(folder.parent, denoiser, tokenizer)

@@ -107,7 +107,7 @@ def prompts_folder(reader: TargetWindow, tmp_path: Path) -> Path:
     routers = {"always": torch.zeros(1, 2), "other": torch.ones(1, 2)}
     saved = SavedPrompts(pool, routers, "window", reader.placeholders, reader.max_length,
                          dict.fromkeys(routers, CARD), {"always": tuned(reader)[0]})  # fmt: skip
-    save_prompts(tmp_path / "prompts", saved, reader.denoiser, "mine")
+    save_prompts(tmp_path / "prompts", saved, reader.denoiser, reader.tokenizer, "mine")
     write_jsonl(tmp_path / "data.jsonl", [{"src": row.texts[0], "trg": row.answer} for row in ROWS[96:]])
     return tmp_path / "prompts"
 

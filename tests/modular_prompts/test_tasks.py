@@ -2,16 +2,19 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from modular_prompts.tasks import (
     LABELLED,
+    Card,
     Row,
     Task,
     few_shots,
     find_tasks,
+    identity,
     load_task,
     macro_f1,
     majority,
@@ -27,7 +30,10 @@ SPAN = {"question": "who?", "text": "a b c", "answer": "b c"}
 CHOICE = {"text": "which?", "options": ["x", "y z"], "label": 1}
 
 
-def folder_of(tmp_path: Path, card: object = CARD, train: list = ROWS, test: list = ROWS) -> Path:
+TEST = [{"text": f"new {i}", "label": ("good", "bad")[i % 2]} for i in range(10)]
+
+
+def folder_of(tmp_path: Path, card: object = CARD, train: list = ROWS, test: list = TEST) -> Path:
     folder = tmp_path / "my task"
     folder.mkdir()
     (folder / "card.json").write_text(card if isinstance(card, str) else json.dumps(card))
@@ -75,13 +81,16 @@ def test_rows_are_read_by_the_type_of_the_task(tmp_path: Path, kind: str, row: d
         ),
         ({**CARD, "type": "multiple-choice"}, {**CHOICE, "options": ["x", ""]}, "must be a list of 2 to 1000 texts"),
         ({"type": "extraction"}, {**SPAN, "answer": "d"}, "answer='d' does not occur in the text"),
+        ({**CARD, "type": ["pair"]}, {}, r"card.json: type=\['pair'\] must be one of"),
+        ({**CARD, "question": "\ud800"}, {}, "card.json: '.*' has half of a surrogate pair"),
+        (CARD, {"text": "\ud800", "label": "bad"}, "train.jsonl:2: '.*' has half of a surrogate pair"),
         ({"type": "generation"}, {"src": "a", "trg": " "}, "trg=' ' must be a text of at most"),
     ],
 )
 def test_what_does_not_fit_the_card_is_refused_with_its_place(
     tmp_path: Path, card: object, row: dict, message: str
 ) -> None:
-    kind = card.get("type") if isinstance(card, dict) else ""
+    kind = str(card.get("type")) if isinstance(card, dict) else ""
     first = {"pair": PAIR, "multiple-choice": CHOICE, "extraction": SPAN, "generation": {"src": "a", "trg": "b"}}.get(
         kind, {"text": "a", "label": "bad"}
     )
@@ -117,7 +126,7 @@ def test_few_shots_have_k_rows_a_label_apart_from_those_of_development(tmp_path:
 
 def test_multiple_choice_takes_twice_as_many_rows_in_all(tmp_path: Path) -> None:
     rows = [{**CHOICE, "text": f"which {i}?", "label": 0} for i in range(50)]
-    task = load_task(folder_of(tmp_path, {"type": "multiple-choice"}, rows, rows))
+    task = load_task(folder_of(tmp_path, {"type": "multiple-choice"}, rows, [CHOICE]))
     train, develop = few_shots(task, 16, seed=1)
     assert len(train) == 32 and len(develop) == 18
 
@@ -129,12 +138,36 @@ def test_majority_and_macro_f1_are_those_of_the_definitions() -> None:
     assert macro_f1([2, 2], [0, 1]) == 0.0
 
 
+def test_no_text_is_drawn_twice_or_occurs_in_the_test_file(tmp_path: Path) -> None:
+    rows = [{"text": f" Text {i % 30}", "label": ("good", "bad")[i % 2]} for i in range(300)]
+    task = load_task(folder_of(tmp_path, CARD, rows, [{"text": "TEXT  7", "label": "bad"}]))
+    train, develop = few_shots(task, 8, seed=3)
+    texts = [row.texts[0] for row in (*train, *develop)]
+    assert len(texts) == len(set(texts)) == 29 and " Text 7" not in texts
+
+
 def test_rows_of_unseen_tasks_are_left_out(tmp_path: Path) -> None:
     first = load_task(folder_of(tmp_path))
     other = Task(first.card, [Row(("TEXT  3 ",), ("x", "y"), 0)], [Row(("new",), ("x", "y"), 0)])
     (kept,), removed = without_texts_of([first], [other])
     assert removed == 1 and [row for row in first.train if row not in kept.train] == [first.train[3]]
     assert kept.test == first.test
+    pair = Card("pair", "pair", ("x", "y"))
+    rows = [Row(("new", "Text 9"), ("x", "y"), 0), Row(("a", "b"), ("x", "y"), 0)]
+    assert without_texts_of([Task(pair, rows, [])], [first])[0][0].train == rows[1:]  # one text suffices
+    asked = [Row(("who?", "text 9"), (), -1, "9"), Row(("text 8", "a b"), (), -1, "a")]
+    assert without_texts_of([Task(Card("asked", "extraction", ()), asked, [])], [first])[0][0].train == asked[1:]
+
+
+def test_the_identity_covers_name_card_and_rows(tmp_path: Path) -> None:
+    task = load_task(folder_of(tmp_path))
+    others = [
+        replace(task, card=replace(task.card, name="other")),
+        replace(task, card=replace(task.card, question="?")),
+        replace(task, train=task.train[1:]),
+        replace(task, test=task.test[1:]),
+    ]
+    assert len({identity(each) for each in (task, *others)}) == 5 and identity(task) == identity(replace(task))
 
 
 def test_a_folder_of_pairs_needs_no_card(tmp_path: Path) -> None:
