@@ -29,19 +29,8 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = [ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("conditional_data/*/README.md"))]
 ALL_PAGES = [README, *PAGES, *OTHERS]
 EXTERNAL_PROGRAMS = {
-    "source",
-    "diff",
-    "fitlog",
-    "git",
-    "hf",
-    "pip",
-    "pre-commit",
-    "ruff",
-    "ln",
-    "mv",
-    "tensorboard",
-    "wandb",
-}
+    "source", "diff", "fitlog", "git", "hf", "pip", "pre-commit", "ruff", "ln", "mv", "tensorboard", "wandb",
+}  # fmt: skip
 """Programs whose command lines are not parsed."""
 WITHOUT_FLAGS = {f"benchmarks/{name}.py" for name in ("bleu", "memory", "table", "walk")}
 MAIN, ELBO = ("main.py", "--train_data=text", "--output_dir=out"), ("compute_elbo.py", "--checkpoint=c", "--data=text")
