@@ -151,3 +151,14 @@ def test_rows_of_two_tasks_are_mixed_as_each_alone() -> None:
 def test_impossible_sizes_are_refused(sizes: tuple) -> None:
     with pytest.raises(UserError, match="must lie in"):
         PoolShape(*sizes)
+
+
+@pytest.mark.parametrize("intrinsic_size", [0, 3])
+def test_with_equal_modules_the_router_has_no_effect(intrinsic_size: int) -> None:
+    """The search of the code relies on it: the released program writes a candidate into every module."""
+    pool = PromptPool(PoolShape(4, 2, 3, 2, intrinsic_size))
+    with torch.no_grad():
+        modules = pool.codes if intrinsic_size else pool.free
+        modules.copy_(torch.randn(2, 1, modules.shape[2]).expand_as(modules))
+    first, second = (pool(normalised(torch.rand(1, 2, 4) + 0.1)) for _ in range(2))
+    assert torch.allclose(first, second, atol=1e-6)
