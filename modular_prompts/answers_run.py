@@ -85,7 +85,7 @@ def require_task(saved: SavedPrompts, name: str, folder: str, card: Card | None 
         key = next(key for key in {**own, **other} if own.get(key) != other.get(key))
         raise UserError(
             f"prompts {folder}: their task {name} has {key}={shown(own.get(key))}, and the card in --tasks has "
-            f"{shown(other.get(key))}; it is another task, or its card changed"
+            f"{shown(other.get(key))}; give the task it was learned from, or learn this one"
         )
 
 

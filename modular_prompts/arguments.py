@@ -39,7 +39,10 @@ class FrozenArgs:
             "help": "read-out; auto: window for a checkpoint of pairs, else verbaliser, or cosine if the head is new",
         },
     )
-    max_length: int = field(default=0, metadata={"help": f"tokens of a row, prompt included; 0: up to {LONGEST}"})
+    max_length: int = field(
+        default=0,
+        metadata={"help": f"tokens of a row, prompt included; 0: {LONGEST}, or fewer positions; unused by window"},
+    )
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -93,7 +96,9 @@ class PoolArgs:
     num_modules: int = field(default=8, metadata={"help": "modules K; 1: one prompt for all tasks"})
     prompt_length: int = field(default=10, metadata={"help": "tokens of a prompt, P"})
     num_layers: int = field(default=0, metadata={"help": "layers with prompts, from the first; 0: all; 1: shallow"})
-    intrinsic_size: int = field(default=0, metadata={"help": "numbers of a module's code, d; 0: free modules"})
+    intrinsic_size: int = field(
+        default=0, metadata={"help": "size d of a module's code, for blackbox; 0: free modules"}
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self, num_modules=(1, 10**4), prompt_length=(1, 10**4), num_layers=(0, 10**4))
@@ -122,7 +127,7 @@ class RunArgs:
     eval_steps: int = field(default=0, metadata={"help": f"steps between evaluations; 0: {EVALUATIONS} in all"})
     unseen: str = field(
         default="",
-        metadata={"help": "tasks to meet later: rows with one of their texts are left out; folders as in --tasks"},
+        metadata={"help": "folders of tasks to keep unseen; training rows that share a text with them are left out"},
     )
     valid_rows: int = field(default=64, metadata={"help": "rows of a task for validation, a fifth of it at most"})
     save_minutes: float = field(default=5.0, metadata={"help": "minutes between saved states"})
@@ -130,7 +135,10 @@ class RunArgs:
     time_limit: float = field(default=0.0, metadata={"help": "minutes until the process saves and ends; 0: none"})
     resume: str = field(
         default="auto",
-        metadata={"choices": ["auto", "true", "false"], "help": "continuation of the run in output_dir"},
+        metadata={
+            "choices": ["auto", "true", "false"],
+            "help": "continuation; auto: if settings are equal; true: also longer",
+        },
     )
     overwrite: bool = field(default=False, metadata={"help": "replacement of the run in output_dir"})
 
@@ -153,8 +161,12 @@ class FewShotArgs:
 
     prompts: str = field(metadata={"help": "folder of prompts written by pretrain"})
     output_dir: str = field(metadata={"help": "folder for results and prompts"})
-    model_name_or_path: str = field(default="", metadata={"help": "frozen network; default: as the prompts say"})
-    shots: int = field(default=16, metadata={"help": "training rows a label; twice as many in all without labels"})
+    model_name_or_path: str = field(
+        default="", metadata={"help": "frozen network, if it is a folder; default: by its name"}
+    )
+    shots: int = field(
+        default=16, metadata={"help": "training rows per label; twice as many in all for tasks without labels"}
+    )
     seeds: str = field(default="8,13,21,42,100", metadata={"help": "seeds of the examples, by comma"})
     test_rows: int = field(default=0, metadata={"help": "first rows of the test file to answer; 0: all"})
 
@@ -187,9 +199,9 @@ class TuneArgs:
         metadata={"help": f"methods by comma, of {', '.join(TUNING)}"},
     )
     router_steps: int = field(default=60, metadata={"help": "steps of the router"})
-    router_rate: float = field(default=0.2, metadata={"help": "its learning rate; all rates fall linearly to 0"})
-    prompt_steps: int = field(default=40, metadata={"help": "steps of the prompt; random-prompt has both stages'"})
-    prompt_rate: float = field(default=5e-3, metadata={"help": "its learning rate"})
+    router_rate: float = field(default=0.2, metadata={"help": "learning rate of the router; falls linearly to 0"})
+    prompt_steps: int = field(default=40, metadata={"help": "steps of the prompt; random-prompt has router_steps more"})
+    prompt_rate: float = field(default=5e-3, metadata={"help": "learning rate of the prompt; falls linearly to 0"})
     network_steps: int = field(default=100, metadata={"help": "steps of full and lora"})
     network_rate: float = field(default=3e-5, metadata={"help": "learning rate of full"})
     lora_rate: float = field(default=1e-3, metadata={"help": "learning rate of lora"})
@@ -266,7 +278,9 @@ class EvaluateArgs:
     group: ClassVar[str] = "evaluation"
 
     prompts: str = field(metadata={"help": "folder of prompts"})
-    model_name_or_path: str = field(default="", metadata={"help": "frozen network; default: as the prompts say"})
+    model_name_or_path: str = field(
+        default="", metadata={"help": "frozen network, if it is a folder; default: by its name"}
+    )
     test_rows: int = field(default=0, metadata={"help": "first rows of each test file to answer; 0: all"})
 
     def __post_init__(self) -> None:
@@ -283,7 +297,9 @@ class PredictArgs:
     task: str = field(metadata={"help": "name of one of its tasks"})
     data: str = field(metadata={"help": "rows without answers: .jsonl, or a file with a text on each line"})
     output: str = field(default="", metadata={"help": "file for the answers, .jsonl; default: standard output"})
-    model_name_or_path: str = field(default="", metadata={"help": "frozen network; default: as the prompts say"})
+    model_name_or_path: str = field(
+        default="", metadata={"help": "frozen network, if it is a folder; default: by its name"}
+    )
     batch_size: int = field(default=64, metadata={"help": "rows per batch; does not change the answers"})
     seed: int = field(default=0, metadata={"help": "random seed of answers that are drawn"})
 

@@ -31,7 +31,7 @@ def no_prompt(problem: Problem) -> Outcome:
 def linear_probe(problem: Problem) -> Outcome:
     """Fit a linear map of the frozen network's mean hidden state to the labels, by L-BFGS.
 
-    Where the options differ by row, one vector weighs the products of the entries of row and option.
+    Where the options differ by row, one vector weighs the elementwise product of the hidden states of row and option.
 
     Raises:
         UserError: for a task without options.
@@ -122,7 +122,7 @@ def lora(problem: Problem) -> Outcome:
 def _train_weights(problem: Problem, stage: Stage, change: Callable[[NetworkDenoiser], object]) -> Outcome:
     """Train what `change` makes trainable by AdamW without weight decay; the development rows choose the step.
 
-    Of the read-out cosine, the vectors of the options stay those of the frozen network.
+    With readout=cosine, the vectors of the options stay those of the frozen network.
     """
     reader, generator = problem.readout.plain(), problem.generator
     reader.denoiser = copy.deepcopy(reader.denoiser)

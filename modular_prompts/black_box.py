@@ -1,7 +1,7 @@
 """A new task when only the scores of the network can be had: CMA-ES on the router, then on the code of the prompt.
 
-A call scores all training rows once; its number is what a user of a remote network pays. CMA-ES (Hansen and Ostermeier
-2001) is that of the package cma.
+A call scores all training rows once; the number of calls is what a user of a remote network pays. CMA-ES (Hansen and
+Ostermeier 2001) is that of the package cma.
 """
 
 from collections.abc import Callable

@@ -1,10 +1,10 @@
 """The commands tune and blackbox: new tasks from few examples, by several methods and seeds, in one table.
 
 python -m modular_prompts tune --prompts out/prompts/checkpoint --tasks my_task --output_dir out/my_task
-python -m modular_prompts blackbox --prompts out/prompts/checkpoint --tasks my_task --output_dir out/my_task
+python -m modular_prompts blackbox --prompts out/prompts/checkpoint --tasks my_task --output_dir out/searched
 
     results.jsonl    a line for each task, method and seed; the same command adds what is missing
-    checkpoint/      the prompts with the new tasks, each of the first seed and the last method that makes a prompt
+    checkpoint/      the prompts with the new tasks, each by the first seed and the last method that uses the modules
 """
 
 import hashlib

@@ -124,11 +124,11 @@ def require_layers(denoiser: NetworkDenoiser, name: str) -> None:
     layers = denoiser.layers
     if not layers or len(set(map(id, layers))) < len(layers):
         raise UserError(
-            f"the network {name} ({type(denoiser.network).__name__}) has no list of layers, each its own, to which "
-            "prompts could be added; use BERT, RoBERTa, ModernBERT, DistilBERT or ELECTRA"
+            f"the network {name} ({type(denoiser.network).__name__}) has no known list of layers, or repeats one as "
+            "ALBERT does, so prompts cannot be added before each; use BERT, RoBERTa, ModernBERT, DistilBERT or ELECTRA"
         )
     if denoiser.time_conditioned:
-        raise UserError(f"the network {name} has a time input; modular prompts need a time-agnostic one")
+        raise UserError(f"the network {name} has a time input; train one with --time_conditioning none")
 
 
 def hint_of(network: str) -> str:

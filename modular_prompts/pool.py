@@ -1,8 +1,9 @@
 """Pool of prompt modules that tasks share, and the router that mixes them (MP2, Sun et al. 2023, arXiv 2210.07565).
 
-A task's prompt is p = sum_k w_k m_k. The modules m_k [P, D] are free, or products z_k A of a code z_k of d numbers and
-a projection A that all modules share. The weights w come from K router logits l of the task: w_k = g_k / sum_j g_j,
-where g_k = sigmoid(l_k). In training g is drawn from the relaxed Bernoulli distribution with these logits.
+A task's prompt is p = sum_k w_k m_k. The modules m_k, [P, D] in each layer, are free, or products z_k A of a code z_k
+of d numbers and a projection A that all modules share. The weights w come from K router logits l of the task:
+w_k = g_k / sum_j g_j, where g_k = sigmoid(l_k). In training g is drawn from the relaxed Bernoulli distribution with
+these logits.
 """
 
 import math

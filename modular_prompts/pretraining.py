@@ -21,12 +21,14 @@ class PretrainArgs:
     group: ClassVar[str] = "training"
 
     max_steps: int = field(default=5000, metadata={"help": "optimizer steps"})
-    tasks_per_step: int = field(default=4, metadata={"help": "different tasks in a step"})
-    rows_per_task: int = field(default=4, metadata={"help": "rows of each of them"})
-    prompt_rate: float = field(default=5e-3, metadata={"help": "learning rate of the modules; falls linearly to 0"})
+    tasks_per_step: int = field(default=4, metadata={"help": "number of tasks in a step; all if there are fewer"})
+    rows_per_task: int = field(default=4, metadata={"help": "rows of each task in a step"})
+    prompt_rate: float = field(
+        default=5e-3, metadata={"help": "learning rate of modules and span head; falls linearly to 0"}
+    )
     router_rate: float = field(default=5e-2, metadata={"help": "learning rate of the routers; falls linearly to 0"})
-    temperature: float = field(default=1.0, metadata={"help": "temperature of the relaxed gates"})
-    seed: int = field(default=0, metadata={"help": "seed of modules, gates, tasks and rows"})
+    temperature: float = field(default=1.0, metadata={"help": "temperature of the gates' draws; small: near 0 or 1"})
+    seed: int = field(default=0, metadata={"help": "random seed of the modules and of all draws"})
 
     def __post_init__(self) -> None:
         check_ranges(self, max_steps=(1, 10**9), tasks_per_step=(1, 10**4), rows_per_task=(1, 10**6))

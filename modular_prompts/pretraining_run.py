@@ -3,7 +3,7 @@
 python -m modular_prompts pretrain --model_name_or_path minilm --tasks fewshot --split pretrain --output_dir out/prompts
 
     checkpoint/    prompts of the best evaluation
-    log.jsonl      losses, and the accuracy of each task at each evaluation
+    log.jsonl      losses, and the score of each task at each evaluation
     state/         saved states, from which the same command resumes
 """
 
@@ -110,7 +110,9 @@ class World:
         for task in tasks:
             held = min(valid_rows, len(task.train) // 5)
             if not held:
-                raise UserError(f"task {task.card.name}: {len(task.train)} training rows; at least 5 are needed")
+                raise UserError(
+                    f"task {task.card.name}: {len(task.train)} training rows are left; at least 5 are needed"
+                )
             order = np.random.default_rng(0).permutation(len(task.train))  # a file may be sorted
             rows = [task.train[i] for i in order]
             parts.append((task.card, rows[held:]))
@@ -259,7 +261,7 @@ class Run:
         names = [card.name for card in self.world.cards]
         width = max(4, *map(len, names))
         lines = [
-            f"{'task':{width}}  majority  no prompt  own router   (validation rows, step {self.figures['best_step']:,})"
+            f"{'task':{width}}  majority  no prompt      prompt   (validation rows, step {self.figures['best_step']:,})"
         ]
         for name, share in zip(names, self.world.majorities, strict=True):
             most = f"{share:.3f}" if share else "-"

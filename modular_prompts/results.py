@@ -119,7 +119,7 @@ def table(records: Sequence[dict], tasks: Sequence[str], methods: Sequence[str])
     """Return the mean score over seeds of each task and method, and in the last line the mean over tasks.
 
     ± is the standard error of that mean over the seeds. The score is macro F1 for tasks marked by *, whose labels are
-    uneven, and accuracy for others.
+    uneven. For others it is what the entry "metric" of their lines says, mostly accuracy.
     """
     width, columns = max(6, *(len(task) + 1 for task in tasks)), [max(14, len(method)) for method in methods]
     head = [f"{method:>{column}}" for method, column in zip(methods, columns, strict=True)]

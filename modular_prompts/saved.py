@@ -230,6 +230,7 @@ def read_tensors(path: Path, about: Description) -> dict[str, Tensor]:
     fits = fits and all(tuple(tensor.shape) in fitting[name] for name, tensor in tensors.items())
     if not fits or not all(t.dtype == torch.float32 and t.isfinite().all() for t in tensors.values()):
         raise UserError(
-            f"prompts {path}: the tensors of {WEIGHTS} are not those that {DESCRIPTION} describes, or not finite"
+            f"prompts {path}: the tensors of {WEIGHTS} are not those that {DESCRIPTION} describes, or not finite; give "
+            "another folder"
         )
     return tensors

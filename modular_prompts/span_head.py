@@ -5,12 +5,14 @@ The options stand in the row, and a choice is a span: the first token of an opti
 
 import re
 import string
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
 import torch
 from torch import Generator, Tensor, nn
 
+IDEOGRAM = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
 Span = tuple[int, int]
 """Positions of the tokens whose start and end logits score an option."""
 
@@ -57,7 +59,10 @@ def option_scores(start: Tensor, end: Tensor, options: Sequence[Sequence[Span]],
 
 
 def answer_f1(prediction: str, answer: str) -> float:
-    """Return F1 over the words of two texts after SQuAD's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250)."""
+    """Return F1 over the words of two texts after SQuAD's normalisation (Rajpurkar et al. 2016, arXiv 1606.05250).
+
+    A Chinese character or kana is a word, as in the released program.
+    """
     predicted, true = (_words(text) for text in (prediction, answer))
     if not predicted or not true:
         return float(predicted == true)
@@ -67,5 +72,6 @@ def answer_f1(prediction: str, answer: str) -> float:
 
 
 def _words(text: str) -> list[str]:
-    text = "".join(c for c in text.lower() if c not in string.punctuation)
+    text = "".join(c for c in text.lower() if c not in string.punctuation and unicodedata.category(c)[0] != "P")
+    text = IDEOGRAM.sub(r" \g<0> ", text)
     return re.sub(r"\b(a|an|the)\b", " ", text).split()

@@ -32,7 +32,7 @@ ROWS_AT_ONCE = 64
 
 
 class Spans(Readout):
-    """See the module."""
+    """Start and end logits of a row with its options, or of a text with its question."""
 
     def __init__(
         self, denoiser: NetworkDenoiser, tokenizer: PreTrainedTokenizerBase, prompt_length: int, max_length: int = 128

@@ -97,7 +97,7 @@ def with_saved_prompt(model: ModelParts, folder: str, task: str) -> ModelParts:
 
 
 class TargetWindow(Readout):
-    """See the module."""
+    """Answers in the target window of a checkpoint of source-target pairs."""
 
     def __init__(self, model: ModelParts, prompt_length: int) -> None:
         """Freeze a checkpoint.

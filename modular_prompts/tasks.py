@@ -1,6 +1,7 @@
 """Tasks: a folder with a card (card.json), train.jsonl and test.jsonl, and examples drawn from it by a seed.
 
-The card is an object with "type", "labels" and, if wanted, "question" and "language". By type, a line is
+The card is an object with "type", for classification and pairs "labels", and if wanted "question", "language" and
+"split". By type, a line is
 
     classification     {"text", "label"}, the label being one of the card's
     pair               {"text_a", "text_b", "label"}
@@ -201,7 +202,7 @@ def checked_card(entries: object, name: str, location: str) -> Card:
     if not isinstance(kind, str) or kind not in FIELDS:
         raise UserError(f"{location}: type={shown(kind)} must be one of {', '.join(FIELDS)}")
     if not isinstance(labels, list) or not all(isinstance(label, str) and label.strip() for label in labels):
-        raise UserError(f"{location}: labels={shown(labels)} must be a list of words")
+        raise UserError(f"{location}: labels={shown(labels)} must be a list of texts that are not empty")
     if not isinstance(question, str):
         raise UserError(f"{location}: question={shown(question)} must be a text")
     if half := next((text for text in (question, *labels) if HALF.search(text)), ""):
@@ -262,8 +263,11 @@ def _row(entries: dict, card: Card, location: str) -> Row:
 def _texts(entries: dict, card: Card, location: str) -> tuple[str, ...]:
     texts = tuple(entries.get(name) for name in FIELDS[card.kind])
     if not all(isinstance(text, str) and text.strip() and len(text) <= MOST_TEXT for text in texts):
-        names = " and ".join(FIELDS[card.kind])
-        raise UserError(f"{location}: a row of this task needs {names} with at most {MOST_TEXT:,} characters")
+        names, found = " and ".join(FIELDS[card.kind]), ", ".join(map(shown, texts))
+        raise UserError(
+            f"{location}: a row of this task needs {names}, not empty, with at most {MOST_TEXT:,} characters; it has "
+            f"{found}"
+        )
     if half := next((text for text in texts if HALF.search(text)), ""):
         raise UserError(f"{location}: {shown(half)} {HALVED}")
     return texts
@@ -322,8 +326,8 @@ def few_shots(task: Task, shots: int, seed: int) -> tuple[list[Row], list[Row]]:
         if len(group) <= wanted:
             what = f"label {task.card.labels[number]!r}" if task.card.labels else "the task"
             raise UserError(
-                f"shots={shots}: {what} of {task.card.name} has {len(group)} training rows; more than {wanted} are "
-                "needed, since some are for development; lower the number of shots"
+                f"shots={shots}: {what} of {task.card.name} has {len(group)} training rows that differ and are not in "
+                f"the test file; more than {wanted} are needed, since some are for development; lower --shots"
             )
     train, develop = (
         [row for group in groups for row in group[part]] for part in (slice(wanted), slice(wanted, 2 * wanted))

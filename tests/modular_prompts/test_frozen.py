@@ -50,7 +50,9 @@ def test_the_read_out_is_the_verbaliser_or_without_a_trained_head_the_cosine(
 
 def test_networks_that_cannot_carry_prompts_are_refused(network: Path) -> None:
     config = AlbertConfig(vocab_size=50, embedding_size=16, intermediate_size=32, **SIZES)
-    with pytest.raises(UserError, match=r"the network mine \(AlbertForMaskedLM\) has no list of layers, each its own"):
+    with pytest.raises(
+        UserError, match=r"the network mine \(AlbertForMaskedLM\) has no known list of layers, or repeats one"
+    ):
         require_layers(BertDenoiser(AlbertForMaskedLM(config)), "mine")
     reader = open_frozen(str(network), "auto", 0, 3, Machine)
     with pytest.raises(UserError, match="the network mine has a time input"):

@@ -38,7 +38,7 @@ def test_a_run_is_validated_beside_majority_and_the_network_alone(pretrain, tmp_
     assert set(lines[1]["tasks"]) == {"animal", "verb"}
     assert means[0] == pytest.approx(sum(lines[0]["tasks"].values()) / 2)
     table = out.split("task ")[1].splitlines()
-    assert table[0].split()[:6] == ["majority", "no", "prompt", "own", "router", "(validation"]
+    assert table[0].split()[:5] == ["majority", "no", "prompt", "prompt", "(validation"]
     best = max(lines[1:], key=lambda line: line["mean"])
     assert [float(row.split()[-1]) for row in table[1:3]] == [round(best["tasks"][t], 3) for t in ("animal", "verb")]
     assert (

@@ -46,3 +46,8 @@ def test_the_score_of_an_extracted_answer_is_that_of_squad(case: dict) -> None:
 )
 def test_articles_and_punctuation_do_not_count(prediction: str, answer: str, score: float) -> None:
     assert answer_f1(prediction, answer) == pytest.approx(score)
+
+
+def test_a_chinese_character_is_a_word() -> None:
+    assert answer_f1("碎叶城", "碎叶。") == pytest.approx(0.8)  # 2 of 3, and 2 of 2
+    assert answer_f1("the cat!", "A Cat") == 1.0 and answer_f1("カタ", "カ") == pytest.approx(2 / 3)
