@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Generator, Tensor
 
-from modular_prompts.black_box import Search, prompt_of_code, search_code, search_router
+from modular_prompts.black_box import Found, Search, prompt_of_code, search_code, search_router
 from modular_prompts.pool import PromptPool
 from modular_prompts.readouts import Part, Readout
 from modular_prompts.saved import SavedPrompts
@@ -50,9 +51,30 @@ class Problem:
         """A stream that is the same for every method."""
         return Generator().manual_seed(self.seed)
 
-    def train_and_develop(self) -> tuple[Examples, Examples]:
-        """Return the training and the development rows as examples."""
-        return self.readout.examples(self.few), self.readout.examples(self.develop)
+    @cached_property
+    def train(self) -> Examples:
+        """The training rows as examples."""
+        return self.readout.examples(self.few)
+
+    @cached_property
+    def development(self) -> Examples:
+        """The development rows as examples."""
+        return self.readout.examples(self.develop)
+
+    @cached_property
+    def tuned_router(self) -> Tensor:
+        """Router logits, [1, K], with which several methods begin."""
+        return tune_router(self.saved.pool, self.train, self.stages.router, self.generator, self.development)
+
+    @cached_property
+    def searched_router(self) -> Found:
+        """Router logits that a search finds."""
+        search = replace(self.stages.search_router, seed=self.seed)
+        return search_router(self.saved.pool, self.train, search)
+
+    def tuned(self, start: Tensor, stage: Stage) -> Tensor:
+        """Return a prompt, [1, layers, P, D], tuned from a start."""
+        return tune_prompt(start, self.train, stage, self.generator, self.development)
 
 
 @dataclass(frozen=True)
@@ -83,47 +105,41 @@ def uniform(problem: Problem) -> Outcome:
 
 def router(problem: Problem) -> Outcome:
     """Tune the router alone."""
-    train, develop = problem.train_and_develop()
-    logits = tune_router(problem.saved.pool, train, problem.stages.router, problem.generator, develop)
+    logits = problem.tuned_router
     return Outcome(logits.numel(), mixture(problem.saved.pool, logits), logits)
 
 
 def router_then_prompts(problem: Problem) -> Outcome:
     """Tune the router, then the prompt that it mixes; the better of the two by the development rows."""
-    first, (train, develop) = router(problem), problem.train_and_develop()
-    prompt = tune_prompt(first.prompt, train, problem.stages.prompt, problem.generator, develop)
+    first = router(problem)
+    prompt = problem.tuned(first.prompt, problem.stages.prompt)
     return Outcome(first.trained + prompt.numel(), prompt, first.router)
 
 
 def prompts(problem: Problem) -> Outcome:
     """Tune a prompt from the mean of the modules."""
-    train, develop = problem.train_and_develop()
-    start = mixture(problem.saved.pool, _uniform(problem))
-    prompt = tune_prompt(start, train, problem.stages.prompt, problem.generator, develop)
+    prompt = problem.tuned(uniform(problem).prompt, problem.stages.prompt)
     return Outcome(prompt.numel(), prompt, _uniform(problem))
 
 
 def random_prompt(problem: Problem) -> Outcome:
     """Tune a random prompt, with the steps of both stages: as many passes as the modules get."""
-    train, develop = problem.train_and_develop()
-    start = START * torch.randn(mixture(problem.saved.pool, _uniform(problem)).shape, generator=problem.generator)
-    stage = problem.stages.prompt.longer(problem.stages.router.steps)
-    prompt = tune_prompt(start, train, stage, problem.generator, develop)
+    start = START * torch.randn(uniform(problem).prompt.shape, generator=problem.generator)
+    prompt = problem.tuned(start, problem.stages.prompt.longer(problem.stages.router.steps))
     return Outcome(prompt.numel(), prompt)
 
 
 def searched_router(problem: Problem) -> Outcome:
     """Search the router by the scores alone."""
-    train = problem.readout.examples(problem.few)
-    found = search_router(problem.saved.pool, train, replace(problem.stages.search_router, seed=problem.seed))
+    found = problem.searched_router
     return Outcome(found.values.numel(), mixture(problem.saved.pool, found.values), found.values, calls=found.calls)
 
 
 def searched_router_then_code(problem: Problem) -> Outcome:
     """Search the router, then the code of the prompt."""
-    first, train = searched_router(problem), problem.readout.examples(problem.few)
+    first = searched_router(problem)
     search = replace(problem.stages.search_code, seed=problem.seed)
-    found = search_code(problem.saved.pool, first.router, train, search)
+    found = search_code(problem.saved.pool, first.router, problem.train, search)
     prompt = prompt_of_code(problem.saved.pool, found.values)
     return Outcome(first.trained + found.values.numel(), prompt, first.router, calls=first.calls + found.calls)
 

@@ -120,22 +120,26 @@ class Comparison:
 
     def answer(self, task: Task, methods: dict[str, Method]) -> None:
         """Answer the test rows of a task by every method and seed that has no result yet."""
-        name, seeds, own = task.card.name, self.args.each_seed, identity(task)
-        todo = [(m, seed) for seed in seeds for m in methods if not self.results.has(name, own, m, seed)]
-        if not todo:
+        name, own = task.card.name, identity(task)
+        todo = {
+            seed: [method for method in methods if not self.results.has(name, own, method, seed)]
+            for seed in self.args.each_seed
+        }
+        if not any(todo.values()):
             return
         rows = task.test[: self.args.test_rows or None]
         test = self.readout.examples((task.card, rows))
-        for method, seed in todo:
-            few, develop = self.shots[name, seed]
-            parts = ((task.card, part) for part in (few, develop, rows))
-            began, problem = time.monotonic(), Problem(self.readout, self.saved, *parts, self.stages, seed)
-            outcome = methods[method](problem)
-            seconds = round(time.monotonic() - began, 2)
-            if seed == seeds[0] and outcome.router is not None:
-                self._keep(task, outcome)  # before the line that says so
-            line = {"task": name, "rows": own, "method": method, "seed": seed, **figures(task, test, outcome)}
-            self.results.add({**line, "seconds": seconds})
+        for seed, wanted in todo.items():
+            parts = ((task.card, part) for part in (*self.shots[name, seed], rows))
+            problem = Problem(self.readout, self.saved, *parts, self.stages, seed)
+            for method in wanted:
+                began = time.monotonic()
+                outcome = methods[method](problem)
+                seconds = round(time.monotonic() - began, 2)
+                if seed == self.args.each_seed[0] and outcome.router is not None:
+                    self._keep(task, outcome)  # before the line that says so
+                line = {"task": name, "rows": own, "method": method, "seed": seed, **figures(task, test, outcome)}
+                self.results.add({**line, "seconds": seconds})
 
     def _keep(self, task: Task, outcome: Outcome) -> None:
         """Write the prompts with a new task."""

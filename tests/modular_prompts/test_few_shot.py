@@ -14,10 +14,10 @@ METHODS = [few_shot.uniform, few_shot.router, few_shot.router_then_prompts, few_
 
 @pytest.mark.parametrize("method", METHODS)
 def test_network_and_modules_stay_and_equal_seeds_give_equal_prompts(method, tokenizer) -> None:  # noqa: ANN001
-    problem = problem_of(tokenizer)
+    problem, again = problem_of(tokenizer), problem_of(tokenizer)
     before = [value.clone() for value in problem.readout.denoiser.state_dict().values()]
     modules = problem.saved.pool.free.detach().clone()
-    first, second = method(problem), method(problem)
+    first, second = method(problem), method(again)
     assert torch.equal(first.prompt, second.prompt) and first.prompt.shape == (1, 2, 3, 32)
     assert all(map(torch.equal, before, problem.readout.denoiser.state_dict().values()))
     assert torch.equal(modules, problem.saved.pool.free)
