@@ -133,12 +133,12 @@ def parse_line(line: bytes, file: Path, number: int, columns: Columns) -> dict[s
         if columns.keys == PAIR:
             raise UserError(f'{file}: pairs are read from .jsonl files, one {{"src": ..., "trg": ...}} per line')
         if number == 1:
-            _require_prose(text, file)
+            require_prose(text, file)
         return {"text": bounded(text, f"{file}:{number}")} if text else {}
     return check_record(parse_object(line, file, number), columns, f"{file}:{number}") if text else {}
 
 
-def _require_prose(text: str, file: Path) -> None:
+def require_prose(text: str, file: Path) -> None:
     """Refuse JSON and tables in a .txt file, by their first line."""
     if text in ("{", "[") or text.startswith("[{"):
         raise UserError(f"{file}:1: JSON in a .txt file; {ARRAY}, and name it .jsonl")

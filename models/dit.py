@@ -48,6 +48,11 @@ class DitConfig(PretrainedConfig):
             raise ValueError(f"hidden_dim={hidden_dim} must be a multiple of 2 n_heads = {2 * n_heads}")
 
     @property
+    def hidden_size(self) -> int:
+        """Hidden units, under the name of other networks."""
+        return self.hidden_dim
+
+    @property
     def max_position_embeddings(self) -> int:
         """Length used in training; rotary positions themselves have no limit."""
         return self.model_length

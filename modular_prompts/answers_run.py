@@ -5,7 +5,6 @@ python -m modular_prompts predict --prompts out/my_task/checkpoint --task my_tas
 """
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -102,22 +101,17 @@ def predict(argv: list[str]) -> None:
     readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
     require_task(saved, args.task, args.prompts)
     card = saved.cards[args.task]
-    rows = read_inputs(files.local_path(args.data), card)
-    found = predictions(card, rows, readout, saved.prompt(args.task), args, sampling)
-    records = ({**inputs_of(row, card), **answer} for row, answer in zip(rows, found, strict=True))
-    lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
+    rows, entries = zip(*read_inputs(files.local_path(args.data), card), strict=True)
+    found = predictions(card, list(rows), readout, saved.prompt(args.task), args, sampling)
+    records = ({**own, **answer} for own, answer in zip(entries, found, strict=True))
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     if not args.output:
-        sys.stdout.writelines(lines)
+        for line in lines:
+            print(line, end="", flush=True)
         return
     with files.written_whole(Path(args.output)) as file:
         file.writelines(lines)
     speak(f"{len(rows):,} answers in {args.output}")
-
-
-def inputs_of(row: Row, card: Card) -> dict:
-    """Return the texts of a row by the names of its fields, and the options if these are its own."""
-    own = {} if card.labels or not row.options else {"options": row.options}
-    return {**dict(zip(card.fields, row.texts, strict=True)), **own}
 
 
 @torch.no_grad()

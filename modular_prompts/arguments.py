@@ -14,7 +14,7 @@ from utils.errors import UserError, check_choices, check_ranges
 
 EVALUATIONS = 10
 """Evaluations of a pre-training without --eval_steps."""
-TUNING = "none", "uniform", "router", "router-then-prompts", "prompts", "random-prompt", "linear-probe", "full", "lora"
+TUNING = "none", "uniform", "router", "prompts", "router-then-prompts", "random-prompt", "linear-probe", "full", "lora"
 """Methods of tune."""
 SEARCHES = "none", "uniform", "router", "router-then-code"
 """Methods of blackbox, which use the scores of the network only."""
@@ -295,12 +295,12 @@ class PredictArgs:
 
     prompts: str = field(metadata={"help": "folder of prompts"})
     task: str = field(metadata={"help": "name of one of its tasks"})
-    data: str = field(metadata={"help": "rows without answers: .jsonl, or a file with a text on each line"})
+    data: str = field(metadata={"help": "rows, .jsonl, with or without answers; or .txt, a text on each line"})
     output: str = field(default="", metadata={"help": "file for the answers, .jsonl; default: standard output"})
     model_name_or_path: str = field(
         default="", metadata={"help": "frozen network, if it is a folder; default: by its name"}
     )
-    batch_size: int = field(default=64, metadata={"help": "rows per batch; does not change the answers"})
+    batch_size: int = field(default=64, metadata={"help": "rows per batch; changes scores by rounding only"})
     seed: int = field(default=0, metadata={"help": "random seed of answers that are drawn"})
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from models.denoiser import NetworkDenoiser
 from models.lora import ALPHA, inject, linear_maps
 from modular_prompts.few_shot import Outcome, Problem
 from modular_prompts.readouts import Part, Readout, numbered
-from modular_prompts.tuning import Stage
+from modular_prompts.tuning import Stage, require_finite
 from utils.errors import UserError
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -141,7 +141,7 @@ def _train_weights(problem: Problem, stage: Stage, change: Callable[[NetworkDeno
             optimizer.param_groups[0]["lr"] = stage.learning_rate * (1 - step / stage.steps)
             rows = torch.randperm(len(train.labels), generator=generator)[: stage.batch_size or len(train.labels)]
             optimizer.zero_grad()
-            train.loss(reader.nothing, rows, generator).backward()
+            require_finite(train.loss(reader.nothing, rows, generator)).backward()
             optimizer.step()
     with torch.no_grad():
         for parameter, value in zip(weights, kept, strict=True):

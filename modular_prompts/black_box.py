@@ -84,6 +84,18 @@ def prompt_of_code(pool: PromptPool, code: Tensor) -> Tensor:
     return (code[:, None] @ pool.projection).view(1, shape.num_layers, shape.length, shape.hidden_size)
 
 
+def require_cma() -> None:
+    """Require the package cma.
+
+    Raises:
+        UserError: if it is not installed.
+    """
+    try:
+        import cma  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"a black-box search needs the package cma ({error}); pip install cma") from error
+
+
 def _minimise(
     start: np.ndarray,
     to_prompt: Callable[[Tensor], Tensor],
@@ -96,10 +108,9 @@ def _minimise(
     Raises:
         UserError: if the package cma is not installed, or the settings allow no generation.
     """
-    try:
-        from cma import CMAEvolutionStrategy
-    except ImportError as error:
-        raise UserError(f"a black-box search needs the package cma ({error}); pip install cma") from error
+    require_cma()
+    from cma import CMAEvolutionStrategy
+
     if not 2 <= search.population < search.calls:
         raise UserError(
             f"calls={search.calls}, population={search.population}: give at least one generation and the start"

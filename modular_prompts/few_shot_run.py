@@ -17,14 +17,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from models.lora import has_lora, require_peft
 from modular_prompts import baselines, few_shot
 from modular_prompts.arguments import BlackBoxArgs, FewShotArgs, MachineArgs, TaskArgs, TuneArgs
+from modular_prompts.black_box import require_cma
 from modular_prompts.few_shot import Method, Outcome, Problem, Stages
 from modular_prompts.frozen import hint_of, number_format, open_prompts
 from modular_prompts.readouts import Readout
 from modular_prompts.results import Results, table
+from modular_prompts.rows import few_shots, identity
 from modular_prompts.saved import DESCRIPTION, Description, SavedPrompts, load_prompts, save_prompts
-from modular_prompts.tasks import Row, Task, few_shots, identity, is_uneven, macro_f1
+from modular_prompts.tasks import Row, Task, is_uneven, macro_f1
 from modular_prompts.tuning import Examples
 from utils import files, hub
 from utils.command_line import parse
@@ -36,8 +39,8 @@ BY_GRADIENT: dict[str, Method] = {
     "none": baselines.no_prompt,
     "uniform": few_shot.uniform,
     "router": few_shot.router,
-    "router-then-prompts": few_shot.router_then_prompts,
     "prompts": few_shot.prompts,
+    "router-then-prompts": few_shot.router_then_prompts,
     "random-prompt": few_shot.random_prompt,
     "linear-probe": baselines.linear_probe,
     "full": baselines.full_tuning,
@@ -51,6 +54,8 @@ BY_SCORES: dict[str, Method] = {
 }
 Shots = dict[tuple[str, int], tuple[list[Row], list[Row]]]
 """Training and development rows by task and seed."""
+USING_MODULES = ("uniform", "router", "prompts", "router-then-prompts", "router-then-code")
+"""Methods whose prompt is kept; of several, the last."""
 MOST_USED = ("prompts", "tasks", "output_dir", "methods", "shots", "seeds")
 
 
@@ -63,18 +68,26 @@ def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[st
     output = Path(args.output_dir)
     files.require_writable("output_dir", output, folder=True)
     loaded = tasks.load()
+    if (output / "checkpoint").exists() and (output / "checkpoint").samefile(local_path(args.prompts)):
+        raise UserError(f"output_dir={output}: it holds the prompts themselves, which would be replaced; give another")
     readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
+    require_possible(chosen, loaded, readout, saved)
     shots = {(task.card.name, seed): few_shots(task, args.shots, seed) for task in loaded for seed in args.each_seed}
     settings = {key: value for part in parts for key, value in asdict(part).items()}
     settings |= {"prompts_sha256": checksums(args.prompts), "number_format": number_format(machine)}
     with Results.opened(output, settings) as results:
         comparison = Comparison(args, readout, saved, how.stages, results, shots)
+        comparison.order = [name for name in methods if name in USING_MODULES]
+        for task in loaded:  # refuses lines of another task before the first method
+            results.has(task.card.name, identity(task), "", 0)
         for task in tqdm(loaded, desc="learning", unit="task", disable=None):
             comparison.answer(task, chosen)
-        speak(table(results.records, [task.card.name for task in loaded], list(chosen)))
+        lines = [line for line in results.records if line["seed"] in args.each_seed]
+        speak(table(lines, [task.card.name for task in loaded], list(chosen)))
     speak(f"results of {len(results.records)} runs in {results.path}")
-    if (output / "checkpoint" / DESCRIPTION).exists():
-        prompts, name = shlex.quote(str(output / "checkpoint")), shlex.quote(loaded[0].card.name)
+    learned = Description.read(output / "checkpoint").cards if (output / "checkpoint" / DESCRIPTION).exists() else {}
+    if name := next((task.card.name for task in loaded if task.card.name in learned), ""):
+        prompts, name = shlex.quote(str(output / "checkpoint")), shlex.quote(name)
         network = hint_of(args.model_name_or_path)
         speak(
             f"next: python -m modular_prompts predict --prompts {prompts}{network} --task {name} --data MY_ROWS.jsonl"
@@ -83,6 +96,25 @@ def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[st
 
 tune = partial(_command, "Learn new tasks from few examples, by gradient.", TuneArgs, BY_GRADIENT)
 blackbox = partial(_command, "Learn new tasks from the scores of the network alone.", BlackBoxArgs, BY_SCORES)
+
+
+def require_possible(methods: dict[str, Method], tasks: list[Task], readout: Readout, saved: SavedPrompts) -> None:
+    """Require what the methods need, before the first of them runs.
+
+    Raises:
+        UserError: naming the method.
+    """
+    for task in tasks:
+        if "linear-probe" in methods and not task.has_options:
+            raise UserError(f"methods=linear-probe: {task.card.name} has no options; leave that method out")
+    if baselines.lora in methods.values():
+        require_peft()
+        if has_lora(readout.denoiser.network):
+            raise UserError("methods=lora: the network has adapters already; leave that method out, or merge them")
+    if "router-then-code" in methods and not saved.pool.shape.intrinsic_size:
+        raise UserError("methods=router-then-code: the modules have no codes; pre-train with --intrinsic_size")
+    if few_shot.searched_router in methods.values():
+        require_cma()
 
 
 def chosen_methods(names: str, methods: dict[str, Method]) -> dict[str, Method]:
@@ -136,10 +168,17 @@ class Comparison:
                 began = time.monotonic()
                 outcome = methods[method](problem)
                 seconds = round(time.monotonic() - began, 2)
-                if seed == self.args.each_seed[0] and outcome.router is not None:
+                if seed == self.args.each_seed[0] and not self._has_later(name, method, seed):
                     self._keep(task, outcome)  # before the line that says so
                 line = {"task": name, "rows": own, "method": method, "seed": seed, **figures(task, test, outcome)}
                 self.results.add({**line, "seconds": seconds})
+
+    def _has_later(self, task: str, method: str, seed: int) -> bool:
+        """Return whether the prompt of a later method is kept already, or this method uses no modules."""
+        if method not in self.order:
+            return True
+        known = [line["method"] for line in self.results.records if (line["task"], line["seed"]) == (task, seed)]
+        return bool(set(known) & set(self.order[self.order.index(method) + 1 :]))
 
     def _keep(self, task: Task, outcome: Outcome) -> None:
         """Write the prompts with a new task."""

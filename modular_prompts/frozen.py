@@ -7,6 +7,7 @@ from torch import nn
 
 from checkpoint.description import FILE
 from checkpoint.folder import find_checkpoint, load_checkpoint
+from checkpoint.model_parts import PROCESSES
 from data.tokenizers import load_tokenizer
 from models.denoiser import NetworkDenoiser
 from models.factory import make_denoiser
@@ -18,7 +19,6 @@ from modular_prompts.target_window import TargetWindow
 from utils.device import pick_device, pick_precision, set_up_cpu
 from utils.errors import UserError
 from utils.files import local_path
-from utils.packaged import PACKAGED
 
 READOUTS: dict[str, type[Readout]] = {
     "verbaliser": Verbaliser,
@@ -63,6 +63,8 @@ def open_frozen(name: str, readout: str, max_length: int, prompt_length: int, ma
     if (path / FILE).exists() or (path / "checkpoint" / FILE).exists():
         model = load_checkpoint(find_checkpoint(name), device, precision=precision)
         denoiser, tokenizer = model.denoiser, model.tokenizer
+        if model.causal or PROCESSES[model.process_name].over_embeddings:
+            raise UserError(f"the checkpoint {name} has process={model.process_name}; give one of a masked process")
         if readout == "window" or (readout == "auto" and model.pairs):
             require_layers(denoiser, name)
             return TargetWindow(model, prompt_length)
@@ -95,8 +97,8 @@ def open_prompts(folder: str, name: str, machine: Machine) -> tuple[Readout, Sav
     try:
         reader = open_frozen(name or about.network, about.readout, about.max_length, about.shape.length, machine)
     except UserError as error:
-        known = name or about.network in PACKAGED or local_path(about.network).exists()
-        hint = "" if known else "; --model_name_or_path names the network"
+        missing = not name and "no such local folder" in str(error)
+        hint = "; --model_name_or_path names the network" if missing else ""
         raise UserError(f"prompts {folder}: {error}{hint}") from error
     saved = load_prompts(folder, reader.denoiser, reader.tokenizer)
     reader.placeholders = saved.placeholders

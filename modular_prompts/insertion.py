@@ -56,4 +56,4 @@ def added(hidden: Tensor, prompt: Tensor) -> Tensor:
     length, width = prompt.shape[1], hidden.shape[1]
     if length > width - 1:
         raise ValueError(f"a prompt of {length} tokens needs rows of at least {length + 1}; these have {width}")
-    return hidden + nn.functional.pad(prompt.to(hidden.dtype), (0, 0, 1, width - 1 - length))
+    return hidden + nn.functional.pad(prompt.to(hidden), (0, 0, 1, width - 1 - length))

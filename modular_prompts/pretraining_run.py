@@ -24,10 +24,11 @@ from modular_prompts.frozen import hint_of, open_frozen, readout_name
 from modular_prompts.pool import PoolShape, PromptPool, Router
 from modular_prompts.pretraining import PretrainArgs, Pretraining
 from modular_prompts.readouts import Readout
+from modular_prompts.rows import fresh_rows, identity, without_texts_of
 from modular_prompts.saved import SavedPrompts, network_digest, save_prompts
 from modular_prompts.span_head import SpanHead
 from modular_prompts.spans import Spans
-from modular_prompts.tasks import Card, Task, find_tasks, identity, load_task, majority, without_texts_of
+from modular_prompts.tasks import Card, Task, find_tasks, load_task, majority
 from modular_prompts.tuning import Examples, prompt_of
 from training.clock import Deadline, StopRequest
 from training.optim import AveragedWeights
@@ -108,13 +109,14 @@ class World:
         """Divide the training rows of each task."""
         cards, parts, valid = [task.card for task in tasks], [], []
         for task in tasks:
-            held = min(valid_rows, len(task.train) // 5)
+            fresh = fresh_rows(task)
+            held = min(valid_rows, len(fresh) // 5)
             if not held:
                 raise UserError(
-                    f"task {task.card.name}: {len(task.train)} training rows are left; at least 5 are needed"
+                    f"task {task.card.name}: {len(fresh)} training rows that differ and are not in the test file or in "
+                    "an unseen task; at least 5 are needed"
                 )
-            order = np.random.default_rng(0).permutation(len(task.train))  # a file may be sorted
-            rows = [task.train[i] for i in order]
+            rows = [fresh[i] for i in np.random.default_rng(0).permutation(len(fresh))]  # a file may be sorted
             parts.append((task.card, rows[held:]))
             valid.append((task.card, rows[:held]))
         return cls(

@@ -92,8 +92,9 @@ class Readout(ABC):
             head, each = [cls, *self.placeholders, *question, *([sep] if question else [])], len(rows[0].texts)
             if self.max_length - len(head) - longest_tail < 2 * each:
                 raise UserError(
-                    f"{card.name}: a prompt of {self.prompt_length} tokens and the question leave no room for a text "
-                    f"in max_length={self.max_length}; raise it, or shorten the prompt"
+                    f"{card.name}: a prompt of {self.prompt_length} tokens, the question and the options or masks "
+                    f"({len(head) + longest_tail} tokens in all) leave no room for a text in "
+                    f"max_length={self.max_length}; raise it, or shorten them"
                 )
             found += [Pieces(head, texts[i : i + each]) for i in range(0, len(texts), each)]
         return found
@@ -112,8 +113,12 @@ class Readout(ABC):
         """Return the ids of texts, without special tokens."""
         return [list(ids) for ids in encode(self.tokenizer, list(texts))["input_ids"]]
 
-    def option_tokens(self, parts: Sequence[Part]) -> dict[str, list[int]]:
+    def option_tokens(self, parts: Sequence[Part], *, in_text: bool = False) -> dict[str, list[int]]:
         """Return the ids of every option.
+
+        Args:
+            parts: tasks with their rows.
+            in_text: the options follow a word, so that byte-level tokenizers begin them with a space.
 
         Raises:
             UserError: if a task has no options, or the tokens do not tell them apart.
@@ -125,7 +130,9 @@ class Readout(ABC):
                     "readout=spans for extraction, or a checkpoint of pairs"
                 )
         options = sorted({option for _, rows in parts for row in rows for option in row.options})
-        found = dict(zip(options, self.tokens(options), strict=True))
+        spaceless = {option for card, rows in parts if not card.spaced for row in rows for option in row.options}
+        written = [f" {option}" if in_text and option not in spaceless else option for option in options]
+        found = dict(zip(options, self.tokens(written), strict=True))
         for card, rows in parts:
             require_different(card, rows, found)
         return found
@@ -176,8 +183,8 @@ class Verbaliser(Readout):
 
     def examples(self, *parts: Part) -> Examples:
         """See `Readout`."""
-        tokens = self.option_tokens(parts)
-        words = [self.tokens([ANSWER.get(card.language, "answer:")])[0] for card, _ in parts]
+        tokens = self.option_tokens(parts, in_text=True)
+        words = [self.tokens([ANSWER.get(card.language[:2], "answer:")])[0] for card, _ in parts]
         tail = max(map(len, words)) + max(map(len, tokens.values())) + 1
         pieces, options = self.pieces(parts, tail), numbered(parts, tokens)
         before = [word for word, (_, rows) in zip(words, parts, strict=True) for _ in rows]

@@ -18,7 +18,7 @@ from data.plain_text import encode
 from models.denoiser import NetworkDenoiser
 from modular_prompts.readouts import Part, Readout, answers
 from modular_prompts.span_head import SpanHead, answer_f1, option_scores
-from modular_prompts.tasks import Card, Row
+from modular_prompts.tasks import Card, Row, find_answer
 from modular_prompts.tuning import Examples
 from utils.errors import UserError
 
@@ -68,8 +68,8 @@ class Spans(Readout):
             raise UserError(f"{card.name}: readout=spans cannot generate a text; use a checkpoint of pairs")
         if card.kind == "extraction":
             return self._extractions(card, rows)
-        found, (mark,) = [], self.tokens([SEPARATOR.get(card.language, ",")])
-        tokens = self.option_tokens([(card, rows)])
+        found, (mark,) = [], self.tokens([SEPARATOR.get(card.language[:2], ",")])
+        tokens = self.option_tokens([(card, rows)], in_text=True)
         tails = [self._listed([tokens[option] for option in row.options], mark) for row in rows]
         for pieces, (tail, spans) in zip(
             self.pieces([(card, rows)], max(len(t) for t, _ in tails)), tails, strict=True
@@ -104,7 +104,7 @@ class Spans(Readout):
             ids = texts["input_ids"][i][:room]
             ends, text = [texts.end(i, k) for k in range(len(ids))], row.texts[-1]
             span = (IGNORED, IGNORED)
-            if (at := text.find(row.answer)) >= 0 and row.answer and ends and at + len(row.answer) <= ends[-1]:
+            if (at := find_answer(row.answer, text)) >= 0 and row.answer and ends and at + len(row.answer) <= ends[-1]:
                 span = tuple(len(head) + k for k in (bisect_right(ends, at), bisect_left(ends, at + len(row.answer))))
             found.append(SpanRow(torch.tensor([*head, *ids, sep]), [span], len(head), ends))
         return found

@@ -93,6 +93,8 @@ def with_saved_prompt(model: ModelParts, folder: str, task: str) -> ModelParts:
     names = [task] if task else list(saved.routers)
     if len(names) != 1 or names[0] not in saved.routers:
         raise UserError(f"prompts_task={task!r}: must be one of {', '.join(list(saved.routers)[:20])}")
+    if (kind := saved.cards[names[0]].kind) != "generation":
+        raise UserError(f"prompts_task={names[0]}: a task of type {kind}; python -m modular_prompts predict answers it")
     return with_prompt(model, saved.placeholders, saved.prompt(names[0]))
 
 
@@ -106,10 +108,16 @@ class TargetWindow(Readout):
             UserError: if it is no model of pairs with a masked process, or the prompt leaves no room for a source.
         """
         if model.pairs is None or not isinstance(model.process, MaskedProcess):
-            raise UserError("readout=window needs a checkpoint of pairs with a masked process; use readout=verbaliser")
+            raise UserError("readout=window needs a checkpoint of source-target pairs with a masked process; give one")
         super().__init__(model.denoiser, model.tokenizer, prompt_length, model.denoiser.max_length)
         self.model = with_prompt(model, self.placeholders, self.nothing)
-        self.layout = Layout(model.pairs, model.tokenizer, self.model.max_length)
+        try:
+            self.layout = Layout(model.pairs, model.tokenizer, self.model.max_length)
+        except UserError as error:
+            raise UserError(
+                f"prompt_length={prompt_length}: it and the target window of {model.pairs.target_window} leave no room "
+                f"for a source in the network's {model.denoiser.max_length} positions; shorten it"
+            ) from error
 
     def prompted(self, prompts: Tensor) -> ModelParts:
         """Return the model with prompts."""

@@ -13,16 +13,14 @@ Without a card, a folder whose lines are pairs is a generation task. Without tes
 options at the end of a list are no options: data sets fill lists of unequal length with them.
 """
 
-import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from data.records import HALF, MOST_TEXT, decoded, parse_object, read_lines
+from data.records import HALF, MOST_TEXT, decoded, parse_object, read_lines, require_prose
 from utils.errors import UserError, shown
 from utils.files import local_path, read_text
 
@@ -80,6 +78,11 @@ class Card:
         """Fields of a line that hold its texts."""
         return FIELDS[self.kind]
 
+    @property
+    def spaced(self) -> bool:
+        """Whether its language separates words by spaces."""
+        return not self.language.startswith(("zh", "ja"))
+
     def entries(self) -> dict:
         """Return the content of card.json."""
         known = {"labels": list(self.labels)} if self.labels else {}
@@ -126,6 +129,8 @@ def find_tasks(names: str, split: str = "", language: str = "") -> list[Path]:
         UserError: if a folder holds no task, two tasks have one name, or none is left.
     """
     found: list[Path] = []
+    if not names.strip(" ,"):
+        raise UserError("tasks is empty; give folders with card.json, train.jsonl and test.jsonl")
     for name in filter(None, map(str.strip, names.split(","))):
         folder = local_path(name)
         inside = [folder] if (folder / "train.jsonl").exists() else sorted(folder.glob("*/train.jsonl"))
@@ -223,21 +228,28 @@ def _read_rows(file: Path, card: Card) -> list[Row]:
     return rows
 
 
-def read_inputs(file: Path, card: Card) -> list[Row]:
-    """Read rows whose answer is to be predicted: lines of a .jsonl file without label, or of any other file, texts.
+def read_inputs(file: Path, card: Card) -> list[tuple[Row, dict]]:
+    """Read rows whose answer is to be predicted, and the entries of their lines.
+
+    A .jsonl file has lines as in train.jsonl, with or without an answer, and a .txt file a text on each.
 
     Raises:
         UserError: with file and line, if a row does not fit the card.
     """
-    rows, as_json = [], ".jsonl" in file.suffixes
+    suffixes = [suffix.lower() for suffix in file.suffixes]
+    as_json = ".jsonl" in suffixes
+    if not as_json and (".txt" not in suffixes or len(card.fields) > 1 or card.kind == "multiple-choice"):
+        texts = "" if len(card.fields) > 1 or card.kind == "multiple-choice" else ", or a .txt file of texts"
+        raise UserError(f"{file}: a row of {card.name} needs {' and '.join(card.fields)}; give a .jsonl file{texts}")
+    rows = []
     for i, (line, _) in enumerate(read_lines(file), start=1):
         if not line.strip():
             continue
-        if not as_json and (len(card.fields) > 1 or card.kind == "multiple-choice"):
-            raise UserError(f"{file}: a row of {card.name} needs {' and '.join(card.fields)}; give a .jsonl file")
         entries = parse_object(line, file, i) if as_json else {card.fields[0]: decoded(line, file, i)}
+        if not rows and not as_json:
+            require_prose(entries[card.fields[0]], file)
         texts = _texts(entries, card, f"{file}:{i}")
-        rows.append(Row(texts, card.labels or _options(entries, card, f"{file}:{i}"), -1))
+        rows.append((Row(texts, card.labels or _options(entries, card, f"{file}:{i}"), -1), entries))
     if not rows:
         raise UserError(f"{file}: empty; give rows")
     return rows
@@ -291,48 +303,17 @@ def _options(entries: dict, card: Card, location: str) -> tuple[str, ...]:
 
 def _written_row(texts: tuple[str, ...], answer: object, card: Card, location: str) -> Row:
     name = WRITTEN[card.kind]
-    if not isinstance(answer, str) or not answer.strip() or len(answer) > MOST_TEXT:
+    if not isinstance(answer, str) or not answer.strip() or len(answer) > MOST_TEXT or HALF.search(answer):
         raise UserError(f"{location}: {name}={shown(answer)} must be a text of at most {MOST_TEXT:,} characters")
-    if card.kind == "extraction" and answer not in texts[-1]:
+    if card.kind == "extraction" and answer.strip() not in texts[-1]:
         raise UserError(f"{location}: answer={shown(answer)} does not occur in the text; it must be a part of it")
-    return Row(texts, (), -1, answer)
+    return Row(texts, (), -1, answer.strip())
 
 
-# ---- few examples ----------------------------------------------------------------------------------------------------
-
-
-def few_shots(task: Task, shots: int, seed: int) -> tuple[list[Row], list[Row]]:
-    """Return training and development rows, drawn from the training file by a seed.
-
-    Rows whose texts occur in the test file or earlier in the training file are left out, and the others are shuffled.
-    The first `shots` rows of each label are for training, and the next ones, `shots` at most, for development. Where
-    the card has no labels, they are the first and the next 2 * `shots` rows.
-
-    Raises:
-        UserError: if a label has fewer rows, or none is left for development.
-    """
-    known, fresh = {folded(row) for row in task.test}, []
-    for row in task.train:
-        if (key := folded(row)) not in known:
-            known.add(key)
-            fresh.append(row)
-    rows = [fresh[i] for i in np.random.default_rng(seed).permutation(len(fresh))]
-    kinds = [row.label if task.card.labels else 0 for row in rows]
-    wanted = shots if task.card.labels else 2 * shots
-    groups = [
-        [row for row, kind in zip(rows, kinds, strict=True) if kind == k] for k in range(max(1, len(task.card.labels)))
-    ]
-    for number, group in enumerate(groups):
-        if len(group) <= wanted:
-            what = f"label {task.card.labels[number]!r}" if task.card.labels else "the task"
-            raise UserError(
-                f"shots={shots}: {what} of {task.card.name} has {len(group)} training rows that differ and are not in "
-                f"the test file; more than {wanted} are needed, since some are for development; lower --shots"
-            )
-    train, develop = (
-        [row for group in groups for row in group[part]] for part in (slice(wanted), slice(wanted, 2 * wanted))
-    )
-    return train, develop
+def find_answer(answer: str, text: str) -> int:
+    """Return where an answer begins in a text, as whole words if it occurs so; -1 if it does not occur."""
+    found = re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text)
+    return found.start() if found else text.find(answer)
 
 
 def majority(rows: Sequence[Row]) -> float:
@@ -353,33 +334,3 @@ def macro_f1(choices: Sequence[int], labels: Sequence[int]) -> float:
         wrong = sum((c == label) != (t == label) for c, t in zip(choices, labels, strict=True))
         scores.append(2 * hits / (2 * hits + wrong))
     return sum(scores) / len(scores)
-
-
-def without_texts_of(tasks: Sequence[Task], unseen: Sequence[Task]) -> tuple[list[Task], int]:
-    """Remove training rows one of whose texts occurs in unseen tasks, case folded; return the tasks and how many rows.
-
-    A question may occur in several tasks: of extraction, the texts alone are compared.
-    """
-    known = {text for task in unseen for row in (*task.train, *task.test) for text in _compared(task.card, row)}
-    kept = [replace(task, train=[row for row in task.train if not known & _compared(task.card, row)]) for task in tasks]
-    return kept, sum(len(task.train) for task in tasks) - sum(len(task.train) for task in kept)
-
-
-def _compared(card: Card, row: Row) -> set[str]:
-    return {_spelt(text) for text in (row.texts[-1:] if card.kind == "extraction" else row.texts)}
-
-
-def folded(row: Row) -> tuple[str, ...]:
-    """Return the texts of a row, case folded and with single spaces."""
-    return tuple(map(_spelt, row.texts))
-
-
-def _spelt(text: str) -> str:
-    return " ".join(text.casefold().split())
-
-
-def identity(task: Task) -> str:
-    """Return a hash of a task's name, card and rows."""
-    rows = [[[row.texts, row.options, row.label, row.answer] for row in part] for part in (task.train, task.test)]
-    content = json.dumps([task.card.name, task.card.entries(), rows])
-    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()

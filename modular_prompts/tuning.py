@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from modular_prompts.pool import PromptPool, normalised
+from utils.errors import UserError
 
 Scores = Callable[[Tensor, Tensor], Tensor]
 """Map numbers of rows, int64 [n], and prompts, [1 or n, layers, P, D], to scores of their options, [n, options]."""
@@ -115,12 +116,24 @@ def _fit(
             best, kept = _better(best, kept, values, develop.score(to_prompt(values.detach())))
         optimizer.param_groups[0]["lr"] = stage.learning_rate * (1 - step / stage.steps)
         rows = torch.randperm(number, generator=generator)[: stage.batch_size or number]
-        (values.grad,) = torch.autograd.grad(train.loss(to_prompt(values), rows, generator), [values])
+        loss = require_finite(train.loss(to_prompt(values), rows, generator))
+        (values.grad,) = torch.autograd.grad(loss, [values])
         optimizer.step()
     values = values.detach()
     if develop and stage.check_every:
         return _better(best, kept, values, develop.score(to_prompt(values)))[1]
     return values
+
+
+def require_finite(loss: Tensor) -> Tensor:
+    """Return a loss.
+
+    Raises:
+        UserError: if it is not finite.
+    """
+    if not loss.isfinite():
+        raise UserError(f"the loss of tuning is {loss.item()}; lower the learning rates, or use --precision fp32")
+    return loss
 
 
 def _better(best: float, kept: Tensor, values: Tensor, accuracy: float) -> tuple[float, Tensor]:

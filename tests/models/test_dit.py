@@ -178,3 +178,7 @@ def test_unsupported_options_are_refused() -> None:
         make_denoiser(network(), "none", 10).pack_rows(32)
     with pytest.raises(ValueError, match="hidden_dim=30 must be a multiple"):
         DitConfig(hidden_dim=30, n_heads=2)
+
+
+def test_the_hidden_size_has_the_name_of_other_networks() -> None:
+    assert DitConfig(hidden_dim=64, n_heads=4).hidden_size == 64

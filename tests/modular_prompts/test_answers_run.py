@@ -131,6 +131,7 @@ def test_the_batch_size_changes_no_answer(trained_pairs: Path, tmp_path: Path, m
         ("a.txt", "", "animal", "a.txt: empty; give rows"),
         ("a.txt", "x\n", "nothing", "no task 'nothing'; they have animal, choice; tune learns a new one"),
         ("a.txt", "x\n", "choice", "a row of choice needs text; give a .jsonl file"),
+        ("a.csv", "x\n", "animal", "a row of animal needs text; give a .jsonl file, or a .txt file of texts"),
         ("a.jsonl", '{"text": 3}\n', "animal", "a.jsonl:1: a row of this task needs text, not empty"),
         ("a.jsonl", '{"text": "\\ud800"}\n', "animal", "half of a surrogate pair"),
         ("a.jsonl", '{"text": "x", "options": ["y"]}\n', "choice", "must be a list of 2 to 1000 texts"),

@@ -1,6 +1,7 @@
 """few_shot_run.py: tune and blackbox write results and prompts, go on where they ended, and refuse what cannot be."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,48 @@ def test_too_many_shots_are_refused_at_once_and_leave_the_folder_free(world, tmp
     code, _, err = world("tune", "t", "--shots", 1000)
     assert code == 2 and "shots=1000: label 'likes' of verb has" in err
     assert world("tune", "t", "--seeds", "3", "--methods", "none,uniform")[0] == 0
+
+
+def test_the_prompt_of_the_last_method_stays(world, tmp_path: Path) -> None:  # noqa: ANN001
+    assert world("tune", "t", "--seeds", "3", "--methods", "router-then-prompts")[0] == 0
+    kept = (tmp_path / "t" / "checkpoint" / "prompts.safetensors").read_bytes()
+    assert world("tune", "t", "--seeds", "3", "--methods", "uniform,router-then-prompts,random-prompt")[0] == 0
+    assert (tmp_path / "t" / "checkpoint" / "prompts.safetensors").read_bytes() == kept
+
+
+def test_only_the_wanted_seeds_are_averaged(world, tmp_path: Path) -> None:  # noqa: ANN001
+    assert world("tune", "t", "--seeds", "1,2,3", "--methods", "router")[0] == 0
+    _, out, _ = world("tune", "t", "--seeds", "1", "--methods", "router")
+    score = next(line["score"] for line in lines_of(tmp_path / "t") if line["seed"] == 1)
+    assert out.splitlines()[1].split() == ["verb", f"{score:.3f}"]
+
+
+def test_what_a_method_needs_is_checked_before_the_first_runs(world, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    write_jsonl(tmp_path / "who" / "train.jsonl", [{"src": f"a {i}", "trg": "b"} for i in range(40)])
+    write_jsonl(tmp_path / "who" / "valid.jsonl", [{"src": "c", "trg": "d"}])
+    tasks = f"{tmp_path / 'verb'},{tmp_path / 'who'}"
+    code, _, err = world("tune", "t", "--methods", "none,linear-probe", "--tasks", tasks)
+    assert code == 2 and "methods=linear-probe: who has no options" in err
+    monkeypatch.setitem(sys.modules, "cma", None)
+    code, _, err = world("blackbox", "b")
+    assert code == 2 and "a black-box search needs the package cma" in err
+    assert not (tmp_path / "t").exists() and not (tmp_path / "b").exists()
+
+
+def test_prompts_are_not_replaced_by_their_own_results(world, tmp_path: Path) -> None:  # noqa: ANN001
+    before = (tmp_path / "pre" / "checkpoint" / "prompts.json").read_bytes()
+    code, _, err = world("tune", "pre")
+    assert code == 2 and "it holds the prompts themselves, which would be replaced" in err
+    assert (tmp_path / "pre" / "checkpoint" / "prompts.json").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_leaves_earlier_prompts(world, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    assert world("tune", "t", "--seeds", "3", "--methods", "router")[0] == 0
+    kept = (tmp_path / "t" / "checkpoint" / "prompts.safetensors").read_bytes()
+    monkeypatch.setattr("modular_prompts.tuning.Examples.loss", lambda *_: torch.tensor(torch.nan))
+    code, _, err = world("tune", "t", "--seeds", "3", "--methods", "prompts")
+    assert code == 2 and "the loss of tuning is nan; lower the learning rates" in err
+    assert (tmp_path / "t" / "checkpoint" / "prompts.safetensors").read_bytes() == kept
 
 
 @pytest.mark.parametrize(

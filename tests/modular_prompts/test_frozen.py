@@ -110,3 +110,15 @@ def test_the_digest_covers_weights_adapters_configuration_and_tokenizer(network:
         next(p for name, p in denoiser.named_parameters() if "lora_B" in name)[0, 0] += 1
     digests.append(network_digest(denoiser, tokenizer))
     assert len(set(digests)) == len(digests)
+
+
+def test_causal_and_continuous_checkpoints_are_refused(tmp_path: Path, tokenizer) -> None:  # noqa: ANN001
+    class Causal:
+        causal, process_name, pairs = True, "ar", None
+        denoiser = tokenizer = None
+
+    (tmp_path / "process.json").write_text("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("modular_prompts.frozen.load_checkpoint", lambda *_, **__: Causal)
+        with pytest.raises(UserError, match="has process=ar; give one of a masked process"):
+            open_frozen(str(tmp_path), "auto", 0, 3, Machine)

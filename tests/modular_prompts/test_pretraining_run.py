@@ -98,7 +98,7 @@ def test_another_run_in_the_folder_is_refused(pretrain, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--prompt_length", 30], "a prompt of 30 tokens and the question leave no room for a text in max_length=40"),
+        (["--prompt_length", 30], "leave no room for a text in max_length=40"),
         (["--num_layers", 3], "num_layers=3: the network has 2"),
         (["--split", "test"], "none is left with split='test'"),
         (["--num_module", 3], "unknown flag --num_module; did you mean --num_modules?"),
@@ -119,6 +119,14 @@ def test_the_same_seed_gives_the_same_head_of_spans(pretrain, tmp_path: Path) ->
     out = [pretrain(name, "--readout", "spans")[1] for name in ("one", "two")]
     assert bytes_of(tmp_path / "one" / "checkpoint") == bytes_of(tmp_path / "two" / "checkpoint")
     assert [row.split()[2] for row in out[0].split("task ")[1].splitlines()[1:3]] == ["-", "-"]  # no head, no score
+
+
+def test_repeated_rows_and_test_rows_are_not_trained_on(pretrain, tmp_path: Path) -> None:  # noqa: ANN001
+    folder = tmp_path / "tasks" / "animal"
+    rows = (folder / "train.jsonl").read_text()
+    before = pretrain("one")[1]
+    (folder / "train.jsonl").write_text(rows * 3 + (folder / "test.jsonl").read_text())
+    assert pretrain("two")[1].splitlines()[0] == before.splitlines()[0]  # the same number of training rows
 
 
 def test_validation_rows_are_drawn_from_a_sorted_file(pretrain, tmp_path: Path) -> None:  # noqa: ANN001
@@ -159,8 +167,8 @@ def test_chinese_tasks_are_read_by_characters(tmp_path: Path, monkeypatch, capsy
     network = make_network(tmp_path / "net", tokenizer)
     assert all(len(token) == 1 for token in tokenizer.tokenize(CHINESE[0]))
     rows = [{"text": text, "label": text[:2]} for text in CHINESE if text[:2] in ("小猫", "老人")]
-    for name in ("train", "test"):
-        write_jsonl(tmp_path / "zh" / f"{name}.jsonl", rows)
+    write_jsonl(tmp_path / "zh" / "train.jsonl", rows[::2] + rows[1::4])
+    write_jsonl(tmp_path / "zh" / "test.jsonl", rows[3::4])
     card = {"type": "classification", "labels": ["小猫", "老人"], "question": "哪一个？", "language": "zh"}
     (tmp_path / "zh" / "card.json").write_text(json.dumps(card), encoding="utf-8")
     for readout in ("verbaliser", "spans"):

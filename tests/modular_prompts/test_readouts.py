@@ -106,7 +106,7 @@ def test_a_long_text_is_cut_and_the_question_stays(tokenizer: PreTrainedTokenize
 
 def test_what_cannot_be_written_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
     with pytest.raises(
-        UserError, match="a prompt of 30 tokens and the question leave no room for a text in max_length=40"
+        UserError, match="a prompt of 30 tokens, the question and .* leave no room for a text in max_length=40"
     ):
         readout(Verbaliser, tokenizer, 30).examples((CARD, ROWS))
     with pytest.raises(UserError, match="my task: the tokenizer has no token for the option"):
@@ -145,3 +145,15 @@ def test_placeholders_are_unused_tokens_or_else_the_first_token(tokenizer: PreTr
 def test_a_few_rows_may_have_options_of_equal_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
     card, rows = Card("x", "multiple-choice", ()), [Row(("a",), ("cat", "dog"), 0)] * 20
     readout(Cosine, tokenizer).examples((card, [*rows, Row(("a",), ("it", "IT"), 1)]))
+
+
+def test_options_after_a_word_begin_with_a_space_where_words_have_spaces(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Byte-level tokenizers have other tokens for a word after a space, and those are what a row can hold."""
+    reader, seen = readout(Verbaliser, tokenizer), []
+    encode = reader.tokens
+    reader.tokens = lambda texts: seen.extend(texts) or encode(texts)
+    english, chinese = Card("x", "pair", ("cat", "dog")), Card("y", "pair", ("tree", "ball"), "", "zh-CN")
+    reader.option_tokens([(english, [Row(("a", "b"), english.labels, 0)])], in_text=True)
+    reader.option_tokens([(chinese, [Row(("a", "b"), chinese.labels, 0)])], in_text=True)
+    reader.option_tokens([(english, [Row(("a", "b"), english.labels, 0)])])
+    assert seen == [" cat", " dog", "ball", "tree", "cat", "dog"]

@@ -81,7 +81,7 @@ def test_rows_shrink_where_the_positions_of_the_network_end(trained_pairs: Path)
     longest = model.denoiser.max_length
     prompt = torch.zeros(1, 2, longest - 20, model.denoiser.network.config.hidden_size)
     assert with_prompt(model, [4] * (longest - 20), prompt).max_length == 20
-    with pytest.raises(UserError, match="leaves no room for a source"):
+    with pytest.raises(UserError, match=f"prompt_length={longest - 5}: it and the target window .* leave no room"):
         TargetWindow(model, longest - 5)
 
 
@@ -104,9 +104,10 @@ def test_a_prompt_carries_a_new_task_and_leaves_the_network(reader: TargetWindow
 def prompts_folder(reader: TargetWindow, tmp_path: Path) -> Path:
     """Return saved prompts, of a task that was tuned and another one."""
     pool = PromptPool(PoolShape(2, P, reader.denoiser.network.config.hidden_size, 2), Generator().manual_seed(0))
-    routers = {"always": torch.zeros(1, 2), "other": torch.ones(1, 2)}
+    routers = {"always": torch.zeros(1, 2), "choice": torch.ones(1, 2)}
+    cards = {"always": CARD, "choice": Card("choice", "multiple-choice", ())}
     saved = SavedPrompts(pool, routers, "window", reader.placeholders, reader.max_length,
-                         dict.fromkeys(routers, CARD), {"always": tuned(reader)[0]})  # fmt: skip
+                         cards, {"always": tuned(reader)[0]})  # fmt: skip
     save_prompts(tmp_path / "prompts", saved, reader.denoiser, reader.tokenizer, "mine")
     write_jsonl(tmp_path / "data.jsonl", [{"src": row.texts[0], "trg": row.answer} for row in ROWS[96:]])
     return tmp_path / "prompts"
@@ -129,11 +130,13 @@ def test_predictions_of_pairs_use_the_prompt(
         lines = [json.loads(line) for line in output.read_text().splitlines()]
         return sum(line["prediction"].endswith(ALWAYS) for line in lines) / len(lines)
 
-    assert share("--prompts", prompts_folder) > 0.9 and share() < 0.1
+    assert share("--prompts", prompts_folder, "--prompts_task", "always") > 0.9 and share() < 0.1
     capsys.readouterr()
     base += ["--output", tmp_path / "x.jsonl"]
     for flags, message in (
-        (["--prompts", prompts_folder, "--prompts_task", "none"], "prompts_task='none': must be one of always, other"),
+        (["--prompts", prompts_folder, "--prompts_task", "none"], "prompts_task='none': must be one of always, choice"),
+        (["--prompts", prompts_folder], "prompts_task='': must be one of always, choice"),
+        (["--prompts", prompts_folder, "--prompts_task", "choice"], "a task of type multiple-choice"),
         (["--prompts_task", "always"], "names a task among --prompts; give these"),
     ):
         assert (
@@ -178,6 +181,6 @@ def test_question_and_options_stay_when_a_text_is_cut(reader: TargetWindow) -> N
 
 
 def test_only_a_checkpoint_of_pairs_has_a_target_window(trained: Path, trained_pairs: Path) -> None:
-    with pytest.raises(UserError, match="readout=window needs a checkpoint of pairs with a masked process"):
+    with pytest.raises(UserError, match="readout=window needs a checkpoint of source-target pairs with a masked"):
         TargetWindow(load_checkpoint(trained, torch.device("cpu")), P)
     assert isinstance(open_frozen(str(trained_pairs), "auto", 0, P, Machine), TargetWindow)

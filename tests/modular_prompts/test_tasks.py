@@ -1,24 +1,19 @@
 """tasks.py: cards and rows are read or refused in one line; few examples are drawn by a seed, apart from each other."""
 
 import json
-from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from modular_prompts.tasks import (
     LABELLED,
-    Card,
     Row,
-    Task,
-    few_shots,
+    find_answer,
     find_tasks,
-    identity,
     load_task,
     macro_f1,
     majority,
-    without_texts_of,
+    read_inputs,
 )
 from tests.conftest import write_jsonl
 from utils.errors import UserError
@@ -110,62 +105,11 @@ def test_a_missing_folder_file_or_row_is_named(tmp_path: Path) -> None:
         load_task(folder)
 
 
-def test_few_shots_have_k_rows_a_label_apart_from_those_of_development(tmp_path: Path) -> None:
-    task = load_task(folder_of(tmp_path))
-    train, develop = few_shots(task, 8, seed=13)
-    assert Counter(row.label for row in train) == {0: 8, 1: 8} == Counter(row.label for row in develop)
-    assert not {row.texts for row in train} & {row.texts for row in develop}
-    assert few_shots(task, 8, seed=13) == (train, develop) != few_shots(task, 8, seed=21)
-    fewer = few_shots(task, 16, seed=13)[1]  # 20 rows of the rare label
-    assert Counter(row.label for row in fewer) == {0: 16, 1: 4}
-    with pytest.raises(UserError, match="shots=20: label 'bad' of my task has 20 training rows that differ"):
-        few_shots(task, 20, seed=13)
-
-
-def test_multiple_choice_takes_twice_as_many_rows_in_all(tmp_path: Path) -> None:
-    rows = [{**CHOICE, "text": f"which {i}?", "label": 0} for i in range(50)]
-    task = load_task(folder_of(tmp_path, {"type": "multiple-choice"}, rows, [CHOICE]))
-    train, develop = few_shots(task, 16, seed=1)
-    assert len(train) == 32 and len(develop) == 18
-
-
 def test_majority_and_macro_f1_are_those_of_the_definitions() -> None:
     rows = [Row(("a",), ("x", "y", "z"), label) for label in (0, 0, 0, 1)]
     assert majority(rows) == 0.75
     assert macro_f1([0, 0, 1, 1], [0, 0, 0, 1]) == pytest.approx((0.8 + 2 / 3) / 2)
     assert macro_f1([2, 2], [0, 1]) == 0.0
-
-
-def test_no_text_is_drawn_twice_or_occurs_in_the_test_file(tmp_path: Path) -> None:
-    rows = [{"text": f" Text {i % 30}", "label": ("good", "bad")[i % 2]} for i in range(300)]
-    task = load_task(folder_of(tmp_path, CARD, rows, [{"text": "TEXT  7", "label": "bad"}]))
-    train, develop = few_shots(task, 8, seed=3)
-    texts = [row.texts[0] for row in (*train, *develop)]
-    assert len(texts) == len(set(texts)) == 29 and " Text 7" not in texts
-
-
-def test_rows_of_unseen_tasks_are_left_out(tmp_path: Path) -> None:
-    first = load_task(folder_of(tmp_path))
-    other = Task(first.card, [Row(("TEXT  3 ",), ("x", "y"), 0)], [Row(("new",), ("x", "y"), 0)])
-    (kept,), removed = without_texts_of([first], [other])
-    assert removed == 1 and [row for row in first.train if row not in kept.train] == [first.train[3]]
-    assert kept.test == first.test
-    pair = Card("pair", "pair", ("x", "y"))
-    rows = [Row(("new", "Text 9"), ("x", "y"), 0), Row(("a", "b"), ("x", "y"), 0)]
-    assert without_texts_of([Task(pair, rows, [])], [first])[0][0].train == rows[1:]  # one text suffices
-    asked = [Row(("who?", "text 9"), (), -1, "9"), Row(("text 8", "a b"), (), -1, "a")]
-    assert without_texts_of([Task(Card("asked", "extraction", ()), asked, [])], [first])[0][0].train == asked[1:]
-
-
-def test_the_identity_covers_name_card_and_rows(tmp_path: Path) -> None:
-    task = load_task(folder_of(tmp_path))
-    others = [
-        replace(task, card=replace(task.card, name="other")),
-        replace(task, card=replace(task.card, question="?")),
-        replace(task, train=task.train[1:]),
-        replace(task, test=task.test[1:]),
-    ]
-    assert len({identity(each) for each in (task, *others)}) == 5 and identity(task) == identity(replace(task))
 
 
 def test_a_folder_of_pairs_needs_no_card(tmp_path: Path) -> None:
@@ -193,3 +137,26 @@ def test_tasks_are_found_by_folder_split_and_language(tmp_path: Path) -> None:
         find_tasks(f"{tmp_path}/all,{tmp_path}/all/a")
     with pytest.raises(UserError, match="no task there; give folders with card.json, train.jsonl and test.jsonl"):
         find_tasks(str(tmp_path / "all" / "a" / "none"))
+
+
+def test_an_answer_is_found_as_whole_words() -> None:
+    assert find_answer("a", "the cat sees a tree.") == 13 and find_answer("is", "his is") == 4
+    assert find_answer("tree", "the tree.") == 4 and find_answer("nd", "find") == 2 and find_answer("x", "a") == -1
+    assert find_answer("树", "一棵树") == 2
+
+
+def test_inputs_keep_the_entries_of_their_lines(tmp_path: Path) -> None:
+    card = load_task(folder_of(tmp_path)).card
+    write_jsonl(tmp_path / "ROWS.JSONL", [{"text": "a", "id": 7}, {"text": "b", "label": "unknown"}])
+    found = read_inputs(tmp_path / "ROWS.JSONL", card)
+    assert [entries for _, entries in found] == [{"text": "a", "id": 7}, {"text": "b", "label": "unknown"}]
+    (tmp_path / "rows.txt").write_text("a\n\n b \n")
+    assert [row.texts for row, _ in read_inputs(tmp_path / "rows.txt", card)] == [("a",), ("b",)]
+    for name, content in (
+        ("rows.csv", "text\na\n"),
+        ("rows.json", '[{"text": "a"}]'),
+        ("other.txt", '{"text": "a"}\n'),
+    ):
+        (tmp_path / name).write_text(content)
+        with pytest.raises(UserError, match=name):
+            read_inputs(tmp_path / name, card)
