@@ -14,7 +14,8 @@ from utils.errors import UserError, check_choices, check_ranges
 
 EVALUATIONS = 10
 """Evaluations of a pre-training without --eval_steps."""
-TUNING = "none", "uniform", "router", "prompts", "router-then-prompts", "random-prompt", "linear-probe", "full", "lora"
+BASELINES = "random-prompt-longer", "linear-probe", "full", "lora"
+TUNING = "none", "uniform", "router", "prompts", "router-then-prompts", "random-prompt", *BASELINES
 """Methods of tune."""
 SEARCHES = "none", "uniform", "router", "router-then-code"
 """Methods of blackbox, which use the scores of the network only."""
@@ -198,9 +199,13 @@ class TuneArgs:
         default="none,uniform,router,router-then-prompts",
         metadata={"help": f"methods by comma, of {', '.join(TUNING)}"},
     )
+    router_start: str = field(
+        default="seen",
+        metadata={"choices": ["seen", "uniform"], "help": "first router: the best of the seen tasks', or uniform"},
+    )
     router_steps: int = field(default=60, metadata={"help": "steps of the router"})
     router_rate: float = field(default=0.2, metadata={"help": "learning rate of the router; falls linearly to 0"})
-    prompt_steps: int = field(default=40, metadata={"help": "steps of the prompt; random-prompt has router_steps more"})
+    prompt_steps: int = field(default=40, metadata={"help": "steps of the prompt; random-prompt-longer: of both"})
     prompt_rate: float = field(default=5e-3, metadata={"help": "learning rate of the prompt; falls linearly to 0"})
     network_steps: int = field(default=100, metadata={"help": "steps of full and lora"})
     network_rate: float = field(default=3e-5, metadata={"help": "learning rate of full"})
@@ -212,6 +217,7 @@ class TuneArgs:
     )
 
     def __post_init__(self) -> None:
+        check_choices(self)
         names = ("router_steps", "prompt_steps", "network_steps", "batch_size", "check_every")
         check_ranges(self, **dict.fromkeys(names, (0, 10**9)), lora_rank=(1, 4096))
         for name in ("router_rate", "prompt_rate", "network_rate", "lora_rate"):
@@ -232,6 +238,7 @@ class TuneArgs:
                 )
                 for stage, name in each.items()
             },
+            from_seen=self.router_start == "seen",
             rank=self.lora_rank,
         )
 

@@ -29,6 +29,8 @@ class Stages:
     """For LoRA adapters."""
     search_router: Search = Search(200)
     search_code: Search = Search(500, sigma=0.1)
+    from_seen: bool = True
+    """Whether tuning of a router may start at a seen task's."""
     rank: int = 8
     """r of the LoRA adapters."""
 
@@ -62,9 +64,20 @@ class Problem:
         return self.readout.examples(self.develop)
 
     @cached_property
+    def first_router(self) -> Tensor:
+        """Router logits of the seen task, or uniform ones, whose mixture has the least loss on the training rows."""
+        seen = [logits for task, logits in self.saved.routers.items() if task != self.few[0].name]
+        starts = [_uniform(self), *(seen if self.stages.from_seen else [])]
+        rows = torch.arange(len(self.train.labels))
+        with torch.no_grad():
+            losses = [self.train.loss(mixture(self.saved.pool, start), rows).item() for start in starts]
+        return starts[min(range(len(starts)), key=losses.__getitem__)]
+
+    @cached_property
     def tuned_router(self) -> Tensor:
         """Router logits, [1, K], with which several methods begin."""
-        return tune_router(self.saved.pool, self.train, self.stages.router, self.generator, self.development)
+        pool, stage = self.saved.pool, self.stages.router
+        return tune_router(pool, self.train, stage, self.generator, self.development, start=self.first_router)
 
     @cached_property
     def searched_router(self) -> Found:
@@ -123,9 +136,14 @@ def prompts(problem: Problem) -> Outcome:
 
 
 def random_prompt(problem: Problem) -> Outcome:
-    """Tune a random prompt, with the steps of both stages: as many passes as the modules get."""
-    start = START * torch.randn(uniform(problem).prompt.shape, generator=problem.generator)
-    prompt = problem.tuned(start, problem.stages.prompt.longer(problem.stages.router.steps))
+    """Tune a random prompt, with as many steps as other prompts."""
+    prompt = problem.tuned(_random(problem), problem.stages.prompt)
+    return Outcome(prompt.numel(), prompt)
+
+
+def random_prompt_longer(problem: Problem) -> Outcome:
+    """Tune a random prompt, with the steps of both stages."""
+    prompt = problem.tuned(_random(problem), problem.stages.prompt.longer(problem.stages.router.steps))
     return Outcome(prompt.numel(), prompt)
 
 
@@ -142,6 +160,10 @@ def searched_router_then_code(problem: Problem) -> Outcome:
     found = search_code(problem.saved.pool, first.router, problem.train, search)
     prompt = prompt_of_code(problem.saved.pool, found.values)
     return Outcome(first.trained + found.values.numel(), prompt, first.router, calls=first.calls + found.calls)
+
+
+def _random(problem: Problem) -> Tensor:
+    return START * torch.randn(uniform(problem).prompt.shape, generator=problem.generator)
 
 
 def _uniform(problem: Problem) -> Tensor:

@@ -42,6 +42,7 @@ BY_GRADIENT: dict[str, Method] = {
     "prompts": few_shot.prompts,
     "router-then-prompts": few_shot.router_then_prompts,
     "random-prompt": few_shot.random_prompt,
+    "random-prompt-longer": few_shot.random_prompt_longer,
     "linear-probe": baselines.linear_probe,
     "full": baselines.full_tuning,
     "lora": baselines.lora,

@@ -72,9 +72,15 @@ class Stage:
 
 
 def tune_router(
-    pool: PromptPool, train: Examples, stage: Stage, generator: Generator, develop: Examples | None = None
+    pool: PromptPool,
+    train: Examples,
+    stage: Stage,
+    generator: Generator,
+    develop: Examples | None = None,
+    *,
+    start: Tensor | None = None,
 ) -> Tensor:
-    """Return router logits of a new task, [1, K], from uniform weights.
+    """Return router logits of a new task, [1, K].
 
     Args:
         pool: the modules; unchanged.
@@ -82,8 +88,9 @@ def tune_router(
         stage: settings.
         generator: draws the rows.
         develop: examples by which the best step is chosen.
+        start: router logits to start from, [1, K]; default: uniform weights.
     """
-    start = torch.zeros(1, pool.shape.num_modules)
+    start = torch.zeros(1, pool.shape.num_modules) if start is None else start
     return _fit(start, lambda logits: prompt_of(pool, logits), train, stage, generator, develop)
 
 

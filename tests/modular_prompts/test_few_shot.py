@@ -1,5 +1,7 @@
 """few_shot.py: each method trains what it says, from the same rows at the same seed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,7 +11,14 @@ from modular_prompts.few_shot import Problem, Stages, mixture
 from modular_prompts.tuning import Stage
 from tests.modular_prompts.test_baselines import accuracy, problem_of
 
-METHODS = [few_shot.uniform, few_shot.router, few_shot.router_then_prompts, few_shot.prompts, few_shot.random_prompt]
+METHODS = [
+    few_shot.uniform,
+    few_shot.router,
+    few_shot.prompts,
+    few_shot.router_then_prompts,
+    few_shot.random_prompt,
+    few_shot.random_prompt_longer,
+]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -44,7 +53,18 @@ def test_the_second_stage_starts_at_the_mixture_and_is_kept_only_if_development_
     assert develop.score(kept) >= develop.score(start)
 
 
-def test_a_random_prompt_has_the_steps_of_both_stages(tokenizer, monkeypatch) -> None:  # noqa: ANN001
+def test_the_router_starts_at_the_seen_task_that_fits_best(tokenizer) -> None:  # noqa: ANN001
+    problem = problem_of(tokenizer)
+    good = problem.tuned_router
+    seen = {"bad": -good, "good": good, "animal": 2 * good}  # its own name is that of an earlier result
+    stages = Stages(Stage(0, 0.1))
+    saved = replace(problem.saved, routers=seen)
+    assert torch.equal(replace(problem, saved=saved, stages=stages).tuned_router, good)
+    uniform = replace(problem, saved=saved, stages=replace(stages, from_seen=False)).tuned_router
+    assert torch.equal(uniform, torch.zeros(1, 4))
+
+
+def test_a_longer_random_prompt_has_the_steps_of_both_stages(tokenizer, monkeypatch) -> None:  # noqa: ANN001
     steps: list[int] = []
 
     def noted(start, train, stage, *_):  # noqa: ANN001, ANN202
@@ -53,8 +73,9 @@ def test_a_random_prompt_has_the_steps_of_both_stages(tokenizer, monkeypatch) ->
 
     monkeypatch.setattr(few_shot, "tune_prompt", noted)
     problem = problem_of(tokenizer)
-    few_shot.random_prompt(problem), few_shot.router_then_prompts(problem)
-    assert steps == [30, 10]
+    for method in (few_shot.random_prompt, few_shot.random_prompt_longer, few_shot.router_then_prompts):
+        method(problem)
+    assert steps == [10, 30, 10]
 
 
 def test_searches_count_their_calls(tokenizer) -> None:  # noqa: ANN001
