@@ -78,7 +78,6 @@ def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[st
     settings |= {"prompts_sha256": checksums(args.prompts), "number_format": number_format(machine)}
     with Results.opened(output, settings) as results:
         comparison = Comparison(args, readout, saved, how.stages, results, shots)
-        comparison.order = [name for name in methods if name in USING_MODULES]
         for task in loaded:  # refuses lines of another task before the first method
             results.has(task.card.name, identity(task), "", 0)
         for task in tqdm(loaded, desc="learning", unit="task", disable=None):
@@ -176,10 +175,10 @@ class Comparison:
 
     def _has_later(self, task: str, method: str, seed: int) -> bool:
         """Return whether the prompt of a later method is kept already, or this method uses no modules."""
-        if method not in self.order:
+        if method not in USING_MODULES:
             return True
         known = [line["method"] for line in self.results.records if (line["task"], line["seed"]) == (task, seed)]
-        return bool(set(known) & set(self.order[self.order.index(method) + 1 :]))
+        return bool(set(known) & set(USING_MODULES[USING_MODULES.index(method) + 1 :]))
 
     def _keep(self, task: Task, outcome: Outcome) -> None:
         """Write the prompts with a new task."""
