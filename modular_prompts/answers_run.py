@@ -55,7 +55,8 @@ def evaluate(argv: list[str]) -> None:
 
 def scores_of(task: Task, rows: list[Row], readout: Readout, saved: SavedPrompts) -> tuple[dict, dict]:
     """Return the figures of the network alone and with the task's prompt; of extraction, F1 of the answers."""
-    plain, prompt = readout.plain(), saved.prompt(task.card.name)
+    prompt = saved.prompt(task.card.name)
+    plain, readout = readout.plain(), readout.fitting(prompt)
     if task.card.kind == "extraction" and isinstance(readout, TargetWindow):
         pairs = ((plain, plain.nothing), (readout, prompt))
         sources = readout.sources(task.card, rows)
@@ -102,7 +103,8 @@ def predict(argv: list[str]) -> None:
     require_task(saved, args.task, args.prompts)
     card = saved.cards[args.task]
     rows, entries = zip(*read_inputs(files.local_path(args.data), card), strict=True)
-    found = predictions(card, list(rows), readout, saved.prompt(args.task), args, sampling)
+    prompt = saved.prompt(args.task)
+    found = predictions(card, list(rows), readout.fitting(prompt), prompt, args, sampling)
     records = ({**own, **answer} for own, answer in zip(entries, found, strict=True))
     lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     if not args.output:

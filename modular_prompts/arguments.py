@@ -19,6 +19,7 @@ TUNING = "none", "uniform", "router", "prompts", "router-then-prompts", "random-
 """Methods of tune."""
 SEARCHES = "none", "uniform", "router", "router-then-code"
 """Methods of blackbox, which use the scores of the network only."""
+NO_PROMPT = "no prompt for a task whose development rows are answered better without"
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
@@ -215,6 +216,7 @@ class TuneArgs:
     check_every: int = field(
         default=10, metadata={"help": "steps between looks at the development rows, which choose the step; 0: the last"}
     )
+    allow_no_prompt: bool = field(default=True, metadata={"help": NO_PROMPT})
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -240,6 +242,7 @@ class TuneArgs:
             },
             from_seen=self.router_start == "seen",
             rank=self.lora_rank,
+            allow_no_prompt=self.allow_no_prompt,
         )
 
 
@@ -257,6 +260,7 @@ class BlackBoxArgs:
     population: int = field(default=10, metadata={"help": "calls per generation of CMA-ES"})
     sigma: float = field(default=1.0, metadata={"help": "standard deviation of the router's first generation"})
     code_sigma: float = field(default=0.1, metadata={"help": "standard deviation of the code's first generation"})
+    allow_no_prompt: bool = field(default=True, metadata={"help": NO_PROMPT})
 
     def __post_init__(self) -> None:
         check_ranges(self, calls=(3, 10**7), code_calls=(3, 10**7), population=(2, 10**6))
@@ -272,6 +276,7 @@ class BlackBoxArgs:
         return Stages(
             search_router=Search(self.calls, self.population, self.sigma),
             search_code=Search(self.code_calls, self.population, self.code_sigma),
+            allow_no_prompt=self.allow_no_prompt,
         )
 
 

@@ -31,6 +31,8 @@ class Stages:
     search_code: Search = Search(500, sigma=0.1)
     from_seen: bool = True
     """Whether tuning of a router may start at a seen task's."""
+    allow_no_prompt: bool = True
+    """Whether a task gets no prompt if its development rows are answered better without."""
     rank: int = 8
     """r of the LoRA adapters."""
 
@@ -85,6 +87,12 @@ class Problem:
         search = replace(self.stages.search_router, seed=self.seed)
         return search_router(self.saved.pool, self.train, search)
 
+    @cached_property
+    def score_alone(self) -> float:
+        """Score of the development rows without a prompt."""
+        reader = self.readout.plain()
+        return reader.examples(self.develop).score(reader.nothing)
+
     def tuned(self, start: Tensor, stage: Stage) -> Tensor:
         """Return a prompt, [1, layers, P, D], tuned from a start."""
         return tune_prompt(start, self.train, stage, self.generator, self.development)
@@ -106,9 +114,25 @@ class Outcome:
     """int64 [rows], for a method without a prompt."""
     calls: int = 0
     """Passes over the training rows of a black-box search."""
+    rejected: Tensor | None = None
+    """A prompt that answers the development rows worse than none does, [1, layers, P, D]."""
 
 
 Method = Callable[[Problem], Outcome]
+
+
+def unless_worse_than_none(problem: Problem, outcome: Outcome) -> Outcome:
+    """Return an outcome, whose learned prompt is dropped if the development rows are answered better without it.
+
+    Full tuning and LoRA have this choice too: the first step that they look at is the frozen network.
+    """
+    learned = outcome.trained and outcome.prompt is not None and outcome.test is None
+    if not (learned and problem.stages.allow_no_prompt):
+        return outcome
+    if problem.development.score(outcome.prompt) >= problem.score_alone:
+        return outcome
+    alone = problem.readout.plain()
+    return replace(outcome, prompt=alone.nothing, test=alone.examples(problem.test), rejected=outcome.prompt)
 
 
 def uniform(problem: Problem) -> Outcome:

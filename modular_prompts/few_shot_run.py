@@ -166,7 +166,7 @@ class Comparison:
             problem = Problem(self.readout, self.saved, *parts, self.stages, seed)
             for method in wanted:
                 began = time.monotonic()
-                outcome = methods[method](problem)
+                outcome = few_shot.unless_worse_than_none(problem, methods[method](problem))
                 seconds = round(time.monotonic() - began, 2)
                 if seed == self.args.each_seed[0] and not self._has_later(name, method, seed):
                     self._keep(task, outcome)  # before the line that says so
@@ -195,8 +195,10 @@ class Comparison:
 
 def figures(task: Task, test: Examples, outcome: Outcome) -> dict:
     """Return a method's figures on the test rows."""
-    test = outcome.test or test
     costs = {"trained": outcome.trained, **({"calls": outcome.calls} if outcome.calls else {})}
+    if outcome.rejected is not None:
+        costs["score_of_rejected"] = figures(task, test, Outcome(0, outcome.rejected))["score"]
+    test = outcome.test or test
     if not task.has_options:
         return {"metric": test.metric, "score": test.score(outcome.prompt), **costs}
     choices = test.choices(outcome.prompt) if outcome.choices is None else outcome.choices

@@ -177,6 +177,10 @@ class Readout(ABC):
         other.prompt_length, other.placeholders = 0, []
         return other
 
+    def fitting(self, prompt: Tensor) -> "Readout":
+        """Return the read-out for a prompt [1, layers, P, D]: without placeholders if it has no tokens."""
+        return self if prompt.shape[-2] else self.plain()
+
 
 class Verbaliser(Readout):
     """Mean over an option's tokens of log p(token | the row with that many masks), by the masked-LM head."""

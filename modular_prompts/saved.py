@@ -113,12 +113,15 @@ class SavedPrompts:
     cards: dict[str, Card] = field(default_factory=dict)
     """Cards of the tasks that have a router."""
     prompts: dict[str, Tensor] = field(default_factory=dict)
-    """Tuned prompts, [layers, P, D], by the name of the task; the others are mixtures of the pool."""
+    """Tuned prompts, [layers, P, D], by the name of the task; the others are mixtures of the pool.
+
+    A task that the network answers better alone has a prompt without tokens, [1, 0, D].
+    """
     head: Tensor | None = None
     """Weights of the span head, [2, D], for the read-out spans."""
 
     def prompt(self, task: str) -> Tensor:
-        """Return the prompt of a task, [1, layers, P, D]."""
+        """Return the prompt of a task, [1, layers, P, D], or without tokens [1, 1, 0, D]."""
         return self.prompts[task][None] if task in self.prompts else prompt_of(self.pool, self.routers[task])
 
 
@@ -217,7 +220,7 @@ def read_tensors(path: Path, about: Description) -> dict[str, Tensor]:
     needed = {*fitting, *(f"{ROUTER}{task}" for task in tasks)}
     for task in tasks:
         fitting[f"{ROUTER}{task}"] = [(1, number), (layers, number)]
-        fitting[f"{PROMPT}{task}"] = [(layers, shape.length, shape.hidden_size)]
+        fitting[f"{PROMPT}{task}"] = [(layers, shape.length, shape.hidden_size), (1, 0, shape.hidden_size)]
     if about.readout == "spans":
         fitting[HEAD] = [(2, shape.hidden_size)]
         needed.add(HEAD)

@@ -95,7 +95,8 @@ def with_saved_prompt(model: ModelParts, folder: str, task: str) -> ModelParts:
         raise UserError(f"prompts_task={task!r}: must be one of {', '.join(list(saved.routers)[:20])}")
     if (kind := saved.cards[names[0]].kind) != "generation":
         raise UserError(f"prompts_task={names[0]}: a task of type {kind}; python -m modular_prompts predict answers it")
-    return with_prompt(model, saved.placeholders, saved.prompt(names[0]))
+    prompt = saved.prompt(names[0])
+    return with_prompt(model, saved.placeholders[: prompt.shape[-2]], prompt)
 
 
 class TargetWindow(Readout):

@@ -7,7 +7,7 @@ import torch
 
 from modular_prompts import few_shot
 from modular_prompts.black_box import Search
-from modular_prompts.few_shot import Problem, Stages, mixture
+from modular_prompts.few_shot import Outcome, Problem, Stages, mixture, unless_worse_than_none
 from modular_prompts.tuning import Stage
 from tests.modular_prompts.test_baselines import accuracy, problem_of
 
@@ -62,6 +62,28 @@ def test_the_router_starts_at_the_seen_task_that_fits_best(tokenizer) -> None:  
     assert torch.equal(replace(problem, saved=saved, stages=stages).tuned_router, good)
     uniform = replace(problem, saved=saved, stages=replace(stages, from_seen=False)).tuned_router
     assert torch.equal(uniform, torch.zeros(1, 4))
+
+
+def test_a_prompt_is_kept_unless_the_development_rows_are_answered_better_without(tokenizer) -> None:  # noqa: ANN001
+    problem, wild = problem_of(tokenizer), 30 * torch.randn(1, 2, 3, 32, generator=torch.Generator().manual_seed(0))
+    card, rows = problem.develop
+    alone = problem.readout.plain()
+
+    def answered_by(reader, prompt) -> Problem:  # noqa: ANN001
+        """Return the problem with development rows that are all answered rightly with a prompt."""
+        right = reader.examples(problem.develop).choices(prompt).tolist()
+        return replace(problem, develop=(card, [replace(row, label=n) for row, n in zip(rows, right, strict=True)]))
+
+    learned = Outcome(192, wild, router=torch.zeros(1, 4))
+    assert unless_worse_than_none(answered_by(problem.readout, wild), learned) is learned
+    without = answered_by(alone, alone.nothing)
+    assert without.score_alone == 1 > without.development.score(wild)
+    dropped = unless_worse_than_none(without, learned)
+    assert dropped.prompt.shape == (1, 1, 0, 32) and dropped.rejected is wild and dropped.trained == 192
+    assert accuracy(dropped, without) == accuracy(Outcome(0, alone.nothing, test=alone.examples(problem.test)), without)
+    assert unless_worse_than_none(replace(without, stages=Stages(allow_no_prompt=False)), learned) is learned
+    untrained = Outcome(0, wild)
+    assert unless_worse_than_none(without, untrained) is untrained
 
 
 def test_a_longer_random_prompt_has_the_steps_of_both_stages(tokenizer, monkeypatch) -> None:  # noqa: ANN001

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from modular_prompts import few_shot_run
+from modular_prompts.few_shot import Outcome, Problem
 from modular_prompts.frozen import open_prompts
 from modular_prompts.tasks import load_task
 from tests.conftest import PAIRS, write_jsonl
@@ -70,6 +71,27 @@ def test_the_prompts_of_the_first_seed_are_saved_and_give_its_score(world, tmp_p
     assert examples.accuracy(saved.prompt("verb")) == line["accuracy"]
     assert sorted(saved.routers) == ["animal", "verb"] and saved.cards["verb"] == task.card
     assert code == 0 and "predict --prompts" in out and "--task verb --data MY_ROWS.jsonl" in out
+
+
+def test_a_task_that_is_answered_better_alone_gets_no_prompt(world, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: ANN001
+    monkeypatch.setattr(Problem, "score_alone", 2.0)
+    wild = 30 * torch.randn(1, 2, 2, 32, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setitem(few_shot_run.BY_GRADIENT, "router", lambda _: Outcome(3, wild, torch.zeros(1, 3)))
+    assert world("tune", "t", "--seeds", 3, "--methods", "none,router")[0] == 0
+    none, router = lines_of(tmp_path / "t")
+    assert "score_of_rejected" not in none and none["score"] == router["score"]
+    prompts = tmp_path / "t" / "checkpoint"
+    reader, saved = open_prompts(str(prompts), str(tmp_path / "net"), Machine)
+    task = load_task(tmp_path / "verb")
+    assert reader.examples((task.card, task.test)).accuracy(wild) == router["score_of_rejected"]
+    assert saved.prompt("verb").shape == (1, 1, 0, 32)
+    base = ["--model_name_or_path", tmp_path / "net", *TINY, "--prompts", prompts]
+    assert command(monkeypatch, "evaluate", *base, "--tasks", tmp_path / "verb") == 0
+    assert len(set(capsys.readouterr().out.splitlines()[1].split()[3:5])) == 1  # without, with the task's prompt
+    assert command(monkeypatch, "predict", *base, "--task", "verb", "--data", tmp_path / "verb" / "test.jsonl") == 0
+    found = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
+    right = [line == row.options[row.label] for line, row in zip(found, task.test, strict=True)]
+    assert sum(right) / len(right) == none["accuracy"]
 
 
 def test_a_second_call_adds_what_is_missing(world, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001

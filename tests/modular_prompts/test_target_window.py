@@ -102,12 +102,13 @@ def test_a_prompt_carries_a_new_task_and_leaves_the_network(reader: TargetWindow
 
 @pytest.fixture
 def prompts_folder(reader: TargetWindow, tmp_path: Path) -> Path:
-    """Return saved prompts, of a task that was tuned and another one."""
+    """Return saved prompts: of a task that was tuned, of one whose prompt has no tokens, and another one."""
     pool = PromptPool(PoolShape(2, P, reader.denoiser.network.config.hidden_size, 2), Generator().manual_seed(0))
-    routers = {"always": torch.zeros(1, 2), "choice": torch.ones(1, 2)}
-    cards = {"always": CARD, "choice": Card("choice", "multiple-choice", ())}
+    routers = {"always": torch.zeros(1, 2), "alone": torch.zeros(1, 2), "choice": torch.ones(1, 2)}
+    cards = {"always": CARD, "alone": CARD, "choice": Card("choice", "multiple-choice", ())}
+    prompts = {"always": tuned(reader)[0], "alone": reader.nothing[0]}
     saved = SavedPrompts(pool, routers, "window", reader.placeholders, reader.max_length,
-                         cards, {"always": tuned(reader)[0]})  # fmt: skip
+                         cards, prompts)  # fmt: skip
     save_prompts(tmp_path / "prompts", saved, reader.denoiser, reader.tokenizer, "mine")
     write_jsonl(tmp_path / "data.jsonl", [{"src": row.texts[0], "trg": row.answer} for row in ROWS[96:]])
     return tmp_path / "prompts"
@@ -124,18 +125,22 @@ def test_predictions_of_pairs_use_the_prompt(
     base = ["--checkpoint", trained_pairs, "--data", tmp_path / "data.jsonl", "--num_steps", 16, "--mbr_size", 1]
     base += ["--top_k", 1, "--threads", 1, "--show", 0]
 
-    def share(*flags: object) -> float:
-        output = tmp_path / f"{len(flags)}.jsonl"
+    def predicted(*flags: object) -> list[str]:
+        output = tmp_path / f"{flags[-1] if flags else 'plain'}.jsonl"
         assert call(predict_downstream_condition.main, monkeypatch, *base, "--output", output, *flags) == 0
-        lines = [json.loads(line) for line in output.read_text().splitlines()]
-        return sum(line["prediction"].endswith(ALWAYS) for line in lines) / len(lines)
+        return [json.loads(line)["prediction"] for line in output.read_text().splitlines()]
 
-    assert share("--prompts", prompts_folder, "--prompts_task", "always") > 0.9 and share() < 0.1
+    def share(found: list[str]) -> float:
+        return sum(text.endswith(ALWAYS) for text in found) / len(found)
+
+    plain = predicted()
+    assert share(predicted("--prompts", prompts_folder, "--prompts_task", "always")) > 0.9 and share(plain) < 0.1
+    assert predicted("--prompts", prompts_folder, "--prompts_task", "alone") == plain
     capsys.readouterr()
     base += ["--output", tmp_path / "x.jsonl"]
     for flags, message in (
-        (["--prompts", prompts_folder, "--prompts_task", "none"], "prompts_task='none': must be one of always, choice"),
-        (["--prompts", prompts_folder], "prompts_task='': must be one of always, choice"),
+        (["--prompts", prompts_folder, "--prompts_task", "none"], "prompts_task='none': must be one of "),
+        (["--prompts", prompts_folder], "prompts_task='': must be one of "),
         (["--prompts", prompts_folder, "--prompts_task", "choice"], "a task of type multiple-choice"),
         (["--prompts_task", "always"], "names a task among --prompts; give these"),
     ):
