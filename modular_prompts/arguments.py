@@ -169,11 +169,12 @@ class FewShotArgs:
     shots: int = field(
         default=16, metadata={"help": "training rows per label; twice as many in all for tasks without labels"}
     )
+    develop_shots: int = field(default=0, metadata={"help": "development rows at most, counted like shots; 0: as many"})
     seeds: str = field(default="8,13,21,42,100", metadata={"help": "seeds of the examples, by comma"})
     test_rows: int = field(default=0, metadata={"help": "first rows of the test file to answer; 0: all"})
 
     def __post_init__(self) -> None:
-        check_ranges(self, shots=(1, 10**6), test_rows=(0, 10**9))
+        check_ranges(self, shots=(1, 10**6), develop_shots=(0, 10**6), test_rows=(0, 10**9))
         _ = self.each_seed
         if not self.output_dir.strip():
             raise UserError("output_dir is empty; give a folder")

@@ -8,6 +8,7 @@ python -m modular_prompts blackbox --prompts out/prompts/checkpoint --tasks my_t
 """
 
 import hashlib
+import itertools
 import json
 import shlex
 import time
@@ -73,7 +74,7 @@ def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[st
         raise UserError(f"output_dir={output}: it holds the prompts themselves, which would be replaced; give another")
     readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
     require_possible(chosen, loaded, readout, saved)
-    shots = {(task.card.name, seed): few_shots(task, args.shots, seed) for task in loaded for seed in args.each_seed}
+    shots = drawn(args, loaded)
     settings = {key: value for part in parts for key, value in asdict(part).items()}
     settings |= {"prompts_sha256": checksums(args.prompts), "number_format": number_format(machine)}
     with Results.opened(output, settings) as results:
@@ -115,6 +116,12 @@ def require_possible(methods: dict[str, Method], tasks: list[Task], readout: Rea
         raise UserError("methods=router-then-code: the modules have no codes; pre-train with --intrinsic_size")
     if few_shot.searched_router in methods.values():
         require_cma()
+
+
+def drawn(args: FewShotArgs, tasks: list[Task]) -> Shots:
+    """Draw training and development rows of each task by each seed."""
+    keys = itertools.product(tasks, args.each_seed)
+    return {(task.card.name, seed): few_shots(task, args.shots, seed, args.develop_shots) for task, seed in keys}
 
 
 def chosen_methods(names: str, methods: dict[str, Method]) -> dict[str, Method]:

@@ -21,12 +21,12 @@ def fresh_rows(task: Task) -> list[Row]:
     return found
 
 
-def few_shots(task: Task, shots: int, seed: int) -> tuple[list[Row], list[Row]]:
+def few_shots(task: Task, shots: int, seed: int, develop_shots: int = 0) -> tuple[list[Row], list[Row]]:
     """Return training and development rows, drawn from the training file by a seed.
 
     Rows whose texts occur in the test file or earlier in the training file are left out, and the others are shuffled.
-    The first `shots` rows of each label are for training, and the next ones, `shots` at most, for development. Where
-    the card has no labels, they are the first and the next 2 * `shots` rows.
+    The first `shots` rows of each label are for training, and the next ones for development, at most `develop_shots`,
+    by default `shots`. Where the card has no labels, both numbers count twice.
 
     Raises:
         UserError: if a label has fewer rows, or none is left for development.
@@ -34,7 +34,7 @@ def few_shots(task: Task, shots: int, seed: int) -> tuple[list[Row], list[Row]]:
     fresh = fresh_rows(task)
     rows = [fresh[i] for i in np.random.default_rng(seed).permutation(len(fresh))]
     kinds = [row.label if task.card.labels else 0 for row in rows]
-    wanted = shots if task.card.labels else 2 * shots
+    wanted, looked_at = (number if task.card.labels else 2 * number for number in (shots, develop_shots or shots))
     groups = [
         [row for row, kind in zip(rows, kinds, strict=True) if kind == k] for k in range(max(1, len(task.card.labels)))
     ]
@@ -46,7 +46,7 @@ def few_shots(task: Task, shots: int, seed: int) -> tuple[list[Row], list[Row]]:
                 f"the test file; more than {wanted} are needed, since some are for development; lower --shots"
             )
     train, develop = (
-        [row for group in groups for row in group[part]] for part in (slice(wanted), slice(wanted, 2 * wanted))
+        [row for group in groups for row in group[part]] for part in (slice(wanted), slice(wanted, wanted + looked_at))
     )
     return train, develop
 

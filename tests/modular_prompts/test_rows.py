@@ -20,6 +20,8 @@ def test_few_shots_have_k_rows_a_label_apart_from_those_of_development(tmp_path:
     assert few_shots(task, 8, seed=13) == (train, develop) != few_shots(task, 8, seed=21)
     fewer = few_shots(task, 16, seed=13)[1]  # 20 rows of the rare label
     assert Counter(row.label for row in fewer) == {0: 16, 1: 4}
+    both = few_shots(task, 8, 13, develop_shots=3)
+    assert both[0] == train and Counter(row.label for row in both[1]) == {0: 3, 1: 3}
     with pytest.raises(UserError, match="shots=20: label 'bad' of my task has 20 training rows that differ"):
         few_shots(task, 20, seed=13)
 
@@ -29,6 +31,7 @@ def test_multiple_choice_takes_twice_as_many_rows_in_all(tmp_path: Path) -> None
     task = load_task(folder_of(tmp_path, {"type": "multiple-choice"}, rows, [CHOICE]))
     train, develop = few_shots(task, 16, seed=1)
     assert len(train) == 32 and len(develop) == 18
+    assert few_shots(task, 16, 1, develop_shots=4) == (train, develop[:8])
 
 
 def test_no_text_is_drawn_twice_or_occurs_in_the_test_file(tmp_path: Path) -> None:
