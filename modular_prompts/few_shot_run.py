@@ -25,7 +25,7 @@ from modular_prompts.black_box import require_cma
 from modular_prompts.few_shot import Method, Outcome, Problem, Stages
 from modular_prompts.frozen import hint_of, number_format, open_prompts
 from modular_prompts.readouts import Readout
-from modular_prompts.results import Results, table
+from modular_prompts.results import Results, table, without_prompt
 from modular_prompts.rows import few_shots, identity
 from modular_prompts.saved import DESCRIPTION, Description, SavedPrompts, load_prompts, save_prompts
 from modular_prompts.tasks import Row, Task, is_uneven, macro_f1
@@ -84,7 +84,9 @@ def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[st
         for task in tqdm(loaded, desc="learning", unit="task", disable=None):
             comparison.answer(task, chosen)
         lines = [line for line in results.records if line["seed"] in args.each_seed]
-        speak(table(lines, [task.card.name for task in loaded], list(chosen)))
+        shown = lines, [task.card.name for task in loaded], list(chosen)
+        for line in (table(*shown), *without_prompt(*shown)):
+            speak(line)
     speak(f"results of {len(results.records)} runs in {results.path}")
     learned = Description.read(output / "checkpoint").cards if (output / "checkpoint" / DESCRIPTION).exists() else {}
     if name := next((task.card.name for task in loaded if task.card.name in learned), ""):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import statistics
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -131,6 +132,19 @@ def table(records: Sequence[dict], tasks: Sequence[str], methods: Sequence[str])
         lines.append("  ".join([f"{task + mark:{width}}", *map(_cell, cells, columns)]))
     means = [_means_over_tasks(records, tasks, method) for method in methods]
     return "\n".join([*lines, "  ".join([f"{'mean':{width}}", *map(_cell, means, columns)])])
+
+
+def without_prompt(records: Sequence[dict], tasks: Sequence[str], methods: Sequence[str]) -> list[str]:
+    """Return a line for each method some of whose tasks got no prompt: these tasks, and by how many seeds."""
+    lines = []
+    for method in methods:
+        own = [line for line in records if line["method"] == method and line["task"] in tasks]
+        seeds = Counter(line["task"] for line in own)
+        dropped = Counter(line["task"] for line in own if "score_of_rejected" in line)
+        counts = ", ".join(f"{task} ({dropped[task]} of {seeds[task]} seeds)" for task in tasks if dropped[task])
+        if counts:
+            lines.append(f"{method}: no prompt for {counts}, as the development rows advise")
+    return lines
 
 
 def _means_over_tasks(records: Sequence[dict], tasks: Sequence[str], method: str) -> list[float]:

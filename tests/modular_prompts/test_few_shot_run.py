@@ -77,7 +77,8 @@ def test_a_task_that_is_answered_better_alone_gets_no_prompt(world, tmp_path: Pa
     monkeypatch.setattr(Problem, "score_alone", 2.0)
     wild = 30 * torch.randn(1, 2, 2, 32, generator=torch.Generator().manual_seed(1))
     monkeypatch.setitem(few_shot_run.BY_GRADIENT, "router", lambda _: Outcome(3, wild, torch.zeros(1, 3)))
-    assert world("tune", "t", "--seeds", 3, "--methods", "none,router")[0] == 0
+    code, out, _ = world("tune", "t", "--seeds", 3, "--methods", "none,router")
+    assert code == 0 and "router: no prompt for verb (1 of 1 seeds), as the development rows advise" in out
     none, router = lines_of(tmp_path / "t")
     assert "score_of_rejected" not in none and none["score"] == router["score"]
     prompts = tmp_path / "t" / "checkpoint"

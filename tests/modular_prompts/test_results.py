@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from modular_prompts.results import Results, table
+from modular_prompts.results import Results, table, without_prompt
 from utils.errors import UserError
 
 
@@ -22,6 +22,15 @@ def test_the_last_line_is_the_mean_over_tasks_with_its_error_over_seeds() -> Non
     assert first == ["a", "0.600", "±", "0.100", "0.250"]
     assert second == ["b*", "0.300", "±", "0.200", "-"]
     assert last == ["mean", "0.450", "±", "0.150", "-"]  # seeds 0.3 and 0.6; y lacks a task
+
+
+def test_tasks_without_a_prompt_are_counted() -> None:
+    records = [line("a", "x", seed, 0.5) for seed in (0, 1)] + [line("b", "x", 0, 0.5), line("a", "y", 0, 0.5)]
+    for record in (records[1], records[2]):
+        record["score_of_rejected"] = 0.25
+    assert without_prompt(records, ["a", "b"], ["x", "y"]) == [
+        "x: no prompt for a (1 of 2 seeds), b (1 of 1 seeds), as the development rows advise"
+    ]
 
 
 def test_lines_are_found_again(tmp_path: Path) -> None:
