@@ -19,7 +19,7 @@ TUNING = "none", "uniform", "router", "prompts", "router-then-prompts", "random-
 """Methods of tune."""
 SEARCHES = "none", "uniform", "router", "router-then-code"
 """Methods of blackbox, which use the scores of the network only."""
-NO_PROMPT = "no prompt for a task whose development rows are answered better without"
+DROP_WORSE = "no prompt for a task whose development rows the network alone answers better"
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
@@ -169,7 +169,9 @@ class FewShotArgs:
     shots: int = field(
         default=16, metadata={"help": "training rows per label; twice as many in all for tasks without labels"}
     )
-    develop_shots: int = field(default=0, metadata={"help": "development rows at most, counted like shots; 0: as many"})
+    develop_shots: int = field(
+        default=0, metadata={"help": "development rows at most, counted like shots; 0: as shots"}
+    )
     seeds: str = field(default="8,13,21,42,100", metadata={"help": "seeds of the examples, by comma"})
     test_rows: int = field(default=0, metadata={"help": "first rows of the test file to answer; 0: all"})
 
@@ -215,9 +217,10 @@ class TuneArgs:
     lora_rank: int = field(default=8, metadata={"help": "rank of lora"})
     batch_size: int = field(default=32, metadata={"help": "rows per step; 0: all"})
     check_every: int = field(
-        default=10, metadata={"help": "steps between looks at the development rows, which choose the step; 0: the last"}
+        default=10,
+        metadata={"help": "steps between looks at the development rows, which choose the step; 0: the last step"},
     )
-    allow_no_prompt: bool = field(default=True, metadata={"help": NO_PROMPT})
+    drop_worse: bool = field(default=True, metadata={"help": DROP_WORSE})
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -243,7 +246,7 @@ class TuneArgs:
             },
             from_seen=self.router_start == "seen",
             rank=self.lora_rank,
-            allow_no_prompt=self.allow_no_prompt,
+            drop_worse=self.drop_worse,
         )
 
 
@@ -261,7 +264,7 @@ class BlackBoxArgs:
     population: int = field(default=10, metadata={"help": "calls per generation of CMA-ES"})
     sigma: float = field(default=1.0, metadata={"help": "standard deviation of the router's first generation"})
     code_sigma: float = field(default=0.1, metadata={"help": "standard deviation of the code's first generation"})
-    allow_no_prompt: bool = field(default=True, metadata={"help": NO_PROMPT})
+    drop_worse: bool = field(default=True, metadata={"help": DROP_WORSE})
 
     def __post_init__(self) -> None:
         check_ranges(self, calls=(3, 10**7), code_calls=(3, 10**7), population=(2, 10**6))
@@ -277,7 +280,7 @@ class BlackBoxArgs:
         return Stages(
             search_router=Search(self.calls, self.population, self.sigma),
             search_code=Search(self.code_calls, self.population, self.code_sigma),
-            allow_no_prompt=self.allow_no_prompt,
+            drop_worse=self.drop_worse,
         )
 
 

@@ -13,7 +13,7 @@ from models.denoiser import NetworkDenoiser
 from models.lora import ALPHA, inject, linear_maps
 from modular_prompts.few_shot import Outcome, Problem
 from modular_prompts.readouts import Part, Readout, numbered
-from modular_prompts.tuning import Stage, require_finite
+from modular_prompts.tuning import Stage, balanced_accuracy, require_finite
 from utils.errors import UserError
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -51,7 +51,8 @@ def linear_probe(problem: Problem) -> Outcome:
     weights, best, chosen = torch.zeros(len(card.labels) or 1, few.shape[-1]), -1.0, None
     for penalty in PENALTIES:
         fitted = _fit_probe(weights, few, labels[0], penalty)
-        score = float((_probe(fitted, develop).argmax(-1) == labels[1]).double().mean())
+        choices = _probe(fitted, develop).argmax(-1)
+        score = balanced_accuracy(choices, labels[1]) if card.labels else float((choices == labels[1]).double().mean())
         if score > best:
             best, chosen = score, _probe(fitted, test).argmax(-1)
     return Outcome(weights.numel(), choices=chosen)
@@ -126,7 +127,7 @@ def _train_weights(problem: Problem, stage: Stage, change: Callable[[NetworkDeno
     """
     reader, generator = problem.readout.plain(), problem.generator
     reader.denoiser = copy.deepcopy(reader.denoiser)
-    train, develop, test = (reader.examples(part) for part in (problem.few, problem.develop, problem.test))
+    train, develop, test = reader.examples(problem.few), problem.looked_at(reader), reader.examples(problem.test)
     torch.manual_seed(problem.seed)  # adapters start at random
     change(reader.denoiser)
     weights = [p for p in reader.denoiser.parameters() if p.requires_grad]

@@ -31,8 +31,8 @@ class Stages:
     search_code: Search = Search(500, sigma=0.1)
     from_seen: bool = True
     """Whether tuning of a router may start at a seen task's."""
-    allow_no_prompt: bool = True
-    """Whether a task gets no prompt if its development rows are answered better without."""
+    drop_worse: bool = True
+    """Whether a learned prompt is dropped if the network alone answers the development rows better."""
     rank: int = 8
     """r of the LoRA adapters."""
 
@@ -63,7 +63,7 @@ class Problem:
     @cached_property
     def development(self) -> Examples:
         """The development rows as examples."""
-        return self.readout.examples(self.develop)
+        return self.looked_at(self.readout)
 
     @cached_property
     def first_router(self) -> Tensor:
@@ -91,7 +91,11 @@ class Problem:
     def score_alone(self) -> float:
         """Score of the development rows without a prompt."""
         reader = self.readout.plain()
-        return reader.examples(self.develop).score(reader.nothing)
+        return self.looked_at(reader).score(reader.nothing)
+
+    def looked_at(self, reader: Readout) -> Examples:
+        """Return the development rows as examples of a read-out; a label with fewer rows counts as the others."""
+        return replace(reader.examples(self.develop), balanced=bool(self.develop[0].labels))
 
     def tuned(self, start: Tensor, stage: Stage) -> Tensor:
         """Return a prompt, [1, layers, P, D], tuned from a start."""
@@ -105,7 +109,7 @@ class Outcome:
     trained: int
     """Numbers that were trained."""
     prompt: Tensor | None = None
-    """[1, layers, P, D]."""
+    """[1, layers, P, D], or without tokens [1, 1, 0, D]."""
     router: Tensor | None = None
     """Router logits, [1, K], that the prompt follows or started from."""
     test: Examples | None = None
@@ -115,19 +119,19 @@ class Outcome:
     calls: int = 0
     """Passes over the training rows of a black-box search."""
     rejected: Tensor | None = None
-    """A prompt that answers the development rows worse than none does, [1, layers, P, D]."""
+    """A learned prompt that was dropped, [1, layers, P, D]."""
 
 
 Method = Callable[[Problem], Outcome]
 
 
 def unless_worse_than_none(problem: Problem, outcome: Outcome) -> Outcome:
-    """Return an outcome, whose learned prompt is dropped if the development rows are answered better without it.
+    """Return an outcome, whose learned prompt is dropped if the network alone answers the development rows better.
 
-    Full tuning and LoRA have this choice too: the first step that they look at is the frozen network.
+    Other methods stay: where full tuning and LoRA choose a step, the frozen network is the first choice anyway.
     """
     learned = outcome.trained and outcome.prompt is not None and outcome.test is None
-    if not (learned and problem.stages.allow_no_prompt):
+    if not (learned and problem.stages.drop_worse):
         return outcome
     if problem.development.score(outcome.prompt) >= problem.score_alone:
         return outcome

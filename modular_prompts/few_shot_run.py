@@ -87,6 +87,10 @@ def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[st
         shown = lines, [task.card.name for task in loaded], list(chosen)
         for line in (table(*shown), *without_prompt(*shown)):
             speak(line)
+        grown = comparison.grown
+        alone = [name for name in shown[1] if name in grown.prompts and not grown.prompts[name].shape[1]]
+        if alone:
+            speak(f"saved without a prompt: {', '.join(alone)}")
     speak(f"results of {len(results.records)} runs in {results.path}")
     learned = Description.read(output / "checkpoint").cards if (output / "checkpoint" / DESCRIPTION).exists() else {}
     if name := next((task.card.name for task in loaded if task.card.name in learned), ""):
@@ -175,9 +179,13 @@ class Comparison:
             problem = Problem(self.readout, self.saved, *parts, self.stages, seed)
             for method in wanted:
                 began = time.monotonic()
-                outcome = few_shot.unless_worse_than_none(problem, methods[method](problem))
+                outcome = methods[method](problem)
                 seconds = round(time.monotonic() - began, 2)
-                if seed == self.args.each_seed[0] and not self._has_later(name, method, seed):
+                outcome = few_shot.unless_worse_than_none(problem, outcome)
+                better = self._has_later(name, method, seed) or (
+                    outcome.rejected is not None and self._has_learned(name, seed)
+                )
+                if seed == self.args.each_seed[0] and not better:
                     self._keep(task, outcome)  # before the line that says so
                 line = {"task": name, "rows": own, "method": method, "seed": seed, **figures(task, test, outcome)}
                 self.results.add({**line, "seconds": seconds})
@@ -188,6 +196,12 @@ class Comparison:
             return True
         known = [line["method"] for line in self.results.records if (line["task"], line["seed"]) == (task, seed)]
         return bool(set(known) & set(USING_MODULES[USING_MODULES.index(method) + 1 :]))
+
+    def _has_learned(self, task: str, seed: int) -> bool:
+        """Return whether the prompt of an earlier method was learned and not dropped."""
+        own = [line for line in self.results.records if (line["task"], line["seed"]) == (task, seed)]
+        own = [line for line in own if line["method"] in USING_MODULES and line["trained"]]
+        return any("score_of_rejected" not in line for line in own)
 
     def _keep(self, task: Task, outcome: Outcome) -> None:
         """Write the prompts with a new task."""

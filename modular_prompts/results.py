@@ -143,7 +143,7 @@ def without_prompt(records: Sequence[dict], tasks: Sequence[str], methods: Seque
         dropped = Counter(line["task"] for line in own if "score_of_rejected" in line)
         counts = ", ".join(f"{task} ({dropped[task]} of {seeds[task]} seeds)" for task in tasks if dropped[task])
         if counts:
-            lines.append(f"{method}: no prompt for {counts}, as the development rows advise")
+            lines.append(f"{method}: prompt dropped for {counts}; the network alone is better on development rows")
     return lines
 
 

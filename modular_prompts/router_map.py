@@ -11,7 +11,7 @@ from torch import Tensor
 
 from modular_prompts.arguments import RoutersArgs
 from modular_prompts.pool import normalised
-from modular_prompts.saved import ROUTER, Description, by_task, read_tensors
+from modular_prompts.saved import PROMPT, ROUTER, Description, by_task, read_tensors
 from utils import files
 from utils.command_line import parse
 from utils.errors import UserError
@@ -24,14 +24,18 @@ def routers(argv: list[str]) -> None:
     if args.picture:
         files.require_writable("picture", Path(args.picture))
     path = files.local_path(args.prompts)
-    found = ordered(by_task(read_tensors(path, Description.read(path)), ROUTER))
+    tensors = read_tensors(path, Description.read(path))
+    alone = {task for task, prompt in by_task(tensors, PROMPT).items() if not prompt.shape[1]}
+    found = ordered({task: logits for task, logits in by_task(tensors, ROUTER).items() if task not in alone})
     if not found:
-        raise UserError(f"prompts {args.prompts}: no task; pre-train some")
+        raise UserError(f"prompts {args.prompts}: no task with a prompt; pre-train some")
     width = max(4, *map(len, found))
     modules = len(next(iter(found.values())))
     speak(f"{'task':{width}}  " + "".join(f"  m{k + 1:<4}" for k in range(modules)))
     for task, weights in found.items():
         speak(f"{task:{width}}  " + "".join(f"  {weight:.3f}" for weight in weights.tolist()))
+    if alone:
+        speak(f"without a prompt: {', '.join(sorted(alone))}")
     if args.picture:
         draw(found, Path(args.picture))
         speak(f"written to {args.picture}")

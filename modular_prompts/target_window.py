@@ -111,14 +111,25 @@ class TargetWindow(Readout):
         if model.pairs is None or not isinstance(model.process, MaskedProcess):
             raise UserError("readout=window needs a checkpoint of source-target pairs with a masked process; give one")
         super().__init__(model.denoiser, model.tokenizer, prompt_length, model.denoiser.max_length)
-        self.model = with_prompt(model, self.placeholders, self.nothing)
+        self.whole = model
         try:
-            self.layout = Layout(model.pairs, model.tokenizer, self.model.max_length)
+            self._set_rows()
         except UserError as error:
             raise UserError(
                 f"prompt_length={prompt_length}: it and the target window of {model.pairs.target_window} leave no room "
                 f"for a source in the network's {model.denoiser.max_length} positions; shorten it"
             ) from error
+
+    def _set_rows(self) -> None:
+        """Set the model with room for a prompt, and the layout of its rows."""
+        self.model = with_prompt(self.whole, self.placeholders, self.nothing)
+        self.layout = Layout(self.whole.pairs, self.tokenizer, self.model.max_length)
+
+    def plain(self) -> "TargetWindow":
+        """See `Readout`; the rows are the checkpoint's own."""
+        other = super().plain()
+        other._set_rows()
+        return other
 
     def prompted(self, prompts: Tensor) -> ModelParts:
         """Return the model with prompts."""

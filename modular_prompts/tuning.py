@@ -25,6 +25,8 @@ class Examples:
     """int64 [rows]."""
     sizes: tuple[int, ...] = ()
     """Rows of each task, in order; empty: all rows are of one."""
+    balanced: bool = False
+    """Whether every label counts the same in the score, however many rows it has."""
 
     metric = "accuracy"
     """Name of the score."""
@@ -46,12 +48,18 @@ class Examples:
         return torch.cat([self.scores(part, prompts).argmax(-1) for part in rows])
 
     def score(self, prompts: Tensor) -> float:
-        """Return a figure to maximise: here the accuracy."""
-        return self.accuracy(prompts)
+        """Return a figure to maximise: here the accuracy, or its mean over the labels if `balanced`."""
+        return balanced_accuracy(self.choices(prompts), self.labels) if self.balanced else self.accuracy(prompts)
 
     def accuracy(self, prompts: Tensor) -> float:
         """Return the share of rows whose best option is right."""
         return float((self.choices(prompts) == self.labels).double().mean())
+
+
+def balanced_accuracy(choices: Tensor, labels: Tensor) -> float:
+    """Return the mean over labels of the share of their rows that are answered rightly; both are int64 [rows]."""
+    shares = [(choices[labels == label] == label).double().mean().item() for label in labels.unique()]
+    return sum(shares) / len(shares)
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class Stage:
     batch_size: int = 0
     """Rows per step, drawn anew for each; 0: all."""
     check_every: int = 0
-    """Steps between looks at the development rows, the best of which is kept; 0: the last step is kept."""
+    """Steps between looks at the development rows, by which a step is chosen; 0: the last step is kept."""
 
     def longer(self, steps: int) -> "Stage":
         """Return this stage with further steps."""

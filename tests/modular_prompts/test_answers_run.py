@@ -1,11 +1,15 @@
 """answers_run.py: answers of .jsonl and .txt files, their scores, and the refusals."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from modular_prompts.answers_run import scores_of
+from modular_prompts.frozen import open_prompts
 from modular_prompts.pool import PoolShape, PromptPool
 from modular_prompts.readouts import Cosine
 from modular_prompts.saved import SavedPrompts, save_prompts
@@ -92,6 +96,31 @@ def test_evaluate_prints_majority_the_network_alone_and_the_prompt(run, tmp_path
     own = reader.examples((task.card, task.test)).accuracy(prompt_of(saved.pool, torch.zeros(1, 2)))
     assert row[0] == "animal" and int(row[1]) == len(task.test) and row[4] == f"{own:.3f}" and row[5] == "accuracy"
     assert isinstance(reader, Cosine)
+
+
+def without_tokens(folder: Path, tasks: list[str]) -> None:
+    """Give tasks of saved prompts a prompt without tokens."""
+    tensors = load_file(folder / "prompts.safetensors")
+    save_file(tensors | {f"prompt.{task}": torch.zeros(1, 0, 32) for task in tasks}, folder / "prompts.safetensors")
+
+
+@pytest.mark.parametrize("readout", ["cosine", "spans"])
+def test_a_task_without_a_prompt_is_answered_by_the_network_alone(run, tmp_path: Path, readout: str) -> None:  # noqa: ANN001
+    without_tokens(tmp_path / readout, ["animal"])
+    reader, saved = open_prompts(str(tmp_path / readout), str(tmp_path / "net"), Machine)
+    task = load_task(tmp_path / "animal")
+    own, prompted = (
+        each.examples((task.card, task.test)).scores(torch.arange(len(task.test)), prompt).softmax(-1)
+        for each, prompt in ((reader.plain(), reader.nothing), (reader, torch.zeros(1, 2, 3, 32)))
+    )
+    _, out, _ = run("predict", "--task", "animal", "--data", tmp_path / "animal" / "test.jsonl", readout=readout)
+    found = torch.tensor([json.loads(line)["scores"] for line in out.splitlines()])
+    assert torch.allclose(found, own, atol=1e-4) and not torch.allclose(prompted, own, atol=1e-3)
+    rows = [replace(row, label=int(label)) for row, label in zip(task.test, own.argmax(-1), strict=True)]
+    alone, with_its_prompt = scores_of(task, rows, reader, saved)
+    assert alone["accuracy"] == with_its_prompt["accuracy"] == 1
+    if readout == "spans":  # where placeholders change answers
+        assert reader.examples((task.card, rows)).accuracy(reader.nothing) < 1
 
 
 def test_another_card_and_the_data_file_as_output_are_refused(run, tmp_path: Path) -> None:  # noqa: ANN001

@@ -66,24 +66,39 @@ def test_the_router_starts_at_the_seen_task_that_fits_best(tokenizer) -> None:  
 
 def test_a_prompt_is_kept_unless_the_development_rows_are_answered_better_without(tokenizer) -> None:  # noqa: ANN001
     problem, wild = problem_of(tokenizer), 30 * torch.randn(1, 2, 3, 32, generator=torch.Generator().manual_seed(0))
-    card, rows = problem.develop
-    alone = problem.readout.plain()
+    alone, learned = problem.readout.plain(), Outcome(192, wild, router=torch.zeros(1, 4))
 
-    def answered_by(reader, prompt) -> Problem:  # noqa: ANN001
-        """Return the problem with development rows that are all answered rightly with a prompt."""
-        right = reader.examples(problem.develop).choices(prompt).tolist()
-        return replace(problem, develop=(card, [replace(row, label=n) for row, n in zip(rows, right, strict=True)]))
+    def answered_by(part, reader, prompt):  # noqa: ANN001, ANN202
+        """Return rows with the labels that a prompt gives."""
+        right = reader.examples(part).choices(prompt).tolist()
+        return part[0], [replace(row, label=n) for row, n in zip(part[1], right, strict=True)]
 
-    learned = Outcome(192, wild, router=torch.zeros(1, 4))
-    assert unless_worse_than_none(answered_by(problem.readout, wild), learned) is learned
-    without = answered_by(alone, alone.nothing)
+    within = replace(problem, develop=answered_by(problem.develop, problem.readout, wild))
+    assert unless_worse_than_none(within, learned) is learned
+    few = answered_by(problem.few, problem.readout, wild)  # the training rows have no say
+    without = replace(problem, few=few, develop=answered_by(problem.develop, alone, alone.nothing))
     assert without.score_alone == 1 > without.development.score(wild)
     dropped = unless_worse_than_none(without, learned)
     assert dropped.prompt.shape == (1, 1, 0, 32) and dropped.rejected is wild and dropped.trained == 192
     assert accuracy(dropped, without) == accuracy(Outcome(0, alone.nothing, test=alone.examples(problem.test)), without)
-    assert unless_worse_than_none(replace(without, stages=Stages(allow_no_prompt=False)), learned) is learned
+    assert unless_worse_than_none(replace(without, stages=Stages(drop_worse=False)), learned) is learned
     untrained = Outcome(0, wild)
     assert unless_worse_than_none(without, untrained) is untrained
+
+
+def test_of_equal_scores_the_prompt_is_kept(tokenizer, monkeypatch) -> None:  # noqa: ANN001
+    problem, learned = problem_of(tokenizer), Outcome(192, torch.randn(1, 2, 3, 32))
+    monkeypatch.setattr(Problem, "score_alone", problem.development.score(learned.prompt))
+    assert unless_worse_than_none(problem, learned) is learned
+
+
+def test_labels_with_few_development_rows_count_as_the_others(tokenizer) -> None:  # noqa: ANN001
+    problem = problem_of(tokenizer)
+    card, rows = problem.develop
+    uneven = [row for row in rows if row.label][:2] + [row for row in rows if not row.label]
+    develop = replace(problem, develop=(card, uneven)).development
+    always = replace(develop, scores=lambda rows, _: torch.tensor([[1.0, 0.0]]).expand(len(rows), 2))
+    assert always.score(torch.zeros(1)) == 0.5 < always.accuracy(torch.zeros(1))
 
 
 def test_a_longer_random_prompt_has_the_steps_of_both_stages(tokenizer, monkeypatch) -> None:  # noqa: ANN001

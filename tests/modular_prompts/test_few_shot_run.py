@@ -2,13 +2,14 @@
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from modular_prompts import few_shot_run
+from modular_prompts import few_shot, few_shot_run
 from modular_prompts.few_shot import Outcome, Problem
 from modular_prompts.frozen import open_prompts
 from modular_prompts.tasks import load_task
@@ -78,7 +79,7 @@ def test_a_task_that_is_answered_better_alone_gets_no_prompt(world, tmp_path: Pa
     wild = 30 * torch.randn(1, 2, 2, 32, generator=torch.Generator().manual_seed(1))
     monkeypatch.setitem(few_shot_run.BY_GRADIENT, "router", lambda _: Outcome(3, wild, torch.zeros(1, 3)))
     code, out, _ = world("tune", "t", "--seeds", 3, "--methods", "none,router")
-    assert code == 0 and "router: no prompt for verb (1 of 1 seeds), as the development rows advise" in out
+    assert code == 0 and "router: prompt dropped for verb (1 of 1 seeds); the network alone" in out
     none, router = lines_of(tmp_path / "t")
     assert "score_of_rejected" not in none and none["score"] == router["score"]
     prompts = tmp_path / "t" / "checkpoint"
@@ -93,6 +94,40 @@ def test_a_task_that_is_answered_better_alone_gets_no_prompt(world, tmp_path: Pa
     found = [json.loads(line)["prediction"] for line in capsys.readouterr().out.splitlines()]
     right = [line == row.options[row.label] for line, row in zip(found, task.test, strict=True)]
     assert sum(right) / len(right) == none["accuracy"]
+
+
+def test_a_dropped_prompt_does_not_replace_an_earlier_one(world, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001
+    assert world("tune", "t", "--seeds", 3, "--methods", "router", "--drop_worse", "false")[0] == 0
+    kept = (tmp_path / "t" / "checkpoint" / "prompts.safetensors").read_bytes()
+    monkeypatch.setattr(few_shot, "unless_worse_than_none", lambda _, own: replace(own, rejected=own.prompt))
+    again = ["--seeds", 3, "--drop_worse", "false", "--methods", "router,router-then-prompts"]
+    assert world("tune", "t", *again)[0] == 0
+    assert (tmp_path / "t" / "checkpoint" / "prompts.safetensors").read_bytes() == kept
+
+
+@pytest.mark.parametrize("name", ["tune", "blackbox"])
+def test_worse_prompts_are_kept_on_demand(world, tmp_path: Path, monkeypatch, name: str) -> None:  # noqa: ANN001
+    pytest.importorskip("cma")
+    monkeypatch.setattr(Problem, "score_alone", 2.0)
+    flags = ["--seeds", 3, "--methods", "router"]
+    assert world(name, "yes", *flags)[0] == 0
+    assert world(name, "no", *flags, "--drop_worse", "false")[0] == 0
+    (dropped,), (kept,) = lines_of(tmp_path / "yes"), lines_of(tmp_path / "no")
+    assert dropped["score_of_rejected"] == kept["score"] and "score_of_rejected" not in kept
+
+
+@pytest.mark.parametrize("name", ["tune", "blackbox"])
+def test_the_development_rows_are_as_many_as_wanted(world, monkeypatch, name: str) -> None:  # noqa: ANN001
+    pytest.importorskip("cma")
+    numbers: list[int] = []
+
+    def noted(problem, outcome):  # noqa: ANN001, ANN202
+        numbers.append(len(problem.develop[1]))
+        return outcome
+
+    monkeypatch.setattr(few_shot, "unless_worse_than_none", noted)
+    assert world(name, "t", "--seeds", 3, "--methods", "uniform", "--develop_shots", 2)[0] == 0
+    assert numbers == [2 * 2]
 
 
 def test_a_second_call_adds_what_is_missing(world, tmp_path: Path, monkeypatch) -> None:  # noqa: ANN001

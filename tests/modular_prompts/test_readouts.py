@@ -130,6 +130,15 @@ def test_the_longest_text_is_cut_first(lengths: tuple, room: int, expected: tupl
     assert sum(found) == min(room, sum(lengths)) and sorted(found) == sorted(expected)
 
 
+@pytest.mark.parametrize("kind", [Verbaliser, Cosine])
+def test_a_prompt_without_tokens_has_no_placeholders(kind: type, tokenizer: PreTrainedTokenizerBase) -> None:
+    reader = readout(kind, tokenizer)
+    assert reader.fitting(torch.zeros(1, 2, P, 32)) is reader
+    fitted, alone = reader.fitting(reader.nothing), reader.plain()
+    scores = [each.examples((CARD, ROWS)).scores(torch.arange(3), reader.nothing) for each in (fitted, alone, reader)]
+    assert torch.equal(scores[0], scores[1]) and not torch.allclose(scores[0], scores[2])
+
+
 def test_placeholders_are_unused_tokens_or_else_the_first_token(tokenizer: PreTrainedTokenizerBase) -> None:
     assert placeholders(tokenizer, 3) == [tokenizer.cls_token_id] * 3
 

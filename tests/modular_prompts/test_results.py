@@ -29,7 +29,7 @@ def test_tasks_without_a_prompt_are_counted() -> None:
     for record in (records[1], records[2]):
         record["score_of_rejected"] = 0.25
     assert without_prompt(records, ["a", "b"], ["x", "y"]) == [
-        "x: no prompt for a (1 of 2 seeds), b (1 of 1 seeds), as the development rows advise"
+        "x: prompt dropped for a (1 of 2 seeds), b (1 of 1 seeds); the network alone is better on development rows"
     ]
 
 

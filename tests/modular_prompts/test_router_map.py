@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from modular_prompts.router_map import ordered, weights_of
 from tests.modular_prompts.test_frozen import saved
@@ -31,4 +32,15 @@ def test_a_line_a_task_is_printed_and_a_picture_written(tokenizer, tmp_path: Pat
     assert lines[0] == ["task", "m1", "m2"] and [line[0] for line in lines[1:3]] == ["another", "one"]
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert command(monkeypatch, "routers", "--prompts", saved(network, tmp_path / "q")) == 2
-    assert "no task; pre-train some" in capsys.readouterr().err
+    assert "no task with a prompt; pre-train some" in capsys.readouterr().err
+
+
+def test_a_task_without_a_prompt_has_no_weights(tokenizer, tmp_path: Path, monkeypatch, capsys) -> None:  # noqa: ANN001
+    network = make_network(tmp_path / "net", tokenizer)
+    folder = saved(network, tmp_path / "p", tasks=("one", "another"))
+    tensors = load_file(folder / "prompts.safetensors")
+    save_file({**tensors, "prompt.another": torch.zeros(1, 0, 32)}, folder / "prompts.safetensors")
+    capsys.readouterr()
+    assert command(monkeypatch, "routers", "--prompts", folder) == 0
+    _, line, last = capsys.readouterr().out.splitlines()
+    assert line.split()[0] == "one" and last == "without a prompt: another"

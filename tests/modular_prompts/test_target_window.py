@@ -83,6 +83,10 @@ def test_rows_shrink_where_the_positions_of_the_network_end(trained_pairs: Path)
     assert with_prompt(model, [4] * (longest - 20), prompt).max_length == 20
     with pytest.raises(UserError, match=f"prompt_length={longest - 5}: it and the target window .* leave no room"):
         TargetWindow(model, longest - 5)
+    prompted = TargetWindow(model, longest - 20)
+    plain, whole = prompted.plain(), TargetWindow(model, 0)
+    assert plain.layout.longest_source == whole.layout.longest_source > prompted.layout.longest_source
+    assert plain.model.max_length == model.max_length and prompted.model.max_length == 20
 
 
 def tuned(reader: TargetWindow, steps: int = 150) -> torch.Tensor:
@@ -138,9 +142,13 @@ def test_predictions_of_pairs_use_the_prompt(
     assert predicted("--prompts", prompts_folder, "--prompts_task", "alone") == plain
     capsys.readouterr()
     base += ["--output", tmp_path / "x.jsonl"]
+    names = "must be one of alone, always, choice"
     for flags, message in (
-        (["--prompts", prompts_folder, "--prompts_task", "none"], "prompts_task='none': must be one of "),
-        (["--prompts", prompts_folder], "prompts_task='': must be one of "),
+        (
+            ["--prompts", prompts_folder, "--prompts_task", "none"],
+            f"prompts_task='none': {names}",
+        ),
+        (["--prompts", prompts_folder], f"prompts_task='': {names}"),
         (["--prompts", prompts_folder, "--prompts_task", "choice"], "a task of type multiple-choice"),
         (["--prompts_task", "always"], "names a task among --prompts; give these"),
     ):
