@@ -15,6 +15,8 @@ from modular_prompts.tuning import Examples, Stage, prompt_of, tune_prompt, tune
 
 START = 0.1
 """Standard deviation of a random prompt."""
+COMPARED = 256
+"""Training rows, at most, by which the first router is chosen."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class Problem:
         """Router logits of the seen task, or uniform ones, whose mixture has the least loss on the training rows."""
         seen = [logits for task, logits in self.saved.routers.items() if task != self.few[0].name]
         starts = [_uniform(self), *(seen if self.stages.from_seen else [])]
-        rows = torch.arange(len(self.train.labels))
+        number = len(self.train.labels)
+        rows = torch.arange(number)
+        if number > COMPARED:  # drawn, since the rows stand in the order of their labels
+            rows = torch.randperm(number, generator=self.generator)[:COMPARED]
         with torch.no_grad():
             losses = [self.train.loss(mixture(self.saved.pool, start), rows).item() for start in starts]
         return starts[min(range(len(starts)), key=losses.__getitem__)]

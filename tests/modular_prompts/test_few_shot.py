@@ -53,13 +53,27 @@ def test_the_second_stage_starts_at_the_mixture_and_is_kept_only_if_development_
     assert develop.score(kept) >= develop.score(start)
 
 
-def test_the_router_starts_at_the_seen_task_that_fits_best(tokenizer) -> None:  # noqa: ANN001
+def test_the_router_starts_at_the_seen_task_that_fits_best(tokenizer, monkeypatch) -> None:  # noqa: ANN001
     problem = problem_of(tokenizer)
     good = problem.tuned_router
     seen = {"bad": -good, "good": good, "animal": 2 * good}  # its own name is that of an earlier result
     stages = Stages(Stage(0, 0.1))
     saved = replace(problem.saved, routers=seen)
     assert torch.equal(replace(problem, saved=saved, stages=stages).tuned_router, good)
+    monkeypatch.setattr(few_shot, "COMPARED", 16)
+    seen_rows: list[torch.Tensor] = []
+    fewer = replace(problem, saved=saved, stages=stages)
+    original = type(problem.train).loss
+    monkeypatch.setattr(
+        type(problem.train), "loss", lambda own, prompt, rows: seen_rows.append(rows) or original(own, prompt, rows)
+    )
+    assert torch.equal(fewer.tuned_router, good)
+    labels = fewer.train.labels[seen_rows[0]]
+    assert (
+        len(labels) == 16
+        and all(torch.equal(rows, seen_rows[0]) for rows in seen_rows)
+        and len(set(labels.tolist())) == 2
+    )
     uniform = replace(problem, saved=saved, stages=replace(stages, from_seen=False)).tuned_router
     assert torch.equal(uniform, torch.zeros(1, 4))
 
