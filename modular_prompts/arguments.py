@@ -170,7 +170,7 @@ class FewShotArgs:
         default=16, metadata={"help": "training rows per label; twice as many in all for tasks without labels"}
     )
     develop_shots: int = field(
-        default=0, metadata={"help": "development rows at most, counted like shots; 0: as shots"}
+        default=0, metadata={"help": "development rows at most, counted like shots; 0: as many as shots"}
     )
     seeds: str = field(default="8,13,21,42,100", metadata={"help": "seeds of the examples, by comma"})
     test_rows: int = field(default=0, metadata={"help": "first rows of the test file to answer; 0: all"})
