@@ -4,9 +4,12 @@ python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/t
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --num_steps 512 --json
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --estimator trajectory \
     --target_se 0.005
+python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --estimator exact \
+    --order confidence --tokens_per_step 2
 """
 
 import json
+import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +24,7 @@ from data.detokenizers import DETOKENIZERS
 from data.pairs import Layout, tokenize_pairs
 from data.row_formats import ROW_FORMATS, read_rows
 from data.tokenized_text import Text
-from diffusion.options import BoundArgs
+from diffusion.options import BoundArgs, require_no_steps
 from evaluation import comparable
 from evaluation.likelihood import pick, score_text
 from evaluation.likelihood_report import format_report
@@ -99,6 +102,7 @@ class ElboArgs(ColumnNames):
 def main() -> None:
     """Score a text and print the report; under torchrun every process scores its share."""
     args, bound_args = parse([ElboArgs, BoundArgs], __doc__, most_used=MOST_USED, without_effect=FROM_CHECKPOINT)
+    require_no_steps(bound_args, args.num_steps or args.eval_step_size)
     hub.quiet_libraries()
     if args.per_sentence:
         files.require_writable("per_sentence", Path(args.per_sentence))
@@ -130,10 +134,11 @@ def main() -> None:
 
 
 def write_sentences(path: Path, numbers: list[int], nats: list[float]) -> None:
-    """Write a line for each scored sentence: its number in the text, from 0, and its nats."""
+    """Write a line for each scored sentence: its number in the text, from 0, and its nats, null if infinite."""
     with files.written_whole(path) as file:
         file.writelines(
-            json.dumps({"sentence": number, "nats": value}) + "\n" for number, value in zip(numbers, nats, strict=True)
+            json.dumps({"sentence": number, "nats": value if math.isfinite(value) else None}) + "\n"
+            for number, value in zip(numbers, nats, strict=True)
         )
 
 
@@ -147,9 +152,11 @@ def print_report(args: ElboArgs, model: ModelParts, text: Text, report: dict) ->
     announce({"scored": text.source})
     notes = [text.cuts] if text.cuts else []
     notes += comparable.comparability_notes(model, text)
+    if "order" in report:
+        notes += comparable.order_notes(model)
     for sentence in notes:
         note(sentence)
-    if not model.process.is_bound:
+    if not model.process.is_bound and "order" not in report:
         notes.append("the released posterior's figure is not a bound: it can lie below -log p(x0)")
         print(f"warning: {notes[-1]}", file=sys.stderr)
     print(as_json(report | {"notes": notes}) if args.json else format_report(report))

@@ -316,7 +316,7 @@ class WordFreqDiffusion(MaskedProcess):
         self.args = args
         if self.schedule.token_dependent:
             self.thinning = SpindleThinning(self.schedule)
-            self.samplers = ("row-clocks", "confidence")
+            self.samplers = ("row-clocks", "confidence", "ordered")
             self.estimators, self.limit_estimators = ("windows", "stratified", "trajectory"), ()
 
     make_schedule = SpindleSchedule

@@ -21,7 +21,7 @@ from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import ModelParts
 from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stream_of
 from diffusion import infilling
-from diffusion.options import SampleArgs
+from diffusion.options import ORDERED, SampleArgs
 from diffusion.semi_autoregressive import SemiArArgs
 from evaluation import comparable
 from utils import distributed, files, hub
@@ -29,6 +29,7 @@ from utils.command_line import FROM_CHECKPOINT, parse, run_script
 from utils.device import pick_device, set_up_cpu
 from utils.errors import UserError
 from utils.film_file import check_film, save_film
+from utils.messages import note
 from utils.screen import BRIGHT, DIM, PLAIN, Screen, Span
 
 FORMATS = (".txt", ".jsonl")
@@ -143,6 +144,8 @@ def print_notes(model: ModelParts, args: PredictArgs, sampling: SampleArgs) -> N
     if unknown:
         print(f"note: {unknown} tokens of the infill text are unknown to this vocabulary", file=sys.stderr)
     sampling.warn()
+    for sentence in comparable.order_notes(model) if sampling.sampler == ORDERED else ():
+        note(sentence)
 
 
 def check_semi_ar(model: ModelParts, args: PredictArgs) -> None:

@@ -20,7 +20,7 @@ from checkpoint.model_parts import ModelParts
 from data.column_names import ColumnNames
 from data.corpus import announce, holds_pairs, read_sentences, scored_source, training_source
 from data.tokenizers import respell
-from diffusion.options import SampleArgs, reverse_steps
+from diffusion.options import ORDERED, SampleArgs, reverse_steps
 from evaluation.predictions import Journal, fingerprint_of, lock_output, write_diffuseq, write_predictions
 from modular_prompts.target_window import with_saved_prompt
 from utils import distributed, files, hub
@@ -155,13 +155,19 @@ def predict_and_write(task: Task, journal: Journal) -> list[dict]:
 
 
 def steps(args: DownstreamArgs, sampling: SampleArgs, total: int) -> float:
-    """Return the number of reverse steps from --num_steps or --step_size.
+    """Return the number of reverse steps from --num_steps or --step_size; 0 for a sampler without time.
 
     Raises:
         UserError: if both are given, or one is out of range.
     """
     if args.step_size and sampling.num_steps:
         raise UserError("give --num_steps or --step_size, not both")
+    if sampling.sampler == ORDERED:
+        if args.step_size:
+            raise UserError(
+                f"step_size={args.step_size}: sampler={ORDERED} has no time; give --tokens_per_step instead"
+            )
+        return 0
     return reverse_steps(total, sampling.num_steps, args.step_size)
 
 

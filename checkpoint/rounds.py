@@ -114,8 +114,9 @@ class Rounds:
 
     def run(self, tally: Tally, wanted: int, *, progress: bool) -> bool:
         """Fill the tally with `wanted` rounds, or more to reach the target error; return False if time ran out."""
-        target, steps = self.scoring.bound.target_se, self.scoring.num_steps
-        with tqdm(desc=f"scoring, {steps} steps", unit="sentence", leave=False, disable=not progress or None) as bar:
+        target = self.scoring.bound.target_se
+        how = "exactly" if self.scoring.bound.law else f"{self.scoring.num_steps} steps"
+        with tqdm(desc=f"scoring, {how}", unit="sentence", leave=False, disable=not progress or None) as bar:
             in_time = True
             while tally.rounds < wanted:
                 bar.total = len(self.mine) * wanted
@@ -141,13 +142,13 @@ class Rounds:
 
 
 def rounds_wanted(args: BoundArgs, num_sentences: int) -> int:
-    """Return the minimum number of rounds: 1 if every window is scored, else 2, whose difference gives the error.
+    """Return the minimum number of rounds: 1 for every window or an exact likelihood, else 2, which give the error.
 
     With a target error, more rounds provide MIN_DEGREES_OF_FREEDOM, since the estimate of few may be small by chance.
     """
     if args.target_se:
         return max(2, 1 + math.ceil(MIN_DEGREES_OF_FREEDOM / num_sentences))
-    return 1 if args == EVERY_WINDOW else 2
+    return 1 if args == EVERY_WINDOW or args.law else 2
 
 
 def rounds_for(tally: Tally, target: float) -> int:

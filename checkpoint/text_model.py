@@ -29,7 +29,7 @@ from checkpoint.rounds import Rounds, Scoring, Tally, bound_steps, check_steps, 
 from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stream_of
 from data.records import HALF
 from data.row_formats import rows_of_texts
-from diffusion.options import BoundArgs, SampleArgs
+from diffusion.options import BoundArgs, SampleArgs, TokenLaw, require_no_steps
 from utils import hub
 from utils.device import pick_device
 from utils.errors import UserError, check_whole, shown
@@ -43,7 +43,7 @@ class TextLikelihoods:
     """Bounds of some texts, in their order."""
 
     nats: list[float]
-    """Upper bound on -log p(text), without the probability of its length; exact for process=ar."""
+    """Upper bound on -log p(text), without the probability of its length; exact for process=ar and for "exact"."""
     draws_error: list[float] | None
     """Standard error of each bound over the draws of xt; None after a single round, which does not show it."""
     tokens: list[int]
@@ -190,8 +190,11 @@ class TextModel:
         evaluations: int = 0,
         seed: int = 0,
         batch_size: int = 64,
+        **law: float | str,
     ) -> TextLikelihoods:
         """Return an upper bound on -log p of each text, that of compute_elbo.py for a file of these texts.
+
+        With estimator="exact" it is -log p of sampler="ordered" itself; infinite where top_k or top_p exclude a token.
 
         Args:
             texts: texts that are not empty; one that is too long is cut, with a note.
@@ -199,6 +202,7 @@ class TextModel:
             estimator, evaluations: fields of `diffusion.options.BoundArgs`.
             seed: seed of the draws of xt.
             batch_size: texts per forward pass; changes the result by rounding only.
+            law: for "exact": order, tokens_per_step, temperature, top_k, top_p.
 
         Raises:
             UserError: if the model is one of pairs or of blocks, a text has no token, or a setting is out of range.
@@ -211,17 +215,19 @@ class TextModel:
         if text.cuts:
             note(text.cuts)
         steps = bound_steps(model.process.num_steps, num_steps)
-        args = BoundArgs(estimator, evaluations).settled(steps, model.process.limit_estimator)
+        args = BoundArgs(estimator, evaluations, **checked(law, TokenLaw)).settled(steps, model.process.limit_estimator)
+        require_no_steps(args, num_steps)
         everything, tally = np.arange(len(text)), Tally(len(text), model.device)
         with torch.no_grad():
             rounds = Rounds(model, text, everything, Scoring(steps, args, batch_size, seed), lambda: True)
             rounds.run(tally, rounds_wanted(args, len(text)), progress=True)
-        if not tally.means().isfinite().all():
+        means = tally.means()
+        if means.isnan().any() or (means.isinf().any() and not args.excludes):
             raise UserError("the bound is not finite; load the model in fp32, or another checkpoint")
         if not model.process.is_bound:
             note("the released posterior's figures are not bounds: they can lie below -log p(x0)")
         return TextLikelihoods(
-            tally.means().tolist(),
+            means.tolist(),
             None if tally.rounds < 2 else tally.errors().tolist(),
             text.target_lengths.tolist(),
             text.num_words.tolist(),
@@ -282,7 +288,16 @@ def sampler_of(settings: dict) -> SampleArgs:
     Raises:
         UserError: if one is unknown or out of range.
     """
-    defaults = asdict(SampleArgs())
+    return SampleArgs(**checked(settings, SampleArgs))
+
+
+def checked(settings: dict, known: type[TokenLaw]) -> dict:
+    """Return the settings of a sampler; `known` declares which there are.
+
+    Raises:
+        UserError: if one is unknown or of another type.
+    """
+    defaults = asdict(known())
     for name, value in settings.items():
         if name not in defaults:
             raise UserError(f"{name}: no setting of the sampler; the settings are {', '.join(defaults)}")
@@ -291,7 +306,7 @@ def sampler_of(settings: dict) -> SampleArgs:
         if not isinstance(value, kind) or isinstance(value, bool):
             words = {str: "string", Real: "number", Integral: "whole number"}
             raise UserError(f"{name}={shown(value)} must be a {words[kind]}")
-    return SampleArgs(**settings)
+    return settings
 
 
 def texts_of(texts: Iterable[str]) -> list[str]:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from diffusion.options import SampleArgs
+from diffusion.options import TokenLaw
 from utils.errors import UserError
 
 Generators = Generator | Sequence[Generator] | None
@@ -131,7 +131,7 @@ def sample_categorical(weights: Tensor, u: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, u.unsqueeze(-1) * total, right=True).squeeze(-1)
 
 
-def filter_logits(logits: Tensor, args: SampleArgs) -> Tensor:
+def filter_logits(logits: Tensor, args: TokenLaw) -> Tensor:
     """Apply temperature, then top-k, then top-p to the logits of p(x0 | xt), [N, V]; removed tokens get -inf."""
     logits = logits / args.temperature if args.temperature != 1 else logits
     if 0 < args.top_k < logits.shape[-1]:

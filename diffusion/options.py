@@ -2,19 +2,55 @@
 
 import math
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar
 
 from utils.errors import UserError, check_choices, check_ranges
 
 HEURISTIC_SAMPLERS = ("confidence", "remdm")
 """Samplers whose samples are not distributed as p_theta (diffusion/masked/stepwise.py)."""
+ORDERED, EXACT = "ordered", "exact"
+"""Sampler that reveals tokens in a deterministic order, and the estimator of its likelihood (masked/ordered.py)."""
+ORDERS = ("confidence", "entropy", "margin", "left-to-right", "random-fixed")
+"""Values of --order; the first is the default."""
 EMBEDDING_SAMPLERS = ("euler", "heun", "renoise", "sde")
 """Samplers of noisy embeddings (diffusion/score/sampling.py)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TokenLaw:
+    """How tokens are drawn from p(x0 | xt), and the order of sampler=ordered."""
+
+    temperature: float = field(default=1.0, metadata={"help": "divisor of the logits of p(x0 | xt); 0.001 to 1000"})
+    top_k: int = field(
+        default=0, metadata={"aliases": ["--topk"], "help": "number of likeliest tokens to keep; 0 means all"}
+    )
+    top_p: float = field(default=1.0, metadata={"help": "probability mass of the likeliest tokens to keep, in (0, 1]"})
+    order: str = field(
+        default="",
+        metadata={
+            "choices": ["", *ORDERS],
+            "help": "ordered: masked tokens to reveal next, by their predictions: largest probability (confidence), "
+            "least entropy, or largest margin between the two likeliest tokens; or by position; default: confidence",
+        },
+    )
+    tokens_per_step: int = field(
+        default=0, metadata={"help": "ordered: number of tokens to reveal after each forward pass; 0 means 1"}
+    )
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        if not 1e-3 <= self.temperature <= 1e3:
+            raise UserError(f"temperature={self.temperature} must lie in [0.001, 1000] (use top_k=1 for the mode)")
+        if self.top_k < 0:
+            raise UserError(f"top_k={self.top_k} must be 0 (keep all) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
+        check_ranges(self, tokens_per_step=(0, 10**6))
+
+
 @dataclass(frozen=True)
-class SampleArgs:
+class SampleArgs(TokenLaw):
     """Settings of sampling from the reverse process."""
 
     group: ClassVar[str] = "sampler"
@@ -26,17 +62,14 @@ class SampleArgs:
             "help": "number of reverse steps, 1 to T; 0 means 128, or T if less; inf: the limit of ever finer steps",
         },
     )
-    temperature: float = field(default=1.0, metadata={"help": "divisor of the logits of p(x0 | xt); 0.001 to 1000"})
-    top_k: int = field(
-        default=0, metadata={"aliases": ["--topk"], "help": "number of likeliest tokens to keep; 0 means all"}
-    )
     sampler: str = field(
         default="auto",
         metadata={
-            "choices": ["auto", "row-clocks", "ancestral", "cached", *HEURISTIC_SAMPLERS, *EMBEDDING_SAMPLERS],
+            "choices": ["auto", "row-clocks", "ancestral", "cached", *HEURISTIC_SAMPLERS, ORDERED, *EMBEDDING_SAMPLERS],
             "help": "sampler; auto: the process's first. row-clocks, ancestral and cached sample from p_theta: "
-            "rows at their own steps, a forward pass per step, or only for changed rows. confidence and remdm do not: "
-            "most confident first, or with remasking. For process=score: euler, heun, renoise, sde",
+            "rows at their own steps, a forward pass per step, or only for changed rows. confidence, remdm and "
+            "ordered do not: most confident first, with remasking, or in the order of --order, with an exact "
+            "likelihood. For process=score: euler, heun, renoise, sde",
         },
     )
     remask_eta: float = field(
@@ -50,16 +83,11 @@ class SampleArgs:
         default=1.0,
         metadata={"help": "process=score: guidance scale; above 1 strengthens the given tokens, 1 means none"},
     )
-    top_p: float = field(default=1.0, metadata={"help": "probability mass of the likeliest tokens to keep, in (0, 1]"})
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        super().__post_init__()
         if not (0 <= self.num_steps <= 1_000_000 and self.num_steps % 1 == 0) and self.num_steps != math.inf:
             raise UserError(f"num_steps={self.num_steps} must be a whole number in 1..1000000, 0 for 128, or inf")
-        if not 1e-3 <= self.temperature <= 1e3:
-            raise UserError(f"temperature={self.temperature} must lie in [0.001, 1000] (use top_k=1 for the mode)")
-        if self.top_k < 0:
-            raise UserError(f"top_k={self.top_k} must be 0 (keep all) or more")
         if not 0 <= self.remask_eta <= 1:
             raise UserError(f"remask_eta={self.remask_eta} must lie in [0, 1], a share; 0: 0.02")
         if self.remask_eta and self.sampler != "remdm":
@@ -69,8 +97,12 @@ class SampleArgs:
         if self.confidence_threshold and self.sampler != "confidence":
             raise UserError(f"confidence_threshold is for sampler=confidence, not {self.sampler}; leave it out")
         check_ranges(self, guidance=(0, 100))
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
+        if self.sampler != ORDERED and (self.order or self.tokens_per_step):
+            raise UserError(f"order and tokens_per_step are for sampler={ORDERED}, not {self.sampler}; leave them out")
+        if self.sampler == ORDERED and self.num_steps:
+            raise UserError(
+                f"num_steps={self.num_steps:g}: sampler={ORDERED} has no time; give --tokens_per_step instead"
+            )
 
     def require_tokens(self, name: str = "this process") -> None:
         """Refuse settings that apply only to noisy embeddings.
@@ -87,20 +119,24 @@ class SampleArgs:
         """Print a note on stderr if samples are not distributed as p_theta."""
         if self.sampler in HEURISTIC_SAMPLERS:
             print(f"note: sampler={self.sampler}: the law is not the model's", file=sys.stderr)
+        if self.sampler == ORDERED:
+            how = f"compute_elbo.py --estimator {EXACT} computes its likelihood"
+            print(f"note: sampler={ORDERED}: the law is not the model's; {how}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
-class BoundArgs:
-    """Settings of the bound's estimator."""
+class BoundArgs(TokenLaw):
+    """Settings of the bound's estimator, and of the sampler whose likelihood is computed instead."""
 
     group: ClassVar[str] = "bound"
 
     estimator: str = field(
         default="auto",
         metadata={
-            "choices": ["auto", "windows", "stratified", "masked-count", "trajectory"],
+            "choices": ["auto", "windows", "stratified", "masked-count", "trajectory", EXACT],
             "help": "estimator of the bound: every window, as published (auto, unless num_steps is inf); a stratified "
-            "sample of windows; masked sets by their size; or the sets along a reverse process",
+            "sample of windows; masked sets by their size; or the sets along a reverse process. exact: no bound, but "
+            "-log p of sampler=ordered with --order, --tokens_per_step, --temperature, --top_k and --top_p",
         },
     )
     evaluations: int = field(
@@ -116,11 +152,29 @@ class BoundArgs:
     )
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        super().__post_init__()
         if not 0 <= self.evaluations <= 1_000_000:
             raise UserError(f"evaluations={self.evaluations} must lie in 0..1000000; 0: the estimator's own choice")
         if self.target_se and not 1e-5 <= self.target_se < 1:
             raise UserError(f"target_se={self.target_se} must lie in [0.00001, 1), a share of the bound")
+        given = [entry.name for entry in fields(TokenLaw) if getattr(self, entry.name) != entry.default]
+        if given and self.estimator != EXACT:
+            raise UserError(f"{given[0]} is for estimator={EXACT}, not {self.estimator}: a bound is of p_theta itself")
+        if self.estimator == EXACT and (self.evaluations or self.target_se):
+            raise UserError(f"evaluations and target_se do not apply to estimator={EXACT}, which draws nothing")
+
+    @property
+    def law(self) -> dict[str, float | int | str]:
+        """The sampler's settings, by name, whose exact likelihood is computed; none for a bound."""
+        if self.estimator != EXACT:
+            return {}
+        found = {entry.name: getattr(self, entry.name) for entry in fields(TokenLaw)}
+        return found | {"order": self.order or ORDERS[0], "tokens_per_step": self.tokens_per_step or 1}
+
+    @property
+    def excludes(self) -> bool:
+        """Whether an exact likelihood may be infinite, since the sampler removes tokens."""
+        return self.estimator == EXACT and (self.top_k > 0 or self.top_p < 1)
 
     def settled(self, num_steps: float, in_the_limit: str = "masked-count") -> "BoundArgs":
         """Resolve estimator=auto: every window for a finite number of steps, `in_the_limit` otherwise.
@@ -135,6 +189,18 @@ class BoundArgs:
                 "evaluations does not apply to windows, which take one forward pass each; set --num_steps instead"
             )
         return found
+
+
+def require_no_steps(args: BoundArgs, num_steps: float) -> None:
+    """Refuse a number of steps for an exact likelihood.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if args.law and num_steps:
+        raise UserError(
+            f"num_steps={num_steps:g}: the sampler of estimator={EXACT} has no time; give tokens_per_step instead"
+        )
 
 
 EVERY_WINDOW = BoundArgs("windows")

@@ -38,3 +38,10 @@ def warn_if_longer_than_trained(model: ModelParts, length: int) -> None:
     longest = longest_trained(model)
     if longest is not None and longest < length <= model.denoiser.max_length - 2:
         note(f"{length} tokens exceed the longest training text ({longest}); the model has not learned such lengths")
+
+
+def order_notes(model: ModelParts) -> list[str]:
+    """Explain the time input of sampler=ordered, if the network has one."""
+    if not model.denoiser.time_conditioned:
+        return []
+    return ["the network has a time input: it gets the time at which as many tokens are masked on average"]

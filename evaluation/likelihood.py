@@ -95,6 +95,7 @@ def score_text(
         detokenizer="" if model.pairs else model.text_format.detokenizer,
         network_figures=model.process.network_figures(model.denoiser),
         words_separated=are_words_separated(model, text, indices),
+        law=args.law,
     )
 
 

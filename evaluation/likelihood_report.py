@@ -46,6 +46,15 @@ class Likelihood:
     """The bound of each sentence; not in the report."""
     words_separated: bool = True
     """True if spaces separate words; otherwise there is no perplexity per word."""
+    law: dict[str, float | int | str] = field(default_factory=dict)
+    """Settings of the sampler whose exact likelihood this is, by name; empty for a bound of p_theta."""
+
+    @property
+    def num_excluded(self) -> int:
+        """Sentences that the sampler never draws, since top-k or top-p excludes a token; their -log p is infinite."""
+        if not self.law or not (self.law["top_k"] or self.law["top_p"] < 1) or any(map(math.isnan, self.sentence_nats)):
+            return 0
+        return sum(map(math.isinf, self.sentence_nats))
 
     def report(self) -> dict[str, float | int | str | None]:
         """Return all figures by name.
@@ -53,12 +62,13 @@ class Likelihood:
         ppl_word is the paper's: exp of the mean nats per sequence over the mean number of whitespace words; None for
         text without spaces between words. A perplexity beyond the range of a float is None. standard_error_nats is the
         standard error of nats_per_sequence over sentences and draws of x_t; None for a single sentence.
-        draws_error_nats is the part due to the draws, which more evaluations reduce.
+        draws_error_nats is the part due to the draws, which more evaluations reduce. An exact likelihood has no steps
+        and no error of draws; if the sampler excludes a sentence, the figures over all are infinite, and None.
         """
         n = self.num_sequences
         mean = self.nats / n
         variance = max(self.nats_squared / n - mean**2, 0) * n
-        return {
+        found = {
             "nats_per_sequence": mean,
             "bits_per_token": self.nats / self.num_tokens / math.log(2),
             "ppl_token": perplexity(self.nats / self.num_tokens),
@@ -80,21 +90,50 @@ class Likelihood:
             **{name: nats / self.num_tokens for name, nats in self.profile.items()},
             **self.network_figures,
         }
+        if not self.law:
+            return found
+        found |= {"num_steps": None, "draws_error_nats": 0.0, **self.law, "excluded_sequences": self.num_excluded}
+        infinite = [name for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)]
+        return found | (dict.fromkeys(infinite) if self.num_excluded else {})
+
+
+_FILTERS = {"temperature": 1, "top_k": 0, "top_p": 1}
+"""Settings of an exact likelihood that are named where they differ from these."""
 
 
 def format_report(report: dict[str, float | int | str | None]) -> str:
     """Format a report in a few lines."""
+    if report.get("excluded_sequences"):
+        return (
+            f"infinite: the sampler never draws {report['excluded_sequences']:,} of {report['num_sequences']:,} "
+            f"sequences with top_k={report['top_k']}, top_p={report['top_p']:g}\n{_how(report)}"
+        )
     error, draws = report["standard_error_nats"], report["draws_error_nats"]
     margin = "unknown" if error is None else number(error, 3)
-    of_estimator = "" if report["estimator"] == "windows" else f" by {report['estimator']}"
     given = "" if report["length_nats"] is None else f" given their lengths ({number(report['length_nats'], 3)} more)"
-    margin += "" if draws is None else f" (of the draws alone {number(draws, 3)})"
+    margin += "" if draws is None or "order" in report else f" (of the draws alone {number(draws, 3)})"
+    terms = (
+        f"; of these prior {number(report['prior_nats'], 3)}, reconstruction {number(report['reconstruction_nats'], 3)}"
+    )
     return (
         f"{number(report['bits_per_token'], 3)} bits/token (unigram {number(report['unigram_bits_per_token'], 3)}), "
         f"PPL {_perplexities(report)}\n"
-        f"{number(report['nats_per_sequence'], 3)} nats/sequence{given}, standard error {margin}; of these prior "
-        f"{number(report['prior_nats'], 3)}, reconstruction {number(report['reconstruction_nats'], 3)}\n"
-        f"{report['num_steps']} steps{of_estimator}, {report['network_evaluations']:g} network evaluations a sequence; "
+        f"{number(report['nats_per_sequence'], 3)} nats/sequence{given}, standard error {margin}"
+        f"{'' if 'order' in report else terms}\n{_how(report)}"
+    )
+
+
+def _how(report: dict[str, float | int | str | None]) -> str:
+    """Return how the figures were computed, and of what."""
+    of_estimator = "" if report["estimator"] == "windows" else f" by {report['estimator']}"
+    how = f"{report['num_steps']} steps{of_estimator}"
+    if "order" in report:
+        each = report["tokens_per_step"]
+        tokens = "token" if each == 1 else "tokens"
+        how = f"exact -log p of sampler=ordered, order {report['order']}, {each} {tokens} a step"
+        how += "".join(f", {name}={report[name]:g}" for name, none in _FILTERS.items() if report[name] != none)
+    return (
+        f"{how}; {report['network_evaluations']:g} network evaluations a sequence; "
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"
         + (f"; rows {report['protocol']}" if report["protocol"] else "")
         + (f", detokenized as {report['detokenizer']}" if report["detokenizer"] not in ("", "none") else "")

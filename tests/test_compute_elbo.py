@@ -146,3 +146,46 @@ def test_the_error_for_an_infinite_bound_names_a_remedy(score, monkeypatch) -> N
     for precision, message in (("bf16", "precision=bf16 may be too coarse"), ("fp32", "--limit 1")):
         code, out, err = score("--precision", precision)
         assert code == 2 and out == "" and message in err and "nats_per_sequence is inf" in err
+
+
+def test_the_exact_likelihood_of_the_ordered_sampler(score, tmp_path: Path) -> None:
+    """No draws, one forward pass a token or fewer; the same for any seed and batch size."""
+    flags = ["--estimator", "exact", "--order", "margin", "--json", "--limit", 8]
+    code, out, _ = score(*flags, "--per_sentence", tmp_path / "each.jsonl")
+    one = json.loads(out)
+    assert code == 0 and one["num_steps"] is None and one["draws_error_nats"] == 0 and one["excluded_sequences"] == 0
+    assert (one["order"], one["tokens_per_step"], one["temperature"]) == ("margin", 1, 1.0)
+    assert one["network_evaluations"] == pytest.approx(one["num_tokens"] / 8, abs=0.05)
+    other = json.loads(score(*flags, "--seed", 3, "--batch_size", 3, "--limit", 8)[1])
+    assert other["num_sequences"] == 8 and other["network_evaluations"] > 1
+    all_at_once = json.loads(score(*flags, "--tokens_per_step", 1000)[1])
+    assert all_at_once["network_evaluations"] == 1
+    assert all_at_once["nats_per_sequence"] > one["nats_per_sequence"]  # independent tokens predict worse
+    _, out, _ = score("--estimator", "exact", "--limit", 8, "--temperature", 0.9)
+    assert "exact -log p of sampler=ordered, order confidence, 1 token a step, temperature=0.9; " in out
+
+
+def test_excluded_sentences_are_counted_and_never_a_number(score, tmp_path: Path) -> None:
+    flags = ["--estimator", "exact", "--top_k", 1, "--limit", 8]
+    code, out, _ = score(*flags, "--json", "--per_sentence", tmp_path / "each.jsonl")
+    report = json.loads(out)
+    each = [json.loads(line)["nats"] for line in (tmp_path / "each.jsonl").read_text().splitlines()]
+    assert code == 0 and report["excluded_sequences"] == 8 == each.count(None)
+    assert report["nats_per_sequence"] is report["bits_per_token"] is report["ppl_token"] is None
+    assert report["standard_error_nats"] is None and report["unigram_bits_per_token"] > 0
+    _, out, _ = score(*flags)
+    assert out.startswith("infinite: the sampler never draws 8 of 8 sequences with top_k=1, top_p=1\n")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--estimator", "exact", "--num_steps", 8], "num_steps=8: the sampler of estimator=exact has no time"),
+        (["--order", "margin"], "order is for estimator=exact, not auto"),
+        (["--estimator", "exact", "--evaluations", 8], "draws nothing"),
+        (["--estimator", "exact", "--posterior", "released"], "estimator=exact is the likelihood of sampler=ordered"),
+    ],
+)
+def test_settings_that_do_not_fit_an_exact_likelihood(score, flags: list, message: str) -> None:
+    code, _, err = score(*flags)
+    assert code == 2 and message in err and err.count("\n") == 1

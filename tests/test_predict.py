@@ -102,6 +102,35 @@ def test_infilling_fills_the_gaps_and_keeps_the_rest(
     assert sum("sees the" in t or "likes the" in t or "follows the" in t for t in texts) >= 10
 
 
+def test_the_ordered_sampler_fills_and_writes(monkeypatch: pytest.MonkeyPatch, trained: Path, capsys) -> None:
+    """Samples depend on the seed alone; the note names the command that computes their likelihood."""
+    ordered = [
+        "--checkpoint",
+        trained,
+        "--threads",
+        1,
+        "--sampler",
+        "ordered",
+        "--order",
+        "entropy",
+        "--num_samples",
+        12,
+    ]
+    assert call(predict.main, monkeypatch, *ordered, "--temperature", 0.5) == 0
+    captured = capsys.readouterr()
+    texts = captured.out.splitlines()
+    assert len(texts) == 12 and "compute_elbo.py --estimator exact" in captured.err
+    assert sum(text.endswith(".") and "[MASK]" not in text for text in texts) >= 10
+    call(predict.main, monkeypatch, *ordered, "--temperature", 0.5, "--batch_size", 5)
+    assert capsys.readouterr().out.splitlines() == texts
+    assert (
+        call(predict.main, monkeypatch, *ordered, "--infill", "The cat [MASK] the [MASK].", "--tokens_per_step", 2) == 0
+    )
+    assert all(text.startswith("the cat ") and text.endswith(".") for text in lines(capsys))
+    assert call(predict.main, monkeypatch, *ordered, "--num_steps", 8) == 2
+    assert "num_steps=8: sampler=ordered has no time" in capsys.readouterr().err
+
+
 def test_the_released_posterior_excludes_infinitely_many_steps(monkeypatch, trained: Path, capsys) -> None:
     flags = ["--posterior", "released", "--num_samples", 3]
     assert run_predict(monkeypatch, trained, *flags, "--num_steps", "inf") == 2

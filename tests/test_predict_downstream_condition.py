@@ -210,6 +210,36 @@ def test_the_derangement_moves_every_source() -> None:
         assert sorted(order) == list(range(n)) and all(i != j for i, j in enumerate(order))
 
 
+def test_the_ordered_sampler_and_its_likelihood_for_pairs(trained_pairs, monkeypatch, tmp_path, capsys) -> None:
+    """The most probable tokens in order are the prediction, and the exact likelihood gives that text probability 1."""
+    data = write_jsonl(tmp_path / "d.jsonl", HELD_OUT[:6])
+    ordered = ["--checkpoint", trained_pairs, "--data", data, "--output", tmp_path / "o.jsonl", "--threads", 1]
+    ordered += ["--sampler", "ordered", "--top_k", 1, "--mbr_size", 1]
+    assert call(predict_downstream_condition.main, monkeypatch, *ordered) == 0
+    found = read_predictions(tmp_path / "o.jsonl")
+    assert sum(r["prediction"] == r["reference"] for r in found) >= 4
+    own = write_jsonl(tmp_path / "own.jsonl", [{"src": r["source"], "trg": r["prediction"]} for r in found])
+    capsys.readouterr()
+    exact = [
+        "--checkpoint",
+        trained_pairs,
+        "--data",
+        own,
+        "--estimator",
+        "exact",
+        "--top_k",
+        1,
+        "--json",
+        "--threads",
+        1,
+    ]
+    assert call(compute_elbo.main, monkeypatch, *exact, "--cache_dir", tmp_path / "cache") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["nats_per_sequence"] == 0 and report["excluded_sequences"] == 0
+    assert call(predict_downstream_condition.main, monkeypatch, *ordered, "--step_size", 4) == 2
+    assert "step_size=4: sampler=ordered has no time" in capsys.readouterr().err
+
+
 def test_infilling_and_seq2seq_share_the_sampler(trained_pairs, trained, monkeypatch, tmp_path, capsys) -> None:
     """Both pass `Process.sample` a batch whose target_mask marks the tokens to draw."""
     calls = []

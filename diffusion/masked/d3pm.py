@@ -72,7 +72,7 @@ class MaskThinning:
 class D3pmDiffusion(MaskedProcess):
     """The process, with t a multiple of 1/T, float64."""
 
-    samplers = ("row-clocks", "ancestral", "cached", "confidence")
+    samplers = ("row-clocks", "ancestral", "cached", "confidence", "ordered")
     limit_samplers = ()
     estimators = ("windows", "stratified")
     limit_estimators = ()

@@ -56,7 +56,7 @@ class SeddArgs(SigmaInputArgs):
 class SeddDiffusion(MaskedProcess):
     """The process, in continuous time: t in [0, 1], float64."""
 
-    samplers = ("cached", "ancestral", "confidence")
+    samplers = ("cached", "ancestral", "confidence", "ordered")
     limit_samplers = ()
     starts_at_unigram = False  # as released, where the head starts at zero
 

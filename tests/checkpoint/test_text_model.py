@@ -1,6 +1,7 @@
 """text_model.py: the methods give what the scripts give at the same seed; wrong arguments are errors of one line."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -117,7 +118,10 @@ def test_wrong_arguments_are_errors_of_one_line(model: TextModel, model_of_pairs
     for wrong, message in (
         (lambda: model.sample(0), "num_samples=0 must lie in 1"),
         (lambda: model.sample(1, seed=-1), "seed=-1 must lie in 0"),
-        (lambda: model.sample(1, temperatur=1), "temperatur: no setting of the sampler; the settings are num_steps, "),
+        (
+            lambda: model.sample(1, temperatur=1),
+            "temperatur: no setting of the sampler; the settings are temperature, ",
+        ),
         (lambda: model.sample(1, temperature="0.5"), "temperature='0.5' must be a number"),
         (lambda: model.sample(1, sampler=True), "sampler=True must be a string"),
         (lambda: model.sample(1, temperature=0), "temperature=0 must lie in"),
@@ -140,7 +144,7 @@ def test_wrong_arguments_are_errors_of_one_line(model: TextModel, model_of_pairs
         (lambda: model.nll("one text"), "a list of texts is needed"),
         (lambda: model.nll(["a", 3]), "text 1 is 3, not a string"),
         (lambda: model.nll(["the cat", " \n"]), "text 1 is"),
-        (lambda: model.nll(["the cat"], estimator="exact"), "estimator="),
+        (lambda: model.nll(["the cat"], estimator="best"), "estimator="),
         (lambda: model.generate(["a"]), "trained on text; use sample, infill or nll"),
         (lambda: model_of_pairs.sample(), "trained on pairs; use generate"),
         (lambda: model_of_pairs.nll(["a"]), "trained on pairs; use generate"),
@@ -176,3 +180,13 @@ def test_what_is_no_bound_or_not_finite_is_said(trained: Path, model: TextModel,
     monkeypatch.setattr(Tally, "means", lambda self: torch.tensor([float("nan")]))
     with pytest.raises(UserError, match="not finite"):
         model.nll(SENTENCES[:1], num_steps=4)
+
+
+def test_the_exact_likelihood_of_the_ordered_sampler(model: TextModel) -> None:
+    found = model.nll(SENTENCES[:3], estimator="exact", order="left-to-right", tokens_per_step=2)
+    assert found.draws_error is None and all(0 < nats < math.inf for nats in found.nats)
+    assert model.nll(SENTENCES[:3], estimator="exact", top_k=1).nats == [math.inf] * 3
+    (text,) = model.sample(1, sampler="ordered", top_k=1, length=4)
+    assert model.nll([text], estimator="exact", top_k=1).nats == [0.0]
+    with pytest.raises(UserError, match="give tokens_per_step"):
+        model.nll(SENTENCES[:1], estimator="exact", num_steps=4)
