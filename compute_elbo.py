@@ -6,6 +6,8 @@ python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/t
     --target_se 0.005
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --estimator exact \
     --order confidence --tokens_per_step 2
+python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --limit 200 --referee \
+    --picture samplers.png
 """
 
 import json
@@ -25,9 +27,10 @@ from data.pairs import Layout, tokenize_pairs
 from data.row_formats import ROW_FORMATS, read_rows
 from data.tokenized_text import Text
 from diffusion.options import BoundArgs, require_no_steps
-from evaluation import comparable
+from evaluation import comparable, referee
 from evaluation.likelihood import pick, score_text
 from evaluation.likelihood_report import format_report
+from evaluation.referee import RefereeArgs
 from utils import distributed, files, hub
 from utils.command_line import FROM_CHECKPOINT, parse, run_script
 from utils.device import pick_device, set_up_cpu
@@ -101,11 +104,10 @@ class ElboArgs(ColumnNames):
 
 def main() -> None:
     """Score a text and print the report; under torchrun every process scores its share."""
-    args, bound_args = parse([ElboArgs, BoundArgs], __doc__, most_used=MOST_USED, without_effect=FROM_CHECKPOINT)
-    require_no_steps(bound_args, args.num_steps or args.eval_step_size)
+    kinds = [ElboArgs, BoundArgs, RefereeArgs]
+    args, bound_args, referee_args = parse(kinds, __doc__, most_used=MOST_USED, without_effect=FROM_CHECKPOINT)
+    check_together(args, bound_args, referee_args)
     hub.quiet_libraries()
-    if args.per_sentence:
-        files.require_writable("per_sentence", Path(args.per_sentence))
     set_up_cpu(args.threads)
     device = pick_device(args.device)
     with distributed.process_group(device):
@@ -126,11 +128,34 @@ def main() -> None:
             args.seed,
         )
         chosen = pick(text, args.limit, args.seed)
-        found = score_text(model, text, chosen, scoring)
-    if distributed.rank() == 0:
+        if referee_args.referee:
+            referee.check(model, referee_args, bound_args)
+            rows = referee.rows_of(model, text, chosen, referee_args, bound_args, scoring)
+        else:
+            found = score_text(model, text, chosen, scoring)
+    if referee_args.referee:
+        print_table(args, referee_args, rows, notes_of(model, text, ordered=True))
+    elif distributed.rank() == 0:
         print_report(args, model, text, found.report())
         if args.per_sentence:
             write_sentences(Path(args.per_sentence), chosen.tolist(), found.sentence_nats)
+
+
+def check_together(args: ElboArgs, bound: BoundArgs, table: RefereeArgs) -> None:
+    """Check settings that depend on each other, and that the files can be written.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if not table.referee:
+        require_no_steps(bound, args.num_steps or args.eval_step_size)
+    elif args.per_sentence or args.num_steps or args.eval_step_size:
+        raise UserError("per_sentence and num_steps are for one sampler; leave them out, and give --table_steps")
+    else:
+        distributed.require_single("compute_elbo.py --referee")
+    for name, path in (("per_sentence", args.per_sentence), ("picture", table.picture)):
+        if path:
+            files.require_writable(name, Path(path))
 
 
 def write_sentences(path: Path, numbers: list[int], nats: list[float]) -> None:
@@ -149,17 +174,35 @@ def print_report(args: ElboArgs, model: ModelParts, text: Text, report: dict) ->
         UserError: if a figure is not finite.
     """
     require_finite(report, remedy(args, model))
-    announce({"scored": text.source})
-    notes = [text.cuts] if text.cuts else []
-    notes += comparable.comparability_notes(model, text)
-    if "order" in report:
-        notes += comparable.order_notes(model)
-    for sentence in notes:
-        note(sentence)
+    notes = notes_of(model, text, ordered="order" in report)
     if not model.process.is_bound and "order" not in report:
         notes.append("the released posterior's figure is not a bound: it can lie below -log p(x0)")
         print(f"warning: {notes[-1]}", file=sys.stderr)
     print(as_json(report | {"notes": notes}) if args.json else format_report(report))
+
+
+def notes_of(model: ModelParts, text: Text, *, ordered: bool) -> list[str]:
+    """Print and return the notes on a text, and on `ordered` samplers."""
+    announce({"scored": text.source})
+    notes = [text.cuts] if text.cuts else []
+    notes += comparable.comparability_notes(model, text)
+    notes += comparable.order_notes(model) if ordered else []
+    for sentence in notes:
+        note(sentence)
+    return notes
+
+
+def print_table(args: ElboArgs, table: RefereeArgs, rows: list[referee.Row], notes: list[str]) -> None:
+    """Print the table of all samplers, and draw it."""
+    if args.json:
+        print(as_json({"samplers": rows, "notes": notes}))
+    else:
+        print(referee.table(rows))
+        size = f"{rows[0]['num_sequences']:,} sequences, {rows[0]['num_tokens']:,} tokens"
+        print(f"{size}; passes: forward passes of sampling")
+    if table.picture:
+        referee.draw(rows, Path(table.picture))
+        print(f"picture written to {table.picture}", file=sys.stderr)
 
 
 def remedy(args: ElboArgs, model: ModelParts) -> str:

@@ -46,7 +46,9 @@ class LanguageModel:
 
 
 @torch.no_grad()
-def generative_perplexity(texts: Sequence[str], folder: str, device: torch.device) -> dict[str, float | int | None]:
+def generative_perplexity(
+    texts: Sequence[str], folder: str, device: torch.device, language_model: LanguageModel | None = None
+) -> dict[str, float | int | None]:
     """Return exp of the mean nats per token of texts under a language model.
 
     A text longer than the model's window is scored in windows that overlap by half; each token is scored once.
@@ -55,6 +57,7 @@ def generative_perplexity(texts: Sequence[str], folder: str, device: torch.devic
         texts: samples; a text too short to be scored counts no tokens.
         folder: folder of the language model.
         device: device of the language model.
+        language_model: the language model, if it is loaded already.
 
     Returns:
         gen_ppl, None beyond the range of a float; gen_ppl_se, its standard error over texts, None for a single text;
@@ -64,7 +67,7 @@ def generative_perplexity(texts: Sequence[str], folder: str, device: torch.devic
     Raises:
         UserError: if the folder holds no causal language model, the result is not finite, or no token is scored.
     """
-    language_model, sums, entropies = load_causal_model(folder, device), [], []
+    language_model, sums, entropies = language_model or load_causal_model(folder, device), [], []
     chunks = range(0, len(texts), TEXTS_PER_CHUNK)
     for start in tqdm(chunks, desc="generative perplexity", leave=False, disable=None):
         for ids in language_model.tokens(list(texts[start : start + TEXTS_PER_CHUNK])):

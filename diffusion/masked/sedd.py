@@ -57,7 +57,7 @@ class SeddDiffusion(MaskedProcess):
     """The process, in continuous time: t in [0, 1], float64."""
 
     samplers = ("cached", "ancestral", "confidence", "ordered")
-    limit_samplers = ()
+    limit_samplers, estimators = (), ()
     starts_at_unigram = False  # as released, where the head starts at zero
 
     def __init__(self, args: SeddArgs, vocabulary: Vocabulary, *, fused_loss: bool = False) -> None:

@@ -1,0 +1,273 @@
+"""The referee: what each sampler of a checkpoint is worth, in one table of likelihoods and forward passes.
+
+The bound is one of p_theta, which reveals tokens at random times. Samplers in a deterministic order have a law of their
+own, and its likelihood is exact (diffusion/masked/ordered.py). All rows of the table score the same sentences.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from tqdm import tqdm
+
+from checkpoint.model_parts import ModelParts
+from checkpoint.rounds import Scoring
+from checkpoint.sampling import SampleRequest, decode, sample_rows
+from data.tokenized_text import Text
+from diffusion.options import EXACT, ORDERED, ORDERS, BoundArgs, SampleArgs
+from evaluation.generative_perplexity import LanguageModel, generative_perplexity, load_causal_model
+from evaluation.likelihood import score_text
+from utils.errors import UserError, check_ranges, require_finite
+from utils.figures import number
+
+Row = dict[str, float | int | str | None]
+TRAJECTORIES, ROUNDS = 2, 2
+"""Trajectories a round, and rounds, of a bound that is estimated by trajectories."""
+
+
+@dataclass(frozen=True)
+class RefereeArgs:
+    """Table of all samplers."""
+
+    group: ClassVar[str] = "table of samplers"
+
+    referee: bool = field(
+        default=False, metadata={"help": "table of the bound and the exact likelihood of every order"}
+    )
+    table_orders: str = field(default=",".join(ORDERS), metadata={"help": "orders of the table, by comma"})
+    table_tokens: str = field(
+        default="1,2,4,8", metadata={"help": "numbers of tokens to reveal after each forward pass, by comma"}
+    )
+    table_steps: str = field(
+        default="4,8,16,32,128", metadata={"help": "reverse steps of the bounds, by comma; those above T count as T"}
+    )
+    judge_model: str = field(
+        default="", metadata={"help": "folder of a causal language model that scores samples of each sampler"}
+    )
+    judge_samples: int = field(default=200, metadata={"help": "number of samples for it"})
+    picture: str = field(default="", metadata={"help": ".png file to draw: perplexity by forward passes per token"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, judge_samples=(1, 10**6))
+        _ = self.orders, self.tokens, self.steps
+        if not self.referee and any(getattr(self, name) for name in ("judge_model", "picture")):
+            raise UserError("judge_model and picture are for the table of samplers; add --referee")
+        if self.picture and not self.picture.lower().endswith(".png"):
+            raise UserError(f"picture={self.picture}: must end in .png")
+
+    @property
+    def orders(self) -> list[str]:
+        """The orders."""
+        found = [name.strip() for name in self.table_orders.split(",")]
+        for name in found:
+            if name not in ORDERS:
+                raise UserError(f"table_orders={self.table_orders}: {name!r} is none of {', '.join(ORDERS)}")
+        return found
+
+    @property
+    def tokens(self) -> list[int]:
+        """The numbers of tokens."""
+        return whole_numbers("table_tokens", self.table_tokens)
+
+    @property
+    def steps(self) -> list[int]:
+        """The numbers of reverse steps."""
+        return whole_numbers("table_steps", self.table_steps)
+
+
+def whole_numbers(name: str, value: str) -> list[int]:
+    """Return the numbers of a setting.
+
+    Raises:
+        UserError: if one is no whole number, or out of range.
+    """
+    try:
+        found = [int(entry) for entry in value.split(",")]
+    except ValueError as error:
+        raise UserError(f"{name}={value}: must be whole numbers by comma") from error
+    if not all(1 <= entry <= 10**6 for entry in found):
+        raise UserError(f"{name}={value}: each must lie in 1..1000000")
+    return found
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A row of the table: a sampler, and how its likelihood is found."""
+
+    name: str
+    num_steps: float
+    """Reverse steps of the bound; an exact likelihood does not use it."""
+    bound: BoundArgs
+    sampling: SampleArgs | None
+    """None: the process has no such sampler, only its bound."""
+
+
+def samplers(model: ModelParts, args: RefereeArgs, law: BoundArgs) -> Iterator[Sampler]:
+    """Yield the rows: the bound at several numbers of steps and in the limit, then every order.
+
+    Args:
+        model: the model.
+        args: steps, orders and numbers of tokens.
+        law: temperature, top-k and top-p of the orders.
+    """
+    process, timed = model.process, model.denoiser.time_conditioned
+    steps = sorted({min(count, process.num_steps) for count in args.steps})
+    for count in [*(steps if process.estimators else []), *([math.inf] if process.limit_estimators else [])]:
+        known = process.limit_estimators if math.isinf(count) else process.estimators
+        drawn = "masked-count" if math.isinf(count) else "windows"
+        by = "trajectory" if "trajectory" in known and not timed else drawn
+        bound = BoundArgs(by, TRAJECTORIES if by == "trajectory" else 0)
+        name = "p_theta, limit" if math.isinf(count) else f"p_theta, {count:g} steps"
+        drawable = math.isfinite(count) or process.limit_samplers
+        yield Sampler(name, count, bound, SampleArgs(num_steps=count) if drawable else None)
+    filters = {name: getattr(law, name) for name in ("temperature", "top_k", "top_p")}
+    for order in args.orders:
+        for k in args.tokens:
+            own = {"order": order, "tokens_per_step": k, **filters}
+            yield Sampler(f"{order}, {k} a step", 1, BoundArgs(EXACT, **own), SampleArgs(sampler=ORDERED, **own))
+
+
+def check(model: ModelParts, args: RefereeArgs, law: BoundArgs) -> None:
+    """Refuse what the table cannot hold.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    if ORDERED not in model.process.samplers:
+        raise UserError(
+            f"referee=true: this checkpoint's process {model.process_name} has no sampler={ORDERED}; give one of a "
+            "masked process with the exact posterior"
+        )
+    if law.estimator not in ("auto", EXACT) or law.order or law.tokens_per_step or law.evaluations or law.target_se:
+        raise UserError("referee=true chooses estimators, orders and tokens_per_step itself; see table_orders")
+    if args.judge_model and model.pairs:
+        raise UserError("judge_model scores samples of text, and this checkpoint was trained on pairs; leave it out")
+
+
+def rows_of(
+    model: ModelParts, text: Text, chosen: np.ndarray, args: RefereeArgs, law: BoundArgs, scoring: Scoring
+) -> list[Row]:
+    """Return the table.
+
+    Args:
+        model: the model.
+        text, chosen: the text, and the sentences that every row scores.
+        args: the table's settings.
+        law: temperature, top-k and top-p of the orders.
+        scoring: batch size and seed.
+
+    Raises:
+        UserError: also if a figure is not finite.
+    """
+    judge = load_causal_model(args.judge_model, model.device) if args.judge_model else None
+    every, found = list(samplers(model, args, law)), []
+    for sampler in tqdm(every, desc="samplers", unit="sampler", disable=None):
+        settings = Scoring(sampler.num_steps, sampler.bound, scoring.batch_size, scoring.seed)
+        report = score_text(model, text, chosen, settings).report()
+        require_finite(report, f"{sampler.name}: give --precision fp32, or another checkpoint")
+        row = row_of(sampler, report)
+        if judge and sampler.sampling:
+            row |= judged(model, sampler.sampling, args, judge, scoring.seed)
+        found.append(row)
+    return found
+
+
+def row_of(sampler: Sampler, report: Row) -> Row:
+    """Return the row of a sampler.
+
+    forwards_per_token is what sampling costs: the forward passes of one path from all masks to a text, divided by its
+    tokens; None where the network is told the time, so that the estimate needs other passes.
+    """
+    sequences, tokens = report["num_sequences"], report["num_tokens"]
+    paths = {EXACT: 1, "trajectory": TRAJECTORIES * ROUNDS}.get(sampler.bound.estimator)
+    error = report["draws_error_nats"]
+    return {
+        "sampler": sampler.name,
+        "forwards_per_token": report["network_evaluations"] * sequences / tokens / paths if paths else None,
+        "draws_error_bits": None if error is None else error * sequences / tokens / math.log(2),
+        **{key: report.get(key) for key in ("order", "tokens_per_step", "excluded_sequences")},
+        **{
+            key: report[key]
+            for key in ("nats_per_sequence", "standard_error_nats", "bits_per_token", "ppl_token", "ppl_word")
+        },
+        **{key: report[key] for key in ("estimator", "num_steps", "num_sequences", "num_tokens")},
+    }
+
+
+def judged(model: ModelParts, sampling: SampleArgs, args: RefereeArgs, judge: LanguageModel, seed: int) -> Row:
+    """Return generative perplexity and entropy of samples."""
+    drawn = sample_rows(model, SampleRequest(args.judge_samples, seed=seed), sampling)
+    texts = [decode(model, row) for row in drawn]
+    return generative_perplexity(texts, args.judge_model, model.device, judge)
+
+
+# ---- output ----------------------------------------------------------------------------------------------------------
+
+COLUMNS = ("passes/token", "bits/token", "PPL/token", "PPL/word")
+JUDGED = ("gen. PPL", "entropy")
+
+
+def table(rows: list[Row]) -> str:
+    """Return the rows as text."""
+    heads = ["sampler", *COLUMNS, *(JUDGED if any("gen_ppl" in row for row in rows) else ())]
+    cells = [heads, *(_cells(row, len(heads)) for row in rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(heads))]
+    lines = (
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _cells(row: Row, width: int) -> list[str]:
+    error, excluded = row["draws_error_bits"], row["excluded_sequences"]
+    bits = number(row["bits_per_token"], 3) + (f" ± {error:.3f}" if error else "")
+    figures = [bits, *(number(row[name], 2) for name in ("ppl_token", "ppl_word"))]
+    if excluded:
+        figures = [f"infinite ({excluded:,} of {row['num_sequences']:,})", "", ""]
+    passes = "" if row["forwards_per_token"] is None else f"{row['forwards_per_token']:.2f}"
+    found = [row["sampler"], passes, *figures]
+    if width > len(found):
+        error = row.get("gen_ppl_se")
+        margin = "" if error is None else f" ± {number(error, 1)}"
+        found += [number(row.get("gen_ppl"), 1) + margin, number(row.get("token_entropy"), 2)]
+    return found
+
+
+def draw(rows: list[Row], picture: Path) -> None:
+    """Write a picture of the table, PNG: perplexity per token by forward passes per token, a line for each order."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    from utils.files import written_whole
+
+    figure, axis = pyplot.subplots(figsize=(6.5, 4.5), dpi=120)
+    for order in dict.fromkeys(row["order"] for row in rows if row["order"]):
+        own = [row for row in rows if row["order"] == order and row["ppl_token"]]
+        if own:
+            axis.plot(
+                *zip(*((r["forwards_per_token"], r["ppl_token"]) for r in own), strict=True), "o-", ms=4, label=order
+            )
+    bounds = [row for row in rows if not row["order"] and row["ppl_token"]]
+    counted = [(row["forwards_per_token"], row["ppl_token"]) for row in bounds if row["forwards_per_token"]]
+    if counted:
+        axis.plot(*zip(*counted, strict=True), "s--", ms=4, color="gray", label="p_theta (bound)")
+    elif bounds:
+        axis.axhline(bounds[-1]["ppl_token"], ls="--", color="gray", label=f"{bounds[-1]['sampler']} (bound)")
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set(xlabel="forward passes per token", ylabel="perplexity per token (lower: better)")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.tight_layout()
+    with written_whole(picture, binary=True) as file:
+        figure.savefig(file, format="png")
+    pyplot.close(figure)
