@@ -1,4 +1,4 @@
-"""Compute the likelihood bound of a text under a checkpoint.
+"""Compute the likelihood of a text under a checkpoint: a bound, or exactly for samplers in a fixed order.
 
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt
 python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/test.txt --num_steps 512 --json
@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import ModelParts
 from checkpoint.rounds import Scoring, bound_steps, check_steps
@@ -28,7 +30,7 @@ from data.row_formats import ROW_FORMATS, read_rows
 from data.tokenized_text import Text
 from diffusion.options import BoundArgs, require_no_steps
 from evaluation import comparable, referee
-from evaluation.likelihood import pick, score_text
+from evaluation.likelihood import pick, score_text, without_unsampled
 from evaluation.likelihood_report import format_report
 from evaluation.referee import RefereeArgs
 from utils import distributed, files, hub
@@ -127,18 +129,40 @@ def main() -> None:
             args.batch_size,
             args.seed,
         )
-        chosen = pick(text, args.limit, args.seed)
+        chosen, notes = pick(text, args.limit, args.seed), []
+        if bound_args.law or referee_args.referee:
+            chosen, notes = drawable(args, model, text, chosen)
         if referee_args.referee:
-            referee.check(model, referee_args, bound_args)
             rows = referee.rows_of(model, text, chosen, referee_args, bound_args, scoring)
         else:
             found = score_text(model, text, chosen, scoring)
     if referee_args.referee:
-        print_table(args, referee_args, rows, notes_of(model, text, ordered=True))
+        print_table(args, referee_args, rows, notes_of(model, text, notes))
     elif distributed.rank() == 0:
-        print_report(args, model, text, found.report())
+        print_report(args, model, found.report(), notes_of(model, text, notes))
         if args.per_sentence:
             write_sentences(Path(args.per_sentence), chosen.tolist(), found.sentence_nats)
+
+
+def drawable(args: ElboArgs, model: ModelParts, text: Text, chosen: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return the chosen sentences that sampler=ordered may draw, and notes on its likelihood.
+
+    Raises:
+        UserError: if there are none.
+    """
+    kept = without_unsampled(model, text, chosen)
+    if not len(kept):
+        raise UserError(f"{args.data}: every sentence contains [UNK], which is never sampled; score other text")
+    notes = comparable.order_notes(model)
+    if len(kept) < len(chosen):
+        notes.append(
+            f"{len(chosen) - len(kept):,} of {len(chosen):,} sentences contain [UNK], which is never sampled; left out"
+        )
+    if not model.pairs and model.text_format.row_format == "padded":
+        notes.append("row_format=padded: exact nats are those of whole rows; a bound leaves those of [PAD] out")
+    if args.precision != "fp32":
+        notes.append(f"precision={args.precision}: the order may depend on the batch, by rounding; fp32 avoids this")
+    return kept, notes
 
 
 def check_together(args: ElboArgs, bound: BoundArgs, table: RefereeArgs) -> None:
@@ -148,9 +172,12 @@ def check_together(args: ElboArgs, bound: BoundArgs, table: RefereeArgs) -> None
         UserError: with the remedy.
     """
     if not table.referee:
-        require_no_steps(bound, args.num_steps or args.eval_step_size)
+        require_no_steps(bound, args.num_steps)
+        require_no_steps(bound, args.eval_step_size, "eval_step_size")
     elif args.per_sentence or args.num_steps or args.eval_step_size:
-        raise UserError("per_sentence and num_steps are for one sampler; leave them out, and give --table_steps")
+        raise UserError(
+            "per_sentence, num_steps and eval_step_size are for one sampler; leave them out, and give --table_steps"
+        )
     else:
         distributed.require_single("compute_elbo.py --referee")
     for name, path in (("per_sentence", args.per_sentence), ("picture", table.picture)):
@@ -167,26 +194,23 @@ def write_sentences(path: Path, numbers: list[int], nats: list[float]) -> None:
         )
 
 
-def print_report(args: ElboArgs, model: ModelParts, text: Text, report: dict) -> None:
+def print_report(args: ElboArgs, model: ModelParts, report: dict, notes: list[str]) -> None:
     """Print the report, with notes on its validity.
 
     Raises:
         UserError: if a figure is not finite.
     """
     require_finite(report, remedy(args, model))
-    notes = notes_of(model, text, ordered="order" in report)
     if not model.process.is_bound and "order" not in report:
         notes.append("the released posterior's figure is not a bound: it can lie below -log p(x0)")
         print(f"warning: {notes[-1]}", file=sys.stderr)
     print(as_json(report | {"notes": notes}) if args.json else format_report(report))
 
 
-def notes_of(model: ModelParts, text: Text, *, ordered: bool) -> list[str]:
-    """Print and return the notes on a text, and on `ordered` samplers."""
+def notes_of(model: ModelParts, text: Text, further: list[str]) -> list[str]:
+    """Return the notes on the validity of a report, and print them."""
     announce({"scored": text.source})
-    notes = [text.cuts] if text.cuts else []
-    notes += comparable.comparability_notes(model, text)
-    notes += comparable.order_notes(model) if ordered else []
+    notes = [*([text.cuts] if text.cuts else []), *comparable.comparability_notes(model, text), *further]
     for sentence in notes:
         note(sentence)
     return notes
@@ -198,8 +222,7 @@ def print_table(args: ElboArgs, table: RefereeArgs, rows: list[referee.Row], not
         print(as_json({"samplers": rows, "notes": notes}))
     else:
         print(referee.table(rows))
-        size = f"{rows[0]['num_sequences']:,} sequences, {rows[0]['num_tokens']:,} tokens"
-        print(f"{size}; passes: forward passes of sampling")
+        print(referee.summary(rows))
     if table.picture:
         referee.draw(rows, Path(table.picture))
         print(f"picture written to {table.picture}", file=sys.stderr)

@@ -23,7 +23,7 @@ from data.word_counts import information
 from diffusion.draws import WHOLE, Share, stratified_timesteps
 from diffusion.masked.prediction import Prediction
 from diffusion.masked.process import MaskedProcess
-from diffusion.options import ProcessArgs, step_windows
+from diffusion.options import ORDERED, ProcessArgs, step_windows
 from diffusion.process import Denoiser, Loss, Vocabulary
 from utils.errors import UserError, check_choices
 
@@ -316,7 +316,7 @@ class WordFreqDiffusion(MaskedProcess):
         self.args = args
         if self.schedule.token_dependent:
             self.thinning = SpindleThinning(self.schedule)
-            self.samplers = ("row-clocks", "confidence", "ordered")
+            self.samplers = ("row-clocks", "confidence", ORDERED)
             self.estimators, self.limit_estimators = ("windows", "stratified", "trajectory"), ()
 
     make_schedule = SpindleSchedule

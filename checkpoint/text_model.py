@@ -194,7 +194,7 @@ class TextModel:
     ) -> TextLikelihoods:
         """Return an upper bound on -log p of each text, that of compute_elbo.py for a file of these texts.
 
-        With estimator="exact" it is -log p of sampler="ordered" itself; infinite where top_k or top_p exclude a token.
+        With estimator="exact" it is -log p of sampler="ordered" itself; infinite for what it never draws.
 
         Args:
             texts: texts that are not empty; one that is too long is cut, with a note.
@@ -222,7 +222,7 @@ class TextModel:
             rounds = Rounds(model, text, everything, Scoring(steps, args, batch_size, seed), lambda: True)
             rounds.run(tally, rounds_wanted(args, len(text)), progress=True)
         means = tally.means()
-        if means.isnan().any() or (means.isinf().any() and not args.excludes):
+        if means.isnan().any() or (means.isinf().any() and not args.law):
             raise UserError("the bound is not finite; load the model in fp32, or another checkpoint")
         if not model.process.is_bound:
             note("the released posterior's figures are not bounds: they can lie below -log p(x0)")

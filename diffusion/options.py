@@ -120,7 +120,7 @@ class SampleArgs(TokenLaw):
         if self.sampler in HEURISTIC_SAMPLERS:
             print(f"note: sampler={self.sampler}: the law is not the model's", file=sys.stderr)
         if self.sampler == ORDERED:
-            how = f"compute_elbo.py --estimator {EXACT} computes its likelihood"
+            how = f"compute_elbo.py --estimator {EXACT} computes the likelihood of whole texts"
             print(f"note: sampler={ORDERED}: the law is not the model's; {how}", file=sys.stderr)
 
 
@@ -159,7 +159,7 @@ class BoundArgs(TokenLaw):
             raise UserError(f"target_se={self.target_se} must lie in [0.00001, 1), a share of the bound")
         given = [entry.name for entry in fields(TokenLaw) if getattr(self, entry.name) != entry.default]
         if given and self.estimator != EXACT:
-            raise UserError(f"{given[0]} is for estimator={EXACT}, not {self.estimator}: a bound is of p_theta itself")
+            raise UserError(f"{given[0]} is for estimator={EXACT}, not {self.estimator}; add --estimator {EXACT}")
         if self.estimator == EXACT and (self.evaluations or self.target_se):
             raise UserError(f"evaluations and target_se do not apply to estimator={EXACT}, which draws nothing")
 
@@ -170,11 +170,6 @@ class BoundArgs(TokenLaw):
             return {}
         found = {entry.name: getattr(self, entry.name) for entry in fields(TokenLaw)}
         return found | {"order": self.order or ORDERS[0], "tokens_per_step": self.tokens_per_step or 1}
-
-    @property
-    def excludes(self) -> bool:
-        """Whether an exact likelihood may be infinite, since the sampler removes tokens."""
-        return self.estimator == EXACT and (self.top_k > 0 or self.top_p < 1)
 
     def settled(self, num_steps: float, in_the_limit: str = "masked-count") -> "BoundArgs":
         """Resolve estimator=auto: every window for a finite number of steps, `in_the_limit` otherwise.
@@ -191,15 +186,15 @@ class BoundArgs(TokenLaw):
         return found
 
 
-def require_no_steps(args: BoundArgs, num_steps: float) -> None:
-    """Refuse a number of steps for an exact likelihood.
+def require_no_steps(args: BoundArgs, num_steps: float, name: str = "num_steps") -> None:
+    """Refuse a number of steps, or `name`, for an exact likelihood.
 
     Raises:
         UserError: with the remedy.
     """
     if args.law and num_steps:
         raise UserError(
-            f"num_steps={num_steps:g}: the sampler of estimator={EXACT} has no time; give tokens_per_step instead"
+            f"{name}={num_steps:g}: the sampler of estimator={EXACT} has no time; give tokens_per_step instead"
         )
 
 

@@ -154,10 +154,20 @@ def likelihood_of(
         num_words=words,
         num_steps=num_steps,
         estimator=estimator,
-        network_evaluations=round(forwards.item() / sequences, 1),
+        network_evaluations=forwards.item() / sequences,
         draws_variance=variance,
         profile=profile,
     )
+
+
+def without_unsampled(model: ModelParts, text: Text, indices: np.ndarray) -> np.ndarray:
+    """Return the sentences without a target that is scored but never sampled ([UNK])."""
+    unsampled = torch.tensor(model.process.vocabulary.unsampled_ids)
+    kept = [
+        chosen[~(torch.isin(batch.input_ids, unsampled) & batch.noised).any(1).numpy()]
+        for chosen, batch in sorted_batches(text, indices, 64, model.tokenizer)
+    ]
+    return np.sort(np.concatenate(kept))
 
 
 def count_totals(model: ModelParts, text: Text, mine: np.ndarray, batch_size: int, device: torch.device) -> Tensor:

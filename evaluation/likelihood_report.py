@@ -51,8 +51,8 @@ class Likelihood:
 
     @property
     def num_excluded(self) -> int:
-        """Sentences that the sampler never draws, since top-k or top-p excludes a token; their -log p is infinite."""
-        if not self.law or not (self.law["top_k"] or self.law["top_p"] < 1) or any(map(math.isnan, self.sentence_nats)):
+        """Sentences that the sampler never draws; their -log p is infinite."""
+        if not self.law or any(map(math.isnan, self.sentence_nats)):
             return 0
         return sum(map(math.isinf, self.sentence_nats))
 
@@ -84,7 +84,7 @@ class Likelihood:
             "protocol": self.row_format,
             "detokenizer": self.detokenizer,
             "length_nats": None if self.length_nats is None else self.length_nats / n,
-            "network_evaluations": self.network_evaluations,
+            "network_evaluations": round(self.network_evaluations, 1),
             "standard_error_nats": math.sqrt(variance / (n - 1) / n) if n > 1 else None,
             "draws_error_nats": None if self.draws_variance is None else math.sqrt(self.draws_variance) / n,
             **{name: nats / self.num_tokens for name, nats in self.profile.items()},
@@ -92,34 +92,32 @@ class Likelihood:
         }
         if not self.law:
             return found
-        found |= {"num_steps": None, "draws_error_nats": 0.0, **self.law, "excluded_sequences": self.num_excluded}
+        found |= dict.fromkeys(("num_steps", "prior_nats", "reconstruction_nats")) | {"draws_error_nats": 0.0}
+        found |= {**self.law, "excluded_sequences": self.num_excluded}
         infinite = [name for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)]
         return found | (dict.fromkeys(infinite) if self.num_excluded else {})
 
 
-_FILTERS = {"temperature": 1, "top_k": 0, "top_p": 1}
-"""Settings of an exact likelihood that are named where they differ from these."""
+FILTERS = {"temperature": 1, "top_k": 0, "top_p": 1}
+"""Settings of sampler=ordered besides its order, and the values at which they change nothing."""
 
 
 def format_report(report: dict[str, float | int | str | None]) -> str:
     """Format a report in a few lines."""
     if report.get("excluded_sequences"):
-        return (
-            f"infinite: the sampler never draws {report['excluded_sequences']:,} of {report['num_sequences']:,} "
-            f"sequences with top_k={report['top_k']}, top_p={report['top_p']:g}\n{_how(report)}"
-        )
+        excluded = f"{report['excluded_sequences']:,} of {report['num_sequences']:,} sequences"
+        return f"infinite: the sampler never draws {excluded}\n{_how(report)}"
     error, draws = report["standard_error_nats"], report["draws_error_nats"]
     margin = "unknown" if error is None else number(error, 3)
     given = "" if report["length_nats"] is None else f" given their lengths ({number(report['length_nats'], 3)} more)"
     margin += "" if draws is None or "order" in report else f" (of the draws alone {number(draws, 3)})"
-    terms = (
-        f"; of these prior {number(report['prior_nats'], 3)}, reconstruction {number(report['reconstruction_nats'], 3)}"
-    )
+    terms = [f"{name} {number(report[f'{name}_nats'], 3)}" for name in ("prior", "reconstruction")]
+    of_these = "" if "order" in report else f"; of these {', '.join(terms)}"
     return (
         f"{number(report['bits_per_token'], 3)} bits/token (unigram {number(report['unigram_bits_per_token'], 3)}), "
         f"PPL {_perplexities(report)}\n"
         f"{number(report['nats_per_sequence'], 3)} nats/sequence{given}, standard error {margin}"
-        f"{'' if 'order' in report else terms}\n{_how(report)}"
+        f"{of_these}\n{_how(report)}"
     )
 
 
@@ -131,7 +129,7 @@ def _how(report: dict[str, float | int | str | None]) -> str:
         each = report["tokens_per_step"]
         tokens = "token" if each == 1 else "tokens"
         how = f"exact -log p of sampler=ordered, order {report['order']}, {each} {tokens} a step"
-        how += "".join(f", {name}={report[name]:g}" for name, none in _FILTERS.items() if report[name] != none)
+        how += "".join(f", {name}={report[name]:g}" for name, none in FILTERS.items() if report[name] != none)
     return (
         f"{how}; {report['network_evaluations']:g} network evaluations a sequence; "
         f"{report['num_sequences']:,} sequences, {report['num_tokens']:,} tokens, {report['num_words']:,} words"

@@ -6,7 +6,7 @@ own, and its likelihood is exact (diffusion/masked/ordered.py). All rows of the 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +20,7 @@ from data.tokenized_text import Text
 from diffusion.options import EXACT, ORDERED, ORDERS, BoundArgs, SampleArgs
 from evaluation.generative_perplexity import LanguageModel, generative_perplexity, load_causal_model
 from evaluation.likelihood import score_text
+from evaluation.likelihood_report import FILTERS, Likelihood
 from utils.errors import UserError, check_ranges, require_finite
 from utils.figures import number
 
@@ -53,15 +54,16 @@ class RefereeArgs:
     def __post_init__(self) -> None:
         check_ranges(self, judge_samples=(1, 10**6))
         _ = self.orders, self.tokens, self.steps
-        if not self.referee and any(getattr(self, name) for name in ("judge_model", "picture")):
-            raise UserError("judge_model and picture are for the table of samplers; add --referee")
+        given = [entry.name for entry in fields(self) if getattr(self, entry.name) != entry.default]
+        if given and not self.referee:
+            raise UserError(f"{given[0]} is for the table of samplers; add --referee")
         if self.picture and not self.picture.lower().endswith(".png"):
             raise UserError(f"picture={self.picture}: must end in .png")
 
     @property
     def orders(self) -> list[str]:
         """The orders."""
-        found = [name.strip() for name in self.table_orders.split(",")]
+        found = list(dict.fromkeys(name.strip() for name in self.table_orders.split(",")))
         for name in found:
             if name not in ORDERS:
                 raise UserError(f"table_orders={self.table_orders}: {name!r} is none of {', '.join(ORDERS)}")
@@ -90,7 +92,7 @@ def whole_numbers(name: str, value: str) -> list[int]:
         raise UserError(f"{name}={value}: must be whole numbers by comma") from error
     if not all(1 <= entry <= 10**6 for entry in found):
         raise UserError(f"{name}={value}: each must lie in 1..1000000")
-    return found
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ def samplers(model: ModelParts, args: RefereeArgs, law: BoundArgs) -> Iterator[S
         name = "p_theta, limit" if math.isinf(count) else f"p_theta, {count:g} steps"
         drawable = math.isfinite(count) or process.limit_samplers
         yield Sampler(name, count, bound, SampleArgs(num_steps=count) if drawable else None)
-    filters = {name: getattr(law, name) for name in ("temperature", "top_k", "top_p")}
+    filters = {name: getattr(law, name) for name in FILTERS}
     for order in args.orders:
         for k in args.tokens:
             own = {"order": order, "tokens_per_step": k, **filters}
@@ -162,44 +164,47 @@ def rows_of(
     Raises:
         UserError: also if a figure is not finite.
     """
+    check(model, args, law)
     judge = load_causal_model(args.judge_model, model.device) if args.judge_model else None
     every, found = list(samplers(model, args, law)), []
     for sampler in tqdm(every, desc="samplers", unit="sampler", disable=None):
         settings = Scoring(sampler.num_steps, sampler.bound, scoring.batch_size, scoring.seed)
-        report = score_text(model, text, chosen, settings).report()
-        require_finite(report, f"{sampler.name}: give --precision fp32, or another checkpoint")
-        row = row_of(sampler, report)
+        likelihood = score_text(model, text, chosen, settings)
+        require_finite(likelihood.report(), f"{sampler.name}: give --precision fp32, or another checkpoint")
+        row = row_of(sampler, likelihood)
         if judge and sampler.sampling:
-            row |= judged(model, sampler.sampling, args, judge, scoring.seed)
+            row |= judged(model, sampler.sampling, args, judge, scoring)
         found.append(row)
     return found
 
 
-def row_of(sampler: Sampler, report: Row) -> Row:
+def row_of(sampler: Sampler, likelihood: Likelihood) -> Row:
     """Return the row of a sampler.
 
     forwards_per_token is what sampling costs: the forward passes of one path from all masks to a text, divided by its
-    tokens; None where the network is told the time, so that the estimate needs other passes.
+    scored tokens; None where the network is told the time, so that the estimate needs other passes.
     """
-    sequences, tokens = report["num_sequences"], report["num_tokens"]
+    report, sequences, tokens = likelihood.report(), likelihood.num_sequences, likelihood.num_tokens
     paths = {EXACT: 1, "trajectory": TRAJECTORIES * ROUNDS}.get(sampler.bound.estimator)
     error = report["draws_error_nats"]
     return {
         "sampler": sampler.name,
-        "forwards_per_token": report["network_evaluations"] * sequences / tokens / paths if paths else None,
+        "forwards_per_token": likelihood.network_evaluations * sequences / tokens / paths if paths else None,
         "draws_error_bits": None if error is None else error * sequences / tokens / math.log(2),
-        **{key: report.get(key) for key in ("order", "tokens_per_step", "excluded_sequences")},
+        **{key: report.get(key) for key in ("order", "tokens_per_step", *FILTERS, "excluded_sequences")},
         **{
             key: report[key]
             for key in ("nats_per_sequence", "standard_error_nats", "bits_per_token", "ppl_token", "ppl_word")
         },
         **{key: report[key] for key in ("estimator", "num_steps", "num_sequences", "num_tokens")},
+        **{key: report[key] for key in ("protocol", "detokenizer")},
     }
 
 
-def judged(model: ModelParts, sampling: SampleArgs, args: RefereeArgs, judge: LanguageModel, seed: int) -> Row:
+def judged(model: ModelParts, sampling: SampleArgs, args: RefereeArgs, judge: LanguageModel, scoring: Scoring) -> Row:
     """Return generative perplexity and entropy of samples."""
-    drawn = sample_rows(model, SampleRequest(args.judge_samples, seed=seed), sampling)
+    request = SampleRequest(args.judge_samples, batch_size=scoring.batch_size, seed=scoring.seed)
+    drawn = sample_rows(model, request, sampling)
     texts = [decode(model, row) for row in drawn]
     return generative_perplexity(texts, args.judge_model, model.device, judge)
 
@@ -223,6 +228,16 @@ def table(rows: list[Row]) -> str:
         for row in cells
     )
     return "\n".join(line.rstrip() for line in lines)
+
+
+def summary(rows: list[Row]) -> str:
+    """Return what the rows are about, in a line."""
+    text, law = rows[0], rows[-1]
+    filters = [f"{name}={law[name]:g}" for name, none in FILTERS.items() if law[name] != none]
+    return (
+        f"{text['num_sequences']:,} sequences, {text['num_tokens']:,} tokens; passes: forward passes of sampling"
+        + "".join(f"; {entry}" for entry in filters)
+    )
 
 
 def _cells(row: Row, width: int) -> list[str]:

@@ -240,6 +240,16 @@ def test_the_ordered_sampler_and_its_likelihood_for_pairs(trained_pairs, monkeyp
     assert "step_size=4: sampler=ordered has no time" in capsys.readouterr().err
 
 
+def test_an_unfinished_run_from_before_the_ordered_sampler_goes_on(tmp_path) -> None:
+    """Its journal has no entries for order and tokens_per_step."""
+    args = predict_downstream_condition.DownstreamArgs(checkpoint="c", data="d.jsonl", output=str(tmp_path / "o.jsonl"))
+    before = predict_downstream_condition.candidate_settings(args, SampleArgs())
+    assert {"temperature", "top_k", "top_p", "sampler", "num_steps"} < before.keys()
+    assert not {"order", "tokens_per_step"} & before.keys()
+    ordered = SampleArgs(sampler="ordered", order="margin", tokens_per_step=2)
+    assert predict_downstream_condition.candidate_settings(args, ordered)["order"] == "margin"
+
+
 def test_infilling_and_seq2seq_share_the_sampler(trained_pairs, trained, monkeypatch, tmp_path, capsys) -> None:
     """Both pass `Process.sample` a batch whose target_mask marks the tokens to draw."""
     calls = []

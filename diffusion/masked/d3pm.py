@@ -21,7 +21,7 @@ from diffusion.draws import WHOLE, Share, filter_logits, stratified_timesteps
 from diffusion.masked.noise_schedules import SCHEDULES, ContinuousSchedule
 from diffusion.masked.prediction import Prediction
 from diffusion.masked.process import MaskedProcess
-from diffusion.options import SampleArgs, SigmaInputArgs
+from diffusion.options import ORDERED, SampleArgs, SigmaInputArgs
 from diffusion.process import Denoiser, Loss, Vocabulary
 from utils.errors import check_choices, check_ranges
 
@@ -72,7 +72,7 @@ class MaskThinning:
 class D3pmDiffusion(MaskedProcess):
     """The process, with t a multiple of 1/T, float64."""
 
-    samplers = ("row-clocks", "ancestral", "cached", "confidence", "ordered")
+    samplers = ("row-clocks", "ancestral", "cached", "confidence", ORDERED)
     limit_samplers = ()
     estimators = ("windows", "stratified")
     limit_estimators = ()

@@ -5,9 +5,11 @@ prediction. As the choice of positions is deterministic, only one path leads fro
 
     -log p(x0) = sum over the forward passes of the sum over the k revealed positions i of -log p(x0_i | x_t).
 
-Temperature, top-k and top-p are part of this law; an excluded token has an infinite -log p. The order is that of the
-predictions before them. With several tokens a step these are drawn independently of each other, and the likelihood
-shows what this costs. A network with time input gets the t at which as many tokens are masked on average.
+Temperature, top-k and top-p are part of this law, and [UNK] is never drawn; an excluded token has an infinite -log p.
+The order is that of the predictions before temperature, top-k and top-p. With several tokens a step these are
+drawn independently of each other, and the likelihood shows what this costs. All noised tokens are revealed and scored,
+[PAD]s of padded rows too, since the sampler draws them. A network with time input gets the t at which as many tokens
+are masked on average.
 Source: DUEL (arXiv 2603.01367).
 
     confidence      largest probability first
@@ -17,6 +19,7 @@ Source: DUEL (arXiv 2603.01367).
     random-fixed    a fixed random order of positions, equal for all rows
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -30,8 +33,8 @@ from diffusion.masked.transitions import MaskedTransitions
 from diffusion.options import ORDERS, SampleArgs, TokenLaw
 from diffusion.process import Bound, Denoiser, StepCallback
 
-TIES = 1e-4
-"""Difference of two ranks below which positions tie, so that the network's rounding does not choose between them."""
+RANK_UNIT = 1e-4
+"""Ranks are rounded to this unit, so that equal predictions tie although the network rounds."""
 ORDER_SEED = 0
 """Seed of random-fixed."""
 
@@ -74,38 +77,43 @@ class OrderedReveal:
         """Take process, network, and the order and number of tokens of `law`."""
         self.process, self.denoiser, self.law = process, denoiser, law
         self.order, self.number = law.order or ORDERS[0], law.tokens_per_step or 1
-        self.text = process.sampling_support.clone()
-        """[V], 0 for tokens of clean text, -inf for others."""
-        self.text[list(process.vocabulary.unsampled_ids)] = 0
 
-    def next(self, batch: Batch, xt: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the positions that are revealed next, bool [B, L], and their logits, [n, V], in row-major order.
+    def next(self, batch: Batch, xt: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the positions that are revealed next, bool [B, L], and the log p of their draws, [n, V].
 
         Args:
             batch: B rows.
             xt: int64 [B, L], their tokens.
-            targets: bool [B, L], tokens that are masked at first.
+            masked: bool [B, L], noised tokens that are not revealed yet.
+
+        Returns:
+            bool [B, L], and log p of every token at these positions in row-major order, float64 [n, V].
         """
         width = int(batch.attention_mask.any(0).nonzero().max()) + 1
-        xt, targets, attention = xt[:, :width], targets[:, :width], batch.attention_mask[:, :width]
-        masked = xt.eq(self.process.mask_id) & targets
-        share = masked.sum(1).double() / targets.sum(1).clamp(min=1)
-        time = self.process.time_input(self.process.schedule.time_at(1 - share))
-        hidden = self.denoiser.encode(xt, time, attention)
-        chosen = first_of(self.ranks(hidden, masked), masked, self.number)
-        wide = torch.zeros_like(batch.target_mask)
-        wide[:, :width] = chosen
-        return wide, self.denoiser.decode(hidden[chosen])
+        share = masked.sum(1).double() / batch.noised.sum(1).clamp(min=1)
+        time = self.process.time_input(self.time(share))
+        hidden = self.denoiser.encode(xt[:, :width], time, batch.attention_mask[:, :width])
+        chosen = torch.zeros_like(masked)
+        chosen[:, :width] = first_of(self.ranks(hidden, masked[:, :width]), masked[:, :width], self.number)
+        logits = self.denoiser.decode(hidden[chosen[:, :width]]) + self.process.sampling_support
+        return chosen, filter_logits(logits, self.law).double().log_softmax(-1)
+
+    def time(self, share: Tensor) -> Tensor:
+        """Return the time at which this share of the tokens is masked, [B]; in discrete time a whole step."""
+        t, steps = self.process.schedule.time_at(1 - share), self.process.num_steps
+        if t.is_floating_point() and math.isfinite(steps):
+            return ((t * steps).round() / steps).clamp(min=1 / steps)
+        return t
 
     def ranks(self, hidden: Tensor, masked: Tensor) -> Tensor:
         """Return the ranks of the masked positions, float64 [B, L]; larger ones are revealed earlier."""
         if self.order not in BY_PREDICTION:
             return ranks_of_positions(self.order, masked.shape[1]).to(masked.device).expand(masked.shape)
         at_once = max(1, MAX_LOGITS // self.process.vocab_size)
-        logits = (self.denoiser.decode(part) + self.text for part in hidden[masked].split(at_once))
+        logits = (self.denoiser.decode(part) + self.process.sampling_support for part in hidden[masked].split(at_once))
         found = torch.cat([BY_PREDICTION[self.order](each.softmax(-1)) for each in logits])
-        steps = (found.double() / TIES).round()
-        return torch.zeros(masked.shape, dtype=torch.float64, device=masked.device).masked_scatter(masked, steps)
+        rounded = (found.double() / RANK_UNIT).round()
+        return torch.zeros(masked.shape, dtype=torch.float64, device=masked.device).masked_scatter(masked, rounded)
 
 
 def first_of(ranks: Tensor, masked: Tensor, number: int) -> Tensor:
@@ -124,19 +132,18 @@ def sample(
     on_step: StepCallback | None,
 ) -> Tensor:
     """Draw the targets of all rows, int64 [N, L]; see `Process.sample`. A finished row makes room for another."""
-    reveal = OrderedReveal(process, denoiser, args)
-    xt = batch.input_ids.masked_fill(batch.target_mask, process.mask_id)
-    waiting = batch.target_mask.any(1).nonzero()[:, 0]
+    reveal, masked = OrderedReveal(process, denoiser, args), batch.noised.clone()
+    xt = batch.input_ids.masked_fill(masked, process.mask_id)
+    waiting = masked.any(1).nonzero()[:, 0]
     size, active = rows_at_once or len(waiting), waiting[:0]
     while len(active) or len(waiting):
         started, waiting = waiting.tensor_split([size - len(active)])
         active = torch.cat([active, started])
-        rows = batch.rows(active)
-        chosen, logits = reveal.next(rows, xt[active], rows.target_mask)
-        weights = filter_logits(logits + process.sampling_support, args).softmax(-1)
-        token = sample_categorical(weights, uniform(chosen, generator, rows=active)[chosen])
+        chosen, log_p = reveal.next(batch.rows(active), xt[active], masked[active])
+        token = sample_categorical(log_p.exp(), uniform(chosen, generator, rows=active)[chosen])
         xt[active] = xt[active].masked_scatter(chosen, token)
-        left = (xt[active].eq(process.mask_id) & rows.target_mask).any(1)
+        masked[active] &= ~chosen
+        left = masked[active].any(1)
         finished, active = active[~left], active[left]
         if on_step is not None:
             on_step(finished, xt)
@@ -144,24 +151,19 @@ def sample(
 
 
 def likelihood(process: MaskedTransitions, denoiser: Denoiser, batch: Batch, law: TokenLaw) -> Bound:
-    """Return -log p of the targets under `sample`, with its forward passes; infinite where `law` excludes a token.
-
-    [UNK] is scored like other tokens, as in the bound, although it is never sampled. Noised tokens that are not scored
-    ([PAD]s of padded rows) are revealed in their turn.
-    """
-    reveal, noised = OrderedReveal(process, denoiser, law), batch.noised
-    xt = batch.input_ids.masked_fill(noised, process.mask_id)
+    """Return -log p of the noised tokens under `sample`, and its forward passes; infinite for what it never draws."""
+    reveal, masked = OrderedReveal(process, denoiser, law), batch.noised.clone()
+    xt = batch.input_ids.masked_fill(masked, process.mask_id)
     nats = torch.zeros(len(xt), dtype=torch.float64, device=xt.device)
-    forwards, active = torch.zeros_like(nats), noised.any(1).nonzero()[:, 0]
+    forwards, active = torch.zeros_like(nats), masked.any(1).nonzero()[:, 0]
     while len(active):
         rows = batch.rows(active)
-        chosen, logits = reveal.next(rows, xt[active], rows.noised)
-        log_p = filter_logits(logits + reveal.text, law).double().log_softmax(-1)
+        chosen, log_p = reveal.next(rows, xt[active], masked[active])
         own = -log_p.gather(1, rows.input_ids[chosen][:, None])[:, 0]
-        scored = own.where(rows.target_mask[chosen], 0.0)
-        nats.index_add_(0, active[chosen.nonzero()[:, 0]], scored)
+        nats.index_add_(0, active[chosen.nonzero()[:, 0]], own)
         forwards[active] += 1
         xt[active] = torch.where(chosen, rows.input_ids, xt[active])
-        active = active[(xt[active].eq(process.mask_id) & rows.noised).any(1)]
+        masked[active] &= ~chosen
+        active = active[masked[active].any(1)]
     zero = torch.zeros_like(nats)
-    return Bound(zero, zero, nats, forwards)
+    return Bound(zero, nats, zero, forwards)

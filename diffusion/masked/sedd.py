@@ -20,7 +20,7 @@ from diffusion.draws import WHOLE, Generators, Share, filter_logits, stratified_
 from diffusion.masked.noise_schedules import SCHEDULES, ContinuousSchedule
 from diffusion.masked.prediction import Prediction
 from diffusion.masked.process import MaskedProcess
-from diffusion.options import BoundArgs, SampleArgs, SigmaInputArgs
+from diffusion.options import EXACT, ORDERED, BoundArgs, SampleArgs, SigmaInputArgs
 from diffusion.process import Bound, Denoiser, Loss, Vocabulary
 from utils.errors import UserError, check_choices, check_ranges
 
@@ -56,7 +56,7 @@ class SeddArgs(SigmaInputArgs):
 class SeddDiffusion(MaskedProcess):
     """The process, in continuous time: t in [0, 1], float64."""
 
-    samplers = ("cached", "ancestral", "confidence", "ordered")
+    samplers = ("cached", "ancestral", "confidence", ORDERED)
     limit_samplers, estimators = (), ()
     starts_at_unigram = False  # as released, where the head starts at zero
 
@@ -92,7 +92,7 @@ class SeddDiffusion(MaskedProcess):
         self, denoiser: Denoiser, batch: Batch, num_steps: float, args: BoundArgs, generator: Generators
     ) -> Bound:
         """Estimate the bound in continuous time; scores need not be probabilities, so finite steps have no bound."""
-        if math.isfinite(num_steps):
+        if math.isfinite(num_steps) and args.estimator != EXACT:
             raise UserError(
                 f"num_steps={num_steps:g}: the bound of process=sedd is in continuous time; leave num_steps out"
             )

@@ -41,10 +41,13 @@ def test_the_rows_are_those_of_single_samplers(score) -> None:
         row = rows[f"{order}, {k} a step"]
         assert row["nats_per_sequence"] == pytest.approx(alone["nats_per_sequence"], rel=1e-6)
         assert row["ppl_token"] == pytest.approx(alone["ppl_token"], rel=1e-6) and row["draws_error_bits"] == 0
-        assert row["forwards_per_token"] == pytest.approx(1 / k, rel=0.3)
+        assert row["forwards_per_token"] == pytest.approx(
+            alone["network_evaluations"] * 12 / alone["num_tokens"], abs=0.01
+        )
     bound = json.loads(score("--estimator", "trajectory", "--evaluations", 2, "--num_steps", 16, "--json")[1])
     assert rows["p_theta, 16 steps"]["nats_per_sequence"] == pytest.approx(bound["nats_per_sequence"], rel=1e-6)
     assert 0 < rows["p_theta, 16 steps"]["forwards_per_token"] <= 1
+    assert rows["left-to-right, 1 a step"]["forwards_per_token"] == pytest.approx(1, abs=1e-12)
 
 
 def test_the_table_and_the_picture_show_every_sampler(score, tmp_path: Path) -> None:
@@ -62,7 +65,12 @@ def test_filters_belong_to_the_orders_and_excluded_sentences_are_counted(score) 
     assert "infinite (12 of 12)" in out.splitlines()[2] and "±" in out.splitlines()[1]
     warm = json.loads(score(*flags, "--temperature", 2, "--json")[1])["samplers"]
     plain = json.loads(score(*flags, "--json")[1])["samplers"]
-    assert warm[0] == plain[0] and warm[1]["nats_per_sequence"] > plain[1]["nats_per_sequence"]
+    assert score(*flags, "--temperature", 2)[1].splitlines()[-1].endswith("; temperature=2")
+    assert (
+        warm[1]["temperature"] == 2
+        and warm[0] == plain[0]
+        and warm[1]["nats_per_sequence"] > plain[1]["nats_per_sequence"]
+    )
 
 
 def test_a_judge_scores_samples_of_each_sampler(score, monkeypatch, tmp_path: Path, corpus: Path, capsys) -> None:
@@ -87,7 +95,9 @@ def test_a_judge_scores_samples_of_each_sampler(score, monkeypatch, tmp_path: Pa
         (["--referee", "--num_steps", 8], "give --table_steps"),
         (["--referee", "--estimator", "windows"], "chooses estimators"),
         (["--referee", "--picture", "p.pdf"], "picture=p.pdf: must end in .png"),
-        (["--picture", "p.png"], "add --referee"),
+        (["--picture", "p.png"], "picture is for the table of samplers; add --referee"),
+        (["--table_steps", 8], "table_steps is for the table of samplers; add --referee"),
+        (["--referee", "--temperature", 2], "temperature is for estimator=exact, not auto; add --estimator exact"),
         (["--referee", "--posterior", "released"], "has no sampler=ordered"),
         (["--referee", "--per_sentence", "each.jsonl"], "leave them out"),
         (["--referee", "--judge_model", "nowhere"], "nowhere"),
@@ -96,6 +106,47 @@ def test_a_judge_scores_samples_of_each_sampler(score, monkeypatch, tmp_path: Pa
 def test_settings_that_do_not_fit(score, flags: list, message: str) -> None:
     code, out, err = score(*flags)
     assert code == 2 and message in err and err.count("\n") == 1 and not out
+
+
+@pytest.mark.parametrize("name", ["sedd", "d3pm", "mdlm"])
+def test_other_processes_have_a_table(name: str, monkeypatch, tmp_path: Path, corpus: Path, capsys) -> None:
+    """SEDD has no bound at whole steps, D3PM none in the limit; a network with time input gets no count of passes."""
+    assert test_family.train(monkeypatch, name, corpus, tmp_path, "--max_steps", 3)[0] == 0
+    base = [
+        "--checkpoint",
+        tmp_path / "run",
+        "--data",
+        corpus,
+        "--cache_dir",
+        tmp_path / "cache",
+        "--limit",
+        4,
+        "--json",
+    ]
+    capsys.readouterr()
+    assert call(compute_elbo.main, monkeypatch, *base, "--threads", 1, "--referee", *SMALL, "--table_steps", 4) == 0
+    captured = capsys.readouterr()
+    rows = json.loads(captured.out)["samplers"]
+    bounds = {"sedd": ["limit"], "d3pm": ["4 steps"], "mdlm": ["4 steps", "limit"]}[name]
+    assert [row["sampler"] for row in rows[:-4]] == [f"p_theta, {which}" for which in bounds]
+    assert all(row["ppl_token"] > 1 for row in rows) and rows[-1]["forwards_per_token"] < 1
+    timed = "the network has a time input" in captured.err
+    assert timed == (name != "mdlm") and all((row["forwards_per_token"] is None) == timed for row in rows[:-4])
+
+
+def test_sentences_with_unknown_tokens_are_left_out(score, tmp_path: Path, corpus: Path) -> None:
+    """They are scored by the bound, but never sampled."""
+    lines = corpus.read_text().splitlines()[:5]
+    (tmp_path / "odd.txt").write_text("\n".join([*lines, "the cat sees 猫."]) + "\n")
+    odd = ["--data", tmp_path / "odd.txt", "--limit", 0, "--json"]
+    _, out, err = score("--referee", *SMALL, *odd)
+    assert "1 of 6 sentences contain [UNK], which is never sampled; left out" in err
+    assert all(
+        row["num_sequences"] == 5 and row["excluded_sequences"] in (0, None) for row in json.loads(out)["samplers"]
+    )
+    (tmp_path / "odd.txt").write_text("the cat sees 猫.\n")
+    code, _, err = score("--estimator", "exact", *odd)
+    assert code == 2 and "every sentence contains [UNK]" in err
 
 
 def test_a_process_told_the_time_has_no_count_of_forward_passes() -> None:

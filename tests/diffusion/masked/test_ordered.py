@@ -9,15 +9,22 @@ from torch import Generator, Tensor
 
 from data.batch import Batch
 from diffusion.masked import ordered
+from diffusion.masked.d3pm import D3pmDiffusion
+from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
 from diffusion.masked.process import MaskedProcess
+from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
 from diffusion.options import ORDERS, BoundArgs, SampleArgs
+from diffusion.process import Vocabulary
+from diffusion_word_freq import WordFreqArgs
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 from tests.diffusion.masked.test_process import agrees
+from tests.diffusion.masked.test_row_clocks import conditioned
 from tests.toy_family import Timed, V, d3pm, limit_bound, mdlm, sedd
-from tests.toy_process import MASK, TOKENS, every, make
+from tests.toy_process import COUNTS, MASK, TOKENS, every, make
 from utils.errors import UserError
 
 N = 20_000
+FILTER_NAMES = ("temperature", "top_k", "top_p")
 FILTERS = {"none": {}, "hot": {"temperature": 1.7}, "top-k": {"top_k": 2}, "top-p": {"top_p": 0.7, "temperature": 0.8}}
 PROCESSES = {"word_freq": make, "no spindle": lambda: make(spindle="none"), "mdlm": mdlm, "d3pm": d3pm, "sedd": sedd}
 TEXTS = all_sentences(TOKENS, 3)
@@ -52,21 +59,24 @@ def chosen_by_hand(logits: dict[int, list[float]], order: str, k: int) -> list[i
     return sorted(ranks, key=lambda i: (-ranks[i], i))[:k]
 
 
-def law_by_hand(process: MaskedProcess, denoiser: TableDenoiser, length: int, law: dict) -> dict[tuple, float]:
-    """Return the probability of every text, by following every path from all masks."""
+def law_by_hand(
+    process: MaskedProcess, denoiser: TableDenoiser, batch: Batch, law: dict, barred: tuple[int, ...] = (MASK,)
+) -> dict[tuple, float]:
+    """Return the probability of every text of a one-row batch, by following every path from all masks."""
     order, k = law["order"], law["tokens_per_step"]
-    filters = {name: value for name, value in law.items() if name in ("temperature", "top_k", "top_p")}
-    found, states = {}, {(MASK,) * length: 1.0}
+    filters = {name: value for name, value in law.items() if name in FILTER_NAMES}
+    targets = batch.noised[0].nonzero()[:, 0].tolist()
+    found, states = {}, {tuple(batch.input_ids[0].masked_fill(batch.noised[0], MASK).tolist()): 1.0}
     while states:
         state, mass = states.popitem()
-        masked = [i for i in range(length) if state[i] == MASK]
+        masked = [i for i in targets if state[i] == MASK]
         if not masked:
             found[state] = found.get(state, 0.0) + mass
             continue
-        t = process.time_input(process.schedule.time_at(torch.tensor([1 - len(masked) / length]).double()))
-        xt = torch.tensor([state])
-        hidden = denoiser.encode(xt, t, every(xt))[0]
-        logits = {i: [hidden[i, v].item() if v != MASK else -math.inf for v in range(V)] for i in masked}
+        hidden = denoiser.encode(
+            torch.tensor([state]), time_of(process, len(masked) / len(targets)), batch.attention_mask
+        )
+        logits = {i: [hidden[0, i, v].item() if v not in barred else -math.inf for v in range(V)] for i in masked}
         chosen = chosen_by_hand(logits, order, k)
         each = [filtered(logits[i], **filters) for i in chosen]
         for tokens in itertools.product(range(V), repeat=len(chosen)):
@@ -77,6 +87,14 @@ def law_by_hand(process: MaskedProcess, denoiser: TableDenoiser, length: int, la
                     new[i] = v
                 states[tuple(new)] = states.get(tuple(new), 0.0) + chance
     return found
+
+
+def time_of(process: MaskedProcess, share: float) -> Tensor:
+    """Return the time input where this share of the tokens is masked; D3PM has whole steps of 1/T."""
+    t = process.schedule.time_at(torch.tensor([1 - share], dtype=torch.float64))
+    if isinstance(process, D3pmDiffusion):
+        t = torch.tensor([max(1, round(t.item() * process.num_steps)) / process.num_steps], dtype=torch.float64)
+    return process.time_input(t)
 
 
 def exact(process: MaskedProcess, denoiser: TableDenoiser, batch: Batch, **law: object) -> Tensor:
@@ -90,7 +108,10 @@ def exact(process: MaskedProcess, denoiser: TableDenoiser, batch: Batch, **law: 
 def test_the_likelihood_is_that_of_every_path_and_sums_to_one(order: str, k: int, filters: str) -> None:
     law = {"order": order, "tokens_per_step": k, **FILTERS[filters]}
     for denoiser in (TableDenoiser(V), TableDenoiser(V, seed=5, scale=3)):
-        by_hand, found = law_by_hand(mdlm(), denoiser, 3, law), exact(mdlm(), denoiser, text_batch(TEXTS), **law)
+        by_hand, found = (
+            law_by_hand(mdlm(), denoiser, text_batch(TEXTS[:1]), law),
+            exact(mdlm(), denoiser, text_batch(TEXTS), **law),
+        )
         assert torch.exp(-found).sum().item() == pytest.approx(1, abs=1e-12)
         wanted = [by_hand.get(tuple(text), 0.0) for text in TEXTS.tolist()]
         torch.testing.assert_close(torch.exp(-found), torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-15)
@@ -99,20 +120,30 @@ def test_the_likelihood_is_that_of_every_path_and_sums_to_one(order: str, k: int
 @pytest.mark.parametrize("name", PROCESSES)
 def test_every_masked_process_has_the_same_law(name: str) -> None:
     """The law depends on the prediction and on nothing else of the process, if the network is not told the time."""
-    process, law = PROCESSES[name](), {"order": "margin", "tokens_per_step": 1, "temperature": 0.9}
-    found = exact(process, TableDenoiser(V), text_batch(TEXTS), **law) if name != "sedd" else _of_sedd(process, law)
-    torch.testing.assert_close(found, exact(mdlm(), TableDenoiser(V), text_batch(TEXTS), **law))
+    law = {"order": "margin", "tokens_per_step": 1, "temperature": 0.9}
+    found, wanted = (exact(p, TableDenoiser(V), text_batch(TEXTS), **law) for p in (PROCESSES[name](), mdlm()))
+    torch.testing.assert_close(found, wanted)
 
 
-def _of_sedd(process: MaskedProcess, law: dict) -> Tensor:
-    return process.bound(TableDenoiser(V), text_batch(TEXTS), math.inf, BoundArgs("exact", **law)).total
+@pytest.mark.parametrize("name", PROCESSES)
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_time_input_and_given_tokens_and_padding(name: str, order: str) -> None:
+    """Three targets around a given token, before padding: the time is that of the share of the targets."""
+    process, law = PROCESSES[name](), {"order": order, "tokens_per_step": 1, "temperature": 1.2}
+    batch = conditioned(1)
+    by_hand = law_by_hand(process, Timed(V), batch, law)
+    many = conditioned(len(by_hand))
+    rows = Batch(torch.tensor(list(by_hand)), many.attention_mask, many.target_mask)
+    assert len(by_hand) == len(TEXTS) and sum(by_hand.values()) == pytest.approx(1)
+    wanted = torch.tensor(list(by_hand.values()), dtype=torch.float64)
+    torch.testing.assert_close(torch.exp(-exact(process, Timed(V), rows, **law)), wanted, rtol=1e-7, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PROCESSES)
 @pytest.mark.parametrize(("order", "k", "filters"), [("confidence", 1, "hot"), ("entropy", 2, "top-p")])
 def test_samples_have_this_law_also_with_time_input(name: str, order: str, k: int, filters: str) -> None:
     process, law = PROCESSES[name](), {"order": order, "tokens_per_step": k, **FILTERS[filters]}
-    by_hand = law_by_hand(process, Timed(V), 3, law)
+    by_hand = law_by_hand(process, Timed(V), text_batch(TEXTS[:1]), law)
     wanted = torch.tensor([by_hand.get(tuple(x), 0.0) for x in all_sentences(list(range(V)), 3).tolist()]).double()
     args = SampleArgs(sampler="ordered", **law)
     drawn = process.sample(Timed(V), text_batch(torch.zeros(N, 3, dtype=torch.long)), args, rows_at_once=7001)
@@ -203,8 +234,9 @@ def test_equal_positions_are_revealed_from_the_left(order: str) -> None:
 
     reveal = ordered.OrderedReveal(mdlm(), Flat(V), BoundArgs("exact", order=order))
     batch = text_batch(torch.zeros(1, 4, dtype=torch.long))
-    chosen, logits = reveal.next(batch, torch.tensor([[0, MASK, MASK, MASK]]), batch.target_mask)
-    assert chosen.tolist() == [[False, True, False, False]] and logits.shape == (1, V)
+    masked = torch.tensor([[False, True, True, True]])
+    chosen, log_p = reveal.next(batch, torch.tensor([[0, MASK, MASK, MASK]]), masked)
+    assert chosen.tolist() == [[False, True, False, False]] and log_p.exp().sum().item() == pytest.approx(1)
 
 
 def test_a_fixed_random_order_is_the_same_for_longer_rows() -> None:
@@ -212,26 +244,36 @@ def test_a_fixed_random_order_is_the_same_for_longer_rows() -> None:
     assert torch.equal(short, long[:5]) and long.argsort().tolist() != sorted(range(500))
 
 
-def test_unk_is_scored_and_never_sampled() -> None:
-    from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
-    from diffusion.process import Vocabulary
-
-    process = MdlmDiffusion(MdlmArgs(), Vocabulary(V, MASK, unsampled_ids=(1,)))
-    found = exact(process, TableDenoiser(V), text_batch(TEXTS))
-    torch.testing.assert_close(found, exact(mdlm(), TableDenoiser(V), text_batch(TEXTS)))
+def test_unk_is_neither_sampled_nor_possible() -> None:
+    """The law of texts without [UNK] is renormalised, as the sampler's is; a text with [UNK] has an infinite -log p."""
+    process, unk = MdlmDiffusion(MdlmArgs(), Vocabulary(V, MASK, unsampled_ids=(1,))), (TEXTS == 1).any(1)
+    for order in ORDERS:
+        for filters in ({}, {"top_k": 2}):
+            law = {"order": order, "tokens_per_step": 1, **filters}
+            by_hand = law_by_hand(process, TableDenoiser(V), text_batch(TEXTS[:1]), law, barred=(MASK, 1))
+            found = torch.exp(-exact(process, TableDenoiser(V), text_batch(TEXTS), **law))
+            wanted = torch.tensor([by_hand.get(tuple(text), 0.0) for text in TEXTS.tolist()], dtype=torch.float64)
+            torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-15)
+            assert found[unk].sum() == 0 and found.sum().item() == pytest.approx(1)
     drawn = process.sample(
         TableDenoiser(V), text_batch(torch.zeros(2000, 3).long()), SampleArgs(sampler="ordered", temperature=3)
     )
     assert not drawn.eq(1).any() and not drawn.eq(MASK).any()
 
 
-def test_padding_that_is_noised_is_revealed_and_not_scored() -> None:
-    ids = torch.tensor([[2, 0, 4, 4]])
-    scored = torch.tensor([[True, True, False, False]])
-    batch, all_scored = Batch(ids, every(ids), scored, every(ids)), text_batch(ids)
-    part, whole = (exact(mdlm(), TableDenoiser(V), b, order="left-to-right").item() for b in (batch, all_scored))
-    assert 0 < part < whole
-    assert mdlm().bound(TableDenoiser(V), batch, 4, BoundArgs("exact")).forwards.item() == 4
+@pytest.mark.parametrize("order", ORDERS)
+def test_padding_that_is_noised_belongs_to_the_law(order: str) -> None:
+    """The sampler draws the [PAD]s of padded rows, so they count, in their turn."""
+    ids, scored = TEXTS, torch.tensor([[True, True, False]]).expand(len(TEXTS), -1)
+    found = exact(mdlm(), TableDenoiser(V), Batch(ids, every(ids), scored, every(ids)), order=order)
+    torch.testing.assert_close(found, exact(mdlm(), TableDenoiser(V), text_batch(ids), order=order))
+
+
+def test_a_text_with_a_mask_token_is_impossible() -> None:
+    assert exact(mdlm(), TableDenoiser(V), text_batch(torch.tensor([[MASK, 0], [1, 0]]))).isinf().tolist() == [
+        True,
+        False,
+    ]
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:
@@ -250,7 +292,7 @@ def test_settings_that_do_not_fit_are_refused() -> None:
     ]:
         with pytest.raises(UserError, match=message):
             BoundArgs(**settings)
-    released = make(posterior="released", spindle="released")
+    args = WordFreqArgs(num_steps=4, spindle="released", posterior="released")
+    released = ReleasedWordFreqDiffusion(args, COUNTS, Vocabulary(V, MASK))
     with pytest.raises(UserError, match="estimator=exact"):
-        released.samplers = ()
         exact(released, TableDenoiser(V), text_batch(TEXTS))
