@@ -128,7 +128,7 @@ class SampleArgs(TokenLaw):
 class BoundArgs(TokenLaw):
     """Settings of the bound's estimator, and of the sampler whose likelihood is computed instead."""
 
-    group: ClassVar[str] = "bound"
+    group: ClassVar[str] = "bound or exact likelihood"
 
     estimator: str = field(
         default="auto",

@@ -38,7 +38,7 @@ class RefereeArgs:
     referee: bool = field(
         default=False, metadata={"help": "table of the bound and the exact likelihood of every order"}
     )
-    table_orders: str = field(default=",".join(ORDERS), metadata={"help": "orders of the table, by comma"})
+    table_orders: str = field(default="", metadata={"help": "orders of the table, by comma; default: all"})
     table_tokens: str = field(
         default="1,2,4,8", metadata={"help": "numbers of tokens to reveal after each forward pass, by comma"}
     )
@@ -63,7 +63,7 @@ class RefereeArgs:
     @property
     def orders(self) -> list[str]:
         """The orders."""
-        found = list(dict.fromkeys(name.strip() for name in self.table_orders.split(",")))
+        found = list(dict.fromkeys(name.strip() for name in (self.table_orders or ",".join(ORDERS)).split(",")))
         for name in found:
             if name not in ORDERS:
                 raise UserError(f"table_orders={self.table_orders}: {name!r} is none of {', '.join(ORDERS)}")

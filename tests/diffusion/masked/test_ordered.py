@@ -224,19 +224,22 @@ def test_a_token_that_a_filter_excludes_has_an_infinite_likelihood() -> None:
 
 
 @pytest.mark.parametrize("order", ["confidence", "entropy", "margin"])
-def test_equal_positions_are_revealed_from_the_left(order: str) -> None:
-    """Equal up to rounding: 1e-6 in favour of the right changes nothing."""
+@pytest.mark.parametrize(("lean", "revealed"), [(1e-6, 1), (2e-3, 3)])
+def test_positions_that_are_equal_up_to_rounding_are_revealed_from_the_left(
+    order: str, lean: float, revealed: int
+) -> None:
+    """The further right, the surer; by 1e-6 this changes nothing."""
 
-    class Flat(TableDenoiser):
+    class Leaning(TableDenoiser):
         def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
-            lean = 1e-6 * torch.arange(xt.shape[1])[:, None] * torch.tensor([1.0, 0, 0, 0, 0])
-            return torch.tensor([1.0, 0.0, -1.0, 0.0, 0.5]) + lean.expand(len(xt), -1, -1)
+            steps = lean * torch.arange(xt.shape[1])[:, None] * torch.tensor([1.0, 0, 0, 0, 0])
+            return torch.tensor([1.0, 0.0, -1.0, 0.0, 0.5]) + steps.expand(len(xt), -1, -1)
 
-    reveal = ordered.OrderedReveal(mdlm(), Flat(V), BoundArgs("exact", order=order))
+    reveal = ordered.OrderedReveal(mdlm(), Leaning(V), BoundArgs("exact", order=order))
     batch = text_batch(torch.zeros(1, 4, dtype=torch.long))
     masked = torch.tensor([[False, True, True, True]])
     chosen, log_p = reveal.next(batch, torch.tensor([[0, MASK, MASK, MASK]]), masked)
-    assert chosen.tolist() == [[False, True, False, False]] and log_p.exp().sum().item() == pytest.approx(1)
+    assert chosen[0].nonzero().item() == revealed and log_p.exp().sum().item() == pytest.approx(1)
 
 
 def test_a_fixed_random_order_is_the_same_for_longer_rows() -> None:
