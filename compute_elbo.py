@@ -139,7 +139,7 @@ def main() -> None:
     if referee_args.referee:
         print_table(args, referee_args, rows, notes_of(model, text, notes))
     elif distributed.rank() == 0:
-        print_report(args, model, found.report(), notes_of(model, text, notes))
+        print_report(args, model, text, found.report(), notes)
         if args.per_sentence:
             write_sentences(Path(args.per_sentence), chosen.tolist(), found.sentence_nats)
 
@@ -194,14 +194,15 @@ def write_sentences(path: Path, numbers: list[int], nats: list[float]) -> None:
         )
 
 
-def print_report(args: ElboArgs, model: ModelParts, report: dict, notes: list[str]) -> None:
-    """Print the report, with notes on its validity.
+def print_report(args: ElboArgs, model: ModelParts, text: Text, report: dict, further: list[str]) -> None:
+    """Print the report, with notes on its validity and further ones.
 
     Raises:
         UserError: if a figure is not finite.
     """
     require_finite(report, remedy(args, model))
-    if not model.process.is_bound and "order" not in report:
+    notes = notes_of(model, text, further)
+    if not model.process.is_bound:
         notes.append("the released posterior's figure is not a bound: it can lie below -log p(x0)")
         print(f"warning: {notes[-1]}", file=sys.stderr)
     print(as_json(report | {"notes": notes}) if args.json else format_report(report))
