@@ -28,7 +28,7 @@ from data.detokenizers import DETOKENIZERS
 from data.pairs import Layout, tokenize_pairs
 from data.row_formats import ROW_FORMATS, read_rows
 from data.tokenized_text import Text
-from diffusion.options import BoundArgs, require_no_steps
+from diffusion.options import BoundArgs, check_exact
 from evaluation import comparable, referee
 from evaluation.likelihood import pick, score_text, without_unsampled
 from evaluation.likelihood_report import format_report
@@ -172,13 +172,12 @@ def check_together(args: ElboArgs, bound: BoundArgs, table: RefereeArgs) -> None
         UserError: with the remedy.
     """
     if not table.referee:
-        require_no_steps(bound, args.num_steps)
-        require_no_steps(bound, args.eval_step_size, "eval_step_size")
-    elif args.per_sentence or args.num_steps or args.eval_step_size:
-        raise UserError(
-            "per_sentence, num_steps and eval_step_size are for one sampler; leave them out, and give --table_steps"
-        )
+        check_exact(bound, args.num_steps)
+        check_exact(bound, args.eval_step_size, "eval_step_size")
     else:
+        for name in ("per_sentence", "num_steps", "eval_step_size"):
+            if getattr(args, name):
+                raise UserError(f"{name} does not apply to --referee; leave it out (--table_steps sets the steps)")
         distributed.require_single("compute_elbo.py --referee")
     for name, path in (("per_sentence", args.per_sentence), ("picture", table.picture)):
         if path:

@@ -175,8 +175,8 @@ def candidate_settings(args: DownstreamArgs, sampling: SampleArgs) -> dict:
     """Return the settings that determine the candidates; a journal with other settings is not continued."""
     folder = files.local_path(args.prompts)
     prompted = {"prompts": files.checksums(folder), "prompts_task": args.prompts_task} if args.prompts else {}
-    of_order = ("order", "tokens_per_step")  # journals of runs before these settings go on
-    sampler = {name: value for name, value in asdict(sampling).items() if value or name not in of_order}
+    later = {"order": "", "tokens_per_step": 1}  # their defaults; journals from before these settings go on
+    sampler = {name: value for name, value in asdict(sampling).items() if later.get(name) != value}
     return {
         **sampler,
         **{name: getattr(args, name) for name in ("mbr_size", "seed", "precision")},

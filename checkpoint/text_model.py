@@ -29,7 +29,7 @@ from checkpoint.rounds import Rounds, Scoring, Tally, bound_steps, check_steps, 
 from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stream_of
 from data.records import HALF
 from data.row_formats import rows_of_texts
-from diffusion.options import BoundArgs, SampleArgs, TokenLaw, require_no_steps
+from diffusion.options import BoundArgs, SampleArgs, TokenLaw, check_exact
 from utils import hub
 from utils.device import pick_device
 from utils.errors import UserError, check_whole, shown
@@ -215,8 +215,9 @@ class TextModel:
         if text.cuts:
             note(text.cuts)
         steps = bound_steps(model.process.num_steps, num_steps)
-        args = BoundArgs(estimator, evaluations, **checked(law, TokenLaw)).settled(steps, model.process.limit_estimator)
-        require_no_steps(args, num_steps)
+        exact = checked(law, TokenLaw, "nll")
+        args = BoundArgs(estimator, evaluations, **exact).settled(steps, model.process.limit_estimator)
+        check_exact(args, num_steps)
         everything, tally = np.arange(len(text)), Tally(len(text), model.device)
         with torch.no_grad():
             rounds = Rounds(model, text, everything, Scoring(steps, args, batch_size, seed), lambda: True)
@@ -291,8 +292,8 @@ def sampler_of(settings: dict) -> SampleArgs:
     return SampleArgs(**checked(settings, SampleArgs))
 
 
-def checked(settings: dict, known: type[TokenLaw]) -> dict:
-    """Return the settings of a sampler; `known` declares which there are.
+def checked(settings: dict, known: type[TokenLaw], owner: str = "the sampler") -> dict:
+    """Return the settings of a sampler; `known` declares which there are, and `owner` takes them.
 
     Raises:
         UserError: if one is unknown or of another type.
@@ -300,7 +301,7 @@ def checked(settings: dict, known: type[TokenLaw]) -> dict:
     defaults = asdict(known())
     for name, value in settings.items():
         if name not in defaults:
-            raise UserError(f"{name}: no setting of the sampler; the settings are {', '.join(defaults)}")
+            raise UserError(f"{name}: no setting of {owner}; the settings are {', '.join(defaults)}")
         kind = {str: str, float: Real}.get(type(defaults[name]), Integral)
         kind = Real if name == "num_steps" else kind  # it may be infinite
         if not isinstance(value, kind) or isinstance(value, bool):

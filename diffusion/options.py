@@ -35,7 +35,7 @@ class TokenLaw:
         },
     )
     tokens_per_step: int = field(
-        default=0, metadata={"help": "ordered: number of tokens to reveal after each forward pass; 0 means 1"}
+        default=1, metadata={"help": "ordered: number of tokens to reveal after each forward pass"}
     )
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class TokenLaw:
             raise UserError(f"top_k={self.top_k} must be 0 (keep all) or more")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p={self.top_p} must lie in (0, 1]; 1 keeps every token")
-        check_ranges(self, tokens_per_step=(0, 10**6))
+        check_ranges(self, tokens_per_step=(1, 10**6))
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class SampleArgs(TokenLaw):
         default="auto",
         metadata={
             "choices": ["auto", "row-clocks", "ancestral", "cached", *HEURISTIC_SAMPLERS, ORDERED, *EMBEDDING_SAMPLERS],
-            "help": "sampler; auto: the process's first. row-clocks, ancestral and cached sample from p_theta: "
-            "rows at their own steps, a forward pass per step, or only for changed rows. confidence, remdm and "
-            "ordered do not: most confident first, with remasking, or in the order of --order, with an exact "
-            "likelihood. For process=score: euler, heun, renoise, sde",
+            "help": "sampler; auto: the first that the process has. From p_theta: row-clocks, rows at their own steps; "
+            "ancestral, a forward pass per step; cached, only for changed rows. From other laws: confidence, most "
+            "confident first; remdm, with remasking; ordered, in the order of --order, with an exact likelihood. For "
+            "process=score: euler, heun, renoise, sde",
         },
     )
     remask_eta: float = field(
@@ -97,7 +97,7 @@ class SampleArgs(TokenLaw):
         if self.confidence_threshold and self.sampler != "confidence":
             raise UserError(f"confidence_threshold is for sampler=confidence, not {self.sampler}; leave it out")
         check_ranges(self, guidance=(0, 100))
-        if self.sampler != ORDERED and (self.order or self.tokens_per_step):
+        if self.sampler != ORDERED and (self.order or self.tokens_per_step != 1):
             raise UserError(f"order and tokens_per_step are for sampler={ORDERED}, not {self.sampler}; leave them out")
         if self.sampler == ORDERED and self.num_steps:
             raise UserError(
@@ -121,7 +121,7 @@ class SampleArgs(TokenLaw):
             print(f"note: sampler={self.sampler}: the law is not the model's", file=sys.stderr)
         if self.sampler == ORDERED:
             how = f"compute_elbo.py --estimator {EXACT} computes the likelihood of whole texts"
-            print(f"note: sampler={ORDERED}: the law is not the model's; {how}", file=sys.stderr)
+            print(f"note: sampler={ORDERED} does not sample from p_theta; {how}", file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,10 @@ class BoundArgs(TokenLaw):
         default="auto",
         metadata={
             "choices": ["auto", "windows", "stratified", "masked-count", "trajectory", EXACT],
-            "help": "estimator of the bound: every window, as published (auto, unless num_steps is inf); a stratified "
-            "sample of windows; masked sets by their size; or the sets along a reverse process. exact: no bound, but "
-            "-log p of sampler=ordered with --order, --tokens_per_step, --temperature, --top_k and --top_p",
+            "help": "estimator of the bound. windows: every window, as published (auto, unless num_steps is inf); "
+            "stratified: a sample of windows; masked-count: masked sets by their size; trajectory: the sets along a "
+            "reverse process; exact: no bound, but -log p of sampler=ordered with --order, --tokens_per_step, "
+            "--temperature, --top_k and --top_p",
         },
     )
     evaluations: int = field(
@@ -157,11 +158,14 @@ class BoundArgs(TokenLaw):
             raise UserError(f"evaluations={self.evaluations} must lie in 0..1000000; 0: the estimator's own choice")
         if self.target_se and not 1e-5 <= self.target_se < 1:
             raise UserError(f"target_se={self.target_se} must lie in [0.00001, 1), a share of the bound")
-        given = [entry.name for entry in fields(TokenLaw) if getattr(self, entry.name) != entry.default]
-        if given and self.estimator != EXACT:
-            raise UserError(f"{given[0]} is for estimator={EXACT}, not {self.estimator}; add --estimator {EXACT}")
-        if self.estimator == EXACT and (self.evaluations or self.target_se):
-            raise UserError(f"evaluations and target_se do not apply to estimator={EXACT}, which draws nothing")
+        for name in ("evaluations", "target_se"):
+            if self.estimator == EXACT and getattr(self, name):
+                raise UserError(f"{name} does not apply to estimator={EXACT}, which draws nothing; leave it out")
+
+    @property
+    def given(self) -> list[str]:
+        """The settings of the sampler that are not at their defaults."""
+        return [entry.name for entry in fields(TokenLaw) if getattr(self, entry.name) != entry.default]
 
     @property
     def law(self) -> dict[str, float | int | str]:
@@ -169,7 +173,7 @@ class BoundArgs(TokenLaw):
         if self.estimator != EXACT:
             return {}
         found = {entry.name: getattr(self, entry.name) for entry in fields(TokenLaw)}
-        return found | {"order": self.order or ORDERS[0], "tokens_per_step": self.tokens_per_step or 1}
+        return found | {"order": self.order or ORDERS[0]}
 
     def settled(self, num_steps: float, in_the_limit: str = "masked-count") -> "BoundArgs":
         """Resolve estimator=auto: every window for a finite number of steps, `in_the_limit` otherwise.
@@ -186,12 +190,14 @@ class BoundArgs(TokenLaw):
         return found
 
 
-def require_no_steps(args: BoundArgs, num_steps: float, name: str = "num_steps") -> None:
-    """Refuse a number of steps, or `name`, for an exact likelihood.
+def check_exact(args: BoundArgs, num_steps: float, name: str = "num_steps") -> None:
+    """Refuse the sampler's settings for a bound, and a number of steps, or `name`, for an exact likelihood.
 
     Raises:
         UserError: with the remedy.
     """
+    if args.given and not args.law:
+        raise UserError(f"{args.given[0]} is for estimator={EXACT}, not {args.estimator}; add --estimator {EXACT}")
     if args.law and num_steps:
         raise UserError(
             f"{name}={num_steps:g}: the sampler of estimator={EXACT} has no time; give tokens_per_step instead"

@@ -1,7 +1,7 @@
-"""The referee: what each sampler of a checkpoint is worth, in one table of likelihoods and forward passes.
+"""The referee: the bound of p_theta and the exact likelihood of ordered samplers, with forward passes, in one table.
 
-The bound is one of p_theta, which reveals tokens at random times. Samplers in a deterministic order have a law of their
-own, and its likelihood is exact (diffusion/masked/ordered.py). All rows of the table score the same sentences.
+The bound applies to p_theta, which reveals tokens at random times. Samplers in a deterministic order have a law of
+their own, and its likelihood is exact (diffusion/masked/ordered.py). All rows of the table score the same sentences.
 """
 
 import math
@@ -43,7 +43,8 @@ class RefereeArgs:
         default="1,2,4,8", metadata={"help": "numbers of tokens to reveal after each forward pass, by comma"}
     )
     table_steps: str = field(
-        default="4,8,16,32,128", metadata={"help": "reverse steps of the bounds, by comma; those above T count as T"}
+        default="4,8,16,32,128",
+        metadata={"help": "reverse steps of the bounds, by comma, besides the limit; those above T count as T"},
     )
     judge_model: str = field(
         default="", metadata={"help": "folder of a causal language model that scores samples of each sampler"}
@@ -89,7 +90,7 @@ def whole_numbers(name: str, value: str) -> list[int]:
     try:
         found = [int(entry) for entry in value.split(",")]
     except ValueError as error:
-        raise UserError(f"{name}={value}: must be whole numbers by comma") from error
+        raise UserError(f"{name}={value}: must be whole numbers, separated by commas") from error
     if not all(1 <= entry <= 10**6 for entry in found):
         raise UserError(f"{name}={value}: each must lie in 1..1000000")
     return list(dict.fromkeys(found))
@@ -143,8 +144,13 @@ def check(model: ModelParts, args: RefereeArgs, law: BoundArgs) -> None:
             f"referee=true: this checkpoint's process {model.process_name} has no sampler={ORDERED}; give one of a "
             "masked process with the exact posterior"
         )
-    if law.estimator not in ("auto", EXACT) or law.order or law.tokens_per_step or law.evaluations or law.target_se:
-        raise UserError("referee=true chooses estimators, orders and tokens_per_step itself; see table_orders")
+    own = {"order": "table_orders", "tokens_per_step": "table_tokens"}
+    for name in own.keys() & set(law.given):
+        raise UserError(f"{name} does not apply to --referee; give --{own[name]} {getattr(law, name)} instead")
+    if law.estimator not in ("auto", EXACT) or law.evaluations or law.target_se:
+        raise UserError(
+            "estimator, evaluations and target_se do not apply to --referee, which chooses them; leave them out"
+        )
     if args.judge_model and model.pairs:
         raise UserError("judge_model scores samples of text, and this checkpoint was trained on pairs; leave it out")
 

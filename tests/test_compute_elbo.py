@@ -185,7 +185,7 @@ def test_excluded_sentences_are_counted_and_never_a_number(score, tmp_path: Path
     [
         (["--estimator", "exact", "--num_steps", 8], "num_steps=8: the sampler of estimator=exact has no time"),
         (["--order", "margin"], "order is for estimator=exact, not auto; add --estimator exact"),
-        (["--estimator", "exact", "--evaluations", 8], "draws nothing"),
+        (["--estimator", "exact", "--evaluations", 8], "evaluations does not apply to estimator=exact"),
         (["--estimator", "exact", "--posterior", "released"], "estimator=exact is the likelihood of sampler=ordered"),
     ],
 )

@@ -56,6 +56,7 @@ class _Parser(HfArgumentParser):
     help_text: HelpText
 
     def error(self, message: str) -> NoReturn:
+        message = message.replace("choose from '', ", "choose from ")  # "" is the default of some settings
         raise UserError(f"{message} (--help lists every setting)")
 
     def format_help(self) -> str:

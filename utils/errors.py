@@ -18,7 +18,7 @@ def check_choices(args: object) -> None:
     for part in fields(args):
         choices, value = part.metadata.get("choices"), getattr(args, part.name)
         if choices and value not in choices:
-            raise UserError(f"{part.name}={value!r} must be one of {', '.join(choices)}")
+            raise UserError(f"{part.name}={value!r} must be one of {', '.join(filter(None, choices))}")
 
 
 def check_ranges(args: object, **bounds: tuple[float, float]) -> None:

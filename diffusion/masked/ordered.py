@@ -1,15 +1,16 @@
-"""Ordered decoding, and its exact likelihood: which masked tokens are revealed next depends on the row alone.
+"""Ordered decoding, and its exact likelihood: the positions to reveal next depend only on visible tokens and network.
 
 A forward pass predicts the masked tokens. An order ranks them, and the first k are revealed, each drawn from its own
-prediction. As the choice of positions is deterministic, only one path leads from all masks to a given text, so
+prediction. As the choice of positions is deterministic, each text of a given length is reached by one sequence of
+partly masked rows, so
 
     -log p(x0) = sum over the forward passes of the sum over the k revealed positions i of -log p(x0_i | x_t).
 
 Temperature, top-k and top-p are part of this law, and [UNK] is never drawn; an excluded token has an infinite -log p.
-The order is that of the predictions before temperature, top-k and top-p. With several tokens a step these are
-drawn independently of each other, and the likelihood shows what this costs. All noised tokens are revealed and scored,
-[PAD]s of padded rows too, since the sampler draws them. A network with time input gets the t at which as many tokens
-are masked on average.
+The order is that of the predictions before temperature, top-k and top-p. The tokens of a
+step are drawn independently of each other given the visible ones, and the likelihood shows what this costs. All tokens
+that are not given are scored, [PAD]s of padded rows too, since the sampler draws them. A network with time input gets
+the t at which the expected share of masked tokens is that of the row.
 Source: DUEL (arXiv 2603.01367).
 
     confidence      largest probability first
@@ -76,7 +77,7 @@ class OrderedReveal:
     def __init__(self, process: MaskedTransitions, denoiser: Denoiser, law: TokenLaw) -> None:
         """Take process, network, and the order and number of tokens of `law`."""
         self.process, self.denoiser, self.law = process, denoiser, law
-        self.order, self.number = law.order or ORDERS[0], law.tokens_per_step or 1
+        self.order, self.number = law.order or ORDERS[0], law.tokens_per_step
 
     def next(self, batch: Batch, xt: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Return the positions that are revealed next, bool [B, L], and the log p of their draws, [n, V].

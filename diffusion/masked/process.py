@@ -35,7 +35,10 @@ class MaskedProcess(MaskedTransitions):
     ) -> Bound:
         if args.estimator == EXACT:
             if ORDERED not in self.samplers:
-                raise UserError(f"estimator={EXACT} is the likelihood of sampler={ORDERED}, which this process lacks")
+                raise UserError(
+                    f"estimator={EXACT} is the likelihood of sampler={ORDERED}, which this process lacks; give another "
+                    "estimator, or --posterior exact"
+                )
             return ordered.likelihood(self, denoiser, batch, args)
         return estimate(self, denoiser, batch, num_steps, args, generator=generator)
 

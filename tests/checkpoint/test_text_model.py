@@ -190,3 +190,7 @@ def test_the_exact_likelihood_of_the_ordered_sampler(model: TextModel) -> None:
     assert model.nll([text], estimator="exact", top_k=1).nats == [0.0]
     with pytest.raises(UserError, match="give tokens_per_step"):
         model.nll(SENTENCES[:1], estimator="exact", num_steps=4)
+    with pytest.raises(UserError, match="order is for estimator=exact"):
+        model.nll(SENTENCES[:1], order="margin")
+    with pytest.raises(UserError, match="sampler: no setting of nll; the settings are temperature, "):
+        model.nll(SENTENCES[:1], estimator="exact", sampler="ordered")

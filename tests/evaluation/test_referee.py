@@ -60,7 +60,7 @@ def test_the_table_and_the_picture_show_every_sampler(score, tmp_path: Path) -> 
 
 
 def test_filters_belong_to_the_orders_and_excluded_sentences_are_counted(score) -> None:
-    flags = ["--referee", "--table_orders", "margin", "--table_tokens", 1, "--estimator", "exact", "--table_steps", 8]
+    flags = ["--referee", "--table_orders", "margin", "--table_tokens", 1, "--table_steps", 8]
     _, out, _ = score(*flags, "--top_k", 1)
     assert "infinite (12 of 12)" in out.splitlines()[2] and "±" in out.splitlines()[1]
     warm = json.loads(score(*flags, "--temperature", 2, "--json")[1])["samplers"]
@@ -90,16 +90,17 @@ def test_a_judge_scores_samples_of_each_sampler(score, monkeypatch, tmp_path: Pa
     [
         (["--referee", "--table_orders", "best"], "table_orders=best: 'best' is none of confidence, entropy"),
         (["--referee", "--table_tokens", "0"], "table_tokens=0: each must lie in 1"),
-        (["--referee", "--table_tokens", "a"], "table_tokens=a: must be whole numbers"),
+        (["--referee", "--table_tokens", "a"], "table_tokens=a: must be whole numbers, separated by commas"),
         (["--referee", "--table_steps", "-4"], "table_steps=-4: each must lie in 1"),
-        (["--referee", "--num_steps", 8], "give --table_steps"),
-        (["--referee", "--estimator", "windows"], "chooses estimators"),
+        (["--referee", "--num_steps", 8], "num_steps does not apply to --referee"),
+        (["--referee", "--estimator", "windows"], "estimator, evaluations and target_se do not apply to --referee"),
         (["--referee", "--picture", "p.pdf"], "picture=p.pdf: must end in .png"),
         (["--picture", "p.png"], "picture is for the table of samplers; add --referee"),
         (["--table_steps", 8], "table_steps is for the table of samplers; add --referee"),
-        (["--referee", "--temperature", 2], "temperature is for estimator=exact, not auto; add --estimator exact"),
+        (["--referee", "--order", "margin"], "order does not apply to --referee; give --table_orders margin"),
+        (["--referee", "--tokens_per_step", 2], "give --table_tokens 2"),
         (["--referee", "--posterior", "released"], "has no sampler=ordered"),
-        (["--referee", "--per_sentence", "each.jsonl"], "leave them out"),
+        (["--referee", "--per_sentence", "each.jsonl"], "per_sentence does not apply to --referee"),
         (["--referee", "--judge_model", "nowhere"], "nowhere"),
     ],
 )

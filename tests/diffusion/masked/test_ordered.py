@@ -13,7 +13,7 @@ from diffusion.masked.d3pm import D3pmDiffusion
 from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
 from diffusion.masked.process import MaskedProcess
 from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
-from diffusion.options import ORDERS, BoundArgs, SampleArgs
+from diffusion.options import ORDERS, BoundArgs, SampleArgs, check_exact
 from diffusion.process import Vocabulary
 from diffusion_word_freq import WordFreqArgs
 from tests.conftest import TableDenoiser, all_sentences, text_batch
@@ -289,12 +289,14 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         with pytest.raises(UserError, match=message):
             SampleArgs(**settings)
     for settings, message in [
-        ({"estimator": "windows", "temperature": 0.5}, "temperature is for estimator=exact"),
-        ({"order": "margin"}, "order is for estimator=exact"),
+        ({"estimator": "windows", "temperature": 0.5}, "temperature is for estimator=exact, not windows"),
+        ({"order": "margin"}, "order is for estimator=exact, not auto; add --estimator exact"),
         ({"estimator": "exact", "evaluations": 4}, "draws nothing"),
     ]:
         with pytest.raises(UserError, match=message):
-            BoundArgs(**settings)
+            check_exact(BoundArgs(**settings), 0)
+    with pytest.raises(UserError, match="tokens_per_step=0 must lie in 1"):
+        SampleArgs(sampler="ordered", tokens_per_step=0)
     args = WordFreqArgs(num_steps=4, spindle="released", posterior="released")
     released = ReleasedWordFreqDiffusion(args, COUNTS, Vocabulary(V, MASK))
     with pytest.raises(UserError, match="estimator=exact"):
