@@ -10,35 +10,33 @@ python compute_elbo.py --checkpoint out/demo/checkpoint --data out/demo/corpus/t
     --picture samplers.png
 """
 
+from __future__ import annotations
+
 import json
 import math
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
-
-from checkpoint.folder import load_checkpoint
-from checkpoint.model_parts import ModelParts
-from checkpoint.rounds import Scoring, bound_steps, check_steps
+from checkpoint.requests import check_steps
 from data.column_names import ColumnNames
-from data.corpus import announce, holds_pairs, scored_source
 from data.detokenizers import DETOKENIZERS
-from data.pairs import Layout, tokenize_pairs
-from data.row_formats import ROW_FORMATS, read_rows
-from data.tokenized_text import Text
+from data.options import ROW_FORMATS
 from diffusion.options import BoundArgs, check_exact
-from evaluation import comparable, referee
-from evaluation.likelihood import pick, score_text, without_unsampled
-from evaluation.likelihood_report import format_report
-from evaluation.referee import RefereeArgs
-from utils import distributed, files, hub
-from utils.command_line import FROM_CHECKPOINT, parse, run_script
-from utils.device import pick_device, set_up_cpu
+from evaluation.options import RefereeArgs
+from utils import files, hub, job
+from utils.command_line import FROM_CHECKPOINT, PRECISIONS, parse, run_script
 from utils.errors import UserError, check_choices, check_ranges, require_finite
 from utils.figures import as_json
 from utils.messages import note
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from checkpoint.model_parts import ModelParts
+    from data.tokenized_text import Text
+    from evaluation.referee import Row
 
 MOST_USED = ("checkpoint", "data", "num_steps", "estimator", "limit", "json")
 
@@ -80,9 +78,7 @@ class ElboArgs(ColumnNames):
     limit: int = field(default=0, metadata={"help": "number of sentences to score, drawn with the seed; 0: all"})
     batch_size: int = field(default=64, metadata={"help": "sentences per forward pass; does not change the result"})
     json: bool = field(default=False, metadata={"help": "output of one JSON object and nothing else on stdout"})
-    precision: str = field(
-        default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "precision of the network"}
-    )
+    precision: str = field(default="fp32", metadata={"choices": list(PRECISIONS), "help": "precision of the network"})
     seed: int = field(default=0, metadata={"help": "seed of the draws of xt"})
     per_sentence: str = field(
         default="",
@@ -110,6 +106,14 @@ def main() -> None:
     args, bound_args, referee_args = parse(kinds, __doc__, most_used=MOST_USED, without_effect=FROM_CHECKPOINT)
     check_together(args, bound_args, referee_args)
     hub.quiet_libraries()
+    # imported here, since --help and refused settings need no torch
+    from checkpoint.folder import load_checkpoint
+    from checkpoint.rounds import Scoring, bound_steps
+    from evaluation import referee
+    from evaluation.likelihood import pick, score_text
+    from utils import distributed
+    from utils.device import pick_device, set_up_cpu
+
     set_up_cpu(args.threads)
     device = pick_device(args.device)
     with distributed.process_group(device):
@@ -138,7 +142,7 @@ def main() -> None:
             found = score_text(model, text, chosen, scoring)
     if referee_args.referee:
         print_table(args, referee_args, rows, notes_of(model, text, notes))
-    elif distributed.rank() == 0:
+    elif job.rank() == 0:
         print_report(args, model, text, found.report(), notes)
         if args.per_sentence:
             write_sentences(Path(args.per_sentence), chosen.tolist(), found.sentence_nats)
@@ -150,6 +154,9 @@ def drawable(args: ElboArgs, model: ModelParts, text: Text, chosen: np.ndarray) 
     Raises:
         UserError: if there are none.
     """
+    from evaluation import comparable
+    from evaluation.likelihood import without_unsampled
+
     kept = without_unsampled(model, text, chosen)
     if not len(kept):
         raise UserError(f"{args.data}: every sentence contains [UNK], which is never sampled; score other text")
@@ -178,7 +185,7 @@ def check_together(args: ElboArgs, bound: BoundArgs, table: RefereeArgs) -> None
         for name in ("per_sentence", "num_steps", "eval_step_size"):
             if getattr(args, name):
                 raise UserError(f"{name} does not apply to --referee; leave it out (--table_steps sets the steps)")
-        distributed.require_single("compute_elbo.py --referee")
+        job.require_single("compute_elbo.py --referee")
     for name, path in (("per_sentence", args.per_sentence), ("picture", table.picture)):
         if path:
             files.require_writable(name, Path(path))
@@ -199,6 +206,8 @@ def print_report(args: ElboArgs, model: ModelParts, text: Text, report: dict, fu
     Raises:
         UserError: if a figure is not finite.
     """
+    from evaluation.likelihood_report import format_report
+
     require_finite(report, remedy(args, model))
     notes = notes_of(model, text, further)
     if not model.process.is_bound:
@@ -209,6 +218,9 @@ def print_report(args: ElboArgs, model: ModelParts, text: Text, report: dict, fu
 
 def notes_of(model: ModelParts, text: Text, further: list[str]) -> list[str]:
     """Return the notes on the validity of a report, and print them."""
+    from data.corpus import announce
+    from evaluation import comparable
+
     announce({"scored": text.source})
     notes = [*([text.cuts] if text.cuts else []), *comparable.comparability_notes(model, text), *further]
     for sentence in notes:
@@ -216,8 +228,10 @@ def notes_of(model: ModelParts, text: Text, further: list[str]) -> list[str]:
     return notes
 
 
-def print_table(args: ElboArgs, table: RefereeArgs, rows: list[referee.Row], notes: list[str]) -> None:
+def print_table(args: ElboArgs, table: RefereeArgs, rows: list[Row], notes: list[str]) -> None:
     """Print the table of all samplers, and draw it."""
+    from evaluation import referee
+
     if args.json:
         print(as_json({"samplers": rows, "notes": notes}))
     else:
@@ -246,6 +260,10 @@ def text_to_score(args: ElboArgs, model: ModelParts) -> Text:
     Raises:
         UserError: if args.data holds the other kind.
     """
+    from data.corpus import holds_pairs, scored_source
+    from data.pairs import Layout, tokenize_pairs
+    from data.row_formats import read_rows
+
     source = scored_source(args.data, args.column_names)
     if holds_pairs(source) != (model.pairs is not None):
         kinds = ("pairs", "text") if model.pairs else ("text", "pairs")

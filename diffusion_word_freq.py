@@ -13,7 +13,6 @@ al. 2021, arXiv 2107.03006).
 """
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
@@ -23,73 +22,9 @@ from data.word_counts import information
 from diffusion.draws import WHOLE, Share, stratified_timesteps
 from diffusion.masked.prediction import Prediction
 from diffusion.masked.process import MaskedProcess
-from diffusion.options import ORDERED, ProcessArgs, step_windows
+from diffusion.options import ORDERED, step_windows
 from diffusion.process import Denoiser, Loss, Vocabulary
-from utils.errors import UserError, check_choices
-
-
-@dataclass(frozen=True)
-class WordFreqArgs(ProcessArgs):
-    """Settings of the process, saved with the checkpoint; sampling and evaluation read them from there."""
-
-    num_steps: int = field(
-        default=2048, metadata={"aliases": ["--diffusion_steps"], "help": "number of forward steps T"}
-    )
-    schedule: str = field(
-        default="mutual",
-        metadata={"aliases": ["--noise_schedule"], "choices": ["mutual", "cosine", "linear"], "help": "base schedule"},
-    )
-    spindle: str = field(
-        default="paper",
-        metadata={
-            "choices": ["paper", "released", "none"],
-            "help": "informativeness: paper, released, none",
-        },
-    )
-    word_freq_lambda: float = field(default=0.3, metadata={"help": "amplitude of the spindle, lambda of Eq. 11"})
-    posterior: str = field(
-        default="exact",
-        metadata={
-            "choices": ["exact", "released"],
-            "help": "posterior: exact (Bayes) or released",
-        },
-    )
-    loss_weighting: str = field(
-        default="elbo",
-        metadata={
-            "choices": ["elbo", "uniform"],
-            "help": "loss weights: elbo (exact) or uniform",
-        },
-    )
-    hybrid_lambda: float = field(default=0.0, metadata={"help": "auxiliary loss weight (released: 0.01)"})
-
-    @property
-    def time_period(self) -> int:
-        """Return T; see ProcessArgs."""
-        return self.num_steps
-
-    def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
-        """See ProcessArgs."""
-        if (self.posterior, self.loss_weighting) == ("released", "uniform"):
-            raise UserError(
-                "posterior=released excludes loss_weighting=uniform; add its cross-entropy term with --hybrid_lambda"
-            )
-        if self.posterior == "released" and fused_loss:
-            raise UserError(
-                "fused_loss=true excludes posterior=released, whose loss needs all logits at once; leave it out"
-            )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if not isinstance(self.num_steps, int) or not 1 <= self.num_steps <= 1_000_000:
-            raise UserError(f"num_steps={self.num_steps} (T) must lie in 1..1000000")
-        if self.schedule == "linear" and self.num_steps > 10_000:
-            raise UserError(f"num_steps={self.num_steps}: schedule=linear underflows beyond 10000 steps; use mutual")
-        if not 0 <= self.word_freq_lambda <= 10:
-            raise UserError(f"word_freq_lambda={self.word_freq_lambda} must lie in [0, 10]; 0 switches the spindle off")
-        if not 0 <= self.hybrid_lambda < math.inf:
-            raise UserError(f"hybrid_lambda={self.hybrid_lambda} must be 0 or more")
-
+from diffusion.process_options import WordFreqArgs
 
 # ---- schedule (Eqs. 9-12) --------------------------------------------------------------------------------------------
 
@@ -372,7 +307,8 @@ class WordFreqDiffusion(MaskedProcess):
         xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         on_bound = self.args.loss_weighting == "elbo"
         kl, cross_entropy = self.token_terms(denoiser, batch, xt, t - 1, t, with_kl=on_bound)
-        mean_mask_rate = 1 - self.schedule.base[1:].mean()
-        total = self.num_steps * kl.sum() if on_bound else cross_entropy.sum() / mean_mask_rate
+        weight = share.density.step_weight(t, self.num_steps)[:, None]
+        mean_mask_rate = 1 - share.density.step_mean(self.schedule.base[1:])
+        total = self.num_steps * (weight * kl).sum() if on_bound else cross_entropy.sum() / mean_mask_rate
         total = total + self.args.hybrid_lambda * self.num_steps * cross_entropy.sum()
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": cross_entropy.detach().sum() / mean_mask_rate})

@@ -7,38 +7,44 @@ python main.py --train_data conditional_data/qqp --output_dir out/qqp     # pair
 torchrun --nproc_per_node 4 main.py ...
 """
 
+from __future__ import annotations
+
 import contextlib
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from checkpoint.model_parts import ModelParts
-from data.splits import say_what_was_read
-from data.tokenized_text import Text
-from diffusion_word_freq import WordFreqDiffusion
-from evaluation.spindle_report import spindle_report
-from training import resume
-from training.bookkeeper import Bookkeeper
 from training.clock import StopRequest
 from training.config import TrainConfig
-from training.curve import draw_curve
-from training.outcome import Figures, closing_message
-from training.output_folder import exclusive_access
-from training.plan import Plan
-from training.precision import choose_precision
-from training.setup import identities, legacy_identities, open_batches, prepare
-from training.step import TrainStep
-from utils import distributed, files, hub
+from utils import files, hub, job
 from utils.command_line import run_script
-from utils.device import pick_device, set_up_cpu
 from utils.messages import say
+
+if TYPE_CHECKING:
+    import torch
+
+    from checkpoint.model_parts import ModelParts
+    from data.tokenized_text import Text
+    from training.plan import Plan
+    from training.resume import Start
 
 
 def main() -> None:
     """Read the settings, find the state of the run, build the model and train it."""
     config = TrainConfig.parse(__doc__)
     hub.quiet_libraries()
+    # imported here, since --help and refused settings need no torch
+    from data.splits import say_what_was_read
+    from diffusion_word_freq import WordFreqDiffusion
+    from evaluation.spindle_report import spindle_report
+    from training import resume
+    from training.output_folder import exclusive_access
+    from training.plan import Plan
+    from training.precision import choose_precision
+    from training.setup import identities, legacy_identities, prepare
+    from utils import distributed
+    from utils.device import pick_device, set_up_cpu
+
     set_up_cpu(config.run.threads)
     device = pick_device(config.run.device)
     with distributed.process_group(device):
@@ -69,6 +75,10 @@ def train(
     config: TrainConfig, model: ModelParts, train_text: Text, valid_text: Text, device: torch.device, plan: Plan
 ) -> None:
     """Train until the last step, the time limit or a stop signal; log, evaluate and save on the way."""
+    from training.bookkeeper import Bookkeeper
+    from training.setup import open_batches
+    from training.step import TrainStep
+
     trainer = TrainStep(model, config, device, plan.parts, plan.precision.name)
     if plan.start.path:
         trainer.learner.restore(plan.start.path, plan.start.facts)
@@ -93,10 +103,13 @@ def train(
                 return
 
 
-def report_finished(config: TrainConfig, start: resume.Start) -> None:
+def report_finished(config: TrainConfig, start: Start) -> None:
     """Print the output of a finished run, and draw its curve if curve.png is missing."""
+    from training.curve import draw_curve
+    from training.outcome import Figures, closing_message
+
     output = Path(config.run.output_dir)
-    if distributed.rank() == 0 and not (output / "curve.png").exists():
+    if job.rank() == 0 and not (output / "curve.png").exists():
         with contextlib.suppress(Exception):  # a failed plot must not fail the run
             draw_curve(output / "log.jsonl", output / "curve.png")
     say(f"{output}: this run is done, {start.step:,} steps; for more of them: --resume true --max_steps N\n")

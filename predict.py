@@ -7,30 +7,24 @@ python predict.py --checkpoint out/demo/checkpoint --film film.html
 python predict.py --checkpoint out/wrapped/checkpoint --semi_ar true --stride_length 128 --num_strides 14
 """
 
+from __future__ import annotations
+
 import json
 import sys
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import Tensor
-
-from checkpoint.film import film
-from checkpoint.folder import load_checkpoint
-from checkpoint.model_parts import ModelParts
-from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stream_of
-from diffusion import infilling
-from diffusion.options import ORDERED, SampleArgs
-from diffusion.semi_autoregressive import SemiArArgs
-from evaluation import comparable
-from utils import distributed, files, hub
-from utils.command_line import FROM_CHECKPOINT, parse, run_script
-from utils.device import pick_device, set_up_cpu
+from checkpoint.requests import SampleRequest
+from diffusion.options import ORDERED, SampleArgs, SemiArArgs
+from utils import files, hub, job
+from utils.command_line import FROM_CHECKPOINT, PRECISIONS, parse, run_script
 from utils.errors import UserError
 from utils.film_file import check_film, save_film
 from utils.messages import note
-from utils.screen import BRIGHT, DIM, PLAIN, Screen, Span
+
+if TYPE_CHECKING:
+    from checkpoint.model_parts import ModelParts
 
 FORMATS = (".txt", ".jsonl")
 MOST_USED = ("checkpoint", "num_samples", "infill", "film", "output", "num_steps", "temperature")
@@ -81,9 +75,7 @@ class PredictArgs:
     )
     batch_size: int = field(default=64, metadata={"help": "sentences per forward pass; does not change the samples"})
     posterior: str = field(default="", metadata={"help": "posterior: exact or released; default: the checkpoint's"})
-    precision: str = field(
-        default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "precision of the network"}
-    )
+    precision: str = field(default="fp32", metadata={"choices": list(PRECISIONS), "help": "precision of the network"})
     seed: int = field(default=0, metadata={"help": "seed of the samples; equal seeds give equal samples"})
     threads: int = field(default=0, metadata={"help": "CPU threads; 0: torch's default"})
     device: str = field(default="auto", metadata={"help": "device: auto, cpu, cuda, cuda:N or mps"})
@@ -114,8 +106,14 @@ def main() -> None:
     args, sampling, semi_ar = parse(
         [PredictArgs, SampleArgs, SemiArArgs], __doc__, most_used=MOST_USED, without_effect=WITHOUT_EFFECT
     )
-    distributed.require_single("predict.py")
+    job.require_single("predict.py")
     hub.quiet_libraries()
+    # imported here, since --help and refused settings need no torch
+    from checkpoint.display import show
+    from checkpoint.folder import load_checkpoint
+    from checkpoint.sampling import decode, sample_rows
+    from utils.device import pick_device, set_up_cpu
+
     if args.output:
         files.require_writable("output", Path(args.output))
     set_up_cpu(args.threads)
@@ -127,7 +125,7 @@ def main() -> None:
         check_semi_ar(model, args)
     print_notes(model, args, sampling)
     if args.show:
-        show(model, args, sampling)
+        show(model, args.request, sampling)
     elif args.film:
         write_film(model, args, sampling)
     else:
@@ -136,6 +134,9 @@ def main() -> None:
 
 def print_notes(model: ModelParts, args: PredictArgs, sampling: SampleArgs) -> None:
     """Print notes on the limits of these samples to stderr."""
+    from diffusion import infilling
+    from evaluation import comparable
+
     text = infilling.parse_infill(model.tokenizer, args.infill).ids if args.infill else []
     unknown = text.count(model.tokenizer.unk_token_id)
     comparable.warn_if_longer_than_trained(model, len(text) or args.length)
@@ -180,70 +181,12 @@ def write(texts: list[str], output: str) -> None:
 
 def write_film(model: ModelParts, args: PredictArgs, sampling: SampleArgs) -> None:
     """Sample and write the film; print where it is."""
+    from checkpoint.film import film
+
     films = film(model, args.request, sampling)
     save_film(Path(args.film), films, model.process_name)
     texts = "1 text" if len(films) == 1 else f"{len(films)} texts"
     print(f"film of {texts} written to {args.film}; open it in a browser", file=sys.stderr)
-
-
-# ---- show ------------------------------------------------------------------------------------------------------------
-
-
-def show(model: ModelParts, args: PredictArgs, sampling: SampleArgs) -> None:
-    """Display each sample during denoising, with the number of forward passes."""
-    screen = Screen(sys.stdout)
-    for number in range(args.num_samples):
-        display = SampleDisplay(model, args, screen, number)
-        with screen.text():
-            if screen.live:
-                display.frame(display.row)
-            (row,) = sample_rows(model, args.request, sampling, display.on_step, numbers=[number])
-            display.frame(row, last=True)
-
-
-class SampleDisplay:
-    """Display of one sample: masks are dots, newly revealed tokens bright, other tokens plain.
-
-    In the last frame only tokens filled into a given text are bright.
-    """
-
-    def __init__(self, model: ModelParts, args: PredictArgs, screen: Screen, number: int) -> None:
-        """Draw the blank row of the sample."""
-        self.model, self.screen, self.forwards = model, screen, 0
-        self.name = f"{number + 1:>{len(str(args.num_samples))}}: " if args.num_samples > 1 else ""
-        self.filled = bool(args.infill)
-        self.row, self.targets = blank(model, args.request, stream_of(args.request, number))
-
-    def on_step(self, finished: Tensor, xt: Tensor) -> None:
-        """Display the row after a forward pass, as a StepCallback."""
-        self.forwards += 1
-        self.frame(xt[0].cpu())
-
-    def frame(self, row: Tensor, *, last: bool = False) -> None:
-        """Display a row, int64 [L]."""
-        masked = row == self.model.tokenizer.mask_token_id
-        fresh = self.targets & self.filled if last else row != self.row
-        styles = [
-            DIM if is_masked else BRIGHT if is_fresh else PLAIN
-            for is_masked, is_fresh in zip(masked.tolist(), fresh.tolist(), strict=True)
-        ]
-        self.row = row.clone()
-        self.screen.frame(f"{self.name}{self.forwards:>5}  ", self.styled(row, styles), last=last)
-
-    def styled(self, row: Tensor, styles: list[str]) -> list[Span]:
-        """Return the text of a row as runs of equal style."""
-        if self.model.causal and not self.filled:  # tokens not yet generated are not shown as gaps
-            row = row[: int((row != self.model.tokenizer.mask_token_id).long().cumprod(0).sum())]
-        text, end, runs = self.text(row), row.new_tensor([self.model.tokenizer.sep_token_id]), []
-        changes = [i for i in range(1, len(row)) if styles[i] != styles[i - 1]]
-        cuts = [min(len(self.text(torch.cat([row[:i], end]))), len(text)) for i in changes]
-        for i, begin, stop in zip([0, *changes], [0, *cuts], [*cuts, len(text)], strict=True):
-            runs.append((text[begin:stop], styles[i]))
-        return runs
-
-    def text(self, row: Tensor) -> str:
-        """Return the text of a row, with a dot for each [MASK]."""
-        return decode(self.model, row).replace(self.model.tokenizer.mask_token, "·")
 
 
 if __name__ == "__main__":

@@ -4,29 +4,26 @@ python predict_downstream_condition.py --checkpoint out/qqp/checkpoint --data co
     --mbr_size 10 --num_steps 200 --output out/qqp/predictions.jsonl
 """
 
+from __future__ import annotations
+
 import shlex
 import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import numpy as np
 from tqdm import tqdm
 
-from checkpoint.candidates import CandidateRequest, draw_candidates
-from checkpoint.folder import find_checkpoint, load_checkpoint
-from checkpoint.minimum_bayes_risk import mbr_select
-from checkpoint.model_parts import ModelParts
+from checkpoint.requests import CandidateRequest
 from data.column_names import ColumnNames
-from data.corpus import announce, holds_pairs, read_sentences, scored_source, training_source
-from data.tokenizers import respell
 from diffusion.options import ORDERED, SampleArgs, reverse_steps
-from evaluation.predictions import Journal, fingerprint_of, lock_output, write_diffuseq, write_predictions
-from modular_prompts.target_window import with_saved_prompt
-from utils import distributed, files, hub
-from utils.command_line import FROM_CHECKPOINT, parse, run_script
-from utils.device import pick_device, set_up_cpu
+from utils import files, hub, job
+from utils.command_line import FROM_CHECKPOINT, PRECISIONS, parse, run_script
 from utils.errors import UserError, check_ranges
+
+if TYPE_CHECKING:
+    from checkpoint.model_parts import ModelParts
+    from evaluation.predictions import Journal
 
 MOST_USED = ("checkpoint", "data", "output", "mbr_size", "num_steps", "limit")
 WITHOUT_EFFECT = {**FROM_CHECKPOINT, "--seq_len": "the checkpoint sets the width of the target window"}
@@ -70,9 +67,7 @@ class DownstreamArgs(ColumnNames):
     shuffle_sources: bool = field(
         default=False, metadata={"help": "control: predict each target from another pair's source"}
     )
-    precision: str = field(
-        default="fp32", metadata={"choices": ["auto", "fp32", "bf16", "fp16"], "help": "precision of the network"}
-    )
+    precision: str = field(default="fp32", metadata={"choices": list(PRECISIONS), "help": "precision of the network"})
     seed: int = field(
         default=0, metadata={"help": "random seed; candidate j equals that of --seed SEED+j --mbr_size 1"}
     )
@@ -110,8 +105,14 @@ def main() -> None:
     """Load the model and the pairs, predict every source, write and show the predictions."""
     args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, most_used=MOST_USED, without_effect=WITHOUT_EFFECT)
     sampling.warn()
-    distributed.require_single("predict_downstream_condition.py")
+    job.require_single("predict_downstream_condition.py")
     hub.quiet_libraries()
+    # imported here, since --help and refused settings need no torch
+    from checkpoint.folder import find_checkpoint, load_checkpoint
+    from evaluation.predictions import Journal, fingerprint_of, lock_output
+    from modular_prompts.target_window import with_saved_prompt
+    from utils.device import pick_device, set_up_cpu
+
     output = Path(args.output)
     files.require_writable("output", output)
     if output.exists() and files.local_path(args.data).exists() and output.samefile(files.local_path(args.data)):
@@ -145,6 +146,8 @@ def main() -> None:
 
 def predict_and_write(task: Task, journal: Journal) -> list[dict]:
     """Predict all sources, write the output files and remove the journal; return the records."""
+    from evaluation.predictions import write_diffuseq, write_predictions
+
     predict(task, journal)
     records, output = journal.finish(len(task.sources)), Path(task.args.output)
     write_predictions(output, records)
@@ -190,6 +193,8 @@ def read_pairs(args: DownstreamArgs) -> tuple[list[str], list[str]]:
     Raises:
         UserError: if the data hold no pairs, are malformed, or are a folder without test and validation data.
     """
+    from data.corpus import announce, holds_pairs, read_sentences, scored_source, training_source
+
     names = args.column_names
     source = scored_source(args.data, names)
     if not files.local_path(args.data).is_file() and source == training_source(args.data, names):
@@ -212,6 +217,8 @@ def read_pairs(args: DownstreamArgs) -> tuple[list[str], list[str]]:
 
 def derangement(n: int, seed: int) -> list[int]:
     """Return a permutation of 0..n-1 without a fixed point: one random cycle."""
+    import numpy as np
+
     ring = np.random.default_rng(seed).permutation(n)
     following = np.empty(n, dtype=int)
     following[ring] = np.roll(ring, 1)
@@ -220,6 +227,10 @@ def derangement(n: int, seed: int) -> list[int]:
 
 def predict(task: Task, journal: Journal) -> None:
     """Draw candidates and choose one for each source that the journal lacks; add its record when complete."""
+    from checkpoint.candidates import draw_candidates
+    from checkpoint.minimum_bayes_risk import mbr_select
+    from data.tokenizers import respell
+
     model, sources = task.model, task.sources
     spelled = respell(model.tokenizer, sources), respell(model.tokenizer, task.references)
     todo = [i for i in range(len(sources)) if i not in journal.records]

@@ -3,28 +3,27 @@
 python word_freq.py --train_data lm1b --tokenizer bert-base-uncased --output word_freq.json
 """
 
+from __future__ import annotations
+
 import shlex
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import ClassVar
-
-import numpy as np
-import torch
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, ClassVar
 
 from data.column_names import ColumnNames
-from data.corpus import Source, announce, holds_pairs, read_records, training_source
 from data.detokenizers import DETOKENIZERS, detokenize
-from data.tokenized_text import tokenize_in_memory
-from data.tokenizers import load_tokenizer, vocabulary_size
-from data.word_counts import count_corpus, write_word_freq
-from diffusion_word_freq import SpindleSchedule, WordFreqArgs
-from evaluation.spindle_report import SAMPLE, spindle_report
-from utils import distributed, hub
+from diffusion.process_options import WordFreqArgs
+from utils import hub, job
 from utils.command_line import parse, run_script
 from utils.errors import UserError, check_choices
 from utils.files import require_writable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    from data.corpus import Source
 
 LONGEST = 126
 """Tokens of a sentence in the spindle's report: main.py's default --max_length without [CLS] and [SEP]."""
@@ -57,8 +56,16 @@ class WordFreqFileArgs(ColumnNames):
 def main() -> None:
     """Count the corpus in one pass on all cores, and write the counts."""
     (args,) = parse([WordFreqFileArgs], __doc__)
-    distributed.require_single("word_freq.py")
+    job.require_single("word_freq.py")
     hub.quiet_libraries()
+    # imported here, since --help and refused settings need no torch
+    import numpy as np
+    import torch
+
+    from data.corpus import announce, holds_pairs, training_source
+    from data.tokenizers import load_tokenizer, vocabulary_size
+    from data.word_counts import count_corpus, write_word_freq
+
     require_writable("output", Path(args.output))
     tokenizer = load_tokenizer(args.tokenizer)
     source = training_source(args.train_data, args.column_names)
@@ -94,6 +101,13 @@ def describe_spindle(
     source: Source, tokenizer: PreTrainedTokenizerBase, counts: np.ndarray, detokenizer: str = "none"
 ) -> str:
     """Return the default spindle's report on the first sentences of the corpus."""
+    import torch
+
+    from data.corpus import read_records
+    from data.tokenized_text import tokenize_in_memory
+    from diffusion_word_freq import SpindleSchedule
+    from evaluation.spindle_report import SAMPLE, spindle_report
+
     schedule = SpindleSchedule(WordFreqArgs(), torch.from_numpy(counts))
     first = ((detokenize(text, detokenizer), at) for text, at in islice(read_records(source), SAMPLE))
     text = tokenize_in_memory(first, source, tokenizer, LONGEST)

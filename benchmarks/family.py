@@ -29,14 +29,14 @@ from benchmarks import variants
 from benchmarks.speed import ratios, seconds
 from benchmarks.variants import MASK, Step, text, trained
 from data.batch import Batch
-from diffusion.autoregressive import Autoregressive, AutoregressiveArgs
-from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
-from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
-from diffusion.masked.sedd import SeddArgs, SeddDiffusion
+from diffusion.autoregressive import Autoregressive
+from diffusion.masked.d3pm import D3pmDiffusion
+from diffusion.masked.mdlm import MdlmDiffusion
+from diffusion.masked.sedd import SeddDiffusion
 from diffusion.options import SampleArgs
 from diffusion.process import Process, Vocabulary
+from diffusion.process_options import AutoregressiveArgs, D3pmArgs, MdlmArgs, ScoreArgs, SeddArgs
 from diffusion.score.process import ScoreDiffusion
-from diffusion.score.transitions import ScoreArgs
 from diffusion.semi_autoregressive import write
 from models.bert import BertDenoiser
 from models.score_denoiser import ScoreDenoiser

@@ -21,7 +21,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 from data.batch import Batch
 from diffusion.process import Vocabulary
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion.process_options import WordFreqArgs
+from diffusion_word_freq import WordFreqDiffusion
 from models.bert import BertDenoiser
 from models.lora import add_lora
 from utils.device import autocast, pick_precision

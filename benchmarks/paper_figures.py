@@ -25,13 +25,15 @@ from tqdm import tqdm
 
 from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import ModelParts
-from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stack, stream_of
+from checkpoint.requests import SampleRequest
+from checkpoint.sampling import blank, decode, sample_rows, stack, stream_of
 from data.corpus import read_sentences, scored_source
 from data.plain_text import encode
 from data.tokenizers import respell
 from diffusion.masked.row_clocks import RowClocks
 from diffusion.options import SampleArgs
-from diffusion_word_freq import SpindleSchedule, WordFreqArgs
+from diffusion.process_options import WordFreqArgs
+from diffusion_word_freq import SpindleSchedule
 from evaluation import text_metrics
 from training.run_log import read_log
 from utils import hub

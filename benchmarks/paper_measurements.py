@@ -11,8 +11,9 @@ from benchmarks.pretrained_table import read_json
 from benchmarks.variants import Counted
 from checkpoint.folder import find_checkpoint, load_checkpoint
 from checkpoint.model_parts import ModelParts
+from checkpoint.requests import SampleRequest
 from checkpoint.rounds import Scoring
-from checkpoint.sampling import SampleRequest, decode, sample_rows
+from checkpoint.sampling import decode, sample_rows
 from data.sources import fingerprint, scored_source
 from data.tokenized_text import Text
 from diffusion.options import BoundArgs, SampleArgs

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from benchmarks.variants import Counted
 from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import ModelParts
+from checkpoint.requests import SampleRequest
 from checkpoint.rounds import Scoring
-from checkpoint.sampling import SampleRequest, decode, sample_rows
+from checkpoint.sampling import decode, sample_rows
 from data.corpus import find_source, read_sentences
 from data.tokenized_text import tokenize
 from diffusion.options import BoundArgs, SampleArgs

@@ -32,10 +32,10 @@ from checkpoint.model_parts import ModelParts, build_process
 from data.batch import Batch
 from data.batching import batch_indices
 from data.corpus import find_source
-from data.splits import DataArgs
+from data.options import DataArgs
 from data.tokenized_text import tokenize
 from diffusion.options import BoundArgs, SampleArgs
-from diffusion_word_freq import WordFreqArgs
+from diffusion.process_options import WordFreqArgs
 from models.bert import BertDenoiser
 from models.packing import next_fit
 

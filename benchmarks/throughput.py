@@ -23,7 +23,7 @@ from data.batch import Batch
 from diffusion.options import SampleArgs
 from models.attention import fit_to_device
 from models.bert import BertDenoiser
-from models.networks import NetworkArgs
+from models.options import NetworkArgs
 from utils.device import autocast, pick_device, set_up_cpu
 
 

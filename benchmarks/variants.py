@@ -13,11 +13,12 @@ from transformers import BertConfig, BertForMaskedLM
 from benchmarks import matrix_formulation
 from data.batch import Batch
 from data.batching import batch_indices
-from data.splits import DataArgs
+from data.options import DataArgs
 from diffusion.draws import stratified_timesteps
 from diffusion.options import SampleArgs, step_windows
 from diffusion.process import Vocabulary
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion.process_options import WordFreqArgs
+from diffusion_word_freq import WordFreqDiffusion
 from models.bert import BertDenoiser
 
 MASK, FIRST = 103, 1000

@@ -22,7 +22,8 @@ from torch import Tensor, nn  # noqa: E402
 from data.batch import Batch  # noqa: E402
 from diffusion.options import BoundArgs  # noqa: E402
 from diffusion.process import Vocabulary  # noqa: E402
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion  # noqa: E402
+from diffusion.process_options import WordFreqArgs  # noqa: E402
+from diffusion_word_freq import WordFreqDiffusion  # noqa: E402
 
 SIZE = 12
 

@@ -19,7 +19,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from models.lora import adapter_weights, base_weights, default_settings, inject
-from models.networks import MOST_RANK, load_network
+from models.networks import load_network
+from models.options import MOST_RANK
 from models.pretrained import read_config, require_finite_weights
 from utils.errors import UserError, shown
 from utils.files import local_path, open_regular, read_text

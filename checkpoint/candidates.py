@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,29 +9,13 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from checkpoint.model_parts import ModelParts
+from checkpoint.requests import CandidateRequest
 from data.pairs import Layout, source_ids, target_text
 from diffusion.draws import sentence_seed
 from diffusion.options import SampleArgs
 from diffusion.process import StepCallback
-from utils.errors import check_ranges
 
 BATCHES_PER_CALL = 64  # many, since the sampler refills its batch until its rows run out
-
-
-@dataclass(frozen=True)
-class CandidateRequest:
-    """Number of candidates of each source, and the seed."""
-
-    mbr_size: int = 3
-    """Candidates per source."""
-    seed: int = 0
-    """Candidate j equals that of seed + j alone."""
-    batch_size: int = 64
-    """Candidates per batch; does not change them."""
-
-    def __post_init__(self) -> None:
-        # the cost of minimum Bayes risk is quadratic in mbr_size
-        check_ranges(self, mbr_size=(1, 1000), batch_size=(1, 10**7), seed=(0, 2**63 - 1))
 
 
 def draw_candidates(

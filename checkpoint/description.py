@@ -8,11 +8,11 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from checkpoint.model_parts import PROCESSES, ModelParts, process_name_of
+from data.options import TextFormat
 from data.pairs import PairFormat
-from data.row_formats import TextFormat
 from data.word_counts import MOST_COUNT
-from diffusion.options import ProcessArgs
 from diffusion.process import Process
+from diffusion.process_options import ProcessArgs
 from models.denoiser import NetworkDenoiser
 from utils.errors import UserError, shown
 from utils.files import read_text

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from checkpoint.model_parts import ModelParts
-from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stream_of
+from checkpoint.requests import SampleRequest
+from checkpoint.sampling import blank, decode, sample_rows, stream_of
 from data.tokenizers import text_of
 from data.word_counts import information
 from diffusion.options import SampleArgs

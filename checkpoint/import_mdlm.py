@@ -9,24 +9,22 @@ python -m checkpoint.import_mdlm --source sedd.ckpt --tokenizer gpt2 --process s
     --output_dir out
 """
 
+from __future__ import annotations
+
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
-from checkpoint.folder import save_checkpoint
-from checkpoint.model_parts import PROCESSES, ModelParts, build_process
-from checkpoint.released_mdlm import network_of, read_weights
-from data.row_formats import ROW_FORMATS, TextFormat
-from data.tokenizer_checks import check_tokenizer
-from data.tokenizers import load_tokenizer, read_tokenizer, vocabulary_size
-from models.factory import make_denoiser
-from utils import distributed, files, hub
+from data.options import ROW_FORMATS, TextFormat
+from utils import files, hub, job
 from utils.command_line import parse, run_script
 from utils.errors import UserError, check_choices, check_ranges
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+    from checkpoint.model_parts import ModelParts
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,11 @@ class ImportArgs:
 def main() -> None:
     """Convert the checkpoint and print the next command."""
     (args,) = parse([ImportArgs], __doc__)
-    distributed.require_single("checkpoint.import_mdlm")
+    job.require_single("checkpoint.import_mdlm")
     hub.quiet_libraries()
+    # imported here, since --help and refused settings need no torch
+    from checkpoint.folder import save_checkpoint
+
     output, source = Path(args.output_dir), files.local_path(args.source)
     files.require_writable("output_dir", output, folder=True)
     if output.exists() and any(output.iterdir()):
@@ -85,6 +86,13 @@ def convert(source: Path, args: ImportArgs) -> ModelParts:
     Raises:
         UserError: if the weights cannot be read, or do not fit the process or the tokenizer.
     """
+    import torch
+
+    from checkpoint.model_parts import PROCESSES, ModelParts, build_process
+    from checkpoint.released_mdlm import network_of, read_weights
+    from data.tokenizers import vocabulary_size
+    from models.factory import make_denoiser
+
     network = network_of(
         read_weights(source, averaged=args.averaged), model_length=args.max_length, n_heads=args.n_heads
     )
@@ -125,6 +133,9 @@ def open_tokenizer(name: str) -> PreTrainedTokenizerBase:
     Raises:
         UserError: if it cannot be read, or has no end of text.
     """
+    from data.tokenizer_checks import check_tokenizer
+    from data.tokenizers import load_tokenizer, read_tokenizer
+
     try:
         return load_tokenizer(name)
     except UserError as error:

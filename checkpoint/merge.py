@@ -5,21 +5,21 @@ python -m checkpoint.merge out/lora/checkpoint out/merged
 The new folder holds W + (alpha / r) B A as an ordinary checkpoint, as after a training with --merge_lora true.
 """
 
+from __future__ import annotations
+
 import shlex
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-
-from checkpoint.folder import load_checkpoint, save_checkpoint
-from checkpoint.model_card import sample_command
-from checkpoint.model_parts import ModelParts
-from utils import distributed, hub
+from utils import hub, job
 from utils.command_line import parse, run_script, with_flags
 from utils.errors import UserError
 from utils.files import local_path
+
+if TYPE_CHECKING:
+    from checkpoint.model_parts import ModelParts
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ def main() -> None:
     """Merge and print what to type next."""
     names = ("checkpoint", "output")
     (args,) = parse([MergeArgs], __doc__, most_used=names, argv=with_flags(sys.argv[1:], names))
-    distributed.require_single("checkpoint.merge")
+    job.require_single("checkpoint.merge")
     hub.quiet_libraries()
+    from checkpoint.model_card import sample_command
+
     model = merge(args.checkpoint, output := local_path(args.output))
     print(f"written to {output}\nnext: {sample_command(model, shlex.quote(str(output)))}")
 
@@ -48,6 +50,10 @@ def merge(name: str | Path, output: Path) -> ModelParts:
     Raises:
         UserError: if the checkpoint has no adapters, or the folder exists.
     """
+    import torch
+
+    from checkpoint.folder import load_checkpoint, save_checkpoint
+
     if output.exists():
         raise UserError(f"output={output}: it exists; give a new folder")
     model = load_checkpoint(name, torch.device("cpu"))

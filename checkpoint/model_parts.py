@@ -8,18 +8,25 @@ from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from checkpoint.adapter import Base
+from data.options import TextFormat
 from data.pairs import PairFormat
-from data.row_formats import TextFormat
-from diffusion.autoregressive import Autoregressive, AutoregressiveArgs
-from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
-from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
-from diffusion.masked.sedd import SeddArgs, SeddDiffusion
+from diffusion.autoregressive import Autoregressive
+from diffusion.masked.d3pm import D3pmDiffusion
+from diffusion.masked.mdlm import MdlmDiffusion
+from diffusion.masked.sedd import SeddDiffusion
 from diffusion.masked.word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
-from diffusion.options import ProcessArgs
 from diffusion.process import Process, Vocabulary
+from diffusion.process_options import (
+    AutoregressiveArgs,
+    D3pmArgs,
+    MdlmArgs,
+    ProcessArgs,
+    ScoreArgs,
+    SeddArgs,
+    WordFreqArgs,
+)
 from diffusion.score.process import ScoreDiffusion
-from diffusion.score.transitions import ScoreArgs
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion_word_freq import WordFreqDiffusion
 from models.apart import compute_apart
 from models.denoiser import NetworkDenoiser
 from utils.device import lacks_float64

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from diffusion.draws import sentence_seed
 from diffusion.options import EVERY_WINDOW, BoundArgs, reverse_steps
 from diffusion.process import Bound
 from utils.distributed import sum_over_ranks
-from utils.errors import UserError, check_ranges, shown
+from utils.errors import UserError, check_ranges
 
 MIN_DEGREES_OF_FREEDOM = 20
 """Sentences * (rounds - 1) required before the error of the draws is used as a stopping criterion."""
@@ -37,18 +36,6 @@ class Scoring:
 
     def __post_init__(self) -> None:
         check_ranges(self, batch_size=(1, 10**7), seed=(0, 2**63 - 1))
-
-
-def check_steps(num_steps: float) -> None:
-    """Check a number of reverse steps.
-
-    Raises:
-        UserError: if it is neither a whole number up to a million nor infinite.
-    """
-    is_number = isinstance(num_steps, Real) and not isinstance(num_steps, bool)
-    if not is_number or (not (0 <= num_steps <= 10**6 and num_steps % 1 == 0) and num_steps != math.inf):
-        given = f"{num_steps:g}" if is_number else shown(num_steps)
-        raise UserError(f"num_steps={given} must be a whole number in 0..1000000, or inf")
 
 
 def bound_steps(total: float, num_steps: float = 0, step_size: int = 0) -> float:

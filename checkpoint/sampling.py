@@ -3,7 +3,6 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,38 +10,13 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from checkpoint.model_parts import ModelParts
+from checkpoint.requests import SampleRequest
 from data.batch import Batch
 from data.written_rows import blank_row, decode_row
 from diffusion import infilling, semi_autoregressive
-from diffusion.options import SampleArgs
+from diffusion.options import SampleArgs, SemiArArgs
 from diffusion.process import Denoiser, StepCallback
-from diffusion.semi_autoregressive import SemiArArgs
-from utils.errors import UserError, check_ranges
-
-MOST_SAMPLES = 1_000_000  # each has its own random generator of 5 kB
-
-
-@dataclass(frozen=True)
-class SampleRequest:
-    """Number and lengths of samples, or a text to fill, and the seed."""
-
-    num_samples: int = 1
-    length: int = 0
-    """Tokens of each sample; 0: drawn from the training lengths."""
-    infill: str = ""
-    """Text with [MASK]s to fill; empty: whole texts."""
-    infill_pieces: bool = False
-    """Whether word pieces may extend the given words beside a gap."""
-    batch_size: int = 64
-    """Sentences per forward pass; does not change the samples."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_ranges(self, num_samples=(1, MOST_SAMPLES), batch_size=(1, 10**7), length=(0, 10**6), seed=(0, 2**63 - 1))
-        if self.length and self.infill:
-            raise UserError("give length or infill, not both: the infilled text has its own length")
-        if self.infill_pieces and not self.infill:
-            raise UserError("infill_pieces is for infill; leave it out")
+from utils.errors import UserError
 
 
 def sample_rows(

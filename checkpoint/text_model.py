@@ -20,13 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from checkpoint.candidates import CandidateRequest, draw_candidates
+from checkpoint.candidates import draw_candidates
 from checkpoint.film import film
 from checkpoint.folder import load_checkpoint
 from checkpoint.minimum_bayes_risk import mbr_select
 from checkpoint.model_parts import ModelParts
-from checkpoint.rounds import Rounds, Scoring, Tally, bound_steps, check_steps, rounds_wanted
-from checkpoint.sampling import SampleRequest, blank, decode, sample_rows, stream_of
+from checkpoint.requests import CandidateRequest, SampleRequest, check_steps
+from checkpoint.rounds import Rounds, Scoring, Tally, bound_steps, rounds_wanted
+from checkpoint.sampling import blank, decode, sample_rows, stream_of
 from data.records import HALF
 from data.row_formats import rows_of_texts
 from diffusion.options import BoundArgs, SampleArgs, TokenLaw, check_exact

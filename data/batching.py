@@ -14,7 +14,7 @@ import numpy as np
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from data.batch import Batch
-from data.splits import DataArgs
+from data.options import DataArgs
 from data.tokenized_text import Text
 
 POOL = 200  # batches whose sentences are sorted by length or packed together

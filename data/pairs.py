@@ -7,8 +7,7 @@ The target window has one width in all rows, in training and in sampling. Its [S
 that the model learns where a target ends. A source that is too long loses its first tokens.
 """
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from data.batch import Batch
 from data.corpus import Keep, Source
-from data.splits import DataArgs, require_a_batch, split_sources
+from data.options import PLAIN, DataArgs, PairArgs, check_prompt
+from data.splits import require_a_batch, split_sources
 from data.tokenized_text import TokenizedText, tokenize
 from data.tokenizers import encode, text_of
 from data.word_counts import with_special_counts
@@ -26,48 +26,12 @@ from utils.errors import UserError, shown
 from utils.files import local_path, read_text
 from utils.hub import first_line
 
-PLAIN = "plain"
 WINDOW_PERCENTILE = 99
 NO_LIMIT = 2**31
 MOST_CARD = 2**20
 """Bytes of a data card."""
 MOST_HEADER = 2**17
 """Characters of a data card's header; parsing them takes about two seconds."""
-
-
-@dataclass(frozen=True)
-class PairArgs:
-    """Format of pairs; without effect for text."""
-
-    group: ClassVar[str] = "pairs (seq2seq)"
-
-    prompt: str = field(
-        default="",
-        metadata={"help": "template with {src} and {trg}, or plain; default: the card's"},
-    )
-    target_window: int = field(
-        default=0,
-        metadata={"help": "tokens of a target and its [SEP]; 0: the 99th percentile of the training targets"},
-    )
-
-    def __post_init__(self) -> None:
-        if self.prompt:
-            check_prompt(self.prompt, "prompt")
-        if not 0 <= self.target_window <= 100_000:
-            raise UserError(f"target_window={self.target_window} must lie in 0..100000 (0: from the data)")
-
-
-def check_prompt(prompt: str, origin: str) -> None:
-    """Check that a prompt has one source, then text, then the target.
-
-    Raises:
-        UserError: with the prompt and its origin.
-    """
-    between = prompt.removesuffix("{trg}").partition("{src}")[2]
-    wrong = prompt.count("{src}") != 1 or prompt.count("{trg}") != 1 or not prompt.endswith("{trg}")
-    if prompt != PLAIN and (wrong or not between.strip()):
-        rule = "must have {src} once, then a mark or a word, and {trg} at its end"
-        raise UserError(f"{origin}={shown(prompt)} {rule}, or be {PLAIN}")
 
 
 def prompt_of(data: str) -> str:

@@ -14,9 +14,8 @@ running   Texts joined by spaces and cut into blocks; [CLS] and [SEP] around a b
 Likelihoods under different formats are not comparable.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,92 +24,14 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from data.batch import Batch, collate
 from data.corpus import Keep, Source
-from data.detokenizers import DETOKENIZERS, detokenize
-from data.splits import DataArgs, require_a_batch, split_sources
+from data.detokenizers import detokenize
+from data.options import DataArgs, TextFormat
+from data.splits import require_a_batch, split_sources
 from data.tokenized_text import Text, TokenizedText, tokenize, tokenize_in_memory
 from data.word_counts import with_special_counts
-from utils.errors import UserError, check_choices, shown
+from utils.errors import UserError, shown
 
-ROW_FORMATS = ("unpadded", "padded", "wrapped", "running")
 NO_LIMIT = 2**31
-
-
-@dataclass(frozen=True)
-class TextFormat:
-    """Row format and detokenizer, saved with the checkpoint for scoring and sampling."""
-
-    group: ClassVar[str] = "text format"
-
-    row_format: str = field(
-        default="unpadded",
-        metadata={
-            "aliases": ["--protocol"],
-            "choices": list(ROW_FORMATS),
-            "help": "one text per row (unpadded, padded) or blocks (wrapped, running)",
-        },
-    )
-    detokenizer: str = field(
-        default="none",
-        metadata={
-            "choices": list(DETOKENIZERS),
-            "help": "word-tokenised spacing undone",
-        },
-    )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-
-    @property
-    def single(self) -> bool:
-        """Whether each row holds one text."""
-        return self.row_format in ("unpadded", "padded")
-
-    @property
-    def whole_rows(self) -> bool:
-        """Whether a sample's row is generated whole, special tokens included."""
-        return self.row_format in ("padded", "wrapped")
-
-    def content(self, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-        """Return the special tokens that the model may predict."""
-        ends = {tokenizer.cls_token_id, tokenizer.sep_token_id}
-        return {"padded": ends | {tokenizer.pad_token_id}, "wrapped": ends}.get(self.row_format, set())
-
-    def check_process(self, *, token_dependent: bool) -> None:
-        """Refuse token-dependent noise for rows whose [PAD]s are noised.
-
-        Raises:
-            UserError: with the remedy.
-        """
-        if self.row_format == "padded" and token_dependent:
-            raise UserError(
-                "row_format=padded noises [PAD]s, for which this model's spindle has no frequency; choose another row "
-                "format (in training: or --spindle none)"
-            )
-
-    def overridden(self, row_format: str, detokenizer: str) -> "TextFormat":
-        """Return the format with the given values; "" keeps the present one."""
-        return TextFormat(row_format or self.row_format, detokenizer or self.detokenizer)
-
-    def as_saved(self) -> dict[str, str]:
-        """Return the entries of process.json, which calls the row format a protocol."""
-        return {"protocol": self.row_format, "detokenizer": self.detokenizer}
-
-    @classmethod
-    def from_saved(cls, entries: dict) -> "TextFormat":
-        """Read the entries of process.json; a missing entry has its default."""
-        names = {"row_format" if name == "protocol" else name: value for name, value in entries.items()}
-        return cls(**names)
-
-    def check(self, *, packing: bool, streaming: bool) -> None:
-        """Refuse training settings that do not fit the row format or the detokenizer.
-
-        Raises:
-            UserError: with the remedy.
-        """
-        if self.row_format != "unpadded" and packing:
-            raise UserError(f"packing=true needs row_format=unpadded; rows of row_format={self.row_format} are full")
-        if self != TextFormat() and streaming:
-            raise UserError("streaming=true needs row_format=unpadded without a detokenizer; leave one of them out")
 
 
 # ---- rows ------------------------------------------------------------------------------------------------------------

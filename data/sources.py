@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.column_names import UNNAMED, ColumnNames, Columns
-from utils.distributed import rank
 from utils.errors import UserError, shown
 from utils.files import local_path, open_regular
 from utils.hub import check_hub, download_error
+from utils.job import rank
 
 LINES, TABLES, COMPRESSED = (".txt", ".jsonl"), (".csv", ".tsv", ".json"), (".gz", ".xz", ".zst")
 """Formats with one record per line, and formats whose records take several; suffixes after either."""

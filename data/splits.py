@@ -1,9 +1,7 @@
 """Training and validation text: the corpus's own split, or a held-out share of its sentences."""
 
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import replace
 
-from data.column_names import ColumnNames
 from data.corpus import (
     Keep,
     Source,
@@ -17,88 +15,9 @@ from data.corpus import (
     smallest_part,
     training_source,
 )
+from data.options import DataArgs
 from data.tokenized_text import Text
-from utils.errors import UserError, check_ranges
-
-
-@dataclass(frozen=True)
-class DataArgs(ColumnNames):
-    """Training data, tokenizer and batches."""
-
-    group: ClassVar[str] = "data"
-
-    train_data: str = field(
-        metadata={
-            "aliases": ["--train_data_dir", "--task_name", "-d"],
-            "help": "text: .txt, .jsonl, .csv, .tsv, .json (.gz, .xz, .zst), .parquet, folder with splits, hub "
-            "data set (lm1b)",
-        },
-    )
-    valid_data: str = field(
-        default="",
-        metadata={"help": "validation text; default: the corpus's, else part of train"},
-    )
-    valid_fraction: float = field(
-        default=0.02,
-        metadata={"aliases": ["--dev_size"], "help": "share held out if there is no validation text"},
-    )
-    tokenizer: str = field(
-        default="",
-        metadata={
-            "aliases": ["-spm"],
-            "help": "hub name, folder, vocab.txt or .model; wordpiece, sentencepiece: trained; default: the network's",
-        },
-    )
-    trim_vocabulary: bool = field(default=False, metadata={"help": "only those pieces that the training text has"})
-    strip_accents: bool = field(default=False, metadata={"help": "removal of accents by a trained wordpiece"})
-    vocab_size: int = field(
-        default=0,
-        metadata={"help": "vocabulary size, trained (0: 8192) or required"},
-    )
-    max_length: int = field(
-        default=128, metadata={"aliases": ["--block_size"], "help": "tokens per sentence, [CLS] and [SEP] included"}
-    )
-    batch_size: int = field(default=64, metadata={"help": "sentences per process and micro-step"})
-    max_tokens: int = field(
-        default=0,
-        metadata={"help": "slots per batch with padding; 0: by batch_size"},
-    )
-    packing: bool = field(
-        default=False,
-        metadata={"help": "rows filled up with whole sentences"},
-    )
-    streaming: bool = field(
-        default=False,
-        metadata={"help": "streaming of large corpora; needs max_steps"},
-    )
-    shuffle_buffer: int = field(default=20_000, metadata={"help": "sentences of a stream shuffled together"})
-    num_workers: int = field(default=2, metadata={"help": "processes per rank that read a stream"})
-    word_freq_file: str = field(default="", metadata={"help": "JSON from word_freq.py; default: counts of train"})
-    cache_dir: str = field(default="out/cache", metadata={"help": "folder of tokenised texts, vocabularies"})
-
-    @property
-    def slots(self) -> int:
-        """Largest number of slots in a batch."""
-        return self.max_tokens or self.batch_size * self.max_length
-
-    @property
-    def by_slots(self) -> bool:
-        """Whether the size of a batch is a number of slots instead of sentences."""
-        return self.max_tokens > 0 or self.packing
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 < self.valid_fraction < 1:
-            raise UserError(f"valid_fraction={self.valid_fraction} must lie strictly between 0 and 1")
-        check_ranges(self, batch_size=(1, 10**7), max_length=(3, 10**6), max_tokens=(0, 10**9), vocab_size=(0, 10**7))
-        check_ranges(self, shuffle_buffer=(1, 10**8), num_workers=(0, 1024))
-        if self.strip_accents and self.tokenizer != "wordpiece":
-            raise UserError("strip_accents=true needs --tokenizer wordpiece; leave it out")
-        if self.max_tokens and self.max_tokens < self.max_length:
-            raise UserError(
-                f"max_tokens={self.max_tokens} is less than max_length={self.max_length}; "
-                "raise the one or lower the other"
-            )
+from utils.errors import UserError
 
 
 def split_sources(args: DataArgs) -> tuple[tuple[Source, str, Keep | None], tuple[Source, str, Keep | None]]:

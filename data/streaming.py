@@ -1,10 +1,9 @@
 """Streaming of training text: any number of shards, any size, shuffled, resumed at the exact record.
 
-Written by hand, since `datasets` with a stateful loader would not resume at the exact record. `shards.partition`
-divides the corpus among lanes. Batch m of the training comes from lane m modulo the number of lanes. Rank r of W takes
-every W-th batch, so each rank, and each of its workers, has its own lanes. A lane reads its pieces in an order drawn
-for each epoch, one pool of sentences at a time, and batches a pool like any text. Four numbers give a lane's position:
-epoch, piece, first record of the pool, batches used.
+`datasets` with a stateful loader would not resume at the exact record. `shards.partition` divides the corpus among
+lanes. Batch m of the training comes from lane m modulo the number of lanes. Rank r of W takes every W-th batch, so each
+rank, and each of its workers, has its own lanes. A lane reads its pieces in an order drawn for each epoch, one pool of
+sentences at a time. Four numbers give a lane's position: epoch, piece, first record of the pool, batches used.
 """
 
 import hashlib
@@ -30,8 +29,9 @@ from data import shards
 from data.batch import Batch
 from data.batching import Part, batch_indices, mean_batch
 from data.corpus import Keep, Source, held_out
+from data.options import DataArgs
 from data.sources import kind
-from data.splits import DataArgs, split_sources
+from data.splits import split_sources
 from data.tokenized_text import TokenizedText, tokenize, tokenize_in_memory
 from data.tokenizers import tokenizer_fingerprint
 from data.word_counts import count_tokens

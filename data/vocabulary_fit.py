@@ -7,21 +7,22 @@ into 1.1 pieces per word, German into 1.9; `run.sh` begins from pretrained Engli
 fits.
 """
 
+from __future__ import annotations
+
 import re
 import sys
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import ClassVar
-
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, ClassVar
 
 from data.column_names import UNNAMED, ColumnNames
 from data.corpus import PAIR, holds_pairs, read_sentences, training_source
-from data.plain_text import encode
-from data.tokenizers import load_tokenizer
 from utils import hub
 from utils.command_line import parse, run_script
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 SAMPLE = 2000
 """Sentences read, from the start of the text."""
@@ -62,6 +63,8 @@ def fit_of(tokenizer: PreTrainedTokenizerBase, sentences: list[str]) -> Fit:
     Raises:
         UserError: if there is no sentence.
     """
+    from data.plain_text import encode
+
     words = sum(len(WORD.findall(sentence)) for sentence in sentences)
     if not words:
         raise UserError("the text has no word; give another")
@@ -82,6 +85,8 @@ def main() -> None:
     """Print the fit; exit with POOR if it is not good."""
     (args,) = parse([FitArgs], __doc__)
     hub.quiet_libraries()
+    from data.tokenizers import load_tokenizer  # here, since --help needs no torch
+
     tokenizer = load_tokenizer(args.tokenizer)
     fit = fit_of(tokenizer, beginning(args.data, args.column_names))
     print(f"{fit.pieces_per_word:.2f} pieces per word, {100 * fit.unknown_share:.1f} % unknown")

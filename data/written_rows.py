@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from data.row_formats import TextFormat
+from data.options import TextFormat
 from data.tokenizers import text_of
 
 

@@ -6,8 +6,7 @@ text is scored, too: a diffusion process receives the length of a text, and this
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,30 +15,10 @@ from torch import Generator, Tensor
 from data.batch import Batch
 from diffusion.chunked_logits import in_chunks
 from diffusion.draws import WHOLE, Generators, Share, filter_logits, sample_categorical, streams_of, uniform
-from diffusion.options import EVERY_WINDOW, BoundArgs, ProcessArgs, SampleArgs
+from diffusion.options import EVERY_WINDOW, BoundArgs, SampleArgs
 from diffusion.process import Bound, Denoiser, Loss, Process, StepCallback, Vocabulary
+from diffusion.process_options import AutoregressiveArgs
 from utils.errors import UserError
-
-
-@dataclass(frozen=True)
-class AutoregressiveArgs(ProcessArgs):
-    """Settings of the process; it has none."""
-
-    num_steps: ClassVar[int] = 1
-    """Reported number of steps; the likelihood does not use steps."""
-
-    def check_time(self, time_conditioning: str) -> None:
-        """See ProcessArgs."""
-        if time_conditioning != "none":
-            raise UserError(f"time_conditioning={time_conditioning}: process=ar has no time; leave it out")
-
-    def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
-        """See ProcessArgs."""
-        self.check_time(time_conditioning)
-        if warm_start:
-            raise UserError("warm_start is for masked processes; leave it out with process=ar")
-        if packing:
-            raise UserError("packing=true is for masked processes; with process=ar use --max_tokens")
 
 
 class CausalDenoiser(Denoiser, Protocol):

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from diffusion.options import TokenLaw
+from diffusion.time_density import UNIFORM, TimeDensity
 from utils.errors import UserError
 
 Generators = Generator | Sequence[Generator] | None
@@ -22,6 +23,8 @@ class Share:
     parts: int = 1
     seed: int = 0
     """Seed of the step, equal for all its parts."""
+    density: TimeDensity = UNIFORM
+    """Density of the step's times."""
 
 
 WHOLE = Share()
@@ -100,12 +103,16 @@ def stratified_uniform(batch_size: int, generator: Generator | None = None, shar
     return (strata + offset) / batch_size
 
 
+def stratified_times(batch_size: int, generator: Generator | None = None, share: Share = WHOLE) -> Tensor:
+    """Draw one relative time in [0, 1] per sentence from the step's density, stratified; float64 [B]."""
+    return share.density.time_at(stratified_uniform(batch_size, generator, share))
+
+
 def stratified_timesteps(
     batch_size: int, num_steps: int, generator: Generator | None = None, share: Share = WHOLE
 ) -> Tensor:
-    """Draw one step in 1..T per sentence, stratified as in `stratified_uniform`; int64 [B], generator's device."""
-    u = stratified_uniform(batch_size, generator, share)
-    return (u * num_steps).long().clamp(max=num_steps - 1) + 1
+    """Draw one step in 1..T per sentence from the step's density, stratified; int64 [B], generator's device."""
+    return (stratified_times(batch_size, generator, share) * num_steps).long().clamp(max=num_steps - 1) + 1
 
 
 def sample_categorical(weights: Tensor, u: Tensor) -> Tensor:

@@ -125,6 +125,37 @@ class SampleArgs(TokenLaw):
 
 
 @dataclass(frozen=True)
+class SemiArArgs:
+    """Length of a text beyond one window."""
+
+    group: ClassVar[str] = "texts longer than the window"
+
+    semi_ar: bool = field(default=False, metadata={"help": "generation of texts longer than the network's window"})
+    stride_length: int = field(
+        default=0, metadata={"help": "tokens by which the window advances; 0 means half a window"}
+    )
+    num_strides: int = field(default=1, metadata={"help": "number of advances: window + num_strides * stride tokens"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, stride_length=(0, 10**6), num_strides=(1, 10**6))
+        if not self.semi_ar and (self.stride_length or self.num_strides != 1):
+            raise UserError("stride_length and num_strides need --semi_ar true; add it")
+
+    def stride(self, window: int) -> int:
+        """Return the stride for a window of `window` text tokens.
+
+        Raises:
+            UserError: if the stride is not shorter than the window.
+        """
+        stride = self.stride_length or max(1, window // 2)
+        if not 0 < stride < window:
+            raise UserError(
+                f"stride_length={stride} must lie in 1..{window - 1}, less than the window of {window} tokens"
+            )
+        return stride
+
+
+@dataclass(frozen=True)
 class BoundArgs(TokenLaw):
     """Settings of the bound's estimator, and of the sampler whose likelihood is computed instead."""
 
@@ -206,48 +237,6 @@ def check_exact(args: BoundArgs, num_steps: float, name: str = "num_steps") -> N
 
 EVERY_WINDOW = BoundArgs("windows")
 """Estimator of the published bound."""
-
-
-class ProcessArgs:
-    """Base class of a process's settings, which are saved with the checkpoint."""
-
-    group: ClassVar[str] = "process"
-
-    time_period: ClassVar[int] = 1
-    """Period, over 2 pi, of the slowest sinusoid of the time input."""
-    default_time_conditioning: ClassVar[str] = "none"
-    """Value of --time_conditioning auto."""
-
-    @property
-    def network_settings(self) -> dict[str, bool] | None:
-        """Settings required of a network over embeddings; None if the process needs a network over tokens."""
-        return None
-
-    def check_time(self, time_conditioning: str) -> None:
-        """Refuse a time conditioning that does not suit the process.
-
-        Raises:
-            UserError: with the remedy.
-        """
-
-    def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
-        """Refuse training settings that are incompatible with the process.
-
-        Raises:
-            UserError: with the remedy.
-        """
-        self.check_time(time_conditioning)
-
-
-class SigmaInputArgs(ProcessArgs):
-    """Base class of the settings of processes whose time input is sigma(t)."""
-
-    time_period: ClassVar[int] = 10_000
-
-    def check_time(self, time_conditioning: str) -> None:
-        """Refuse time tokens: sigma(t) is not a whole step."""
-        if time_conditioning == "token":
-            raise UserError("time_conditioning=token counts whole steps, sigma is continuous; use none or layerwise")
 
 
 def step_windows(total_steps: int, num_steps: int = 0) -> list[tuple[int, int]]:

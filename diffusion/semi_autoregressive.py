@@ -8,48 +8,14 @@ Source: Sahoo et al. 2024, arXiv 2406.07524, section 3.2.3 ("semi-autoregressive
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from data.batch import Batch
-from utils.errors import UserError, check_ranges
 
 Draw = Callable[[Batch], Tensor]
 """Function from a batch to int64 [N, W], its targets drawn."""
-
-
-@dataclass(frozen=True)
-class SemiArArgs:
-    """Length of a text beyond one window."""
-
-    group: ClassVar[str] = "texts longer than the window"
-
-    semi_ar: bool = field(default=False, metadata={"help": "generation of texts longer than the network's window"})
-    stride_length: int = field(
-        default=0, metadata={"help": "tokens by which the window advances; 0 means half a window"}
-    )
-    num_strides: int = field(default=1, metadata={"help": "number of advances: window + num_strides * stride tokens"})
-
-    def __post_init__(self) -> None:
-        check_ranges(self, stride_length=(0, 10**6), num_strides=(1, 10**6))
-        if not self.semi_ar and (self.stride_length or self.num_strides != 1):
-            raise UserError("stride_length and num_strides need --semi_ar true; add it")
-
-    def stride(self, window: int) -> int:
-        """Return the stride for a window of `window` text tokens.
-
-        Raises:
-            UserError: if the stride is not shorter than the window.
-        """
-        stride = self.stride_length or max(1, window // 2)
-        if not 0 < stride < window:
-            raise UserError(
-                f"stride_length={stride} must lie in 1..{window - 1}, less than the window of {window} tokens"
-            )
-        return stride
 
 
 def write(first: Batch, draw: Draw, stride: int, num_strides: int) -> Tensor:

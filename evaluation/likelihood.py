@@ -16,7 +16,8 @@ from data.word_counts import information
 from diffusion.draws import sentence_seed
 from evaluation.likelihood_report import Likelihood
 from evaluation.words import SAMPLE, has_separated_words
-from utils.distributed import rank, sum_over_ranks, world_size
+from utils.distributed import sum_over_ranks
+from utils.job import rank, world_size
 
 PROFILE_ROUND = 2**31
 """Round number of the profile's random streams; estimates of the bound never reach it."""

@@ -6,94 +6,28 @@ their own, and its likelihood is exact (diffusion/masked/ordered.py). All rows o
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 from tqdm import tqdm
 
 from checkpoint.model_parts import ModelParts
+from checkpoint.requests import SampleRequest
 from checkpoint.rounds import Scoring
-from checkpoint.sampling import SampleRequest, decode, sample_rows
+from checkpoint.sampling import decode, sample_rows
 from data.tokenized_text import Text
-from diffusion.options import EXACT, ORDERED, ORDERS, BoundArgs, SampleArgs
+from diffusion.options import EXACT, ORDERED, BoundArgs, SampleArgs
 from evaluation.generative_perplexity import LanguageModel, generative_perplexity, load_causal_model
 from evaluation.likelihood import score_text
 from evaluation.likelihood_report import FILTERS, Likelihood
-from utils.errors import UserError, check_ranges, require_finite
+from evaluation.options import RefereeArgs
+from utils.errors import UserError, require_finite
 from utils.figures import number
 
 Row = dict[str, float | int | str | None]
 TRAJECTORIES, ROUNDS = 2, 2
 """Trajectories a round, and rounds, of a bound that is estimated by trajectories."""
-
-
-@dataclass(frozen=True)
-class RefereeArgs:
-    """Table of all samplers."""
-
-    group: ClassVar[str] = "table of samplers"
-
-    referee: bool = field(
-        default=False, metadata={"help": "table of the bound and the exact likelihood of every order"}
-    )
-    table_orders: str = field(default="", metadata={"help": "orders of the table, by comma; default: all"})
-    table_tokens: str = field(
-        default="1,2,4,8", metadata={"help": "numbers of tokens to reveal after each forward pass, by comma"}
-    )
-    table_steps: str = field(
-        default="4,8,16,32,128",
-        metadata={"help": "reverse steps of the bounds, by comma, besides the limit; those above T count as T"},
-    )
-    judge_model: str = field(
-        default="", metadata={"help": "folder of a causal language model that scores samples of each sampler"}
-    )
-    judge_samples: int = field(default=200, metadata={"help": "number of samples for it"})
-    picture: str = field(default="", metadata={"help": ".png file to draw: perplexity by forward passes per token"})
-
-    def __post_init__(self) -> None:
-        check_ranges(self, judge_samples=(1, 10**6))
-        _ = self.orders, self.tokens, self.steps
-        given = [entry.name for entry in fields(self) if getattr(self, entry.name) != entry.default]
-        if given and not self.referee:
-            raise UserError(f"{given[0]} is for the table of samplers; add --referee")
-        if self.picture and not self.picture.lower().endswith(".png"):
-            raise UserError(f"picture={self.picture}: must end in .png")
-
-    @property
-    def orders(self) -> list[str]:
-        """The orders."""
-        found = list(dict.fromkeys(name.strip() for name in (self.table_orders or ",".join(ORDERS)).split(",")))
-        for name in found:
-            if name not in ORDERS:
-                raise UserError(f"table_orders={self.table_orders}: {name!r} is none of {', '.join(ORDERS)}")
-        return found
-
-    @property
-    def tokens(self) -> list[int]:
-        """The numbers of tokens."""
-        return whole_numbers("table_tokens", self.table_tokens)
-
-    @property
-    def steps(self) -> list[int]:
-        """The numbers of reverse steps."""
-        return whole_numbers("table_steps", self.table_steps)
-
-
-def whole_numbers(name: str, value: str) -> list[int]:
-    """Return the numbers of a setting.
-
-    Raises:
-        UserError: if one is no whole number, or out of range.
-    """
-    try:
-        found = [int(entry) for entry in value.split(",")]
-    except ValueError as error:
-        raise UserError(f"{name}={value}: must be whole numbers, separated by commas") from error
-    if not all(1 <= entry <= 10**6 for entry in found):
-        raise UserError(f"{name}={value}: each must lie in 1..1000000")
-    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers.utils import is_flash_attn_2_available
 
 from models.denoiser import NetworkDenoiser
-from models.networks import NetworkArgs
+from models.options import NetworkArgs
 from utils.errors import UserError
 from utils.hub import first_line
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models.denoiser import NetworkDenoiser
-from models.networks import TIME_CONDITIONINGS
+from models.options import TIME_CONDITIONINGS
 from models.packing import PackedRows
 from models.time_conditioning import LayerwiseTime
 from models.trials import FAMILIES

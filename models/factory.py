@@ -9,15 +9,8 @@ from models.bert import BertDenoiser
 from models.denoiser import NetworkDenoiser
 from models.dit import DitDenoiser, DitNetwork
 from models.lora import add_lora
-from models.networks import (
-    NetworkArgs,
-    for_embeddings,
-    fresh_network,
-    keep_rows,
-    load_network,
-    require_settings,
-    require_vocabulary,
-)
+from models.networks import for_embeddings, fresh_network, keep_rows, load_network, require_settings, require_vocabulary
+from models.options import NetworkArgs
 from models.score_denoiser import as_score_denoiser
 from models.score_lm import ScoreLmNetwork
 from models.trials import try_out

@@ -24,7 +24,6 @@ from modular_prompts.spans import Spans
 from modular_prompts.target_window import TargetWindow
 from modular_prompts.tasks import Card, Row, Task, majority, read_inputs
 from utils import files, hub
-from utils.command_line import parse
 from utils.errors import UserError, shown
 from utils.messages import speak
 
@@ -32,11 +31,8 @@ SAMPLING = SampleArgs(top_k=1)
 """Sampler of the answers that evaluate compares: the likeliest token at each position."""
 
 
-def evaluate(argv: list[str]) -> None:
+def evaluate(args: EvaluateArgs, tasks: TaskArgs, machine: MachineArgs) -> None:
     """Score the test rows of tasks that have a prompt."""
-    purpose = "Score the tasks of a folder of prompts on their test files."
-    kinds = [EvaluateArgs, TaskArgs, MachineArgs]
-    args, tasks, machine = parse(kinds, purpose, most_used=("prompts", "tasks"), argv=argv)
     hub.quiet_libraries()
     loaded = tasks.load()
     readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
@@ -89,11 +85,8 @@ def require_task(saved: SavedPrompts, name: str, folder: str, card: Card | None 
         )
 
 
-def predict(argv: list[str]) -> None:
+def predict(args: PredictArgs, sampling: SampleArgs, machine: MachineArgs) -> None:
     """Answer rows, and write them with their answers."""
-    most_used = ("prompts", "task", "data", "output")
-    kinds = [PredictArgs, SampleArgs, MachineArgs]
-    args, sampling, machine = parse(kinds, "Answer rows of a task.", most_used=most_used, argv=argv)
     hub.quiet_libraries()
     if args.output:
         files.require_writable("output", Path(args.output))

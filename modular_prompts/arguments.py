@@ -1,17 +1,20 @@
 """Settings of the commands, each declared once."""
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from modular_prompts.black_box import Search
-from modular_prompts.few_shot import Stages
-from modular_prompts.frozen import LONGEST, READOUTS
-from modular_prompts.pool import PoolShape
-from modular_prompts.tasks import Task, find_tasks, load_task
-from modular_prompts.tuning import Stage
-from utils.device import PRECISIONS
+from modular_prompts.options import PoolShape, Search, Stage, Stages
+from utils.command_line import PRECISIONS
 from utils.errors import UserError, check_choices, check_ranges
 
+if TYPE_CHECKING:
+    from modular_prompts.tasks import Task
+
+READOUT_NAMES = "verbaliser", "cosine", "spans", "window"
+"""Names of `frozen.READOUTS`."""
+LONGEST = 128
+"""Default of max_length, where the network allows it."""
+MOST_RATE = 1e3
 EVALUATIONS = 10
 """Evaluations of a pre-training without --eval_steps."""
 BASELINES = "random-prompt-longer", "linear-probe", "full", "lora"
@@ -37,7 +40,7 @@ class FrozenArgs:
     readout: str = field(
         default="auto",
         metadata={
-            "choices": ["auto", *READOUTS],
+            "choices": ["auto", *READOUT_NAMES],
             "help": "read-out; auto: window for a checkpoint of pairs, else verbaliser, or cosine if the head is new",
         },
     )
@@ -81,8 +84,10 @@ class TaskArgs:
     )
     language: str = field(default="", metadata={"help": 'value of "language" in these cards; default: all'})
 
-    def load(self) -> list[Task]:
+    def load(self) -> "list[Task]":
         """Read the tasks."""
+        from modular_prompts.tasks import find_tasks, load_task
+
         return [load_task(folder) for folder in find_tasks(self.tasks, self.split, self.language)]
 
 
@@ -152,7 +157,44 @@ class RunArgs:
             raise UserError("output_dir is empty; give a folder for the run")
 
 
+@dataclass(frozen=True)
+class PretrainArgs:
+    """Settings of multi-task pre-training."""
+
+    group: ClassVar[str] = "training"
+
+    max_steps: int = field(default=5000, metadata={"help": "optimizer steps"})
+    tasks_per_step: int = field(default=4, metadata={"help": "number of tasks in a step; all if there are fewer"})
+    rows_per_task: int = field(default=4, metadata={"help": "rows of each task in a step"})
+    prompt_rate: float = field(
+        default=5e-3, metadata={"help": "learning rate of modules and span head; falls linearly to 0"}
+    )
+    router_rate: float = field(default=5e-2, metadata={"help": "learning rate of the routers; falls linearly to 0"})
+    temperature: float = field(default=1.0, metadata={"help": "temperature of the gates' draws; small: near 0 or 1"})
+    seed: int = field(default=0, metadata={"help": "random seed of the modules and of all draws"})
+
+    def __post_init__(self) -> None:
+        check_ranges(self, max_steps=(1, 10**9), tasks_per_step=(1, 10**4), rows_per_task=(1, 10**6))
+        check_ranges(self, seed=(0, 2**63 - 1))
+        for name in ("prompt_rate", "router_rate", "temperature"):
+            if not 0 < getattr(self, name) <= MOST_RATE:
+                raise UserError(f"{name}={getattr(self, name)} must be above 0, and at most {MOST_RATE:g}")
+
+
 # ---- tune and blackbox -----------------------------------------------------------------------------------------------
+
+
+def chosen_methods(names: str, known: tuple[str, ...]) -> list[str]:
+    """Return the names of a setting `methods`, in order.
+
+    Raises:
+        UserError: for an unknown name.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted or [""]:
+        if name not in known:
+            raise UserError(f"methods={names}: {name!r} is none of {', '.join(known)}")
+    return wanted
 
 
 @dataclass(frozen=True)
@@ -223,12 +265,18 @@ class TuneArgs:
     drop_worse: bool = field(default=True, metadata={"help": DROP_WORSE})
 
     def __post_init__(self) -> None:
+        _ = self.chosen  # checks it
         check_choices(self)
         names = ("router_steps", "prompt_steps", "network_steps", "batch_size", "check_every")
         check_ranges(self, **dict.fromkeys(names, (0, 10**9)), lora_rank=(1, 4096))
         for name in ("router_rate", "prompt_rate", "network_rate", "lora_rate"):
             if not 0 < getattr(self, name) <= 1e3:
                 raise UserError(f"{name}={getattr(self, name)} must be above 0, and at most 1000")
+
+    @property
+    def chosen(self) -> list[str]:
+        """The methods."""
+        return chosen_methods(self.methods, TUNING)
 
     @property
     def stages(self) -> Stages:
@@ -267,12 +315,18 @@ class BlackBoxArgs:
     drop_worse: bool = field(default=True, metadata={"help": DROP_WORSE})
 
     def __post_init__(self) -> None:
+        _ = self.chosen  # checks it
         check_ranges(self, calls=(3, 10**7), code_calls=(3, 10**7), population=(2, 10**6))
         check_ranges(self, sigma=(1e-6, 5), code_sigma=(1e-6, 1e3))
         if self.population >= min(self.calls, self.code_calls):
             raise UserError(
                 f"population={self.population} must be below calls={self.calls} and code_calls={self.code_calls}"
             )
+
+    @property
+    def chosen(self) -> list[str]:
+        """The methods."""
+        return chosen_methods(self.methods, SEARCHES)
 
     @property
     def stages(self) -> Stages:

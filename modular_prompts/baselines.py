@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from models.denoiser import NetworkDenoiser
 from models.lora import ALPHA, inject, linear_maps
 from modular_prompts.few_shot import Outcome, Problem
+from modular_prompts.options import Stage
 from modular_prompts.readouts import Part, Readout, numbered
-from modular_prompts.tuning import Stage, balanced_accuracy, require_finite
+from modular_prompts.tuning import balanced_accuracy, require_finite
 from utils.errors import UserError
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)

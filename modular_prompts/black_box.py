@@ -11,25 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from modular_prompts.options import Search
 from modular_prompts.pool import PromptPool, normalised
 from modular_prompts.tuning import Examples, prompt_of
 from utils.errors import UserError
 
 BOUND = 5.0
 """Router logits are searched in [-5, 5], as in the released program."""
-
-
-@dataclass(frozen=True)
-class Search:
-    """Settings of a search."""
-
-    calls: int
-    """Most calls."""
-    population: int = 10
-    """Calls per generation."""
-    sigma: float = 1.0
-    """Standard deviation of the first generation."""
-    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,36 +7,17 @@ from functools import cached_property
 import torch
 from torch import Generator, Tensor
 
-from modular_prompts.black_box import Found, Search, prompt_of_code, search_code, search_router
+from modular_prompts.black_box import Found, prompt_of_code, search_code, search_router
+from modular_prompts.options import Stage, Stages
 from modular_prompts.pool import PromptPool
 from modular_prompts.readouts import Part, Readout
 from modular_prompts.saved import SavedPrompts
-from modular_prompts.tuning import Examples, Stage, prompt_of, tune_prompt, tune_router
+from modular_prompts.tuning import Examples, prompt_of, tune_prompt, tune_router
 
 START = 0.1
 """Standard deviation of a random prompt."""
 COMPARED = 256
 """Training rows, at most, by which the first router is chosen."""
-
-
-@dataclass(frozen=True)
-class Stages:
-    """Settings of the methods."""
-
-    router: Stage = Stage(60, 0.2, 32, 10)
-    prompt: Stage = Stage(40, 5e-3, 32, 10)
-    network: Stage = Stage(100, 3e-5, 32, 10)
-    """For all weights of the network."""
-    adapter: Stage = Stage(100, 1e-3, 32, 10)
-    """For LoRA adapters."""
-    search_router: Search = Search(200)
-    search_code: Search = Search(500, sigma=0.1)
-    from_seen: bool = True
-    """Whether tuning of a router may start at a seen task's."""
-    drop_worse: bool = True
-    """Whether a learned prompt is dropped if the network alone answers the development rows better."""
-    rank: int = 8
-    """r of the LoRA adapters."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ from models.lora import has_lora, require_peft
 from modular_prompts import baselines, few_shot
 from modular_prompts.arguments import BlackBoxArgs, FewShotArgs, MachineArgs, TaskArgs, TuneArgs
 from modular_prompts.black_box import require_cma
-from modular_prompts.few_shot import Method, Outcome, Problem, Stages
+from modular_prompts.few_shot import Method, Outcome, Problem
 from modular_prompts.frozen import hint_of, number_format, open_prompts
+from modular_prompts.options import Stages
 from modular_prompts.readouts import Readout
 from modular_prompts.results import Results, table, without_prompt
 from modular_prompts.rows import few_shots, identity
@@ -31,7 +32,6 @@ from modular_prompts.saved import DESCRIPTION, Description, SavedPrompts, load_p
 from modular_prompts.tasks import Row, Task, is_uneven, macro_f1
 from modular_prompts.tuning import Examples
 from utils import files, hub
-from utils.command_line import parse
 from utils.errors import UserError
 from utils.files import local_path
 from utils.messages import speak
@@ -58,14 +58,13 @@ Shots = dict[tuple[str, int], tuple[list[Row], list[Row]]]
 """Training and development rows by task and seed."""
 USING_MODULES = ("uniform", "router", "prompts", "router-then-prompts", "router-then-code")
 """Methods whose prompt is kept; of several, the last."""
-MOST_USED = ("prompts", "tasks", "output_dir", "methods", "shots", "seeds")
 
 
-def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[str]) -> None:
-    """Read the settings, load prompts and network, and answer all tasks by all methods."""
-    parts = parse([FewShotArgs, TaskArgs, kind, MachineArgs], purpose, most_used=MOST_USED, argv=argv)
-    args, tasks, how, machine = parts
-    chosen = chosen_methods(how.methods, methods)
+def _command(
+    methods: dict[str, Method], args: FewShotArgs, tasks: TaskArgs, how: TuneArgs | BlackBoxArgs, machine: MachineArgs
+) -> None:
+    """Load prompts and network, and answer all tasks by all methods."""
+    chosen = {name: methods[name] for name in how.chosen}
     hub.quiet_libraries()
     output = Path(args.output_dir)
     files.require_writable("output_dir", output, folder=True)
@@ -75,7 +74,7 @@ def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[st
     readout, saved = open_prompts(args.prompts, args.model_name_or_path, machine)
     require_possible(chosen, loaded, readout, saved)
     shots = drawn(args, loaded)
-    settings = {key: value for part in parts for key, value in asdict(part).items()}
+    settings = {key: value for part in (args, tasks, how, machine) for key, value in asdict(part).items()}
     settings |= {"prompts_sha256": checksums(args.prompts), "number_format": number_format(machine)}
     with Results.opened(output, settings) as results:
         comparison = Comparison(args, readout, saved, how.stages, results, shots)
@@ -101,8 +100,8 @@ def _command(purpose: str, kind: type, methods: dict[str, Method], argv: list[st
         )
 
 
-tune = partial(_command, "Learn new tasks from few examples, by gradient.", TuneArgs, BY_GRADIENT)
-blackbox = partial(_command, "Learn new tasks from the scores of the network alone.", BlackBoxArgs, BY_SCORES)
+tune = partial(_command, BY_GRADIENT)
+blackbox = partial(_command, BY_SCORES)
 
 
 def require_possible(methods: dict[str, Method], tasks: list[Task], readout: Readout, saved: SavedPrompts) -> None:
@@ -128,19 +127,6 @@ def drawn(args: FewShotArgs, tasks: list[Task]) -> Shots:
     """Draw training and development rows of each task by each seed."""
     keys = itertools.product(tasks, args.each_seed)
     return {(task.card.name, seed): few_shots(task, args.shots, seed, args.develop_shots) for task, seed in keys}
-
-
-def chosen_methods(names: str, methods: dict[str, Method]) -> dict[str, Method]:
-    """Return the named methods, in order.
-
-    Raises:
-        UserError: for an unknown name.
-    """
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
-    for name in wanted or [""]:
-        if name not in methods:
-            raise UserError(f"methods={names}: {name!r} is none of {', '.join(methods)}")
-    return {name: methods[name] for name in wanted}
 
 
 def checksums(prompts: str) -> str:

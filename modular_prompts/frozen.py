@@ -12,6 +12,7 @@ from data.tokenizers import load_tokenizer
 from models.denoiser import NetworkDenoiser
 from models.factory import make_denoiser
 from models.networks import load_network
+from modular_prompts.arguments import LONGEST
 from modular_prompts.readouts import Cosine, Readout, Verbaliser
 from modular_prompts.saved import Description, SavedPrompts, load_prompts
 from modular_prompts.spans import Spans
@@ -27,8 +28,6 @@ READOUTS: dict[str, type[Readout]] = {
     "window": TargetWindow,
 }
 """Read-outs by the value of --readout."""
-LONGEST = 128
-"""Default of max_length, where the network allows it."""
 
 
 class Machine(Protocol):

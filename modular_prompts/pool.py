@@ -7,41 +7,15 @@ these logits.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Generator, Tensor, nn
 
-from utils.errors import UserError
+from modular_prompts.options import PoolShape
 
 LEAST = 1e-12
 """Added to the sum of the gates, so that gates that all vanish divide to 0."""
-
-
-@dataclass(frozen=True)
-class PoolShape:
-    """Sizes of a pool."""
-
-    num_modules: int
-    """K."""
-    length: int
-    """P, tokens of a prompt."""
-    hidden_size: int
-    """D."""
-    num_layers: int = 1
-    """Layers whose input gets a prompt, from the first on; 1: shallow."""
-    intrinsic_size: int = 0
-    """d, numbers of a module's code; 0: free modules."""
-
-    def __post_init__(self) -> None:
-        for name in ("num_modules", "length", "hidden_size", "num_layers", "intrinsic_size"):
-            if type(getattr(self, name)) is not int:
-                raise UserError(f"{name}={getattr(self, name)!r} must be a whole number")
-        for name in ("num_modules", "length", "hidden_size", "num_layers"):
-            if not 1 <= getattr(self, name) <= 10**5:
-                raise UserError(f"{name}={getattr(self, name)} must lie in 1..100000")
-        if not 0 <= self.intrinsic_size <= 10**5:
-            raise UserError(f"intrinsic_size={self.intrinsic_size} must lie in 0..100000; 0: free modules")
 
 
 class PromptPool(nn.Module):

@@ -1,41 +1,12 @@
 """Modules and routers of many tasks, trained together on a frozen network."""
 
-from dataclasses import dataclass, field
-from typing import ClassVar
-
 import torch
 from torch import Generator, Tensor, nn
 
 from diffusion.draws import sentence_seed
+from modular_prompts.arguments import PretrainArgs
 from modular_prompts.pool import PromptPool, Router
 from modular_prompts.tuning import Examples
-from utils.errors import UserError, check_ranges
-
-MOST_RATE = 1e3
-
-
-@dataclass(frozen=True)
-class PretrainArgs:
-    """Settings of multi-task pre-training."""
-
-    group: ClassVar[str] = "training"
-
-    max_steps: int = field(default=5000, metadata={"help": "optimizer steps"})
-    tasks_per_step: int = field(default=4, metadata={"help": "number of tasks in a step; all if there are fewer"})
-    rows_per_task: int = field(default=4, metadata={"help": "rows of each task in a step"})
-    prompt_rate: float = field(
-        default=5e-3, metadata={"help": "learning rate of modules and span head; falls linearly to 0"}
-    )
-    router_rate: float = field(default=5e-2, metadata={"help": "learning rate of the routers; falls linearly to 0"})
-    temperature: float = field(default=1.0, metadata={"help": "temperature of the gates' draws; small: near 0 or 1"})
-    seed: int = field(default=0, metadata={"help": "random seed of the modules and of all draws"})
-
-    def __post_init__(self) -> None:
-        check_ranges(self, max_steps=(1, 10**9), tasks_per_step=(1, 10**4), rows_per_task=(1, 10**6))
-        check_ranges(self, seed=(0, 2**63 - 1))
-        for name in ("prompt_rate", "router_rate", "temperature"):
-            if not 0 < getattr(self, name) <= MOST_RATE:
-                raise UserError(f"{name}={getattr(self, name)} must be above 0, and at most {MOST_RATE:g}")
 
 
 class Pretraining:

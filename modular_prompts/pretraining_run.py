@@ -19,10 +19,11 @@ import torch
 from torch import Generator
 from tqdm import tqdm
 
-from modular_prompts.arguments import EVALUATIONS, FrozenArgs, MachineArgs, PoolArgs, RunArgs, TaskArgs
+from modular_prompts.arguments import EVALUATIONS, FrozenArgs, MachineArgs, PoolArgs, PretrainArgs, RunArgs, TaskArgs
 from modular_prompts.frozen import hint_of, open_frozen, readout_name
-from modular_prompts.pool import PoolShape, PromptPool, Router
-from modular_prompts.pretraining import PretrainArgs, Pretraining
+from modular_prompts.options import PoolShape
+from modular_prompts.pool import PromptPool, Router
+from modular_prompts.pretraining import Pretraining
 from modular_prompts.readouts import Readout
 from modular_prompts.rows import fresh_rows, identity, without_texts_of
 from modular_prompts.saved import SavedPrompts, network_digest, save_prompts
@@ -37,11 +38,8 @@ from training.resume import Start, find_start, note_versions, require_same_text,
 from training.run_log import Log
 from training.saved_state import Learner, folder_of, save_state
 from utils import files, hub
-from utils.command_line import parse
 from utils.errors import UserError
 from utils.messages import say, speak
-
-MOST_USED = ("model_name_or_path", "tasks", "split", "output_dir", "max_steps", "num_modules", "prompt_length")
 
 FIGURES = {"seconds": 0.0, "loss_sum": 0.0, "loss_steps": 0}
 """Figures of a run before its first step; loss_sum is over loss_steps steps since the last evaluation."""
@@ -49,10 +47,8 @@ FIGURES = {"seconds": 0.0, "loss_sum": 0.0, "loss_steps": 0}
 Config = tuple[FrozenArgs, TaskArgs, PoolArgs, PretrainArgs, RunArgs, MachineArgs]
 
 
-def main(argv: list[str]) -> None:
-    """Read the settings, find the state of the run, and train."""
-    purpose = "Train modules and the routers of many tasks together."
-    config: Config = parse(list(Config.__args__), purpose, most_used=MOST_USED, argv=argv)
+def pretrain(*config: *Config) -> None:
+    """Find the state of the run, and train."""
     frozen, tasks, pool, training, run, machine = config
     hub.quiet_libraries()
     settings = {"world_size": 1, **{key: value for part in config for key, value in asdict(part).items()}}

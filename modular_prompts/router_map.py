@@ -13,14 +13,12 @@ from modular_prompts.arguments import RoutersArgs
 from modular_prompts.pool import normalised
 from modular_prompts.saved import PROMPT, ROUTER, Description, by_task, read_tensors
 from utils import files
-from utils.command_line import parse
 from utils.errors import UserError
 from utils.messages import speak
 
 
-def routers(argv: list[str]) -> None:
+def routers(args: RoutersArgs) -> None:
     """Print the weights of the modules for each task; draw them."""
-    (args,) = parse([RoutersArgs], "Show which modules each task uses.", most_used=("prompts", "picture"), argv=argv)
     if args.picture:
         files.require_writable("picture", Path(args.picture))
     path = files.local_path(args.prompts)

@@ -19,7 +19,8 @@ from checkpoint.adapter import fingerprint
 from data.tokenizers import tokenizer_fingerprint
 from models.denoiser import NetworkDenoiser
 from models.lora import adapter_weights
-from modular_prompts.pool import PoolShape, PromptPool
+from modular_prompts.options import PoolShape
+from modular_prompts.pool import PromptPool
 from modular_prompts.tasks import LABELLED, WRITTEN, Card, checked_card
 from modular_prompts.tuning import prompt_of
 from utils.errors import UserError, shown

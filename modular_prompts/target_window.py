@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from checkpoint.candidates import CandidateRequest, draw_windows
+from checkpoint.candidates import draw_windows
 from checkpoint.model_parts import ModelParts
+from checkpoint.requests import CandidateRequest
 from data.batch import Batch
 from data.pairs import Layout, target_text
 from diffusion.draws import sentence_seed

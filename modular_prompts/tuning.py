@@ -4,11 +4,12 @@ The network and the pool stay as they are. Gates are not drawn here, so that tun
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Generator, Tensor, nn
 
+from modular_prompts.options import Stage
 from modular_prompts.pool import PromptPool, normalised
 from utils.errors import UserError
 
@@ -60,23 +61,6 @@ def balanced_accuracy(choices: Tensor, labels: Tensor) -> float:
     """Return the mean over labels of the share of their rows that are answered rightly; both are int64 [rows]."""
     shares = [(choices[labels == label] == label).double().mean().item() for label in labels.unique()]
     return sum(shares) / len(shares)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """Length and rate of a stage of tuning."""
-
-    steps: int
-    learning_rate: float
-    """At the first step; it falls linearly to 0."""
-    batch_size: int = 0
-    """Rows per step, drawn anew for each; 0: all."""
-    check_every: int = 0
-    """Steps between looks at the development rows, by which a step is chosen; 0: the last step is kept."""
-
-    def longer(self, steps: int) -> "Stage":
-        """Return this stage with further steps."""
-        return replace(self, steps=self.steps + steps)
 
 
 def tune_router(

@@ -12,7 +12,8 @@ from data.batch import Batch
 from data.word_counts import information
 from diffusion.options import step_windows
 from diffusion.process import Vocabulary
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion, base_alpha_bar
+from diffusion.process_options import WordFreqArgs
+from diffusion_word_freq import WordFreqDiffusion, base_alpha_bar
 from tests.conftest import OracleDenoiser, TableDenoiser, text_batch
 from tests.toy_process import (
     COUNTS,

@@ -9,7 +9,8 @@ from torch import Tensor
 from data.batch import Batch
 from diffusion.options import SampleArgs
 from diffusion.process import Vocabulary
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion.process_options import WordFreqArgs
+from diffusion_word_freq import WordFreqDiffusion
 from tests.conftest import TableDenoiser, text_batch
 from tests.toy_process import COUNTS, MASK, SPINDLES, every, make
 

@@ -145,17 +145,6 @@ def test_num_steps_inf_gives_complete_sentences(monkeypatch, trained: Path, caps
     assert len(texts) == 20 and sum(text.endswith(".") and "[MASK]" not in text for text in texts) >= 18
 
 
-def test_show_prints_the_states_of_one_sample(
-    monkeypatch: pytest.MonkeyPatch, trained: Path, capsys: pytest.CaptureFixture
-) -> None:
-    assert run_predict(monkeypatch, trained, "--show", "true", "--length", 6) == 0
-    states = [line[7:] for line in lines(capsys) if line.strip()]
-    gaps = [state.count("·") for state in states]
-    assert len(states) > 2 and gaps == sorted(gaps, reverse=True) and gaps[-1] == 0
-    assert run_predict(monkeypatch, trained, "--num_samples", 1, "--length", 6) == 0
-    assert lines(capsys) == [states[-1]]  # equals the displayed sample
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

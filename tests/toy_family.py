@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
-from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
+from diffusion.masked.d3pm import D3pmDiffusion
+from diffusion.masked.mdlm import MdlmDiffusion
 from diffusion.masked.process import MaskedProcess
-from diffusion.masked.sedd import SeddArgs, SeddDiffusion
+from diffusion.masked.sedd import SeddDiffusion
 from diffusion.options import SampleArgs
 from diffusion.process import Vocabulary
+from diffusion.process_options import D3pmArgs, MdlmArgs, SeddArgs
 from tests.conftest import TableDenoiser, text_batch
 from tests.toy_process import COUNTS, MASK, every, make
 

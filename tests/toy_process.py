@@ -8,7 +8,8 @@ from torch import Tensor
 
 from diffusion.options import step_windows
 from diffusion.process import Vocabulary
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion.process_options import WordFreqArgs
+from diffusion_word_freq import WordFreqDiffusion
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 
 MASK = 3  # not the last index, so that an off-by-one error shows

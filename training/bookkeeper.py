@@ -26,7 +26,7 @@ from training.saved_state import folder_of, save_state
 from training.step import StepResult, TrainStep
 from training.tracking import Tracker
 from training.validation import Validation, require_output, write_checkpoints
-from utils import distributed, files
+from utils import distributed, files, job
 from utils.errors import UserError
 from utils.figures import duration, number
 from utils.messages import speak
@@ -60,7 +60,7 @@ class Bookkeeper:
     ) -> None:
         """Claim the output folder and open the log of a run that starts or resumes at `plan.start`."""
         self.config, self.args, self.model, self.trainer, self.plan = config, config.run, model, trainer, plan
-        self.output, self.is_leader = Path(self.args.output_dir), distributed.rank() == 0
+        self.output, self.is_leader = Path(self.args.output_dir), job.rank() == 0
         self.figures = Figures.of(plan.start.facts.get("figures", {}))
         settings, step = {**config.by_name(), **plan.start.kept}, plan.start.step
         if config.network.lora_rank:
@@ -293,7 +293,7 @@ class Bookkeeper:
         """Print data, model and settings of the run before its first step."""
         model, plan, valid = self.model, self.plan, self.validation
         parameters = sum(p.numel() for p in model.denoiser.parameters())
-        unit, processes = "pairs" if model.pairs else "sentences", distributed.world_size()
+        unit, processes = "pairs" if model.pairs else "sentences", job.world_size()
         self.say(
             (
                 "warning: the loss and figures of the released posterior are not bounds\n"

@@ -2,26 +2,22 @@
 
 import dataclasses
 from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-
-from checkpoint.model_parts import PROCESSES
-from data.pairs import PairArgs
-from data.row_formats import TextFormat
-from data.splits import DataArgs
-from diffusion.options import ProcessArgs
-from models.lora import require_peft
-from models.networks import NetworkArgs
-from training.arguments import TrainArgs
-from training.optim import OptimArgs
-from utils import distributed
+from data.options import DataArgs, PairArgs, TextFormat
+from diffusion.process_options import SETTINGS, ProcessArgs
+from models.options import NetworkArgs
+from training.arguments import OptimArgs, TrainArgs
+from utils import job
 from utils.command_line import parse, value_of
-from utils.device import pick_precision
 from utils.errors import UserError, shown
+
+if TYPE_CHECKING:
+    import torch
 
 EPILOG = (
     "Shown are the settings of --process word_freq. For another process: main.py --help --process mdlm "
-    f"(also {', '.join(name for name in PROCESSES if name not in ('word_freq', 'mdlm'))})"
+    f"(also {', '.join(name for name in SETTINGS if name not in ('word_freq', 'mdlm'))})"
 )
 
 MOST_USED = ("train_data", "output_dir", "process", "model_name_or_path", "max_steps", "learning_rate")
@@ -58,13 +54,15 @@ class TrainConfig:
     def by_name(self) -> dict:
         """Return all settings by name, with the number of processes and the job."""
         named = {name: value for part in vars(self).values() for name, value in asdict(part).items()}
-        return {**named, "world_size": distributed.world_size(), "job": distributed.job()}
+        return {**named, "world_size": job.world_size(), "job": job.name()}
 
-    def precision(self, device: torch.device) -> str:
+    def precision(self, device: "torch.device") -> str:
         """Return the precision of the network: fp32, bf16 or fp16."""
+        from utils.device import pick_precision
+
         return "fp16" if self.run.fp16 else pick_precision(self.run.precision, device)
 
-    def check(self, device: torch.device) -> None:
+    def check(self, device: "torch.device") -> None:
         """Check that settings of different parts are compatible.
 
         Raises:
@@ -73,6 +71,7 @@ class TrainConfig:
         self.process.check_training(
             time_conditioning=self.network.time_conditioning,
             warm_start=self.run.warm_start,
+            time_sampling=self.run.time_sampling,
             packing=self.data.packing,
             fused_loss=self.run.fused_loss,
         )
@@ -85,8 +84,10 @@ class TrainConfig:
             if chosen and self.network.lora_rank:
                 raise UserError(f"lora_rank={self.network.lora_rank} keeps the network's own head; leave {setting} out")
         if self.network.lora_rank:
+            from models.lora import require_peft
+
             require_peft()
-        sharded = self.run.strategy == "fsdp" and distributed.world_size() > 1
+        sharded = self.run.strategy == "fsdp" and job.world_size() > 1
         for setting, chosen in (
             ("fp16", self.precision(device) == "fp16"),
             ("muon", self.optim.optimizer == "muon"),
@@ -107,22 +108,22 @@ def chosen_process(argv: list[str] | None = None) -> str:
         UserError: if no process has that name.
     """
     name = value_of("--process", argv) or TrainArgs.process
-    if name not in PROCESSES:
-        raise UserError(f"process={shown(name)} must be one of {', '.join(PROCESSES)}")
+    if name not in SETTINGS:
+        raise UserError(f"process={shown(name)} must be one of {', '.join(SETTINGS)}")
     return name
 
 
 def parts(process: str) -> list[type]:
     """Return the dataclasses of the command line, in the order of TrainConfig's fields."""
-    return [TrainArgs, DataArgs, PairArgs, NetworkArgs, PROCESSES[process].settings, OptimArgs, TextFormat]
+    return [TrainArgs, DataArgs, PairArgs, NetworkArgs, SETTINGS[process], OptimArgs, TextFormat]
 
 
 def foreign_flags(process: str) -> dict[str, str]:
     """Return the flags that only other processes have, each with a description of its processes."""
     own = {field.name for part in parts(process) for field in dataclasses.fields(part)}
     found: dict[str, list[str]] = {}
-    for name, kind in PROCESSES.items():
-        for field in dataclasses.fields(kind.settings):
+    for name, kind in SETTINGS.items():
+        for field in dataclasses.fields(kind):
             if field.name not in own:
                 found.setdefault(f"--{field.name}", []).append(f"--process {name}")
     return {flag: f"{' and '.join(names)}, not of --process {process}" for flag, names in found.items()}

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from checkpoint.candidates import CandidateRequest, draw_windows
+from checkpoint.candidates import draw_windows
 from checkpoint.model_parts import ModelParts
-from checkpoint.sampling import SampleRequest, decode, sample_rows
+from checkpoint.requests import CandidateRequest, SampleRequest
+from checkpoint.sampling import decode, sample_rows
 from data.pairs import target_text
 from data.tokenized_text import Text
 from data.tokenizers import text_of
@@ -22,7 +23,7 @@ from evaluation.likelihood import OutOfTimeError
 from training.arguments import TrainArgs
 from training.clock import Deadline
 from training.parallel import whole_weights
-from utils import distributed
+from utils import distributed, job
 from utils.messages import warn
 
 MOST_SECONDS = 600
@@ -50,7 +51,7 @@ class SampleLog:
             return []
         texts: list[str] = []
         with whole_weights(self.wrapped):
-            if distributed.rank() == 0 and not self.failed:
+            if job.rank() == 0 and not self.failed:
                 texts = self._draw_in_time()
         texts = distributed.from_leader(texts)  # the others wait here, not within a step that they would measure
         self.deadline.reset()

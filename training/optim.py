@@ -3,71 +3,12 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import nn
 
+from training.arguments import OptimArgs
 from training.muon import Muon
-from utils.errors import UserError, check_choices
-
-
-@dataclass(frozen=True)
-class OptimArgs:
-    """Settings of optimizer, learning rate schedule, gradient clipping and weight average."""
-
-    group: ClassVar[str] = "optimisation"
-
-    optimizer: str = field(
-        default="adamw",
-        metadata={"choices": ["adamw", "muon"], "help": "optimizer; muon: Muon for matrices only"},
-    )
-    learning_rate: float = field(default=5e-5, metadata={"aliases": ["--lr"], "help": "peak learning rate"})
-    head_learning_rate: float = field(default=0.0, metadata={"help": "peak rate of the vocabulary head; 0: the same"})
-    head_first: float = field(default=0.0, metadata={"help": "share of training for the head alone"})
-    lr_schedule: str = field(
-        default="cosine",
-        metadata={
-            "choices": ["constant", "cosine", "linear", "inverse_sqrt", "late_cosine"],
-            "help": "decay (inverse_sqrt: released)",
-        },
-    )
-    warmup_steps: int = field(default=0, metadata={"help": "steps of warm-up; 0: a hundredth of the training"})
-    adam_beta1: float = field(default=0.9, metadata={"help": "decay of the mean gradient"})
-    adam_beta2: float = field(default=0.98, metadata={"help": "decay of the mean square (released: 0.999)"})
-    weight_decay: float = field(default=0.01, metadata={"help": "weight decay, on matrices only"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "bound on the gradient's norm; 0: none"})
-    max_grad_value: float = field(default=0.0, metadata={"help": "bound on gradient entries (released: 5); 0: none"})
-    ema_decay: float = field(default=0.0, metadata={"help": "decay of the average of weights; 0: no average"})
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        if not 0 < self.learning_rate <= 1e3:
-            raise UserError(f"learning_rate={self.learning_rate} must be above 0, and at most 1000")
-        if not 0 <= self.head_learning_rate <= 1e3:
-            raise UserError(f"head_learning_rate={self.head_learning_rate} must lie in 0..1000; 0: learning_rate")
-        if not 0 <= self.head_first < 1:
-            raise UserError(f"head_first={self.head_first} must lie in [0, 1): it is a share of the training")
-        if not 0 <= self.ema_decay < 1:
-            raise UserError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0.999 is usual, 0 switches it off")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must lie in [0, 1); 0.9 and 0.98 are the defaults")
-        for name in ("warmup_steps", "weight_decay", "max_grad_norm", "max_grad_value"):
-            if not 0 <= getattr(self, name) <= 1e12:
-                raise UserError(f"{name}={getattr(self, name)} must lie in 0..1e12")
-
-    @property
-    def separate_head(self) -> bool:
-        """Whether the vocabulary head has a learning rate of its own, or is trained alone at first."""
-        return bool(self.head_learning_rate or self.head_first)
-
-    def factor(self, *, of_head: bool, progress: float) -> float:
-        """Return the ratio of a weight's learning rate to that of the schedule."""
-        if of_head:
-            return self.head_learning_rate / self.learning_rate if self.head_learning_rate else 1.0
-        return float(progress >= self.head_first)
 
 
 def warm_up_share(args: OptimArgs, step: int, progress: float, warmup_steps: int) -> float:

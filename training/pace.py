@@ -3,8 +3,8 @@
 import math
 from dataclasses import dataclass
 
-from training.arguments import TrainArgs
-from training.optim import OptimArgs, learning_rate, warm_up_share
+from training.arguments import OptimArgs, TrainArgs
+from training.optim import learning_rate, warm_up_share
 
 DEFAULT_SEQUENCES = TrainArgs("-").eval_sequences
 MIN_SEQUENCES, PREFERRED_SEQUENCES = 16, 64

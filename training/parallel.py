@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from utils.distributed import world_size
+from utils.job import world_size
 
 
 def parallelize(module: nn.Module, layers: list[nn.Module], strategy: str, device: torch.device) -> nn.Module:

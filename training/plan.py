@@ -10,7 +10,7 @@ from training.config import TrainConfig
 from training.pace import Pace
 from training.precision import Precision
 from training.resume import Start, batches_per_process, require_steps_left
-from utils import distributed
+from utils import job
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Plan:
         Raises:
             UserError: if no steps are left, or the processes cannot share a step evenly.
         """
-        parts = batches_per_process(config.run, start) * distributed.world_size()
+        parts = batches_per_process(config.run, start) * job.world_size()
         sentences = mean_batch(train_text.widths, config.data) * parts
         total = config.run.max_steps or max(1, round(config.run.num_train_epochs * len(train_text) / sentences))
         require_steps_left(config.run, start, total)

@@ -10,9 +10,10 @@ import torch
 from training.arguments import TrainArgs
 from training.output_folder import OUTPUTS
 from training.saved_state import newest_state, read_settings, states
-from utils.distributed import job, started_again, world_size
 from utils.errors import UserError, shown
 from utils.files import local_path, open_regular
+from utils.job import name as job
+from utils.job import started_again, world_size
 
 WITHOUT_INFLUENCE = {
     "output_dir", "cache_dir", "device", "threads", "tracker", "num_log_samples", "sample_steps", "logging_steps",

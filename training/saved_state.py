@@ -23,10 +23,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from training.optim import AveragedWeights
-from utils.distributed import rank
 from utils.errors import UserError
 from utils.files import folder_written_whole, manifest_error, read_text, remove_folder, written_whole
 from utils.gathering import held_by_leader, shard_like
+from utils.job import rank
 
 FORMAT = 1
 STATE_NAME = re.compile(r"step-\d{12}")

@@ -15,9 +15,10 @@ from checkpoint.adapter import Base, fingerprint
 from checkpoint.model_parts import PROCESSES, ModelParts, build_process
 from data import batching
 from data.corpus import holds_pairs, training_source
-from data.pairs import PairArgs, PairFormat, load_pairs
-from data.row_formats import TextFormat, load_texts
-from data.splits import DataArgs, split_sources
+from data.options import DataArgs, PairArgs, TextFormat
+from data.pairs import PairFormat, load_pairs
+from data.row_formats import load_texts
+from data.splits import split_sources
 from data.streaming import StreamedBatches, load_stream
 from data.tokenized_text import Text
 from data.tokenizers import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
@@ -27,13 +28,13 @@ from diffusion.process import Process
 from models.denoiser import NetworkDenoiser
 from models.factory import build_denoiser
 from models.lora import has_lora
-from models.networks import NetworkArgs
+from models.options import NetworkArgs
 from training.arguments import TrainArgs
 from training.config import TrainConfig
 from training.output_folder import TOKENIZER
 from training.plan import Plan
 from training.resume import Start
-from utils import distributed
+from utils import distributed, job
 from utils.errors import UserError
 from utils.messages import warn
 from utils.network_config import used_entries
@@ -210,7 +211,7 @@ def warn_of_other_vocabulary(config: TrainConfig, tokenizer: PreTrainedTokenizer
 
     Each token would begin with the embedding of another. A folder without a tokenizer is not compared.
     """
-    if config.network.from_scratch or not config.data.tokenizer or distributed.rank():
+    if config.network.from_scratch or not config.data.tokenizer or job.rank():
         return
     try:
         own = load_tokenizer(config.network.model_name_or_path).get_vocab()
@@ -230,7 +231,7 @@ def open_batches(
 ) -> batching.BatchStream:
     """Return the stream of training batches, at the position of the run."""
     position, seed, parts = plan.start.facts.get("position"), config.run.seed, plan.parts
-    rank, world_size = distributed.rank(), distributed.world_size()
+    rank, world_size = job.rank(), job.world_size()
     if config.data.streaming:
         return StreamedBatches(text, seed=seed, parts=parts, rank=rank, world_size=world_size, position=position)
     return batching.EpochBatches(

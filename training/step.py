@@ -1,7 +1,7 @@
 """Training step: accumulate gradients, clip them, update the weights and their average."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ from data.batching import Part
 from diffusion.draws import Share
 from diffusion.masked.warm_start import masked_lm_loss
 from diffusion.process import Loss
+from diffusion.time_density import UNIFORM, TimeDensity
 from models.attention import fit_to_device
-from training.arguments import TrainArgs
+from training.arguments import OptimArgs, TrainArgs
 from training.config import TrainConfig
-from training.optim import AveragedWeights, OptimArgs, make_optimizers
+from training.optim import AveragedWeights, make_optimizers
 from training.parallel import accumulating, parallelize
 from training.saved_state import Learner
-from utils import distributed
+from utils import distributed, job
 from utils.errors import UserError
 from utils.gathering import full
 
@@ -92,7 +93,7 @@ class TrainStep:
             share = Share(part.number, self.parts, step_seed)
             with accumulating(self.wrapped, last=i == len(batches) - 1):
                 loss = self.wrapped(part.batch.to(self.batch_device), progress, generator, share)
-                self.scaler.scale(loss * (distributed.world_size() / num_tokens)).backward()
+                self.scaler.scale(loss * (job.world_size() / num_tokens)).backward()
             losses[i] = loss.detach()
         nats = losses.sum()
         distributed.sum_over_ranks(nats)
@@ -127,11 +128,19 @@ class BatchLoss(nn.Module):
         return training_loss(self.model, batch, self.args, progress, generator, share).total
 
 
+def time_density(args: TrainArgs, progress: float) -> TimeDensity:
+    """Return the density of the training times when a share `progress` of the training is done."""
+    if args.time_sampling == "uniform" or progress >= args.bell_share:
+        return UNIFORM
+    return TimeDensity(*args.bell_shape)
+
+
 def training_loss(
     model: ModelParts, batch: Batch, args: TrainArgs, progress: float, generator: torch.Generator, share: Share
 ) -> Loss:
     """Return the loss of the process, or of masked language modelling while progress < warm_start."""
     if progress >= args.warm_start:
+        share = replace(share, density=time_density(args, progress))
         return model.process.loss(model.denoiser, batch, generator=generator, share=share)
     return masked_lm_loss(
         model.process,

@@ -19,7 +19,7 @@ from training.pace import evaluation_plan, evaluation_steps, is_adaptable
 from training.parallel import whole_weights
 from training.plan import Plan
 from training.step import TrainStep
-from utils import distributed
+from utils import job
 from utils.errors import UserError
 
 
@@ -136,7 +136,7 @@ def write_checkpoints(output: Path, model: ModelParts, facts: dict, *, is_best: 
     """
     weights = weights_of(model)
     for name in ("checkpoint-last", "checkpoint") if is_best else ("checkpoint-last",):
-        if distributed.rank() == 0:
+        if job.rank() == 0:
             require_output(output)
             save_checkpoint(output / name, replace(model, facts=facts), weights)
 

@@ -4,16 +4,17 @@ Both published DiffusionBERT command lines run as written. Each field lists its 
 whose form has changed, and flags without effect are accepted with a note.
 """
 
+import argparse
 import contextlib
 import difflib
 import errno
 import os
 import sys
+import typing
 from collections.abc import Callable, Sequence
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import NoReturn
-
-from transformers import HfArgumentParser
 
 from utils.errors import UserError, shown
 from utils.help_text import HelpText
@@ -26,7 +27,12 @@ _MODERNISED = {
 }
 """Published flags and values, and their present form."""
 
-BOOLEANS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+"""Values of --precision."""
+BOOLEANS = {
+    **dict.fromkeys(("true", "1", "yes", "t", "y"), True),
+    **dict.fromkeys(("false", "0", "no", "f", "n"), False),
+}
 WITHOUT_EFFECT = {
     "--local_rank": "torchrun tells each process its rank",
     "--load_step": "a checkpoint is named by its folder",
@@ -50,10 +56,23 @@ FROM_CHECKPOINT = {
 """Further flags without effect in scripts that read a checkpoint, and the reason."""
 
 
-class _Parser(HfArgumentParser):
-    """HfArgumentParser with errors of one line and the help of `HelpText`."""
+class _Parser(argparse.ArgumentParser):
+    """Parser whose flags are the fields of dataclasses, with errors of one line and the help of `HelpText`."""
 
     help_text: HelpText
+
+    def add_field(self, entry: Field, kind: type) -> None:
+        """Add the flag of a field of type str, int, float or bool, or such a type or None."""
+        settings = {**entry.metadata, "dest": entry.name}
+        names = dict.fromkeys([f"--{entry.name}", f"--{entry.name.replace('_', '-')}", *settings.pop("aliases", ())])
+        settings |= {"required": True} if entry.default is MISSING else {"default": entry.default}
+        if kind is not bool:
+            self.add_argument(*names, **settings, type=kind)
+            return
+        self.add_argument(*names, **settings, type=_true_or_false, nargs="?", const=True)
+        if entry.default is True:
+            opposite = (f"--no_{entry.name}", f"--no-{entry.name.replace('_', '-')}")
+            self.add_argument(*opposite, action="store_false", dest=entry.name, default=True)
 
     def error(self, message: str) -> NoReturn:
         message = message.replace("choose from '', ", "choose from ")  # "" is the default of some settings
@@ -100,21 +119,26 @@ def parse(
         UserError: if a flag is unknown or a value is out of range.
     """
     arguments = _modernise(sys.argv[1:] if argv is None else argv, {**WITHOUT_EFFECT, **(without_effect or {})})
-    parser = _Parser(kinds, description=description.split("\n")[0], epilog=epilog, allow_abbrev=False)
+    parser = _Parser(description=description.split("\n")[0], epilog=epilog, allow_abbrev=False)
+    for kind in kinds:
+        types = typing.get_type_hints(kind)
+        for entry in fields(kind):
+            parser.add_field(entry, (*typing.get_args(types[entry.name]), types[entry.name])[0])
     parser.help_text = HelpText(parser, kinds, most_used)
     known = {name for action in parser._actions for name in action.option_strings}
     for argument in arguments:  # argparse would report a missing setting instead of the misspelt one
         if argument.startswith("--") and argument not in known:
             raise UserError(f"{_unknown(argument, known, elsewhere or {})} (--help lists every setting)")
-    try:
-        *parsed, rest = parser.parse_args_into_dataclasses(arguments, True, look_for_args_file=False)
-    except UserError:
-        raise
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    found, rest = parser.parse_known_args(arguments)
     if rest:
         raise UserError(f"{_unknown(rest[0], known, elsewhere or {})} (--help lists every setting)")
-    return tuple(parsed)
+    return tuple(kind(**{entry.name: getattr(found, entry.name) for entry in fields(kind)}) for kind in kinds)
+
+
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in BOOLEANS:
+        raise argparse.ArgumentTypeError(f"{shown(text)} must be true or false")
+    return BOOLEANS[text.lower()]
 
 
 def with_flags(argv: list[str], names: Sequence[str]) -> list[str]:

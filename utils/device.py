@@ -6,6 +6,7 @@ import sys
 
 import torch
 
+from utils.command_line import PRECISIONS
 from utils.errors import UserError
 
 MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
@@ -13,7 +14,6 @@ MALLOC_OPTIONS = {-4: 0, -1: 2**31 - 1, -2: 2**28}
 
 MOST_REASON = 200
 """Characters of torch's reason, which may list all of its devices."""
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 CACHED_KERNELS = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64"}
 """Matrix products that oneDNN, which computes them in bf16, remembers by shape; by default 1,024.

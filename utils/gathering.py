@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from utils.distributed import rank
+from utils.job import rank
 
 
 def full(tensor: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import huggingface_hub
-import transformers
 from huggingface_hub import constants
 
 from utils.packaged import PACKAGED, packaged_folder
@@ -48,6 +47,8 @@ class WrongChecksumError(Exception):
 
 def quiet_libraries() -> None:
     """Turn off the libraries' warnings and progress bars; errors reach the user as one line."""
+    import transformers  # two seconds, which --help does not need
+
     os.environ.setdefault("DATASETS_VERBOSITY", "critical")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # `datasets` is imported where it is needed

@@ -6,7 +6,7 @@ import sys
 
 from tqdm import tqdm
 
-from utils import distributed
+from utils import job
 
 
 def note(text: str) -> None:
@@ -39,5 +39,5 @@ def speak(text: str) -> None:
 
 def say(text: str) -> None:
     """Print on the first process only."""
-    if distributed.rank() == 0:
+    if job.rank() == 0:
         speak(text)

@@ -9,7 +9,6 @@ absorbing closed form and the extra step from x_0 to text as in the released cod
 """
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -21,30 +20,9 @@ from diffusion.draws import WHOLE, Share, filter_logits, stratified_timesteps
 from diffusion.masked.noise_schedules import SCHEDULES, ContinuousSchedule
 from diffusion.masked.prediction import Prediction
 from diffusion.masked.process import MaskedProcess
-from diffusion.options import ORDERED, SampleArgs, SigmaInputArgs
+from diffusion.options import ORDERED, SampleArgs
 from diffusion.process import Denoiser, Loss, Vocabulary
-from utils.errors import check_choices, check_ranges
-
-
-@dataclass(frozen=True)
-class D3pmArgs(SigmaInputArgs):
-    """Settings of the process, saved with the checkpoint."""
-
-    noise: str = field(
-        default="loglinear",
-        metadata={"choices": list(SCHEDULES), "help": "noise schedule alpha_bar(t) at t = 0, 1/T, ..., 1"},
-    )
-    num_steps: int = field(
-        default=1000, metadata={"aliases": ["--diffusion_steps"], "help": "number of forward steps T"}
-    )
-    subs_masking: bool = field(default=False, metadata={"help": "probability 0 for [MASK] in the prediction"})
-    reconstruction_weight: float = field(
-        default=1.0, metadata={"help": "weight of the reconstruction term in the training loss; the bound has weight 1"}
-    )
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_ranges(self, num_steps=(1, 10**6), reconstruction_weight=(0, 1000))
+from diffusion.process_options import D3pmArgs
 
 
 class MaskThinning:
@@ -133,10 +111,11 @@ class D3pmDiffusion(MaskedProcess):
         t, s = steps.double() / self.num_steps, (steps - 1).double() / self.num_steps
         xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         kl, cross_entropy = super().token_terms(denoiser, batch, xt, s, t)
-        total, weight = self.num_steps * kl.sum(), self.args.reconstruction_weight
+        of_step = share.density.step_weight(steps, self.num_steps)[:, None]
+        total, weight = self.num_steps * (of_step * kl).sum(), self.args.reconstruction_weight
         if weight:  # one more forward pass
             total = total + weight * self.reconstruction(denoiser, batch).sum()
-        plain = cross_entropy.detach().sum() / self.schedule.noise.mean_mask_rate
+        plain = cross_entropy.detach().sum() / self.schedule.noise.mean_mask_rate(share.density)
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": plain})
 
     # ---- sampling --------------------------------------------------------------------------------------------------

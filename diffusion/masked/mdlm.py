@@ -9,53 +9,16 @@ Source: Sahoo et al. 2024, "Simple and Effective Masked Diffusion Language Model
 """
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 from torch import Generator, Tensor
 
 from data.batch import Batch
-from diffusion.draws import WHOLE, Share, stratified_uniform
+from diffusion.draws import WHOLE, Share, stratified_times
 from diffusion.masked.noise_schedules import SCHEDULES, ContinuousSchedule, log_mask_rates, log_uniform_time
 from diffusion.masked.process import MaskedProcess
-from diffusion.options import SigmaInputArgs
 from diffusion.process import Denoiser, Loss, Vocabulary
-from utils.errors import UserError, check_choices, check_ranges
-
-
-@dataclass(frozen=True)
-class MdlmArgs(SigmaInputArgs):
-    """Settings of the process, saved with the checkpoint."""
-
-    noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "noise schedule sigma(t)"})
-    num_steps: int = field(default=0, metadata={"help": "number of time steps T in training; 0 means continuous time"})
-    loss_weighting: str = field(
-        default="elbo",
-        metadata={
-            "choices": ["elbo", "uniform"],
-            "help": "weights of the training loss: those of the bound, or uniform",
-        },
-    )
-    importance_sampling: bool = field(
-        default=False, metadata={"help": "distribution of t that gives every cross-entropy the same weight"}
-    )
-    change_of_variables: bool = field(
-        default=False,
-        metadata={"help": "importance sampling with the scaled log mask rate as time input"},
-    )
-    sampling_eps: float = field(default=1e-3, metadata={"help": "smallest t in training"})
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_ranges(self, num_steps=(0, 10**6), sampling_eps=(1e-6, 0.5))
-        if self.importance_sampling and self.change_of_variables:
-            raise UserError("importance_sampling and change_of_variables exclude each other; give one")
-        if self.loss_weighting == "uniform" and (self.importance_sampling or self.change_of_variables):
-            raise UserError("loss_weighting=uniform excludes importance_sampling and change_of_variables; give one")
-        if self.num_steps and (self.importance_sampling or self.change_of_variables):
-            raise UserError(
-                f"num_steps={self.num_steps}: importance sampling needs continuous time; leave num_steps at 0"
-            )
+from diffusion.process_options import MdlmArgs
 
 
 class MdlmDiffusion(MaskedProcess):
@@ -78,13 +41,14 @@ class MdlmDiffusion(MaskedProcess):
         elbo: the weight is rate / (exp(sigma) - 1), 1/t for loglinear. In discrete time it is T times the posterior u.
         uniform: the weight is one over the mean mask rate, so that a token weighs one in expectation.
         """
-        u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
+        u = stratified_times(len(batch.input_ids), generator, share).to(batch.input_ids.device)
         t = self.draw_time(u)
         xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         cross_entropy = self.token_terms(denoiser, batch, xt, t, t, with_kl=False)[1]
-        plain = cross_entropy.sum() / self.schedule.noise.mean_mask_rate
+        plain = cross_entropy.sum() / self.schedule.noise.mean_mask_rate(share.density)
         on_bound = self.args.loss_weighting == "elbo"
-        total = (self.weight(t) * cross_entropy.sum(1)).sum() if on_bound else plain
+        weight = share.density.weight(u) * self.weight(t)
+        total = (weight * cross_entropy.sum(1)).sum() if on_bound else plain
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": plain.detach()})
 
     def draw_time(self, u: Tensor) -> Tensor:

@@ -10,12 +10,13 @@ Source: Sahoo et al. 2024 (MDLM), arXiv 2406.07524; Lou et al. 2023 (SEDD), arXi
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import torch
 from torch import Tensor
 
 from diffusion.options import step_windows
+from diffusion.time_density import UNIFORM, TimeDensity
 
 EPSILON = 1e-3
 """alpha_bar(1) of loglinear and both cosines."""
@@ -61,15 +62,20 @@ class NoiseSchedule:
         inside = (self.alpha_bar(t.double()) - last) / (first - last)
         return torch.where(t <= 0, 1.0, torch.where(t >= 1, 0.0, inside.clamp(0, 1)))
 
-    @cached_property
-    def mean_mask_rate(self) -> float:
-        """Mean of 1 - `closed` over t in [0, 1]."""
-        return 1 - self.closed(torch.linspace(0, 1, 10_001, dtype=torch.float64)).mean().item()
+    def mean_mask_rate(self, density: TimeDensity = UNIFORM) -> float:
+        """Return the mean of 1 - `closed` over t in [0, 1], drawn from a density."""
+        return _mean_mask_rate(self, density)
 
     def time_at(self, level: Tensor) -> Tensor:
         """Return the t at which `closed` equals `level`."""
         first, last = self.ends
         return self.time(last + (first - last) * level.double()).clamp(0, 1)
+
+
+@cache
+def _mean_mask_rate(schedule: NoiseSchedule, density: TimeDensity) -> float:
+    grid = torch.linspace(0, 1, 10_001, dtype=torch.float64)
+    return 1 - schedule.closed(grid if density.is_uniform else density.midpoints()).mean().item()
 
 
 def _scaled(alpha_bar: Tensor) -> Tensor:

@@ -9,48 +9,19 @@ Source: Lou et al. 2023, "Discrete Diffusion Modeling by Estimating the Ratios o
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
 
 from data.batch import Batch
-from diffusion.draws import WHOLE, Generators, Share, filter_logits, stratified_uniform
+from diffusion.draws import WHOLE, Generators, Share, filter_logits, stratified_times
 from diffusion.masked.noise_schedules import SCHEDULES, ContinuousSchedule
 from diffusion.masked.prediction import Prediction
 from diffusion.masked.process import MaskedProcess
-from diffusion.options import EXACT, ORDERED, BoundArgs, SampleArgs, SigmaInputArgs
+from diffusion.options import EXACT, ORDERED, BoundArgs, SampleArgs
 from diffusion.process import Bound, Denoiser, Loss, Vocabulary
-from utils.errors import UserError, check_choices, check_ranges
-
-
-@dataclass(frozen=True)
-class SeddArgs(SigmaInputArgs):
-    """Settings of the process, saved with the checkpoint."""
-
-    noise: str = field(default="loglinear", metadata={"choices": list(SCHEDULES), "help": "noise schedule sigma(t)"})
-    sampling_eps: float = field(default=1e-3, metadata={"help": "smallest t in training"})
-    default_time_conditioning: ClassVar[str] = "layerwise"
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_ranges(self, sampling_eps=(1e-6, 0.5))
-
-    def check_time(self, time_conditioning: str) -> None:
-        """Check that the network has sigma as its time input.
-
-        Raises:
-            UserError: if it has another time input or none.
-        """
-        if time_conditioning != "layerwise":
-            raise UserError(f"time_conditioning={time_conditioning}: a score depends on sigma; use layerwise")
-
-    def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
-        """See ProcessArgs."""
-        self.check_time(time_conditioning)
-        if warm_start:
-            raise UserError("warm_start trains probabilities, but process=sedd predicts scores; leave it out")
+from diffusion.process_options import SeddArgs
+from utils.errors import UserError
 
 
 class SeddDiffusion(MaskedProcess):
@@ -81,11 +52,11 @@ class SeddDiffusion(MaskedProcess):
         self, denoiser: Denoiser, batch: Batch, *, generator: Generator | None = None, share: Share = WHOLE
     ) -> Loss:
         """Sum the score entropies at one t per sentence, with weight r d sigma/dt, which is 1/t for loglinear."""
-        u = stratified_uniform(len(batch.input_ids), generator, share).to(batch.input_ids.device)
+        u = stratified_times(len(batch.input_ids), generator, share).to(batch.input_ids.device)
         t = (1 - self.args.sampling_eps) * u + self.args.sampling_eps
         xt = self.corrupt(batch.input_ids, t, batch.noised, generator=generator)
         entropy = self.token_terms(denoiser, batch, xt, t, t, with_kl=False)[1].sum(1)
-        total = (self.schedule.noise.closed_weight(t) * entropy).sum()
+        total = (share.density.weight(u) * self.schedule.noise.closed_weight(t) * entropy).sum()
         return Loss(total, batch.target_mask.sum(), {"score_entropy": entropy.detach().sum()})
 
     def _bound(

@@ -18,7 +18,8 @@ from data.batch import Batch
 from diffusion.draws import Generators, filter_logits, sample_categorical, streams_of, uniform
 from diffusion.options import SampleArgs, step_windows
 from diffusion.process import Denoiser, StepCallback, Vocabulary
-from diffusion_word_freq import SpindleSchedule, WordFreqArgs, WordFreqDiffusion
+from diffusion.process_options import WordFreqArgs
+from diffusion_word_freq import SpindleSchedule, WordFreqDiffusion
 from utils.errors import UserError
 
 EPSILON = 1e-20  # inside the released program's logarithms

@@ -11,12 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Generator, Tensor
 
-GIVEN_KINDS = ("prefix", "span", "infill")
-"""Kinds of context: the part of a text that is given in training."""
-RISING_STEPS = 2000
-"""Number of whole steps of levels that rise from left to right, as in AR-Diffusion."""
-SIGMA_MAX_PER_SQRT_E = 18.75
-"""Default sigma_max divided by the square root of E: CDCD's 300 at its width of 256."""
+from diffusion.process_options import RISING_STEPS, SIGMA_MAX_PER_SQRT_E
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ Loss, bound and samplers (process.py, bound.py, sampling.py) are written in thes
 """
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -16,89 +15,13 @@ from torch import Tensor
 from data.batch import Batch
 from diffusion.chunked_logits import in_chunks
 from diffusion.draws import Generators, gaussian
-from diffusion.options import ProcessArgs
 from diffusion.process import Process, ScoreDenoiser, Vocabulary
+from diffusion.process_options import ScoreArgs
 from diffusion.score import noise_levels
-from diffusion.score.noise_levels import GIVEN_KINDS, RhoSchedule
-from utils.errors import UserError, check_choices, check_ranges
+from diffusion.score.noise_levels import RhoSchedule
+from utils.errors import UserError
 
 MAX_STEPS = 10_000
-
-
-@dataclass(frozen=True)
-class ScoreArgs(ProcessArgs):
-    """Settings that define the process; saved with the checkpoint."""
-
-    sigma_min: float = field(default=1.0, metadata={"help": "lowest noise level"})
-    sigma_max: float = field(
-        default=0.0, metadata={"help": "highest noise level; 0 means 18.75 times the square root of the embedding size"}
-    )
-    rho: float = field(
-        default=3.0, metadata={"help": "exponent of the level spacing: 1 is even, more favours low levels"}
-    )
-    loss_weighting: str = field(
-        default="uniform",
-        metadata={"choices": ["uniform", "edm"], "help": "weight of the cross-entropy; edm: (sigma^2 + 1) / sigma^2"},
-    )
-    level_order: str = field(
-        default="free",
-        metadata={"choices": ["free", "rising"], "help": "order of the levels; rising: left to right (AR-Diffusion)"},
-    )
-    position_levels: float = field(
-        default=0.1, metadata={"help": "share of sentences in which every position has its own noise level"}
-    )
-    given_share: float = field(default=0.5, metadata={"help": "share of sentences with given tokens"})
-    given_kinds: str = field(
-        default=",".join(GIVEN_KINDS), metadata={"help": "kinds of given parts: prefix, span, infill"}
-    )
-    drop_given: float = field(
-        default=0.0, metadata={"help": "share of sentences whose given tokens are replaced by noise, for --guidance"}
-    )
-    output_prior: bool = field(
-        default=True, metadata={"help": "log-likelihood of x_t under each token, added to the network's logits (Plaid)"}
-    )
-    self_conditioning: bool = field(
-        default=True, metadata={"help": "the network's previous estimate as a second input"}
-    )
-    time_warp: bool = field(default=True, metadata={"help": "learned distribution of the training noise levels (CDCD)"})
-
-    def __post_init__(self) -> None:
-        check_choices(self)
-        check_ranges(self, sigma_min=(1e-3, 1e3), sigma_max=(0, 1e6), rho=(0.1, 100))
-        check_ranges(self, position_levels=(0, 1), given_share=(0, 1), drop_given=(0, 1))
-        if self.sigma_max and self.sigma_max <= self.sigma_min:
-            raise UserError(
-                f"sigma_max={self.sigma_max:g} must be above sigma_min={self.sigma_min:g}; 0 sets it by the size"
-            )
-        if not self.sigma_max and self.sigma_min >= noise_levels.SIGMA_MAX_PER_SQRT_E:
-            raise UserError(
-                f"sigma_min={self.sigma_min:g} must be below {noise_levels.SIGMA_MAX_PER_SQRT_E}; or give sigma_max"
-            )
-        if not set(self.given_kinds.split(",")) <= set(GIVEN_KINDS):
-            raise UserError(f"given_kinds={self.given_kinds!r} must be some of {','.join(GIVEN_KINDS)}")
-        if self.level_order == "rising" and self.time_warp:
-            raise UserError("level_order=rising fixes the levels; add time_warp=false")
-
-    @property
-    def num_steps(self) -> float:
-        """T: infinite in continuous time; AR-Diffusion's number of whole steps with rising levels."""
-        return noise_levels.RISING_STEPS if self.level_order == "rising" else math.inf
-
-    @property
-    def network_settings(self) -> dict[str, bool]:
-        """Settings that a network made for this process must have."""
-        return {"self_conditioning": self.self_conditioning, "time_warp": self.time_warp}
-
-    def check_time(self, time_conditioning: str) -> None:
-        """See ProcessArgs."""
-        if time_conditioning == "token":
-            raise UserError("time_conditioning=token: process=score always inputs the noise level; leave it out")
-
-    def check_training(self, *, time_conditioning: str, warm_start: float, packing: bool, fused_loss: bool) -> None:
-        """See ProcessArgs."""
-        self.check_time(time_conditioning)
-        if warm_start:
-            raise UserError("warm_start is for masked processes; leave it out with process=score")
 
 
 class ScoreTransitions(Process):

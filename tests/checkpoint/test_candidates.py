@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from checkpoint.candidates import CandidateRequest, draw_candidates
+from checkpoint.candidates import draw_candidates
 from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import ModelParts
+from checkpoint.requests import CandidateRequest
 from diffusion.options import SampleArgs
 from tests.conftest import PAIRS
 from utils.errors import UserError

@@ -13,7 +13,8 @@ import torch
 
 from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import ModelParts
-from checkpoint.sampling import SampleRequest, sample_rows
+from checkpoint.requests import SampleRequest
+from checkpoint.sampling import sample_rows
 from data.batch import Batch
 from data.tokenizers import encode, load_tokenizer
 from data.word_counts import read_word_freq

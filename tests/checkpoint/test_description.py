@@ -8,8 +8,8 @@ from transformers import BertTokenizerFast
 
 from checkpoint.description import Description
 from checkpoint.folder import load_checkpoint, save_checkpoint
-from diffusion.masked.mdlm import MdlmArgs
 from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
+from diffusion.process_options import MdlmArgs
 from tests.checkpoint.test_folder import CPU, make_run
 from utils.errors import UserError
 

@@ -8,7 +8,8 @@ import torch
 from checkpoint.film import WatchedDenoiser, film
 from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import ModelParts
-from checkpoint.sampling import SampleRequest, decode, sample_rows
+from checkpoint.requests import SampleRequest
+from checkpoint.sampling import decode, sample_rows
 from data.word_counts import information
 from diffusion.options import SampleArgs
 from tests.diffusion import test_family

@@ -13,9 +13,9 @@ from checkpoint.folder import load_checkpoint, save_checkpoint
 from checkpoint.model_parts import ModelParts, build_process
 from data.batch import collate
 from data.tokenizers import encode
-from diffusion_word_freq import WordFreqArgs
+from diffusion.process_options import WordFreqArgs
 from models.factory import build_denoiser
-from models.networks import NetworkArgs
+from models.options import NetworkArgs
 from tests.conftest import SENTENCES
 from utils.errors import UserError
 

@@ -13,7 +13,7 @@ import predict
 from checkpoint import import_mdlm
 from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import PROCESSES, build_process
-from data.row_formats import TextFormat
+from data.options import TextFormat
 from tests.checkpoint.test_released_mdlm import IDS, lightning
 from tests.conftest import SENTENCES, call
 from tests.models.test_dit import SMALL, network

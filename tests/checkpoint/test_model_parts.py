@@ -4,7 +4,7 @@ import torch
 from transformers import BertTokenizerFast
 
 from checkpoint.model_parts import build_process
-from diffusion_word_freq import WordFreqArgs
+from diffusion.process_options import WordFreqArgs
 from tests.checkpoint.test_folder import make_run
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from checkpoint.folder import load_checkpoint
-from checkpoint.sampling import SampleRequest, draw_length, sample_rows
+from checkpoint.requests import SampleRequest
+from checkpoint.sampling import draw_length, sample_rows
 from diffusion.options import SampleArgs
 
 

@@ -20,7 +20,7 @@ from data.batching import (
     sorted_batches,
 )
 from data.corpus import training_source
-from data.splits import DataArgs
+from data.options import DataArgs
 from data.tokenized_text import TokenizedText, tokenize
 from models.packing import next_fit
 from tests.conftest import SENTENCES

@@ -12,12 +12,12 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from checkpoint.model_parts import build_process
 from data.corpus import training_source
-from data.pairs import Layout, PairArgs, PairFormat, load_pairs, source_ids, target_text, tokenize_pairs, window_of
-from data.splits import DataArgs
+from data.options import DataArgs, PairArgs
+from data.pairs import Layout, PairFormat, load_pairs, source_ids, target_text, tokenize_pairs, window_of
 from data.tokenizers import encode, train_wordpiece
 from diffusion.masked.word_freq_released import ReleasedConditionalDiffusion, ReleasedWordFreqDiffusion
 from diffusion.options import SampleArgs
-from diffusion_word_freq import WordFreqArgs
+from diffusion.process_options import WordFreqArgs
 from tests.conftest import NOUNS, PAIRS, TableDenoiser, write_jsonl
 
 PROMPT = '"{src}" is equal to "{trg}'

@@ -11,8 +11,8 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from data import plain_text
 from data.corpus import training_source
+from data.options import DataArgs
 from data.plain_text import encode, special_ids
-from data.splits import DataArgs
 from data.streaming import open_stream
 from data.tokenized_text import tokenize, tokenize_in_memory
 from data.tokenizers import load_tokenizer, respell, text8_tokenizer, vocabulary_size

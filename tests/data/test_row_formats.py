@@ -15,8 +15,8 @@ import predict
 from checkpoint.folder import load_checkpoint
 from data.batch import Batch
 from data.corpus import training_source
-from data.row_formats import ROW_FORMATS, TextFormat, load_texts, read_rows, rows_of_texts
-from data.splits import DataArgs
+from data.options import ROW_FORMATS, DataArgs, TextFormat
+from data.row_formats import load_texts, read_rows, rows_of_texts
 from data.tokenized_text import Text, TokenizedText, tokenize
 from data.tokenizers import encode, load_tokenizer
 from diffusion.masked.process import MaskedProcess

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from data.corpus import held_out, read_sentences, smallest_part
-from data.splits import DataArgs, split_sources
+from data.options import DataArgs
+from data.splits import split_sources
 from tests.conftest import PAIRS, SENTENCES, write_jsonl
 from utils.errors import UserError
 

@@ -13,7 +13,7 @@ from transformers import BertTokenizerFast
 from data import shards, streaming
 from data.batching import Part
 from data.corpus import Source
-from data.splits import DataArgs
+from data.options import DataArgs
 from data.streaming import StreamedBatches, first_held_out, multiprocessing, open_stream
 from data.tokenizers import text_of
 from tests.conftest import SENTENCES

@@ -9,9 +9,9 @@ from transformers import BertTokenizerFast
 
 from data import tokenized_text
 from data.corpus import training_source
+from data.options import DataArgs
 from data.plain_text import chunks
 from data.row_formats import load_texts
-from data.splits import DataArgs
 from data.tokenized_text import TokenizedText, _write_tokens, tokenize
 from data.tokenizers import train_wordpiece
 from tests.conftest import SENTENCES

@@ -13,8 +13,8 @@ import pytest
 from transformers import BertTokenizerFast
 
 from data.corpus import training_source
+from data.options import DataArgs
 from data.sentencepiece import evenly_spaced, load_sentencepiece, train_sentencepiece
-from data.splits import DataArgs
 from data.tokenizers import encode, learn_tokenizer, load_tokenizer
 from data.wordpiece import LONGEST_WORD, SPECIAL_TOKENS, frequent_characters, load_vocab_txt, train_wordpiece
 from tests.conftest import ROOT, SENTENCES

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from data.row_formats import TextFormat
+from data.options import TextFormat
 from data.written_rows import blank_row, decode_row
 
 

@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, BertConfig, GPT2Config, ModernBertDecoderConfig
 
 from data.batch import Batch
-from diffusion.autoregressive import Autoregressive, AutoregressiveArgs
+from diffusion.autoregressive import Autoregressive
 from diffusion.options import BoundArgs, SampleArgs
 from diffusion.process import Vocabulary
+from diffusion.process_options import AutoregressiveArgs
 from models.bert import BertDenoiser
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 from tests.diffusion.masked.test_row_clocks import N, agrees

@@ -4,8 +4,9 @@ import math
 
 import torch
 
-from diffusion.autoregressive import Autoregressive, AutoregressiveArgs
+from diffusion.autoregressive import Autoregressive
 from diffusion.process import Bound, Vocabulary
+from diffusion.process_options import AutoregressiveArgs
 
 
 def test_barred_tokens_have_probability_0_and_unsampled_ones_are_scored() -> None:

@@ -9,8 +9,8 @@ from torch import Tensor
 import main
 import predict
 from data.batch import Batch
-from diffusion.options import SampleArgs
-from diffusion.semi_autoregressive import SemiArArgs, write
+from diffusion.options import SampleArgs, SemiArArgs
+from diffusion.semi_autoregressive import write
 from tests.conftest import SENTENCES, TINY, TableDenoiser, all_sentences, call, text_batch
 from tests.diffusion.masked.test_process import agrees
 from tests.toy_family import V, law_of_steps, mdlm

@@ -11,7 +11,8 @@ import compute_elbo
 import predict
 from checkpoint.folder import load_checkpoint
 from data.corpus import training_source
-from data.row_formats import TextFormat, read_rows
+from data.options import TextFormat
+from data.row_formats import read_rows
 from evaluation.comparable import comparability_notes, longest_trained
 from tests.conftest import SENTENCES, call
 

@@ -13,7 +13,7 @@ from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import ModelParts
 from checkpoint.rounds import Scoring
 from data.corpus import training_source
-from data.row_formats import TextFormat
+from data.options import TextFormat
 from data.tokenized_text import TokenizedText, tokenize
 from data.tokenizers import train_wordpiece
 from diffusion.options import BoundArgs

@@ -9,7 +9,7 @@ import pytest
 import compute_elbo
 from diffusion.options import ORDERS, BoundArgs
 from evaluation import referee
-from evaluation.referee import RefereeArgs
+from evaluation.options import RefereeArgs
 from tests.conftest import call
 from tests.diffusion import test_family
 from utils.errors import UserError

@@ -9,7 +9,8 @@ import torch
 
 from data.corpus import Source
 from data.tokenized_text import TokenizedText, tokenize_in_memory
-from diffusion_word_freq import SpindleSchedule, WordFreqArgs
+from diffusion.process_options import WordFreqArgs
+from diffusion_word_freq import SpindleSchedule
 from evaluation.spindle_report import spindle_report
 from tests.conftest import SENTENCES
 

@@ -7,7 +7,7 @@ from transformers import BertConfig
 
 from models.attention import compile_network, fit_to_device, preferred_attention, trial_hidden_states, use_if_correct
 from models.bert import BertDenoiser
-from models.networks import NetworkArgs
+from models.options import NetworkArgs
 from tests.models.test_bert import CONFIGS, MASK, SHAPE, T, X, network
 from utils.errors import UserError
 

@@ -14,7 +14,8 @@ from models.factory import make_denoiser
 from models.networks import PRESETS, load_network
 from tests.conftest import TINY, call
 from tests.test_main import records
-from training.optim import OptimArgs, make_optimizers
+from training.arguments import OptimArgs
+from training.optim import make_optimizers
 from utils.errors import UserError
 
 SMALL = {

@@ -10,7 +10,8 @@ from transformers import (
 )
 
 from models.factory import build_denoiser, looks_ahead, make_denoiser
-from models.networks import NetworkArgs, fresh_network
+from models.networks import fresh_network
+from models.options import NetworkArgs
 from tests.diffusion.test_autoregressive import NETWORKS
 from tests.models.test_bert import SHAPE, network
 from utils.errors import UserError

@@ -17,7 +17,7 @@ from transformers import (
 
 from models.factory import make_denoiser
 from models.lora import add_lora, base_weights, has_lora, linear_maps, merged_weights, trained_share
-from models.networks import NetworkArgs
+from models.options import NetworkArgs
 from utils.errors import UserError
 
 pytest.importorskip("peft")

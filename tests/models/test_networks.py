@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM, BertConfig
 
-from models.networks import NetworkArgs, _parse_overrides, for_embeddings, fresh_network, load_network, require_settings
+from models.networks import _parse_overrides, for_embeddings, fresh_network, load_network, require_settings
+from models.options import NetworkArgs
 from models.score_lm import ScoreLmConfig, ScoreLmNetwork
 from utils.errors import UserError
 

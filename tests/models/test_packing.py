@@ -7,7 +7,8 @@ from transformers import BertConfig, ModernBertConfig
 
 from data.batch import Batch
 from diffusion.process import Vocabulary
-from diffusion_word_freq import WordFreqArgs, WordFreqDiffusion
+from diffusion.process_options import WordFreqArgs
+from diffusion_word_freq import WordFreqDiffusion
 from models.bert import BertDenoiser
 from models.packing import PackedRows, next_fit
 from tests.models.test_bert import CONFIGS, SHAPE, SPECIAL, network

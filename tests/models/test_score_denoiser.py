@@ -6,7 +6,7 @@ from torch import Tensor
 
 from models.attention import fit_to_device, trial_hidden_states
 from models.factory import make_denoiser
-from models.networks import NetworkArgs
+from models.options import NetworkArgs
 from models.score_denoiser import ScoreDenoiser, as_score_denoiser
 from tests.models.test_bert import CONFIGS
 from tests.models.test_bert import network as bert

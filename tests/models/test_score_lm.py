@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForMaskedLM
 
-from models.networks import PRESETS, NetworkArgs, fresh_network
+from models.networks import PRESETS, fresh_network
+from models.options import NetworkArgs
 from models.score_lm import Body, Film, Fourier, RmsNorm, ScoreLmConfig, ScoreLmNetwork, rotary, rotate, to_sphere
 from utils.errors import UserError
 

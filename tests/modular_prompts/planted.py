@@ -13,7 +13,8 @@ from torch import Generator, Tensor, nn
 from transformers import BertConfig, BertModel
 
 from modular_prompts.insertion import prompts_in
-from modular_prompts.pool import PoolShape, PromptPool
+from modular_prompts.options import PoolShape
+from modular_prompts.pool import PromptPool
 from modular_prompts.tuning import Examples, prompt_of
 
 OPTIONS, LENGTH, WIDTH, TEXT = 4, 4, 64, 8

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from modular_prompts.answers_run import scores_of
 from modular_prompts.frozen import open_prompts
-from modular_prompts.pool import PoolShape, PromptPool
+from modular_prompts.options import PoolShape
+from modular_prompts.pool import PromptPool
 from modular_prompts.readouts import Cosine
 from modular_prompts.saved import SavedPrompts, save_prompts
 from modular_prompts.spans import Spans

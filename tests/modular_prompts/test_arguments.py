@@ -10,12 +10,12 @@ from modular_prompts.arguments import (
     FrozenArgs,
     PoolArgs,
     PredictArgs,
+    PretrainArgs,
     RoutersArgs,
     RunArgs,
     TuneArgs,
 )
 from modular_prompts.few_shot_run import BY_GRADIENT, BY_SCORES
-from modular_prompts.pretraining import PretrainArgs
 from utils.errors import UserError
 
 

@@ -5,11 +5,11 @@ import torch
 from torch import Generator
 
 from modular_prompts import baselines
-from modular_prompts.few_shot import Outcome, Problem, Stages
-from modular_prompts.pool import PoolShape, PromptPool
+from modular_prompts.few_shot import Outcome, Problem
+from modular_prompts.options import PoolShape, Stage, Stages
+from modular_prompts.pool import PromptPool
 from modular_prompts.readouts import Cosine, Verbaliser
 from modular_prompts.tasks import Card, Row
-from modular_prompts.tuning import Stage
 from tests.modular_prompts.test_readouts import P
 from tests.modular_prompts.toy_tasks import few_rows, saved_of, toy_readout
 from utils.errors import UserError

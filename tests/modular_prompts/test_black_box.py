@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from modular_prompts.black_box import Search, prompt_of_code, search_code, search_router
-from modular_prompts.pool import PoolShape, PromptPool
+from modular_prompts.black_box import prompt_of_code, search_code, search_router
+from modular_prompts.options import PoolShape, Search
+from modular_prompts.pool import PromptPool
 from modular_prompts.tuning import Examples, prompt_of
 from tests.modular_prompts.planted import PlantedWorld
 from utils.errors import UserError

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from modular_prompts import few_shot
-from modular_prompts.black_box import Search
-from modular_prompts.few_shot import Outcome, Problem, Stages, mixture, unless_worse_than_none
-from modular_prompts.tuning import Stage
+from modular_prompts.few_shot import Outcome, Problem, mixture, unless_worse_than_none
+from modular_prompts.options import Search, Stage, Stages
 from tests.modular_prompts.test_baselines import accuracy, problem_of
 
 METHODS = [

@@ -11,7 +11,8 @@ from data.wordpiece import train_wordpiece
 from models.bert import BertDenoiser
 from models.lora import inject, linear_maps
 from modular_prompts.frozen import open_frozen, open_prompts, require_layers
-from modular_prompts.pool import PoolShape, PromptPool
+from modular_prompts.options import PoolShape
+from modular_prompts.pool import PromptPool
 from modular_prompts.readouts import Cosine, Verbaliser
 from modular_prompts.saved import SavedPrompts, network_digest, save_prompts
 from modular_prompts.spans import Spans

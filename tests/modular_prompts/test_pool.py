@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from modular_prompts.pool import PoolShape, PromptPool, Router, normalised, relaxed_gates
+from modular_prompts.options import PoolShape
+from modular_prompts.pool import PromptPool, Router, normalised, relaxed_gates
 from tests.conftest import GOLDEN
 from utils.errors import UserError
 

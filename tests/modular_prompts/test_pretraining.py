@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from modular_prompts.pool import PoolShape, PromptPool, Router
-from modular_prompts.pretraining import PretrainArgs, Pretraining
+from modular_prompts.arguments import PretrainArgs
+from modular_prompts.options import PoolShape
+from modular_prompts.pool import PromptPool, Router
+from modular_prompts.pretraining import Pretraining
 from modular_prompts.tuning import Examples, prompt_of, tune_prompt, tune_router
 from tests.modular_prompts.planted import LENGTH, WIDTH, PlantedWorld, joined
 from tests.modular_prompts.test_tuning import FEW, PROMPT

@@ -7,10 +7,11 @@ from transformers import BertConfig, BertForMaskedLM
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from models.factory import make_denoiser
-from modular_prompts.pool import PoolShape, PromptPool
+from modular_prompts.options import PoolShape, Stage
+from modular_prompts.pool import PromptPool
 from modular_prompts.readouts import SCALE, Cosine, Readout, Verbaliser, fitted, placeholders
 from modular_prompts.tasks import Card, Row
-from modular_prompts.tuning import Stage, prompt_of, tune_prompt, tune_router
+from modular_prompts.tuning import prompt_of, tune_prompt, tune_router
 from utils.errors import UserError
 
 CARD = Card("my task", "pair", (), "the house of a friend?")

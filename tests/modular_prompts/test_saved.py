@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Generator
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from modular_prompts.pool import PoolShape, PromptPool
+from modular_prompts.options import PoolShape
+from modular_prompts.pool import PromptPool
 from modular_prompts.readouts import Verbaliser
 from modular_prompts.saved import SavedPrompts, load_prompts, save_prompts
 from modular_prompts.tasks import Card

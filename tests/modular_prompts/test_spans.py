@@ -5,8 +5,10 @@ import torch
 from torch import Generator
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from modular_prompts.pool import PoolShape, PromptPool, Router
-from modular_prompts.pretraining import PretrainArgs, Pretraining
+from modular_prompts.arguments import PretrainArgs
+from modular_prompts.options import PoolShape
+from modular_prompts.pool import PromptPool, Router
+from modular_prompts.pretraining import Pretraining
 from modular_prompts.spans import IGNORED, SpanRow, Spans
 from modular_prompts.tasks import Card, Row
 from tests.modular_prompts.test_readouts import CARD, ROWS, ZERO, P, readout

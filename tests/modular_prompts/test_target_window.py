@@ -11,11 +11,12 @@ import predict_downstream_condition
 from checkpoint.folder import load_checkpoint
 from diffusion.options import BoundArgs, SampleArgs
 from modular_prompts.frozen import open_frozen
-from modular_prompts.pool import PoolShape, PromptPool
+from modular_prompts.options import PoolShape, Stage
+from modular_prompts.pool import PromptPool
 from modular_prompts.saved import SavedPrompts, save_prompts
 from modular_prompts.target_window import PromptedDenoiser, TargetWindow, with_prompt
 from modular_prompts.tasks import Card, Row
-from modular_prompts.tuning import Stage, tune_prompt
+from modular_prompts.tuning import tune_prompt
 from tests.conftest import PAIRS, call, write_jsonl
 from utils.errors import UserError
 

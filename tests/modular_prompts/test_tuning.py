@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from modular_prompts.pool import PoolShape, PromptPool
-from modular_prompts.tuning import Examples, Stage, prompt_of, tune_prompt, tune_router
+from modular_prompts.options import PoolShape, Stage
+from modular_prompts.pool import PromptPool
+from modular_prompts.tuning import Examples, prompt_of, tune_prompt, tune_router
 from tests.modular_prompts.planted import LENGTH, WIDTH, PlantedWorld
 
 FEW, PLENTY, PROMPT = Stage(80, 0.3), Stage(200, 0.3, batch_size=64), Stage(140, 3e-2)

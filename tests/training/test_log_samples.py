@@ -15,7 +15,7 @@ from training import log_samples
 from training.arguments import TrainArgs
 from training.clock import Deadline
 from training.log_samples import SampleLog, samples_in_log, shown_samples
-from utils import distributed
+from utils import distributed, job
 
 FLAGS = ["--max_steps", 6, "--eval_steps", 3]
 
@@ -81,7 +81,7 @@ def test_samples_that_do_not_fit_the_time_limit_are_given_up(trained: Path, monk
 def test_other_processes_wait_and_do_not_count_the_time_as_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     deadline = Deadline(1)
     deadline.clock -= 1000
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(job, "rank", lambda: 1)
     monkeypatch.setattr(distributed, "from_leader", lambda mine: ["of the first"])
     log = SampleLog(TrainArgs("-"), None, None, torch.nn.Identity(), deadline)
     assert log.draw() == ["of the first"]

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.optim import AveragedWeights, OptimArgs, learning_rate, make_optimizers
+from training.arguments import OptimArgs
+from training.optim import AveragedWeights, learning_rate, make_optimizers
 from utils.errors import UserError
 
 

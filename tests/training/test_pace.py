@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from training.arguments import TrainArgs
-from training.optim import OptimArgs
+from training.arguments import OptimArgs, TrainArgs
 from training.pace import MAX_EVALUATION_SHARE, MIN_SEQUENCES, Pace, WarmUp, evaluation_plan
 
 SCHEDULES = ["constant", "cosine", "linear"]

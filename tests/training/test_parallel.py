@@ -107,12 +107,12 @@ DIES = """
 import os, signal, sys
 import main
 from training.bookkeeper import Bookkeeper
-from utils import distributed
+from utils import distributed, job
 from utils.command_line import run_script
 real, calls = Bookkeeper.agree, []
 def agree(self, parts, stop_signal):
     calls.append(1)
-    if len(calls) == 30 and distributed.rank() == 1 and not distributed.restarts():
+    if len(calls) == 30 and job.rank() == 1 and not job.restarts():
         os.kill(os.getpid(), signal.SIGKILL)
     return real(self, parts, stop_signal)
 Bookkeeper.agree = agree

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from training.optim import AveragedWeights, OptimArgs, make_optimizers
+from training.arguments import OptimArgs
+from training.optim import AveragedWeights, make_optimizers
 from training.saved_state import OPTIMIZER, WEIGHTS, Learner, folder_of, newest_state, save_state
 from utils.errors import UserError
 from utils.files import MANIFEST, checksums, manifest_error

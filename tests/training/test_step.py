@@ -9,8 +9,7 @@ import torch
 
 from diffusion.draws import WHOLE
 from tests.test_main import train
-from training.arguments import TrainArgs
-from training.optim import OptimArgs
+from training.arguments import OptimArgs, TrainArgs
 from training.step import clip, training_loss
 
 CPU = torch.device("cpu")

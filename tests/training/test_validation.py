@@ -9,7 +9,7 @@ import pytest
 
 from checkpoint.folder import load_checkpoint
 from checkpoint.model_parts import PROCESSES
-from data.splits import DataArgs
+from data.options import DataArgs
 from evaluation.likelihood_report import Likelihood
 from tests.conftest import errors_of
 from tests.test_main import CPU, records, train

@@ -7,14 +7,13 @@ import sys
 
 import pytest
 
-from data.splits import DataArgs
+from data.options import DataArgs
 from diffusion.options import SampleArgs
-from diffusion_word_freq import WordFreqArgs
-from models.networks import NetworkArgs
+from diffusion.process_options import WordFreqArgs
+from models.options import NetworkArgs
 from predict import PredictArgs
 from tests.conftest import ROOT, call
-from training.arguments import TrainArgs
-from training.optim import OptimArgs
+from training.arguments import OptimArgs, TrainArgs
 from utils.command_line import parse, run_script, with_flags
 from utils.errors import UserError
 

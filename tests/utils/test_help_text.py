@@ -12,9 +12,8 @@ import main
 import predict
 import predict_downstream_condition
 import word_freq
-from diffusion.options import BoundArgs, SampleArgs
-from diffusion.semi_autoregressive import SemiArArgs
-from evaluation.referee import RefereeArgs
+from diffusion.options import BoundArgs, SampleArgs, SemiArArgs
+from evaluation.options import MetricArgs, RefereeArgs
 from tests.conftest import call
 from training.config import parts
 from utils.command_line import parse
@@ -25,7 +24,7 @@ KINDS = {
     predict: [predict.PredictArgs, SampleArgs, SemiArArgs],
     predict_downstream_condition: [predict_downstream_condition.DownstreamArgs, SampleArgs],
     compute_elbo: [compute_elbo.ElboArgs, BoundArgs, RefereeArgs],
-    compute_metric: [compute_metric.MetricArgs],
+    compute_metric: [MetricArgs],
     word_freq: [word_freq.WordFreqFileArgs],
 }
 

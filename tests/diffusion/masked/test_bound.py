@@ -12,7 +12,7 @@ from diffusion.masked.bound import balanced_sets, draw_sizes, size_weights
 from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
 from diffusion.options import BoundArgs, step_windows
 from diffusion.process import Vocabulary
-from diffusion_word_freq import WordFreqArgs
+from diffusion.process_options import WordFreqArgs
 from tests.conftest import TableDenoiser, text_batch
 from tests.toy_process import COUNTS, MASK, SCHEDULES, every, exact_bound, make
 from utils.errors import UserError

@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
-from diffusion.masked.d3pm import D3pmArgs, D3pmDiffusion
+from diffusion.masked.d3pm import D3pmDiffusion
 from diffusion.options import SampleArgs
 from diffusion.process import Vocabulary
+from diffusion.process_options import D3pmArgs
 from tests.conftest import TableDenoiser, text_batch
 from tests.diffusion.masked.test_mdlm import BATCH, LOSSES, MASK8, OUTPUTS, X0, XT
 from tests.toy_family import Recorded, V, d3pm, exact_bound

@@ -7,10 +7,11 @@ import torch
 
 from data.batch import Batch
 from diffusion.draws import Share
-from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
+from diffusion.masked.mdlm import MdlmDiffusion
 from diffusion.masked.noise_schedules import SCHEDULES, geometric
 from diffusion.options import SampleArgs
 from diffusion.process import Vocabulary
+from diffusion.process_options import MdlmArgs
 from tests.conftest import TableDenoiser, text_batch
 from tests.toy_family import Recorded, V, limit_bound, mdlm, recorded
 from utils.errors import UserError

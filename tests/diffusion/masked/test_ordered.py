@@ -10,12 +10,12 @@ from torch import Generator, Tensor
 from data.batch import Batch
 from diffusion.masked import ordered
 from diffusion.masked.d3pm import D3pmDiffusion
-from diffusion.masked.mdlm import MdlmArgs, MdlmDiffusion
+from diffusion.masked.mdlm import MdlmDiffusion
 from diffusion.masked.process import MaskedProcess
 from diffusion.masked.word_freq_released import ReleasedWordFreqDiffusion
 from diffusion.options import ORDERS, BoundArgs, SampleArgs, check_exact
 from diffusion.process import Vocabulary
-from diffusion_word_freq import WordFreqArgs
+from diffusion.process_options import MdlmArgs, WordFreqArgs
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 from tests.diffusion.masked.test_process import agrees
 from tests.diffusion.masked.test_row_clocks import conditioned

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from diffusion.masked.noise_schedules import geometric
-from diffusion.masked.sedd import SeddArgs, SeddDiffusion
+from diffusion.masked.sedd import SeddDiffusion
 from diffusion.options import BoundArgs, SampleArgs
 from diffusion.process import Vocabulary
+from diffusion.process_options import SeddArgs
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 from tests.diffusion.masked.test_mdlm import BATCH, LOSSES, MASK8, OUTPUTS, STEPS, XT, RawSchedule
 from tests.toy_family import Recorded, Timed, V, limit_bound, mdlm, sedd

@@ -20,7 +20,8 @@ from diffusion.masked.word_freq_released import (
 )
 from diffusion.options import SampleArgs
 from diffusion.process import Vocabulary
-from diffusion_word_freq import WordFreqArgs, base_alpha_bar, log_frequency
+from diffusion.process_options import WordFreqArgs
+from diffusion_word_freq import base_alpha_bar, log_frequency
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 

@@ -10,10 +10,10 @@ from torch import Generator, Tensor
 
 from diffusion.options import BoundArgs, SampleArgs
 from diffusion.process import Vocabulary
+from diffusion.process_options import ScoreArgs
 from diffusion.score.bound import diffusion_terms
 from diffusion.score.noise_levels import relative_level_grid
 from diffusion.score.process import ScoreDiffusion
-from diffusion.score.transitions import ScoreArgs
 from tests.conftest import all_sentences, text_batch
 from tests.diffusion.score.test_process import BATCH, GIVEN_ENDS, denoiser, process, seeded
 from utils.errors import UserError

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Generator
 
+from diffusion.process_options import GIVEN_KINDS
 from diffusion.score.noise_levels import (
-    GIVEN_KINDS,
     NoiseDraw,
     RhoSchedule,
     anisotropy,

@@ -10,9 +10,9 @@ from torch import Generator, Tensor
 from data.batch import Batch
 from diffusion.draws import Share
 from diffusion.process import Vocabulary
+from diffusion.process_options import ScoreArgs
 from diffusion.score import noise_levels
 from diffusion.score.process import ScoreDiffusion
-from diffusion.score.transitions import ScoreArgs
 from models.score_denoiser import ScoreDenoiser
 from tests.conftest import text_batch
 from tests.models.test_score_lm import network

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from data.batch import Batch
 from diffusion.process import Vocabulary
+from diffusion.process_options import ScoreArgs
 from diffusion.score.noise_levels import NoiseDraw
 from diffusion.score.process import ScoreDiffusion
-from diffusion.score.transitions import ScoreArgs
 from models.score_denoiser import ScoreDenoiser
 from models.score_lm import Block, ScoreLmConfig, ScoreLmNetwork
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from data.batch import Batch
 from diffusion.options import SampleArgs
-from diffusion.score.transitions import ScoreArgs
+from diffusion.process_options import ScoreArgs
 from tests.diffusion.score.test_process import BATCH, GIVEN_ENDS, IDS, denoiser, process, seeded
 from utils.errors import UserError
 
