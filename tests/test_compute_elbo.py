@@ -133,7 +133,7 @@ def test_a_non_finite_bound_is_an_error(score, monkeypatch, trained: Path, value
     name, weights = next((n, w) for n, w in run.denoiser.network.named_parameters() if w.ndim == 2)
     with torch.no_grad():
         weights[:, 3] = value
-    monkeypatch.setattr("compute_elbo.load_checkpoint", lambda *_, **__: run)
+    monkeypatch.setattr("checkpoint.folder.load_checkpoint", lambda *_, **__: run)
     for flags in (["--json"], [], ["--estimator", "trajectory"], ["--estimator", "trajectory", "--target_se", 0.1]):
         code, out, err = score("--num_steps", 4, *flags)
         assert code == 2 and out == "" and err.count("\n") == 1 and "finite" in err
@@ -142,7 +142,7 @@ def test_a_non_finite_bound_is_an_error(score, monkeypatch, trained: Path, value
 
 def test_the_error_for_an_infinite_bound_names_a_remedy(score, monkeypatch) -> None:
     infinite = Likelihood(float("inf"), 1.0, 0.0, 1.0, 12.0, 1, 3, 2, 8)
-    monkeypatch.setattr("compute_elbo.score_text", lambda *_, **__: infinite)
+    monkeypatch.setattr("evaluation.likelihood.score_text", lambda *_, **__: infinite)
     for precision, message in (("bf16", "precision=bf16 may be too coarse"), ("fp32", "--limit 1")):
         code, out, err = score("--precision", precision)
         assert code == 2 and out == "" and message in err and "nats_per_sequence is inf" in err

@@ -23,6 +23,7 @@ import training.config
 from benchmarks import grammar
 from modular_prompts.__main__ import COMMANDS
 from tests.conftest import ROOT
+from utils.command_line import parse
 
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -146,11 +147,7 @@ def parse_prompts(command: str = "--help", *arguments: str) -> None:
     """Parse a command line of `python -m modular_prompts`."""
     if command == "--help":
         return
-    name, function, _ = COMMANDS[command]
-    module = importlib.import_module(f"modular_prompts.{name}")
-    with pytest.MonkeyPatch.context() as patch, contextlib.suppress(ParsedError):
-        patch.setattr(module, "parse", stop_after(module.parse))
-        getattr(module, function)(list(arguments))
+    parse([*COMMANDS[command].kinds], command, argv=list(arguments))
 
 
 def check_recipe(script: str, arguments: list[str]) -> None:

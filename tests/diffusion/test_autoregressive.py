@@ -247,6 +247,7 @@ def test_unsupported_settings_are_refused() -> None:
     ):
         with pytest.raises(UserError, match=message):
             AutoregressiveArgs().check_training(
-                **{"time_conditioning": "none", "warm_start": 0, "packing": False, "fused_loss": False, **settings}
+                **{"time_conditioning": "none", "warm_start": 0, "packing": False, "fused_loss": False, **settings},
+                time_sampling="uniform",
             )
     assert text_batch(batch.input_ids).input_ids.shape == (1, 3)

@@ -7,15 +7,15 @@ from pkgutil import resolve_name
 
 import pytest
 
-import main
 from tests.test_main import records, train
+from training import output_folder
 
 
 def test_a_run_that_another_process_has_just_finished_is_not_erased(
     monkeypatch, capsys, corpus: Path, tmp_path: Path
 ) -> None:
     """Another process trains the whole run just before this one locks the folder."""
-    real, calls = main.exclusive_access, []
+    real, calls = output_folder.exclusive_access, []
 
     def late(args: object) -> object:
         calls.append(args)
@@ -24,7 +24,7 @@ def test_a_run_that_another_process_has_just_finished_is_not_erased(
                 assert train(patch, corpus, tmp_path)[0] == 0
         return real(args)
 
-    monkeypatch.setattr("main.exclusive_access", late)
+    monkeypatch.setattr(output_folder, "exclusive_access", late)
     assert train(monkeypatch, corpus, tmp_path)[0] == 0
     assert len(calls) == 2 and "this run is done" in capsys.readouterr().out
     assert len(records(tmp_path / "run", "settings")) == 1

@@ -248,7 +248,7 @@ def test_a_run_fingerprinted_with_file_names_resumes_under_the_same_path(
         stop_after(patch, 2)
         real = sources.fingerprint
         patch.setattr("data.tokenized_text.fingerprint", lambda source, **_: real(source, named=True))
-        patch.setattr("main.identities", lambda *a, real=identities: {**real(*a), "network": None})
+        patch.setattr("training.setup.identities", lambda *a, real=identities: {**real(*a), "network": None})
         _, folder = train(patch, corpus, tmp_path)
     state = sorted(states(folder))[-1]
     facts = json.loads((state / "state.json").read_text())

@@ -127,6 +127,6 @@ def test_unsupported_settings_are_refused() -> None:
         ({"time_conditioning": "layerwise", "warm_start": 0.3}, "warm_start trains probabilities"),
     ):
         with pytest.raises(UserError, match=message):
-            SeddArgs().check_training(**{"packing": False, "fused_loss": False, **settings})
+            SeddArgs().check_training(**{"packing": False, "fused_loss": False, **settings}, time_sampling="uniform")
     with pytest.raises(UserError, match="sampling_eps=1.0 must lie in"):
         SeddArgs(sampling_eps=1.0)

@@ -74,6 +74,8 @@ def test_unsupported_sampling_settings_are_refused(args: SampleArgs, message: st
 
 def test_unsupported_training_settings_are_refused() -> None:
     with pytest.raises(UserError, match="warm_start is for masked processes"):
-        ScoreArgs().check_training(time_conditioning="none", warm_start=0.1, packing=True, fused_loss=False)
+        ScoreArgs().check_training(
+            time_conditioning="none", warm_start=0.1, time_sampling="uniform", packing=True, fused_loss=False
+        )
     with pytest.raises(UserError, match="time_conditioning=token"):
         ScoreArgs().check_time("token")
