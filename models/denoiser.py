@@ -9,6 +9,10 @@ from transformers import PreTrainedModel
 
 from models.packing import num_slots
 from utils.device import autocast
+from utils.errors import UserError
+
+EMBEDDING_START = 1.0
+"""Size of embeddings that start from vectors, relative to random ones."""
 
 
 class NetworkDenoiser(nn.Module):
@@ -81,6 +85,24 @@ class NetworkDenoiser(nn.Module):
         names = {name for name, parameter in self.network.named_parameters() if parameter is bias}
         if names & set(getattr(self.network, "new_tensors", ())):
             bias.copy_(-information)
+
+    @torch.no_grad()
+    def start_embeddings(self, vectors: Tensor, known: Tensor) -> None:
+        """Replace rows of a new embedding table by vectors, scaled to the table's own mean square.
+
+        Args:
+            vectors: float [V, E], of mean square 1.
+            known: bool [V], rows to replace.
+
+        Raises:
+            UserError: if the table is not new.
+        """
+        table = self.network.get_input_embeddings().weight
+        names = {name for name, parameter in self.network.named_parameters() if parameter is table}
+        if not names & set(getattr(self.network, "new_tensors", ())):
+            raise UserError("embedding_start=neighbours is for new embeddings, and these are pretrained; leave it out")
+        scale = EMBEDDING_START * table.square().mean().sqrt()
+        table[: len(known)][known.to(table.device)] = (scale * vectors[known].to(table)).to(table.dtype)
 
     @abstractmethod
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:

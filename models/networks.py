@@ -44,6 +44,19 @@ PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
             "global_attn_every_n_layers": 1,
         },
     ),
+    # every second layer attends to two tokens on either side: text is local, and is learned faster so
+    "modernbert-local": (
+        ModernBertConfig,
+        {
+            "hidden_size": 256,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 512,
+            "max_position_embeddings": 512,
+            "global_attn_every_n_layers": 2,
+            "local_attention": 4,
+        },
+    ),
     # MDLM's networks under its names; `--process ar` takes the causal variant
     "ddit-tiny": (DitConfig, {"hidden_dim": 512, "n_blocks": 8, "n_heads": 8}),
     "ddit-small": (DitConfig, {}),

@@ -15,6 +15,7 @@ ARCHITECTURES = (
     "bert-base",
     "bert-small",
     "modernbert-small",
+    "modernbert-local",
     "ddit-tiny",
     "ddit-small",
     "ddit-medium",
@@ -40,6 +41,13 @@ class NetworkArgs:
     )
     from_scratch: bool = field(default=False, metadata={"help": "random weights; only the config is read"})
     config_overrides: str = field(default="", metadata={"help": "entries for from_scratch: hidden_size=256,..."})
+    embedding_start: str = field(
+        default="random",
+        metadata={
+            "choices": ["random", "neighbours"],
+            "help": "new embeddings: random, or from neighbours in the text",
+        },
+    )
     time_conditioning: str = field(
         default="auto",
         metadata={

@@ -4,7 +4,7 @@
 # Training from scratch in minutes: pre-norm rotary layers, Muon for the matrices, masked language modelling at low mask
 # rates for a third of the time, then unweighted cross-entropy. The reported bound always has the true weights.
 from_scratch=(
-    --model_name_or_path modernbert-small --from_scratch true
+    --model_name_or_path modernbert-local --from_scratch true --embedding_start neighbours
     --optimizer muon --learning_rate 3e-3 --lr_schedule cosine --warmup_steps 200 --weight_decay 0.1
     --loss_weighting uniform --warm_start 0.33
 )

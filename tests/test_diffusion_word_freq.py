@@ -10,9 +10,11 @@ from torch import Tensor
 import diffusion_word_freq
 from data.batch import Batch
 from data.word_counts import information
+from diffusion.draws import WHOLE, Share
 from diffusion.options import step_windows
 from diffusion.process import Vocabulary
 from diffusion.process_options import WordFreqArgs
+from diffusion.time_density import UNIFORM, TimeDensity
 from diffusion_word_freq import WordFreqDiffusion, base_alpha_bar
 from tests.conftest import OracleDenoiser, TableDenoiser, text_batch
 from tests.toy_process import (
@@ -213,13 +215,14 @@ def test_the_bound_is_an_unbiased_estimate_of_the_enumerated_bound(spindle: str)
     assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
 
 
+@pytest.mark.parametrize("density", [UNIFORM, TimeDensity(0.4, 0.3)])
 @pytest.mark.parametrize("spindle", SPINDLES)
-def test_the_training_loss_is_an_unbiased_estimate_of_the_bound(spindle: str) -> None:
+def test_the_training_loss_is_an_unbiased_estimate_of_the_bound(spindle: str, density: TimeDensity) -> None:
     process, denoiser = make(num_steps=6, spindle=spindle), TableDenoiser(5)
     x0 = torch.tensor([0, 2, 1])
     expected = exact_bound(process, denoiser, x0, 6)
     batch = text_batch(x0.expand(32, -1))
-    draws = torch.stack([process.loss(denoiser, batch).total / 32 for _ in range(600)])
+    draws = torch.stack([process.loss(denoiser, batch, share=Share(density=density)).total / 32 for _ in range(600)])
     assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
 
 
@@ -229,7 +232,8 @@ def test_uniform_weights_sum_to_1_and_the_hybrid_term_is_added_per_step() -> Non
     count, c = 80_000, math.log(4)  # four tokens are possible, [MASK] is not
     denoiser = TableDenoiser(5, scale=0.0)
     uniform = make(num_steps=4, spindle="none", loss_weighting="uniform")
-    assert uniform.loss(denoiser, batch).total.item() / count == pytest.approx(c, rel=0.02)
+    for share in (WHOLE, Share(density=TimeDensity(0.4, 0.3))):
+        assert uniform.loss(denoiser, batch, share=share).total.item() / count == pytest.approx(c, rel=0.02)
     plain, hybrid = (make(num_steps=64, spindle="none", hybrid_lambda=weight) for weight in (0.0, 0.5))
     losses = [p.loss(denoiser, batch, generator=torch.Generator().manual_seed(3)).total.item() for p in (plain, hybrid)]
     mean_mask_rate = sum(t / 64 for t in range(1, 65)) / 64

@@ -248,7 +248,7 @@ def test_a_failed_look_at_the_vocabulary_is_an_error_and_a_poor_fit_is_none(sand
     assert flags(recorded("run.sh", "my text.txt"), "main.py")["--model_name_or_path"] == "minilm"
     shutil.rmtree(sandbox / "the repo" / "out")
     poor = flags(recorded("run.sh", "my text.txt", STUB_FIT="3"), "main.py")
-    assert poor["--model_name_or_path"] == "modernbert-small"
+    assert poor["--model_name_or_path"] == "modernbert-local"
     shutil.rmtree(sandbox / "the repo" / "out")
     assert call(sandbox, "run.sh", "my text.txt", STUB_FIT="1").returncode == 1
     assert not any("main.py" in each for each in calls_in(sandbox)[-1])

@@ -36,7 +36,7 @@ def test_every_row_of_table_2_is_what_its_name_says_whatever_flags_says(sandbox:
 def test_the_rows_of_the_comparison_have_their_networks_and_equal_minutes(sandbox: Path, recorded) -> None:
     found = trainings(recorded(*PRETRAINED, ROWS="demo demo_pretrained small minilm_scratch pretrained"))
     network = {name: flags["--model_name_or_path"] for name, flags in found.items()}
-    small = "modernbert-small"
+    small = "modernbert-local"
     assert network == {
         "demo-1": small, "demo_pretrained-1": "minilm", "small-1": small, "minilm_scratch-1": "minilm",
         "pretrained-1": "minilm",
@@ -147,4 +147,4 @@ def test_without_a_package_index_only_rows_of_minilm_fail(sandbox: Path, recorde
         assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: minilm could not be installed")
     assert [*trainings(recorded(*PRETRAINED, STUB_PIP="1", ROWS="small demo"))] == ["small-1", "demo-1"]
     (own,) = trainings(recorded("run.sh", "my text.txt", STUB_PIP="1")).values()
-    assert own["--model_name_or_path"] == "modernbert-small"
+    assert own["--model_name_or_path"] == "modernbert-local"

@@ -15,11 +15,12 @@ from checkpoint.adapter import Base, fingerprint
 from checkpoint.model_parts import PROCESSES, ModelParts, build_process
 from data import batching
 from data.corpus import holds_pairs, training_source
+from data.neighbours import neighbour_vectors
 from data.options import DataArgs, PairArgs, TextFormat
 from data.pairs import PairFormat, load_pairs
 from data.row_formats import load_texts
 from data.splits import split_sources
-from data.streaming import StreamedBatches, load_stream
+from data.streaming import StreamedBatches, StreamedText, load_stream
 from data.tokenized_text import Text
 from data.tokenizers import LEARNT, learn_tokenizer, load_tokenizer, vocabulary_size
 from data.trimming import kept_ids, trim_tokenizer
@@ -69,6 +70,11 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Mo
     if process.starts_at_unigram:
         predicted = process.predicted_counts(counts, len(train_text.target_lengths))
         denoiser.start_at_unigram(information(predicted))
+    if config.network.embedding_start == "neighbours" and not start.path:
+        sample = train_text.sample if isinstance(train_text, StreamedText) else train_text
+        size = vocabulary_size(tokenizer), denoiser.network.get_input_embeddings().weight.shape[1]
+        found = distributed.call_on_leader(lambda: neighbour_vectors(sample, tokenizer, *size))
+        denoiser.start_embeddings(*found)
     config.text.check_process(token_dependent=process.token_dependent)
     check_validation(config, process, denoiser)
     check_samples(config, process)

@@ -51,6 +51,30 @@ def test_singular_values_become_near_one_and_vectors_stay(shape: tuple[int, int]
     assert (between - between.diag().diag()).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("shape", [(6, 6), (6, 11), (6, 12), (30, 6)])
+@pytest.mark.parametrize("rank", [2, 6])
+def test_the_iteration_on_the_gram_matrix_is_the_one_on_the_matrix(shape: tuple[int, int], rank: int) -> None:
+    """In float64 the two agree to rounding, for singular values of any size, zeros among them."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = torch.randn(shape[0], rank, generator=generator), torch.randn(rank, shape[1], generator=generator)
+    matrix = (left * torch.logspace(-4, 0, rank)).double() @ right.double()
+    a, b, c = COEFFICIENTS
+    x = matrix / matrix.norm()
+    for _ in range(5):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    torch.testing.assert_close(orthogonalized(matrix, COEFFICIENTS, 5, 1e-7), x, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize("shape", [(16, 16), (16, 64)])
+def test_rounding_in_single_precision_is_small(shape: tuple[int, int]) -> None:
+    """Singular values down to 1e-5 of the largest are near the precision of the Gram matrix."""
+    u, _, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)), full_matrices=False)
+    matrix = u * torch.logspace(-5, 0, 16) @ v
+    exact = orthogonalized(matrix.double(), COEFFICIENTS, 5, 1e-7)
+    assert (orthogonalized(matrix, COEFFICIENTS, 5, 1e-7) - exact).abs().max() < 1e-3
+
+
 def test_a_weight_without_gradient_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(muon, "pick_precision", lambda name, device: "fp32")
     weight = torch.nn.Parameter(torch.ones(2, 2))

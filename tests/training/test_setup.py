@@ -10,6 +10,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 import main
 from checkpoint.folder import load_checkpoint
+from data.corpus import scored_source
+from data.neighbours import neighbour_vectors
+from data.options import TextFormat
+from data.row_formats import read_rows
 from tests.conftest import TINY, call, errors_of
 from tests.test_main import CPU, records, train
 from utils import packaged
@@ -45,6 +49,41 @@ def pretrained(monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, na
     given = ["--from_scratch", "false", "--config_overrides", "", "--model_name_or_path", name, "--tokenizer", name]
     given += ["--vocab_size", 0, "--max_length", 32, "--max_steps", 10, "--learning_rate", 1e-3]
     return train(monkeypatch, corpus, tmp_path, *given, *flags)
+
+
+def test_new_embeddings_start_from_the_neighbours_of_their_tokens(
+    monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path
+) -> None:
+    """At a learning rate of almost 0 they keep their start; its size is that of random embeddings."""
+    flags = ["--learning_rate", 1e-12, "--max_steps", 1, "--weight_decay", 0]
+    tables = []
+    for start in ("random", "neighbours"):
+        code, folder = train(monkeypatch, corpus, tmp_path / start, "--embedding_start", start, *flags)
+        assert code == 0
+        model = load_checkpoint(str(folder), CPU)
+        tables.append(model.denoiser.network.get_input_embeddings().weight.detach())
+    random, started = tables
+    vectors, known = neighbour_vectors(
+        read_rows(scored_source(str(corpus)), TextFormat(), model.tokenizer, 32, str(tmp_path / "cache")),
+        model.tokenizer,
+        len(model.tokenizer),
+        random.shape[1],
+    )
+    assert known.sum() > 20 and torch.equal(started[: len(known)][~known], random[: len(known)][~known])
+    unit = [torch.nn.functional.normalize(table[: len(known)][known], dim=1) for table in (started, vectors, random)]
+    own, expected, before = (rows @ rows.T for rows in unit)
+    # the run holds out some sentences, and singular vectors have no sign, so similarities are compared
+    assert torch.corrcoef(torch.stack([own.flatten(), expected.flatten()]))[0, 1] > 0.9
+    assert torch.corrcoef(torch.stack([before.flatten(), expected.flatten()]))[0, 1] < 0.7
+    assert started.square().mean().item() == pytest.approx(random.square().mean().item(), rel=0.05)
+
+
+def test_pretrained_embeddings_do_not_start_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys, corpus: Path, tmp_path: Path, bare_encoder: Path
+) -> None:
+    code, _ = pretrained(monkeypatch, corpus, tmp_path, bare_encoder, "--embedding_start", "neighbours")
+    assert code == 2
+    assert "embedding_start=neighbours is for new embeddings, and these are pretrained" in capsys.readouterr().err
 
 
 def test_an_encoder_without_a_head_gets_a_tied_one_and_one_line_says_so(

@@ -1,6 +1,7 @@
 """command_line.py: published command lines are parsed as written, booleans are booleans, errors are one line."""
 
 import dataclasses
+import os
 import shlex
 import subprocess
 import sys
@@ -160,6 +161,17 @@ def test_a_file_that_cannot_be_opened_is_a_one_line_error(
 ) -> None:
     assert call(lambda: open("/dev/null/x", "w"), monkeypatch) == 2
     assert capsys.readouterr().err.startswith("script.py: error: /dev/null/x: Not a directory; give another path")
+
+
+def test_threads_give_up_their_core_soon_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenMP reads the variable when torch is imported, which `main` does."""
+    seen = []
+    for given in (None, "77"):
+        monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+        if given:
+            monkeypatch.setenv("GOMP_SPINCOUNT", given)
+        run_script(lambda: seen.append(os.environ["GOMP_SPINCOUNT"]))
+    assert seen == ["1000", "77"]
 
 
 def test_a_closed_output_pipe_is_no_error() -> None:

@@ -5,10 +5,12 @@ import math
 import pytest
 import torch
 
+from diffusion.draws import Share
 from diffusion.masked.d3pm import D3pmDiffusion
 from diffusion.options import SampleArgs
 from diffusion.process import Vocabulary
 from diffusion.process_options import D3pmArgs
+from diffusion.time_density import UNIFORM, TimeDensity
 from tests.conftest import TableDenoiser, text_batch
 from tests.diffusion.masked.test_mdlm import BATCH, LOSSES, MASK8, OUTPUTS, X0, XT
 from tests.toy_family import Recorded, V, d3pm, exact_bound
@@ -70,11 +72,11 @@ def test_p_theta_is_bayes_rule_summed_over_x0() -> None:
         assert kl[0, 0].item() - last == pytest.approx(expected.item())
 
 
-def test_the_mean_of_the_loss_is_the_bound() -> None:
+@pytest.mark.parametrize("density", [UNIFORM, TimeDensity(0.4, 0.3)])
+def test_the_mean_of_the_loss_is_the_bound(density: TimeDensity) -> None:
     process, x0 = d3pm(num_steps=6), torch.tensor([0, 2, 1])
-    losses = torch.stack(
-        [process.loss(TableDenoiser(V), text_batch(x0.expand(6000, -1))).total / 6000 for _ in range(20)]
-    )
+    batch, share = text_batch(x0.expand(6000, -1)), Share(density=density)
+    losses = torch.stack([process.loss(TableDenoiser(V), batch, share=share).total / 6000 for _ in range(20)])
     expected = exact_bound(process, TableDenoiser(V), x0, 6)
     assert abs(losses.mean() - expected) < 5 * losses.std() / math.sqrt(len(losses))
 

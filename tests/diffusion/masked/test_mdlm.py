@@ -12,6 +12,7 @@ from diffusion.masked.noise_schedules import SCHEDULES, geometric
 from diffusion.options import SampleArgs
 from diffusion.process import Vocabulary
 from diffusion.process_options import MdlmArgs
+from diffusion.time_density import UNIFORM, TimeDensity
 from tests.conftest import TableDenoiser, text_batch
 from tests.toy_family import Recorded, V, limit_bound, mdlm, recorded
 from utils.errors import UserError
@@ -122,13 +123,13 @@ class RawSchedule:
         self.closed, self.sigma = schedule.alpha_bar, schedule.sigma
 
 
+@pytest.mark.parametrize("density", [UNIFORM, TimeDensity(0.4, 0.3)])
 @pytest.mark.parametrize("settings", [{}, {"noise": "cosine"}, {"noise": "geometric"}, {"noise": "linear"}])
-def test_the_mean_of_the_loss_is_the_bound_in_continuous_time(settings: dict) -> None:
-    """The bound is the same for every schedule."""
+def test_the_mean_of_the_loss_is_the_bound_in_continuous_time(settings: dict, density: TimeDensity) -> None:
+    """The bound is the same for every schedule and every density of times."""
     process, x0 = mdlm(sampling_eps=1e-6, **settings), torch.tensor([0, 2, 1])
-    losses = torch.stack(
-        [process.loss(TableDenoiser(V), text_batch(x0.expand(4000, -1))).total / 4000 for _ in range(20)]
-    )
+    batch, share = text_batch(x0.expand(4000, -1)), Share(density=density)
+    losses = torch.stack([process.loss(TableDenoiser(V), batch, share=share).total / 4000 for _ in range(20)])
     error = losses.std() / math.sqrt(len(losses))
     assert abs(losses.mean() - limit_bound(process, TableDenoiser(V), x0)) < 5 * error
 
@@ -144,13 +145,13 @@ def test_importance_sampling_has_the_same_mean(settings: dict) -> None:
     assert abs(losses.mean() - expected) < 5 * losses.std() / math.sqrt(len(losses)) + 4e-3 * expected
 
 
-def test_the_mean_of_the_discrete_time_loss_is_the_bound_of_its_steps() -> None:
+@pytest.mark.parametrize("density", [UNIFORM, TimeDensity(0.4, 0.3)])
+def test_the_mean_of_the_discrete_time_loss_is_the_bound_of_its_steps(density: TimeDensity) -> None:
     from tests.toy_family import exact_bound
 
     process, x0 = mdlm(num_steps=6, sampling_eps=1e-6), torch.tensor([0, 2, 1])
-    losses = torch.stack(
-        [process.loss(TableDenoiser(V), text_batch(x0.expand(6000, -1))).total / 6000 for _ in range(20)]
-    )
+    batch, share = text_batch(x0.expand(6000, -1)), Share(density=density)
+    losses = torch.stack([process.loss(TableDenoiser(V), batch, share=share).total / 6000 for _ in range(20)])
     error = losses.std() / math.sqrt(len(losses))
     assert abs(losses.mean() - exact_bound(process, TableDenoiser(V), x0, 6)) < 5 * error
 
@@ -187,8 +188,10 @@ def test_uniform_weights_are_one_in_expectation() -> None:
     """With a network that gives every token the same loss c, the expected total is c per target token."""
     for noise in SCHEDULES:
         process = mdlm(noise=noise, loss_weighting="uniform", sampling_eps=1e-6)
-        loss = process.loss(TableDenoiser(V, scale=0.0), text_batch(torch.zeros(20_000, 6, dtype=torch.long)))
-        assert loss.total.item() / 120_000 == pytest.approx(math.log(4), rel=0.03)
+        for density in (UNIFORM, TimeDensity(0.4, 0.3)):
+            batch, share = text_batch(torch.zeros(20_000, 6, dtype=torch.long)), Share(density=density)
+            loss = process.loss(TableDenoiser(V, scale=0.0), batch, share=share)
+            assert loss.total.item() / 120_000 == pytest.approx(math.log(4), rel=0.03)
 
 
 def test_times_are_stratified_over_the_batch_and_the_step() -> None:

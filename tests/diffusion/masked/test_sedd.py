@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
+from diffusion.draws import Share
 from diffusion.masked.noise_schedules import geometric
 from diffusion.masked.sedd import SeddDiffusion
 from diffusion.options import BoundArgs, SampleArgs
 from diffusion.process import Vocabulary
 from diffusion.process_options import SeddArgs
+from diffusion.time_density import UNIFORM, TimeDensity
 from tests.conftest import TableDenoiser, all_sentences, text_batch
 from tests.diffusion.masked.test_mdlm import BATCH, LOSSES, MASK8, OUTPUTS, STEPS, XT, RawSchedule
 from tests.toy_family import Recorded, Timed, V, limit_bound, mdlm, sedd
@@ -96,13 +98,15 @@ def test_exp_of_minus_the_bound_sums_to_at_most_one() -> None:
     assert sum(math.exp(-bound) for bound in bounds) <= 1
 
 
-def test_the_mean_of_loss_and_estimator_is_the_bound() -> None:
+@pytest.mark.parametrize("density", [UNIFORM, TimeDensity(0.4, 0.3)])
+def test_the_mean_of_loss_and_estimator_is_the_bound(density: TimeDensity) -> None:
     x0 = torch.tensor([0, 2, 1])
     expected = limit_bound(sedd(), TableDenoiser(V), x0)
     for noise in ("loglinear", "geometric"):
         process = sedd(noise=noise, sampling_eps=1e-6)
         batch = text_batch(x0.expand(4000, -1))
-        losses = torch.stack([process.loss(TableDenoiser(V), batch).total / 4000 for _ in range(20)])
+        share = Share(density=density)
+        losses = torch.stack([process.loss(TableDenoiser(V), batch, share=share).total / 4000 for _ in range(20)])
         assert abs(losses.mean() - expected) < 5 * losses.std() / math.sqrt(len(losses))
         draws = process.bound(TableDenoiser(V), batch, math.inf, BoundArgs("masked-count", evaluations=4)).total
         assert abs(draws.mean() - expected) < 4 * draws.std() / math.sqrt(len(draws))
