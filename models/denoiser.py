@@ -11,8 +11,8 @@ from models.packing import num_slots
 from utils.device import autocast
 from utils.errors import UserError
 
-EMBEDDING_START = 1.0
-"""Size of embeddings that start from vectors, relative to random ones."""
+EMBEDDING_START = 6.0
+"""Size of embeddings that start from vectors, relative to random ones. The optimizer would soon undo smaller ones."""
 
 
 class NetworkDenoiser(nn.Module):
@@ -88,7 +88,7 @@ class NetworkDenoiser(nn.Module):
 
     @torch.no_grad()
     def start_embeddings(self, vectors: Tensor, known: Tensor) -> None:
-        """Replace rows of a new embedding table by vectors, scaled to the table's own mean square.
+        """Replace rows of a new embedding table by vectors, EMBEDDING_START times as large as its random rows.
 
         Args:
             vectors: float [V, E], of mean square 1.

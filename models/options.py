@@ -45,7 +45,7 @@ class NetworkArgs:
         default="random",
         metadata={
             "choices": ["random", "neighbours"],
-            "help": "new embeddings: random, or from neighbours in the text",
+            "help": "new embeddings: random, or by neighbours",
         },
     )
     time_conditioning: str = field(
@@ -65,7 +65,7 @@ class NetworkArgs:
         metadata={"help": "compilation by torch.compile, for CUDA"},
     )
     gradient_checkpointing: bool = field(default=False, metadata={"help": "recomputation of activations, for memory"})
-    lora_rank: int = field(default=0, metadata={"help": "rank of LoRA adapters, the network itself frozen; 0: none"})
+    lora_rank: int = field(default=0, metadata={"help": "rank of LoRA adapters, the rest frozen; 0: none"})
     lora_targets: str = field(
         default="auto",
         metadata={"metavar": "NAME,...", "help": "linear maps with adapters, by name; auto: all in the layers"},
