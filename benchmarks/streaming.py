@@ -25,7 +25,7 @@ import torch  # noqa: E402
 from transformers import BertTokenizerFast  # noqa: E402
 
 from data.corpus import Source  # noqa: E402
-from data.splits import DataArgs  # noqa: E402
+from data.options import DataArgs  # noqa: E402
 from data.streaming import StreamedBatches, open_stream  # noqa: E402
 from data.wordpiece import SPECIAL_TOKENS  # noqa: E402
 

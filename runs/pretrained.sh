@@ -9,6 +9,7 @@
 #   minilm_scratch   the same network and recipe with random weights
 #   small            run.sh FILE's small network from scratch
 #   demo, demo_pretrained   the two networks of run.sh demo
+#   demo_before      the first with the recipe of earlier commits (docs/speed.md)
 # All rows have at most 64 tokens per sentence. SEEDS=3 trains each row three times. JOBS rows train at once (2), THREADS
 # cores each (1), all in one PRECISION (by default bf16 if the processor has it). The bound is that of the last checkpoint,
 # on 500 sentences of VALID; samples are from the best. Finished rows are not run again. Other work on the machine
@@ -21,6 +22,10 @@ row() { # train, valid, folder, minutes, name-seed
     local train=$1 valid=$2 out=$3 minutes=$4 name=${5%-*} seed=${5##*-} flags=() folder=$3/$5
     case $name in
         demo) flags=("${demo_network[@]}" --batch_size 128) ;;
+        demo_before)
+            flags=("${demo_network[@]}" --batch_size 128 --model_name_or_path modernbert-small --embedding_start random
+                --learning_rate 3e-3 --warmup_steps 200 --time_sampling uniform)
+            ;;
         small) flags=("${small_network[@]}") ;;
         demo_pretrained) flags=("${demo_pretrained[@]}" --batch_size 128) ;;
         pretrained) flags=("${from_pretrained[@]}") ;;
@@ -45,7 +50,7 @@ parse_table out/pretrained MINUTES 30 "$@"
 whole_number SEEDS "${SEEDS:-1}"
 export THREADS=${THREADS:-1}
 whole_number THREADS "$THREADS"
-name_rows "${ROWS:-small minilm_scratch pretrained}" demo demo_pretrained small minilm_scratch pretrained
+name_rows "${ROWS:-small minilm_scratch pretrained}" demo demo_before demo_pretrained small minilm_scratch pretrained
 check_precision
 prepare_table
 PRECISION=$(same_precision)

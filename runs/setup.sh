@@ -91,7 +91,7 @@ path_kind() { # flag, value: print "read" or "write" if main.py and compute_elbo
             ;;
         --model_name_or_path | --model_type)
             case $2 in
-                bert-base | bert-small | modernbert-small | ddit-tiny | ddit-small | ddit-medium) ;;
+                bert-base | bert-small | modernbert-small | modernbert-local | ddit-tiny | ddit-small | ddit-medium) ;;
                 score-lm | score-lm-small | minilm) ;;
                 *) echo read ;;
             esac

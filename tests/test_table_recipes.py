@@ -34,15 +34,15 @@ def test_every_row_of_table_2_is_what_its_name_says_whatever_flags_says(sandbox:
 
 
 def test_the_rows_of_the_comparison_have_their_networks_and_equal_minutes(sandbox: Path, recorded) -> None:
-    found = trainings(recorded(*PRETRAINED, ROWS="demo demo_pretrained small minilm_scratch pretrained"))
+    found = trainings(recorded(*PRETRAINED, ROWS="demo demo_before demo_pretrained small minilm_scratch pretrained"))
     network = {name: flags["--model_name_or_path"] for name, flags in found.items()}
     small = "modernbert-local"
     assert network == {
-        "demo-1": small, "demo_pretrained-1": "minilm", "small-1": small, "minilm_scratch-1": "minilm",
-        "pretrained-1": "minilm",
+        "demo-1": small, "demo_before-1": "modernbert-small", "demo_pretrained-1": "minilm", "small-1": small,
+        "minilm_scratch-1": "minilm", "pretrained-1": "minilm",
     }  # fmt: skip
     assert {name for name, flags in found.items() if flags.get("--from_scratch") == "true"} == {
-        "demo-1", "small-1", "minilm_scratch-1",
+        "demo-1", "demo_before-1", "small-1", "minilm_scratch-1",
     }  # fmt: skip
     assert {flags["--max_minutes"] for flags in found.values()} == {"0.5"}
 
