@@ -6,7 +6,7 @@ reveals common tokens first. p_theta does not know the informativeness of a mask
 the prediction p(x0 | x_t), given a sentence mean estimated from x_t. Sampling therefore thins proposals at the maximum
 hazard. The loss is an unbiased estimator of the variational bound, with one forward pass at one t per sentence.
 
-In reading order: settings, schedule, informativeness, thinning, terms of the bound, loss. Code shared by all masked
+In reading order: schedule, informativeness, thinning, terms of the bound, loss. Code shared by all masked
 processes (corrupt, posterior, bound, sample) is in `diffusion/masked/process.py` and `diffusion/masked/transitions.py`.
 Source: He et al. 2023, "DiffusionBERT", arXiv 2211.15029, with its equation numbers; absorbing process: D3PM (Austin et
 al. 2021, arXiv 2107.03006).
@@ -310,5 +310,6 @@ class WordFreqDiffusion(MaskedProcess):
         weight = share.density.step_weight(t, self.num_steps)[:, None]
         mean_mask_rate = 1 - share.density.step_mean(self.schedule.base[1:])
         total = self.num_steps * (weight * kl).sum() if on_bound else cross_entropy.sum() / mean_mask_rate
-        total = total + self.args.hybrid_lambda * self.num_steps * cross_entropy.sum()
+        auxiliary = (weight * cross_entropy).sum() if on_bound else cross_entropy.sum()
+        total = total + self.args.hybrid_lambda * self.num_steps * auxiliary
         return Loss(total, batch.target_mask.sum(), {"cross_entropy": cross_entropy.detach().sum() / mean_mask_rate})

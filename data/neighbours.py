@@ -20,7 +20,7 @@ DISTANCES = (1, 2)
 SMOOTHING = 0.75
 """Exponent of the counts of neighbours, which keeps rare ones from dominating."""
 MOST_ROWS = 200_000
-"""Rows of a large text that are counted, evenly spaced."""
+"""Rows of a large text that are counted, evenly spaced; of a stream, those of its sample."""
 ROWS_AT_ONCE = 2048
 OVERSAMPLED, ITERATIONS = 16, 3
 """Further directions, and iterations, of the randomised decomposition."""
@@ -33,7 +33,8 @@ def neighbour_counts(text: Text, tokenizer: PreTrainedTokenizerBase, vocab_size:
     found = [csr_array(shape) for _ in DISTANCES]
     for start in range(0, len(rows), ROWS_AT_ONCE):
         batch = text.batch(rows[start : start + ROWS_AT_ONCE], tokenizer)
-        ids, attended = batch.input_ids.numpy(), batch.attention_mask.numpy().astype(bool)
+        ids = batch.input_ids.numpy()
+        attended = batch.attention_mask.numpy().astype(bool) & (ids != tokenizer.pad_token_id)
         for i, distance in enumerate(DISTANCES):
             both = attended[:, :-distance] & attended[:, distance:]
             pair = ids[:, :-distance][both], ids[:, distance:][both]
@@ -75,12 +76,14 @@ def neighbour_vectors(
     for _ in range(ITERATIONS):
         left = information @ (information.T @ np.linalg.qr(left)[0])
     basis = np.linalg.qr(left)[0]
-    u, values, _ = np.linalg.svd((information.T @ basis).T, full_matrices=False)
-    vectors = (basis @ u * np.sqrt(values))[:, :size]
+    projected = information.T @ basis
+    squares, u = np.linalg.eigh(projected.T @ projected)  # rising; of the singular values
+    vectors = (basis @ (u * np.maximum(squares, 0) ** 0.25))[:, ::-1][:, :size]
     known = information.sum(1) > 0
-    vectors -= vectors[known].mean(0) if known.any() else 0
-    rotation = np.linalg.qr(draws.standard_normal((width, width)))[0][:size]
+    vectors = vectors - (vectors[known].mean(0) if known.any() else 0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    known &= lengths[:, 0] > 1e-9  # a token may equal the mean
+    rotation = np.linalg.qr(draws.standard_normal((width, width)))[0][:size]
     vectors = vectors / np.maximum(lengths, 1e-9) @ rotation * np.sqrt(width)
     vectors[~known] = 0
     return torch.from_numpy(vectors).float(), torch.from_numpy(known)

@@ -2,7 +2,8 @@
 
 Times are relative, t/T in [0, 1]; for mutual and loglinear schedules the relative time is the mask rate of an average
 token. A loss with the weights of the bound is divided by the density, so that it stays an unbiased estimate of the
-bound. A loss with uniform weights is not: its expectation weighs the mask rates by the density.
+bound. (A narrow density makes some weights so large that no finite training shows this; main.py refuses it.) A loss
+with uniform weights is not: its expectation weighs the mask rates by the density.
 Bell-shaped densities: Hong et al. 2026, "Understanding and Accelerating the Training of Masked Diffusion Language
 Models", arXiv 2605.13026.
 """
@@ -64,10 +65,16 @@ class TimeDensity:
         z = self._score(time)
         return (last - first) * self.width * math.sqrt(2 * math.pi) * (z * z / 2).exp()
 
+    @property
+    def largest_weight(self) -> float:
+        """Largest 1 / density, at one of the ends."""
+        return self.weight(torch.tensor([0.0, 1.0])).max().item()
+
     def step_weight(self, step: Tensor, num_steps: int) -> Tensor:
         """Return 1 / (T times the probability of a step), float64, for steps in 1..T."""
         if self.is_uniform:
             return torch.ones_like(step, dtype=torch.float64)
+        step = step.double()
         return 1 / (num_steps * self.probability((step - 1) / num_steps, step / num_steps))
 
     def step_mean(self, values: Tensor) -> Tensor:

@@ -11,15 +11,14 @@ from models.packing import num_slots
 from utils.device import autocast
 from utils.errors import UserError
 
-EMBEDDING_START = 6.0
-"""Size of embeddings that start from vectors, relative to random ones. The optimizer would soon undo smaller ones."""
-
 
 class NetworkDenoiser(nn.Module):
     """A transformers network as p_theta(x0 | xt); subclasses implement the layouts of the families."""
 
     fixed_attention = False
     """True if the network only supports torch's own attention (sdpa)."""
+    embedding_start = 6.0
+    """Size of embeddings that start from vectors, relative to random ones; smaller ones are soon undone by training."""
     head: tuple[str, ...] = ()
     """Names of the network's modules from the last hidden state to the logits, in order."""
 
@@ -88,21 +87,27 @@ class NetworkDenoiser(nn.Module):
 
     @torch.no_grad()
     def start_embeddings(self, vectors: Tensor, known: Tensor) -> None:
-        """Replace rows of a new embedding table by vectors, EMBEDDING_START times as large as its random rows.
+        """Replace rows of a new embedding table by vectors, `embedding_start` times as large as its random rows.
 
         Args:
             vectors: float [V, E], of mean square 1.
             known: bool [V], rows to replace.
+        """
+        table = self.network.get_input_embeddings().weight
+        scale = self.embedding_start * table.square().mean().sqrt()
+        table[: len(known)][known.to(table.device)] = (scale * vectors[known].to(table)).to(table.dtype)
+
+    def require_new_embeddings(self) -> None:
+        """Refuse a pretrained embedding table.
 
         Raises:
-            UserError: if the table is not new.
+            UserError: with the remedy.
         """
         table = self.network.get_input_embeddings().weight
         names = {name for name, parameter in self.network.named_parameters() if parameter is table}
         if not names & set(getattr(self.network, "new_tensors", ())):
-            raise UserError("embedding_start=neighbours is for new embeddings, and these are pretrained; leave it out")
-        scale = EMBEDDING_START * table.square().mean().sqrt()
-        table[: len(known)][known.to(table.device)] = (scale * vectors[known].to(table)).to(table.dtype)
+            remedy = "give --embedding_start random"
+            raise UserError(f"embedding_start=neighbours is for new embeddings, and these are pretrained; {remedy}")
 
     @abstractmethod
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Settings of the network, presets that need no hub, and loading from a folder or the hub."""
+"""Presets of networks that need no hub, and loading from a folder or the hub."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,7 +44,8 @@ PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
             "global_attn_every_n_layers": 1,
         },
     ),
-    # every second layer attends to two tokens on either side: text is local, and is learned faster so
+    # every second layer attends to two tokens on either side (causal: to one before): text is local, and is learned
+    # faster so
     "modernbert-local": (
         ModernBertConfig,
         {

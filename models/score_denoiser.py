@@ -14,6 +14,7 @@ class ScoreDenoiser(NetworkDenoiser):
     """Denoiser over noisy embeddings; its time input is the noise level of every position."""
 
     head, fixed_attention = ("head",), True
+    embedding_start = 1.0  # only the direction of an embedding matters, and a short vector turns faster
 
     def __init__(self, network: ScoreLmNetwork) -> None:
         """Wrap a network."""

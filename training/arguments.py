@@ -152,6 +152,10 @@ class TrainArgs:
         centre, width = self.bell_shape
         if not (0 <= centre <= 1 and 0.05 <= width <= 10):
             raise UserError(f"bell={self.bell!r} must be a time in [0, 1] and a width in [0.05, 10]")
+        if self.time_sampling == "bell" and self.bell_share <= self.warm_start:
+            raise UserError(
+                f"bell_share={self.bell_share} must be above warm_start={self.warm_start}, which comes first"
+            )
         if self.time_sampling != "bell":
             for name, default in (("bell", "0.5,0.2"), ("bell_share", 1.0)):
                 if getattr(self, name) != default:

@@ -20,6 +20,8 @@ EPILOG = (
     f"(also {', '.join(name for name in SETTINGS if name not in ('word_freq', 'mdlm'))})"
 )
 
+MOST_WEIGHT = 300
+"""Largest factor by which a density of times may raise the weight of a term of the bound."""
 MOST_USED = ("train_data", "output_dir", "process", "model_name_or_path", "max_steps", "learning_rate")
 
 
@@ -75,6 +77,7 @@ class TrainConfig:
             packing=self.data.packing,
             fused_loss=self.run.fused_loss,
         )
+        self._check_density()
         self.text.check(packing=self.data.packing, streaming=self.data.streaming)
         for setting, chosen in (
             ("trim_vocabulary", self.data.trim_vocabulary),
@@ -99,6 +102,17 @@ class TrainConfig:
                 )
         if self.data.streaming and not self.run.max_steps:
             raise UserError("streaming=true reads a text of unknown length; give max_steps")
+
+    def _check_density(self) -> None:
+        """Refuse a density of times that makes weights of the bound too large."""
+        from training.step import time_density
+
+        largest = time_density(self.run, 0.0).largest_weight
+        if getattr(self.process, "loss_weighting", "elbo") == "elbo" and largest > MOST_WEIGHT:
+            raise UserError(
+                f"bell={self.run.bell}: the weights of the bound rise to {largest:.2g} times their value, at most "
+                f"{MOST_WEIGHT} is allowed; give a wider bell, or --loss_weighting uniform where the process has it"
+            )
 
 
 def chosen_process(argv: list[str] | None = None) -> str:

@@ -52,6 +52,10 @@ EARLIER_VALUES = {
     "head_first": 0.0,
     "eval_minutes": 0.0,
     "eval_estimator": "windows",
+    "time_sampling": "uniform",
+    "bell": "0.5,0.2",
+    "bell_share": 1.0,
+    "embedding_start": "random",
     "strip_accents": False,  # a learned vocabulary is saved with the run and keeps its own value
 }
 """Values in runs that are older than the setting."""

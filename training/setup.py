@@ -57,6 +57,8 @@ def prepare(config: TrainConfig, device: torch.device, start: Start) -> tuple[Mo
         train_text, valid_text, pairs = load_data(config, tokenizer)
     warn_of_other_vocabulary(config, tokenizer, rows)
     denoiser = prepare_network(config, tokenizer, rows)
+    if config.network.embedding_start == "neighbours":
+        denoiser.require_new_embeddings()
     counts = token_counts(config, train_text, tokenizer, denoiser.vocab_size, of_pairs=pairs is not None)
     process = build_process(
         config.process,

@@ -130,7 +130,8 @@ class BatchLoss(nn.Module):
 
 def time_density(args: TrainArgs, progress: float) -> TimeDensity:
     """Return the density of the training times when a share `progress` of the training is done."""
-    if args.time_sampling == "uniform" or progress >= args.bell_share:
+    is_over = args.bell_share < 1 and progress >= args.bell_share  # progress is 1 in a training that is prolonged
+    if args.time_sampling == "uniform" or is_over:
         return UNIFORM
     return TimeDensity(*args.bell_shape)
 

@@ -132,7 +132,10 @@ def parse(
     found, rest = parser.parse_known_args(arguments)
     if rest:
         raise UserError(f"{_unknown(rest[0], known, elsewhere or {})} (--help lists every setting)")
-    return tuple(kind(**{entry.name: getattr(found, entry.name) for entry in fields(kind)}) for kind in kinds)
+    try:
+        return tuple(kind(**{entry.name: getattr(found, entry.name) for entry in fields(kind)}) for kind in kinds)
+    except ValueError as error:  # UserError, or one of a library
+        raise UserError(str(error)) from error
 
 
 def _true_or_false(text: str) -> bool:
@@ -236,8 +239,9 @@ def run_script(main: Callable[[], None]) -> None:
 
     `main` imports torch, whose threads then wait for each other as `WAITING` says.
     """
-    for name, value in WAITING.items():
-        os.environ.setdefault(name, value)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        for name, value in WAITING.items():
+            os.environ.setdefault(name, value)
     for stream in (sys.stdout, sys.stderr):  # no result is lost to a character that the terminal cannot show
         with contextlib.suppress(AttributeError, OSError, ValueError):
             stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")

@@ -16,6 +16,12 @@ from data.row_formats import read_rows
 from data.tokenizers import train_wordpiece
 
 
+class Padded:
+    """A tokenizer whose [PAD] is 0."""
+
+    pad_token_id = 0
+
+
 class Rows:
     """A text of given rows of ids; 0 is padding."""
 
@@ -23,7 +29,7 @@ class Rows:
         self.rows = rows
         self.widths = np.array([len(row) for row in rows])
 
-    def batch(self, indices: np.ndarray, tokenizer: None) -> Batch:
+    def batch(self, indices: np.ndarray, tokenizer: Padded) -> Batch:
         chosen = [self.rows[i] for i in indices]
         ids = torch.zeros(len(chosen), max(map(len, chosen)), dtype=torch.long)
         for row, given in zip(ids, chosen, strict=True):
@@ -32,11 +38,33 @@ class Rows:
 
 
 def test_neighbours_are_counted_on_both_sides_at_both_distances_and_never_across_rows() -> None:
-    counts = neighbour_counts(Rows([[1, 2, 3], [3, 1]]), None, 4).toarray().reshape(4, 4, 4)
+    counts = neighbour_counts(Rows([[1, 2, 3], [3, 1]]), Padded(), 4).toarray().reshape(4, 4, 4)
     after, before, second_after, second_before = counts.transpose(1, 0, 2)
     assert np.argwhere(after).tolist() == [[1, 2], [2, 3], [3, 1]] and after.sum() == 3
     assert np.array_equal(before, after.T) and np.array_equal(second_before, second_after.T)
     assert np.argwhere(second_after).tolist() == [[1, 3]] and second_after.sum() == 1
+
+
+def test_padding_that_is_attended_to_is_no_neighbour() -> None:
+    """As in target windows of pairs, and in padded rows."""
+
+    class Attended(Rows):
+        def batch(self, indices: np.ndarray, tokenizer: Padded) -> Batch:
+            batch = super().batch(indices, tokenizer)
+            return Batch(batch.input_ids, torch.ones_like(batch.input_ids), batch.target_mask)
+
+    rows = [[1, 2, 3], [3]]
+    counts = [neighbour_counts(kind(rows), Padded(), 4).toarray() for kind in (Rows, Attended)]
+    assert np.array_equal(*counts)
+
+
+@pytest.mark.parametrize("rows", [[[2, 2, 2, 2]], [[1], [2]], [[1, 2]]])
+@pytest.mark.parametrize("width", [2, 40])
+def test_a_text_without_contrasts_leaves_the_embeddings_as_they_are(rows: list, width: int) -> None:
+    """A vector of 0 would stop the gradient of a normalised embedding."""
+    vectors, known = neighbour_vectors(Rows(rows), Padded(), 4, width)
+    assert vectors.shape == (4, width) and vectors.isfinite().all()
+    assert torch.equal(vectors.square().mean(1) > 0.99, known)
 
 
 def test_mutual_information_is_that_of_the_definition() -> None:
@@ -56,8 +84,8 @@ def test_the_vectors_keep_the_similarities_of_the_exact_decomposition() -> None:
     """Lengths aside, the products of vectors are those of U S U^T, centred."""
     generator = np.random.default_rng(0)
     rows = Rows([generator.integers(1, 12, 9).tolist() for _ in range(400)])
-    vectors, known = neighbour_vectors(rows, None, 12, 12)
-    information = mutual_information(neighbour_counts(rows, None, 12)).toarray()
+    vectors, known = neighbour_vectors(rows, Padded(), 12, 12)
+    information = mutual_information(neighbour_counts(rows, Padded(), 12)).toarray()
     u, s, _ = np.linalg.svd(information, full_matrices=False)
     exact = u * np.sqrt(s)
     exact -= exact[1:].mean(0)

@@ -63,6 +63,20 @@ def test_weighted_means_over_drawn_steps_and_times_are_those_over_all(density: T
     assert found == pytest.approx(1 + (1 - math.cos(1)) + 1 / 3, rel=2e-3)
 
 
+@pytest.mark.parametrize("total", [1000, 10**6])
+def test_the_weights_of_steps_are_exact_for_any_number_of_them(total: int) -> None:
+    density, steps = TimeDensity(0.5, 0.2), torch.tensor([1, total // 3, total])
+    law = truncated(density)
+    expected = [1 / (total * (law.cdf(step / total) - law.cdf((step - 1) / total))) for step in steps.tolist()]
+    torch.testing.assert_close(density.step_weight(steps, total), torch.tensor(expected).double(), rtol=1e-6, atol=0)
+
+
+def test_the_largest_weight_is_at_an_end() -> None:
+    density = TimeDensity(0.3, 0.2)
+    grid = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    assert density.largest_weight == density.weight(grid).max().item() and UNIFORM.largest_weight == 1
+
+
 def test_the_uniform_density_changes_nothing() -> None:
     u = torch.rand(100, dtype=torch.float64)
     assert UNIFORM.time_at(u) is u and UNIFORM.weight(u).eq(1).all() and UNIFORM.step_weight(u.long(), 8).eq(1).all()

@@ -7,6 +7,8 @@ import pytest
 from training.arguments import TrainArgs
 from utils.errors import UserError
 
+BELL = {"time_sampling": "bell"}
+
 
 @pytest.mark.parametrize(
     "settings",
@@ -18,6 +20,12 @@ from utils.errors import UserError
         *({"max_minutes": value} for value in (-1.0, math.inf, math.nan)),
         *({"save_minutes": value} for value in (0.0, math.inf, math.nan)),
         *({"warm_start": value} for value in (-0.1, 1.1, math.nan)),
+        *({"bell": value, **BELL} for value in ("", "0.5", "1.1,0.2", "0.5,0.01", "nan,0.2", "0.5,nan")),
+        *({"bell_share": value, **BELL} for value in (0.0, 1.1, math.nan)),
+        {"bell_share": 0.4, "warm_start": 0.4, **BELL},
+        {"bell": "0.4,0.2"},
+        {"bell_share": 0.5},
+        {"time_sampling": "early"},
         *({"warm_start_rates": value} for value in ("", "0.1", "0.5,0.1", "0,0.4", "0.1,1.1", "nan,0.4")),
         {"seed": 2**63},
         {"precision": "int8"},

@@ -1,5 +1,6 @@
 """config.py: flags of each process, errors for flags of other processes, and valid defaults of each process."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -14,6 +15,7 @@ from checkpoint import import_mdlm
 from checkpoint.model_parts import PROCESSES
 from tests.conftest import call
 from training.config import TrainConfig, foreign_flags, parts
+from utils.errors import UserError
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -76,3 +78,25 @@ def test_a_misspelt_flag_is_reported_before_a_missing_one(monkeypatch, capsys, s
     assert call(script.main, monkeypatch, "--help") == 0
     output = capsys.readouterr().out
     assert "(default: )" not in output and "(default: None)" not in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "refused"),
+    [
+        (["--bell", "0.5,0.2"], False),
+        (["--bell", "0.5,0.1"], True),
+        (["--bell", "0.5,0.1", "--loss_weighting", "uniform"], False),
+        (["--bell", "0.5,0.1", "--process", "sedd"], True),
+    ],
+)
+def test_a_density_that_makes_weights_of_the_bound_huge_is_refused(monkeypatch, flags: list, refused: bool) -> None:
+    """At bell=0.5,0.1 the density at the ends is 1.5e-5, so that 1/t would be multiplied by 7e4 there."""
+    given = ["main.py", "--train_data", "x", "--output_dir", "y", "--time_sampling", "bell", *flags]
+    monkeypatch.setattr("sys.argv", given)
+    config = TrainConfig.parse("training")
+    with (
+        pytest.raises(UserError, match="bell=0.5,0.1: the weights of the bound rise to 6.7e.04 times")
+        if refused
+        else (contextlib.nullcontext())
+    ):
+        config.check(torch.device("cpu"))

@@ -1,5 +1,6 @@
 """resume.py: start of a run from its output folder; a resumed run equals an uninterrupted one."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.conftest import SENTENCES
 from tests.test_main import records, train
 from training.arguments import TrainArgs
 from training.bookkeeper import Bookkeeper
+from training.config import parts
 from training.resume import Start, batches_per_process, differences, find_start, note_versions
 from training.saved_state import newest_state, states
 from training.setup import identities
@@ -372,3 +374,13 @@ def test_a_step_keeps_its_batches_on_other_numbers_of_processes(monkeypatch: pyt
 def test_another_torch_version_is_reported() -> None:
     assert note_versions(Start(Path("s"), {"torch": torch.__version__})) == "" == note_versions(Start())
     assert "saved under torch 1.0, resumed under" in note_versions(Start(Path("s"), {"torch": "1.0"}))
+
+
+def test_a_run_of_before_the_density_of_times_may_go_on() -> None:
+    """Its settings lack those of the density and of new embeddings, which have defaults that change nothing."""
+    settings = {field.name: field.default for part in parts("word_freq") for field in dataclasses.fields(part)}
+    settings |= {"output_dir": "x", "train_data": "y", "world_size": 1, "job": ""}
+    later = {"time_sampling", "bell", "bell_share", "embedding_start"}
+    known = {name: value for name, value in settings.items() if name not in later}
+    assert differences(known, settings, set()) == []
+    assert differences(known, settings | {"time_sampling": "bell"}, set()) == ["time_sampling"]

@@ -14,7 +14,7 @@ from data.corpus import scored_source
 from data.neighbours import neighbour_vectors
 from data.options import TextFormat
 from data.row_formats import read_rows
-from models.denoiser import EMBEDDING_START
+from models.denoiser import NetworkDenoiser
 from tests.conftest import TINY, call, errors_of
 from tests.test_main import CPU, records, train
 from utils import packaged
@@ -77,7 +77,7 @@ def test_new_embeddings_start_from_the_neighbours_of_their_tokens(
     assert torch.corrcoef(torch.stack([own.flatten(), expected.flatten()]))[0, 1] > 0.9
     assert torch.corrcoef(torch.stack([before.flatten(), expected.flatten()]))[0, 1] < 0.7
     size = started[: len(known)][known].square().mean().sqrt() / random.square().mean().sqrt()
-    assert size.item() == pytest.approx(EMBEDDING_START, rel=0.05)
+    assert size.item() == pytest.approx(NetworkDenoiser.embedding_start, rel=0.05)
 
 
 def test_pretrained_embeddings_do_not_start_anew(

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from diffusion.draws import WHOLE
+from diffusion.time_density import UNIFORM, TimeDensity
 from tests.test_main import train
 from training.arguments import OptimArgs, TrainArgs
-from training.step import clip, training_loss
+from training.step import clip, time_density, training_loss
 
 CPU = torch.device("cpu")
 
@@ -76,3 +77,12 @@ def test_a_head_without_weights_of_its_own_cannot_be_trained_apart(
     given = ["--config_overrides", "hidden_dim=32,n_blocks=1,n_heads=2,cond_dim=8", "--eval_step_size", 64]
     code, _ = train(monkeypatch, corpus, tmp_path, *flags, *given)
     assert code == 2 and "the vocabulary head of DitNetwork has no weights of its own" in capsys.readouterr().err
+
+
+def test_the_bell_ends_after_its_share_and_else_never() -> None:
+    """The progress of a training that a time limit has ended, and that is prolonged, is 1."""
+    bell = TrainArgs("x", time_sampling="bell", bell="0.4,0.3")
+    assert time_density(bell, 0.0) == time_density(bell, 1.0) == TimeDensity(0.4, 0.3)
+    half = TrainArgs("x", time_sampling="bell", bell_share=0.5)
+    assert [time_density(half, progress).is_uniform for progress in (0.0, 0.49, 0.5, 1.0)] == [False, False, True, True]
+    assert time_density(TrainArgs("x"), 0.2) is UNIFORM
