@@ -289,8 +289,8 @@ def test_other_pairs_of_the_same_name_are_passed_to_main(sandbox: Path, recorded
 def test_setup_sh_lists_every_setting_that_is_a_path() -> None:
     """A new setting of type str must be listed in setup.sh as a path, or below in `no_paths`."""
     no_paths = {
-        "warm_start_rates", "tracker", "device", "prompt", "config_overrides", "attn_implementation", "posterior",
-        "given_kinds", "lora_targets", "text_column", "source_column", "target_column",
+        "warm_start_rates", "bell", "tracker", "device", "prompt", "config_overrides", "attn_implementation",
+        "posterior", "given_kinds", "lora_targets", "text_column", "source_column", "target_column",
     }  # fmt: skip
     kinds = [kind for name in PROCESSES for kind in parts(name)] + [compute_elbo.ElboArgs, BoundArgs]
     texts = {field.name: field for kind in kinds for field in dataclasses.fields(kind) if field.type in (str, "str")}

@@ -105,10 +105,12 @@ class TrainConfig:
 
     def _check_density(self) -> None:
         """Refuse a density of times that makes weights of the bound too large."""
-        from training.step import time_density
+        from diffusion.time_density import TimeDensity
 
-        largest = time_density(self.run, 0.0).largest_weight
-        if getattr(self.process, "loss_weighting", "elbo") == "elbo" and largest > MOST_WEIGHT:
+        if self.run.time_sampling == "uniform" or getattr(self.process, "loss_weighting", "elbo") != "elbo":
+            return
+        largest = TimeDensity(*self.run.bell_shape).largest_weight
+        if largest > MOST_WEIGHT:
             raise UserError(
                 f"bell={self.run.bell}: the weights of the bound rise to {largest:.2g} times their value, at most "
                 f"{MOST_WEIGHT} is allowed; give a wider bell, or --loss_weighting uniform where the process has it"
