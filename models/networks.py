@@ -26,6 +26,13 @@ from utils.errors import UserError
 from utils.files import label_of
 from utils.hub import CONFIG_FILES, NETWORK_FILES, download_error, fetch, first_line
 
+SMALL_MODERNBERT = {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 512,
+    "max_position_embeddings": 512,
+}
 PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
     "bert-base": (BertConfig, {}),
     "bert-small": (
@@ -33,30 +40,12 @@ PRESETS: dict[str, tuple[type[PretrainedConfig], dict]] = {
         {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 1024},
     ),
     # pre-norm with rotary positions: learns from scratch in minutes; post-norm BERT stays on the unigram plateau
-    "modernbert-small": (
-        ModernBertConfig,
-        {
-            "hidden_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 512,
-            "max_position_embeddings": 512,
-            "global_attn_every_n_layers": 1,
-        },
-    ),
+    "modernbert-small": (ModernBertConfig, {**SMALL_MODERNBERT, "global_attn_every_n_layers": 1}),
     # every second layer attends to two tokens on either side (causal: to one before): text is local, and is learned
     # faster so
     "modernbert-local": (
         ModernBertConfig,
-        {
-            "hidden_size": 256,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "intermediate_size": 512,
-            "max_position_embeddings": 512,
-            "global_attn_every_n_layers": 2,
-            "local_attention": 4,
-        },
+        {**SMALL_MODERNBERT, "global_attn_every_n_layers": 2, "local_attention": 4},
     ),
     # MDLM's networks under its names; `--process ar` takes the causal variant
     "ddit-tiny": (DitConfig, {"hidden_dim": 512, "n_blocks": 8, "n_heads": 8}),
