@@ -123,6 +123,7 @@ def main() -> None:
         raise UserError(f"checkpoint {args.checkpoint} was trained on pairs; use predict_downstream_condition.py")
     if semi_ar.semi_ar:
         check_semi_ar(model, args)
+    model.process.check_sampling(sampling)
     print_notes(model, args, sampling)
     if args.show:
         show(model, args.request, sampling)

@@ -104,7 +104,6 @@ class Task:
 def main() -> None:
     """Load the model and the pairs, predict every source, write and show the predictions."""
     args, sampling = parse([DownstreamArgs, SampleArgs], __doc__, most_used=MOST_USED, without_effect=WITHOUT_EFFECT)
-    sampling.warn()
     job.require_single("predict_downstream_condition.py")
     hub.quiet_libraries()
     # imported here, since --help and refused settings need no torch
@@ -128,6 +127,7 @@ def main() -> None:
     sampling = replace(sampling, num_steps=steps(args, sampling, model.process.num_steps))
     model.process.check_sampling(sampling)  # before the journal of an interrupted run is opened
     sources, references = read_pairs(args)
+    sampling.warn()
     fingerprint = fingerprint_of(
         find_checkpoint(args.checkpoint), candidate_settings(args, sampling), sources, references
     )

@@ -149,6 +149,10 @@ def test_num_steps_inf_gives_complete_sentences(monkeypatch, trained: Path, caps
     ("flags", "message"),
     [
         (["--num_steps", 65], "num_steps=65 must lie in 1..64"),
+        (
+            ["--num_steps", 65, "--sampler", "confidence"],
+            "num_steps=65 must lie in 1..64",
+        ),  # before the note on its law
         (["--temperature", 0], "temperature=0.0 must lie in [0.001, 1000]"),
         (["--top_p", 0], "top_p=0.0 must lie in (0, 1]"),
         (["--num_samples", 0], "num_samples=0 must lie in 1..1000000"),

@@ -332,6 +332,7 @@ def test_a_damaged_layout_of_pairs_is_refused(trained_pairs: Path, tmp_path: Pat
         (["--mbr_size", 5000], ["mbr_size=5000", "1000"]),
         (["--step_size", 4], ["--num_steps or --step_size"]),
         (["--num_steps", 999], ["999", "1..64"]),
+        (["--num_steps", 999, "--sampler", "confidence"], ["999", "1..64"]),  # before the note on its law
         (["--output", "x.txt"], ["x.txt", ".jsonl"]),
         (["--limit", -1], ["limit=-1"]),
         (["--data", "missing.jsonl"], ["missing.jsonl"]),
