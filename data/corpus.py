@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
+from data.hub_datasets import HubDataset, first_reachable
 from data.records import check_record, means_pairs, parse_line, parse_object, read_lines, wanted_names
 from data.sources import (
     PAIR,
@@ -18,7 +19,6 @@ from data.sources import (
     announce,
     find_source,
     fingerprint,
-    first_reachable,
     kind,
     overlap,
     say_once,
@@ -112,14 +112,15 @@ def load_hub(source: Source, *, streaming: bool = False) -> "datasets.Dataset | 
     """Load a hub data set's split into the hub's cache, or as a stream, which writes nothing to disk."""
     from datasets import load_dataset
 
-    def load(repo: str, revision: str | None) -> object:
+    def load(of: HubDataset) -> object:
+        split, revision = source.hub_split, of.revision
         try:
-            dataset = load_dataset(repo, split=source.hub_split, revision=revision, streaming=streaming)
+            dataset = load_dataset(of.repo, of.configuration, split=split, revision=revision, streaming=streaming)
         except Exception:
-            verify(repo, "dataset")  # a wrong checksum is the likelier cause
+            verify(of.repo, "dataset")  # a wrong checksum is the likelier cause
             raise
         if not streaming:
-            verify_dataset(repo, dataset)
+            verify_dataset(of.repo, dataset)
         return dataset
 
     return first_reachable(source.hub_name, load)

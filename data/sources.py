@@ -9,14 +9,14 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.column_names import UNNAMED, ColumnNames, Columns
+from data.hub_datasets import split_in
 from utils.errors import UserError, shown
 from utils.files import local_path, open_regular
-from utils.hub import check_hub, download_error
 from utils.job import rank
 
 LINES, TABLES, COMPRESSED = (".txt", ".jsonl"), (".csv", ".tsv", ".json"), (".gz", ".xz", ".zst")
@@ -37,8 +37,6 @@ SPLIT_WORDS = {
 """Words in a file's name, and the split that each means; "set" or "data" may follow directly (testset)."""
 NO_CORPUS = {"readme", "license", "licence", "notice", "changelog", "vocab", "merges", "requirements"}
 """Names of files that often lie beside a corpus but do not belong to it."""
-LM1B = (("dvruette/lm1b", None), ("billion-word-benchmark/lm1b", "refs/convert/parquet"), ("FrankCCCCC/lm1b", None))
-"""Repositories with LM1B as parquet; its own entry is a loading script, which `datasets` no longer runs."""
 PAIR = ("src", "trg")
 FEW = 3
 """Largest number of file names in a message."""
@@ -122,7 +120,7 @@ def find_source(data: str, split: str, names: ColumnNames = UNNAMED) -> Source |
 
     Args:
         data: a file (all training data), a folder whose files name their splits (if none does, all are training data),
-            or the name of a hub data set.
+            or a hub data set, NAME or NAME:CONFIGURATION.
         split: train, valid or test.
         names: names of the columns.
 
@@ -148,7 +146,7 @@ def _find(data: str, split: str) -> Source | None:
     looks_like_path = data.startswith((".", "/", "~")) or bool(kind(path))
     if not data or looks_like_path or data.count("/") > 1:
         raise UserError(f"{shown(data)[1:-1] or '(no path)'}: no such file or folder")
-    hub_split = _hub_split(data, split)
+    hub_split = split_in(data, SPLIT_NAMES[split])
     return Source(hub_name=data, hub_split=hub_split) if hub_split else None
 
 
@@ -323,40 +321,6 @@ def overlap(train: Source, valid: Source) -> str:
         if same and fingerprint(Source((file,))) in {fingerprint(Source((f,))) for f in same}:
             return str(file)
     return ""
-
-
-# ---- the hub ---------------------------------------------------------------------------------------------------------
-
-
-def _hub_candidates(name: str) -> tuple[tuple[str, str | None], ...]:
-    return LM1B if name == "lm1b" else ((name, None),)
-
-
-def _hub_split(name: str, split: str) -> str | None:
-    from datasets import get_dataset_split_names
-
-    names = first_reachable(name, lambda repo, revision: get_dataset_split_names(repo, revision=revision))
-    wanted = SPLIT_NAMES[split]
-    return next((candidate for candidate in wanted if candidate in names), None)
-
-
-def first_reachable(name: str, call: Callable[[str, str | None], object]) -> object:
-    """Return `call`'s result for the first repository and revision of a data set that can be reached.
-
-    Raises:
-        UserError: if none can be reached.
-    """
-    check_hub()
-    tried = []
-    for repo, revision in _hub_candidates(name):
-        try:
-            return call(repo, revision)
-        except Exception as error:  # of many types; each is a reason to try the next repository
-            tried.append(f"{repo}: {download_error(error)}")
-    raise UserError(
-        f"{name}: no such file or folder, and no data set of that name from the hub ({'; '.join(tried)}). "
-        "Offline: give a .txt or .jsonl file, or a folder with train.txt"
-    )
 
 
 # ---- content ---------------------------------------------------------------------------------------------------------

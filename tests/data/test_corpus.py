@@ -3,16 +3,11 @@
 import gzip
 import json
 import lzma
-import sys
-import types
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from data.corpus import Source, find_source, fingerprint, held_out, holds_pairs, read_sentences, training_source
-from data.sources import LM1B
+from data.corpus import find_source, fingerprint, held_out, read_sentences, training_source
 from tests.conftest import SENTENCES
 from utils.errors import UserError
 
@@ -93,61 +88,6 @@ def test_an_empty_or_ambiguous_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "test.jsonl").write_text("{}")
     with pytest.raises(UserError, match="test.jsonl, test.txt hold one text twice"):
         find_source(str(tmp_path), "test")
-
-
-def test_an_unreachable_hub_is_reported_with_the_names_and_a_remedy() -> None:
-    with pytest.raises(UserError, match="Offline: give a .txt") as caught:
-        training_source("lm1b")
-    assert all(repo in str(caught.value) for repo, _ in LM1B)
-
-
-def test_names_of_lm1b_are_tried_in_order_until_one_exists(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fake of `datasets` that records its calls: the first two names fail, the third exists."""
-    requested = []
-
-    class Rows(list):
-        column_names = ("text",)
-
-        def iter(self, batch_size: int) -> Iterator[dict]:
-            yield {"text": list(self)}
-
-    def get_dataset_split_names(repo: str, revision: str | None = None) -> list[str]:
-        requested.append((repo, revision))
-        if repo != LM1B[2][0]:
-            raise RuntimeError(f"Dataset scripts are no longer supported, but found {repo}.py")
-        return ["train", "test"]
-
-    def load_dataset(repo: str, split: str, revision: str | None = None, streaming: bool = False) -> Rows:
-        get_dataset_split_names(repo, revision)
-        return Rows([" ", *(f" {split} {i} " for i in range(3))])
-
-    stand_in = types.SimpleNamespace(get_dataset_split_names=get_dataset_split_names, load_dataset=load_dataset)
-    monkeypatch.setitem(sys.modules, "datasets", stand_in)
-    source = training_source("lm1b")
-    assert requested == list(LM1B)
-    assert list(read_sentences(source)) == ["train 0", "train 1", "train 2"]
-    assert find_source("lm1b", "valid") is None and find_source("lm1b", "test").hub_split == "test"
-
-
-def test_a_datasets_folder_is_read_like_a_hub_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real `datasets` library, with a parquet data set in a local folder."""
-    import datasets
-
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "org" / "tiny"
-    folder.mkdir(parents=True)
-    datasets.Dataset.from_dict({"text": TEXT}).to_parquet(folder / "train.parquet")
-    from data.sources import _hub_split
-
-    assert _hub_split("org/tiny", "train") == "train" and _hub_split("org/tiny", "valid") is None
-    source = Source(hub_name="org/tiny", hub_split="train")
-    assert list(read_sentences(source)) == TEXT and not holds_pairs(source)
-    (folder.parent / "two").mkdir()
-    datasets.Dataset.from_dict({"src": TEXT, "trg": TEXT[::-1]}).to_parquet(folder.parent / "two" / "train.parquet")
-    source = Source(hub_name="org/two", hub_split="train")
-    assert holds_pairs(source) and list(read_sentences(replace(source, column="trg"))) == TEXT[::-1]
-    with pytest.raises(UserError, match='no column "text"'):
-        list(read_sentences(source))
 
 
 def test_the_held_out_share_is_stable_and_nested() -> None:
