@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -81,6 +82,10 @@ class Clock(TrainerCallback):
         """Return the factor of the learning rate: linear warm-up, then cosine decay."""
         decay = (1 + math.cos(math.pi * max(0.0, self.share - WARMUP) / (1 - WARMUP))) / 2
         return min(1.0, self.share / WARMUP) * decay
+
+    def on_train_begin(self, *_: object, **__: object) -> None:
+        """Start the clock anew."""
+        self.begin = time.monotonic()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         """Stop when the time is over."""
@@ -171,6 +176,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
+    if find_spec("accelerate") is None:
+        raise UserError("transformers' Trainer needs accelerate; run pip install -r requirements-optional.txt")
     set_up_cpu(options.threads)
     train(options)
 
