@@ -111,7 +111,8 @@ def trainer_of(like: ModelParts, text: TokenizedText, clock: Clock, options: arg
         per_device_train_batch_size=options.batch_size,
         max_steps=10**6,
         save_strategy="no",
-        logging_steps=100,
+        logging_steps=20,
+        disable_tqdm=True,  # a bar would count to max_steps; a line every 20 steps instead
         report_to=[],
         remove_unused_columns=False,
         use_cpu=not torch.cuda.is_available(),
