@@ -111,7 +111,7 @@ def main() -> None:
     # imported here, since --help and refused settings need no torch
     from checkpoint.display import show
     from checkpoint.folder import load_checkpoint
-    from checkpoint.sampling import decode, sample_rows
+    from checkpoint.sampling import blank, decode, sample_rows, stream_of
     from utils.device import pick_device, set_up_cpu
 
     if args.output:
@@ -124,6 +124,7 @@ def main() -> None:
     if semi_ar.semi_ar:
         check_semi_ar(model, args)
     model.process.check_sampling(sampling)
+    blank(model, args.request, stream_of(args.request, 0))  # refuses lengths and texts that do not fit
     print_notes(model, args, sampling)
     if args.show:
         show(model, args.request, sampling)

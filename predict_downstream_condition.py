@@ -127,7 +127,6 @@ def main() -> None:
     sampling = replace(sampling, num_steps=steps(args, sampling, model.process.num_steps))
     model.process.check_sampling(sampling)  # before the journal of an interrupted run is opened
     sources, references = read_pairs(args)
-    sampling.warn()
     fingerprint = fingerprint_of(
         find_checkpoint(args.checkpoint), candidate_settings(args, sampling), sources, references
     )
@@ -135,6 +134,7 @@ def main() -> None:
     sources, references = (side[: args.limit or None] for side in (sources, references))
     task = Task(model, args, sampling, sources, references)
     with lock_output(output):
+        sampling.warn()
         records = predict_and_write(task, Journal(output, fingerprint))
     print(
         f"{len(records):,} sources with {args.mbr_size} candidates each written to {output}\n"

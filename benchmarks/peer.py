@@ -4,19 +4,18 @@ python benchmarks/peer.py --like out/demo/checkpoint --train_data out/demo/corpu
 python compute_elbo.py --checkpoint out/peer --data out/demo/corpus/valid.txt --num_steps 128 --estimator trajectory
 
 transformers' Trainer trains the network of another checkpoint from random weights, with its vocabulary and its longest
-sentence. The loss is MDLM's at a linear schedule, with mask rates uniform over (0.001, 1). This loss, AdamW, gradients
-clipped at 1, warm-up for a tenth of the training and cosine decay are dLLM's for BERT (github.com/ZHZisZZ/dllm:
-dllm/core/trainers/mdlm.py, dllm/utils/configs.py, examples/bert/pt.py). Rates follow the clock instead of the steps, so
-that a short training ends at rate 0, too. Needs accelerate (requirements-optional.txt).
+sentence, in fp32; batches hold sentences of similar length. The loss is MDLM's at a linear schedule, with mask rates
+uniform over (0.001, 1). This loss, AdamW, gradients clipped at 1, warm-up for a tenth of the training and cosine decay
+are those of dLLM's example for BERT (github.com/ZHZisZZ/dllm: dllm/core/trainers/mdlm.py, dllm/utils/configs.py,
+examples/bert/pt.py), which starts from pretrained weights. Rates follow the clock instead of the steps, so that a short
+training ends at rate 0, too. Needs accelerate (requirements-optional.txt).
 """
 
 import argparse
+import copy
 import math
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -35,20 +34,25 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
+from transformers.utils import is_accelerate_available
 
 from checkpoint.folder import load_checkpoint, save_checkpoint
 from checkpoint.model_parts import ModelParts, build_process
-from data.batch import Batch
+from data.batch import collate
 from data.sources import training_source
 from data.tokenized_text import TokenizedText, tokenize
 from diffusion.process_options import MdlmArgs
+from models.bert import BertDenoiser
 from models.factory import make_denoiser
 from utils.command_line import run_script
 from utils.device import set_up_cpu
-from utils.errors import UserError
+from utils.errors import UserError, check_ranges
+from utils.files import require_writable
 
 LEAST_RATE = 1e-3
+"""Smallest mask rate."""
 WARMUP = 0.1
+"""Share of the training in which the learning rate rises."""
 
 
 def masked_loss(network: PreTrainedModel, batch: dict[str, Tensor], mask_id: int, rates: Tensor) -> Tensor:
@@ -103,12 +107,16 @@ class MaskedTrainer(Trainer):
         return masked_loss(model, inputs, self.mask_id, rates)
 
 
-def trainer_of(like: ModelParts, text: TokenizedText, clock: Clock, options: argparse.Namespace) -> MaskedTrainer:
+def trainer_of(like: ModelParts, text: TokenizedText, options: argparse.Namespace) -> MaskedTrainer:
     """Build the trainer of a network with random weights."""
-    network = AutoModelForMaskedLM.from_config(like.denoiser.network.config)
+    config = copy.deepcopy(like.denoiser.network.config)
+    config.initialized_from = "random"  # what `origin` tells readers of the checkpoint
+    network = AutoModelForMaskedLM.from_config(config)
+    clock = Clock(options.minutes)
     arguments = TrainingArguments(
         output_dir=str(options.output_dir),
         per_device_train_batch_size=options.batch_size,
+        train_sampling_strategy="group_by_length",
         max_steps=10**6,
         save_strategy="no",
         logging_steps=20,
@@ -122,40 +130,57 @@ def trainer_of(like: ModelParts, text: TokenizedText, clock: Clock, options: arg
     optimizer = torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, clock.rate)
 
-    def collate(rows: Sequence[int]) -> dict[str, Tensor]:
-        batch: Batch = text.batch(np.asarray(rows), like.tokenizer)
+    def collated(items: list[dict]) -> dict[str, Tensor]:
+        batch = collate([item["input_ids"] for item in items], like.tokenizer)
         return {name: getattr(batch, name) for name in ("input_ids", "attention_mask", "target_mask")}
 
-    trainer = MaskedTrainer(
-        network, arguments, collate, range(len(text)), optimizers=(optimizer, schedule), callbacks=[clock]
-    )
+    sentences = [{"input_ids": text.sentence(i)} for i in range(len(text))]
+    both = (optimizer, schedule)
+    trainer = MaskedTrainer(network, arguments, collated, sentences, optimizers=both, callbacks=[clock])
     trainer.mask_id = like.tokenizer.mask_token_id
     return trainer
 
 
 def train(options: argparse.Namespace) -> None:
     """Train, and save a checkpoint of MDLM."""
-    like = load_checkpoint(options.like, torch.device("cpu"))
-    if like.pairs or like.text_format.row_format != "unpadded":
-        raise UserError(f"{options.like}: holds no model of single sentences")
-    source, longest = training_source(options.train_data), like.max_length - 2
-    text = tokenize(source, like.tokenizer, longest, "out/cache", detokenizer=like.text_format.detokenizer)
+    like = load_like(options.like)
+    text_format, longest = like.text_format, like.max_length - 2
+    source = training_source(options.train_data)
+    text = tokenize(source, like.tokenizer, longest, options.cache_dir, detokenizer=text_format.detokenizer)
     set_seed(options.seed)
-    trainer = trainer_of(like, text, Clock(options.minutes), options)
+    trainer = trainer_of(like, text, options)
     trainer.train()
     steps = trainer.state.global_step
     network = trainer.accelerator.unwrap_model(trainer.model).cpu().eval()
-    model = as_mdlm(like, network, {"step": steps, "recipe": "benchmarks/peer.py", **facts_of(options)})
+    model = as_mdlm(like, network, text, {"step": steps, "recipe": "benchmarks/peer.py", **facts_of(options)})
     save_checkpoint(options.output_dir / "checkpoint", model)
     print(f"{steps:,} steps; the checkpoint is in {options.output_dir}/checkpoint")
 
 
-def as_mdlm(like: ModelParts, network: PreTrainedModel, facts: dict) -> ModelParts:
-    """Return another network as a model of MDLM with the vocabulary of `like`."""
-    args, size = MdlmArgs(), like.denoiser.vocab_size
-    process = build_process(args, like.token_counts, like.tokenizer, size, text_format=like.text_format)
+def load_like(name: str) -> ModelParts:
+    """Load the checkpoint to imitate.
+
+    Raises:
+        UserError: if its network is no masked language model of transformers on single sentences.
+    """
+    like = load_checkpoint(name, torch.device("cpu"))
+    plain = isinstance(like.denoiser, BertDenoiser) and not (like.causal or like.denoiser.time_conditioned)
+    if not plain or like.pairs or like.text_format.row_format != "unpadded":
+        wanted = "a BERT without time input, trained by main.py on single sentences (row_format=unpadded)"
+        raise UserError(f"like={name}: another kind of model; give the checkpoint of {wanted}")
+    return like
+
+
+def as_mdlm(like: ModelParts, network: PreTrainedModel, text: TokenizedText, facts: dict) -> ModelParts:
+    """Return another network as a model of MDLM with the vocabulary of `like`, trained on `text`."""
+    args, size, tokenizer = MdlmArgs(), like.denoiser.vocab_size, like.tokenizer
+    counts = text.counts(size)
+    process = build_process(args, counts, tokenizer, size, text_format=like.text_format)
     denoiser = make_denoiser(network, "none", args.time_period, causal=False, over_embeddings=False)
-    return replace(like, denoiser=denoiser, process=process, facts=facts)
+    histogram = np.bincount(text.target_lengths).tolist()
+    return ModelParts(
+        denoiser, process, tokenizer, counts, histogram, like.max_length, facts, text_format=like.text_format
+    )
 
 
 def facts_of(options: argparse.Namespace) -> dict:
@@ -164,21 +189,38 @@ def facts_of(options: argparse.Namespace) -> dict:
     return {name: getattr(options, name) for name in names}
 
 
+def check(options: argparse.Namespace) -> None:
+    """Check the settings before any work.
+
+    Raises:
+        UserError: with the remedy.
+    """
+    check_ranges(options, minutes=(1e-3, 1e5), batch_size=(1, 10**6), learning_rate=(0, 1), weight_decay=(0, 10))
+    check_ranges(options, seed=(0, 2**32 - 1))
+    require_writable("output_dir", options.output_dir, folder=True)
+    if (options.output_dir / "checkpoint").exists():
+        raise UserError(f"output_dir={options.output_dir} holds a checkpoint; give another folder")
+    if not is_accelerate_available():
+        raise UserError("transformers' Trainer needs accelerate; run pip install -r requirements-optional.txt")
+    if torch.cuda.device_count() > 1:
+        raise UserError(f"{torch.cuda.device_count()} GPUs: the peer trains on one; set CUDA_VISIBLE_DEVICES=0")
+
+
 def main() -> None:
     """Read the flags and train."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--like", required=True, help="checkpoint whose network, vocabulary and length are taken")
-    parser.add_argument("--train_data", required=True, help="text file, or folder")
-    parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=10)
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--learning_rate", type=float, default=1e-4)
-    parser.add_argument("--weight_decay", type=float, default=0.0)
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--train_data", required=True, help="text: a file, a folder, or a data set on the hub")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder of the new checkpoint")
+    parser.add_argument("--minutes", type=float, default=10, help="length of the training (10)")
+    parser.add_argument("--batch_size", type=int, default=64, help="sentences a step (64)")
+    parser.add_argument("--learning_rate", type=float, default=1e-4, help="highest learning rate (1e-4)")
+    parser.add_argument("--weight_decay", type=float, default=0.0, help="decay of AdamW (0)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of weights, order and masks (42)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads (2)")
+    parser.add_argument("--cache_dir", default="out/cache", help="folder of cached tokenised text (out/cache)")
     options = parser.parse_args()
-    if find_spec("accelerate") is None:
-        raise UserError("transformers' Trainer needs accelerate; run pip install -r requirements-optional.txt")
+    check(options)
     set_up_cpu(options.threads)
     train(options)
 

@@ -1,5 +1,6 @@
 """Data sets on the hub: NAME or NAME:CONFIGURATION, and the repositories tried for it."""
 
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -21,6 +22,13 @@ LM1B = (
     HubDataset("FrankCCCCC/lm1b"),
 )
 """Repositories with LM1B as parquet; its own entry is a loading script, which `datasets` no longer runs."""
+MOST_NAMES = 10
+"""Largest number of configurations in a message."""
+
+
+def is_hub_name(name: str) -> bool:
+    """Tell whether a name has the form of a data set on the hub; paths of other systems, as with a drive, do not."""
+    return bool(re.fullmatch(r"([\w.-]+/)?[\w.-]{2,}(:[^/\\:]+)?", name, re.ASCII))
 
 
 def candidates(name: str) -> tuple[HubDataset, ...]:
@@ -30,7 +38,11 @@ def candidates(name: str) -> tuple[HubDataset, ...]:
 
 
 def split_in(name: str, wanted: Iterable[str]) -> str | None:
-    """Return the first of the wanted splits that a data set has; None if it has none of them."""
+    """Return the first of the wanted splits that a data set has; None if it has none of them.
+
+    Raises:
+        UserError: see `first_reachable`.
+    """
     from datasets import get_dataset_split_names
 
     names = first_reachable(name, lambda of: get_dataset_split_names(of.repo, of.configuration, revision=of.revision))
@@ -41,7 +53,7 @@ def first_reachable(name: str, call: Callable[[HubDataset], object]) -> object:
     """Return `call`'s result for the first candidate of a name that can be reached.
 
     Raises:
-        UserError: if none can be reached, or the data set has several configurations and `name` gives none.
+        UserError: if none can be reached, or the configuration is unknown or missing.
     """
     check_hub()
     tried = []
@@ -49,7 +61,7 @@ def first_reachable(name: str, call: Callable[[HubDataset], object]) -> object:
         try:
             return call(candidate)
         except Exception as error:  # of many types; each is a reason to try the next repository
-            if "Config name is missing" in str(error):
+            if re.search(r"Config name is missing|BuilderConfig .* not found|for config ", str(error)):
                 raise UserError(_choice_of_configuration(candidate)) from error
             tried.append(f"{candidate.repo}: {download_error(error)}")
     raise UserError(
@@ -61,5 +73,10 @@ def first_reachable(name: str, call: Callable[[HubDataset], object]) -> object:
 def _choice_of_configuration(of: HubDataset) -> str:
     from datasets import get_dataset_config_names
 
-    names = [f"{of.repo}:{name}" for name in get_dataset_config_names(of.repo, revision=of.revision)]
-    return f"data set {of.repo} has several configurations; give one: {', '.join(names)}"
+    has = f"has no configuration {of.configuration}" if of.configuration else "has several configurations"
+    try:
+        names = get_dataset_config_names(of.repo, revision=of.revision)
+    except Exception:  # of many types; the names are an aid only
+        return f"data set {of.repo} {has}; give one of its own: {of.repo}:CONFIGURATION"
+    more = f" and {len(names) - MOST_NAMES:,} more" if len(names) > MOST_NAMES else ""
+    return f"data set {of.repo} {has}; give one of {', '.join(f'{of.repo}:{n}' for n in names[:MOST_NAMES])}{more}"

@@ -25,7 +25,7 @@ class DataArgs(ColumnNames):
         metadata={
             "aliases": ["--train_data_dir", "--task_name", "-d"],
             "help": "text: .txt, .jsonl, .csv, .tsv, .json (.gz, .xz, .zst), .parquet, folder with splits, hub "
-            "data set (lm1b)",
+            "data set (lm1b, NAME:CONFIG)",
         },
     )
     valid_data: str = field(

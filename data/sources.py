@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data.column_names import UNNAMED, ColumnNames, Columns
-from data.hub_datasets import split_in
+from data.hub_datasets import is_hub_name, split_in
 from utils.errors import UserError, shown
 from utils.files import local_path, open_regular
 from utils.job import rank
@@ -143,9 +143,12 @@ def _find(data: str, split: str) -> Source | None:
         open_regular(path).close()  # raises for a pipe, device or socket
     if data and path.is_symlink():
         raise UserError(f"{path}: a link without a target, or to itself; correct it, or give the file")
-    looks_like_path = data.startswith((".", "/", "~")) or bool(kind(path))
-    if not data or looks_like_path or data.count("/") > 1:
+    looks_like_path = data.startswith((".", "/", "~")) or bool(kind(path)) or not is_hub_name(data)
+    if looks_like_path:
         raise UserError(f"{shown(data)[1:-1] or '(no path)'}: no such file or folder")
+    repo, _, configuration = data.partition(":")
+    if configuration and local_path(repo).exists():
+        raise UserError(f"{data}: {repo} is a local file or folder, which has no configurations; give {repo}")
     hub_split = split_in(data, SPLIT_NAMES[split])
     return Source(hub_name=data, hub_split=hub_split) if hub_split else None
 

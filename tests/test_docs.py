@@ -30,7 +30,7 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 OTHERS = [ROOT / "SECURITY.md", ROOT / "benchmarks" / "README.md", *sorted(ROOT.glob("conditional_data/*/README.md"))]
 ALL_PAGES = [README, *PAGES, *OTHERS]
 EXTERNAL_PROGRAMS = {
-    "source", "diff", "fitlog", "git", "hf", "pip", "pre-commit", "ruff", "ln", "mv", "tensorboard", "wandb",
+    "source", "cat", "diff", "fitlog", "git", "hf", "pip", "pre-commit", "ruff", "ln", "mv", "tensorboard", "wandb",
 }  # fmt: skip
 """Programs whose command lines are not parsed."""
 WITHOUT_FLAGS = {f"benchmarks/{name}.py" for name in ("bleu", "memory", "table", "walk")}

@@ -160,6 +160,7 @@ def test_num_steps_inf_gives_complete_sentences(monkeypatch, trained: Path, caps
             ["--length", 600],
             "600 tokens with [CLS] and [SEP] exceed the 512 positions of this checkpoint",
         ),
+        (["--length", 600, "--sampler", "confidence"], "600 tokens with [CLS] and [SEP] exceed the 512 positions"),
         (["--length", 10**18], "length=1000000000000000000 must lie in 0..1000000"),
         (["--num_samples", 10**9], "num_samples=1000000000 must lie in 1.."),
         (["--infill", "a [MASK] b [SEP]"], "[SEP] cannot stand in a text"),

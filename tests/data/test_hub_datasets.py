@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data.corpus import find_source, holds_pairs, read_sentences, training_source
-from data.hub_datasets import LM1B, HubDataset, split_in
+from data.hub_datasets import LM1B, HubDataset, is_hub_name, split_in
 from data.sources import Source
 from utils.errors import UserError
 
@@ -91,11 +91,35 @@ def test_a_name_with_a_configuration_reads_that_configuration(two_configurations
         assert list(read_sentences(source)) == text and str(source) == f"{two_configurations}:{name}"
 
 
-def test_a_name_without_the_configuration_it_needs_is_refused_with_a_choice(two_configurations: str) -> None:
-    with pytest.raises(UserError, match="org/wiki has several configurations; give one: org/wiki:small, org/wiki:larg"):
+def test_a_configuration_that_is_missing_or_unknown_is_refused_with_a_choice(two_configurations: str) -> None:
+    choice = "give one of org/wiki:small, org/wiki:large$"
+    with pytest.raises(UserError, match=f"org/wiki has several configurations; {choice}"):
         split_in(two_configurations, ["train"])
-
-
-def test_an_unknown_configuration_is_reported_with_its_name(two_configurations: str) -> None:
-    with pytest.raises(UserError, match="org/wiki:huge: no such file"):
+    with pytest.raises(UserError, match=f"org/wiki has no configuration huge; {choice}"):
         split_in(f"{two_configurations}:huge", ["train"])
+
+
+def test_the_choice_is_short_and_needs_no_second_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError("Config name is missing.\nPlease pick one")
+
+    stand_in = types.SimpleNamespace(get_dataset_split_names=refuse, get_dataset_config_names=refuse)
+    monkeypatch.setitem(sys.modules, "datasets", stand_in)
+    with pytest.raises(UserError, match="give one of its own: wiki:CONFIGURATION$"):
+        split_in("wiki", ["train"])
+    stand_in.get_dataset_config_names = lambda *_, **__: [f"c{i}" for i in range(300)]
+    with pytest.raises(UserError, match="wiki:c9 and 290 more$"):
+        split_in("wiki", ["train"])
+
+
+@pytest.mark.parametrize("path", ["C:\\corpus", "D:/corpus", ":small", "a/b/c", "wiki:", "my text", "x", ""])
+def test_paths_are_not_looked_up_on_the_hub(path: str) -> None:
+    assert not is_hub_name(path)
+    with pytest.raises(UserError, match="no such file or folder$|no path"):
+        training_source(path)
+
+
+def test_a_local_folder_has_no_configurations(two_configurations: str) -> None:
+    with pytest.raises(UserError, match="org/wiki is a local file or folder, which has no configurations"):
+        training_source(f"{two_configurations}:small")
+    assert all(is_hub_name(name) for name in ("lm1b", "wikitext:a b", "Salesforce/wikitext:wikitext-2-raw-v1"))
