@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train DiffusionBERT.
 #
-#   bash run.sh demo            ten minutes on two cores: embedded corpus, training, likelihood bound, samples
+#   bash run.sh demo            ten minutes on two cores: docstring corpus, training, likelihood bound, samples
 #   bash run.sh demo pretrained the same from pretrained weights (minilm), which take 83 MB
 #   bash run.sh [FLAGS]         LM1B with bert-base-uncased at the paper's settings (GPU and network); also: run.sh lm1b
 #   bash run.sh PATH [FLAGS]    your text: .txt, .jsonl, .csv, .tsv, .json, .parquet, or a folder with train.txt, valid.txt

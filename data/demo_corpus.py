@@ -1,4 +1,4 @@
-"""Embedded corpus: English sentences from the docstrings of the installed Python packages.
+"""Docstring corpus: English sentences from the docstrings of the installed Python packages.
 
     python -m data.demo_corpus --output out/demo/corpus
     python -m data.demo_corpus --output conditional_data/docstrings --pairs true

@@ -45,7 +45,7 @@ class NetworkArgs:
         default="random",
         metadata={
             "choices": ["random", "neighbours"],
-            "help": "new embeddings: random, or by neighbours",
+            "help": "start of new embeddings: random, or from neighbours",
         },
     )
     time_conditioning: str = field(

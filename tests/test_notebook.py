@@ -58,7 +58,7 @@ def test_every_cell_runs_on_a_cpu(tmp_path: Path) -> None:
         if not name.startswith(("tests/", "docs/", "benchmarks/")) and (ROOT / name).is_file():
             (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, tmp_path / name)
-    for name, start in (("train", 0), ("valid", 200)):  # so that the embedded corpus is not made, which takes a minute
+    for name, start in (("train", 0), ("valid", 200)):  # so that the docstring corpus is not made, which takes a minute
         (tmp_path / "out" / "notebook_small" / "text").mkdir(parents=True, exist_ok=True)
         lines = "\n".join(SENTENCES[start : start + 200]) + "\n"
         (tmp_path / "out" / "notebook_small" / "text" / f"{name}.txt").write_text(lines)
