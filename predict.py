@@ -121,10 +121,12 @@ def main() -> None:
     model = load_checkpoint(args.checkpoint, device, precision=args.precision, posterior=args.posterior)
     if model.pairs:
         raise UserError(f"checkpoint {args.checkpoint} was trained on pairs; use predict_downstream_condition.py")
+    model.process.check_sampling(sampling)
     if semi_ar.semi_ar:
         check_semi_ar(model, args)
-    model.process.check_sampling(sampling)
-    blank(model, args.request, stream_of(args.request, 0))  # refuses lengths and texts that do not fit
+    _, target_mask = blank(model, args.request, stream_of(args.request, 0))  # refuses lengths and texts that do not fit
+    if semi_ar.semi_ar:
+        semi_ar.stride(int(target_mask.sum()))
     print_notes(model, args, sampling)
     if args.show:
         show(model, args.request, sampling)

@@ -55,12 +55,16 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 
 def step_flops(denoiser: BertDenoiser, tokens: int, length: int, masked: int) -> int:
-    """Return FLOPs of forward and backward: matrices, attention, head at masked positions; recomputation excluded."""
+    """Return FLOPs of forward and backward: matrices, attention, and at masked positions what is left out elsewhere.
+
+    Recomputation is excluded.
+    """
     matrices = sum(p.numel() for n, p in denoiser.body.named_parameters() if p.ndim == 2 and "embeddings" not in n)
     config = denoiser.network.config
     attention = 2 * config.num_hidden_layers * length * config.hidden_size
     head = config.hidden_size * (config.vocab_size + config.hidden_size)
-    return 6 * (tokens * (matrices + attention) + masked * head)
+    sparse = denoiser.last_layer.num_weights if denoiser.last_layer else 0
+    return 6 * (tokens * (matrices - sparse + attention) + masked * (sparse + head))
 
 
 def settle(denoiser: BertDenoiser, device: torch.device, options: argparse.Namespace) -> None:

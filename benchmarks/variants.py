@@ -16,7 +16,7 @@ from data.batching import batch_indices
 from data.options import DataArgs
 from diffusion.draws import stratified_timesteps
 from diffusion.options import SampleArgs, step_windows
-from diffusion.process import Vocabulary
+from diffusion.process import Vocabulary, encode_at
 from diffusion.process_options import WordFreqArgs
 from diffusion_word_freq import WordFreqDiffusion
 from models.bert import BertDenoiser
@@ -212,6 +212,11 @@ class Counted:
         """Count the call and its rows, then encode."""
         self.rows, self.calls = self.rows + len(xt), self.calls + 1
         return self.inner.encode(xt, t, attention_mask)
+
+    def encode_at(self, xt: Tensor, t: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """Count the call and its rows, then encode."""
+        self.rows, self.calls = self.rows + len(xt), self.calls + 1
+        return encode_at(self.inner, xt, t, attention_mask, positions)
 
     def decode(self, hidden: Tensor) -> Tensor:
         """Decode with the inner denoiser."""

@@ -78,6 +78,17 @@ class Denoiser(Protocol):
         ...
 
 
+def encode_at(denoiser: Denoiser, xt: Tensor, t: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+    """Return hidden states [B, L, D] that are right at `positions`, bool [B, L], and arbitrary elsewhere.
+
+    A denoiser whose class has a method of this name computes less there; others compute all positions.
+    """
+    # a wrapper whose class lacks the method would pass it on to what it wraps
+    if not hasattr(type(denoiser), "encode_at"):
+        return denoiser.encode(xt, t, attention_mask)
+    return denoiser.encode_at(xt, t, attention_mask, positions)
+
+
 class ScoreDenoiser(Denoiser, Protocol):
     """Network over embeddings; see models/score_denoiser.py."""
 

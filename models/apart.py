@@ -8,7 +8,7 @@ from torch import Tensor
 
 from models.denoiser import NetworkDenoiser
 
-METHODS = ("encode", "decode", "extend")
+METHODS = ("encode", "encode_at", "decode", "extend")
 
 
 def compute_apart(denoiser: NetworkDenoiser, device: torch.device) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from models.last_layer import LastLayer
 from models.packing import num_slots
 from utils.device import autocast
 from utils.errors import UserError
@@ -34,6 +35,8 @@ class NetworkDenoiser(nn.Module):
         self.time_conditioned = time_conditioning != "none"
         self.time: nn.Module | None = None
         """Parameters of the time conditioning that are not the network's own."""
+        self.last_layer: LastLayer | None = None
+        """Hooks that restrict the last layer to some positions; None if the network must compute all."""
         self.row_capacity = 0
         """Slots of a packed row; 0: one sentence per row."""
         self.autocast: AbstractContextManager = nullcontext()
@@ -112,6 +115,10 @@ class NetworkDenoiser(nn.Module):
     @abstractmethod
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
         """Map int64 [B, L], [B], bool [B, L] to hidden states [B, L, D]."""
+
+    def encode_at(self, xt: Tensor, t: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """Return hidden states [B, L, D] that are right at `positions`, bool [B, L], and arbitrary elsewhere."""
+        return self.encode(xt, t, attention_mask)
 
     @abstractmethod
     def decode(self, hidden: Tensor) -> Tensor:

@@ -97,7 +97,9 @@ def test_throughput_counts_the_flops_of_a_step() -> None:
     layer = 4 * 64 * 64 + 2 * 64 * 256  # four attention matrices, two feed-forward matrices
     attention = 2 * 16 * 64  # per token with 16 keys: scores and weighted values
     head = 64 * 64 + 64 * 1200
-    assert throughput.step_flops(denoiser, 32, 16, 10) == 6 * (32 * 2 * (layer + attention) + 10 * head)
+    sparse = layer - 3 * 64 * 64  # after the last attention only masked positions are computed
+    everywhere = 2 * (layer + attention) - sparse
+    assert throughput.step_flops(denoiser, 32, 16, 10) == 6 * (32 * everywhere + 10 * (sparse + head))
 
 
 def test_throughput_reports_rates_and_shares_of_the_peak(monkeypatch: pytest.MonkeyPatch, capsys) -> None:

@@ -32,7 +32,7 @@ from diffusion.chunked_logits import MAX_LOGITS
 from diffusion.draws import Generators, filter_logits, sample_categorical, uniform
 from diffusion.masked.transitions import MaskedTransitions
 from diffusion.options import ORDERS, SampleArgs, TokenLaw
-from diffusion.process import Bound, Denoiser, StepCallback
+from diffusion.process import Bound, Denoiser, StepCallback, encode_at
 
 RANK_UNIT = 1e-4
 """Ranks are rounded to this unit, so that equal predictions tie although the network rounds."""
@@ -93,9 +93,10 @@ class OrderedReveal:
         width = int(batch.attention_mask.any(0).nonzero().max()) + 1
         share = masked.sum(1).double() / batch.noised.sum(1).clamp(min=1)
         time = self.process.time_input(self.time(share))
-        hidden = self.denoiser.encode(xt[:, :width], time, batch.attention_mask[:, :width])
+        seen, inside = batch.attention_mask[:, :width], masked[:, :width]
+        hidden = encode_at(self.denoiser, xt[:, :width], time, seen, inside)
         chosen = torch.zeros_like(masked)
-        chosen[:, :width] = first_of(self.ranks(hidden, masked[:, :width]), masked[:, :width], self.number)
+        chosen[:, :width] = first_of(self.ranks(hidden, inside), inside, self.number)
         logits = self.denoiser.decode(hidden[chosen[:, :width]]) + self.process.sampling_support
         return chosen, filter_logits(logits, self.law).double().log_softmax(-1)
 

@@ -27,7 +27,7 @@ from data.batch import Batch
 from diffusion.draws import Generators, filter_logits, sample_categorical, uniform
 from diffusion.masked.transitions import MaskedTransitions, Thinning
 from diffusion.options import SampleArgs
-from diffusion.process import Denoiser, StepCallback
+from diffusion.process import Denoiser, StepCallback, encode_at
 
 MAX_LOGITS = 2**22
 """Maximum number of logits per chunk when every masked position is predicted; chunks that fit the cache are faster."""
@@ -187,8 +187,11 @@ class RowClocks:
         width = int(attention.any(0).nonzero().max()) + 1
         xt = self.xt[rows, :width]
         t = self.process.time_input(self.clock.time(self.moment[rows].amin(1)))
-        hidden = self.denoiser.encode(xt, t, attention[:, :width])
-        mean = self.sentence_mean(xt, hidden, self.batch.target_mask[rows, :width])
+        targets = self.batch.target_mask[rows, :width]
+        # after a rejection, and for the sentence mean, further masked positions are needed
+        needed = xt.eq(self.process.mask_id) & targets if self.process.thinning else self.due(rows, width)
+        hidden = encode_at(self.denoiser, xt, t, attention[:, :width], needed)
+        mean = self.sentence_mean(xt, hidden, targets)
         pending = torch.arange(len(rows), device=rows.device)
         while len(pending):
             means = None if mean is None else mean[pending]
@@ -208,7 +211,7 @@ class RowClocks:
             bool [b], True where the row has revealed a token.
         """
         thinning, moment = self.process.thinning, self.moment[rows, : hidden.shape[1]]
-        due = moment == moment.amin(1, keepdim=True)
+        due = self.due(rows, hidden.shape[1])
         index, column = due.nonzero().unbind(1)
         row, now = rows[index], moment[due]
         drawn = self.draw_uniform(due.repeat(1, 3 if thinning else 1), rows).split(due.shape[1], dim=1)
@@ -223,6 +226,11 @@ class RowClocks:
         self.xt[row, column] = token.where(accepted, self.process.mask_id)
         self.moment[row, column] = torch.where(accepted, math.inf, later)
         return torch.zeros_like(rows, dtype=torch.bool).index_fill(0, index[accepted], True)
+
+    def due(self, rows: Tensor, width: int) -> Tensor:
+        """Return the position of the next proposal of each of these rows, bool [b, width]."""
+        moment = self.moment[rows, :width]
+        return moment == moment.amin(1, keepdim=True)
 
     def weights(self, logits: Tensor) -> Tensor:
         """Return p(x0 | xt) after temperature, top-k and top-p, [n, V], float32 or float64."""

@@ -17,7 +17,7 @@ from data.batch import Batch
 from diffusion.draws import Generators, filter_logits, sample_categorical, streams_of, uniform
 from diffusion.masked.transitions import MaskedTransitions
 from diffusion.options import SampleArgs
-from diffusion.process import Denoiser, StepCallback
+from diffusion.process import Denoiser, StepCallback, encode_at
 
 
 def sample(
@@ -94,7 +94,9 @@ class StepSampler:
         if not len(rows):
             return
         time_input = self.process.time_input(t[None]).expand(len(rows))
-        found = self.denoiser.encode(self.xt[rows, : self.width], time_input, self.attention[rows])
+        xt = self.xt[rows, : self.width]
+        masked = xt.eq(self.process.mask_id) & self.targets[rows, : self.width]
+        found = encode_at(self.denoiser, xt, time_input, self.attention[rows], masked)
         if self.hidden is None:
             self.hidden = found.new_zeros(len(self.xt), *found.shape[1:])
         self.hidden[rows] = found

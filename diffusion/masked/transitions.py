@@ -20,7 +20,7 @@ from diffusion.chunked_logits import in_chunks
 from diffusion.draws import Generators, filter_logits, uniform
 from diffusion.masked.prediction import Prediction
 from diffusion.options import SampleArgs
-from diffusion.process import Denoiser, Process, Vocabulary
+from diffusion.process import Denoiser, Process, Vocabulary, encode_at
 
 
 class Schedule(Protocol):
@@ -170,7 +170,7 @@ class MaskedTransitions(Process):
     def predict(self, denoiser: Denoiser, batch: Batch, xt: Tensor, t: Tensor) -> Prediction:
         """Predict the masked targets; the vocabulary head runs at these positions only."""
         masked = xt.eq(self.mask_id) & batch.target_mask
-        hidden = denoiser.encode(xt, self.time_input(t), batch.attention_mask)[masked]
+        hidden = encode_at(denoiser, xt, self.time_input(t), batch.attention_mask, masked)[masked]
         return Prediction(batch, xt, masked, denoiser.decode(hidden), self.barred)
 
     def time_input(self, t: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class MaskedTransitions(Process):
             nats = self.nats(prediction)
             return torch.zeros_like(nats), nats
 
-        hidden = denoiser.encode(xt, self.time_input(t), batch.attention_mask)[masked]
+        hidden = encode_at(denoiser, xt, self.time_input(t), batch.attention_mask, masked)[masked]
         found = in_chunks(terms, hidden, masked.sum(1), self.vocab_size, recompute=self.fused_loss)
         zeros = torch.zeros(xt.shape, dtype=torch.float64, device=xt.device)
         return tuple(zeros.masked_scatter(masked, part) for part in found)

@@ -7,7 +7,7 @@ from data.batch import Batch
 from diffusion.chunked_logits import in_chunks
 from diffusion.draws import WHOLE, Share, stratified_uniform, uniform
 from diffusion.masked.transitions import MaskedTransitions
-from diffusion.process import Denoiser, Loss
+from diffusion.process import Denoiser, Loss, encode_at
 
 
 def masked_lm_loss(
@@ -34,7 +34,8 @@ def masked_lm_loss(
         logits = denoiser.decode(hidden).float()
         return (F.cross_entropy(logits, batch.input_ids[rows][masked[rows]], reduction="none"),)
 
-    hidden = denoiser.encode(xt, process.time_input(process.schedule.time_at(1 - rate)), batch.attention_mask)[masked]
+    t = process.time_input(process.schedule.time_at(1 - rate))
+    hidden = encode_at(denoiser, xt, t, batch.attention_mask, masked)[masked]
     (cross_entropy,) = in_chunks(terms, hidden, masked.sum(1), process.vocab_size, recompute=fused)
     total = cross_entropy.sum() / ((low + high) / 2)
     return Loss(total, batch.target_mask.sum(), {"cross_entropy": total.detach()})
