@@ -101,6 +101,8 @@ def compile_network(denoiser: NetworkDenoiser, device: torch.device, backend: st
         torch.compile(torch.sin, backend=backend)(torch.zeros(2, device=device))
     except Exception as error:  # no compiler, no Triton, or an unsupported GPU
         raise UserError(f"compile=true does not work here ({first_line(error)}); leave it out") from error
-    denoiser.last_layer = None  # shapes would depend on the data
+    if denoiser.last_layer:  # shapes would depend on the data
+        denoiser.last_layer.remove()
+        denoiser.last_layer = None
     for part in (denoiser.body, *(getattr(denoiser.network, name) for name in denoiser.head)):
         part.compile(dynamic=True, backend=backend)

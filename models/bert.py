@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from models.denoiser import NetworkDenoiser
-from models.last_layer import last_layer
+from models.last_layer import last_layer_hooks
 from models.options import TIME_CONDITIONINGS
 from models.packing import PackedRows
 from models.time_conditioning import LayerwiseTime
@@ -55,8 +55,9 @@ class BertDenoiser(NetworkDenoiser):
             self.time = nn.Embedding(num_steps + 1, network.get_input_embeddings().weight.shape[1])
             nn.init.normal_(self.time.weight, std=0.02)
         else:
-            self.last_layer = last_layer(self.layers)
+            self.last_layer = last_layer_hooks(self.layers)
             if self.last_layer and not self._skips_positions():
+                self.last_layer.remove()
                 self.last_layer = None
 
     @property
@@ -84,42 +85,38 @@ class BertDenoiser(NetworkDenoiser):
 
     def encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor) -> Tensor:
         """Map int64 [B, L], int64 [B], bool [B, L] to hidden states [B, L, D]."""
-        return self._encode(xt, t, attention_mask)
-
-    def encode_at(self, xt: Tensor, t: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
-        """See NetworkDenoiser. The last layer runs at these positions only."""
-        # a recomputed layer would no longer know the positions
-        skips = self.last_layer and not self.network.is_activation_checkpointing
-        return self._encode(xt, t, attention_mask, positions if skips else None)
-
-    def _encode(self, xt: Tensor, t: Tensor, attention_mask: Tensor, positions: Tensor | None = None) -> Tensor:
         with self.autocast:
             if self.time_conditioning == "token":
                 return self._encode_with_time_token(xt, t, attention_mask)
             if self.row_capacity:
-                return self._encode_packed(xt, t, PackedRows(attention_mask, self.row_capacity), positions)
+                return self._encode_packed(xt, t, PackedRows(attention_mask, self.row_capacity))
             if self.time_conditioning == "layerwise":
                 self.time.t, self.time.sentence = t, None
-            numbers = {}
+            positions = {}
             if self.first_position:  # by default RoBERTa's family gives every [PAD] the same position
                 index = torch.arange(xt.shape[1], device=xt.device) + self.first_position
-                numbers = {"position_ids": index.expand_as(xt)}
-            return self._hidden(positions, input_ids=xt, attention_mask=attention_mask.long(), **numbers)
+                positions = {"position_ids": index.expand_as(xt)}
+            return self.body(input_ids=xt, attention_mask=attention_mask.long(), **positions).last_hidden_state
 
-    def _encode_packed(self, xt: Tensor, t: Tensor, packed: PackedRows, positions: Tensor | None) -> Tensor:
+    def encode_at(self, xt: Tensor, t: Tensor, attention_mask: Tensor, positions: Tensor) -> Tensor:
+        """See NetworkDenoiser. After its attention the last layer runs at these positions only, if it can."""
+        recomputed = self.network.training and self.network.is_activation_checkpointing  # outside of this context
+        if not self.last_layer or recomputed:
+            return self.encode(xt, t, attention_mask)
+        with self.last_layer.at(positions):
+            return self.encode(xt, t, attention_mask)
+
+    def _encode_packed(self, xt: Tensor, t: Tensor, packed: PackedRows) -> Tensor:
         if self.time_conditioning == "layerwise":
             self.time.t, self.time.sentence = t, (packed.sentence - 1).clamp(min=0)
-        hidden = self._hidden(
-            None if positions is None else packed.fill(positions),
-            input_ids=packed.fill(xt),
-            attention_mask=packed.block_mask(self.network.config, next(self.body.parameters()).dtype),
-            position_ids=packed.position + self.first_position,
-        )
-        return packed.restore(hidden)
-
-    def _hidden(self, positions: Tensor | None, **inputs: object) -> Tensor:
-        with nullcontext() if positions is None else self.last_layer.at(positions):
-            return self.body(**inputs).last_hidden_state
+        positions = self.last_layer.positions if self.last_layer else None
+        with nullcontext() if positions is None else self.last_layer.at(packed.fill(positions)):
+            hidden = self.body(
+                input_ids=packed.fill(xt),
+                attention_mask=packed.block_mask(self.network.config, next(self.body.parameters()).dtype),
+                position_ids=packed.position + self.first_position,
+            )
+        return packed.restore(hidden.last_hidden_state)
 
     def pack_rows(self, capacity: int) -> None:
         """Pack several sentences into rows of `capacity` slots from now on (0: one sentence per row).
@@ -205,7 +202,7 @@ class BertDenoiser(NetworkDenoiser):
         t, everywhere, some = torch.ones(2, dtype=torch.long, device=device), torch.ones_like(xt) > 0, xt % 3 == 1
         try:
             whole, part = self.encode(xt, t, everywhere)[some], self.encode_at(xt, t, everywhere, some)[some]
-        except (RuntimeError, ValueError, TypeError, IndexError):  # the layer treats positions together
+        except Exception:  # an unsupported network may raise any type
             return False
         finally:
             self.network.train(training)

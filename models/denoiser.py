@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from models.last_layer import LastLayer
+from models.last_layer import LastLayerHooks
 from models.packing import num_slots
 from utils.device import autocast
 from utils.errors import UserError
@@ -35,7 +35,7 @@ class NetworkDenoiser(nn.Module):
         self.time_conditioned = time_conditioning != "none"
         self.time: nn.Module | None = None
         """Parameters of the time conditioning that are not the network's own."""
-        self.last_layer: LastLayer | None = None
+        self.last_layer: LastLayerHooks | None = None
         """Hooks that restrict the last layer to some positions; None if the network must compute all."""
         self.row_capacity = 0
         """Slots of a packed row; 0: one sentence per row."""

@@ -82,6 +82,7 @@ def test_only_apples_gpus_lack_float64() -> None:
 @pytest.mark.parametrize(
     "flags", [[], ["--process", "ar"], ["--process", "sedd"], ["--process", "mdlm", "--time_conditioning", "layerwise"]]
 )
+@pytest.mark.slow
 def test_training_and_use_are_those_of_the_cpu(
     monkeypatch: pytest.MonkeyPatch, corpus: Path, tmp_path: Path, flags: list
 ) -> None:
@@ -97,7 +98,7 @@ def test_training_and_use_are_those_of_the_cpu(
         code_apart, apart = train(patch, corpus, tmp_path, *flags, name="apart")
         moved = TextModel.load(apart)
         assert (moved.sample(3, **steps), moved.nll(SENTENCES[:4], **steps).nats) == expected
-    assert code == code_apart == 0 and "decode" in called and {"encode", "encode_at"} & {*called}
+    assert code == code_apart == 0 and {"encode" if "ar" in flags else "encode_at", "decode"} <= {*called}
     weights = [load_file(folder / "checkpoint-last" / "model.safetensors") for folder in (plain, apart)]
     assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
     losses = [[r["bits_per_token"] for r in records(folder, "train")] for folder in (plain, apart)]
