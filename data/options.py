@@ -43,7 +43,7 @@ class DataArgs(ColumnNames):
             "help": "hub name, folder, vocab.txt or .model; wordpiece, sentencepiece: trained; default: the network's",
         },
     )
-    trim_vocabulary: bool = field(default=False, metadata={"help": "removal of pieces that the training text lacks"})
+    trim_vocabulary: bool = field(default=False, metadata={"help": "removal of pieces that the text lacks"})
     strip_accents: bool = field(default=False, metadata={"help": "removal of accents by a trained wordpiece"})
     vocab_size: int = field(
         default=0,

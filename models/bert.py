@@ -198,11 +198,11 @@ class BertDenoiser(NetworkDenoiser):
         """Compare hidden states at some positions with those of a whole pass, without dropout."""
         training, device = self.network.training, self.network.device
         self.network.eval()
-        xt = torch.arange(2 * min(5, self.max_length), device=device).view(2, -1) % self.vocab_size
-        t, everywhere, some = torch.ones(2, dtype=torch.long, device=device), torch.ones_like(xt) > 0, xt % 3 == 1
         try:
+            xt = torch.arange(2 * min(5, self.max_length), device=device).view(2, -1) % self.vocab_size
+            t, everywhere, some = torch.ones(2, dtype=torch.long, device=device), torch.ones_like(xt) > 0, xt % 3 == 1
             whole, part = self.encode(xt, t, everywhere)[some], self.encode_at(xt, t, everywhere, some)[some]
-        except Exception:  # an unsupported network may raise any type
+        except Exception:  # an unsupported or damaged network may raise any type
             return False
         finally:
             self.network.train(training)

@@ -45,7 +45,7 @@ class NetworkArgs:
         default="random",
         metadata={
             "choices": ["random", "neighbours"],
-            "help": "start of new embeddings: random, or from neighbours",
+            "help": "start of new embeddings",
         },
     )
     time_conditioning: str = field(

@@ -99,7 +99,7 @@ def test_more_strides_extend_the_same_text(process: str, protocol: str, tmp_path
     assert "leave --infill, --show and --film out" in capsys.readouterr().err
     warned = ["--sampler", "ordered"] if process in ("mdlm", "d3pm", "sedd") else []  # has a note, which comes later
     assert call(predict.main, monkeypatch, *base, *warned, "--stride_length", 99) == 2
-    assert capsys.readouterr().err.startswith("error: stride_length=99 must lie in 1..")
+    assert capsys.readouterr().err.startswith("script.py: error: stride_length=99 must lie in 1..15,")
 
 
 def test_checkpoints_of_single_texts_are_refused(trained, monkeypatch, capsys) -> None:
