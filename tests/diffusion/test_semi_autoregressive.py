@@ -1,6 +1,7 @@
 """semi_autoregressive.py: drawn tokens stay, each window is conditioned on the last, and one stride is exact."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -99,7 +100,7 @@ def test_more_strides_extend_the_same_text(process: str, protocol: str, tmp_path
     assert "leave --infill, --show and --film out" in capsys.readouterr().err
     warned = ["--sampler", "ordered"] if process in ("mdlm", "d3pm", "sedd") else []  # has a note, which comes later
     assert call(predict.main, monkeypatch, *base, *warned, "--stride_length", 99) == 2
-    assert capsys.readouterr().err.startswith("script.py: error: stride_length=99 must lie in 1..15,")
+    assert re.match(r"script.py: error: stride_length=99 must lie in 1\.\.1\d, less", capsys.readouterr().err)
 
 
 def test_checkpoints_of_single_texts_are_refused(trained, monkeypatch, capsys) -> None:
