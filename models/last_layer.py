@@ -1,8 +1,8 @@
 """The last layer of a network at chosen positions only.
 
-After its attention a layer treats every position by itself, and nothing follows the last layer but the vocabulary head.
-So where only some hidden states are needed, the rest of the last layer need not run at the other positions. In a BERT
-this is three quarters of the layer's multiplications.
+After its attention a layer treats every position by itself, and so does everything after the last layer. So where only
+some hidden states are needed, the rest of the last layer need not run at the other positions. In a BERT this is three
+quarters of the layer's multiplications.
 """
 
 from collections.abc import Iterator
