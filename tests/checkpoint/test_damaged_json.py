@@ -101,7 +101,7 @@ def test_a_damaged_process_json_is_refused_or_works(folder: Path, monkeypatch: p
 
 def test_a_damaged_config_json_is_refused_or_works(folder: Path) -> None:
     refused = 0
-    for content in variants(folder / "config.json", len(VALUES) + 1):
+    for content in variants(folder / "config.json", 7):
         (folder / "config.json").write_text(content)
         try:
             network = load_network(str(folder), whole=True)

@@ -135,16 +135,15 @@ def test_streaming_leaves_no_data_on_the_disk(tmp_path: Path, mini: MiniHub) -> 
     )
 
 
-@pytest.mark.parametrize("altered", ["model.safetensors", "data/train-00001-of-00002.parquet"])
 @pytest.mark.slow
-def test_a_file_with_a_wrong_checksum_is_refused_and_downloaded_again(
-    tmp_path: Path, mini: MiniHub, altered: str
-) -> None:
-    mini.altered = altered
+def test_a_file_with_a_wrong_checksum_is_refused_and_downloaded_again(tmp_path: Path, mini: MiniHub) -> None:
     with running(mini) as address:
-        first = fine_tune(tmp_path, address, "run")
-        assert first.returncode == 2 and first.stderr.count("\n") == 1 and "has the checksum" in first.stderr
-        assert not (tmp_path / "run").exists()
+        for altered, name in (("data/train-00001-of-00002.parquet", "lm1b"), ("model.safetensors", "bert-base")):
+            mini.altered = altered
+            refused = fine_tune(tmp_path, address, "run")
+            assert refused.returncode == 2 and refused.stderr.count("\n") == 1
+            assert name in refused.stderr and "has the checksum" in refused.stderr
+            assert not (tmp_path / "run").exists()
         mini.altered = ""
         assert fine_tune(tmp_path, address, "run").returncode == 0
 
