@@ -9,7 +9,7 @@
 #   minilm_scratch   the same network and recipe with random weights
 #   small            run.sh FILE's small network from scratch
 #   demo, demo_pretrained   the two networks of run.sh demo
-#   demo_before      the first with the recipe of earlier commits (docs/speed.md)
+#   demo_before      the first with the recipe of earlier commits (docs/from-scratch.md)
 # All rows have at most 64 tokens per sentence. SEEDS=3 trains each row three times. JOBS rows train at once (2), THREADS
 # cores each (1), all in one PRECISION (by default bf16 if the processor has it). The bound is that of the last checkpoint,
 # on 500 sentences of VALID; samples are from the best. Finished rows are not run again. Other work on the machine

@@ -3,7 +3,7 @@
 
 # Training from scratch in minutes: pre-norm rotary layers, embeddings that start from their neighbours, Muon for the
 # matrices, masked language modelling at low mask rates for a third of the time, then unweighted cross-entropy at times
-# from a bell. The reported bound always has the true weights. docs/speed.md compares these with others.
+# from a bell. The reported bound always has the true weights. docs/from-scratch.md compares these with others.
 from_scratch=(
     --model_name_or_path modernbert-local --from_scratch true --embedding_start neighbours
     --optimizer muon --learning_rate 6e-3 --lr_schedule cosine --warmup_steps 50 --weight_decay 0.1
