@@ -115,8 +115,9 @@ def report_finished(config: TrainConfig, start: Start) -> None:
     say(f"{output}: this run is done, {start.step:,} steps; for more of them: --resume true --max_steps N\n")
     if config.network.merge_lora and (output / "checkpoint" / "adapter").is_dir():
         say(f"its adapters are not merged: python -m checkpoint.merge {output / 'checkpoint'} NEW_FOLDER\n")
-    verdict = Figures.of(start.facts["figures"]).verdict(start.step)
-    say(closing_message(output, verdict, of_pairs=start.facts["of_pairs"], trackers=config.run.trackers))
+    figures = Figures.of(start.facts["figures"])
+    verdict, note = figures.verdict(start.step), figures.overfitting(start.step)
+    say(closing_message(output, verdict, note, of_pairs=start.facts["of_pairs"], trackers=config.run.trackers))
 
 
 if __name__ == "__main__":

@@ -41,10 +41,12 @@ def slow_setup() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that depend on `slow_setup`."""
+    """Mark tests that depend on `slow_setup`. Files with slow tests go first, so that all processes end together."""
     for item in items:
         if "slow_setup" in item.fixturenames:
             item.add_marker(pytest.mark.slow)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def timed(item: pytest.Item) -> Iterator[None]:

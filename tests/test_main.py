@@ -15,7 +15,7 @@ from checkpoint.folder import load_checkpoint
 from data.corpus import held_out
 from tests.conftest import ROOT, SENTENCES, TINY, call
 from training.optim import AveragedWeights
-from training.outcome import verdict_in_log
+from training.outcome import Figures, verdict_in_log
 from training.output_folder import OUTPUTS, RECORDS
 
 CPU = torch.device("cpu")
@@ -72,6 +72,15 @@ def test_a_diverged_run_is_reported_on_screen_and_in_every_record(
     assert f"| verdict | {verdict} |" in (folder / "checkpoint" / "README.md").read_text()
     assert train(monkeypatch, corpus, tmp_path, *flags)[0] == 0
     assert f"  WARNING     {verdict}\n" in capsys.readouterr().out  # also for a finished run
+
+
+def test_a_note_on_overfitting_is_printed_and_logged(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+    """The note itself is tested in training/test_outcome.py: a network needs long to overfit."""
+    monkeypatch.setattr(Figures, "overfitting", lambda self, steps: f"it overfits after {steps} steps")
+    for _ in range(2):  # the second time, the run is finished
+        code, folder = train(monkeypatch, corpus, tmp_path)
+        assert code == 0 and "  note        it overfits after 3 steps\n" in capsys.readouterr().out
+    assert records(folder, "note")[-1]["overfitting"] == "it overfits after 3 steps"
 
 
 def test_a_run_learns_and_writes_every_output(trained: Path) -> None:

@@ -329,8 +329,9 @@ class Bookkeeper:
     def close(self, step: int) -> None:
         """Close the logs of a finished run; print its results and the next command."""
         self.bar.close()
-        verdict = self.figures.verdict(step)
-        minutes, judged = self.seconds() / 60, {"verdict": verdict} if verdict else {}
+        verdict, note = self.figures.verdict(step), self.figures.overfitting(step)
+        judged = {name: text for name, text in (("verdict", verdict), ("overfitting", note)) if text}
+        minutes, of_pairs = self.seconds() / 60, self.model.pairs is not None
         self.tracker.note({"steps": step, "minutes": minutes, "target_tokens": int(self.figures.tokens), **judged})
         self.tracker.close()
         skipped, share = self.figures.skipped, 100 * self.figures.filled / max(1.0, self.figures.slots)
@@ -339,7 +340,7 @@ class Bookkeeper:
             f"best validation bound {number(self.figures.best, 3)} bits/token\n"
             + (f"  skipped     {skipped:,} steps whose loss or gradient was not finite\n" if skipped else "")
             + f"  batches     {share:.1f} % of their slots held tokens\n"
-            + closing_message(self.output, verdict, of_pairs=self.model.pairs is not None, trackers=self.args.trackers)
+            + closing_message(self.output, verdict, note, of_pairs=of_pairs, trackers=self.args.trackers)
         )
 
     def say(self, text: str) -> None:

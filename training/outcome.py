@@ -1,7 +1,8 @@
-"""Verdict on a finished training run: learned, learned nothing, or diverged.
+"""Verdict on a finished training run: learned, learned nothing, or diverged. A note tells of overfitting.
 
-A verdict does not end a run or change its exit code. It is printed at the end, and stands in the last note of the log,
-in the checkpoint's facts and model card, and in the demos' summaries.
+Neither ends a run or changes its exit code. Both are printed at the end and stand in the last note of the log. The
+verdict stands in the checkpoint's facts and model card and in the demos' summaries, too; the checkpoint is that of the
+lowest bound, which is why overfitting is no fault of it.
 """
 
 import json
@@ -18,6 +19,11 @@ DIVERGENCE_RATIO = 3.0
 """Ratio of the last loss to the first, or to that of a uniform guess if larger, above which a run has diverged."""
 MAX_SKIPPED_SHARE = 0.1
 """Share of steps without a finite loss or gradient above which the verdict mentions them."""
+MAX_RISE = 0.02
+"""Rise of the validation bound after its minimum, as a share of it, above which the network overfits. Evaluations have
+the same sentences and draws, so their difference has little noise."""
+MIN_RISE_BITS = 0.05
+"""Rise in bits/token up to which the note on overfitting is left out."""
 REMEDY = "lower --learning_rate, or lengthen --warmup_steps"
 
 
@@ -63,6 +69,16 @@ def verdict(
     if skipped > MAX_SKIPPED_SHARE:
         faults.append(f"{100 * skipped:.0f} % of the steps were skipped: loss or gradient was not finite")
     return "; ".join(faults)
+
+
+def overfitting(*, best: float, last: float) -> str:
+    """Return a note on a validation bound (bits/token) that rose after its minimum, or "" if it did not."""
+    if not last - best > max(MIN_RISE_BITS, MAX_RISE * best):
+        return ""
+    return (
+        f"the network overfits: on held-out text its bound rose from {number(best, 3)} to {number(last, 3)} "
+        "bits/token; train on more text, for fewer steps, or with a higher --dropout"
+    )
 
 
 @dataclass
@@ -116,6 +132,10 @@ class Figures:
             skipped=self.skipped / max(1, steps),
         )
 
+    def overfitting(self, steps: int) -> str:
+        """Return the note on a run that ended after `steps` steps, or "" if there is none or a verdict."""
+        return "" if self.verdict(steps) else overfitting(best=self.best, last=self.last_bound)
+
 
 def verdict_in_log(log: Path) -> str:
     """Return the verdict in the last note of a run's log.jsonl, or ""."""
@@ -131,12 +151,13 @@ def uniform_bits(vocab_size: int) -> float:
     return math.log2(max(2, vocab_size))
 
 
-def closing_message(output: Path, verdict: str, *, of_pairs: bool, trackers: tuple[str, ...]) -> str:
-    """Return the last message of a run: its verdict, samples and files, and the commands to use next."""
+def closing_message(output: Path, verdict: str, note: str, *, of_pairs: bool, trackers: tuple[str, ...]) -> str:
+    """Return the last message of a run: its verdict or note, samples and files, and the commands to use next."""
     best, (step, texts) = shlex.quote(str(output / "checkpoint")), samples_in_log(output / "log.jsonl")
     curves = "".join(f"  curves      {command}\n" for command in view_commands(trackers, output))
     return (
         (f"  WARNING     {verdict}\n" if verdict else "")
+        + (f"  note        {note}\n" if note else "")
         + (f"  samples     after step {step:,}\n{shown_samples(texts, ' ' * 14)}\n" if texts else "")
         + f"  checkpoint  {best}  (the last one: {output / 'checkpoint-last'})\n"
         f"  log         {output / 'log.jsonl'}\n"
