@@ -204,13 +204,13 @@ class SpindleSchedule:
             u^(k) and d u^(k) / d E, each float64 [B, V], with E the expectation of the statistic at one masked
             position. Both are detached: `Prediction.spindle_terms` carries the gradient.
         """
-
-        def table(mean: Tensor) -> Tensor:
-            h = self.informativeness_of(self.distinct, mean[:, None])
-            return self.reveal_probability(s[:, None], t[:, None], h)
-
-        found = torch.func.jvp(table, (mean,), (1 / targets.sum(1).clamp(min=1).double(),))
-        return found[0][:, self.place], found[1][:, self.place]
+        with torch.enable_grad():  # one mean per candidate: the derivative of the sum is that of each
+            means = mean.detach()[:, None].repeat(1, len(self.distinct)).requires_grad_()
+            h = self.informativeness_of(self.distinct, means)
+            table = self.reveal_probability(s[:, None], t[:, None], h)
+            (slope,) = torch.autograd.grad(table.sum(), means)
+        slope = slope / targets.sum(1, keepdim=True).clamp(min=1)
+        return table.detach()[:, self.place], slope[:, self.place]
 
 
 class SpindleThinning:

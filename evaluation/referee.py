@@ -64,7 +64,7 @@ def samplers(model: ModelParts, args: RefereeArgs, law: BoundArgs) -> Iterator[S
     for order in args.orders:
         for k in args.tokens:
             own = {"order": order, "tokens_per_step": k, **filters}
-            yield Sampler(f"{order}, {k} a step", 1, BoundArgs(EXACT, **own), SampleArgs(sampler=ORDERED, **own))
+            yield Sampler(f"{order}, {k} per pass", 1, BoundArgs(EXACT, **own), SampleArgs(sampler=ORDERED, **own))
 
 
 def check(model: ModelParts, args: RefereeArgs, law: BoundArgs) -> None:

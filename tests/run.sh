@@ -3,7 +3,8 @@
 #
 #   bash tests/run.sh                             all
 #   bash tests/run.sh fast                        style and the tests not marked slow, about a minute: before every commit
-#   bash tests/run.sh -k bound                    further arguments are pytest's
+#   bash tests/run.sh -n 8                        eight processes instead of two, on a machine with as many cores
+#   bash tests/run.sh -k bound                    further arguments are pytest's, as is -n
 #   bash tests/run.sh tests/utils/test_files.py   one file
 set -euo pipefail
 . "$(dirname -- "$(readlink -f -- "${BASH_SOURCE[0]}")")/../runs/setup.sh"

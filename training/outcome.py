@@ -1,8 +1,8 @@
-"""Verdict on a finished training run: learned, learned nothing, or diverged. A note tells of overfitting.
+"""Verdict on a finished training run, if it learned nothing, diverged or skipped many steps; a note if it overfits.
 
 Neither ends a run or changes its exit code. Both are printed at the end and stand in the last note of the log. The
-verdict stands in the checkpoint's facts and model card and in the demos' summaries, too; the checkpoint is that of the
-lowest bound, which is why overfitting is no fault of it.
+verdict stands in the checkpoint's facts and model card and in the demos' summaries, too. Overfitting does not, since
+`checkpoint` is that of the lowest bound.
 """
 
 import json
@@ -16,7 +16,8 @@ from training.records import view_commands
 from utils.figures import number
 
 DIVERGENCE_RATIO = 3.0
-"""Ratio of the last loss to the first, or to that of a uniform guess if larger, above which a run has diverged."""
+"""Ratio of the last loss, or of the best bound, to the larger of the first loss and that of a uniform guess, above
+which a run has diverged."""
 MAX_SKIPPED_SHARE = 0.1
 """Share of steps without a finite loss or gradient above which the verdict mentions them."""
 MAX_RISE = 0.02

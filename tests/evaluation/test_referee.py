@@ -34,11 +34,11 @@ def test_the_rows_are_those_of_single_samplers(score) -> None:
     code, out, _ = score("--referee", *SMALL, "--json", "--table_steps", "16,500")
     rows = {row["sampler"]: row for row in json.loads(out)["samplers"]}
     assert code == 0
-    orders = [f"{order}, {k} a step" for order in ("left-to-right", "confidence") for k in (1, 3)]
+    orders = [f"{order}, {k} per pass" for order in ("left-to-right", "confidence") for k in (1, 3)]
     assert list(rows) == ["p_theta, 16 steps", "p_theta, 64 steps", *orders]  # T is 64
     for order, k in (("left-to-right", 3), ("confidence", 1)):
         alone = json.loads(score("--estimator", "exact", "--order", order, "--tokens_per_step", k, "--json")[1])
-        row = rows[f"{order}, {k} a step"]
+        row = rows[f"{order}, {k} per pass"]
         assert row["nats_per_sequence"] == pytest.approx(alone["nats_per_sequence"], rel=1e-6)
         assert row["ppl_token"] == pytest.approx(alone["ppl_token"], rel=1e-6) and row["draws_error_bits"] == 0
         assert row["forwards_per_token"] == pytest.approx(
@@ -47,14 +47,14 @@ def test_the_rows_are_those_of_single_samplers(score) -> None:
     bound = json.loads(score("--estimator", "trajectory", "--evaluations", 2, "--num_steps", 16, "--json")[1])
     assert rows["p_theta, 16 steps"]["nats_per_sequence"] == pytest.approx(bound["nats_per_sequence"], rel=1e-6)
     assert 0 < rows["p_theta, 16 steps"]["forwards_per_token"] <= 1
-    assert rows["left-to-right, 1 a step"]["forwards_per_token"] == pytest.approx(1, abs=1e-12)
+    assert rows["left-to-right, 1 per pass"]["forwards_per_token"] == pytest.approx(1, abs=1e-12)
 
 
 def test_the_table_and_the_picture_show_every_sampler(score, tmp_path: Path) -> None:
     code, out, err = score("--referee", *SMALL, "--table_steps", 8, "--picture", tmp_path / "p.png")
     lines = out.splitlines()
     assert code == 0 and lines[0].split() == ["sampler", "passes/token", "bits/token", "PPL/token", "PPL/word"]
-    assert len(lines) == 7 and lines[2].startswith("left-to-right, 1 a step") and " 1.00 " in lines[2]
+    assert len(lines) == 7 and lines[2].startswith("left-to-right, 1 per pass") and " 1.00 " in lines[2]
     assert lines[-1].startswith("12 sequences, ")
     assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG") and "picture written to" in err
 

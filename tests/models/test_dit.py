@@ -159,7 +159,7 @@ def test_the_network_trains_and_its_checkpoint_loads(monkeypatch, corpus: Path, 
     preset = TINY.index("--num_steps")
     base = [*TINY[:preset], *TINY[preset + 2 :], *flags, "--optimizer", "muon", "--valid_fraction", 0.1]
     sizes = "hidden_dim=64,cond_dim=16,n_blocks=2,n_heads=2,model_length=64"
-    base += ["--model_name_or_path", "ddit-tiny", "--config_overrides", sizes, "--max_length", 32, "--max_steps", 200]
+    base += ["--model_name_or_path", "ddit-tiny", "--config_overrides", sizes, "--max_length", 32, "--max_steps", 150]
     base += ["--train_data", corpus, "--cache_dir", tmp_path / "cache", "--output_dir", tmp_path / "run"]
     assert call(main.main, monkeypatch, *base) == 0
     valid = records(tmp_path / "run", "valid")[-1]

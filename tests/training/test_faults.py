@@ -56,6 +56,12 @@ def until(process: subprocess.Popen, text: str) -> None:
     pytest.fail(f"the process ended without printing {text!r}: {process.stderr.read()}")
 
 
+def resume_here(monkeypatch: pytest.MonkeyPatch, folder: Path, name: str) -> None:
+    """Repeat the command in this process, until the training ends."""
+    flags = ["--train_data", folder / "corpus.txt", "--cache_dir", folder / "cache", "--output_dir", folder / name]
+    assert call(main.main, monkeypatch, *flags, *faults.SETTINGS) == 0
+
+
 def assert_equal_to_the_undisturbed_run(folder: Path, name: str) -> None:
     last = folder_of(folder / name, 60)
     assert faults.same(last, folder_of(folder / "reference", 60))
@@ -73,15 +79,17 @@ def test_a_run_killed_at_random_moments_ends_in_the_same_bytes(folder: Path) -> 
 
 
 @pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_signal_saves_the_state_and_exits_with_code_0(folder: Path, stop_signal: signal.Signals) -> None:
+def test_a_stop_signal_saves_the_state_and_exits_with_code_0(
+    folder: Path, monkeypatch, capsys, stop_signal: signal.Signals
+) -> None:
     process = start(folder, stop_signal.name)
     until(process, "step 20:")
     process.send_signal(stop_signal)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0 and not errors_of(errors)
     assert "asked to stop: stopped after step 2" in output and "the same command again to resume from there" in output
-    output, errors = (again := start(folder, stop_signal.name)).communicate(timeout=120)
-    assert again.returncode == 0 and "resumed after step 2" in output
+    resume_here(monkeypatch, folder, stop_signal.name)
+    assert "resumed after step 2" in capsys.readouterr().out
     assert_equal_to_the_undisturbed_run(folder, stop_signal.name)
 
 
@@ -100,7 +108,7 @@ def test_a_second_stop_signal_ends_the_process_at_once(folder: Path) -> None:
     assert process.returncode == -signal.SIGTERM
 
 
-def test_a_full_disk_is_a_one_line_error_and_the_last_state_stays_intact(folder: Path) -> None:
+def test_a_full_disk_is_a_one_line_error_and_the_last_state_stays_intact(folder: Path, monkeypatch) -> None:
     """Files are limited to 300 kB, so no further state fits."""
     process = start(folder, "full")
     until(process, "step 20:")
@@ -115,7 +123,7 @@ def test_a_full_disk_is_a_one_line_error_and_the_last_state_stays_intact(folder:
     assert sorted(states(folder / "full")) == intact
     assert intact and all(manifest_error(state) == "" for state in intact)
     assert not list((folder / "full").glob(".*")) and not list((folder / "full" / "state").glob(".*"))
-    assert start(folder, "full", stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).wait(120) == 0
+    resume_here(monkeypatch, folder, "full")
     assert_equal_to_the_undisturbed_run(folder, "full")
 
 
