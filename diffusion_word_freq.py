@@ -63,12 +63,17 @@ def frequency_contrast(frequency: Tensor, mean: Tensor) -> Tensor:
     return mean - frequency
 
 
+def entropy_contrast_slope(information: Tensor) -> Tensor:
+    """Return the derivative of `entropy_contrast` by the mean."""
+    return -1 / information
+
+
 SPINDLES = {
-    "paper": (information, entropy_contrast),
-    "released": (log_frequency, frequency_contrast),
-    "none": (information, entropy_contrast),
+    "paper": (information, entropy_contrast, entropy_contrast_slope),
+    "released": (log_frequency, frequency_contrast, torch.ones_like),
+    "none": (information, entropy_contrast, entropy_contrast_slope),
 }
-"""Statistic of a token, and its contrast with the mean of the sentence."""
+"""Statistic of a token, its contrast with the mean of the sentence, and the derivative of the contrast by the mean."""
 
 
 class SpindleSchedule:
@@ -86,7 +91,7 @@ class SpindleSchedule:
         self.amplitude = args.word_freq_lambda if self.token_dependent else 0.0
         self.largest_h = 0.999 / (self.amplitude * math.pi) if self.token_dependent else math.inf
         self.base = base_alpha_bar(args.schedule, args.num_steps)
-        measure, self.contrast = SPINDLES[args.spindle]
+        measure, self.contrast, self.contrast_slope = SPINDLES[args.spindle]
         self.statistic = measure(token_counts)
         self.distinct, self.place = self.statistic.unique(return_inverse=True)
         """The distinct values of the statistic, [K] with K << V, and the place of each token among them, [V]."""
@@ -195,6 +200,9 @@ class SpindleSchedule:
     def candidate_reveal(self, mean: Tensor, targets: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return each candidate's posterior u^(k) under the estimated mean, and its derivative.
 
+        With n targets, d u / d E = (d u / d h) (d h / d mean) / n. Since d alpha_bar / d h = -lambda sin(pi a),
+        d u / d h = lambda ((1 - u) sin(pi a(t)) - sin(pi a(s))) / (1 - alpha_bar(t)).
+
         Args:
             mean: float64 [B], see `predicted_mean`.
             targets: bool [B, L], target tokens.
@@ -204,13 +212,15 @@ class SpindleSchedule:
             u^(k) and d u^(k) / d E, each float64 [B, V], with E the expectation of the statistic at one masked
             position. Both are detached: `Prediction.spindle_terms` carries the gradient.
         """
-        with torch.enable_grad():  # one mean per candidate: the derivative of the sum is that of each
-            means = mean.detach()[:, None].repeat(1, len(self.distinct)).requires_grad_()
-            h = self.informativeness_of(self.distinct, means)
-            table = self.reveal_probability(s[:, None], t[:, None], h)
-            (slope,) = torch.autograd.grad(table.sum(), means)
-        slope = slope / targets.sum(1, keepdim=True).clamp(min=1)
-        return table.detach()[:, self.place], slope[:, self.place]
+        s, t, mean = s[:, None], t[:, None], mean.detach()[:, None]
+        h = self.informativeness_of(self.distinct, mean)
+        u = self.reveal_probability(s, t, h)
+        at_s, at_t = (self.amplitude * torch.sin(math.pi * self.base[step]) for step in (s, t))
+        u_by_h = ((1 - u) * at_t - at_s) / (1 - self.alpha_bar(t, h))
+        clamped = self.contrast(self.distinct, mean).abs() > self.largest_h
+        h_by_mean = torch.where(clamped, 0.0, self.contrast_slope(self.distinct))
+        slope = u_by_h * h_by_mean / targets.sum(1, keepdim=True).clamp(min=1)
+        return u[:, self.place], slope[:, self.place]
 
 
 class SpindleThinning:

@@ -116,7 +116,7 @@ def report_finished(config: TrainConfig, start: Start) -> None:
     if config.network.merge_lora and (output / "checkpoint" / "adapter").is_dir():
         say(f"its adapters are not merged: python -m checkpoint.merge {output / 'checkpoint'} NEW_FOLDER\n")
     figures = Figures.of(start.facts["figures"])
-    verdict, note = figures.verdict(start.step), figures.overfitting(start.step)
+    verdict, note = figures.verdict(start.step), figures.risen_bound(start.step)
     say(closing_message(output, verdict, note, of_pairs=start.facts["of_pairs"], trackers=config.run.trackers))
 
 

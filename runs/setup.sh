@@ -164,12 +164,12 @@ ensure_environment() { # files of pinned requirements: make .venv and install th
         echo "installing $* (once; a few minutes on a slow line)"
         local options=()
         for file in "$@"; do options+=(-r "$file"); done
-        # modules are compiled when first imported: to compile all of them takes as long as the rest of the installation
-        .venv/bin/python -m pip install --quiet --no-compile --disable-pip-version-check ${options[@]+"${options[@]}"}
+        # to compile every module takes as long as the rest; if bytecode may be written, each is compiled at first import
+        [ -n "${PYTHONDONTWRITEBYTECODE-}" ] || options+=(--no-compile)
+        .venv/bin/python -m pip install --quiet --disable-pip-version-check ${options[@]+"${options[@]}"}
         echo "$wanted" >".venv/.installed.$(basename "$1")"
     fi
     export PATH="$root/.venv/bin:$PATH" HF_HUB_DISABLE_TELEMETRY=1
-    unset PYTHONDONTWRITEBYTECODE # else every program would compile them again
 }
 
 ensure_pretrained() { # after ensure_environment: install the network `minilm`, unless this is done

@@ -25,6 +25,7 @@ for word in "$@"; do # locate files and tests in them, except the values of flag
     esac
     arguments+=("$word") previous=$word
 done
+unset PYTHONDONTWRITEBYTECODE # else each of the many programs would compile the modules again
 ensure_environment requirements-dev.txt requirements-optional.txt requirements.txt
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 ruff check .

@@ -206,6 +206,20 @@ def test_the_bound_of_an_oracle_is_zero(spindle: str) -> None:
     torch.testing.assert_close(bound, torch.zeros_like(bound), atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("spindle", ["paper", "released"])
+def test_the_slope_of_a_reveal_probability_is_its_derivative_by_the_expectation(spindle: str, schedule: str) -> None:
+    """Central differences in the sentence mean, which rises by 1 / 3 per unit of one of three expectations."""
+    schedule = make(6, spindle, schedule=schedule).schedule
+    mean = schedule.statistic[TOKENS].mean().double().repeat(3)
+    targets, step = torch.ones(3, 3, dtype=torch.bool), 1e-6
+    s, t = torch.tensor([0, 2, 1]), torch.tensor([1, 5, 6])
+    _, slope = schedule.candidate_reveal(mean, targets, s, t)
+    above, below = (schedule.candidate_reveal(mean + sign * step / 3, targets, s, t)[0] for sign in (1, -1))
+    torch.testing.assert_close(slope, (above - below) / (2 * step), atol=1e-8, rtol=1e-6)
+    assert slope[1].abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("spindle", SPINDLES)
 def test_the_bound_is_an_unbiased_estimate_of_the_enumerated_bound(spindle: str) -> None:
     process, denoiser = make(num_steps=6, spindle=spindle), TableDenoiser(5)

@@ -74,13 +74,13 @@ def test_a_diverged_run_is_reported_on_screen_and_in_every_record(
     assert f"  WARNING     {verdict}\n" in capsys.readouterr().out  # also for a finished run
 
 
-def test_a_note_on_overfitting_is_printed_and_logged(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
+def test_a_note_on_a_risen_bound_is_printed_and_logged(monkeypatch, corpus: Path, tmp_path: Path, capsys) -> None:
     """The note itself is tested in training/test_outcome.py: a network needs long to overfit."""
-    monkeypatch.setattr(Figures, "overfitting", lambda self, steps: f"it overfits after {steps} steps")
+    monkeypatch.setattr(Figures, "risen_bound", lambda self, steps: f"it overfits after {steps} steps")
     for _ in range(2):  # the second time, the run is finished
         code, folder = train(monkeypatch, corpus, tmp_path)
         assert code == 0 and "  note        it overfits after 3 steps\n" in capsys.readouterr().out
-    assert records(folder, "note")[-1]["overfitting"] == "it overfits after 3 steps"
+    assert records(folder, "note")[-1]["risen_bound"] == "it overfits after 3 steps"
 
 
 def test_a_run_learns_and_writes_every_output(trained: Path) -> None:

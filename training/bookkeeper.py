@@ -329,8 +329,8 @@ class Bookkeeper:
     def close(self, step: int) -> None:
         """Close the logs of a finished run; print its results and the next command."""
         self.bar.close()
-        verdict, note = self.figures.verdict(step), self.figures.overfitting(step)
-        judged = {name: text for name, text in (("verdict", verdict), ("overfitting", note)) if text}
+        verdict, note = self.figures.verdict(step), self.figures.risen_bound(step)
+        judged = {name: text for name, text in (("verdict", verdict), ("risen_bound", note)) if text}
         minutes, of_pairs = self.seconds() / 60, self.model.pairs is not None
         self.tracker.note({"steps": step, "minutes": minutes, "target_tokens": int(self.figures.tokens), **judged})
         self.tracker.close()

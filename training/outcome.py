@@ -1,7 +1,7 @@
-"""Verdict on a finished training run, if it learned nothing, diverged or skipped many steps; a note if it overfits.
+"""Verdict on a finished training run that learned nothing, diverged or skipped many steps; note on a risen bound.
 
 Neither ends a run or changes its exit code. Both are printed at the end and stand in the last note of the log. The
-verdict stands in the checkpoint's facts and model card and in the demos' summaries, too. Overfitting does not, since
+verdict also stands in the checkpoint's facts and model card and in the demos' summaries. The note does not, since
 `checkpoint` is that of the lowest bound.
 """
 
@@ -21,10 +21,10 @@ which a run has diverged."""
 MAX_SKIPPED_SHARE = 0.1
 """Share of steps without a finite loss or gradient above which the verdict mentions them."""
 MAX_RISE = 0.02
-"""Rise of the validation bound after its minimum, as a share of it, above which the network overfits. Evaluations have
+"""Rise of the validation bound after its minimum, as a share of it, up to which it is not noted. Both evaluations have
 the same sentences and draws, so their difference has little noise."""
 MIN_RISE_BITS = 0.05
-"""Rise in bits/token up to which the note on overfitting is left out."""
+"""Rise in bits/token up to which it is not noted."""
 REMEDY = "lower --learning_rate, or lengthen --warmup_steps"
 
 
@@ -72,13 +72,13 @@ def verdict(
     return "; ".join(faults)
 
 
-def overfitting(*, best: float, last: float) -> str:
+def risen_bound(*, best: float, last: float) -> str:
     """Return a note on a validation bound (bits/token) that rose after its minimum, or "" if it did not."""
     if not last - best > max(MIN_RISE_BITS, MAX_RISE * best):
         return ""
     return (
-        f"the network overfits: on held-out text its bound rose from {number(best, 3)} to {number(last, 3)} "
-        "bits/token; train on more text, for fewer steps, or with a higher --dropout"
+        f"on held-out text the bound rose from {number(best, 3)} to {number(last, 3)} bits/token; if the training loss "
+        "fell meanwhile, the network overfits: train on more text, for fewer steps, or with a higher --dropout"
     )
 
 
@@ -112,6 +112,10 @@ class Figures:
     """Bits/token at the first step; 0: unknown. The figures below have the same unit."""
     last_loss: float = 0.0
     last_bound: float = 0.0
+    best_of: float = -1.0
+    """Checksum of what `best` was computed from; -1: unknown. A resumed run may score other sentences."""
+    last_of: float = -1.0
+    """The same of `last_bound`."""
     unigram: float = 0.0
     uniform: float = 0.0
     """Cross-entropy of the uniform distribution."""
@@ -133,9 +137,10 @@ class Figures:
             skipped=self.skipped / max(1, steps),
         )
 
-    def overfitting(self, steps: int) -> str:
-        """Return the note on a run that ended after `steps` steps, or "" if there is none or a verdict."""
-        return "" if self.verdict(steps) else overfitting(best=self.best, last=self.last_bound)
+    def risen_bound(self, steps: int) -> str:
+        """Return the note on a run that ended after `steps` steps, or "" if there is none, or a verdict."""
+        comparable = self.unigram and self.best_of == self.last_of
+        return risen_bound(best=self.best, last=self.last_bound) if comparable and not self.verdict(steps) else ""
 
 
 def verdict_in_log(log: Path) -> str:

@@ -42,20 +42,25 @@ class Head(nn.Module):
 
 @pytest.mark.parametrize("spindle", ["paper", "none"])
 def test_a_fused_loss_keeps_no_logits_for_the_gradient(spindle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The logits of a part are computed twice: once for the loss, once for the gradient."""
     monkeypatch.setattr("diffusion.chunked_logits.MAX_LOGITS", 8 * V)
     batch = text_batch(torch.tensor([[0, 1, 2, 4, 4, 0]]).expand(40, 6))
-    kept, gradients = {}, {}
+    kept, gradients, calls = {}, {}, {False: [], True: []}
     for fused in (False, True):
         process, head, sizes = make(16, spindle, fused_loss=fused), Head(), []
+        real = head.decode
+        monkeypatch.setattr(head, "decode", lambda hidden, f=fused, real=real: (calls[f].append(1), real(hidden))[1])
         head.load_state_dict({n: torch.sin(torch.arange(p.numel())).view_as(p) for n, p in head.named_parameters()})
         with torch.autograd.graph.saved_tensors_hooks(
             lambda x, sizes=sizes: (sizes.append(x.shape), x)[1], lambda x: x
         ):
             loss = process.loss(head, batch, generator=torch.Generator().manual_seed(3))
+        before = len(calls[fused])
         loss.total.backward()
+        assert len(calls[fused]) == (2 * before if fused else 1)
         kept[fused] = [shape for shape in sizes if shape[-1:] == (V,) and shape[0] > V]
         gradients[fused] = torch.cat([p.grad.flatten() for p in head.parameters()])
-    assert kept[False] and not kept[True]
+    assert kept[False] and not kept[True] and len(calls[True]) > 10
     torch.testing.assert_close(gradients[True], gradients[False], atol=1e-4, rtol=1e-5)
 
 

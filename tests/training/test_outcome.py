@@ -1,4 +1,4 @@
-"""outcome.py: verdicts on trainings that learned nothing or diverged, also with enormous figures; overfitting."""
+"""outcome.py: verdicts on trainings that learned nothing or diverged, also with enormous figures; a risen bound."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
-from training.outcome import Figures, closing_message, overfitting, verdict, verdict_in_log
+from training.outcome import Figures, closing_message, risen_bound, verdict, verdict_in_log
 
 LEARNT = {"best": 4.0, "last": 4.1, "unigram": 9.6, "uniform": 14.9, "first_loss": 15.2, "last_loss": 4.4, "skipped": 0}
 
@@ -52,16 +52,18 @@ def test_figures_of_an_earlier_version_give_no_verdict() -> None:
     [(6.0, 6.0, False), (6.0, 6.11, False), (6.0, 6.13, True), (0.02, 0.06, False), (0.02, 0.08, True)],
 )
 def test_a_bound_that_rose_by_2_percent_and_0_05_bits_is_noted(best: float, last: float, noted: bool) -> None:
-    note = overfitting(best=best, last=last)
+    note = risen_bound(best=best, last=last)
     assert bool(note) == noted and (not noted or f"rose from {best:.3f} to {last:.3f}" in note)
-    assert overfitting(best=float("inf"), last=0.0) == "" == overfitting(best=best, last=float("nan"))
+    assert risen_bound(best=float("inf"), last=0.0) == "" == risen_bound(best=best, last=float("nan"))
 
 
-def test_a_diverged_run_does_not_overfit() -> None:
+def test_a_rise_is_noted_without_a_verdict_and_between_like_evaluations() -> None:
     figures = {"best": 4.0, "last_bound": 5.0, "unigram": 9.6, "uniform": 14.9, "first_loss": 15.2, "last_loss": 4.4}
-    note = Figures.of(figures).overfitting(10)
+    figures |= {"best_of": 7.0, "last_of": 7.0}
+    note = Figures.of(figures).risen_bound(10)
     assert "rose from 4.000 to 5.000" in note and "--dropout" in note
-    assert Figures.of({**figures, "last_bound": 312.0}).overfitting(10) == ""
+    for other in ({"last_bound": 312.0}, {"unigram": 0.0}, {"best_of": 8.0}):
+        assert Figures.of({**figures, **other}).risen_bound(10) == ""
     for text in (note, ""):
         message = closing_message(Path("run"), "", text, of_pairs=False, trackers=())
         assert (f"  note        {note}\n" in message) == bool(text) and "WARNING" not in message

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,15 @@ from checkpoint.folder import load_checkpoint
 from tests.conftest import ROOT, SENTENCES, TINY, call
 from tests.training.test_resume import stop_after
 from training.config import TrainConfig
+from training.resume import Start
+from training.setup import prepare
 from utils.errors import UserError
 
 STEPS = ["--max_steps", 50, "--eval_steps", 25, "--logging_steps", 1, "--batch_size", 8, "--ema_decay", 0.9]
-
-
 LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
 
 
-def settings(folder: Path, name: str) -> list:
+def settings(folder: Path, name: str) -> list[object]:
     """Return the flags of a training into folder/name, and write its text."""
     (folder / "corpus.txt").write_text("\n".join(SENTENCES) + "\n")
     base = [*TINY, "--train_data", folder / "corpus.txt", "--cache_dir", folder / "cache", "--valid_fraction", 0.1]
@@ -166,7 +165,7 @@ def test_stop_signals_to_all_processes_count_as_one(folder: Path, tmp_path: Path
     assert_equal_to_the_run_of_one_process(tmp_path / "run", folder)
 
 
-def test_unsupported_combinations_are_refused_before_anything_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
+def test_unsupported_combinations_are_refused_before_anything_is_written(tmp_path: Path, monkeypatch) -> None:
     for processes, strategy, flags, message in (
         (2, "fsdp", ["--optimizer", "muon"], "strategy=fsdp does not support muon"),
         (2, "fsdp", ["--precision", "fp16"], "strategy=fsdp does not support fp16"),
@@ -177,5 +176,9 @@ def test_unsupported_combinations_are_refused_before_anything_is_written(tmp_pat
         flags = [*settings(tmp_path, "run"), "--strategy", strategy, *flags]
         monkeypatch.setattr("sys.argv", ["main.py", *map(str, flags)])
         config = TrainConfig.parse("training")
-        with pytest.raises(UserError, match=message) if message else nullcontext():
+        if message:
+            with pytest.raises(UserError, match=message):
+                prepare(config, torch.device("cpu"), Start())
+        else:
             config.check(torch.device("cpu"))
+    assert [file.name for file in tmp_path.iterdir()] == ["corpus.txt"]
