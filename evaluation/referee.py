@@ -122,7 +122,7 @@ def row_of(sampler: Sampler, likelihood: Likelihood) -> Row:
     """Return the row of a sampler.
 
     forwards_per_token is what sampling costs: the forward passes of one path from all masks to a text, divided by its
-    scored tokens; None where the network is told the time, so that the estimate needs other passes.
+    scored tokens; None where the network has time input, so that the estimate needs other passes.
     """
     report, sequences, tokens = likelihood.report(), likelihood.num_sequences, likelihood.num_tokens
     paths = {EXACT: 1, "trajectory": TRAJECTORIES * ROUNDS}.get(sampler.bound.estimator)
