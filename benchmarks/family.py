@@ -184,7 +184,7 @@ def rows_of(figures: dict) -> str:
     for name in TRAINED:
         if found := figures.get(f"train {name}"):
             lines.append(f"| {name} | {found[1]:.2f} ({found[0]:.2f} to {found[2]:.2f}) |")
-    lines += ["", "| process | sampler | 1 row: time | calls | / its forwards | 8: time | calls | / its forwards |"]
+    lines += ["", "| process | sampler | 1 row: time | calls | time / calls | 8: time | calls | time / calls |"]
     lines.append("|---|---|---|---|---|---|---|---|")
     for name, sampler in [*SAMPLED, ("mdlm", "released")]:
         cells = []

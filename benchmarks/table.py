@@ -12,7 +12,7 @@ ROWS = (
     ("the same with `--hybrid_lambda 0.01`", "train_ratio_hybrid", "matrix_train_ratio_hybrid"),
     ("the same without spindle", "train_ratio_lambda0", None),
     ("growth of its memory / that of the stock step", "train_memory_ratio", "matrix_train_memory_ratio"),
-    ("its time at vocabulary 30,522 / at 8,192", "vocab_growth", "matrix_vocab_growth"),
+    ("time of the training step at vocabulary 30,522 / at 8,192", "vocab_growth", "matrix_vocab_growth"),
     ("`--fused_loss`: time / without, 64 rows", "fused_ratio", None),
     ("`--fused_loss`: growth of memory / without, 64 rows", "fused_memory_ratio", None),
     ("share of slots that hold tokens, LM1B cut at 64, 64 random sentences a batch", "slots_random", None),
