@@ -388,3 +388,8 @@ def test_no_table_follows_a_heading_directly(page: Path) -> None:
 
 if __name__ == "__main__":
     correct_lines()
+
+
+def test_the_torch_that_is_installed_by_hand_is_the_pinned_one() -> None:
+    (pinned,) = re.findall(r"^torch==\S+", (ROOT / "requirements.txt").read_text(), re.M)
+    assert re.findall(r"torch==\S+", (ROOT / "docs" / "training.md").read_text()) == [pinned]
